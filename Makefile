@@ -1,0 +1,56 @@
+PYTHON ?= python3.11
+WAREHOUSE ?= demo/warehouse
+PORT ?= 5000
+
+# GPU=1 installs TensorFlow for CUDA, GPU=0 for the CPU alone; unset, it stays with what is there.
+GPU ?= $(if $(wildcard .venv/.installed-gpu),1,0)
+DEVICE := $(if $(filter 1,$(GPU)),gpu,cpu)
+INSTALLED := .venv/.installed-$(DEVICE)
+
+# Tests and benchmarks start Spark without spark-submit.sh: on the Java and the Python that it would take.
+ON_SPARK = JAVA_HOME=$$(conf/find-java.sh) && export JAVA_HOME PYSPARK_PYTHON=$(CURDIR)/.venv/bin/python &&
+
+.PHONY: help install demo test bench ui clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## everything, into .venv; at the CPU's TensorFlow, or CUDA's with GPU=1
+
+$(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "no Python 3.11 at $(PYTHON): install python3.11, or name one by PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make a virtual environment: install python3.11-venv" >&2; exit 1; }
+	@echo "installing uv into .uv"
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.txt
+	@echo "installing the packages of uv.lock into .venv; building Horovod, about 5 minutes the first time"
+	@extra=$$(conf/find-java.sh --system >/dev/null 2>&1 || echo "--extra java"); \
+	  env -u VIRTUAL_ENV -u UV_PROJECT_ENVIRONMENT .uv/bin/uv sync --quiet --frozen --no-python-downloads --python .uv/bin/python \
+	  --extra $(DEVICE) --extra dev $$extra --compile-bytecode
+	@rm -f .venv/.installed-*
+	@touch $@
+
+demo: install ## lesions drawn, then the whole line on them: into demo/
+	@.venv/bin/python -m melanoma_spark.drawing demo/archive
+	@./spark-submit.sh pipeline --conf conf/demo.yaml
+
+test: install ## ruff, mypy and pytest
+	@echo "== ruff check" && .venv/bin/ruff check .
+	@echo "== ruff format" && .venv/bin/ruff format --check .
+	@echo "== mypy" && .venv/bin/mypy
+	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest
+
+bench: install ## how fast images go through VGG16's base
+	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py
+
+ui: install ## MLflow's UI on demo/warehouse; WAREHOUSE=... and PORT=... for another
+	@test -f "$(WAREHOUSE)/mlflow.db" || \
+	  { echo "no $(WAREHOUSE)/mlflow.db yet: run \`make demo\`, or name a warehouse by WAREHOUSE=..." >&2; exit 1; }
+	@echo "MLflow of $(WAREHOUSE): http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
+	@.venv/bin/mlflow ui --backend-store-uri "sqlite:///$(abspath $(WAREHOUSE))/mlflow.db" --port $(PORT)
+
+clean: ## removes the demo and all caches; .venv and .uv stay
+	@rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis spark-warehouse metastore_db
+	@find . -path ./.venv -prune -o -path ./.uv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,128 @@
+"""finetune: base and head joined, trained on by phases on Horovod ranks that Spark starts.
+
+The last block first, then the whole network (conf: finetune.phases). A phase with a `cut` reads that cut's features
+instead of computing the frozen part again. The best epoch by validation AUROC is kept, the start included.
+
+example: ./spark-submit.sh finetune warehouse=/data/warehouse ranks=2
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jobs.job import Job, main, say
+from melanoma_spark import config, files, lineage, network, ranks, session, sharding, store, training
+
+
+def run(job: Job) -> str:
+    settings, warehouse = job.settings, job.warehouse
+    images = store.need(warehouse, "images", "ingest")
+    features = store.need(warehouse, "features", "featurize")
+    head = store.need(warehouse, "models/head", "train_head")
+    made_from = lineage.content_id(
+        [images["id"], features["id"], head["id"], settings.finetune.model_dump(mode="json"), settings.ranks]
+    )
+    known = store.manifest(warehouse, "models/finetuned")
+    if known and known["made_from"] == made_from:
+        return f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}"
+    labels = store.labels(job.spark, warehouse, images)
+    shards = {
+        split: sharding.deal(list(wanted), settings.ranks, settings.finetune.batch_size)
+        for split, wanted in labels.items()
+    }
+    sources = {
+        None: (store.data_url(warehouse, "images", images), "image"),
+        **{cut: (store.data_url(warehouse, "features", features), cut) for cut in features["cuts"]},
+    }
+    session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
+    start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
+    result = files.join(warehouse, "models/finetuned", made_from, "weights.npz")
+    records: list[training.EpochRecord] = ranks.run_on_spark(
+        job.spark,
+        settings.ranks,
+        settings.finetune.start_timeout,
+        train,
+        settings,
+        network.Spec.model_validate(head["spec"]),
+        labels,
+        shards,
+        sources,
+        start,
+        result,
+        session.task_threads(job.spark),
+    )[0]
+    best = {phase.name: training.best_of([r for r in records if r.phase == phase.name]) for phase in settings.finetune.phases}
+    last = best[settings.finetune.phases[-1].name]
+    tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(result)))
+    facts = {
+        **{key: head[key] for key in ("spec", "weights_id", "weights_origin", "dataset_id", "features_id")},
+        "id": lineage.content_id([made_from, tensors_id]),
+        "path": made_from,
+        "made_from": made_from,
+        "head_id": head["id"],
+        "tensors_id": tensors_id,
+        "ranks": settings.ranks,
+        "validation_auroc": last.validation_auroc,
+        "training": [training.as_dict(record) for record in records],
+        "best": {name: record.epoch for name, record in best.items()},
+        "run_id": job.run_id,
+    }
+    store.publish(warehouse, "models/finetuned", facts)
+    job.tracker.epochs(records)
+    speeds = [record.images_per_second for record in records if record.epoch]
+    told = ", ".join(f"{name} kept epoch {r.epoch} (validation AUROC {r.validation_auroc:.4f})" for name, r in best.items())
+    return f"{settings.ranks} ranks, {told}; {np.mean(speeds):.1f} images/s" if speeds else told
+
+
+def train(
+    rank: ranks.Rank,
+    settings: config.Settings,
+    spec: network.Spec,
+    labels: dict[str, dict[str, int]],
+    shards: dict[str, list[sharding.Shard]],
+    sources: dict[str | None, tuple[str, str]],
+    start: str,
+    result: str,
+    threads: int,
+) -> list[training.EpochRecord]:
+    """What each rank does: all phases, one after the other, each from the best weights of the one before."""
+    network.use_threads(threads)
+    model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
+    own = {split: shards[split][rank.rank] for split in shards}
+    wanted = {split: {sha: labels[split][sha] for sha in own[split].rows} for split in shards}
+    records = []
+    for phase in settings.finetune.phases:
+        url, column = sources[phase.cut]
+        part = network.tail(model, phase.cut)
+
+        def rows(split: str, seed: int | None, url: str = url, column: str = column, part: Any = part) -> training.Rows:
+            for value, label in store.rows(url, column, wanted[split], seed):
+                yield value.astype(part.input.dtype), label
+
+        plan = training.Plan(
+            phase=phase.name,
+            learning_rate=phase.learning_rate,
+            epochs=phase.epochs,
+            patience=phase.patience,
+            class_weights=training.class_weights(labels["train"].values()),
+            seed=settings.seed,
+        )
+        records += training.train(
+            rank,
+            part,
+            plan,
+            own["train"],
+            lambda epoch, rows=rows: rows("train", settings.seed + epoch),
+            own["validation"],
+            lambda epoch, rows=rows: rows("validation", None),
+            say,
+        )
+    if rank.rank == 0:
+        files.write_bytes(result, files.pack_tensors(model.get_weights()))
+    return records
+
+
+if __name__ == "__main__":
+    main("finetune", __doc__, run)

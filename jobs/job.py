@@ -1,0 +1,140 @@
+"""What every job does around its stage: read the settings, open Spark and MLflow, run, report, and fail in one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from melanoma_spark import __version__, backbones, config, files, operating_points
+from melanoma_spark.errors import ConfigError, MelanomaError
+
+
+TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
+
+# TensorFlow's notes on the processor, once a process, are nobody's news. Set before it is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage is given."""
+
+    spark: Any
+    settings: config.Settings
+    warehouse: str
+    tracker: Any
+    run_id: str = ""
+
+
+Stage = Callable[[Job], str]
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main(name: str, description: str, stage: Stage, needs_archive: bool = False) -> None:
+    """Run one stage as a job and leave with its exit status: 0, or that of the error."""
+    arguments = _arguments(name, description)
+    try:
+        settings = config.load(arguments.conf, arguments.settings)
+        check(settings, needs_archive)
+        if arguments.check:
+            return
+        sys.exit(_run(name, settings, stage))
+    except MelanomaError as error:
+        _fail(str(error), error.exit_status)
+    except Exception as error:
+        from pyspark.errors import PySparkException
+
+        if not isinstance(error, PySparkException) or os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        from melanoma_spark import session
+
+        _fail(f"Spark: {session.java_reason(error)} (set {TRACEBACK_VARIABLE}=1 to see where)", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def check(settings: config.Settings, needs_archive: bool) -> None:
+    """What can be known of the settings before Spark starts. Raises `ConfigError`."""
+    if needs_archive and not settings.archive:
+        raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
+    name = settings.backbone.name
+    for cut in (settings.head.cut, *settings.featurize.cuts, *(p.cut for p in settings.finetune.phases if p.cut)):
+        backbones.check_cut(name, cut)
+    wanted = {settings.head.cut, *(phase.cut for phase in settings.finetune.phases if phase.cut)}
+    missing = sorted(wanted - set(settings.featurize.cuts))
+    if missing:
+        raise ConfigError(f"featurize.cuts lacks {', '.join(missing)}, which head.cut or finetune.phases read")
+    if settings.head.cut != backbones.backbone(name).cuts[-1]:
+        raise ConfigError(f"head.cut: the head stands on {backbones.backbone(name).cuts[-1]}, not {settings.head.cut}")
+    operating_points.parse_rule(settings.evaluate.operating_point)
+
+
+def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
+    """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end."""
+    from melanoma_spark import session
+
+    started = time.monotonic()
+    with job.tracker.run(name, tags) as run_id:
+        session.describe(job.spark, name)
+        summary = stage(replace(job, run_id=run_id))
+        seconds = time.monotonic() - started
+        job.tracker.metrics({"seconds": seconds})
+    say(f"{name}: {summary}; {seconds:.1f} s")
+
+
+def commit() -> str:
+    """The git commit of the code, or the package's version where it runs outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).resolve().parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"release {__version__}"
+
+
+def _run(name: str, settings: config.Settings, stage: Stage) -> int:
+    from melanoma_spark import session, tracking
+
+    warehouse = files.url_of(settings.warehouse)
+    files.check_writable(warehouse)
+    spark = session.start(name)
+    try:
+        tracker = tracking.Tracker(settings.mlflow, warehouse)
+        job = Job(spark, settings, warehouse, tracker)
+        run_stage(job, name, stage, {"job": name, "commit": commit(), "version": __version__})
+        return 0
+    finally:
+        spark.stop()
+
+
+def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    keys = "\n".join(f"  {key:32} {text}" for key, text in config.valid_keys().items())
+    parser = argparse.ArgumentParser(
+        prog=f"./spark-submit.sh {name}",
+        description=description,
+        epilog=f"settings [default]:\n{keys}\n\nsee conf/*.yaml for whole examples",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--conf", metavar="FILE.yaml", help="settings file; without it the defaults hold")
+    parser.add_argument("--check", action="store_true", help="check the settings and stop before Spark starts")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the file's")
+    return parser.parse_args(argv)

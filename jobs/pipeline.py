@@ -1,0 +1,47 @@
+"""pipeline: ingest -> featurize -> train_head -> finetune -> evaluate -> register -> score, in one submission.
+
+One MLflow run holds it all, with a nested run for each stage. Stages whose result stands already are passed over.
+
+example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
+"""
+
+from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
+from jobs.job import Job, main, run_stage, say
+from melanoma_spark import files, store
+
+STAGES = {
+    "ingest": ingest.run,
+    "featurize": featurize.run,
+    "train_head": train_head.run,
+    "finetune": finetune.run,
+    "evaluate": evaluate.run,
+    "register": register.run,
+    "score": score.run,
+}
+
+
+def run(job: Job) -> str:
+    for name, stage in STAGES.items():
+        run_stage(job, name, stage, {"stage": name})
+    return closing(job)
+
+
+def closing(job: Job) -> str:
+    """The figures and places a person asks for first."""
+    report = store.need(job.warehouse, "reports", "evaluate")
+    job.tracker.metrics(report["metrics"])
+    folder = store.data_url(job.warehouse, "reports", report)
+    say("")
+    for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
+        figures = [report["metrics"].get(f"test_auroc{part}_{suffix}") for part in ("", "_low", "_high")]
+        if None not in figures:
+            say("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
+    say(f"report: {folder}/report.html")
+    say(f"scores: {files.join(job.warehouse, 'scores')}")
+    say(f"MLflow: make ui WAREHOUSE={job.warehouse.removeprefix('file://')}   (tracking at {job.tracker.uri})")
+    say("Research software: not a diagnosis, not a medical device.")
+    return f"{len(STAGES)} stages"
+
+
+if __name__ == "__main__":
+    main("pipeline", __doc__, run, needs_archive=True)

@@ -1,0 +1,256 @@
+"""YAML and `key=value` words -> typed, frozen settings. An unknown or ill-typed key names the valid ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from melanoma_spark.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Backbone(Section):
+    """The convolutional base. `weights` is `imagenet`, `random`, or the path or URL of a Keras HDF5 file."""
+
+    name: Literal["vgg16"] = "vgg16"
+    weights: str = "imagenet"
+    allow_random: bool = Field(False, description="only the demo and the tests say yes")
+
+    @model_validator(mode="after")
+    def _random_is_for_the_demo(self) -> Backbone:
+        if self.weights == "random" and not self.allow_random:
+            raise ValueError("random weights make useless features; use imagenet or the path of a weights file")
+        return self
+
+
+class Labels(Section):
+    """Which words of an archive's label column, or class folder, mean what (compared in lower case)."""
+
+    positive: tuple[str, ...] = ("malignant", "melanoma", "mel", "1")
+    negative: tuple[str, ...] = ("benign", "nevus", "nv", "0")
+
+
+class Ingest(Section):
+    labels: Labels = Labels()
+    test_fraction: Fraction = 0.15
+    validation_fraction: Fraction = 0.15
+    min_side: Count = Field(32, description="pixels; a smaller image is rejected")
+    max_pixels: Count = Field(100_000_000, description="a larger image is rejected before it is decoded")
+    max_bytes: Count = Field(256 * 1024 * 1024, description="a larger file is rejected before it is read")
+    row_group_mb: Count = Field(16, description="size of a Parquet row group, MiB")
+    shard_mb: Count = Field(128, description="size of a Parquet file, MiB")
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Ingest:
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("test_fraction + validation_fraction must stay below 1")
+        return self
+
+
+class Featurize(Section):
+    cuts: tuple[str, ...] = Field(
+        ("block5_pool", "block4_pool"), description="layers of the backbone whose output is stored"
+    )
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_size: Count = 16
+
+
+class Head(Section):
+    """Global average pooling -> dense -> dropout -> sigmoid, on the bottleneck features."""
+
+    hidden: Count = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    cut: str = "block5_pool"
+    learning_rate: Rate = 1e-3
+    epochs: Count = 60
+    patience: Count = Field(10, description="epochs without a better validation AUROC before training stops")
+    batch_size: Count = 32
+
+
+class Phase(Section):
+    """One phase of fine-tuning: what stands behind layer `cut` is trained, what stands before it is frozen.
+
+    A frozen part is not computed again: a phase with a `cut` reads that cut's features, one without reads pixels.
+    """
+
+    name: str
+    cut: str | None = None
+    learning_rate: Rate = 1e-5
+    epochs: Count = 5
+    patience: Count = 2
+
+
+class Finetune(Section):
+    batch_size: Count = Field(16, description="global: images a step over all ranks together")
+    phases: tuple[Phase, ...] = (
+        Phase(name="block5", cut="block4_pool"),
+        Phase(name="all", learning_rate=1e-6, epochs=2),
+    )
+    start_timeout: Count = Field(180, description="seconds in which all ranks must have started")
+
+
+class Evaluate(Section):
+    operating_point: str = Field("sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
+    resamples: Count = Field(2000, description="bootstrap resamples of groups")
+    batch_size: Count = 16
+
+
+class Register(Section):
+    name: str = "melanoma"
+    alias: str = "champion"
+
+
+class Score(Section):
+    model: str = Field("melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
+    batch_size: Count = 16
+
+
+class Mlflow(Section):
+    tracking_uri: str | None = Field(None, description="default: an SQLite file in the warehouse")
+    experiment: str = "melanoma"
+
+
+class Settings(Section):
+    """All settings of a job."""
+
+    archive: str | None = Field(None, description="URL or path of the archive: a folder of images")
+    warehouse: str = Field("warehouse", description="URL or path under which everything made is kept")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(224, description="side in pixels of the stored square")
+    seed: int = 0
+    ranks: Count = Field(2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
+    backbone: Backbone = Backbone()
+    ingest: Ingest = Ingest()
+    featurize: Featurize = Featurize()
+    head: Head = Head()
+    finetune: Finetune = Finetune()
+    evaluate: Evaluate = Evaluate()
+    register_: Register = Field(Register(), alias="register")
+    score: Score = Score()
+    mlflow: Mlflow = Mlflow()
+
+
+def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Settings:
+    """Settings from a YAML file (or the defaults) and `a.b=value` words, which win.
+
+    Raises `ConfigError` naming the file or the key, what was found there and what is valid.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    for word in overrides:
+        _set(values, *_split(word))
+    return parse(values)
+
+
+def parse(values: Mapping[str, Any]) -> Settings:
+    """Settings from nested mappings; see `load`."""
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(values, e) for e in error.errors())) from None
+
+
+def flat(settings: BaseModel, prefix: str = "") -> dict[str, str]:
+    """`{"head.hidden": "256", ...}`: one level, as text, for logs and MLflow parameters."""
+    found: dict[str, str] = {}
+    for name, field in type(settings).model_fields.items():
+        key, value = prefix + (field.alias or name), getattr(settings, name)
+        if isinstance(value, BaseModel):
+            found |= flat(value, key + ".")
+        elif isinstance(value, tuple) and value and isinstance(value[0], Phase):
+            for phase in value:
+                found |= flat(phase, f"{key}.{phase.name}.")
+        else:
+            found[key] = ",".join(value) if isinstance(value, tuple) else str(value)
+    return found
+
+
+def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
+    """Every dotted key with its default and description, for `--help`."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= valid_keys(field.annotation, key + ".")
+        else:
+            default = field.default
+            if isinstance(default, tuple):
+                default = ", ".join(v.name if isinstance(v, Phase) else str(v) for v in default)
+            found[key] = f"[{default}]" + (f" {field.description}" if field.description else "")
+    return found
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"settings file {path}: {error.strerror}; see conf/*.yaml for examples") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"settings file {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"settings file {path}: found a {type(values).__name__}, expected keys and values")
+    return values
+
+
+def _split(word: str) -> tuple[list[str], Any]:
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{word!r} is not of the form key=value, for example image_size=224")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    return key.split("."), value
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for step in path[:-1]:
+        inner = values.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{'.'.join(path)}: {step} holds the value {inner!r} and has no keys below it")
+        values = inner
+    values[path[-1]] = value
+
+
+def _explain(values: Mapping[str, Any], error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        valid = sorted(_siblings(error["loc"][:-1]))
+        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown setting {where!r}: {hint}valid here: {', '.join(valid)}"
+    found = error.get("input")
+    return f"setting {where or 'values'}: {error['msg'].removeprefix('Value error, ')}; found {found!r}"
+
+
+def _siblings(path: tuple[Any, ...]) -> list[str]:
+    model: type[BaseModel] = Settings
+    for step in path:
+        if isinstance(step, int):
+            model = Phase  # the only list of sections there is
+            continue
+        field = next(f for n, f in model.model_fields.items() if step in (n, f.alias))
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,41 @@
+"""What can go wrong, by who can mend it. Each message is one line: what was found, and what would work."""
+
+
+class MelanomaError(Exception):
+    """Base of all errors a job reports in one line. `exit_status` is the job's exit status."""
+
+    exit_status = 1
+
+
+class ConfigError(MelanomaError):
+    """A setting is unknown, ill-typed or contradicts another one."""
+
+    exit_status = 2
+
+
+class ClusterError(MelanomaError):
+    """Java, Spark slots, a warehouse or a server is not as the job needs it."""
+
+    exit_status = 3
+
+
+class DataError(MelanomaError):
+    """The archive or a dataset made from it is not usable as it is."""
+
+    exit_status = 4
+
+
+class ImageError(DataError):
+    """One image cannot be used. It becomes a row in `rejects`, never the end of a job.
+
+    `reason` is a code of `melanoma_spark.images.REASONS`, `detail` a short text without the file's name.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+        # Two arguments do not survive pickle's default for exceptions, and Spark pickles them.
+        return (ImageError, (self.reason, self.detail))

@@ -1,0 +1,124 @@
+"""Small files under any URL that fsspec knows (file, hdfs, s3, ...), written complete or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from melanoma_spark.errors import ClusterError, DataError
+
+
+def url_of(path_or_url: str) -> str:
+    """An absolute URL without a slash at its end; plain paths become `file://` URLs."""
+    if "://" in path_or_url:
+        return path_or_url.rstrip("/")
+    if path_or_url.startswith("file:/"):
+        return "file://" + path_or_url.removeprefix("file:").rstrip("/")
+    return "file://" + os.path.abspath(path_or_url)
+
+
+def join(url: str, *parts: str) -> str:
+    return "/".join([url.rstrip("/"), *parts])
+
+
+def exists(url: str) -> bool:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return bool(filesystem.exists(path))
+
+
+def matches(url: str, pattern: str) -> list[str]:
+    """Names directly below a folder that match a pattern; none where there is no such folder."""
+    filesystem, path = fsspec.core.url_to_fs(url)
+    return [found.rpartition("/")[2] for found in filesystem.glob(f"{path}/{pattern}")]
+
+
+def read_bytes(url: str) -> bytes:
+    """Raises `DataError` naming the URL when it cannot be read."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return bytes(filesystem.cat_file(path))
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"cannot read {url}: {_reason(error)}") from None
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Write beside the target, then rename: a reader sees the old content or the new, never a part."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+        folder, _, name = path.rpartition("/")
+        filesystem.makedirs(folder, exist_ok=True)
+        beside = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        filesystem.pipe_file(beside, content)
+        if "file" in filesystem.protocol:
+            os.replace(beside, path)
+        else:
+            if filesystem.exists(path):
+                filesystem.rm(path)
+            filesystem.mv(beside, path)
+    except (OSError, ValueError, ImportError) as error:
+        raise ClusterError(f"cannot write {url}: {_reason(error)}; choose another warehouse=URL") from None
+
+
+def check_writable(url: str) -> None:
+    """Raises `ClusterError` now rather than after an hour of work."""
+    probe = join(url, f".writable-{uuid.uuid4().hex[:8]}")
+    write_bytes(probe, b"")
+    remove(probe)
+
+
+def remove(url: str) -> None:
+    filesystem, path = fsspec.core.url_to_fs(url)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def rename(source: str, target: str) -> None:
+    """Move a folder; on `file` and `hdfs` this is atomic."""
+    filesystem, old = fsspec.core.url_to_fs(source)
+    _, new = fsspec.core.url_to_fs(target)
+    filesystem.makedirs(new.rpartition("/")[0], exist_ok=True)
+    if "file" in filesystem.protocol:
+        os.rename(old, new)
+    else:
+        filesystem.mv(old, new, recursive=True)
+
+
+def read_json(url: str) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    if not exists(url):
+        return None
+    try:
+        return dict(json.loads(read_bytes(url)))
+    except ValueError:
+        raise DataError(f"{url} is not JSON; it was damaged, remove it and run the job again") from None
+
+
+def write_json(url: str, facts: dict[str, Any]) -> None:
+    write_bytes(url, json.dumps(facts, indent=1, sort_keys=True).encode())
+
+
+def pack_tensors(tensors: list[np.ndarray]) -> bytes:
+    """Weights as one .npz: arrays only, nothing in it can run code."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **{f"w{place:03d}": tensor for place, tensor in enumerate(tensors)})
+    return buffer.getvalue()
+
+
+def unpack_tensors(content: bytes) -> list[np.ndarray]:
+    """The weights in order. Raises `DataError` when the content is anything but plain arrays."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            return [archive[name] for name in sorted(archive.files)]
+    except Exception as error:
+        raise DataError(f"weights are damaged or hold something that is no array: {error}") from None
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(text)

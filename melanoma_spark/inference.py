@@ -1,0 +1,106 @@
+"""A model over a column of bytes, on executors, as an iterator pandas UDF.
+
+The model is loaded once per Python worker and kept for later tasks; the next batch is read and decoded while the model
+computes this one; a task uses as many threads as it has cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import types as t
+from pyspark.sql.functions import pandas_udf
+
+from melanoma_spark.errors import ImageError
+
+Predict = Callable[[np.ndarray], list[np.ndarray]]
+Load = Callable[[], Predict]
+Prepare = Callable[[bytes], np.ndarray]
+Finish = Callable[[list[np.ndarray | None], Sequence[ImageError | None]], pd.DataFrame]
+Item = TypeVar("Item")
+Ready = TypeVar("Ready")
+
+_LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
+
+
+def over_column(model_id: str, load: Load, prepare: Prepare, finish: Finish, result: t.StructType, batch_size: int) -> Any:
+    """A UDF: binary column -> struct column `result`.
+
+    `load()` makes the model's forward pass; `model_id` names it among those a worker has met. `prepare(bytes)` gives
+    one model input or raises `ImageError`. `finish(outputs, errors)` gets, for each model output, an array with a row
+    for every item (None when nothing in the batch could be prepared), and for every item its error or None; it returns
+    one row an item.
+    """
+
+    def prepared(column: pd.Series) -> list[np.ndarray | ImageError]:
+        found: list[np.ndarray | ImageError] = []
+        for content in column:
+            try:
+                found.append(prepare(bytes(content)))
+            except ImageError as error:
+                found.append(error)
+        return found
+
+    def computed(predict: Predict, items: list[np.ndarray | ImageError]) -> pd.DataFrame:
+        good = [place for place, item in enumerate(items) if not isinstance(item, ImageError)]
+        errors = [item if isinstance(item, ImageError) else None for item in items]
+        outputs: list[np.ndarray | None] = [None]
+        if good:
+            inputs = np.stack([items[place] for place in good])  # type: ignore[arg-type]
+            parts = [predict(inputs[at : at + batch_size]) for at in range(0, len(good), batch_size)]
+            outputs = []
+            for place in range(len(parts[0])):
+                values = np.concatenate([part[place] for part in parts])
+                spread = np.full((len(items), *values.shape[1:]), np.nan, values.dtype)
+                spread[good] = values
+                outputs.append(spread)
+        return finish(outputs, errors)
+
+    def compute(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        predict: Predict | None = None
+        for items in ahead(columns, prepared):
+            predict = predict or loaded(model_id, load)
+            yield computed(predict, items)
+
+    # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
+    compute.__annotations__ = {"columns": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
+    return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
+
+
+def loaded(model_id: str, load: Load) -> Predict:
+    """This process's model of that id; loaded the first time, another one is let go."""
+    if model_id not in _LOADED:
+        _LOADED.clear()
+        _LOADED[model_id] = load()
+    return _LOADED[model_id]
+
+
+def ahead(items: Iterator[Item], prepare: Callable[[Item], Ready]) -> Iterator[Ready]:
+    """`map(prepare, items)` with the next item fetched and prepared in a thread while the last one is used."""
+    end = object()
+
+    def following() -> Any:
+        item = next(items, end)
+        return end if item is end else prepare(item)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        future = thread.submit(following)
+        while (ready := future.result()) is not end:
+            future = thread.submit(following)
+            yield ready
+
+
+def network_loader(spec: Any, tensors: Any, threads: int) -> Load:
+    """Load the network of a spec; `tensors` is a Spark broadcast of its weights."""
+
+    def load() -> Predict:
+        from melanoma_spark import network
+
+        network.use_threads(threads)
+        return network.predictor(network.build(spec, tensors.value))
+
+    return load

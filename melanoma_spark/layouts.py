@@ -1,0 +1,94 @@
+"""What the files of an archive are: images, their labels and ids, or something else.
+
+Known so far: a folder per class, and a `metadata.csv` beside the images which wins over the folders.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from melanoma_spark.errors import DataError
+
+METADATA_NAME = "metadata.csv"
+ID_COLUMNS = ("image_id", "isic_id", "image_name", "image")
+LABEL_COLUMNS = ("label", "benign_malignant")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an archive says of one image. Absent ids are None."""
+
+    image_id: str
+    label: str | None
+    patient_id: str | None = None
+    lesion_id: str | None = None
+
+
+def image_id(path: str) -> str:
+    """The id of an image file: its name without folders and suffix."""
+    name = PurePosixPath(path).name
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and stem and len(suffix) <= 5 else name
+
+
+def folder_label(path: str, root: str) -> str | None:
+    """The folder directly above an image, if that folder lies below the archive's root; else None."""
+    parent = PurePosixPath(path).parent
+    return parent.name if parent != PurePosixPath(root) and parent.name else None
+
+
+def is_metadata(path: str) -> bool:
+    """Whether a file is one that ingest reads, or may skip, as a table rather than as an image."""
+    return path.lower().endswith((".csv", ".drawn.json"))
+
+
+def read_metadata(content: bytes, source: str = METADATA_NAME) -> list[Record]:
+    """The rows of a metadata table. Column names are compared in lower case; empty cells are None.
+
+    Raises `DataError` naming the table and the missing column, or the ids that occur twice with different values.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    rows = csv.reader(io.StringIO(text, newline=""))
+    header = [name.strip().lower() for name in next(rows, [])]
+    id_column = _column(header, ID_COLUMNS, source, "image id")
+    label_column = _column(header, LABEL_COLUMNS, source, "label")
+    places = {name: header.index(name) for name in ("patient_id", "lesion_id") if name in header}
+    records: dict[str, Record] = {}
+    contradicted: set[str] = set()
+    for cells in rows:
+        if not any(cell.strip() for cell in cells):
+            continue
+        cells = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
+        record = Record(
+            image_id=cells[id_column],
+            label=cells[label_column] or None,
+            **{name: cells[place] or None for name, place in places.items()},
+        )
+        if records.setdefault(record.image_id, record) != record:
+            contradicted.add(record.image_id)
+    if contradicted:
+        raise DataError(f"{source}: {len(contradicted)} image ids have rows that differ: {some(contradicted)}")
+    if not records:
+        raise DataError(f"{source} has a header and no rows; remove it to take labels from the folders")
+    return list(records.values())
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first few of many names, in order, for a message."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def _column(header: list[str], wanted: tuple[str, ...], source: str, what: str) -> int:
+    for name in wanted:
+        if name in header:
+            return header.index(name)
+    found = ", ".join(header[:20]) or "nothing"
+    raise DataError(f"{source} has no {what} column: expected one of {', '.join(wanted)}; found {found}")

@@ -1,0 +1,374 @@
+"""Metrics of a binary classifier: ranking, calibration, decisions at a threshold, bootstrap intervals over groups.
+
+Every function takes `labels`, shape (n,), 0 or 1 (1 is the target, say melanoma) as integers, booleans or floats, and
+`probabilities`, shape (n,), of the target, in [0, 1]; both are plain arrays or lists and are computed with as int64 and
+float64. A decision is `probability >= threshold`. What has no value, such as the AUROC of one class, is NaN, never a
+number that looks like a result. Rows may come in any order: no result depends on it by more than float rounding.
+
+Every function raises `DataError` for no rows, arrays that are not one-dimensional numbers or differ in length, NaN or
+out-of-range probabilities, and labels other than 0 and 1. Settings out of range (`bins`, `level`, ...) raise
+`ConfigError`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from melanoma_spark.errors import ConfigError, DataError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Weights held at once by a bootstrap: 2**20 int64 are 8 MiB an array, whatever the number of images or resamples.
+WEIGHTS_AT_ONCE = 2**20
+# What log_loss moves 0 and 1 inwards by: the spacing of float64 at 1, as scikit-learn does.
+LOG_LOSS_EPSILON = float(np.finfo(np.float64).eps)
+
+
+class ThresholdCounts(NamedTuple):
+    """How many images are at or above each observed score.
+
+    thresholds: (k,) float64, the distinct scores, falling.
+    true_positives, false_positives: (k,) int64, images of label 1 and 0 with probability >= threshold. The last entry
+    holds all images of the class.
+    """
+
+    thresholds: Floats
+    true_positives: Ints
+    false_positives: Ints
+
+
+class RocCurve(NamedTuple):
+    """The ROC curve: fpr, tpr, thresholds, each (k + 1,) float64, from (0, 0) at threshold inf to (1, 1)."""
+
+    fpr: Floats
+    tpr: Floats
+    thresholds: Floats
+
+
+class Reliability(NamedTuple):
+    """A reliability plot's bins: each (bins,); mean_probability and observed_fraction are NaN where n is 0."""
+
+    mean_probability: Floats
+    observed_fraction: Floats
+    n: Ints
+
+
+class RateIntervals(NamedTuple):
+    """Intervals (low, high) of the sensitivity and the specificity at one threshold."""
+
+    sensitivity: tuple[float, float]
+    specificity: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ConfusionMatrix:
+    """Numbers of images by truth and decision; rates whose denominator is zero are NaN."""
+
+    tn: int
+    fp: int
+    fn: int
+    tp: int
+
+    @property
+    def sensitivity(self) -> float:
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def specificity(self) -> float:
+        return _ratio(self.tn, self.tn + self.fp)
+
+    @property
+    def ppv(self) -> float:
+        """Positive predictive value at this set's own prevalence."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def npv(self) -> float:
+        """Negative predictive value at this set's own prevalence."""
+        return _ratio(self.tn, self.tn + self.fn)
+
+    @property
+    def accuracy(self) -> float:
+        return _ratio(self.tn + self.tp, self.tn + self.fp + self.fn + self.tp)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of sensitivity and specificity."""
+        return (self.sensitivity + self.specificity) / 2
+
+
+def counts_by_threshold(labels: ArrayLike, probabilities: ArrayLike) -> ThresholdCounts:
+    """Counts at every observed score, from which ROC, precision and operating points follow exactly."""
+    truth, scores = _checked(labels, probabilities)
+    ascending, block = np.unique(scores, return_inverse=True)
+    positives = np.bincount(block[truth == 1], minlength=len(ascending))
+    negatives = np.bincount(block[truth == 0], minlength=len(ascending))
+    return ThresholdCounts(ascending[::-1], np.cumsum(positives[::-1]), np.cumsum(negatives[::-1]))
+
+
+def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> RocCurve:
+    """The ROC at every observed score. Without negatives fpr is all NaN, without positives tpr is."""
+    thresholds, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    return RocCurve(_cumulative_rate(false_positives), _cumulative_rate(true_positives), np.append(np.inf, thresholds))
+
+
+def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """The area under the ROC: how often a positive scores above a negative, a tie counting half.
+
+    The Mann-Whitney U statistic over its maximum (Hanley and McNeil, Radiology 143, 1982), in whole numbers up to the
+    last division. NaN if a class is missing.
+    """
+    truth, scores = _checked(labels, probabilities)
+    below, not_above = _negatives_under(truth, scores)
+    positives, negatives = len(below), len(truth) - len(below)
+    return _ratio(int(below.sum() + not_above.sum()), 2 * positives * negatives)
+
+
+def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Average precision: the precision at each observed score, weighted by the recall gained there.
+
+    A step function, not the trapezoids that Davis and Goadrich (ICML 2006) show to be too high. Chance level is the
+    prevalence, so report both. NaN if a class is missing.
+    """
+    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    positives, negatives = int(true_positives[-1]), int(false_positives[-1])
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    precision = true_positives / (true_positives + false_positives)
+    return float(np.sum(np.diff(true_positives, prepend=0) * precision) / positives)
+
+
+def confusion_matrix_at(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> ConfusionMatrix:
+    """The confusion matrix of the decision `probability >= threshold`; raises ConfigError for a NaN threshold."""
+    truth, scores = _checked(labels, probabilities)
+    tn, fp, fn, tp = np.bincount(_outcome(truth, scores, threshold), minlength=4).tolist()
+    return ConfusionMatrix(tn=tn, fp=fp, fn=fn, tp=tp)
+
+
+def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """The Brier score, mean of (probability - label)^2, in [0, 1], lower is better (Brier, 1950, for two classes)."""
+    truth, scores = _checked(labels, probabilities)
+    return float(np.mean((scores - truth) ** 2))
+
+
+def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Mean negative log-likelihood, in nats; probabilities are clipped to [2^-52, 1 - 2^-52] so that it is finite."""
+    truth, scores = _checked(labels, probabilities)
+    clipped = np.clip(scores, LOG_LOSS_EPSILON, 1 - LOG_LOSS_EPSILON)
+    return float(-np.mean(np.where(truth == 1, np.log(clipped), np.log1p(-clipped))))
+
+
+def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
+    """Mean probability and observed fraction of label 1 in `bins` bins of equal width.
+
+    Bin k is [k / bins, (k + 1) / bins), the last one closed. Raises ConfigError if bins < 1.
+    """
+    truth, scores = _checked(labels, probabilities)
+    if bins < 1:
+        raise ConfigError(f"bins must be at least 1, found {bins}")
+    bin_of = np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
+    n = np.bincount(bin_of, minlength=bins)
+    filled = np.where(n > 0, n, np.nan)
+    return Reliability(
+        mean_probability=np.bincount(bin_of, weights=scores, minlength=bins) / filled,
+        observed_fraction=np.bincount(bin_of, weights=truth, minlength=bins) / filled,
+        n=n,
+    )
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
+    """Expected calibration error: sum over bins of n_k / n * |mean probability_k - observed fraction_k|.
+
+    The bins are those of `reliability`: equal width, 10 by default. The definition is that of Naeini et al. (AAAI
+    2015), on the probability of the target, not on the confidence of the chosen class as in Guo et al. (ICML 2017).
+    """
+    table = reliability(labels, probabilities, bins)
+    filled = table.n > 0
+    gap = np.abs(table.mean_probability[filled] - table.observed_fraction[filled])
+    return float(np.sum(gap * table.n[filled]) / np.sum(table.n))
+
+
+def resampled_auroc(
+    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, resamples: int = 2000, seed: int = 0
+) -> Floats:
+    """The AUROC of every bootstrap resample of groups: (resamples,) float64, NaN where a resample lacks a class.
+
+    A resample draws as many groups as there are, with replacement; an image counts as often as its group was drawn.
+    The draws depend on `seed`, `resamples` and the number of groups only, so two models scored on the same images are
+    resampled alike. `groups` is (n,), text or integers; missing groups raise DataError.
+    """
+    truth, scores = _checked(labels, probabilities)
+    group_of, group_count = _group_index(groups, len(truth))
+    below, not_above = _negatives_under(truth, scores)
+    of_positive = group_of[truth == 1]
+    negative = np.flatnonzero(truth == 0)
+    of_negative = group_of[negative[np.argsort(scores[negative], kind="stable")]]
+    areas = []
+    for drawn in _drawn_groups(group_count, resamples, seed, width=len(truth)):
+        positive_weight = drawn[:, of_positive]
+        under = np.zeros((len(drawn), len(of_negative) + 1), dtype=np.int64)
+        np.cumsum(drawn[:, of_negative], axis=1, out=under[:, 1:])
+        wins = (positive_weight * (under[:, below] + under[:, not_above])).sum(axis=1)
+        areas.append(_ratios(wins, 2 * positive_weight.sum(axis=1) * under[:, -1]))
+    return np.concatenate(areas)
+
+
+def resampled_rates(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    threshold: float,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[Floats, Floats]:
+    """Sensitivity and specificity at `threshold` of every resample, drawn as by `resampled_auroc`.
+
+    Two (resamples,) float64, NaN where a resample lacks the class.
+    """
+    truth, scores = _checked(labels, probabilities)
+    group_of, group_count = _group_index(groups, len(truth))
+    outcome = 4 * group_of + _outcome(truth, scores, threshold)
+    # Whole numbers below 2**53 are exact in float64, whose matrix product is many times faster than that of int64.
+    by_group = np.bincount(outcome, minlength=4 * group_count).reshape(group_count, 4).astype(np.float64)
+    chunks = _drawn_groups(group_count, resamples, seed, width=group_count)
+    tn, fp, fn, tp = np.concatenate([drawn.astype(np.float64) @ by_group for drawn in chunks]).T
+    return _ratios(tp, tp + fn), _ratios(tn, tn + fp)
+
+
+def percentile_interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The central `level` of resampled values (Efron's percentile interval), linear between ranks.
+
+    NaN entries, resamples with no value, are left out; `np.isnan(values).sum()` is their number. (NaN, NaN) if none is
+    left. Raises ConfigError unless 0 < level < 1.
+    """
+    if not 0 < level < 1:
+        raise ConfigError(f"level must lie between 0 and 1, found {level}")
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def grouped_bootstrap_auroc(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """The bootstrap interval (low, high) of the AUROC over groups: patients, lesions, duplicates.
+
+    Images of one group are not independent; resampling images instead would make the interval too narrow. One group
+    alone tells nothing of the spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
+    """
+    areas = resampled_auroc(labels, probabilities, groups, resamples, seed)
+    return percentile_interval(_unless_one_group(areas, groups), level)
+
+
+def grouped_bootstrap_at(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    threshold: float,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> RateIntervals:
+    """Bootstrap intervals over groups of sensitivity and specificity at `threshold`, as `grouped_bootstrap_auroc`."""
+    sensitivity, specificity = resampled_rates(labels, probabilities, groups, threshold, resamples, seed)
+    return RateIntervals(
+        percentile_interval(_unless_one_group(sensitivity, groups), level),
+        percentile_interval(_unless_one_group(specificity, groups), level),
+    )
+
+
+def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:
+    truth, scores = np.asarray(labels), np.asarray(probabilities)
+    for name, values in (("labels", truth), ("probabilities", scores)):
+        if values.ndim != 1:
+            raise DataError(f"{name} must be one-dimensional, found shape {values.shape}")
+    if len(truth) != len(scores):
+        raise DataError(f"labels and probabilities differ in length: {len(truth)} and {len(scores)}")
+    if len(truth) == 0:
+        raise DataError("no rows: labels and probabilities are empty")
+    for name, values in (("labels", truth), ("probabilities", scores)):
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"{name} must be numbers, found dtype {values.dtype}")
+    _refuse("labels are neither 0 nor 1", truth, ~np.isin(truth, (0, 1)))
+    _refuse("probabilities are NaN", scores, np.isnan(scores))
+    _refuse("probabilities lie outside [0, 1]", scores, (scores < 0) | (scores > 1))
+    return truth.astype(np.int64), scores.astype(np.float64)
+
+
+def _refuse(complaint: str, values: NDArray, wrong: NDArray[np.bool_]) -> None:
+    if wrong.any():
+        rows = np.flatnonzero(wrong)
+        shown = ", ".join(f"{values[row]} in row {row}" for row in rows[:3])
+        more = ", ..." if len(rows) > 3 else ""
+        raise DataError(f"{len(rows)} of {len(values)} {complaint}: {shown}{more}")
+
+
+def _group_index(groups: ArrayLike, n: int) -> tuple[Ints, int]:
+    """Each image's group as 0 .. group_count - 1 in sorted order, so that the order of rows changes no draw."""
+    named = np.asarray(groups)
+    if named.shape != (n,):
+        raise DataError(f"groups must have shape ({n},) like labels, found {named.shape}")
+    if named.dtype.kind == "O":
+        texts = np.array([isinstance(name, str) for name in named])
+        _refuse("groups are not text", named, ~texts)
+        named = named.astype(str)
+    elif named.dtype.kind == "f":
+        # NaN is how a missing integer reaches an array; np.unique would make one large group of the missing ones.
+        _refuse("groups are NaN", named, np.isnan(named))
+    names, index = np.unique(named, return_inverse=True)
+    return index.astype(np.int64), len(names)
+
+
+def _drawn_groups(group_count: int, resamples: int, seed: int, width: int) -> Iterator[Ints]:
+    """Yields (rows, group_count): how often each resample drew each group, in chunks of about WEIGHTS_AT_ONCE."""
+    if resamples < 1:
+        raise ConfigError(f"resamples must be at least 1, found {resamples}")
+    generator = np.random.default_rng(seed)
+    rows = max(1, WEIGHTS_AT_ONCE // width)
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        drawn = generator.integers(0, group_count, size=(size, group_count))
+        drawn += np.arange(size)[:, None] * group_count
+        yield np.bincount(drawn.ravel(), minlength=size * group_count).reshape(size, group_count)
+
+
+def _negatives_under(truth: Ints, scores: Floats) -> tuple[Ints, Ints]:
+    """For each positive, in the order of rows, how many negatives score below it and how many not above it."""
+    negatives = np.sort(scores[truth == 0])
+    positives = scores[truth == 1]
+    return np.searchsorted(negatives, positives, side="left"), np.searchsorted(negatives, positives, side="right")
+
+
+def _outcome(truth: Ints, scores: Floats, threshold: float) -> Ints:
+    """0, 1, 2, 3 for tn, fp, fn, tp."""
+    if np.isnan(threshold):
+        raise ConfigError("threshold is NaN")
+    return 2 * truth + (scores >= threshold)
+
+
+def _unless_one_group(values: Floats, groups: ArrayLike) -> Floats:
+    return values if len(np.unique(np.asarray(groups))) > 1 else np.full_like(values, np.nan)
+
+
+def _cumulative_rate(counts: Ints) -> Floats:
+    total = counts[-1] if counts[-1] > 0 else np.nan
+    return np.append(0, counts) / total
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _ratios(part: NDArray, whole: NDArray) -> Floats:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

@@ -1,0 +1,87 @@
+"""Base and head joined into one network, and cut apart again.
+
+A network is a `Spec` and a list of tensors; it is built by this code from those two, so no file that holds a model can
+bring code along. Importing this module does not import TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from melanoma_spark import backbones
+
+
+class Spec(BaseModel):
+    """What a network looks like. Two networks of the same spec hold tensors of the same shapes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: str
+    image_size: int
+    hidden: int
+    dropout: float
+
+
+HEAD_LAYERS = ("head_average", "head_dense", "head_dropout", "probability")
+
+
+def build_head(features: Any, spec: Spec) -> Any:
+    """Bottleneck features (n, h, w, c) -> probability of malignancy (n, 1), float32."""
+    from keras import layers
+
+    average, dense, dropout, probability = HEAD_LAYERS
+    x = layers.GlobalAveragePooling2D(name=average)(features)
+    x = layers.Dense(spec.hidden, activation="relu", name=dense)(x)
+    x = layers.Dropout(spec.dropout, name=dropout)(x)
+    return layers.Dense(1, activation="sigmoid", dtype="float32", name=probability)(x)
+
+
+def build(spec: Spec, weights: Sequence[np.ndarray] | None = None) -> Any:
+    """The whole network: uint8 RGB (n, size, size, 3) -> probability (n, 1)."""
+    import keras
+
+    base = backbones.build_base(spec.backbone, spec.image_size)
+    network = keras.Model(base.input, build_head(base.output, spec), name="network")
+    if weights is not None:
+        backbones.set_weights(network, weights, "weights of the network")
+    return network
+
+
+def tail(network: Any, cut: str | None) -> Any:
+    """The part of the network behind a cut, sharing its layers; all of it where `cut` is None."""
+    import keras
+
+    if cut is None:
+        return network
+    start = network.get_layer(cut).output
+    # named by the cut, because this is the column of the features that the tail reads
+    return keras.Model(start, network.output, name=f"behind_{cut}")
+
+
+def predictor(model: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A compiled forward pass for batches of any length: one trace, no training-time parts; a list of outputs."""
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec([None, *model.input.shape[1:]], model.input.dtype)]
+    outputs = tf.function(lambda batch: model(batch, training=False), input_signature=signature, jit_compile=False)
+
+    def predict(batch: np.ndarray) -> list[np.ndarray]:
+        found = outputs(batch)
+        return [tensor.numpy() for tensor in (found if isinstance(found, list | tuple) else [found])]
+
+    return predict
+
+
+def use_threads(threads: int) -> None:
+    """Give TensorFlow this many threads in this process; only the first call in a process has an effect."""
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    except RuntimeError:  # TensorFlow has already run something here: a reused worker, set when it started
+        return

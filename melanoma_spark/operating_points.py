@@ -1,0 +1,78 @@
+"""Operating points: thresholds chosen by a rule, on the validation split only, and applied unchanged afterwards."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.metrics import counts_by_threshold
+
+VALID_RULES = "sensitivity>=X, specificity>=X (0 < X <= 1), balanced"
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """A named threshold (decision: probability >= threshold) and the rule that chose it."""
+
+    name: str
+    threshold: float
+    rule: str
+
+
+def choose(
+    labels: ArrayLike, probabilities: ArrayLike, rule: str = "sensitivity>=0.95", name: str = "screening"
+) -> OperatingPoint:
+    """Chooses the threshold among the observed probabilities. Fit it on validation, never on the split it is judged on.
+
+    labels: (n,) 0 or 1. probabilities: (n,) in [0, 1]. rule, one of:
+
+    - `sensitivity>=X`: the largest threshold whose sensitivity is at least X; it gives the most specificity.
+    - `specificity>=X`: the smallest threshold whose specificity is at least X; it gives the most sensitivity.
+    - `balanced`: the greatest Youden J, sensitivity + specificity - 1 (Cancer 3, 1950). Of equal ones the smallest
+      threshold, since a missed melanoma costs more than a false alarm.
+
+    Raises ConfigError for another rule, DataError for invalid arrays, for one class only, and where no observed
+    probability reaches the specificity: a threshold above all of them would find nothing.
+    """
+    kind, target = parse_rule(rule)
+    thresholds, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    positives, negatives = int(true_positives[-1]), int(false_positives[-1])
+    if positives == 0 or negatives == 0:
+        present = 0 if positives == 0 else 1
+        raise DataError(f"rule {rule!r} needs images of both labels: all {positives + negatives} have label {present}")
+    # Thresholds fall, so sensitivity rises and specificity falls along the arrays.
+    if kind == "sensitivity":
+        chosen = np.flatnonzero(true_positives / positives >= target)[0]
+    elif kind == "specificity":
+        # Not 1 - false positive rate, whose rounding would miss targets that are met exactly.
+        specificity = (negatives - false_positives) / negatives
+        reached = np.flatnonzero(specificity >= target)
+        if len(reached) == 0:
+            raise DataError(
+                f"no threshold reaches rule {rule!r}: the highest probability, {thresholds[0]}, "
+                f"gives a specificity of {specificity[0]:.4f} on {negatives} images of label 0"
+            )
+        chosen = reached[-1]
+    else:
+        # Youden's J times positives * negatives: whole numbers, so equal ones compare as equal.
+        youden = true_positives * negatives - false_positives * positives
+        chosen = np.flatnonzero(youden == youden.max())[-1]
+    return OperatingPoint(name=name, threshold=float(thresholds[chosen]), rule=rule)
+
+
+def parse_rule(rule: str) -> tuple[str, float]:
+    """`sensitivity>=0.95` -> ("sensitivity", 0.95), `balanced` -> ("balanced", NaN); ConfigError for anything else.
+
+    Call it when settings are read: hours lie between them and the first validation scores.
+    """
+    if rule.strip() == "balanced":
+        return "balanced", float("nan")
+    found = re.fullmatch(r"\s*(sensitivity|specificity)\s*>=\s*([0-9]*\.?[0-9]+)\s*", rule)
+    if found is None:
+        raise ConfigError(f"unknown operating point rule {rule!r}; valid rules: {VALID_RULES}")
+    target = float(found[2])
+    if not 0 < target <= 1:
+        raise ConfigError(f"operating point rule {rule!r} has target {found[2]}, not in (0, 1]; valid: {VALID_RULES}")
+    return found[1], target

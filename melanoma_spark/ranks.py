@@ -1,0 +1,160 @@
+"""Ranks: one function run on each of them, by Horovod on Spark or, with the same interface, in this process."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from melanoma_spark.errors import ClusterError
+
+
+class Rank(Protocol):
+    """What training code sees of the other ranks."""
+
+    rank: int
+    size: int
+
+    def optimizer(self, learning_rate: float) -> Any:
+        """An Adam whose gradients are averaged over the ranks before they are applied."""
+
+    def broadcast(self, variables: list[Any]) -> None:
+        """Set Keras variables to rank 0's values."""
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """The ranks' arrays (n_r, ...) one behind the other, on every rank; lengths may differ."""
+
+
+class Alone:
+    """The in-process twin: one rank and nobody to talk to."""
+
+    rank, size = 0, 1
+
+    def optimizer(self, learning_rate: float) -> Any:
+        import keras
+
+        return keras.optimizers.Adam(learning_rate)
+
+    def broadcast(self, variables: list[Any]) -> None:
+        return None
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        return values
+
+
+class HorovodRank:
+    """A rank of an initialised Horovod. Made on the rank itself."""
+
+    def __init__(self) -> None:
+        import horovod.tensorflow as hvd
+
+        hvd.init()
+        self._hvd = hvd
+        self.rank, self.size = hvd.rank(), hvd.size()
+
+    def optimizer(self, learning_rate: float) -> Any:
+        import keras
+
+        hvd = self._hvd
+
+        class AveragedAdam(keras.optimizers.Adam):
+            # Horovod's own Keras wrappers call `var.ref()`, which Keras 3 variables do not have.
+            def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
+                averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average)
+                return super().apply(averaged, trainable_variables)
+
+        return AveragedAdam(learning_rate)
+
+    def broadcast(self, variables: list[Any]) -> None:
+        self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        return np.asarray(self._hvd.allgather(values))
+
+
+def run_alone(work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`[work(rank, *arguments)]` in this process."""
+    return [work(Alone(), *arguments)]
+
+
+def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """`work(rank, *arguments)` on `size` Horovod ranks, each in a Spark task; results in rank order.
+
+    Checks the free slots first, because Horovod would wait for them in vain. Raises `ClusterError` with the reason.
+    """
+    import horovod.spark
+
+    wait_for_slots(spark, size)
+    threads = spark.conf.get("spark.task.cpus", "1")
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": threads,
+        "TF_NUM_INTRAOP_THREADS": threads,
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "HOROVOD_LOG_LEVEL": "error",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    try:
+        results: list[Any] = horovod.spark.run(
+            _work_on_rank,
+            args=(work, arguments),
+            num_proc=size,
+            start_timeout=start_timeout,
+            use_gloo=True,
+            env=environment,
+            stdout=_Relay(sys.stdout),
+            stderr=_Relay(sys.stderr),
+            verbose=0,
+        )
+    except Exception as error:
+        raise ClusterError(
+            f"training on {size} ranks ended early: {str(error).splitlines()[0]}; the ranks' own messages stand above"
+        ) from error
+    return results
+
+
+def wait_for_slots(spark: Any, ranks: int, patience: float = 30.0) -> None:
+    """Return when `ranks` tasks can run at once; executors may still be registering.
+
+    Raises `ClusterError` with both numbers after `patience` seconds.
+    """
+    context = spark.sparkContext._jsc.sc()
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    local = spark.sparkContext.master.startswith("local")
+    until = time.monotonic() + (0 if local else patience)
+    while (slots := context.maxNumConcurrentTasks(profile)) < ranks:
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"ranks={ranks} but Spark has only {slots} free slots (cores / spark.task.cpus over all executors); "
+                f"set ranks={max(slots, 1)} or give Spark more cores, for example --master local[{ranks}]"
+            )
+        time.sleep(0.5)
+
+
+class _Relay:
+    """The ranks' output in the driver's log: rank 0's plain, the others' with their number."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        for rank, line in _PREFIXED.findall(text):
+            self._stream.write(line if rank == "0" else f"rank {rank}: {line}")
+        if not _PREFIXED.match(text):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+_PREFIXED = re.compile(r"\[(\d+)\]<std(?:out|err)>:([^\n]*\n?)")
+
+
+def _work_on_rank(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return work(HorovodRank(), *arguments)

@@ -1,0 +1,401 @@
+"""One run as one self-contained HTML page and its plots: what was measured, on which data, with which limits.
+
+The page needs no script, no network and no other file, and reads on paper, a desktop and a phone. Text from outside
+(titles, reject reasons, settings) is escaped, never trusted.
+"""
+
+import base64
+import importlib.resources
+import io
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
+
+import jinja2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import ArrayLike, NDArray
+
+from melanoma_spark import metrics
+from melanoma_spark.errors import DataError
+from melanoma_spark.metrics import ConfusionMatrix, Reliability, RocCurve
+from melanoma_spark.operating_points import OperatingPoint
+
+# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008), told apart by colour-blind readers; blue and vermilion, the
+# first two, also differ in grey. Line styles and markers repeat the distinction for print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
+MARKERS = ("o", "s", "^", "D")
+# What belongs to no model.
+NEUTRAL = "#555555"
+HISTOGRAM_BINS = 20
+# Wide enough for a phone's column at nearly full size: text of 10 pt stays readable there.
+PLOT_WIDTH = 4.7
+PLOT_DPI = 200
+
+
+class Dataset(TypedDict):
+    """The images behind the models."""
+
+    id: str
+    labels: tuple[str, str]  # the names of label 0 and label 1, e.g. ("benign", "malignant")
+    counts: Mapping[str, Mapping[str, int]]  # split -> label name -> images
+    groups: Mapping[str, int]  # split -> groups (patients, lesions, duplicates); empty where none are known
+    rejects: Mapping[str, int]  # reason -> images
+
+
+class Histograms(TypedDict):
+    """Numbers of test images by probability: edges (k + 1,), negative and positive (k,)."""
+
+    edges: NDArray
+    negative: NDArray
+    positive: NDArray
+
+
+class ModelFacts(TypedDict):
+    """One model. All figures are of the test split but `validation`; NaN stands for undefined."""
+
+    name: str
+    auroc: float
+    auroc_low: float  # the bounds of the 95 % interval
+    auroc_high: float
+    auprc: float
+    prevalence: float
+    brier: float
+    ece: float
+    operating_point: OperatingPoint  # chosen on validation
+    validation: ConfusionMatrix
+    test: ConfusionMatrix
+    sensitivity_interval: tuple[float, float]
+    specificity_interval: tuple[float, float]
+    roc: RocCurve
+    reliability: Reliability
+    histograms: Histograms
+
+
+class Epoch(TypedDict):
+    """One epoch of training. Losses are mean cross-entropies in nats."""
+
+    phase: str
+    epoch: int
+    loss: float
+    validation_loss: float
+    validation_auroc: float
+
+
+class Facts(TypedDict):
+    """All that a report says."""
+
+    title: str
+    created_at: str  # ISO 8601, UTC
+    run_id: str
+    dataset: Dataset
+    settings: Mapping[str, str]
+    lineage: Mapping[str, str]  # what -> id: weights, dataset, package version, commit
+    models: list[ModelFacts]
+    training: list[Epoch]
+    best: Mapping[str, int]  # phase -> the epoch whose weights were kept
+    limits: list[str]  # one sentence each
+    weights_are_random: bool  # then a banner says that the figures mean nothing
+
+
+def model_facts(
+    name: str,
+    operating_point: OperatingPoint,
+    validation: tuple[ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike, ArrayLike],
+    resamples: int = 2000,
+    seed: int = 0,
+) -> ModelFacts:
+    """Measures one model for the report.
+
+    validation: labels and probabilities, each (n,). test: labels, probabilities and groups, each (m,), as in `metrics`.
+    Models measured with the same groups and seed are resampled alike. Raises DataError as `metrics` does.
+    """
+    labels, probabilities, groups = test
+    threshold = operating_point.threshold
+    auroc_low, auroc_high = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples, seed)
+    rates = metrics.grouped_bootstrap_at(labels, probabilities, groups, threshold, resamples, seed)
+    truth, scores = np.asarray(labels), np.asarray(probabilities)
+    edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
+    return ModelFacts(
+        name=name,
+        auroc=metrics.auroc(labels, probabilities),
+        auroc_low=auroc_low,
+        auroc_high=auroc_high,
+        auprc=metrics.auprc(labels, probabilities),
+        prevalence=float(np.mean(truth)),
+        brier=metrics.brier(labels, probabilities),
+        ece=metrics.expected_calibration_error(labels, probabilities),
+        operating_point=operating_point,
+        validation=metrics.confusion_matrix_at(*validation, threshold),
+        test=metrics.confusion_matrix_at(labels, probabilities, threshold),
+        sensitivity_interval=rates.sensitivity,
+        specificity_interval=rates.specificity,
+        roc=metrics.roc_curve(labels, probabilities),
+        reliability=metrics.reliability(labels, probabilities),
+        histograms=Histograms(
+            edges=edges,
+            negative=np.histogram(scores[truth == 0], edges)[0],
+            positive=np.histogram(scores[truth == 1], edges)[0],
+        ),
+    )
+
+
+def render(facts: Facts) -> str:
+    """The report as one HTML document, plots inside. Raises DataError where a fact is missing or no model is given."""
+    images = {name: base64.b64encode(png).decode("ascii") for name, png in plots(facts).items()}
+    return _template().render(facts=facts, images=images, colours=COLOURS)
+
+
+def plots(facts: Facts) -> dict[str, bytes]:
+    """PNG files by name: roc.png, calibration.png, confusion.png, histogram.png, and training.png if facts has epochs.
+
+    Equal facts give equal bytes. Raises DataError where a fact is missing or no model is given.
+    """
+    _check(facts)
+    models, labels = facts["models"], facts["dataset"]["labels"]
+    drawn = {
+        "roc.png": _roc(models),
+        "calibration.png": _calibration(models),
+        "confusion.png": _confusion(models, labels),
+        "histogram.png": _histogram(models, labels),
+    }
+    if facts["training"]:
+        drawn["training.png"] = _training(facts["training"], facts["best"])
+    return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def _check(facts: Facts) -> None:
+    def check_keys(what: str, given: Mapping, required: frozenset[str]) -> None:
+        if missing := sorted(required - given.keys()):
+            raise DataError(f"{what} lacks {', '.join(missing)}")
+
+    check_keys("the report", facts, Facts.__required_keys__)
+    check_keys("the report's dataset", facts["dataset"], Dataset.__required_keys__)
+    if not facts["models"]:
+        raise DataError("the report names no model")
+    for number, model in enumerate(facts["models"], start=1):
+        check_keys(f"model {number} of the report", model, ModelFacts.__required_keys__)
+    for number, epoch in enumerate(facts["training"], start=1):
+        check_keys(f"epoch {number} of the report", epoch, Epoch.__required_keys__)
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(
+        decimal=_decimal, significant=_significant, percent=_percent, count=_count, interval=_interval
+    )
+    environment.globals.update(decimal=_decimal, percent=_percent)  # as arguments of interval
+    return environment.from_string((importlib.resources.files(__package__) / "report.html").read_text("utf-8"))
+
+
+def _decimal(value: float, digits: int = 3) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _significant(value: float) -> str:
+    """Thresholds may be far below 0.001 where the target is rare."""
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
+
+
+def _percent(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _interval(bounds: tuple[float, float], form: Callable[[float], str]) -> str:
+    if any(math.isnan(bound) for bound in bounds):
+        return "undefined"
+    return f"{form(bounds[0])} to {form(bounds[1])}"
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    # Without the Software entry, equal facts give equal bytes whatever the version that drew them.
+    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    return file.getvalue()
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(PLOT_WIDTH, height), dpi=PLOT_DPI, layout="constrained", facecolor="white")
+
+
+def _plain(text: str, width: int = 18) -> str:
+    """Text for a plot: short, and a dollar sign is no formula."""
+    line = " ".join(text.split())
+    shown = line if len(line) <= width else line[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return shown.replace("$", r"\$")
+
+
+def _style(model: int) -> dict[str, Any]:
+    return {"color": COLOURS[model % len(COLOURS)], "linestyle": LINE_STYLES[model % len(LINE_STYLES)]}
+
+
+def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.8, zorder=1)
+
+
+def _label(axes: Axes, text: str, point: tuple[float, float], place: tuple[float, float], colour: str) -> None:
+    """Writes a line's name beside it, in its colour, with a thin leader to one of its points."""
+    axes.annotate(
+        text,
+        xy=point,
+        xytext=place,
+        color=colour,
+        fontsize=9,
+        fontweight="bold",
+        va="center",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 0, "relpos": (0, 0.5)},
+        zorder=5,
+    )
+
+
+def _roc(models: list[ModelFacts]) -> Figure:
+    figure = _figure(PLOT_WIDTH)
+    axes = figure.add_subplot()
+    _unit_square(axes, "1 - specificity", "sensitivity")
+    # Names stand in the empty corner, the best model's uppermost; lower names point further left, past the upper ones.
+    by_area = sorted(range(len(models)), key=lambda k: np.nan_to_num(models[k]["auroc"], nan=-1), reverse=True)
+    for place, k in enumerate(by_area):
+        model, style = models[k], _style(k)
+        fpr, tpr = np.asarray(model["roc"].fpr), np.asarray(model["roc"].tpr)
+        axes.plot(fpr, tpr, linewidth=1.8, zorder=3, **style)
+        axes.plot(
+            1 - model["test"].specificity,
+            model["test"].sensitivity,
+            marker=MARKERS[k % len(MARKERS)],
+            markersize=8,
+            color=style["color"],
+            markeredgecolor="white",
+            zorder=4,
+        )
+        text = f"{_plain(model['name'])}: {_decimal(model['auroc'])}"
+        at = 0.16 + 0.1 * (len(models) - 1 - place)
+        point = (at, float(np.interp(at, fpr, tpr)))
+        slot = (0.42, 0.4 - 0.1 * place)
+        _label(axes, text, slot if np.isnan(point).any() else point, slot, style["color"])
+    axes.text(0.98, 0.03, "AUROC by model", ha="right", color=NEUTRAL, fontsize=9)
+    return figure
+
+
+def _calibration(models: list[ModelFacts]) -> Figure:
+    figure = _figure(PLOT_WIDTH)
+    axes = figure.add_subplot()
+    _unit_square(axes, "mean predicted probability", "observed fraction")
+    for k, model in enumerate(models):
+        table, style = model["reliability"], _style(k)
+        filled = np.flatnonzero(np.asarray(table.n) > 0)
+        x, y = np.asarray(table.mean_probability)[filled], np.asarray(table.observed_fraction)[filled]
+        area = 12 + 160 * np.asarray(table.n)[filled] / np.sum(table.n)
+        axes.plot(x, y, linewidth=1.4, zorder=3, **style)
+        axes.scatter(
+            x, y, area, marker=MARKERS[k % len(MARKERS)], color=style["color"], edgecolor="white", zorder=4, alpha=0.9
+        )
+        nearest = int(np.argmin(np.abs(x - (0.75 - 0.2 * k))))
+        place = (0.58, 0.03 + 0.09 * (len(models) - 1 - k))
+        _label(axes, _plain(model["name"]), (x[nearest], y[nearest]), place, style["color"])
+    return figure
+
+
+def _confusion(models: list[ModelFacts], labels: tuple[str, str]) -> Figure:
+    columns = min(2, len(models))
+    rows = math.ceil(len(models) / columns)
+    figure = _figure(0.3 + 2.6 * rows)
+    names = [_plain(label, 12) for label in labels]
+    for k, model in enumerate(models):
+        axes = figure.add_subplot(rows, columns, k + 1)
+        table, tint = model["test"], _style(k)["color"]
+        for row, counts in enumerate(((table.tn, table.fp), (table.fn, table.tp))):
+            for column, count in enumerate(counts):
+                share = count / sum(counts) if sum(counts) else math.nan
+                shade = 0.0 if math.isnan(share) else share
+                axes.add_patch(Rectangle((column, row), 1, 1, facecolor=tint, alpha=0.06 + 0.44 * shade))
+                axes.text(column + 0.5, row + 0.42, _count(count), ha="center", va="center", fontsize=13)
+                axes.text(column + 0.5, row + 0.7, _percent(share), ha="center", va="center", fontsize=8)
+        axes.set(xlim=(0, 2), ylim=(2, 0), aspect="equal", xlabel="decision")
+        axes.set_title(_plain(model["name"]), color=tint, fontweight="bold", fontsize=11)
+        first = k % columns == 0
+        axes.set_xticks([0.5, 1.5], names)
+        axes.set_yticks([0.5, 1.5], names if first else ["", ""], rotation=90, va="center")
+        axes.set_ylabel("truth" if first else "")
+        axes.tick_params(length=0, labelsize=9)
+    return figure
+
+
+def _histogram(models: list[ModelFacts], labels: tuple[str, str]) -> Figure:
+    figure = _figure(0.5 + 2.1 * len(models))
+    panels = figure.subplots(len(models), 1, sharex=True, squeeze=False)[:, 0]
+    for k, (axes, model) in enumerate(zip(panels, models, strict=True)):
+        edges, threshold = np.asarray(model["histograms"]["edges"]), model["operating_point"].threshold
+        for label, counts, colour, hatch, alpha in (
+            (labels[0], model["histograms"]["negative"], NEUTRAL, None, 0.25),
+            (labels[1], model["histograms"]["positive"], _style(k)["color"], "////", 0.0),
+        ):
+            total = int(np.sum(counts))
+            shares = np.asarray(counts) / max(total, 1)
+            axes.stairs(
+                shares,
+                edges,
+                fill=True,
+                facecolor=(colour, alpha),
+                edgecolor=colour,
+                linewidth=1.4,
+                hatch=hatch,
+                label=f"{_plain(label)} ({_count(total)})",
+            )
+        axes.axvline(
+            threshold, color="black", linestyle="dotted", linewidth=1.2, label=f"threshold {_significant(threshold)}"
+        )
+        axes.set_title(_plain(model["name"]), color=_style(k)["color"], fontweight="bold", fontsize=11, loc="left")
+        axes.set(xlim=(0, 1), ylabel="share of its label")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.spines[["top", "right"]].set_visible(False)
+        # Room above the bars for the legend, on the side that the threshold leaves free.
+        axes.set_ylim(0, 1.6 * axes.dataLim.y1)
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1])
+        axes.legend(frameon=False, fontsize=9, loc="upper right" if threshold < 0.5 else "upper left")
+    panels[-1].set_xlabel("predicted probability")
+    return figure
+
+
+def _training(epochs: list[Epoch], best: Mapping[str, int]) -> Figure:
+    """Losses and validation AUROC over all epochs in order, phases divided by lines, kept epochs ringed."""
+    figure = _figure(4.4)
+    losses, areas = figure.subplots(2, 1, sharex=True)
+    phases = list(dict.fromkeys(epoch["phase"] for epoch in epochs))
+    for number, phase in enumerate(phases):
+        rows = [k for k, epoch in enumerate(epochs) if epoch["phase"] == phase]
+        x = np.array(rows) + 1
+        if number:
+            for axes in (losses, areas):
+                axes.axvline(x[0] - 0.5, color="#8a8a8a", linewidth=0.8)
+        losses.text(x.mean(), 1.02, _plain(phase, 14), ha="center", transform=losses.get_xaxis_transform(), fontsize=9)
+        for axes, key, line in ((losses, "loss", 0), (losses, "validation_loss", 1), (areas, "validation_auroc", 0)):
+            values = np.array([epochs[k][key] for k in rows])  # type: ignore[literal-required]
+            name = key.replace("_", " ") if number == 0 and axes is losses else None
+            axes.plot(x, values, linewidth=1.6, marker=".", label=name, color=NEUTRAL, linestyle=LINE_STYLES[line])
+            kept = [epochs[k]["epoch"] == best.get(phase) for k in rows]
+            if key != "loss":
+                axes.plot(x[kept], values[kept], "o", markersize=10, markerfacecolor="none", color="black")
+    losses.set_ylabel("cross-entropy (nats)")
+    losses.legend(frameon=False, fontsize=9)
+    areas.set(xlabel="epoch, all phases", ylabel="validation AUROC")
+    areas.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (losses, areas):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e4e4e4", linewidth=0.6)
+    return figure

@@ -1,0 +1,101 @@
+"""The columns of every dataset in the warehouse. Writers and readers import them from here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
+from petastorm.unischema import Unischema, UnischemaField
+from pyspark.sql import types as t
+
+
+@functools.cache
+def images_schema(size: int) -> Unischema:
+    """`images/`: one row an accepted image; `image` is uint8 RGB (size, size, 3), stored lossless."""
+
+    def text(name: str, nullable: bool = False) -> UnischemaField:
+        return UnischemaField(name, np.str_, (), ScalarCodec(t.StringType()), nullable)
+
+    def number(name: str) -> UnischemaField:
+        return UnischemaField(name, np.int32, (), ScalarCodec(t.IntegerType()), False)
+
+    return Unischema(
+        "Images",
+        [
+            text("sha256"),  # of the file as it came
+            text("pixel_sha256"),  # of the decoded pixels
+            text("image_id"),
+            text("source_uri"),
+            number("label"),  # 1 is the target
+            text("split"),
+            text("group"),
+            text("patient_id", nullable=True),
+            text("lesion_id", nullable=True),
+            number("width"),  # of the file as it came, pixels
+            number("height"),
+            UnischemaField("image", np.uint8, (size, size, 3), CompressedImageCodec("png"), False),
+        ],
+    )
+
+
+def features_schema(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Unischema:
+    """`features/`: one row an image (`sha256`), one column a cut of the backbone."""
+    fields = [UnischemaField("sha256", np.str_, (), ScalarCodec(t.StringType()), False)]
+    for cut, shape in shapes.items():
+        fields.append(UnischemaField(cut, np.dtype(dtype).type, tuple(shape), NdarrayCodec(), False))
+    return Unischema("Features", fields)
+
+
+def _columns(*columns: tuple[str, t.DataType]) -> t.StructType:
+    return t.StructType([t.StructField(name, kind, True) for name, kind in columns])
+
+
+DECODED = _columns(  # what ingest knows of a listed file before it looks at labels
+    ("source_uri", t.StringType()),
+    ("sha256", t.StringType()),
+    ("pixel_sha256", t.StringType()),
+    ("perceptual_hash", t.StringType()),
+    ("width", t.IntegerType()),
+    ("height", t.IntegerType()),
+    ("image", t.BinaryType()),
+    ("reason", t.StringType()),
+    ("detail", t.StringType()),
+)
+
+REJECTS = _columns(
+    ("source_uri", t.StringType()),
+    ("sha256", t.StringType()),
+    ("reason", t.StringType()),  # a code of melanoma_spark.images.REASONS
+    ("detail", t.StringType()),
+)
+
+PREDICTIONS = _columns(
+    ("sha256", t.StringType()),
+    ("model", t.StringType()),
+    ("split", t.StringType()),
+    ("group", t.StringType()),
+    ("label", t.IntegerType()),
+    ("probability", t.DoubleType()),
+)
+
+SCORES = _columns(
+    ("image_id", t.StringType()),
+    ("source_uri", t.StringType()),
+    ("source_bytes", t.LongType()),
+    ("source_modified", t.TimestampType()),
+    ("sha256", t.StringType()),
+    ("probability", t.DoubleType()),  # of malignancy
+    ("decision", t.StringType()),  # positive, negative; empty where rejected
+    ("operating_point", t.StringType()),
+    ("threshold", t.DoubleType()),
+    ("status", t.StringType()),  # scored, rejected
+    ("reason", t.StringType()),
+    ("detail", t.StringType()),
+    ("model_name", t.StringType()),
+    ("model_version", t.StringType()),
+    ("run_id", t.StringType()),
+    ("batch_id", t.StringType()),
+    ("scored_at", t.TimestampType()),
+)

@@ -1,0 +1,166 @@
+"""The model as it is registered: image bytes in, probability and decision out, with all that this needs inside.
+
+MLflow reads this file as the model's code; batch scoring uses the same `Scorer`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, Schema
+
+from melanoma_spark import __version__, files, images, lineage, network
+from melanoma_spark.errors import DataError, ImageError
+from melanoma_spark.operating_points import OperatingPoint
+
+ARTIFACTS = ("model.json", "weights.npz")
+OUTPUTS = ("probability", "decision", "operating_point", "threshold", "status", "reason", "detail")
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network's spec and tensors with the operating point that was chosen for it."""
+
+    spec: network.Spec
+    tensors: list[np.ndarray]
+    operating_point: OperatingPoint
+    min_side: int
+    max_pixels: int
+    facts: Mapping[str, Any]
+
+    @property
+    def model_id(self) -> str:
+        return str(self.facts["id"])
+
+    def prepare(self, content: bytes) -> np.ndarray:
+        """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
+        return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels)
+
+    def finish(self, outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected."""
+        found = outputs[0]
+        probability = np.full(len(errors), np.nan) if found is None else found.reshape(-1).astype(np.float64)
+        point = self.operating_point
+        good = np.asarray([error is None for error in errors], dtype=bool)
+        positive = np.nan_to_num(probability, nan=-1.0) >= point.threshold
+        return pd.DataFrame(
+            {
+                "probability": probability,
+                "decision": np.where(good, np.where(positive, "positive", "negative"), ""),
+                "operating_point": point.name,
+                "threshold": point.threshold,
+                "status": np.where(good, "scored", "rejected"),
+                "reason": [error.reason if error else None for error in errors],
+                "detail": [error.detail if error else None for error in errors],
+            }
+        )
+
+
+def without_tensors(scorer: Scorer) -> Scorer:
+    """The scorer for closures that travel to executors, where the weights come by another way."""
+    return replace(scorer, tensors=[])
+
+
+def pack(scorer: Scorer) -> dict[str, bytes]:
+    """The scorer as the files of `ARTIFACTS`: JSON and plain arrays."""
+    description = {
+        "format": 1,
+        "spec": scorer.spec.model_dump(),
+        "operating_point": {
+            "name": scorer.operating_point.name,
+            "threshold": scorer.operating_point.threshold,
+            "rule": scorer.operating_point.rule,
+        },
+        "min_side": scorer.min_side,
+        "max_pixels": scorer.max_pixels,
+        "facts": dict(scorer.facts),
+        "package": __version__,
+        "warning": "research software; not a diagnosis, not a medical device",
+    }
+    return {
+        "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
+        "weights.npz": files.pack_tensors(scorer.tensors),
+    }
+
+
+def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
+    """The scorer in those files. Raises `DataError` when they do not belong together or were changed."""
+    try:
+        description = json.loads(artifacts["model.json"])
+        scorer = Scorer(
+            spec=network.Spec.model_validate(description["spec"]),
+            tensors=files.unpack_tensors(artifacts["weights.npz"]),
+            operating_point=OperatingPoint(**description["operating_point"]),
+            min_side=int(description["min_side"]),
+            max_pixels=int(description["max_pixels"]),
+            facts=description["facts"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"the model's description is damaged: {error}; register it again") from None
+    found = lineage.tensors_id(scorer.tensors)
+    if found != scorer.facts.get("tensors_id"):
+        raise DataError(
+            f"the model's weights were changed after it was registered: content id {found}, "
+            f"expected {scorer.facts.get('tensors_id')}; register it again"
+        )
+    return scorer
+
+
+def from_files(paths: Mapping[str, str]) -> Scorer:
+    contents = {}
+    for key in ARTIFACTS:
+        with open(paths[key], "rb") as file:
+            contents[key] = file.read()
+    return unpack(contents)
+
+
+def signature() -> ModelSignature:
+    """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
+    texts = {name: DataType.string for name in OUTPUTS}
+    kinds = texts | {"probability": DataType.double, "threshold": DataType.double}
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.binary, "image")]),
+        outputs=Schema([ColSpec(kinds[n], n, required=n not in ("probability", "reason", "detail")) for n in OUTPUTS]),
+    )
+
+
+def requirements() -> list[str]:
+    """What a server of this model needs, at the versions it was made with."""
+    import tensorflow as tf
+
+    names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "fsspec")
+    return [f"tensorflow-cpu=={tf.__version__}", *(f"{name}=={version(name)}" for name in names)]
+
+
+class LesionScorer(PythonModel):
+    """MLflow's view of a `Scorer`: a table with a column `image` of bytes -> a table of `OUTPUTS`."""
+
+    def load_context(self, context: Any) -> None:
+        self.scorer = from_files(context.artifacts)
+        self.forward = network.predictor(network.build(self.scorer.spec, self.scorer.tensors))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        inputs: list[np.ndarray] = []
+        errors: list[ImageError | None] = []
+        for content in model_input["image"]:
+            try:
+                inputs.append(self.scorer.prepare(bytes(content)))
+                errors.append(None)
+            except ImageError as error:
+                errors.append(error)
+        spread: np.ndarray | None = None
+        if inputs:
+            spread = np.full((len(errors), 1), np.nan, np.float32)
+            spread[[place for place, error in enumerate(errors) if error is None]] = self.forward(np.stack(inputs))[0]
+        return self.scorer.finish([spread], errors)
+
+
+set_model(LesionScorer())

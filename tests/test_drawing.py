@@ -1,0 +1,425 @@
+"""The drawn archive: the same for the same seed, faulty where it says so, and neither too easy nor too hard."""
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zlib
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, UnidentifiedImageError
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from melanoma_spark import drawing
+from melanoma_spark.drawing import draw_archive, draw_lesion, main
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawing") / "archive"
+    return folder, draw_archive(folder)
+
+
+def rows_of(folder):
+    with (folder / "metadata.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def good_rows(folder):
+    return [row for row in rows_of(folder) if not row["image_id"].startswith("broken_")]
+
+
+def path_of(folder, row):
+    (path,) = (folder / row["label"]).glob(row["image_id"] + ".*")
+    return path
+
+
+def digests(folder):
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+# One lesion
+
+
+def test_lesion_is_rgb_of_the_size_asked_for():
+    for size in (32, 96, 131):
+        pixels = draw_lesion(np.random.default_rng(1), malignant=True, size=size)
+        assert pixels.shape == (size, size, 3)
+        assert pixels.dtype == np.uint8
+        assert pixels.std() > 5
+
+
+def test_lesion_repeats_with_the_generator_and_moves_on_with_it():
+    rng = np.random.default_rng(5)
+    first, second = draw_lesion(rng, malignant=False), draw_lesion(rng, malignant=False)
+    assert np.array_equal(first, draw_lesion(np.random.default_rng(5), malignant=False))
+    assert not np.array_equal(first, second)
+
+
+def test_lesion_too_small_is_refused():
+    with pytest.raises(ValueError, match="size 31"):
+        draw_lesion(np.random.default_rng(0), malignant=False, size=31)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), malignant=st.booleans())
+def test_no_lesion_reaches_a_corner(seed, malignant):
+    lesion = drawing._new_lesion(np.random.default_rng(seed), malignant, np.ones(3, np.float32))
+    # The corner squares used below start 1.06 from the centre; a view may shift the lesion by 0.1 and enlarge it 1.06.
+    assert lesion.outline.max() * 1.06 + 0.1 < 1.0
+
+
+# The archive
+
+
+def test_same_seed_draws_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        draw_archive(tmp_path / name, images=20, seed=3, size=48)
+    draw_archive(tmp_path / "other", images=20, seed=4, size=48)
+    assert digests(tmp_path / "one") == digests(tmp_path / "two")
+    assert digests(tmp_path / "one") != digests(tmp_path / "other")
+
+
+def test_good_images_do_not_depend_on_the_broken_ones(tmp_path):
+    counts = draw_archive(tmp_path / "whole", images=20, size=48, broken=False)
+    draw_archive(tmp_path / "faulty", images=20, size=48)
+    assert counts == {"images": 20, "broken": 0, "unlabelled": 1, "other": 1}
+    whole, faulty = digests(tmp_path / "whole"), digests(tmp_path / "faulty")
+    added = {name for name in faulty if "broken_" in name}
+    assert len(added) == 8
+    differing = {name for name in faulty.keys() - added if whole.get(name) != faulty[name]}
+    assert differing == {"metadata.csv", drawing.MARKER}
+    assert good_rows(tmp_path / "whole") == good_rows(tmp_path / "faulty")
+
+
+def test_counts_are_those_on_disk_and_in_the_table(archive):
+    folder, counts = archive
+    assert counts == {"images": 360, "broken": 8, "unlabelled": 1, "other": 1}
+    assert (folder / "metadata.csv").read_text().splitlines()[0] == "image_id,label,patient_id,lesion_id"
+    rows = rows_of(folder)
+    assert len(rows) == counts["images"] + counts["broken"]
+    assert len({row["image_id"] for row in rows}) == len(rows)
+
+    labelled = {path_of(folder, row) for row in rows}
+    on_disk = {path for path in folder.rglob("*") if path.is_file()}
+    beside = {path.name for path in on_disk - labelled}
+    assert labelled <= on_disk
+    assert beside == {"metadata.csv", drawing.MARKER, "notes.txt", "unlabelled.jpg"}
+    with Image.open(folder / "unlabelled.jpg") as image:
+        assert np.asarray(image).shape == (96, 96, 3)
+
+
+@pytest.mark.parametrize("images", [8, 9, 41])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_small_archives_hold_every_kind_of_image(tmp_path, images, seed):
+    counts = draw_archive(tmp_path, images=images, seed=seed, size=32)
+    rows = good_rows(tmp_path)
+    assert len(rows) == counts["images"] == images
+    paths = [path_of(tmp_path, row) for row in rows]
+    assert len({path.read_bytes() for path in paths}) == images - 1
+    assert sorted(_orientation(path) for path in paths)[-3:] == [1, 3, 6]
+    assert sum(path.suffix == ".jpg" and path.read_bytes().startswith(b"\x89PNG") for path in paths) == 1
+
+
+def test_share_of_malignant_images(archive, tmp_path):
+    malignant = sum(row["label"] == "malignant" for row in good_rows(archive[0]))
+    assert abs(malignant - 0.4 * 360) <= 1
+    for fraction, label in ((0.0, "benign"), (1.0, "malignant")):
+        folder = tmp_path / label
+        draw_archive(folder, images=8, size=32, malignant_fraction=fraction)
+        assert {row["label"] for row in good_rows(folder)} == {label}
+
+
+def test_views_of_a_lesion_share_patient_and_label(archive):
+    lesions, patients = defaultdict(list), defaultdict(list)
+    for row in good_rows(archive[0]):
+        lesions[row["lesion_id"]].append(row)
+    for lesion, rows in lesions.items():
+        assert 1 <= len(rows) <= 3
+        ((patient, label),) = {(row["patient_id"], row["label"]) for row in rows}
+        patients[patient].append((lesion, label))
+    assert all(1 <= len(found) <= 4 for found in patients.values())
+    assert any(len({label for _, label in found}) == 2 for found in patients.values())
+    assert {len(rows) for rows in lesions.values()} == {1, 2, 3}
+
+
+def test_views_of_a_lesion_look_more_alike_than_two_lesions(archive):
+    folder, _ = archive
+    rows, pixels = good_rows(folder), decoded(folder)
+    small = pixels.reshape(len(rows), 12, 8, 12, 8, 3).mean(axis=(2, 4)).reshape(len(rows), -1)
+    apart = np.sqrt(((small[:, None] - small[None]) ** 2).mean(axis=2))
+    lesion = np.array([row["lesion_id"] for row in rows])
+    patient = np.array([row["patient_id"] for row in rows])
+    same = (lesion[:, None] == lesion) & (apart > 0)
+    assert apart[same].mean() < 0.6 * apart[patient[:, None] != patient].mean()
+
+
+def test_copies_are_of_the_same_lesion(archive):
+    folder, _ = archive
+    by_content = defaultdict(list)
+    for row in good_rows(folder):
+        by_content[path_of(folder, row).read_bytes()].append(row["lesion_id"])
+    copies = [lesions for lesions in by_content.values() if len(lesions) > 1]
+    assert len(copies) == 6
+    assert all(len(lesions) == 2 and len(set(lesions)) == 1 for lesions in copies)
+
+
+def _orientation(path):
+    with Image.open(path) as image:
+        return image.getexif().get(0x0112, 1)
+
+
+def test_formats_suffixes_and_orientations(archive):
+    folder, _ = archive
+    kinds, turned = Counter(), Counter()
+    for row in good_rows(folder):
+        path = path_of(folder, row)
+        with Image.open(path) as image:
+            image.load()
+            assert (image.mode, image.size) == ("RGB", (96, 96))
+            kinds[image.format, path.suffix] += 1
+        turned[_orientation(path)] += 1
+    assert turned == {1: 358, 3: 1, 6: 1}
+    assert kinds.keys() == {("JPEG", ".jpg"), ("PNG", ".png"), ("PNG", ".jpg")}
+    assert kinds["PNG", ".jpg"] == 1
+    assert 30 <= kinds["PNG", ".png"] <= 90
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_turned_jpeg_is_upright_once_oriented(orientation):
+    pixels = draw_lesion(np.random.default_rng(2), malignant=True)
+    pixels[:20] = 0  # a dark strip on top tells which way is up
+    with Image.open(io.BytesIO(drawing._jpeg(pixels, orientation))) as image:
+        stored, upright = np.asarray(image).astype(int), np.asarray(ImageOps.exif_transpose(image)).astype(int)
+    assert np.abs(upright - pixels).mean() < 8
+    assert (np.abs(stored - pixels).mean() < 8) == (orientation == 1)
+
+
+# What an ingest must reject
+
+
+def _decode(path):
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("broken_empty.jpg", UnidentifiedImageError, "cannot identify"),
+        ("broken_text.jpg", UnidentifiedImageError, "cannot identify"),
+        ("broken_random.png", UnidentifiedImageError, "cannot identify"),
+        ("broken_zero_length.png", UnidentifiedImageError, "cannot identify"),
+        ("broken_page.jpg", UnidentifiedImageError, "cannot identify"),
+        ("broken_truncated.jpg", OSError, "truncated"),
+        ("broken_bomb.png", Image.DecompressionBombError, "exceeds limit"),
+    ],
+)
+def test_broken_file_does_not_decode(archive, name, error, message):
+    (path,) = archive[0].glob("*/" + name)
+    with pytest.raises(error, match=message):
+        _decode(path)
+
+
+def test_empty_files_are_empty(archive):
+    sizes = {path.name: path.stat().st_size for path in archive[0].glob("*/broken_*")}
+    assert len(sizes) == 8
+    assert {name for name, size in sizes.items() if size == 0} == {"broken_empty.jpg", "broken_zero_length.png"}
+    assert sizes["broken_bomb.png"] < 200_000
+
+
+def test_truncated_jpeg_has_a_whole_header(archive):
+    (path,) = archive[0].glob("*/broken_truncated.jpg")
+    with Image.open(path) as image:
+        assert (image.format, image.size) == ("JPEG", (96, 96))
+
+
+def test_tiny_image_is_whole(archive):
+    (path,) = archive[0].glob("*/broken_tiny.png")
+    assert _decode(path).size == (8, 8)
+
+
+def test_bomb_is_a_valid_png_of_the_size_it_claims(archive):
+    (path,) = archive[0].glob("*/broken_bomb.png")
+    content = path.read_bytes()
+    assert int.from_bytes(content[16:20], "big") == int.from_bytes(content[20:24], "big") == 30_000
+    at, data = 8, b""
+    while at < len(content):
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        body = content[at + 8 : at + 8 + length]
+        assert zlib.crc32(kind + body) == int.from_bytes(content[at + 8 + length : at + 12 + length], "big")
+        data += body if kind == b"IDAT" else b""
+        at += 12 + length
+    inflate, unpacked = zlib.decompressobj(), 0
+    while not inflate.eof:
+        piece = inflate.decompress(data, 1 << 22)
+        data = inflate.unconsumed_tail
+        assert not any(piece[:: 1 << 12])
+        unpacked += len(piece)
+    assert unpacked == 30_000 * (1 + 30_000 // 8)
+    # The same packing at a size that can be unpacked is a black picture.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drawing, "BOMB_SIDE", 5_000)
+        with Image.open(io.BytesIO(drawing._bomb())) as image:
+            assert image.size == (5_000, 5_000)
+            assert image.getextrema() == (0, 0)
+
+
+# Drawing again, and elsewhere
+
+
+def test_same_drawing_is_left_as_it_is(tmp_path):
+    counts = draw_archive(tmp_path, images=8, size=32)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert draw_archive(tmp_path, images=8, size=32) == counts
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"images": 9}, {"seed": 1}, {"size": 33}, {"broken": False}, {"malignant_fraction": 0.5}],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_drawing_is_refused(tmp_path, other):
+    draw_archive(tmp_path, images=8, size=32)
+    before = digests(tmp_path)
+    with pytest.raises(FileExistsError, match=tmp_path.name):
+        draw_archive(tmp_path, **({"images": 8, "size": 32} | other))
+    assert digests(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["notes.txt", drawing.MARKER])
+@pytest.mark.parametrize("content", ["mine", "{}", "[1]"])
+def test_foreign_folder_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(FileExistsError, match=tmp_path.name):
+        draw_archive(tmp_path, images=8, size=32)
+    assert digests(tmp_path).keys() == {name}
+
+
+def test_file_in_the_folders_place_is_refused(tmp_path):
+    (tmp_path / "archive").write_text("mine")
+    with pytest.raises(FileExistsError, match="archive"):
+        draw_archive(tmp_path / "archive", images=8, size=32)
+
+
+def test_killed_run_is_drawn_again(tmp_path, monkeypatch):
+    draw_archive(tmp_path / "whole", images=8, size=32)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "_broken_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            draw_archive(tmp_path / "half", images=8, size=32)
+    assert not (tmp_path / "half" / "metadata.csv").exists()
+    draw_archive(tmp_path / "half", images=8, size=32)
+    assert digests(tmp_path / "half") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"images": 7}, "images 7"),
+        ({"size": 31}, "size 31"),
+        ({"seed": -1}, "seed -1"),
+        ({"malignant_fraction": 1.1}, r"malignant_fraction 1\.1"),
+    ],
+)
+def test_arguments_out_of_range_are_named(tmp_path, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        draw_archive(tmp_path / "archive", **wrong)
+    assert not (tmp_path / "archive").exists()
+
+
+# The command
+
+
+def test_command_prints_one_line(tmp_path):
+    folder, root = tmp_path / "drawn", Path(drawing.__file__).parents[1]
+    options = [str(folder), "--images", "8", "--seed", "2", "--size", "32"]
+    command = [sys.executable, "-m", "melanoma_spark.drawing", *options]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{folder}: 8 labelled images, 8 broken files, 1 image without a label, 1 other file\n"
+    marker = json.loads((folder / drawing.MARKER).read_text())
+    assert marker["drawing"].items() >= {"images": 8, "seed": 2, "size": 32}.items()
+
+
+def test_command_explains_a_refusal_without_a_traceback(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "holds no drawing" in capsys.readouterr().err
+
+
+# How hard the drawn classes are to tell apart
+
+
+def decoded(folder):
+    """The good images, upright: uint8 (images, 96, 96, 3) in the order of their rows."""
+    pixels = []
+    for row in good_rows(folder):
+        with Image.open(path_of(folder, row)) as image:
+            pixels.append(np.asarray(ImageOps.exif_transpose(image)))
+    return np.stack(pixels)
+
+
+def abcd_statistics(pixels):
+    """Asymmetry, border, colour and diameter of the dark part of one uint8 (96, 96, 3), measured by hand."""
+    line = (np.arange(96) + 0.5) / 48 - 1
+    disc = np.hypot(*np.meshgrid(line, line)) < 0.9
+    rgb = pixels / 255
+    skin = np.median(rgb[disc], axis=0)
+    darker = (skin - rgb).mean(axis=2) * disc
+    mask = darker > max(0.5 * np.percentile(darker, 97), 0.06)
+    y, x = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    box = mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+    turned = (box != box[::-1, ::-1]).sum() / mask.sum()
+    edge = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
+    inside = rgb[mask] / skin
+    tint = inside / inside.mean(axis=1, keepdims=True)
+    bluish, reddish = np.percentile(tint[:, 2], 95), np.percentile(tint[:, 0], 95)
+    colours = [*inside.std(axis=0), *tint.std(axis=0), bluish, reddish, np.percentile(inside.mean(axis=1), 5)]
+    return [mask.mean(), turned, edge / np.sqrt(mask.sum()), *colours]
+
+
+def corner_colour(pixels):
+    """Mean colour of the four 12 x 12 corners of one uint8 (96, 96, 3)."""
+    corners = pixels[np.r_[0:12, 84:96]][:, np.r_[0:12, 84:96]]
+    return corners.mean(axis=(0, 1))
+
+
+def grouped_auc(features, rows):
+    """AUC of a logistic regression, each patient scored by a model that has not seen that patient."""
+    labels = np.array([row["label"] == "malignant" for row in rows])
+    patients = [row["patient_id"] for row in rows]
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    scores = cross_val_predict(model, features, labels, groups=patients, cv=GroupKFold(5), method="predict_proba")
+    return roc_auc_score(labels, scores[:, 1])
+
+
+def test_classes_can_be_told_apart_but_not_perfectly(archive):
+    folder, _ = archive
+    auc = grouped_auc(np.array([abcd_statistics(pixels) for pixels in decoded(folder)]), good_rows(folder))
+    assert 0.75 < auc < 0.99
+
+
+def test_background_does_not_tell_the_label(archive):
+    folder, _ = archive
+    auc = grouped_auc(np.array([corner_colour(pixels) for pixels in decoded(folder)]), good_rows(folder))
+    assert auc < 0.65

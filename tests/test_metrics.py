@@ -1,0 +1,314 @@
+"""Metrics against scikit-learn, the bootstrap against a plain loop over the same draws, and what is undefined."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from melanoma_spark import metrics
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.metrics import ConfusionMatrix
+
+# Multiples of 1/8 tie often; the free floats reach 0, 1 and the subnormals.
+TIED = st.integers(0, 8).map(lambda eighths: eighths / 8)
+PROBABILITIES = st.one_of(TIED, st.floats(0, 1))
+
+
+@st.composite
+def scored(draw, both_classes=True):
+    """Labels (n,), probabilities (n,), groups (n,) of 1 to 40 images."""
+    n = draw(st.integers(2, 40))
+    labels = draw(arrays(np.int64, n, elements=st.integers(0, 1)))
+    if both_classes:
+        labels[:2] = (0, 1)
+    probabilities = draw(arrays(np.float64, n, elements=PROBABILITIES))
+    groups = draw(arrays(np.int64, n, elements=st.integers(0, 6)))
+    return labels, probabilities, groups
+
+
+def grouped_sample(seed, groups=150, shift=1.0):
+    """Groups of 1 to 4 images that share a label and part of their score, as the photographs of one lesion do."""
+    generator = np.random.default_rng(seed)
+    group = np.repeat(np.arange(groups), generator.integers(1, 5, groups))
+    label = (generator.random(groups) < 0.4).astype(int)
+    score = generator.normal(shift * label, 0.9)[group] + generator.normal(0, math.sqrt(1 - 0.81), len(group))
+    return label[group], 1 / (1 + np.exp(-score)), group
+
+
+@given(scored())
+def test_ranking_metrics_agree_with_scikit_learn(sample):
+    labels, probabilities, _ = sample
+    assert metrics.auroc(labels, probabilities) == pytest.approx(
+        sklearn.metrics.roc_auc_score(labels, probabilities), abs=1e-12
+    )
+    assert metrics.auprc(labels, probabilities) == pytest.approx(
+        sklearn.metrics.average_precision_score(labels, probabilities), abs=1e-12
+    )
+    fpr, tpr, thresholds = metrics.roc_curve(labels, probabilities)
+    expected = sklearn.metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    np.testing.assert_allclose(fpr, expected[0], atol=1e-15)
+    np.testing.assert_allclose(tpr, expected[1], atol=1e-15)
+    np.testing.assert_array_equal(thresholds, expected[2])
+    assert np.trapz(tpr, fpr) == pytest.approx(metrics.auroc(labels, probabilities), abs=1e-12)
+
+
+@given(scored(both_classes=False))
+def test_probability_metrics_agree_with_scikit_learn(sample):
+    labels, probabilities, _ = sample
+    assert metrics.brier(labels, probabilities) == pytest.approx(
+        sklearn.metrics.brier_score_loss(labels, probabilities), abs=1e-15
+    )
+    assert metrics.log_loss(labels, probabilities) == pytest.approx(
+        sklearn.metrics.log_loss(labels, probabilities, labels=[0, 1]), rel=1e-12, abs=1e-15
+    )
+
+
+@given(scored(both_classes=False), st.one_of(TIED, st.just(math.inf)))
+def test_confusion_matrix_agrees_with_scikit_learn(sample, threshold):
+    labels, probabilities, _ = sample
+    expected = sklearn.metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1]).ravel()
+    found = metrics.confusion_matrix_at(labels, probabilities, threshold)
+    assert (found.tn, found.fp, found.fn, found.tp) == tuple(expected)
+    assert found.accuracy == sklearn.metrics.accuracy_score(labels, probabilities >= threshold)
+
+
+@given(scored())
+def test_confusion_matrix_lies_on_the_roc_curve(sample):
+    labels, probabilities, _ = sample
+    for fpr, tpr, threshold in zip(*metrics.roc_curve(labels, probabilities), strict=True):
+        confusion = metrics.confusion_matrix_at(labels, probabilities, threshold)
+        assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)
+
+
+def test_auroc_counts_a_tie_as_half():
+    assert metrics.auroc([0, 1], [0.5, 0.5]) == 0.5
+    assert metrics.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
+    assert metrics.auroc([0, 1], [0.9, 0.1]) == 0.0
+
+
+def test_decision_at_the_threshold_is_positive():
+    assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
+    assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
+
+
+def test_rates_of_a_confusion_matrix():
+    confusion = ConfusionMatrix(tn=60, fp=20, fn=5, tp=15)
+    assert confusion.sensitivity == 15 / 20
+    assert confusion.specificity == 60 / 80
+    assert confusion.ppv == 15 / 35
+    assert confusion.npv == 60 / 65
+    assert confusion.accuracy == 75 / 100
+    assert confusion.balanced_accuracy == 0.75
+
+
+def test_rates_without_a_denominator_are_nan_and_not_one():
+    only_negatives = ConfusionMatrix(tn=3, fp=0, fn=0, tp=0)
+    assert math.isnan(only_negatives.sensitivity)
+    assert math.isnan(only_negatives.ppv)
+    assert math.isnan(only_negatives.balanced_accuracy)
+    assert only_negatives.specificity == 1.0
+    only_positives = ConfusionMatrix(tn=0, fp=0, fn=0, tp=3)
+    assert math.isnan(only_positives.specificity)
+    assert math.isnan(only_positives.npv)
+    assert math.isnan(ConfusionMatrix(0, 0, 0, 0).accuracy)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
+    labels, probabilities = [label] * 3, [0.2, 0.5, 0.9]
+    assert math.isnan(metrics.auroc(labels, probabilities))
+    assert math.isnan(metrics.auprc(labels, probabilities))
+    fpr, tpr, _ = metrics.roc_curve(labels, probabilities)
+    missing, present = (tpr, fpr) if label == 0 else (fpr, tpr)
+    assert np.isnan(missing).all()
+    assert (present[0], present[-1]) == (0.0, 1.0)
+    assert np.isfinite(metrics.brier(labels, probabilities))
+    assert np.isfinite(metrics.log_loss(labels, [0.0, 0.5, 1.0]))
+    assert np.isfinite(metrics.expected_calibration_error(labels, probabilities))
+    assert all(math.isnan(bound) for bound in metrics.grouped_bootstrap_auroc(labels, probabilities, [1, 2, 3]))
+
+
+@given(scored(both_classes=False), st.integers(1, 12))
+def test_reliability_bins_agree_with_a_loop(sample, bins):
+    labels, probabilities, _ = sample
+    table = metrics.reliability(labels, probabilities, bins)
+    error = 0.0
+    for k in range(bins):
+        last = k == bins - 1
+        inside = (probabilities >= k / bins) & ((probabilities < (k + 1) / bins) | last)
+        assert table.n[k] == inside.sum()
+        if inside.any():
+            assert table.mean_probability[k] == pytest.approx(probabilities[inside].mean(), abs=1e-15)
+            assert table.observed_fraction[k] == pytest.approx(labels[inside].mean(), abs=1e-15)
+            error += inside.mean() * abs(probabilities[inside].mean() - labels[inside].mean())
+        else:
+            assert math.isnan(table.mean_probability[k])
+            assert math.isnan(table.observed_fraction[k])
+    assert table.n.sum() == len(labels)
+    assert metrics.expected_calibration_error(labels, probabilities, bins) == pytest.approx(error, abs=1e-12)
+
+
+def test_expected_calibration_error_of_a_known_case():
+    # Two of ten bins: 0.25 with one in two positive, 0.75 with all positive.
+    assert metrics.expected_calibration_error([0, 1, 1, 1], [0.25, 0.25, 0.75, 0.75]) == 0.25
+    assert metrics.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
+
+
+def resamples_of(groups, resamples, seed):
+    """The rows of each resample, by a plain loop."""
+    names = sorted(set(groups.tolist()))
+    for drawn in np.random.default_rng(seed).integers(0, len(names), size=(resamples, len(names))):
+        yield np.concatenate([np.flatnonzero(groups == names[k]) for k in drawn])
+
+
+@given(scored(both_classes=False), st.integers(0, 5))
+def test_bootstrap_equals_a_loop_over_the_same_draws(sample, seed):
+    labels, probabilities, groups = sample
+    areas = metrics.resampled_auroc(labels, probabilities, groups, resamples=20, seed=seed)
+    sensitivity, specificity = metrics.resampled_rates(labels, probabilities, groups, 0.5, resamples=20, seed=seed)
+    assert areas.shape == sensitivity.shape == specificity.shape == (20,)
+    for k, rows in enumerate(resamples_of(groups, 20, seed)):
+        np.testing.assert_equal(areas[k], metrics.auroc(labels[rows], probabilities[rows]))
+        confusion = metrics.confusion_matrix_at(labels[rows], probabilities[rows], 0.5)
+        np.testing.assert_equal(sensitivity[k], confusion.sensitivity)
+        np.testing.assert_equal(specificity[k], confusion.specificity)
+
+
+def test_bootstrap_intervals_equal_those_of_a_loop():
+    labels, probabilities, groups = grouped_sample(seed=3, groups=60)
+    resampled = list(resamples_of(groups, 200, seed=7))
+    areas = [sklearn.metrics.roc_auc_score(labels[rows], probabilities[rows]) for rows in resampled]
+    recalls = [sklearn.metrics.recall_score(labels[rows], probabilities[rows] >= 0.6) for rows in resampled]
+    found = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=200, seed=7, level=0.9)
+    at_threshold = metrics.grouped_bootstrap_at(labels, probabilities, groups, 0.6, resamples=200, seed=7, level=0.9)
+    assert found == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=1e-12)
+    assert at_threshold.sensitivity == pytest.approx(tuple(np.quantile(recalls, [0.05, 0.95])), abs=1e-12)
+    assert at_threshold.specificity[0] < at_threshold.specificity[1]
+
+
+def test_chunks_and_the_order_of_rows_change_no_resample(monkeypatch):
+    labels, probabilities, groups = grouped_sample(seed=4)
+    whole = metrics.resampled_auroc(labels, probabilities, groups, resamples=50)
+    rates = metrics.resampled_rates(labels, probabilities, groups, 0.5, resamples=50)
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    rows = labels[shuffled], probabilities[shuffled], groups[shuffled]
+    np.testing.assert_array_equal(metrics.resampled_auroc(*rows, resamples=50), whole)
+    monkeypatch.setattr(metrics, "WEIGHTS_AT_ONCE", 3 * len(labels))
+    np.testing.assert_array_equal(metrics.resampled_auroc(labels, probabilities, groups, resamples=50), whole)
+    np.testing.assert_array_equal(metrics.resampled_rates(labels, probabilities, groups, 0.5, resamples=50), rates)
+
+
+def test_copies_of_an_image_in_its_group_do_not_narrow_the_interval():
+    labels, probabilities, groups = grouped_sample(seed=5)
+    once = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=300)
+    copied = [np.repeat(values, 5) for values in (labels, probabilities, groups)]
+    assert metrics.grouped_bootstrap_auroc(*copied, resamples=300) == once
+    as_if_independent = metrics.grouped_bootstrap_auroc(copied[0], copied[1], np.arange(len(copied[0])), resamples=300)
+    assert as_if_independent[1] - as_if_independent[0] < (once[1] - once[0]) * 0.7
+
+
+def test_intervals_cover_the_true_value_about_as_often_as_they_say():
+    # Scores are N(label, 1): AUROC is Phi(1 / sqrt 2), and sensitivity at the logit 0.5 is Phi(0.5).
+    true_auroc = 0.5 * (1 + math.erf(1 / 2))
+    true_rate = 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))
+    threshold = 1 / (1 + math.exp(-0.5))
+    covered = np.zeros(2)
+    for seed in range(100):
+        sample = grouped_sample(seed)
+        low, high = metrics.grouped_bootstrap_auroc(*sample, resamples=300, seed=seed)
+        rate_low, rate_high = metrics.grouped_bootstrap_at(*sample, threshold, resamples=300, seed=seed).sensitivity
+        covered += (low <= true_auroc <= high, rate_low <= true_rate <= rate_high)
+    # 95 expected; a percentile interval on 60 positive groups is a little short.
+    assert (covered >= 87).all()
+    assert (covered <= 100).all()
+
+
+def test_one_class_resamples_are_nan_and_left_out_of_the_interval():
+    # One positive group of three: (2/3)^3 of the resamples lack it.
+    labels, probabilities, groups = [1, 0, 0], [0.9, 0.1, 0.2], ["a", "b", "c"]
+    areas = metrics.resampled_auroc(labels, probabilities, groups, resamples=1000)
+    assert 270 < np.isnan(areas).sum() < 370
+    assert metrics.grouped_bootstrap_auroc(labels, probabilities, groups) == (1.0, 1.0)
+    assert metrics.percentile_interval(np.array([np.nan, 0.5, 0.7]), 0.5) == pytest.approx((0.55, 0.65))
+
+
+def test_one_group_has_no_interval():
+    intervals = metrics.grouped_bootstrap_at([0, 1], [0.1, 0.9], ["a", "a"], 0.5)
+    assert np.isnan(intervals).all()
+    assert np.isnan(metrics.grouped_bootstrap_auroc([0, 1], [0.1, 0.9], ["a", "a"])).all()
+
+
+def test_groups_of_text_and_of_numbers_are_the_same_groups():
+    labels, probabilities, groups = grouped_sample(seed=6, groups=9)
+    expected = metrics.resampled_auroc(labels, probabilities, groups, resamples=20)
+    texts = np.array([f"lesion {group}" for group in groups])
+    for named in (texts, texts.astype(object), list(texts)):
+        np.testing.assert_array_equal(metrics.resampled_auroc(labels, probabilities, named, resamples=20), expected)
+
+
+EVERY_METRIC = [
+    metrics.counts_by_threshold,
+    metrics.roc_curve,
+    metrics.auroc,
+    metrics.auprc,
+    metrics.brier,
+    metrics.log_loss,
+    metrics.reliability,
+    metrics.expected_calibration_error,
+    lambda labels, probabilities: metrics.confusion_matrix_at(labels, probabilities, 0.5),
+    lambda labels, probabilities: metrics.grouped_bootstrap_auroc(labels, probabilities, np.arange(len(labels))),
+    lambda labels, probabilities: metrics.grouped_bootstrap_at(labels, probabilities, np.arange(len(labels)), 0.5),
+]
+
+
+@pytest.mark.parametrize("metric", EVERY_METRIC)
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([], [], "no rows: labels and probabilities are empty"),
+        ([0, 1, 1], [0.1, 0.2], "labels and probabilities differ in length: 3 and 2"),
+        ([0, 1, 1], [0.1, np.nan, np.nan], "2 of 3 probabilities are NaN: nan in row 1, nan in row 2"),
+        ([0, 1, 1], [0.1, 1.5, 0.3], "1 of 3 probabilities lie outside [0, 1]: 1.5 in row 1"),
+        ([0, 1, 1], [0.1, -0.5, np.inf], "2 of 3 probabilities lie outside [0, 1]: -0.5 in row 1, inf in row 2"),
+        ([2] * 5, [0.5] * 5, "5 of 5 labels are neither 0 nor 1: 2 in row 0, 2 in row 1, 2 in row 2, ..."),
+        ([0.0, np.nan], [0.1, 0.2], "1 of 2 labels are neither 0 nor 1: nan in row 1"),
+        (["benign", "malignant"], [0.1, 0.2], "labels must be numbers, found dtype <U9"),
+        ([0, 1], [None, 0.2], "probabilities must be numbers, found dtype object"),
+        ([0, 1], [[0.1], [0.2]], "probabilities must be one-dimensional, found shape (2, 1)"),
+    ],
+)
+def test_invalid_arrays_are_named(metric, labels, probabilities, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        metric(labels, probabilities)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a", "b"], "groups must have shape (3,) like labels, found (2,)"),
+        (["a", None, None], "2 of 3 groups are not text: None in row 1, None in row 2"),
+        ([1.0, np.nan, 2.0], "1 of 3 groups are NaN: nan in row 1"),
+    ],
+)
+def test_missing_groups_are_named_and_never_merged(groups, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        metrics.grouped_bootstrap_auroc([0, 1, 1], [0.1, 0.2, 0.3], groups)
+    with pytest.raises(DataError, match=re.escape(message)):
+        metrics.grouped_bootstrap_at([0, 1, 1], [0.1, 0.2, 0.3], groups, 0.5)
+
+
+def test_settings_out_of_range_are_named():
+    labels, probabilities, groups = [0, 1], [0.1, 0.9], [0, 1]
+    with pytest.raises(ConfigError, match="bins must be at least 1, found 0"):
+        metrics.reliability(labels, probabilities, bins=0)
+    with pytest.raises(ConfigError, match="resamples must be at least 1, found 0"):
+        metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=0)
+    with pytest.raises(ConfigError, match="level must lie between 0 and 1, found 95"):
+        metrics.grouped_bootstrap_auroc(labels, probabilities, groups, level=95)
+    with pytest.raises(ConfigError, match="threshold is NaN"):
+        metrics.confusion_matrix_at(labels, probabilities, math.nan)

@@ -1,0 +1,125 @@
+"""Operating points: every rule against a search through all observed scores, ties, and what cannot be chosen."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.metrics import confusion_matrix_at
+from melanoma_spark.operating_points import OperatingPoint, choose, parse_rule
+
+TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)
+
+
+@st.composite
+def scored(draw):
+    n = draw(st.integers(2, 40))
+    labels = draw(arrays(np.int64, n, elements=st.integers(0, 1)))
+    labels[:2] = (0, 1)
+    return labels, draw(arrays(np.float64, n, elements=st.integers(0, 10).map(lambda tenths: tenths / 10)))
+
+
+def by_threshold(labels, probabilities):
+    return {threshold: confusion_matrix_at(labels, probabilities, threshold) for threshold in set(probabilities)}
+
+
+@given(scored(), TARGETS)
+def test_sensitivity_rule_takes_the_largest_threshold_that_reaches_it(sample, target):
+    point = choose(*sample, rule=f"sensitivity>={target}")
+    reached = [t for t, confusion in by_threshold(*sample).items() if confusion.sensitivity >= target]
+    assert point.threshold == max(reached)
+
+
+@given(scored(), TARGETS)
+def test_specificity_rule_takes_the_smallest_threshold_that_reaches_it(sample, target):
+    reached = [t for t, confusion in by_threshold(*sample).items() if confusion.specificity >= target]
+    if reached:
+        assert choose(*sample, rule=f"specificity>={target}").threshold == min(reached)
+    else:
+        with pytest.raises(DataError, match="no threshold reaches rule"):
+            choose(*sample, rule=f"specificity>={target}")
+
+
+@given(scored())
+def test_balanced_rule_takes_the_greatest_youden_index(sample):
+    tables = by_threshold(*sample)
+    point = choose(*sample, rule="balanced")
+    best = max(confusion.balanced_accuracy for confusion in tables.values())
+    assert tables[point.threshold].balanced_accuracy == pytest.approx(best, abs=1e-12)
+
+
+def test_balanced_rule_prefers_the_sensitive_one_of_equals():
+    # At 0.4 both positives and one of two negatives, at 0.6 one positive and no negative: J is 1/2 at either.
+    assert choose([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.6], "balanced").threshold == 0.4
+
+
+def test_targets_met_exactly_count_as_met():
+    # 1 - 0.05 and its like are not 0.95 in float64: a rate got by subtraction would pass the exact threshold by.
+    labels = np.repeat([0, 1], 20)
+    probabilities = np.concatenate([np.linspace(0.01, 0.2, 20), np.linspace(0.1, 0.9, 20)])
+    at_sensitivity = choose(labels, probabilities, "sensitivity>=0.95")
+    assert confusion_matrix_at(labels, probabilities, at_sensitivity.threshold).tp == 19
+    for of_hundred in range(1, 100):
+        labels = np.repeat([0, 1], 100)
+        probabilities = np.arange(200) / 200
+        target = of_hundred / 100
+        point = choose(labels, probabilities, f"specificity>={target}")
+        assert confusion_matrix_at(labels, probabilities, point.threshold).tn == of_hundred
+
+
+def test_the_point_carries_its_name_and_rule():
+    assert choose([0, 1], [0.2, 0.7]) == OperatingPoint("screening", 0.7, "sensitivity>=0.95")
+    assert choose([0, 1], [0.2, 0.7], "balanced", name="triage") == OperatingPoint("triage", 0.7, "balanced")
+
+
+def test_float32_probabilities_decide_alike_afterwards():
+    probabilities = np.array([0.1, 0.3, 0.7], dtype=np.float32)
+    point = choose([0, 1, 1], probabilities, "sensitivity>=1")
+    assert confusion_matrix_at([0, 1, 1], probabilities, point.threshold).tp == 2
+
+
+@pytest.mark.parametrize("rule", ["sensitivity>=0.95", "specificity>=0.9", "balanced"])
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_is_refused(rule, label):
+    with pytest.raises(DataError, match=f"rule '{rule}' needs images of both labels: all 2 have label {label}"):
+        choose([label, label], [0.1, 0.9], rule)
+
+
+def test_a_specificity_out_of_reach_is_refused_with_the_best_there_is():
+    message = "the highest probability, 0.8, gives a specificity of 0.5000 on 2 images of label 0"
+    with pytest.raises(DataError, match=message):
+        choose([0, 0, 1], [0.1, 0.8, 0.8], "specificity>=0.9")
+
+
+@pytest.mark.parametrize(
+    "rule", ["", "accuracy>=0.9", "sensitivity>0.9", "sensitivity>=", "sensitivity>=nan", "Balanced", "sensitivity>=-1"]
+)
+def test_an_unknown_rule_names_the_valid_ones(rule):
+    with pytest.raises(ConfigError) as caught:
+        choose([0, 1], [0.1, 0.9], rule)
+    assert repr(rule) in str(caught.value)
+    for valid in ("sensitivity>=X", "specificity>=X", "balanced"):
+        assert valid in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", ["sensitivity>=95", "specificity>=0", "sensitivity>=1.01"])
+def test_a_target_that_is_no_fraction_is_refused(rule):
+    with pytest.raises(ConfigError, match=r"not in \(0, 1\]"):
+        parse_rule(rule)
+
+
+def test_rules_parse():
+    assert parse_rule("sensitivity>=0.95") == ("sensitivity", 0.95)
+    assert parse_rule(" specificity >= .9 ") == ("specificity", 0.9)
+    kind, target = parse_rule("balanced")
+    assert kind == "balanced"
+    assert math.isnan(target)
+
+
+def test_invalid_arrays_raise_before_anything_is_chosen():
+    with pytest.raises(DataError, match="1 of 2 probabilities are NaN"):
+        choose([0, 1], [0.1, math.nan])

@@ -1,0 +1,257 @@
+"""The report: what it says, that it needs nothing else, and that hostile or undefined facts do no harm."""
+
+import base64
+import copy
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from melanoma_spark import metrics, report
+from melanoma_spark.errors import DataError
+from melanoma_spark.operating_points import OperatingPoint, choose
+
+PLOTS = {"roc.png", "calibration.png", "confusion.png", "histogram.png", "training.png"}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+HOSTILE = "<script>alert('x')</script>\" onload=\"steal() $\\frac{1}$ & <b>"
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a document; an unbalanced tag is an error."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.text += " " if tag in ("td", "th") else ""
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    @property
+    def words(self):
+        return " ".join(self.text.replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def model(name, shift, seed, one_class=False):
+    generator = np.random.default_rng(seed)
+    labels = np.repeat([0, 1], [70, 30])
+    groups = np.arange(100) // 2
+    probabilities = 1 / (1 + np.exp(-generator.normal(shift * (labels - 0.5), 1)))
+    point = choose(labels, probabilities)
+    test_labels = np.zeros(100, dtype=int) if one_class else labels
+    return report.model_facts(
+        name, point, (labels, probabilities), (test_labels, probabilities, groups), resamples=50, seed=1
+    )
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return [model("head alone", 1.5, 0), model("fine-tuned", 3.0, 1)]
+
+
+@pytest.fixture
+def facts(measured):
+    return report.Facts(
+        title="Melanoma, demo",
+        created_at="2024-05-17T09:21:44Z",
+        run_id="9f1c2a7b",
+        dataset={
+            "id": "sha256:5a0d",
+            "labels": ("benign", "malignant"),
+            "counts": {"train": {"benign": 14622, "malignant": 3120}, "test": {"benign": 70, "malignant": 30}},
+            "groups": {"test": 50},
+            "rejects": {"truncated": 3, "segmentation mask": 2074},
+        },
+        settings={"target": "malignant", "tracking": "https://mlflow.example/"},
+        lineage={"weights": "sha256:bfe5", "git commit": "3f2d9c4"},
+        models=copy.deepcopy(measured),
+        training=[
+            {"phase": "head", "epoch": 1, "loss": 0.51, "validation_loss": 0.61, "validation_auroc": 0.81},
+            {"phase": "head", "epoch": 2, "loss": 0.4444, "validation_loss": 0.5555, "validation_auroc": 0.8765},
+            {"phase": "block5", "epoch": 1, "loss": 0.39, "validation_loss": 0.41, "validation_auroc": float("nan")},
+        ],
+        best={"head": 2, "block5": 1},
+        limits=["Few images of dark skin.", "Patients are not known."],
+        weights_are_random=False,
+    )
+
+
+def test_model_facts_are_the_metrics_of_the_test_split():
+    generator = np.random.default_rng(3)
+    labels, groups = generator.integers(0, 2, 80), np.arange(80) // 3
+    probabilities, validation = generator.random(80), (labels[:40], generator.random(40))
+    point = OperatingPoint("triage", 0.4, "balanced")
+    facts = report.model_facts("head", point, validation, (labels, probabilities, groups), resamples=40, seed=2)
+    interval = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=40, seed=2)
+    rates = metrics.grouped_bootstrap_at(labels, probabilities, groups, 0.4, resamples=40, seed=2)
+    assert facts.keys() == report.ModelFacts.__required_keys__
+    assert facts["auroc"] == metrics.auroc(labels, probabilities)
+    assert (facts["auroc_low"], facts["auroc_high"]) == interval
+    assert facts["auprc"] == metrics.auprc(labels, probabilities)
+    assert facts["prevalence"] == labels.mean()
+    assert facts["brier"] == metrics.brier(labels, probabilities)
+    assert facts["ece"] == metrics.expected_calibration_error(labels, probabilities)
+    assert facts["test"] == metrics.confusion_matrix_at(labels, probabilities, 0.4)
+    assert facts["validation"] == metrics.confusion_matrix_at(*validation, 0.4)
+    assert (facts["sensitivity_interval"], facts["specificity_interval"]) == rates
+    assert facts["histograms"]["negative"].sum() == (labels == 0).sum()
+    assert facts["histograms"]["positive"].sum() == (labels == 1).sum()
+
+
+def test_plots_are_images_wide_enough_for_paper_and_equal_for_equal_facts(facts):
+    drawn = report.plots(facts)
+    assert drawn.keys() == PLOTS
+    for png in drawn.values():
+        with Image.open(io.BytesIO(png)) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert image.width >= 900
+            assert len(image.convert("L").getcolors()) > 10
+    assert report.plots(facts) == drawn
+
+
+def test_without_epochs_there_is_no_training_plot(facts):
+    facts["training"] = []
+    assert report.plots(facts).keys() == PLOTS - {"training.png"}
+    assert "Validation loss" not in Page(report.render(facts)).words
+
+
+def test_the_page_holds_every_plot_and_nothing_from_outside(facts):
+    html = report.render(facts)
+    page = Page(html)
+    pictures = [value for name, value in page.attributes if name == "src"]
+    assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
+    assert {base64.b64decode(picture.partition(",")[2]) for picture in pictures} == set(report.plots(facts).values())
+    assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
+    assert not any(name in ("href", "srcset", "action") or name.startswith("on") for name, _ in page.attributes)
+    assert not re.search(r"url\(|@import", html)
+    assert ("name", "viewport") in page.attributes
+    assert "@media print" in html
+    assert html.startswith("<!doctype html>")
+
+
+def test_the_page_says_all_facts(facts):
+    words = Page(report.render(facts)).words
+    for told in facts["models"]:
+        assert told["name"] in words
+        assert f"{told['auroc']:.3f} 95 % interval {told['auroc_low']:.3f} to {told['auroc_high']:.3f}" in words
+        for rate, bounds in (
+            (told["test"].sensitivity, told["sensitivity_interval"]),
+            (told["test"].specificity, told["specificity_interval"]),
+        ):
+            assert f"{100 * rate:.1f} % {100 * bounds[0]:.1f} % to {100 * bounds[1]:.1f} %" in words
+        assert f"{100 * told['validation'].specificity:.1f} %" in words
+        for key in ("auprc", "prevalence", "brier", "ece"):
+            assert f"{told[key]:.3f}" in words
+        assert f"{told['operating_point'].threshold:.4g}" in words
+        table = told["test"]
+        assert f"{told['name']} test {table.tp} {table.fn} {table.fp} {table.tn}" in words
+    for said in (
+        "Melanoma, demo",
+        "2024-05-17T09:21:44Z",
+        "9f1c2a7b",
+        "sha256:5a0d",
+        "sensitivity>=0.95",
+        "train 14,622 3,120 17,742 unknown",
+        "test 70 30 100 50",
+        "truncated 3",
+        "segmentation mask 2,074",
+        "head, kept 2 0.4444 0.5555 0.8765",
+        "block5, kept 1 0.3900 0.4100 undefined",
+        "target malignant",
+        "tracking https://mlflow.example/",
+        "weights sha256:bfe5",
+        "git commit 3f2d9c4",
+        "Few images of dark skin.",
+        "Patients are not known.",
+    ):
+        assert said in words
+    assert words.count("It gives no diagnosis and is not a medical device.") == 2
+
+
+def test_the_headline_stands_before_plots_and_tables(facts):
+    html = report.render(facts)
+    places = [html.index(part) for part in ("95&nbsp;% interval", "<img", "Figures by model", "Lineage", "Limits")]
+    assert places == sorted(places)
+
+
+def test_the_page_names_no_source_file(facts):
+    words = Page(report.render(facts)).words
+    assert not re.search(r"\.py\b|\.html\b|melanoma_spark|site-packages", words)
+
+
+def test_random_weights_are_said_loudly_and_only_then(facts):
+    assert "Random weights" not in Page(report.render(facts)).words
+    facts["weights_are_random"] = True
+    page = Page(report.render(facts))
+    assert "Random weights: demo only" in page.words
+    assert ("role", "alert") in page.attributes
+
+
+def test_hostile_text_is_shown_and_never_obeyed(facts):
+    facts["title"] = facts["run_id"] = HOSTILE
+    facts["dataset"] |= {"labels": (HOSTILE, "malignant"), "rejects": {HOSTILE: 1}, "id": HOSTILE}
+    facts["dataset"]["counts"] = {HOSTILE: {HOSTILE: 2, "malignant": 1}}
+    facts["settings"], facts["lineage"], facts["limits"] = {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}, [HOSTILE]
+    facts["models"][0]["name"] = HOSTILE
+    facts["models"][1]["operating_point"] = OperatingPoint(HOSTILE, 0.5, HOSTILE)
+    facts["training"][0]["phase"] = HOSTILE
+    page = Page(report.render(facts))
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert page.text.count(HOSTILE) >= 12
+
+
+def test_names_in_plots_are_no_formulas(facts):
+    # Matplotlib reads text between dollar signs as TeX and raises where it is none.
+    facts["models"][0]["name"] = r"$\frac{$"
+    facts["dataset"]["labels"] = (r"$\no$", "malignant")
+    facts["dataset"]["counts"] = {}
+    facts["training"][0]["phase"] = r"$\so$"
+    assert report.plots(facts).keys() == PLOTS
+
+
+def test_undefined_is_written_and_never_nan(facts):
+    facts["models"] = [model("head alone", 1.5, 0, one_class=True)]
+    facts["dataset"]["rejects"] = {}
+    words = Page(report.render(facts)).words
+    assert "Test AUROC undefined 95 % interval undefined" in words
+    assert "Sensitivity undefined undefined Specificity" in words
+    assert "AUPRC undefined" in words
+    assert "No image was rejected." in words
+    assert not re.search(r"\bnan\b", words, re.IGNORECASE)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_any_number_of_models_can_stand_side_by_side(facts, count):
+    facts["models"] = [dict(facts["models"][0], name=f"model {k}") for k in range(count)]
+    words = Page(report.render(facts)).words
+    assert words.count("Test AUROC") == count
+
+
+def test_missing_facts_are_named(facts):
+    short = {key: value for key, value in facts.items() if key not in ("lineage", "best")}
+    with pytest.raises(DataError, match="the report lacks best, lineage"):
+        report.render(short)
+    del facts["models"][1]["roc"]
+    with pytest.raises(DataError, match="model 2 of the report lacks roc"):
+        report.plots(facts)
+    facts["models"] = []
+    with pytest.raises(DataError, match="the report names no model"):
+        report.plots(facts)
