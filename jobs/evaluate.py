@@ -69,11 +69,11 @@ def run(job: Job) -> str:
     table = job.spark.read.parquet(files.join(folder, "predictions")).toPandas()
 
     measured = [measure(name, table[table["model"] == name], settings) for name in models]
-    facts = report_facts(job, images, models, measured)
-    html = report.render(facts).encode()
+    shown = report_facts(job, images, models, measured)
+    html = report.render(shown).encode()
     files.write_bytes(files.join(folder, "report.html"), html)
     job.tracker.artifact("report.html", html)
-    for name, png in report.plots(facts).items():
+    for name, png in report.plots(shown).items():
         job.tracker.artifact(f"plots/{name}", png)
     figures = {key: value for model in measured for key, value in as_metrics(model).items()}
     job.tracker.metrics(figures)
@@ -111,9 +111,7 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
     def prepare(content: bytes) -> np.ndarray:
         return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
 
-    udf = inference.over_column(
-        f"head {model['id']}", load, prepare, finish, RESULT, job.settings.evaluate.batch_size
-    )
+    udf = inference.over_column(f"head {model['id']}", load, prepare, finish, RESULT, job.settings.evaluate.batch_size)
     stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).select("sha256", cut)
     judged = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
     rows = judged.select("sha256", "split", "group", "label").join(stored, "sha256", "inner")

@@ -84,7 +84,8 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
 
     session.batch_rows(spark, chosen.batch_size)
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
-    udf = inference.over_column(f"{name} {size} {base.content_id} {cuts}", load, prepare, finish, kind, chosen.batch_size)
+    model_id = f"{name} {size} {base.content_id} {cuts}"
+    udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size)
     partitions = session.partitions_for(spark, rows)
     computed = (
         todo.repartitionByRange(partitions, "split", "sha256")

@@ -8,7 +8,7 @@ example: ./spark-submit.sh finetune warehouse=/data/warehouse ranks=2
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import numpy as np
 
@@ -53,8 +53,8 @@ def run(job: Job) -> str:
         result,
         session.task_threads(job.spark),
     )[0]
-    best = {phase.name: training.best_of([r for r in records if r.phase == phase.name]) for phase in settings.finetune.phases}
-    last = best[settings.finetune.phases[-1].name]
+    names = [phase.name for phase in settings.finetune.phases]
+    best = {name: training.best_of([record for record in records if record.phase == name]) for name in names}
     tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(result)))
     facts = {
         **{key: head[key] for key in ("spec", "weights_id", "weights_origin", "dataset_id", "features_id")},
@@ -64,7 +64,7 @@ def run(job: Job) -> str:
         "head_id": head["id"],
         "tensors_id": tensors_id,
         "ranks": settings.ranks,
-        "validation_auroc": last.validation_auroc,
+        "validation_auroc": best[names[-1]].validation_auroc,
         "training": [training.as_dict(record) for record in records],
         "best": {name: record.epoch for name, record in best.items()},
         "run_id": job.run_id,
@@ -72,8 +72,11 @@ def run(job: Job) -> str:
     store.publish(warehouse, "models/finetuned", facts)
     job.tracker.epochs(records)
     speeds = [record.images_per_second for record in records if record.epoch]
-    told = ", ".join(f"{name} kept epoch {r.epoch} (validation AUROC {r.validation_auroc:.4f})" for name, r in best.items())
-    return f"{settings.ranks} ranks, {told}; {np.mean(speeds):.1f} images/s" if speeds else told
+    told = ", ".join(
+        f"{name} kept epoch {record.epoch} (validation AUROC {record.validation_auroc:.4f})"
+        for name, record in best.items()
+    )
+    return f"{settings.ranks} ranks at {np.mean(speeds):.1f} images/s, {told}"
 
 
 def train(
@@ -97,10 +100,7 @@ def train(
         url, column = sources[phase.cut]
         part = network.tail(model, phase.cut)
 
-        def rows(split: str, seed: int | None, url: str = url, column: str = column, part: Any = part) -> training.Rows:
-            for value, label in store.rows(url, column, wanted[split], seed):
-                yield value.astype(part.input.dtype), label
-
+        read = functools.partial(phase_rows, url, column, wanted, part.input.dtype, settings.seed)
         plan = training.Plan(
             phase=phase.name,
             learning_rate=phase.learning_rate,
@@ -114,14 +114,23 @@ def train(
             part,
             plan,
             own["train"],
-            lambda epoch, rows=rows: rows("train", settings.seed + epoch),
+            functools.partial(read, "train"),
             own["validation"],
-            lambda epoch, rows=rows: rows("validation", None),
+            functools.partial(read, "validation"),
             say,
         )
     if rank.rank == 0:
         files.write_bytes(result, files.pack_tensors(model.get_weights()))
     return records
+
+
+def phase_rows(
+    url: str, column: str, wanted: dict[str, dict[str, int]], dtype: str, seed: int, split: str, epoch: int
+) -> training.Rows:
+    """This rank's rows of an epoch; those of the train split come in the epoch's own order."""
+    order = seed + epoch if split == "train" else None
+    for value, label in store.rows(url, column, wanted[split], order):
+        yield value.astype(dtype), label
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pyspark.sql import functions as f
 
 from jobs.job import Job, main
 from melanoma_spark import archive, files, layouts, lineage, schemas, selection, session, store
+from melanoma_spark.errors import DataError
 
 CHOSEN = ("source_uri", "image_id", "label", "split", "group", "patient_id", "lesion_id")
 DECODE_BATCH = 32  # files of an Arrow batch: archives hold photographs of several megabytes
@@ -18,8 +19,8 @@ DECODE_BATCH = 32  # files of an Arrow batch: archives hold photographs of sever
 
 def run(job: Job) -> str:
     spark, settings, warehouse = job.spark, job.settings, job.warehouse
-    listing = archive.listing(spark, settings.archive)
-    listed = [(row.path, row.length, row.modificationTime.isoformat()) for row in listing.collect()]
+    listing = archive.listing(spark, settings.archive, settings.ingest.max_bytes)
+    listed = [(row.path, row.length, row.modified.isoformat()) for row in listing.collect()]
     made_from = lineage.content_id(
         [lineage.rows_id(listed), settings.ingest.model_dump(mode="json"), settings.image_size, settings.seed]
     )
@@ -28,12 +29,18 @@ def run(job: Job) -> str:
         return f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/"
 
     records = archive.metadata(spark, str(settings.archive), listing)
+    images_only = listing.where(~f.lower("path").rlike(layouts.TABLE_NAMES))
     session.batch_rows(spark, DECODE_BATCH)
-    decoded = archive.decode(spark, str(settings.archive), settings).persist(StorageLevel.DISK_ONLY)
+    decoded = archive.decode(spark, str(settings.archive), images_only, settings).persist(StorageLevel.DISK_ONLY)
     names = ["source_uri", "sha256", "pixel_sha256", "perceptual_hash", "reason", "detail"]
     session.describe(spark, f"ingest: decode and hash {len(listed)} files")
     found = [selection.Found(**row.asDict()) for row in decoded.select(*names).collect()]
-    skipped = sum(layouts.is_metadata(path) for path, _, _ in listed)
+    skipped = sum(layouts.is_table(path) for path, _, _ in listed)
+    if len(found) + skipped != len(listed):
+        raise DataError(
+            f"{len(listed)} files were listed, {len(found)} read and {skipped} skipped: the archive changed meanwhile; "
+            "run ingest again"
+        )
     root = archive.qualified(spark, str(settings.archive))
     chosen = selection.select(found, records, root, settings)
 
@@ -77,7 +84,7 @@ def write(job: Job, decoded: DataFrame, chosen: selection.Selection, path: str) 
     """`images/<path>` through Petastorm, sorted by split and hash so that row groups hold one split, and `rejects/`."""
     spark, settings = job.spark, job.settings
     schema = schemas.images_schema(settings.image_size)
-    size = decoded.agg(f.sum(f.length("image"))).head()[0]
+    size = decoded.agg(f.sum(f.length("image"))).collect()[0][0]
     mebibyte = 1024 * 1024
     shards = max(session.slots(spark), -(-size // (settings.ingest.shard_mb * mebibyte)))
     table = spark.createDataFrame(
@@ -99,6 +106,7 @@ def write(job: Job, decoded: DataFrame, chosen: selection.Selection, path: str) 
     spark.createDataFrame(rejects, schemas.REJECTS).coalesce(1).write.mode("overwrite").parquet(
         files.join(job.warehouse, "rejects", path)
     )
+
 
 if __name__ == "__main__":
     main("ingest", __doc__, run, needs_archive=True)

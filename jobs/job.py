@@ -15,7 +15,6 @@ from typing import Any
 from melanoma_spark import __version__, backbones, config, files, operating_points
 from melanoma_spark.errors import ConfigError, MelanomaError
 
-
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 
 # TensorFlow's notes on the processor, once a process, are nobody's news. Set before it is imported.
@@ -100,7 +99,7 @@ def commit() -> str:
     try:
         found = subprocess.run(
             ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).resolve().parent,
+            cwd=Path(sys.argv[0]).resolve().parent,  # this module may lie in the zip that Spark ships
             capture_output=True,
             text=True,
             check=True,

@@ -7,8 +7,6 @@ example: ./spark-submit.sh register warehouse=/data/warehouse register.alias=cha
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from jobs.job import Job, commit, main
@@ -55,14 +53,7 @@ def run(job: Job) -> str:
         "weights_origin": model["weights_origin"],
         "commit": commit(),
     }
-    version, uri = job.tracker.register(
-        settings.name, settings.alias, serving.pack(scorer), example(job, scorer), tags
-    )
-    store.publish(
-        warehouse,
-        "models/registered",
-        {"id": model["id"], "path": uri, "made_from": evaluated["id"], "name": settings.name, "version": version},
-    )
+    version, uri = job.tracker.register(settings.name, settings.alias, serving.pack(scorer), example(job, scorer), tags)
     return f"{settings.name} version {version} is {settings.alias} now ({name}, {uri})"
 
 

@@ -16,14 +16,17 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, main
-from melanoma_spark import archive, files, inference, layouts, schemas, serving, session, store
+from melanoma_spark import archive, files, inference, layouts, schemas, serving, session
+
+PLACE = ("path", "modified", "length")
 
 
 def run(job: Job) -> str:
     spark, settings = job.spark, job.settings
     version, artifacts = job.tracker.model_files(settings.score.model)
     scorer = serving.unpack(artifacts)
-    listing = archive.listing(spark, settings.archive).where(~archive.is_table(f.col("path"))).persist()
+    everything = archive.listing(spark, settings.archive, settings.ingest.max_bytes)
+    listing = everything.where(~f.lower("path").rlike(layouts.TABLE_NAMES)).persist()
     todo = new_files(job, listing, version).persist()
     listed, new = listing.count(), todo.count()
     name = f"{version.name} version {version.version}"
@@ -59,18 +62,18 @@ def new_files(job: Job, listing: DataFrame, version: Any) -> DataFrame:
         .select(
             f.col("source_uri").alias("path"),
             f.col("source_bytes").alias("length"),
-            f.col("source_modified").alias("modificationTime"),
+            f.col("source_modified").alias("modified"),
         )
     )
-    return listing.join(done, ["path", "length", "modificationTime"], "left_anti")
+    return listing.join(done, ["path", "length", "modified"], "left_anti")
 
 
 def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some_only: bool) -> DataFrame:
     """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
     spark, settings = job.spark, job.settings
-    limit = settings.ingest.max_bytes
-    paths = [row.path for row in todo.where(f.col("length") <= limit).select("path").collect()] if some_only else None
-    read = archive.contents(spark, str(settings.archive), limit, paths).where(~archive.is_table(f.col("path")))
+    readable = todo.where("reason is null")
+    paths = [row.path for row in readable.select("path").collect()] if some_only else None
+    read = archive.contents(spark, str(settings.archive), settings.ingest.max_bytes, paths)
     tensors = spark.sparkContext.broadcast(scorer.tensors)
     kinds = {"probability": t.DoubleType(), "threshold": t.DoubleType()}
     result = t.StructType([t.StructField(key, kinds.get(key, t.StringType())) for key in serving.OUTPUTS])
@@ -84,26 +87,29 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some
         result,
         settings.score.batch_size,
     )
-    found = read.select(
-        *archive.LISTING, f.sha2("content", 256).alias("sha256"), udf("content").alias("found")
-    ).select(*archive.LISTING, "sha256", "found.*")
-    unread = todo.where(f.col("length") > limit).select(
-        *archive.LISTING,
+    # The listing's size and time, not the reader's: what is written here is what the next listing is compared with.
+    found = (
+        read.join(readable.select(*PLACE), "path", "inner")
+        .select(*PLACE, f.sha2("content", 256).alias("sha256"), udf("content").alias("found"))
+        .select(*PLACE, "sha256", "found.*")
+    )
+    unread = todo.where("reason is not null").select(
+        *PLACE,
         f.lit(None).cast("string").alias("sha256"),
         f.lit(None).cast("double").alias("probability"),
         f.lit("").alias("decision"),
         f.lit(scorer.operating_point.name).alias("operating_point"),
         f.lit(scorer.operating_point.threshold).alias("threshold"),
         f.lit("rejected").alias("status"),
-        f.lit("too_many_bytes").alias("reason"),
-        f.concat(f.col("length"), f.lit(f" bytes, the limit is {limit}")).alias("detail"),
+        "reason",
+        "detail",
     )
     image_id = f.udf(layouts.image_id, t.StringType())
     return (
         found.unionByName(unread)
         .withColumnRenamed("path", "source_uri")
         .withColumnRenamed("length", "source_bytes")
-        .withColumnRenamed("modificationTime", "source_modified")
+        .withColumnRenamed("modified", "source_modified")
         .withColumn("probability", f.when(f.col("status") == "scored", f.col("probability")))
         .withColumn("image_id", image_id("source_uri"))
         .withColumn("model_name", f.lit(version.name))

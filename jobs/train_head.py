@@ -17,9 +17,7 @@ def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
-    made_from = lineage.content_id(
-        [images["id"], features["id"], settings.head.model_dump(mode="json"), settings.seed]
-    )
+    made_from = lineage.content_id([images["id"], features["id"], settings.head.model_dump(mode="json"), settings.seed])
     known = store.manifest(warehouse, "models/head")
     if known and known["made_from"] == made_from:
         return f"nothing new, models/head stands, validation AUROC {known['validation_auroc']:.4f}"
@@ -74,7 +72,10 @@ def train(
     channels = pooled["train"][0][0].shape[-1]
     features = keras.Input((1, 1, channels), name="features")
     model = keras.Model(features, network.build_head(features, spec), name="head")
-    shards = {split: sharding.deal(list(wanted), rank.size, settings.head.batch_size)[rank.rank] for split, wanted in labels.items()}
+    shards = {
+        split: sharding.deal(list(wanted), rank.size, settings.head.batch_size)[rank.rank]
+        for split, wanted in labels.items()
+    }
     plan = training.Plan(
         phase="head",
         learning_rate=settings.head.learning_rate,
@@ -84,8 +85,14 @@ def train(
         seed=settings.seed,
     )
     records = training.train(
-        rank, model, plan, shards["train"], lambda epoch: pooled["train"], shards["validation"],
-        lambda epoch: pooled["validation"], say,
+        rank,
+        model,
+        plan,
+        shards["train"],
+        lambda epoch: pooled["train"],
+        shards["validation"],
+        lambda epoch: pooled["validation"],
+        say,
     )
     return model.get_weights(), records
 

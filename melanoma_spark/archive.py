@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
 
+import numpy as np
 import pandas as pd
-from pyspark.errors import PySparkException
-from pyspark.sql import Column, DataFrame, SparkSession
+from py4j.protocol import Py4JJavaError
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
+from pyspark.sql import types as t
 
-from melanoma_spark import config, images, layouts, schemas
+from melanoma_spark import config, images, layouts, schemas, session
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 
-LISTING = ("path", "modificationTime", "length")
+LISTING = t.StructType(
+    [
+        t.StructField("path", t.StringType()),
+        t.StructField("modified", t.TimestampType()),
+        t.StructField("length", t.LongType()),
+        t.StructField("reason", t.StringType()),  # why the file is not read, a code of images.REASONS
+        t.StructField("detail", t.StringType()),
+    ]
+)
+
+Encode = Callable[[np.ndarray], bytes]
 
 
-def listing(spark: SparkSession, url: str | None) -> DataFrame:
-    """Every file of an archive: `path`, `modificationTime`, `length`; nothing is read yet.
+def listing(spark: SparkSession, url: str | None, max_bytes: int) -> DataFrame:
+    """Every file of an archive as a row of `LISTING`; nothing is read yet.
 
-    Raises `ConfigError` when no archive is named, `DataError` when it is not there or holds no files.
+    Asked of the file system itself: Spark's own listing leaves out empty files and those whose names start with `.` or
+    `_`, and a file must not vanish. Raises `ConfigError` when no archive is named, `DataError` when it is not there or
+    holds no files.
     """
     if not url:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
-    found = _files(spark, url).select(*LISTING)
+    rows = []
     try:
-        if found.isEmpty():
-            raise DataError(f"archive {url} holds no files; expected a folder with JPEG or PNG images below it")
-    except PySparkException as error:
+        path = _hadoop_path(spark, url)
+        root = qualified(spark, url)
+        found = path.getFileSystem(_hadoop_configuration(spark)).listFiles(path, True)
+        while found.hasNext():
+            status = found.next()
+            name, length = status.getPath().toString(), status.getLen()
+            modified = datetime.fromtimestamp(status.getModificationTime() / 1000, UTC)
+            rows.append((name, modified, length, *(layouts.unread(name, root, length, max_bytes) or (None, None))))
+    except Py4JJavaError as error:
         raise DataError(_unreadable(url, error)) from None
-    return found
+    if not rows:
+        raise DataError(f"archive {url} holds no files; expected a folder with JPEG or PNG images below it")
+    return spark.createDataFrame(rows, LISTING)
 
 
 def qualified(spark: SparkSession, url: str) -> str:
     """The archive's own path as Spark spells the paths below it."""
-    context = spark.sparkContext
-    path = context._jvm.org.apache.hadoop.fs.Path(url)  # type: ignore[union-attr]
-    return str(path.getFileSystem(context._jsc.hadoopConfiguration()).makeQualified(path))  # type: ignore[union-attr]
-
-
-def is_table(path: Column) -> Column:
-    """Whether a file is a table beside the images, by its name."""
-    return f.lower(path).rlike(r"\.csv$")
+    path = _hadoop_path(spark, url)
+    return str(path.getFileSystem(_hadoop_configuration(spark)).makeQualified(path).toString())
 
 
 def contents(spark: SparkSession, url: str, max_bytes: int, paths: list[str] | None = None) -> DataFrame:
-    """The files of an archive (or only those of `paths`) with their `content`; those over `max_bytes` are left out."""
-    return _files(spark, url, paths).where(f.col("length") <= max_bytes)
+    """`path` and `content` of the archive's images (or of those in `paths`): what `listing` gives no reason against."""
+    found = (
+        spark.read.format("binaryFile")
+        .option("recursiveFileLookup", "true")
+        .load([_escaped(path) for path in paths] if paths is not None else _escaped(url))
+    )
+    is_table = f.lower("path").rlike(layouts.TABLE_NAMES)
+    return found.where((f.col("length") <= max_bytes) & ~is_table).select("path", "content")
 
 
 def metadata(spark: SparkSession, url: str, files: DataFrame) -> list[layouts.Record]:
@@ -53,10 +77,8 @@ def metadata(spark: SparkSession, url: str, files: DataFrame) -> list[layouts.Re
 
     Raises `DataError` when there is more than one, or what `layouts.read_metadata` raises.
     """
-    tables = [
-        row.path
-        for row in files.where(f.lower("path").endswith("/" + layouts.METADATA_NAME)).select("path").collect()
-    ]
+    named = files.where(f.lower("path").endswith("/" + layouts.METADATA_NAME) & f.col("reason").isNull())
+    tables = [row.path for row in named.collect()]
     if not tables:
         return []
     if len(tables) > 1:
@@ -66,12 +88,11 @@ def metadata(spark: SparkSession, url: str, files: DataFrame) -> list[layouts.Re
     return layouts.read_metadata(bytes(content.content), layouts.METADATA_NAME)
 
 
-def decode(spark: SparkSession, url: str, settings: config.Settings) -> DataFrame:
-    """Every file that may be an image as a row of `schemas.DECODED`: its pixels and hashes, or why there are none."""
+def decode(spark: SparkSession, url: str, files: DataFrame, settings: config.Settings) -> DataFrame:
+    """Each of these listed files as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
     limits = settings.ingest
     size = settings.image_size
-    is_image = ~is_table(f.col("path"))
-    read = contents(spark, url, limits.max_bytes).where(is_image).select("path", "content")
+    read = contents(spark, url, limits.max_bytes)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         schema = schemas.images_schema(size)
@@ -83,22 +104,17 @@ def decode(spark: SparkSession, url: str, settings: config.Settings) -> DataFram
             ]
             yield pd.DataFrame(found, columns=schemas.DECODED.names)
 
-    decoded = read.mapInPandas(rows, schemas.DECODED)
-    unread = (
-        _files(spark, url)
-        .select(*LISTING)
-        .where((f.col("length") > limits.max_bytes) & is_image)
-        .select(
-            f.col("path").alias("source_uri"),
-            *(f.lit(None).cast(schemas.DECODED[name].dataType).alias(name) for name in schemas.DECODED.names[1:-2]),
-            f.lit("too_many_bytes").alias("reason"),
-            f.concat(f.col("length"), f.lit(f" bytes, the limit is {limits.max_bytes}")).alias("detail"),
-        )
+    decoded = read.mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
+    unread = files.where("reason is not null").select(
+        f.col("path").alias("source_uri"),
+        *(f.lit(None).cast(schemas.DECODED[name].dataType).alias(name) for name in schemas.DECODED.names[1:-2]),
+        "reason",
+        "detail",
     )
     return decoded.unionByName(unread)
 
 
-def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode) -> tuple:  # type: ignore[no-untyped-def, type-arg]
+def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode: Encode) -> tuple[Any, ...]:
     sha256 = images.sha256(content)
     try:
         pixels = images.decode(content, size, limits.min_side, limits.max_pixels)
@@ -109,25 +125,21 @@ def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode) ->
     return (path, sha256, *hashes, width, height, encode(pixels), None, None)
 
 
-def _files(spark: SparkSession, url: str, paths: list[str] | None = None) -> DataFrame:
-    try:
-        return (
-            spark.read.format("binaryFile")
-            .option("recursiveFileLookup", "true")
-            .option("ignoreMissingFiles", "false")
-            .load([_escaped(path) for path in paths] if paths is not None else _escaped(url))
-        )
-    except PySparkException as error:
-        raise DataError(_unreadable(url, error)) from None
-
-
 def _escaped(url: str) -> str:
     """Hadoop reads a path as a glob; the names of an archive are names."""
     return "".join("\\" + letter if letter in "{}[]*?\\" else letter for letter in url)
 
 
-def _unreadable(url: str, error: PySparkException) -> str:
-    condition = error.getCondition() if hasattr(error, "getCondition") else error.getErrorClass()
-    if condition == "PATH_NOT_FOUND":
+def _hadoop_path(spark: SparkSession, url: str) -> Any:
+    return spark.sparkContext._jvm.org.apache.hadoop.fs.Path(url)  # type: ignore[union-attr]
+
+
+def _hadoop_configuration(spark: SparkSession) -> Any:
+    return spark.sparkContext._jsc.hadoopConfiguration()
+
+
+def _unreadable(url: str, error: Py4JJavaError) -> str:
+    reason = session.java_reason(error)
+    if "FileNotFoundException" in reason or "does not exist" in reason:
         return f"archive {url} does not exist; give the URL of a folder of images with archive=URL"
-    return f"archive {url} cannot be read: {str(error).splitlines()[0][:300]}"
+    return f"archive {url} cannot be read: {reason}"

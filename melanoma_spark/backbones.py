@@ -13,7 +13,6 @@ import numpy as np
 
 from melanoma_spark.errors import ConfigError
 
-
 PIXEL_SCALE = 64.0  # about the standard deviation of prepared pixels; He's rule assumes inputs of unit variance
 
 

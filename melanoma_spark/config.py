@@ -29,7 +29,7 @@ class Backbone(Section):
 
     name: Literal["vgg16"] = "vgg16"
     weights: str = "imagenet"
-    allow_random: bool = Field(False, description="only the demo and the tests say yes")
+    allow_random: bool = Field(default=False, description="only the demo and the tests say yes")
 
     @model_validator(mode="after")
     def _random_is_for_the_demo(self) -> Backbone:
@@ -49,11 +49,11 @@ class Ingest(Section):
     labels: Labels = Labels()
     test_fraction: Fraction = 0.15
     validation_fraction: Fraction = 0.15
-    min_side: Count = Field(32, description="pixels; a smaller image is rejected")
-    max_pixels: Count = Field(100_000_000, description="a larger image is rejected before it is decoded")
-    max_bytes: Count = Field(256 * 1024 * 1024, description="a larger file is rejected before it is read")
-    row_group_mb: Count = Field(16, description="size of a Parquet row group, MiB")
-    shard_mb: Count = Field(128, description="size of a Parquet file, MiB")
+    min_side: Count = Field(default=32, description="pixels; a smaller image is rejected")
+    max_pixels: Count = Field(default=100_000_000, description="a larger image is rejected before it is decoded")
+    max_bytes: Count = Field(default=256 * 1024 * 1024, description="a larger file is rejected before it is read")
+    row_group_mb: Count = Field(default=16, description="size of a Parquet row group, MiB")
+    shard_mb: Count = Field(default=128, description="size of a Parquet file, MiB")
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Ingest:
@@ -64,7 +64,7 @@ class Ingest(Section):
 
 class Featurize(Section):
     cuts: tuple[str, ...] = Field(
-        ("block5_pool", "block4_pool"), description="layers of the backbone whose output is stored"
+        default=("block5_pool", "block4_pool"), description="layers of the backbone whose output is stored"
     )
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: Count = 16
@@ -78,7 +78,7 @@ class Head(Section):
     cut: str = "block5_pool"
     learning_rate: Rate = 1e-3
     epochs: Count = 60
-    patience: Count = Field(10, description="epochs without a better validation AUROC before training stops")
+    patience: Count = Field(default=10, description="epochs without a better validation AUROC before training stops")
     batch_size: Count = 32
 
 
@@ -96,17 +96,17 @@ class Phase(Section):
 
 
 class Finetune(Section):
-    batch_size: Count = Field(16, description="global: images a step over all ranks together")
+    batch_size: Count = Field(default=16, description="global: images a step over all ranks together")
     phases: tuple[Phase, ...] = (
         Phase(name="block5", cut="block4_pool"),
         Phase(name="all", learning_rate=1e-6, epochs=2),
     )
-    start_timeout: Count = Field(180, description="seconds in which all ranks must have started")
+    start_timeout: Count = Field(default=180, description="seconds in which all ranks must have started")
 
 
 class Evaluate(Section):
-    operating_point: str = Field("sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
-    resamples: Count = Field(2000, description="bootstrap resamples of groups")
+    operating_point: str = Field(default="sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
+    resamples: Count = Field(default=2000, description="bootstrap resamples of groups")
     batch_size: Count = 16
 
 
@@ -116,30 +116,32 @@ class Register(Section):
 
 
 class Score(Section):
-    model: str = Field("melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
+    model: str = Field(default="melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
     batch_size: Count = 16
 
 
 class Mlflow(Section):
-    tracking_uri: str | None = Field(None, description="default: an SQLite file in the warehouse")
+    tracking_uri: str | None = Field(default=None, description="default: an SQLite file in the warehouse")
     experiment: str = "melanoma"
 
 
 class Settings(Section):
     """All settings of a job."""
 
-    archive: str | None = Field(None, description="URL or path of the archive: a folder of images")
-    warehouse: str = Field("warehouse", description="URL or path under which everything made is kept")
-    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(224, description="side in pixels of the stored square")
+    archive: str | None = Field(default=None, description="URL or path of the archive: a folder of images")
+    warehouse: str = Field(default="warehouse", description="URL or path under which everything made is kept")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
+        default=224, description="side in pixels of the stored square"
+    )
     seed: int = 0
-    ranks: Count = Field(2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
+    ranks: Count = Field(default=2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
     backbone: Backbone = Backbone()
     ingest: Ingest = Ingest()
     featurize: Featurize = Featurize()
     head: Head = Head()
     finetune: Finetune = Finetune()
     evaluate: Evaluate = Evaluate()
-    register_: Register = Field(Register(), alias="register")
+    register_: Register = Field(default=Register(), alias="register")
     score: Score = Score()
     mlflow: Mlflow = Mlflow()
 

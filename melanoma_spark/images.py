@@ -16,6 +16,7 @@ from melanoma_spark.errors import ImageError
 
 REASONS = {
     "empty": "the file has no bytes",
+    "hidden": "its name, or a folder's, starts with . or _; rename it to have it read",
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
     "not_an_image": "the content is not JPEG or PNG, whatever the name says",
     "corrupt": "the image cannot be decoded to its end",

@@ -27,7 +27,9 @@ Ready = TypeVar("Ready")
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
 
-def over_column(model_id: str, load: Load, prepare: Prepare, finish: Finish, result: t.StructType, batch_size: int) -> Any:
+def over_column(
+    model_id: str, load: Load, prepare: Prepare, finish: Finish, result: t.StructType, batch_size: int
+) -> Any:
     """A UDF: binary column -> struct column `result`.
 
     `load()` makes the model's forward pass; `model_id` names it among those a worker has met. `prepare(bytes)` gives
@@ -47,10 +49,11 @@ def over_column(model_id: str, load: Load, prepare: Prepare, finish: Finish, res
 
     def computed(predict: Predict, items: list[np.ndarray | ImageError]) -> pd.DataFrame:
         good = [place for place, item in enumerate(items) if not isinstance(item, ImageError)]
+        arrays = [item for item in items if not isinstance(item, ImageError)]
         errors = [item if isinstance(item, ImageError) else None for item in items]
         outputs: list[np.ndarray | None] = [None]
-        if good:
-            inputs = np.stack([items[place] for place in good])  # type: ignore[arg-type]
+        if arrays:
+            inputs = np.stack(arrays)
             parts = [predict(inputs[at : at + batch_size]) for at in range(0, len(good), batch_size)]
             outputs = []
             for place in range(len(parts[0])):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ from melanoma_spark.errors import DataError
 
 METADATA_NAME = "metadata.csv"
 ID_COLUMNS = ("image_id", "isic_id", "image_name", "image")
+TABLE_NAMES = r"\.csv$"  # of paths in lower case; Java and Python read it alike
 LABEL_COLUMNS = ("label", "benign_malignant")
 
 
@@ -41,9 +43,21 @@ def folder_label(path: str, root: str) -> str | None:
     return parent.name if parent != PurePosixPath(root) and parent.name else None
 
 
-def is_metadata(path: str) -> bool:
-    """Whether a file is one that ingest reads, or may skip, as a table rather than as an image."""
-    return path.lower().endswith((".csv", ".drawn.json"))
+def is_table(path: str) -> bool:
+    """Whether a file is a table beside the images, by its name: no image, and no reject either."""
+    return re.search(TABLE_NAMES, path.lower()) is not None
+
+
+def unread(path: str, root: str, length: int, max_bytes: int) -> tuple[str, str] | None:
+    """The reason and detail for which a file is rejected without being read, or None. Lengths are in bytes."""
+    below = PurePosixPath(path.removeprefix(root)).parts
+    if any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in below):
+        return "hidden", "a name in its path starts with . or _, which Spark does not read"
+    if length == 0:
+        return "empty", "0 bytes"
+    if length > max_bytes:
+        return "too_many_bytes", f"{length} bytes, the limit is {max_bytes}"
+    return None
 
 
 def read_metadata(content: bytes, source: str = METADATA_NAME) -> list[Record]:

@@ -129,9 +129,7 @@ def _keys(file: Found, record: layouts.Record) -> list[str]:
 
 def _chosen(file: Found, record: layouts.Record, label: int, group: str, settings: config.Settings) -> Chosen:
     assert file.sha256 is not None
-    split = splits.split_of(
-        group, settings.seed, settings.ingest.test_fraction, settings.ingest.validation_fraction
-    )
+    split = splits.split_of(group, settings.seed, settings.ingest.test_fraction, settings.ingest.validation_fraction)
     return Chosen(
         file.source_uri, file.sha256, record.image_id, label, split, group, record.patient_id, record.lesion_id
     )

@@ -124,7 +124,7 @@ def from_files(paths: Mapping[str, str]) -> Scorer:
 
 def signature() -> ModelSignature:
     """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
-    texts = {name: DataType.string for name in OUTPUTS}
+    texts = dict.fromkeys(OUTPUTS, DataType.string)
     kinds = texts | {"probability": DataType.double, "threshold": DataType.double}
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),

@@ -15,6 +15,8 @@ def start(name: str) -> SparkSession:
         .config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.python.worker.reuse", "true")  # the model is loaded once per worker process
         .config("spark.dynamicAllocation.enabled", "false")  # Horovod's ranks need their slots all at once
+        # Petastorm's calls of pyarrow's old API warn by the hundred, TensorFlow of the processor it runs on.
+        .config("spark.executorEnv.PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
         .config("spark.executorEnv.TF_CPP_MIN_LOG_LEVEL", "2")
         .config("spark.sql.sources.parallelPartitionDiscovery.threshold", "1000")
         .getOrCreate()
@@ -30,7 +32,7 @@ def task_threads(spark: SparkSession) -> int:
 
 def slots(spark: SparkSession) -> int:
     """Tasks that can run at once now."""
-    context = spark.sparkContext._jsc.sc()  # type: ignore[union-attr]
+    context = spark.sparkContext._jsc.sc()
     profile = context.resourceProfileManager().defaultResourceProfile()
     return max(1, int(context.maxNumConcurrentTasks(profile)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def deal(rows: Sequence[str], ranks: int, global_batch: int) -> list[Shard]:
     if len(rows) < ranks:
         raise DataError(f"{len(rows)} images for {ranks} ranks: each rank needs at least one; set ranks={len(rows)}")
     bounds = [len(rows) * rank // ranks for rank in range(ranks + 1)]
-    parts = [tuple(rows[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    parts = [tuple(rows[low:high]) for low, high in itertools.pairwise(bounds)]
     batch_size = max(1, global_batch // ranks)
     sizes = tuple(len(part) for part in parts)
     steps = -(-max(sizes) // batch_size)

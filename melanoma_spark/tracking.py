@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
+import io
 import logging
 import os
 import tempfile
@@ -115,17 +117,18 @@ class Tracker:
                 paths[key] = str(Path(folder) / key)
                 Path(paths[key]).write_bytes(content)
             scorer = serving.from_files(paths)
-            info = self._mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(package / "serving.py"),
-                artifacts=paths,
-                code_paths=[str(package)],
-                signature=serving.signature(),
-                input_example=example,
-                pip_requirements=serving.requirements(),
-                registered_model_name=name,
-                metadata={"spec_id": scorer.model_id},
-            )
+            with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of each step; what fails is raised
+                info = self._mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(package / "serving.py"),
+                    artifacts=paths,
+                    code_paths=[str(package)],
+                    signature=serving.signature(),
+                    input_example=example,
+                    pip_requirements=serving.requirements(),
+                    registered_model_name=name,
+                    metadata={"model_id": scorer.model_id},
+                )
         client = self._mlflow.MlflowClient()
         version = str(info.registered_model_version)
         for key, value in tags.items():

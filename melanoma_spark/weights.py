@@ -56,15 +56,15 @@ def resolve(settings: config.Backbone, seed: int) -> Weights:
 def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigError:
     """The error of weights that are not those an earlier dataset was made with."""
     return ConfigError(
-        f"{dataset} was made with weights {made_with}, the settings name {weights.origin} weights {weights.content_id}; "
-        f"run `./spark-submit.sh {job}` with these settings first"
+        f"{dataset} was made with weights {made_with}, the settings name {weights.origin} weights "
+        f"{weights.content_id}; run `./spark-submit.sh {job}` with these settings first"
     )
 
 
 def announce(weights: Weights) -> None:
     """Say in one line where random weights are used: their features mean nothing."""
     if weights.are_random:
-        print("random weights are used, for this demo only: no ImageNet weights at hand (see README, Weights)", flush=True)
+        print("random weights are used, for this demo only: no ImageNet weights at hand (README, Weights)", flush=True)
 
 
 def at_hand(name: str) -> Path | None:
@@ -89,7 +89,7 @@ def read_hdf5(content: bytes, what: str) -> list[np.ndarray]:
 
     try:
         with h5py.File(io.BytesIO(content), "r") as archive:
-            root = archive["model_weights"] if "model_weights" in archive else archive
+            root = archive.get("model_weights", archive)
             return [
                 np.asarray(root[layer][weight], dtype=np.float32)
                 for layer in _texts(root.attrs["layer_names"])
