@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, commit, main
+from jobs.job import Job, main
 from melanoma_spark import (
     __version__,
     config,
@@ -216,7 +216,7 @@ def report_facts(
             "features": head["features_id"],
             **{f"model {name}": facts["id"] for name, facts in models.items()},
             "package": __version__,
-            "commit": commit(),
+            "commit": lineage.commit(),
         },
         "models": measured,
         "training": epochs,

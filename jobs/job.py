@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from melanoma_spark import __version__, backbones, config, files, operating_points
+from melanoma_spark import __version__, backbones, config, files, lineage, operating_points
 from melanoma_spark.errors import ConfigError, MelanomaError
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
@@ -94,22 +92,6 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
     say(f"{name}: {summary}; {seconds:.1f} s")
 
 
-def commit() -> str:
-    """The git commit of the code, or the package's version where it runs outside a checkout."""
-    try:
-        found = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(sys.argv[0]).resolve().parent,  # this module may lie in the zip that Spark ships
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-        return found.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return f"release {__version__}"
-
-
 def _run(name: str, settings: config.Settings, stage: Stage) -> int:
     from melanoma_spark import session, tracking
 
@@ -119,7 +101,7 @@ def _run(name: str, settings: config.Settings, stage: Stage) -> int:
     try:
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         job = Job(spark, settings, warehouse, tracker)
-        run_stage(job, name, stage, {"job": name, "commit": commit(), "version": __version__})
+        run_stage(job, name, stage, {"job": name, "commit": lineage.commit(), "version": __version__})
         return 0
     finally:
         spark.stop()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from jobs.job import Job, commit, main
-from melanoma_spark import network, serving, store
+from jobs.job import Job, main
+from melanoma_spark import lineage, network, serving, store
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint
 
@@ -51,7 +51,7 @@ def run(job: Job) -> str:
         "dataset_id": model["dataset_id"],
         "weights_id": model["weights_id"],
         "weights_origin": model["weights_origin"],
-        "commit": commit(),
+        "commit": lineage.commit(),
     }
     version, uri = job.tracker.register(settings.name, settings.alias, serving.pack(scorer), example(job, scorer), tags)
     return f"{settings.name} version {version} is {settings.alias} now ({name}, {uri})"

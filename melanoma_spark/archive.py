@@ -42,7 +42,10 @@ def listing(spark: SparkSession, url: str | None, max_bytes: int) -> DataFrame:
     try:
         path = _hadoop_path(spark, url)
         root = qualified(spark, url)
-        found = path.getFileSystem(_hadoop_configuration(spark)).listFiles(path, True)
+        filesystem = path.getFileSystem(_hadoop_configuration(spark))
+        if filesystem.getFileStatus(path).isFile():
+            raise DataError(f"archive {url} is a file; name the folder that holds the images with archive=URL")
+        found = filesystem.listFiles(path, True)
         while found.hasNext():
             status = found.next()
             name, length = status.getPath().toString(), status.getLen()

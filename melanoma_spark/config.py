@@ -202,12 +202,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"settings file {path}: {error.strerror}; see conf/*.yaml for examples") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"settings file {path} is not UTF-8 text; see conf/*.yaml for examples") from None
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"settings file {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"settings file {path} is not YAML{where}: {problem}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -221,7 +224,7 @@ def _split(word: str) -> tuple[list[str], Any]:
         raise ConfigError(f"{word!r} is not of the form key=value, for example image_size=224")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     return key.split("."), value
 

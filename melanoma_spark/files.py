@@ -94,9 +94,12 @@ def read_json(url: str) -> dict[str, Any] | None:
     if not exists(url):
         return None
     try:
-        return dict(json.loads(read_bytes(url)))
+        facts = json.loads(read_bytes(url))
     except ValueError:
-        raise DataError(f"{url} is not JSON; it was damaged, remove it and run the job again") from None
+        facts = None
+    if not isinstance(facts, dict):
+        raise DataError(f"{url} is not a JSON object; it was damaged, remove it and run the job again")
+    return facts
 
 
 def write_json(url: str, facts: dict[str, Any]) -> None:
@@ -114,9 +117,12 @@ def unpack_tensors(content: bytes) -> list[np.ndarray]:
     """The weights in order. Raises `DataError` when the content is anything but plain arrays."""
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            return [archive[name] for name in sorted(archive.files)]
+            tensors = [archive[name] for name in archive.files]
     except Exception as error:
         raise DataError(f"weights are damaged or hold something that is no array: {error}") from None
+    if not all(isinstance(tensor, np.ndarray) for tensor in tensors):  # numpy hands out other members as bytes
+        raise DataError("weights are damaged or hold something that is no array")
+    return tensors
 
 
 def _reason(error: Exception) -> str:

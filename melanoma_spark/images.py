@@ -30,6 +30,7 @@ REASONS = {
 
 # By content, not by name: suffixes lie. Other decoders stay shut, which keeps their bugs out of reach.
 FORMATS = ("JPEG", "PNG")
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
 def decode(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000) -> np.ndarray:
@@ -47,6 +48,8 @@ def decode(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_0
         except Image.DecompressionBombError:
             raise ImageError("too_many_pixels", "over Pillow's own limit") from None
         except Exception as error:
+            if content.startswith(SIGNATURES):
+                raise ImageError("corrupt", "its header cannot be read") from error
             raise ImageError("not_an_image", _found(content)) from error
         width, height = image.size
         if width * height > max_pixels:
@@ -88,8 +91,10 @@ def perceptual_hash(pixels: np.ndarray) -> str:
     Each bit says whether brightness rises to the right (dHash, Krawetz 2013). The smallest of the eight
     orientations' hashes stands for the image.
     """
-    grey = Image.fromarray(pixels).convert("L")
-    small = np.asarray(grey.resize((24, 24), Image.Resampling.BOX), dtype=np.float32)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float64)
+    height, width = grey.shape
+    # Whole numbers, so exact: Pillow's box filter rounds between its two passes, and a turned image gets other values.
+    small = _overlap(height, 24) @ grey @ _overlap(width, 24).T
     hashes = []
     for turns in range(4):
         turned = np.rot90(small, turns)
@@ -98,21 +103,29 @@ def perceptual_hash(pixels: np.ndarray) -> str:
     return min(hashes)
 
 
+def _overlap(side: int, cells: int) -> np.ndarray:
+    """How much of each of `side` pixels lies in each of `cells` equal cells: (cells, side), 1/cells pixel as the unit."""
+    pixel, cell = np.arange(side) * cells, np.arange(cells)[:, None] * side
+    return (np.minimum(pixel + cells, cell + side) - np.maximum(pixel, cell)).clip(0).astype(np.float64)
+
+
 def _dhash(square: np.ndarray) -> str:
     # three columns to a cell and the middle one left out, so that a mirrored image compares the same two
-    cells = square.reshape(8, 3, 8, 3).mean(axis=1)
+    cells = square.reshape(8, 3, 8, 3).sum(axis=1)
     return np.packbits(cells[:, :, 2] > cells[:, :, 0]).tobytes().hex()
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # before the rest: Pillow cuts these at 255 when it converts
+        deep = np.asarray(image, dtype=np.float32)
+        grey = (deep / 257.0).clip(0, 255).astype(np.uint8)
+        grey[deep == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         # On white, as a viewer shows it; a plain conversion would uncover whatever the hidden pixels hold.
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):
-        deep = np.asarray(image, dtype=np.float32)
-        return Image.fromarray((deep / 257.0).clip(0, 255).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 

@@ -69,8 +69,11 @@ def read_metadata(content: bytes, source: str = METADATA_NAME) -> list[Record]:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = content.decode("latin-1")
-    rows = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip().lower() for name in next(rows, [])]
+    try:
+        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
+    except csv.Error as error:
+        raise DataError(f"{source} is not a table of comma-separated values: {error}") from None
+    header = [name.strip().lower() for name in header]
     id_column = _column(header, ID_COLUMNS, source, "image id")
     label_column = _column(header, LABEL_COLUMNS, source, "label")
     places = {name: header.index(name) for name in ("patient_id", "lesion_id") if name in header}

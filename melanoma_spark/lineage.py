@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from melanoma_spark import __version__
 
 LENGTH = 16  # hexadecimal digits: 64 bits, enough to tell the datasets and models of one warehouse apart
 
@@ -33,3 +38,19 @@ def tensors_id(tensors: Iterable[np.ndarray]) -> str:
         digest.update(f"{tensor.dtype.str}{tensor.shape}".encode())
         digest.update(np.ascontiguousarray(tensor).tobytes())
     return digest.hexdigest()[:LENGTH]
+
+
+def checkout() -> Path:
+    """The folder this code was started from. Spark ships the package as a zip, so this file may lie elsewhere."""
+    here = Path(__file__).resolve().parents[1]
+    return here if here.is_dir() else Path(sys.argv[0]).resolve().parents[1]
+
+
+def commit() -> str:
+    """The git commit of the code, or the package's version where it runs outside a checkout."""
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        found = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, check=True, timeout=10)
+        return found.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return f"release {__version__}"

@@ -148,6 +148,7 @@ class _Relay:
             self._stream.write(line if rank == "0" else f"rank {rank}: {line}")
         if not _PREFIXED.match(text):
             self._stream.write(text)
+        self._stream.flush()  # progress is of use while it is news
 
     def flush(self) -> None:
         self._stream.flush()

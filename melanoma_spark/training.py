@@ -149,16 +149,17 @@ def train(
     _log(rank, say, records[-1], plan, kept=False)
     for epoch in range(1, plan.epochs + 1):
         started = time.monotonic()
-        loss_so_far = float("nan")  # the mean over the epoch's steps, as Keras keeps it
+        losses = []
         spoke = started
-        model.reset_metrics()
         for step, (inputs, labels, weights) in enumerate(stream(epoch), start=1):
-            loss_so_far = float(model.train_on_batch(inputs, labels, sample_weight=weights))
+            model.reset_metrics()  # else Keras may return the mean since the last reset
+            losses.append(float(model.train_on_batch(inputs, labels, sample_weight=weights)))
             if rank.rank == 0 and time.monotonic() - spoke > 10:
                 spoke = time.monotonic()
                 say(f"  {plan.phase} epoch {epoch}/{plan.epochs}: step {step}/{train_shard.steps}")
         seconds = time.monotonic() - started
-        loss = float(np.mean(rank.gather(np.asarray([loss_so_far], np.float64))))
+        by_step = rank.gather(np.asarray([losses], np.float64)).mean(axis=0)
+        loss = float(np.average(by_step, weights=[train_shard.valid(step) for step in range(train_shard.steps)]))
         records.append(_measure(rank, model, plan, epoch, loss, validation_shard, validation_rows, seconds, images))
         better = _value(records[-1]) > _value(best)
         if better:
@@ -217,9 +218,11 @@ def _measure(
 def _log(rank: Rank, say: Callable[[str], None], record: EpochRecord, plan: Plan, kept: bool) -> None:
     if rank.rank != 0:
         return
-    start = "start    " if record.epoch == 0 else f"epoch {record.epoch}/{plan.epochs}"
-    speed = f", {record.images_per_second:.1f} images/s" if record.epoch else ""
+    judged = f"validation loss {record.validation_loss:.4f}, AUROC {record.validation_auroc:.4f}"
+    if record.epoch == 0:
+        say(f"  {record.phase}, before: {judged}")
+        return
     say(
-        f"  {record.phase} {start} loss {record.loss:.4f}, validation loss {record.validation_loss:.4f}, "
-        f"AUROC {record.validation_auroc:.4f}{speed}{', best so far' if kept else ''}"
+        f"  {record.phase} epoch {record.epoch}/{plan.epochs}: loss {record.loss:.4f}, {judged}, "
+        f"{record.images_per_second:.1f} images/s{', best so far' if kept else ''}"
     )

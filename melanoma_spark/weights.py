@@ -76,7 +76,7 @@ def at_hand(name: str) -> Path | None:
         return Path(named)
     file_name = backbones.backbone(name).imagenet_file
     keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    beside = Path(__file__).resolve().parents[2] / "shared" / "weights"
+    beside = lineage.checkout().parent / "shared" / "weights"
     return next((path for path in (keras_home / "models" / file_name, beside / file_name) if path.is_file()), None)
 
 

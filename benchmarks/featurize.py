@@ -1,0 +1,158 @@
+"""featurize's images/s over the bare TensorFlow loop's: same network, same batch, same threads, same run.
+
+The job: stored PNG -> decoded pixels -> VGG16 at two cuts -> Parquet through Petastorm, in a Spark whose workers have
+loaded the model. The ceiling: the same forward pass over pixels that lie in memory, in as many processes with as many
+threads each as the job has workers. The two take turns, so that a machine whose speed drifts treats both alike.
+
+    make bench                                          (about 6 minutes on 2 cores)
+    .venv/bin/python benchmarks/featurize.py --images 64 --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jobs import featurize, ingest
+from jobs.job import Job
+from melanoma_spark import backbones, config, drawing, files, schemas, session, store, tracking, weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=192, help="images a round [192]")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of job and bare loop [3]")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels [224]")
+    parser.add_argument("--slots", type=int, default=2, help="Spark tasks at once, one core each [2]")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
+        run(Path(folder), chosen)
+
+
+def run(folder: Path, chosen: argparse.Namespace) -> None:
+    settings = config.parse(
+        {
+            "archive": str(folder / "archive"),
+            "warehouse": str(folder / "warehouse"),
+            "image_size": chosen.size,
+            "backbone": {"allow_random": True},  # speed does not depend on the weights' values
+        }
+    )
+    # every fourth image more, because a few are copies or broken and are not kept
+    drawing.draw_archive(folder / "archive", images=chosen.images * 5 // 4, size=chosen.size)
+    spark = start_spark(chosen.slots)
+    warehouse = files.url_of(settings.warehouse)
+    job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+    ingest.run(job)
+    made_of = store.need(warehouse, "images", "ingest")
+    stored = spark.read.parquet(store.data_url(warehouse, "images", made_of)).select("sha256", "split", "image")
+    todo = stored.orderBy("sha256").limit(chosen.images).persist()
+    rows = todo.count()
+    base = weights.resolve(settings.backbone, settings.seed)
+    recipe = {"backbone": settings.backbone.name, "image_size": chosen.size}
+
+    def job_seconds(name: str) -> float:
+        started = time.monotonic()
+        featurize.compute(job, todo, rows, base, recipe, files.join(warehouse, "bench", name))
+        return time.monotonic() - started
+
+    pixels = schemas.images_schema(chosen.size).fields["image"]
+    decoded = np.stack([pixels.codec.decode(pixels, row.image) for row in todo.limit(32).collect()])
+    threads = session.task_threads(spark)
+    print(f"{rows} images of {chosen.size} px, batches of {settings.featurize.batch_size}, {base.origin} weights")
+    print(f"Spark: {chosen.slots} tasks of {threads} thread; bare loop: {chosen.slots} processes of {threads} thread")
+    with BareLoop(chosen.slots, threads, decoded, base, settings) as bare:
+        job_seconds("warm-up")
+        bare.seconds(settings.featurize.batch_size * chosen.slots)
+        ratios, job_speeds, bare_speeds = [], [], []
+        for turn in range(1, chosen.rounds + 1):
+            bare_speeds.append(rows / bare.seconds(rows))
+            job_speeds.append(rows / job_seconds(f"turn-{turn}"))
+            ratios.append(job_speeds[-1] / bare_speeds[-1])
+            print(
+                f"turn {turn}: featurize {job_speeds[-1]:.2f} images/s, bare loop {bare_speeds[-1]:.2f} images/s, "
+                f"ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+    spark.stop()
+    print(
+        f"median: featurize {statistics.median(job_speeds):.2f} images/s, bare loop "
+        f"{statistics.median(bare_speeds):.2f} images/s, ratio {statistics.median(ratios):.3f} (wanted: >= 0.90)"
+    )
+
+
+class BareLoop:
+    """Processes that do nothing but the forward pass over decoded pixels."""
+
+    def __init__(
+        self, processes: int, threads: int, pixels: np.ndarray, base: weights.Weights, settings: config.Settings
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._ends = []
+        self._processes = []
+        for _ in range(processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=bare_loop, args=(theirs, threads, pixels, base.tensors, settings))
+            process.start()
+            self._ends.append(ours)
+            self._processes.append(process)
+        for end in self._ends:
+            end.recv()  # loaded
+
+    def __enter__(self) -> BareLoop:
+        return self
+
+    def seconds(self, images: int) -> float:
+        """Wall time of these images over all processes, each taking its part."""
+        started = time.monotonic()
+        for end in self._ends:
+            end.send(images // len(self._ends))
+        for end in self._ends:
+            end.recv()
+        return time.monotonic() - started
+
+    def __exit__(self, *_: object) -> None:
+        for end, process in zip(self._ends, self._processes, strict=True):
+            end.send(0)
+            process.join()
+
+
+def bare_loop(
+    end: Connection, threads: int, pixels: np.ndarray, tensors: tuple[np.ndarray, ...], settings: config.Settings
+) -> None:
+    from melanoma_spark import network
+
+    network.use_threads(threads)
+    base = backbones.build_base(settings.backbone.name, settings.image_size, tensors)
+    predict = network.predictor(backbones.features(base, settings.featurize.cuts))
+    batch = settings.featurize.batch_size
+    predict(pixels[:batch])
+    end.send("loaded")
+    while images := end.recv():
+        done = 0
+        while done < images:
+            done += len(predict(pixels[: min(batch, images - done)])[0])
+        end.send("done")
+
+
+def start_spark(slots: int):  # type: ignore[no-untyped-def]
+    from pyspark.sql import SparkSession
+
+    SparkSession.builder.master(f"local[{slots}]").config("spark.ui.enabled", "false").config(
+        "spark.driver.bindAddress", "127.0.0.1"
+    ).config("spark.driver.host", "127.0.0.1").config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    return session.start("benchmark")
+
+
+if __name__ == "__main__":
+    main()

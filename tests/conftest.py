@@ -1,0 +1,205 @@
+"""One Spark session, one drawn archive and one run of the whole line, for all the tests that look at them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+REPO = Path(__file__).parent.parent
+
+# Small enough for two cores, and whole: every stage has something to do.
+SETTINGS: dict[str, Any] = {
+    "image_size": 64,
+    "ranks": 2,
+    "backbone": {"weights": "random", "allow_random": True},
+    "ingest": {"test_fraction": 0.3, "validation_fraction": 0.2},
+    "head": {"epochs": 6, "hidden": 32},
+    "finetune": {
+        "phases": [
+            {"name": "block5", "cut": "block4_pool", "learning_rate": 1e-4, "epochs": 1},
+            {"name": "all", "learning_rate": 1e-5, "epochs": 1},
+        ]
+    },
+    "evaluate": {"resamples": 50},
+}
+STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score")
+
+
+def with_settings(**changes: Any) -> dict[str, Any]:
+    """`SETTINGS` with some keys changed; those of a section one by one."""
+    values = copy.deepcopy(SETTINGS)
+    for key, value in changes.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+    return values
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[Any]:
+    """The session of a job, on two cores of this machine."""
+    found = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    if found != str(REPO / "conf/java"):
+        os.environ["REAL_JAVA_HOME"] = found
+    os.environ["JAVA_HOME"] = str(REPO / "conf/java")  # without the warning of a module, as spark-submit.sh does it
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    from melanoma_spark import session
+
+    with pytest.MonkeyPatch.context() as only_here:
+        properties = ["--properties-file", f"'{REPO}/conf/spark-local.conf'", "--master", "local[2]"]
+        quiet = ["--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
+        only_here.setenv("PYSPARK_SUBMIT_ARGS", " ".join(properties + quiet))
+        only_here.setenv("SPARK_SUBMIT_OPTS", f'"-Dlog4j2.configurationFile=file:{REPO}/conf/log4j2.properties"')
+        only_here.delenv("SPARK_HOME", raising=False)
+        started = session.start("tests")
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="session")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 drawn lesions with copies, turned JPEGs, broken files and an image without a label."""
+    from melanoma_spark import drawing
+
+    folder = tmp_path_factory.mktemp("archive") / "lesions"
+    drawing.draw_archive(folder, images=120, size=64)
+    return folder
+
+
+@dataclass(frozen=True)
+class Line:
+    """A warehouse, what it is made from, and what the jobs said while they made it."""
+
+    job: Any
+    archive: Path
+    folder: Path
+    said: str = ""
+
+    def stage(self, name: str, **changes: Any) -> str:
+        """Run one stage again, with some settings changed; returns its summary line."""
+        from jobs import pipeline
+        from jobs.job import run_stage
+
+        job = replace(self.job, settings=self.job.settings.model_copy(update=changes), tracker=self.tracker())
+        with said() as text:
+            run_stage(job, name, pipeline.STAGES[name], {"stage": name})
+        return text.getvalue().splitlines()[-1]
+
+    def tracker(self) -> Any:
+        """MLflow of this warehouse: its address is one of the whole process, which other tests change."""
+        from melanoma_spark import tracking
+
+        return tracking.Tracker(self.job.settings.mlflow, self.job.warehouse)
+
+    def read(self, name: str) -> Any:
+        """A dataset of the warehouse as a Spark table."""
+        from melanoma_spark import store
+
+        facts = store.need(self.job.warehouse, name, "?")
+        return self.job.spark.read.parquet(store.data_url(self.job.warehouse, name, facts))
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        from melanoma_spark import store
+
+        return store.need(self.job.warehouse, name, "?")
+
+    def scores(self) -> Any:
+        """All of `scores/`, as anybody would read it."""
+        return self.job.spark.read.parquet(f"{self.job.warehouse}/scores").toPandas()
+
+
+@contextlib.contextmanager
+def said() -> Iterator[io.StringIO]:
+    """What jobs print."""
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        yield text
+
+
+def open_line(spark: Any, archive: Path, folder: Path, **changes: Any) -> Line:
+    """A line whose stages have yet to run."""
+    from jobs.job import Job
+    from melanoma_spark import config, files, tracking
+
+    settings = config.parse(with_settings(archive=str(archive), warehouse=str(folder), **changes))
+    warehouse = files.url_of(settings.warehouse)
+    return Line(Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse)), archive, folder)
+
+
+@pytest.fixture
+def new_line(spark: Any, lesions: Path, tmp_path: Path) -> Callable[..., Line]:
+    """A function: an archive and changed settings -> a line in a folder of its own."""
+
+    def new(archive: Path = lesions, folder: str = "warehouse", **changes: Any) -> Line:
+        return open_line(spark, archive, tmp_path / folder, **changes)
+
+    return new
+
+
+@pytest.fixture(scope="session")
+def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """The whole line, run once. Look at it, and run it again; what changes it belongs into a copy of its folder."""
+    from jobs import pipeline
+    from jobs.job import run_stage
+
+    new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse")
+    with said() as text:
+        run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
+    return replace(new, said=text.getvalue())
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Callable[..., Path]:
+    """A function: changed settings -> `SETTINGS` with these as a YAML file."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "settings.yaml"
+        path.write_text(yaml.safe_dump(with_settings(**changes)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def submitted(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """A function that starts ./spark-submit.sh, in a session of its own and in a folder that is not the repository's."""
+    folder = tmp_path / "submitted"
+
+    def start(*arguments: str | Path, **changes: str | None) -> subprocess.Popen[str]:
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYSPARK_PYTHON": sys.executable, **changes}
+        environment.pop("PYSPARK_DRIVER_PYTHON", None)
+        return subprocess.Popen(
+            [str(REPO / "spark-submit.sh"), *map(str, arguments)],
+            cwd=folder,
+            env={key: value for key, value in environment.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start
+
+
+@pytest.fixture
+def submit(submitted: Callable[..., subprocess.Popen[str]]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A function that runs ./spark-submit.sh to its end."""
+
+    def run(*arguments: str | Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
+        started = submitted(*arguments, **changes)
+        out, err = started.communicate(timeout=300)
+        return subprocess.CompletedProcess(started.args, started.returncode, out, err)
+
+    return run
