@@ -24,10 +24,12 @@ setup(
         "pandas>=2.2,<2.4",
         "keras>=3.12,<4",
         "horovod==0.28.1",
+        "cloudpickle>=3",
         "mlflow>=3.17,<4",
         "setuptools<70",  # petastorm imports distutils
         "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2
         "pillow>=11",
+        "pydantic>=2",
         "pyyaml>=6",
         "fsspec>=2024.2",
         "jinja2>=3.1",

@@ -19,6 +19,7 @@ from pyspark.sql import types as t
 
 from jobs.job import Job, main
 from melanoma_spark import backbones, files, inference, lineage, schemas, session, store, weights
+from melanoma_spark.images import PIXELS_VERSION
 
 
 def run(job: Job) -> str:
@@ -32,6 +33,7 @@ def run(job: Job) -> str:
         "weights": base.content_id,
         "cuts": list(cuts),
         "image_size": made_of["image_size"],
+        "pixels_version": PIXELS_VERSION,
         "dtype": settings.featurize.dtype,
     }
     features_id = lineage.content_id(recipe)

@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs.job import Job, main
-from melanoma_spark import archive, files, layouts, lineage, schemas, selection, session, store
+from melanoma_spark import archive, files, images, layouts, lineage, schemas, selection, session, store
 from melanoma_spark.errors import DataError
 
 CHOSEN = ("source_uri", "image_id", "label", "split", "group", "patient_id", "lesion_id")
@@ -22,16 +22,22 @@ def run(job: Job) -> str:
     listing = archive.listing(spark, settings.archive, settings.ingest.max_bytes)
     listed = [(row.path, row.length, row.modified.isoformat()) for row in listing.collect()]
     made_from = lineage.content_id(
-        [lineage.rows_id(listed), settings.ingest.model_dump(mode="json"), settings.image_size, settings.seed]
+        [
+            lineage.rows_id(listed),
+            settings.ingest.model_dump(mode="json"),
+            settings.image_size,
+            settings.seed,
+            images.PIXELS_VERSION,
+        ]
     )
     known = store.manifest(warehouse, "images")
     if known and known["made_from"] == made_from:
         return f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/"
 
     records = archive.metadata(spark, str(settings.archive), listing)
-    images_only = listing.where(~f.lower("path").rlike(layouts.TABLE_NAMES))
+    candidates = listing.where(~f.lower("path").rlike(layouts.TABLE_NAMES))
     session.batch_rows(spark, DECODE_BATCH)
-    decoded = archive.decode(spark, str(settings.archive), images_only, settings).persist(StorageLevel.DISK_ONLY)
+    decoded = archive.decode(spark, str(settings.archive), candidates, settings).persist(StorageLevel.DISK_ONLY)
     names = ["source_uri", "sha256", "pixel_sha256", "perceptual_hash", "reason", "detail"]
     session.describe(spark, f"ingest: decode and hash {len(listed)} files")
     found = [selection.Found(**row.asDict()) for row in decoded.select(*names).collect()]
@@ -44,12 +50,8 @@ def run(job: Job) -> str:
     root = archive.qualified(spark, str(settings.archive))
     chosen = selection.select(found, records, root, settings)
 
-    dataset_id = lineage.content_id(
-        [
-            lineage.rows_id((row.sha256, row.label, row.group, row.split) for row in chosen.chosen),
-            settings.image_size,
-        ]
-    )
+    kept = lineage.rows_id((row.sha256, row.label, row.group, row.split) for row in chosen.chosen)
+    dataset_id = lineage.content_id([kept, settings.image_size, images.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
     write(job, decoded, chosen, path)
     decoded.unpersist()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from melanoma_spark import __version__, backbones, config, files, lineage, operating_points
-from melanoma_spark.errors import ConfigError, MelanomaError
+from melanoma_spark.errors import ConfigError, MelanomaError, root_cause
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 
@@ -53,9 +53,7 @@ def main(name: str, description: str, stage: Stage, needs_archive: bool = False)
 
         if not isinstance(error, PySparkException) or os.environ.get(TRACEBACK_VARIABLE):
             raise
-        from melanoma_spark import session
-
-        _fail(f"Spark: {session.java_reason(error)} (set {TRACEBACK_VARIABLE}=1 to see where)", 1)
+        _fail(f"Spark: {root_cause(error)} (set {TRACEBACK_VARIABLE}=1 to see where)", 1)
 
 
 def _fail(message: str, status: int) -> None:

@@ -13,8 +13,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from melanoma_spark import config, images, layouts, schemas, session
-from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark import config, images, layouts, schemas
+from melanoma_spark.errors import ConfigError, DataError, ImageError, root_cause
 
 LISTING = t.StructType(
     [
@@ -142,7 +142,7 @@ def _hadoop_configuration(spark: SparkSession) -> Any:
 
 
 def _unreadable(url: str, error: Py4JJavaError) -> str:
-    reason = session.java_reason(error)
+    reason = root_cause(error)
     if "FileNotFoundException" in reason or "does not exist" in reason:
         return f"archive {url} does not exist; give the URL of a folder of images with archive=URL"
     return f"archive {url} cannot be read: {reason}"

@@ -39,3 +39,10 @@ class ImageError(DataError):
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
         # Two arguments do not survive pickle's default for exceptions, and Spark pickles them.
         return (ImageError, (self.reason, self.detail))
+
+
+def root_cause(error: object) -> str:
+    """The root cause of a Java exception in one line."""
+    text = str(getattr(error, "java_exception", None) or error)
+    causes = [line for line in text.splitlines() if line.startswith("Caused by: ")] or text.splitlines()
+    return (causes[-1] if causes else type(error).__name__).removeprefix("Caused by: ").strip()[:400]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import cloudpickle
 import numpy as np
 
 from melanoma_spark.errors import ClusterError
@@ -91,19 +93,20 @@ def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., 
 
     wait_for_slots(spark, size)
     threads = spark.conf.get("spark.task.cpus", "1")
-    environment = {
-        **os.environ,
+    shipped = [path.removeprefix("file:") for path in spark.conf.get("spark.submit.pyFiles", "").split(",") if path]
+    environment = {  # added to the executor's own; nothing of the driver's environment travels
         "OMP_NUM_THREADS": threads,
         "TF_NUM_INTRAOP_THREADS": threads,
         "TF_NUM_INTEROP_THREADS": "1",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "HOROVOD_LOG_LEVEL": "error",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONUNBUFFERED": "1",
     }
+    # Horovod's Spark thread ends with an exception of its own when a rank fails; ours says it in one line.
+    hook, threading.excepthook = threading.excepthook, lambda _: None
     try:
         results: list[Any] = horovod.spark.run(
-            _work_on_rank,
-            args=(work, arguments),
+            _on_rank(shipped, work, arguments),
             num_proc=size,
             start_timeout=start_timeout,
             use_gloo=True,
@@ -111,11 +114,18 @@ def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., 
             stdout=_Relay(sys.stdout),
             stderr=_Relay(sys.stderr),
             verbose=0,
+            executable=os.environ.get("PYSPARK_PYTHON") or sys.executable,
         )
     except Exception as error:
+        # Horovod raises the bare class for all that can happen: a rank that failed, tasks that did not start in time
+        started = "Timed out" not in str(error)
         raise ClusterError(
-            f"training on {size} ranks ended early: {str(error).splitlines()[0]}; the ranks' own messages stand above"
+            f"training on {size} ranks ended early: a rank failed, its own message stands above"
+            if started
+            else f"training on {size} ranks did not start within {start_timeout} s: {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        threading.excepthook = hook
     return results
 
 
@@ -137,6 +147,29 @@ def wait_for_slots(spark: Any, ranks: int, patience: float = 30.0) -> None:
         time.sleep(0.5)
 
 
+def _on_rank(shipped: list[str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
+    """What Horovod runs on each rank. Spark puts shipped files on the path of its own Python workers only.
+
+    So the function travels by value, and the rest as bytes that are read when the path is set. Executors have shipped
+    files in their working folder, a local master where the driver has them.
+    """
+    packed = cloudpickle.dumps((work, arguments))
+
+    def start() -> Any:
+        import os
+        import sys
+
+        import cloudpickle
+
+        sys.path[:0] = [place for path in shipped for place in (os.path.abspath(os.path.basename(path)), path)]
+        work, arguments = cloudpickle.loads(packed)
+        from melanoma_spark.ranks import HorovodRank
+
+        return work(HorovodRank(), *arguments)
+
+    return start
+
+
 class _Relay:
     """The ranks' output in the driver's log: rank 0's plain, the others' with their number."""
 
@@ -155,7 +188,3 @@ class _Relay:
 
 
 _PREFIXED = re.compile(r"\[(\d+)\]<std(?:out|err)>:([^\n]*\n?)")
-
-
-def _work_on_rank(work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return work(HorovodRank(), *arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -51,10 +50,3 @@ def partitions_for(spark: SparkSession, rows: int, smallest: int = 32, largest: 
     """Partitions for rows that are costly to compute: about 20 a slot, each of `smallest` to `largest` rows."""
     size = min(max(math.ceil(rows / (20 * slots(spark))), smallest), largest)
     return max(1, math.ceil(rows / size))
-
-
-def java_reason(error: Any) -> str:
-    """The root cause of a Java exception in one line."""
-    text = str(getattr(error, "java_exception", None) or error)
-    causes = [line for line in text.splitlines() if line.startswith("Caused by: ")] or text.splitlines()
-    return (causes[-1] if causes else type(error).__name__).removeprefix("Caused by: ").strip()[:400]

@@ -21,6 +21,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+# MLflow's UI then opens the experiment with runs and charts, not with the traces of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+
 
 def tracking_uri(settings: config.Mlflow, warehouse: str) -> str:
     """The server that the settings name, else an SQLite file in the warehouse, which must then be a local folder."""
@@ -64,7 +67,7 @@ class Tracker:
                 Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
             if mlflow.get_experiment_by_name(settings.experiment) is None:
                 place = files.join(warehouse, "mlartifacts") if embedded else None
-                mlflow.create_experiment(settings.experiment, artifact_location=place)
+                mlflow.create_experiment(settings.experiment, artifact_location=place, tags=EXPERIMENT_TAGS)
             mlflow.set_experiment(settings.experiment)
         except Exception as error:
             raise ClusterError(f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0][:300]}") from None

@@ -86,7 +86,11 @@ def test_files_that_are_not_read_have_a_reason(listing, odd):
     classes = odd.glob("site*/*/*")
     hidden = [path.relative_to(odd) for path in on_disk(odd).values() if "idden" in path.name or "inside" in path.name]
     assert len(hidden) == len(HIDDEN) < len(list(classes))
-    assert reasons == {**dict.fromkeys(hidden, "hidden"), Path("empty.jpg"): "empty", Path("large.jpg"): "too_many_bytes"}
+    assert reasons == {
+        **dict.fromkeys(hidden, "hidden"),
+        Path("empty.jpg"): "empty",
+        Path("large.jpg"): "too_many_bytes",
+    }
     assert set(reasons.values()) <= set(images.REASONS)
 
 
