@@ -39,12 +39,16 @@ def run(job: Job) -> str:
     features_id = lineage.content_id(recipe)
     target = files.join(warehouse, "features", features_id)
     images = spark.read.parquet(store.data_url(warehouse, "images", made_of))
-    todo = images.select("sha256", "split", "image")
+    keys = images.select("sha256")
     if files.matches(target, "*.parquet"):
-        todo = todo.join(spark.read.parquet(target).select("sha256"), "sha256", "left_anti")
-    missing = todo.count()
+        keys = keys.join(spark.read.parquet(target).select("sha256"), "sha256", "left_anti")
+    keys = keys.persist()
+    missing = keys.count()
     if missing:
+        # keys go to the pixels, not the pixels to the keys
+        todo = images.select("sha256", "split", "image").join(f.broadcast(keys), "sha256", "left_semi")
         compute(job, todo, missing, base, recipe, target)
+    keys.unpersist()
     facts = {
         "id": features_id,
         "path": features_id,

@@ -80,7 +80,7 @@ def run(job: Job) -> str:
 
 
 def train(
-    rank: ranks.Rank,
+    rank: training.Rank,
     settings: config.Settings,
     spec: network.Spec,
     labels: dict[str, dict[str, int]],

@@ -95,7 +95,7 @@ def write(job: Job, decoded: DataFrame, chosen: selection.Selection, path: str) 
         "lesion_id string",
     )
     rows = (
-        decoded.join(table, "source_uri", "inner")
+        decoded.join(f.broadcast(table), "source_uri", "inner")
         .repartitionByRange(int(shards), "split", "sha256")
         .sortWithinPartitions("split", "sha256")
         .select(*schema.fields)

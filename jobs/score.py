@@ -72,7 +72,7 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some
     """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
     spark, settings = job.spark, job.settings
     readable = todo.where("reason is null")
-    paths = [row.path for row in readable.select("path").collect()] if some_only else None
+    paths = [row.path for row in readable.select("path").collect()] if some_only else archive.one_by_one(todo)
     read = archive.contents(spark, str(settings.archive), settings.ingest.max_bytes, paths)
     tensors = spark.sparkContext.broadcast(scorer.tensors)
     kinds = {"probability": t.DoubleType(), "threshold": t.DoubleType()}
@@ -89,7 +89,7 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some
     )
     # The listing's size and time, not the reader's: what is written here is what the next listing is compared with.
     found = (
-        read.join(readable.select(*PLACE), "path", "inner")
+        read.join(f.broadcast(readable.select(*PLACE)), "path", "inner")
         .select(*PLACE, f.sha2("content", 256).alias("sha256"), udf("content").alias("found"))
         .select(*PLACE, "sha256", "found.*")
     )

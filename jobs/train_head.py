@@ -63,7 +63,11 @@ def run(job: Job) -> str:
 
 
 def train(
-    rank: ranks.Rank, settings: Any, spec: network.Spec, labels: dict[str, dict[str, int]], pooled: dict[str, list[Any]]
+    rank: training.Rank,
+    settings: Any,
+    spec: network.Spec,
+    labels: dict[str, dict[str, int]],
+    pooled: dict[str, list[Any]],
 ) -> tuple[list[np.ndarray], list[training.EpochRecord]]:
     """The head's tensors and the log. Works on averaged features: 2 kB an image for VGG16, so they stay in memory."""
     import keras

@@ -66,13 +66,18 @@ def qualified(spark: SparkSession, url: str) -> str:
 
 def contents(spark: SparkSession, url: str, max_bytes: int, paths: list[str] | None = None) -> DataFrame:
     """`path` and `content` of the archive's images (or of those in `paths`): what `listing` gives no reason against."""
-    found = (
-        spark.read.format("binaryFile")
-        .option("recursiveFileLookup", "true")
-        .load([_escaped(path) for path in paths] if paths is not None else _escaped(url))
-    )
+    if paths == []:  # Spark asks for one at least
+        return spark.createDataFrame([], "path string, content binary")
+    found = _files(spark).option("recursiveFileLookup", "true").load(paths if paths is not None else url)
     is_table = f.lower("path").rlike(layouts.TABLE_NAMES)
     return found.where((f.col("length") <= max_bytes) & ~is_table).select("path", "content")
+
+
+def one_by_one(files: DataFrame) -> list[str] | None:
+    """The paths of these listed files that can be read, if some can not so that reading the folder would fail."""
+    if not files.where(f.col("reason") == layouts.UNREADABLE_NAME).head(1):
+        return None
+    return [row.path for row in files.where("reason is null").select("path").collect()]
 
 
 def metadata(spark: SparkSession, url: str, files: DataFrame) -> list[layouts.Record]:
@@ -86,7 +91,7 @@ def metadata(spark: SparkSession, url: str, files: DataFrame) -> list[layouts.Re
         return []
     if len(tables) > 1:
         raise DataError(f"archive {url} holds {len(tables)} files named metadata.csv; keep one, at its top")
-    content = spark.read.format("binaryFile").load(_escaped(tables[0])).select("content").head()
+    content = _files(spark).load(tables[0]).select("content").head()
     assert content is not None
     return layouts.read_metadata(bytes(content.content), layouts.METADATA_NAME)
 
@@ -95,7 +100,7 @@ def decode(spark: SparkSession, url: str, files: DataFrame, settings: config.Set
     """Each of these listed files as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
     limits = settings.ingest
     size = settings.image_size
-    read = contents(spark, url, limits.max_bytes)
+    read = contents(spark, url, limits.max_bytes, one_by_one(files))
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         schema = schemas.images_schema(size)
@@ -128,9 +133,9 @@ def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode: En
     return (path, sha256, *hashes, width, height, encode(pixels), None, None)
 
 
-def _escaped(url: str) -> str:
-    """Hadoop reads a path as a glob; the names of an archive are names."""
-    return "".join("\\" + letter if letter in "{}[]*?\\" else letter for letter in url)
+def _files(spark: SparkSession) -> Any:
+    """A reader of whole files. Spark takes a path for a glob unless told otherwise; an archive's names are names."""
+    return spark.read.format("binaryFile").option("__globPaths__", "false")
 
 
 def _hadoop_path(spark: SparkSession, url: str) -> Any:

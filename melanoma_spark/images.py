@@ -17,6 +17,7 @@ from melanoma_spark.errors import ImageError
 REASONS = {
     "empty": "the file has no bytes",
     "hidden": "its name, or a folder's, starts with . or _; rename it to have it read",
+    "unreadable_name": "its name holds a colon, which Hadoop does not read from a local disk; rename it",
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
     "not_an_image": "the content is not JPEG or PNG, whatever the name says",
     "corrupt": "the image cannot be decoded to its end",
@@ -107,7 +108,7 @@ def perceptual_hash(pixels: np.ndarray) -> str:
 
 
 def _overlap(side: int, cells: int) -> np.ndarray:
-    """How much of each of `side` pixels lies in each of `cells` equal cells: (cells, side), 1/cells pixel as the unit."""
+    """How much of each of `side` pixels lies in each of `cells` equal cells: (cells, side), in 1/cells pixel."""
     pixel, cell = np.arange(side) * cells, np.arange(cells)[:, None] * side
     return (np.minimum(pixel + cells, cell + side) - np.maximum(pixel, cell)).clip(0).astype(np.float64)
 

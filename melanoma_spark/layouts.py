@@ -17,6 +17,7 @@ from melanoma_spark.errors import DataError
 METADATA_NAME = "metadata.csv"
 ID_COLUMNS = ("image_id", "isic_id", "image_name", "image")
 TABLE_NAMES = r"\.csv$"  # of paths in lower case; Java and Python read it alike
+UNREADABLE_NAME = "unreadable_name"
 LABEL_COLUMNS = ("label", "benign_malignant")
 
 
@@ -53,6 +54,9 @@ def unread(path: str, root: str, length: int, max_bytes: int) -> tuple[str, str]
     below = PurePosixPath(path.removeprefix(root)).parts
     if any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in below):
         return "hidden", "a name in its path starts with . or _, which Spark does not read"
+    if path.startswith("file:") and below and ":" in below[-1]:
+        # It makes the name of a file of checksums beside it, and takes what stands before the colon for a scheme.
+        return UNREADABLE_NAME, "a colon in its name, which Hadoop does not read from a local disk; rename it"
     if length == 0:
         return "empty", "0 bytes"
     if length > max_bytes:

@@ -1,4 +1,7 @@
-"""Ranks: one function run on each of them, by Horovod on Spark or, with the same interface, in this process."""
+"""Ranks: one function run on each of them, by Horovod on Spark or, with the same interface, in this process.
+
+What a rank offers to training is `training.Rank`.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import cloudpickle
 import numpy as np
 
 from melanoma_spark.errors import ClusterError
-
-
-class Rank(Protocol):
-    """What training code sees of the other ranks."""
-
-    rank: int
-    size: int
-
-    def optimizer(self, learning_rate: float) -> Any:
-        """An Adam whose gradients are averaged over the ranks before they are applied."""
-
-    def broadcast(self, variables: list[Any]) -> None:
-        """Set Keras variables to rank 0's values."""
-
-    def gather(self, values: np.ndarray) -> np.ndarray:
-        """The ranks' arrays (n_r, ...) one behind the other, on every rank; lengths may differ."""
 
 
 class Alone:

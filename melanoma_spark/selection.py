@@ -137,6 +137,9 @@ def _chosen(file: Found, record: layouts.Record, label: int, group: str, setting
 
 def _check(selection: Selection) -> None:
     reasons = ", ".join(f"{reason} {count}" for reason, count in selection.reasons().items()) or "none"
+    unknown = {row.detail or "" for row in selection.rejected if row.reason == "unknown_label"}
+    if unknown:
+        reasons += f" ({layouts.some(unknown)}; known words: ingest.labels.positive and ingest.labels.negative)"
     if not selection.chosen:
         raise DataError(f"no usable image in the archive; rejected: {reasons}")
     counts = selection.counts()

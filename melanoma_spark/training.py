@@ -9,18 +9,33 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from melanoma_spark import metrics
 from melanoma_spark.errors import DataError
-from melanoma_spark.ranks import Rank
 from melanoma_spark.sharding import Shard
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
 Rows = Iterable[tuple[np.ndarray, int]]  # one image's input and label
 EpochRows = Callable[[int], Rows]
+
+
+class Rank(Protocol):
+    """What training code sees of the other ranks."""
+
+    rank: int
+    size: int
+
+    def optimizer(self, learning_rate: float) -> Any:
+        """An Adam whose gradients are averaged over the ranks before they are applied."""
+
+    def broadcast(self, variables: list[Any]) -> None:
+        """Set Keras variables to rank 0's values."""
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """The ranks' arrays (n_r, ...) one behind the other, on every rank; lengths may differ."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,10 @@ class EpochRecord:
     validation_auroc: float
     seconds: float
     images_per_second: float
+
+
+# A head's epoch takes a fraction of a second, a network's may take an hour: a line at least this often, and at most.
+STEP_SECONDS, EPOCH_SECONDS = 10.0, 2.0
 
 
 @dataclass(frozen=True)
@@ -147,14 +166,14 @@ def train(
     records = [_measure(rank, model, plan, 0, float("nan"), validation_shard, validation_rows, 0.0, images)]
     best, best_weights = records[0], model.get_weights()
     _log(rank, say, records[-1], plan, kept=False)
+    spoke = time.monotonic()
     for epoch in range(1, plan.epochs + 1):
         started = time.monotonic()
         losses = []
-        spoke = started
         for step, (inputs, labels, weights) in enumerate(stream(epoch), start=1):
             model.reset_metrics()  # else Keras may return the mean since the last reset
             losses.append(float(model.train_on_batch(inputs, labels, sample_weight=weights)))
-            if rank.rank == 0 and time.monotonic() - spoke > 10:
+            if rank.rank == 0 and time.monotonic() - spoke > STEP_SECONDS:
                 spoke = time.monotonic()
                 say(f"  {plan.phase} epoch {epoch}/{plan.epochs}: step {step}/{train_shard.steps}")
         seconds = time.monotonic() - started
@@ -164,7 +183,9 @@ def train(
         better = _value(records[-1]) > _value(best)
         if better:
             best, best_weights = records[-1], model.get_weights()
-        _log(rank, say, records[-1], plan, better)
+        if time.monotonic() - spoke > EPOCH_SECONDS:
+            spoke = time.monotonic()
+            _log(rank, say, records[-1], plan, better)
         if epoch - best.epoch >= plan.patience:
             break
     model.set_weights(best_weights)
