@@ -34,6 +34,7 @@ from melanoma_spark import (
 )
 from melanoma_spark.errors import DataError
 
+POINT_NAMES = {"sensitivity": "screening", "specificity": "specific", "balanced": "balanced"}
 HEAD, FINETUNED = "head alone", "fine-tuned"
 JUDGED = "split in ('validation', 'test')"
 RESULT = t.StructType([t.StructField("probability", t.DoubleType())])
@@ -156,7 +157,7 @@ def measure(name: str, table: pd.DataFrame, settings: config.Settings) -> report
         (side["label"].to_numpy(), side["probability"].to_numpy()) for side in (sides["validation"], sides["test"])
     )
     rule = settings.evaluate.operating_point
-    point = operating_points.choose(*validation, rule, name=rule)
+    point = operating_points.choose(*validation, rule, POINT_NAMES[operating_points.parse_rule(rule)[0]])
     groups = sides["test"]["group"].to_numpy()
     return report.model_facts(name, point, validation, (*test, groups), settings.evaluate.resamples, settings.seed)
 

@@ -18,7 +18,7 @@ from pyspark.sql import types as t
 from jobs.job import Job, main
 from melanoma_spark import archive, files, inference, layouts, schemas, serving, session
 
-PLACE = ("path", "modified", "length")
+PLACE = ("path", "image_id", "modified", "length")
 
 
 def run(job: Job) -> str:
@@ -104,14 +104,12 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some
         "reason",
         "detail",
     )
-    image_id = f.udf(layouts.image_id, t.StringType())
     return (
         found.unionByName(unread)
         .withColumnRenamed("path", "source_uri")
         .withColumnRenamed("length", "source_bytes")
         .withColumnRenamed("modified", "source_modified")
         .withColumn("probability", f.when(f.col("status") == "scored", f.col("probability")))
-        .withColumn("image_id", image_id("source_uri"))
         .withColumn("model_name", f.lit(version.name))
         .withColumn("model_version", f.lit(str(version.version)))
         .withColumn("run_id", f.lit(job.run_id))

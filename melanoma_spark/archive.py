@@ -19,6 +19,7 @@ from melanoma_spark.errors import ConfigError, DataError, ImageError, root_cause
 LISTING = t.StructType(
     [
         t.StructField("path", t.StringType()),
+        t.StructField("image_id", t.StringType()),
         t.StructField("modified", t.TimestampType()),
         t.StructField("length", t.LongType()),
         t.StructField("reason", t.StringType()),  # why the file is not read, a code of images.REASONS
@@ -50,7 +51,8 @@ def listing(spark: SparkSession, url: str | None, max_bytes: int) -> DataFrame:
             status = found.next()
             name, length = status.getPath().toString(), status.getLen()
             modified = datetime.fromtimestamp(status.getModificationTime() / 1000, UTC)
-            rows.append((name, modified, length, *(layouts.unread(name, root, length, max_bytes) or (None, None))))
+            reason, detail = layouts.unread(name, root, length, max_bytes) or (None, None)
+            rows.append((name, layouts.image_id(name), modified, length, reason, detail))
     except Py4JJavaError as error:
         raise DataError(_unreadable(url, error)) from None
     if not rows:
@@ -129,7 +131,9 @@ def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode: En
         width, height = images.dimensions(content)
     except ImageError as error:
         return (path, sha256, None, None, None, None, None, error.reason, error.detail)
-    hashes = images.pixel_hash(pixels), images.perceptual_hash(pixels)
+    # Of a size of their own, so that duplicates, groups and splits are the same at every image_size.
+    looked_at = pixels if size == images.HASH_SIZE else images.decode(content, images.HASH_SIZE)
+    hashes = images.pixel_hash(looked_at), images.perceptual_hash(looked_at)
     return (path, sha256, *hashes, width, height, encode(pixels), None, None)
 
 

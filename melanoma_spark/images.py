@@ -32,6 +32,8 @@ REASONS = {
 # Part of every dataset's and feature's id. Raise it whenever `decode` gives other pixels for the same bytes.
 PIXELS_VERSION = 1
 
+HASH_SIZE = 128  # pixels, the side at which ingest takes the hashes that tell duplicates
+
 # By content, not by name: suffixes lie. Other decoders stay shut, which keeps their bugs out of reach.
 FORMATS = ("JPEG", "PNG")
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")

@@ -5,12 +5,16 @@ What a rank offers to training is `training.Rank`.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -92,17 +96,18 @@ def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., 
     # Horovod's Spark thread ends with an exception of its own when a rank fails; ours says it in one line.
     hook, threading.excepthook = threading.excepthook, lambda _: None
     try:
-        results: list[Any] = horovod.spark.run(
-            _on_rank(shipped, work, arguments),
-            num_proc=size,
-            start_timeout=start_timeout,
-            use_gloo=True,
-            env=environment,
-            stdout=_Relay(sys.stdout),
-            stderr=_Relay(sys.stderr),
-            verbose=0,
-            executable=os.environ.get("PYSPARK_PYTHON") or sys.executable,
-        )
+        with _output_by_line():
+            results: list[Any] = horovod.spark.run(
+                _on_rank(shipped, work, arguments),
+                num_proc=size,
+                start_timeout=start_timeout,
+                use_gloo=True,
+                env=environment,
+                stdout=_Relay(sys.stdout),
+                stderr=_Relay(sys.stderr),
+                verbose=0,
+                executable=os.environ.get("PYSPARK_PYTHON") or sys.executable,
+            )
     except Exception as error:
         # Horovod raises the bare class for all that can happen: a rank that failed, tasks that did not start in time
         started = "Timed out" not in str(error)
@@ -155,6 +160,29 @@ def _on_rank(shipped: list[str], work: Callable[..., Any], arguments: tuple[Any,
         return work(HorovodRank(), *arguments)
 
     return start
+
+
+@contextmanager
+def _output_by_line() -> Iterator[None]:
+    """While Horovod runs, hand on each line that a rank prints when it comes.
+
+    Horovod 0.28.1 copies the ranks' output from their sockets in blocks of 64 KiB: what is shorter is seen when the
+    rank has ended, and a block may end within a line.
+    """
+    from horovod.runner.common.util import network
+
+    def copy(source: Any, target: Any) -> None:
+        if not isinstance(source, codecs.StreamReader):  # the rank's side, which sends at once
+            return shutil.copyfileobj(source, target)
+        lines: Any = source.stream
+        for line in lines:
+            target.write(line.decode("utf-8", "replace"))
+
+    network.shutil = SimpleNamespace(copyfileobj=copy)
+    try:
+        yield
+    finally:
+        network.shutil = shutil
 
 
 class _Relay:

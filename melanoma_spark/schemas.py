@@ -25,7 +25,7 @@ def images_schema(size: int) -> Unischema:
         "Images",
         [
             text("sha256"),  # of the file as it came
-            text("pixel_sha256"),  # of the decoded pixels
+            text("pixel_sha256"),  # of the pixels at images.HASH_SIZE
             text("image_id"),
             text("source_uri"),
             number("label"),  # 1 is the target

@@ -113,9 +113,9 @@ def _label(record: layouts.Record | None, words: config.Labels) -> int | str:
     if record is None or record.label is None:
         return "no_label"
     word = record.label.lower()
-    if word in words.positive:
+    if word in (positive.lower() for positive in words.positive):
         return 1
-    return 0 if word in words.negative else "unknown_label"
+    return 0 if word in (negative.lower() for negative in words.negative) else "unknown_label"
 
 
 def _keys(file: Found, record: layouts.Record) -> list[str]:

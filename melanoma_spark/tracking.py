@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import logging
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,7 +65,10 @@ class Tracker:
             mlflow.set_tracking_uri(self.uri)
             mlflow.set_registry_uri(self.uri)
             if embedded:
-                Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+                path = Path(self.uri.removeprefix("sqlite:///"))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.closing(sqlite3.connect(path)) as database:  # MLflow would try for 100 s
+                    database.execute("PRAGMA schema_version")
             if mlflow.get_experiment_by_name(settings.experiment) is None:
                 place = files.join(warehouse, "mlartifacts") if embedded else None
                 mlflow.create_experiment(settings.experiment, artifact_location=place, tags=EXPERIMENT_TAGS)

@@ -172,7 +172,7 @@ def settings_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def submitted(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """A function that starts ./spark-submit.sh, in a session of its own and in a folder that is not the repository's."""
+    """A function that starts ./spark-submit.sh, as a session of its own, in a folder that is not the repository's."""
     folder = tmp_path / "submitted"
 
     def start(*arguments: str | Path, **changes: str | None) -> subprocess.Popen[str]:

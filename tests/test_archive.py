@@ -35,11 +35,11 @@ NAMES = (
     "semi;colon.jpg",
     "quote'\".jpg",
     "back\\slash.jpg",
-    "co:lon.jpg",
     "$HOME~.jpg",
     "UPPER.JPG",
     "no suffix",
     "a.b.c.jpeg",
+    "fol:der/below.jpg",
 )
 HIDDEN = (".hidden.jpg", "_hidden.jpg", "_folder/inside.jpg", ".folder/inside.jpg")
 LIMITS = config.parse({"image_size": 64, "ingest": {"max_bytes": 20_000}})
@@ -83,9 +83,9 @@ def test_every_file_is_listed_once_with_its_size_and_time(listing, odd):
 
 def test_files_that_are_not_read_have_a_reason(listing, odd):
     reasons = {Path(row.path).relative_to(f"file:{odd}"): row.reason for row in listing.collect() if row.reason}
-    classes = odd.glob("site*/*/*")
-    hidden = [path.relative_to(odd) for path in on_disk(odd).values() if "idden" in path.name or "inside" in path.name]
-    assert len(hidden) == len(HIDDEN) < len(list(classes))
+    files = [path.relative_to(odd) for path in on_disk(odd).values()]
+    hidden = [path for path in files if any(f"/{name}".endswith(f"/{path.name}") for name in HIDDEN)]
+    assert len(hidden) == len(HIDDEN)
     assert reasons == {
         **dict.fromkeys(hidden, "hidden"),
         Path("empty.jpg"): "empty",
@@ -119,17 +119,28 @@ def test_decode_gives_a_row_for_every_image_file(spark, listing, odd):
     assert sorted(row.source_uri for row in rows) == sorted(files)
     found = {row.source_uri: row for row in rows}
     read = [path for path, row in found.items() if row.reason is None]
-    assert len(read) == len(NAMES) + 1  # and the one in the partition-like folder
+    assert len(read) == len(NAMES) + 1  # and the one in the folder that looks like a partition
     assert {found[path].reason for path in files if path.endswith("notes.txt")} == {"not_an_image"}
     for path in read:
         content = files[path].read_bytes()
         pixels = images.decode(content, 64)
         assert found[path].sha256 == hashlib.sha256(content).hexdigest()
-        assert found[path].pixel_sha256 == images.pixel_hash(pixels)
+        assert found[path].pixel_sha256 == images.pixel_hash(images.decode(content, images.HASH_SIZE))
         np.testing.assert_array_equal(field.codec.decode(field, found[path].image), pixels)
     for path in files.keys() - set(read):
         assert found[path].image is None
         assert found[path].detail
+
+
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_name_that_cannot_be_read_costs_its_own_file_only(spark, tmp_path, others):
+    """Hadoop cannot open it, and reading the folder would end the job."""
+    for name in ("10:30.jpg", "a.jpg", "b [c].jpg")[: 1 + others]:
+        (tmp_path / name).write_bytes(drawing.lesion_jpeg(1, size=64))
+    rows = archive.decode(spark, str(tmp_path), archive.listing(spark, str(tmp_path), 20_000), LIMITS).collect()
+    assert {Path(row.source_uri).name: row.reason for row in rows if row.reason} == {"10:30.jpg": "unreadable_name"}
+    assert len(rows) == 1 + others
+    assert "unreadable_name" in images.REASONS
 
 
 def test_archives_are_named_by_path_or_by_url(spark, odd, listing):

@@ -1,0 +1,308 @@
+"""Small files: written complete or not at all, named in every error, and weights that cannot run code."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from melanoma_spark import files
+from melanoma_spark.errors import ClusterError, DataError
+
+NAMES = st.lists(
+    st.text("abc XYZ.-_#%", min_size=1, max_size=8).filter(lambda name: name.strip(".")), min_size=1, max_size=4
+)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return f"file://{tmp_path}"
+
+
+@pytest.fixture
+def memory():
+    """The URL of a store that is no file system of this machine."""
+    folder = "memory://test_files"
+    yield folder
+    filesystem, path = fsspec.core.url_to_fs(folder)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+@pytest.fixture(params=["file", "memory"])
+def folder(request):
+    """The URL of an empty folder, on either kind of store."""
+    return request.getfixturevalue("url" if request.param == "file" else "memory")
+
+
+@pytest.fixture
+def blocked(tmp_path):
+    """The URL of a folder that nobody can make, root neither: what would hold it is a file."""
+    (tmp_path / "file").write_text("no folder")
+    return f"file://{tmp_path}/file/folder"
+
+
+# URLs
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        ("/data/archive", "file:///data/archive"),
+        ("/data/archive/", "file:///data/archive"),
+        ("/data/./x/../archive", "file:///data/archive"),
+        ("file:/data/archive", "file:///data/archive"),
+        ("file:/data/archive/", "file:///data/archive"),
+        ("file:///data/archive/", "file:///data/archive"),
+        ("hdfs://host:9000/archive//", "hdfs://host:9000/archive"),
+        ("s3a://bucket/archive", "s3a://bucket/archive"),
+        ("/data/100% #1", "file:///data/100% #1"),
+    ],
+)
+def test_url_is_absolute_and_has_no_slash_at_its_end(given_, expected):
+    assert files.url_of(given_) == expected
+
+
+def test_relative_path_is_taken_from_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.url_of("warehouse") == f"file://{tmp_path}/warehouse"
+    assert files.url_of(".") == f"file://{tmp_path}"
+
+
+@given(NAMES, st.sampled_from(["/", "", "file:/", "file:///", "s3a://bucket/"]))
+def test_url_of_a_url_is_itself(names, start):
+    url = files.url_of(start + "/".join(names))
+    assert files.url_of(url) == url
+    assert "://" in url
+    assert not url.endswith("/")
+
+
+def test_join_puts_one_slash_between_parts():
+    assert files.join("s3a://bucket/", "images", "manifest.json") == "s3a://bucket/images/manifest.json"
+
+
+# Reading and writing
+
+
+@given(st.binary(max_size=200))
+def test_content_comes_back_to_the_bit(tmp_path_factory, content):
+    url = f"file://{tmp_path_factory.getbasetemp()}/any/content"
+    files.write_bytes(url, content)
+    assert files.read_bytes(url) == content
+
+
+def test_folders_are_made_and_old_content_is_replaced(folder):
+    target = files.join(folder, "new", "deep", "file")
+    assert not files.exists(target)
+    files.write_bytes(target, b"old content")
+    files.write_bytes(target, b"new")
+    assert files.read_bytes(target) == b"new"
+    assert files.matches(files.join(folder, "new", "deep"), "*") == ["file"]
+
+
+def test_names_that_match_are_those_directly_below(folder):
+    for name in ("a.parquet", "b.parquet", "c.json", "inner/d.parquet"):
+        files.write_bytes(files.join(folder, name), b"")
+    assert sorted(files.matches(folder, "*.parquet")) == ["a.parquet", "b.parquet"]
+    assert files.matches(files.join(folder, "none"), "*") == []
+
+
+class Killed(BaseException):
+    """The end of the process: nothing catches it."""
+
+
+@pytest.mark.parametrize("failure", [Killed, OSError("no space left"), KeyboardInterrupt])
+def test_write_that_ends_in_the_middle_leaves_the_old_content(url, tmp_path, monkeypatch, failure):
+    target = files.join(url, "manifest.json")
+    files.write_bytes(target, b"the old content")
+
+    def dies(self, path, value, **options):
+        with open(path, "wb") as file:
+            file.write(value[:3])
+        raise failure
+
+    monkeypatch.setattr(LocalFileSystem, "pipe_file", dies)
+    with pytest.raises((Killed, ClusterError, KeyboardInterrupt)):
+        files.write_bytes(target, b"a new content")
+    assert (tmp_path / "manifest.json").read_bytes() == b"the old content"
+    left = {path.name for path in tmp_path.iterdir()} - {"manifest.json"}
+    assert all(name.startswith(".") for name in left), "what a killed write leaves is hidden from readers"
+
+
+def test_write_that_ends_before_its_rename_leaves_the_old_content(url, tmp_path, monkeypatch):
+    target = files.join(url, "manifest.json")
+    files.write_bytes(target, b"the old content")
+
+    def dies(source, destination):
+        raise Killed
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(Killed):
+        files.write_bytes(target, b"a new content")
+    assert (tmp_path / "manifest.json").read_bytes() == b"the old content"
+
+
+def test_file_that_is_not_there_is_named(url):
+    with pytest.raises(DataError, match=f"^cannot read {url}/none: No such file or directory$"):
+        files.read_bytes(f"{url}/none")
+
+
+def test_folder_that_cannot_be_written_is_named_with_a_way_out(blocked):
+    told = f"^cannot write {blocked}/manifest.json: .*; choose another warehouse=URL$"
+    with pytest.raises(ClusterError, match=told):
+        files.write_bytes(f"{blocked}/manifest.json", b"{}")
+    with pytest.raises(ClusterError, match=f"^cannot write {blocked}/"):
+        files.check_writable(blocked)
+
+
+@pytest.mark.parametrize("action", [lambda url: files.write_bytes(url, b""), files.check_writable])
+def test_store_of_an_unknown_kind_cannot_be_written(action):
+    with pytest.raises(ClusterError, match=r"^cannot write nowhere://bucket/x.*: Protocol not known: nowhere"):
+        action("nowhere://bucket/x")
+
+
+def test_check_of_a_folder_leaves_nothing_in_it(folder):
+    files.check_writable(files.join(folder, "warehouse"))
+    assert files.matches(files.join(folder, "warehouse"), "*") == []
+    assert files.matches(files.join(folder, "warehouse"), ".*") == []
+
+
+def test_removing_takes_folders_whole_and_does_not_mind_their_absence(folder):
+    files.write_bytes(files.join(folder, "old", "deep", "file"), b"")
+    files.write_bytes(files.join(folder, "kept"), b"")
+    files.remove(files.join(folder, "old"))
+    files.remove(files.join(folder, "old"))
+    assert files.matches(folder, "*") == ["kept"]
+
+
+def test_renaming_moves_a_folder_and_makes_the_one_above(folder):
+    files.write_bytes(files.join(folder, "attempt", "part", "file"), b"content")
+    files.rename(files.join(folder, "attempt"), files.join(folder, "images", "final"))
+    assert files.read_bytes(files.join(folder, "images", "final", "part", "file")) == b"content"
+    assert not files.exists(files.join(folder, "attempt"))
+
+
+# JSON
+
+
+def test_json_comes_back_and_equal_facts_are_equal_files(folder):
+    target = files.join(folder, "manifest.json")
+    assert files.read_json(target) is None
+    files.write_json(target, {"b": [1, 2.5, None], "a": {"x": "ä"}})
+    first = files.read_bytes(target)
+    assert files.read_json(target) == {"a": {"x": "ä"}, "b": [1, 2.5, None]}
+    files.write_json(target, {"a": {"x": "ä"}, "b": [1, 2.5, None]})
+    assert files.read_bytes(target) == first
+
+
+@pytest.mark.parametrize("content", [b"", b'{"id": "ab', b"\xff\xfe", b"[1, 2]", b"[[1, 2]]", b"null", b"3"])
+def test_damaged_json_is_named_with_a_way_out(url, content):
+    files.write_bytes(f"{url}/manifest.json", content)
+    with pytest.raises(DataError, match=f"^{url}/manifest.json is not a JSON object; it was damaged, remove it"):
+        files.read_json(f"{url}/manifest.json")
+
+
+# Tensors
+
+
+@given(
+    st.lists(
+        st.sampled_from([np.float32, np.float16, np.int64]).flatmap(
+            lambda dtype: arrays(dtype, array_shapes(min_dims=0, max_dims=3, max_side=4))
+        ),
+        max_size=12,
+    )
+)
+def test_tensors_come_back_in_order_with_dtype_and_shape(tensors):
+    found = files.unpack_tensors(files.pack_tensors(tensors))
+    assert [(t.dtype, t.shape, t.tobytes()) for t in found] == [(t.dtype, t.shape, t.tobytes()) for t in tensors]
+
+
+def test_order_holds_for_more_than_a_thousand_tensors():
+    found = files.unpack_tensors(files.pack_tensors([np.array(place) for place in range(1005)]))
+    assert [int(tensor) for tensor in found] == list(range(1005))
+
+
+def test_no_tensors_are_no_tensors():
+    assert files.unpack_tensors(files.pack_tensors([])) == []
+
+
+class Bomb:
+    """A pickle that would make a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_pickle_in_the_archive_is_refused_and_not_run(tmp_path):
+    proof = tmp_path / "executed"
+    buffer = io.BytesIO()
+    np.savez(buffer, w000=np.ones(2), w001=np.array([Bomb(proof)], dtype=object))
+    with pytest.raises(DataError, match="weights are damaged or hold something that is no array"):
+        files.unpack_tensors(buffer.getvalue())
+    assert not proof.exists()
+
+
+def zipped(name, content):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def single(tensor):
+    buffer = io.BytesIO()
+    np.save(buffer, tensor)
+    return buffer.getvalue()
+
+
+WHOLE = files.pack_tensors([np.arange(100.0), np.ones((3, 3))])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"weights",
+        pickle.dumps([1.0, 2.0]),
+        single(np.zeros(3)),
+        zipped("w000.npy", b"no array"),
+        zipped("readme.txt", b"no array"),
+        WHOLE[: len(WHOLE) // 2],
+        WHOLE.replace(b"NUMPY", b"LUMPY", 1),
+    ],
+    ids=["empty", "text", "pickle", "one array", "text as npy", "text beside", "truncated", "damaged"],
+)
+def test_anything_but_an_archive_of_arrays_is_refused(content):
+    with pytest.raises(DataError, match="weights are damaged or hold something that is no array"):
+        files.unpack_tensors(content)
+
+
+@given(st.integers(0, WHOLE.index(b"PK\1\2") - 1), st.integers(1, 255))
+def test_damaged_member_is_never_taken_for_other_weights(place, change):
+    damaged = bytearray(WHOLE)
+    damaged[place] ^= change
+    try:
+        found = files.unpack_tensors(bytes(damaged))
+    except DataError:
+        found = None
+    if found is not None:  # a byte that says nothing of the content, such as a member's date
+        assert [tensor.tobytes() for tensor in found] == [np.arange(100.0).tobytes(), np.ones((3, 3)).tobytes()]
+
+
+@given(st.integers(0, len(WHOLE) - 1))
+def test_truncated_archive_is_refused_wherever_it_ends(end):
+    with pytest.raises(DataError):
+        files.unpack_tensors(WHOLE[:end])

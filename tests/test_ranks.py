@@ -1,0 +1,195 @@
+"""Ranks: two real ones of Horovod, started by Spark, and what is said when there are too few slots for them."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from melanoma_spark import ranks, sharding, training
+from melanoma_spark.errors import ClusterError
+
+EPOCHS = 3
+ROWS = 5  # two for one rank, three for the other
+
+
+def work(ragged):
+    """What each rank does: a function made here, since the ranks cannot import a test."""
+
+    def on_rank(rank, epochs, rows):
+        import os
+        import sys
+        import time
+
+        import keras
+
+        found = {"rank": rank.rank, "size": rank.size, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+        found["secret"] = os.environ.get("MELANOMA_TEST_SECRET")
+        print(f"rank {rank.rank} is here")
+        print("\u00e9" * 40_000)  # more than a block, of letters that are two bytes long
+        time.sleep(1)
+        print(f"rank {rank.rank} warns", file=sys.stderr)
+        found["gathered"] = [rank.gather(values[rank.rank]) for values in ragged]
+
+        keras.utils.set_random_seed(rank.rank)
+        variables = [keras.Variable(np.full((2, 3), 10.0 + rank.rank)), keras.Variable(np.float32(rank.rank))]
+        rank.broadcast(variables)
+        found["broadcast"] = [variable.numpy() for variable in variables]
+
+        optimizer = rank.optimizer(0.1)
+        optimizer.build(variables)
+        for step in range(3):
+            optimizer.apply([np.full((2, 3), rank.rank * 4.0 - 1, "float32"), np.float32(step - rank.rank)], variables)
+        found["stepped"] = [variable.numpy() for variable in variables]
+
+        model = small_model()
+        shards = sharding.deal([str(place) for place in range(len(rows))], rank.size, 8)
+        shard = shards[rank.rank]
+        own = [rows[int(key)] for key in shard.rows]
+        plan = training.Plan("test", 0.05, epochs, epochs, (0.8, 1.3), 0)
+        records = training.train(rank, model, plan, shard, lambda epoch: own, shard, lambda epoch: own, lambda text: None)
+        found["records"] = [(record.loss, record.validation_loss, record.validation_auroc) for record in records]
+        found["trained"] = model.get_weights()
+        return found
+
+    def small_model():
+        import keras
+
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((4,))
+        hidden = keras.layers.Dense(3, activation="tanh")(inputs)
+        return keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(hidden))
+
+    return on_rank
+
+
+def rows():
+    draw = np.random.default_rng(1)
+    return [(draw.standard_normal(4).astype(np.float32) + place % 2, place % 2) for place in range(ROWS)]
+
+
+RAGGED = [
+    [np.arange(3, dtype=np.float64), np.arange(5, dtype=np.float64) + 10],
+    [np.zeros((0, 2), np.float32), np.ones((2, 2), np.float32)],
+    [np.asarray([2**40, -1], np.int64), np.asarray([7], np.int64)],
+]
+
+
+class Stream(io.StringIO):
+    """Remembers when it was first written to."""
+
+    first = float("inf")
+
+    def write(self, text):
+        self.first = min(self.first, time.monotonic())
+        return super().write(text)
+
+
+@pytest.fixture(scope="module")
+def two(spark):
+    """What two ranks found, all that they printed, and for how long they went on after the first line."""
+    with pytest.MonkeyPatch.context() as only_here:
+        out, err = Stream(), Stream()
+        only_here.setattr("sys.stdout", out)
+        only_here.setattr("sys.stderr", err)
+        only_here.setenv("MELANOMA_TEST_SECRET", "stays on the driver")
+        found = ranks.run_on_spark(spark, 2, 120, work(RAGGED), EPOCHS, rows())
+    return found, out, err, time.monotonic() - out.first
+
+
+@pytest.fixture(scope="module")
+def alone():
+    with pytest.MonkeyPatch.context() as only_here:
+        only_here.setenv("OMP_NUM_THREADS", "1")
+        return ranks.run_alone(work([[values[0]] for values in RAGGED]), EPOCHS, rows())[0]
+
+
+def test_two_ranks_in_processes_of_their_own(two):
+    found = two[0]
+    assert [(one["rank"], one["size"]) for one in found] == [(0, 2), (1, 2)]
+    assert len({os.getpid(), *(one["pid"] for one in found)}) == 3
+    assert {one["threads"] for one in found} == {"1"}
+
+
+def test_the_drivers_environment_stays_on_the_driver(two):
+    assert [one["secret"] for one in two[0]] == [None, None]
+
+
+def test_what_ranks_print_reaches_the_driver_line_by_line_and_at_once(two):
+    _, out, err, seconds_left = two
+    long = "\u00e9" * 40_000
+    expected = ["rank 0 is here", long, "rank 1: rank 1 is here", f"rank 1: {long}"]
+    assert sorted(out.getvalue().splitlines()) == sorted(expected)
+    assert "rank 0 warns" in err.getvalue().splitlines()
+    assert "rank 1: rank 1 warns" in err.getvalue().splitlines()
+    assert seconds_left > 1
+
+
+def test_arrays_of_any_length_are_gathered_in_rank_order(two):
+    for one in two[0]:
+        for gathered, parts in zip(one["gathered"], RAGGED, strict=True):
+            np.testing.assert_array_equal(gathered, np.concatenate(parts), strict=True)
+
+
+def test_variables_are_set_to_those_of_rank_0(two):
+    for one in two[0]:
+        np.testing.assert_array_equal(one["broadcast"][0], np.full((2, 3), 10.0))
+        assert one["broadcast"][1] == 0.0
+
+
+def test_gradients_are_averaged_before_they_are_applied(two):
+    import keras
+
+    variables = [keras.Variable(np.full((2, 3), 10.0)), keras.Variable(np.float32(0))]
+    optimizer = keras.optimizers.Adam(0.1)
+    optimizer.build(variables)
+    for step in range(3):
+        optimizer.apply([np.full((2, 3), 1.0, "float32"), np.float32(step - 0.5)], variables)
+    for one in two[0]:
+        for found, expected in zip(one["stepped"], variables, strict=True):
+            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+
+
+def test_two_ranks_train_to_equal_weights_and_to_those_of_one(two, alone):
+    """Two images on one rank and three on the other, padded: their mean is still that of the five."""
+    first, second = two[0]
+    np.testing.assert_array_equal(first["records"], second["records"])
+    assert len(first["records"]) == EPOCHS + 1
+    np.testing.assert_allclose(first["records"][1:], alone["records"][1:], rtol=1e-4)
+    for one, other, by_itself in zip(first["trained"], second["trained"], alone["trained"], strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_allclose(one, by_itself, rtol=1e-4, atol=1e-6)
+
+
+def test_one_rank_in_this_process(alone):
+    assert (alone["rank"], alone["size"], alone["pid"]) == (0, 1, os.getpid())
+    for gathered, parts in zip(alone["gathered"], RAGGED, strict=True):
+        np.testing.assert_array_equal(gathered, parts[0], strict=True)
+
+
+def test_too_few_slots_are_told_at_once(spark):
+    started = time.monotonic()
+    with pytest.raises(ClusterError, match=r"ranks=3 but Spark has only 2 free slots .*; set ranks=2 .*local\[3\]"):
+        ranks.run_on_spark(spark, 3, 120, lambda rank: None)
+    assert time.monotonic() - started < 1
+
+
+def test_a_rank_that_fails_ends_them_all_in_one_line(spark, monkeypatch):
+    def on_rank(rank):
+        if rank.rank == 1:
+            raise ZeroDivisionError("the second rank's own message")
+        return rank.gather(np.zeros(1))  # waits for the other
+
+    out, hook = io.StringIO(), threading.excepthook
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", out)
+    with pytest.raises(ClusterError, match="training on 2 ranks ended early: a rank failed") as caught:
+        ranks.run_on_spark(spark, 2, 120, on_rank)
+    assert "\n" not in str(caught.value)
+    assert "rank 1: ZeroDivisionError: the second rank's own message" in out.getvalue().splitlines()
+    assert threading.excepthook is hook
+    assert spark.range(10).count() == 10  # the session goes on

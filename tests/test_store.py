@@ -1,0 +1,225 @@
+"""Datasets: what was written is read, no row more or less, and a half-written one is never taken for a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from melanoma_spark import files, schemas, sharding, store
+from melanoma_spark.errors import ClusterError, DataError
+
+SHAPES = {"a": (2, 2, 3), "b": (4,)}
+ROWS = 60
+
+
+def value(number: int, cut: str) -> np.ndarray:
+    return np.float32(number) + np.arange(np.prod(SHAPES[cut]), dtype=np.float32).reshape(SHAPES[cut]) / 16
+
+
+def key(number: int) -> str:
+    return f"{number:064x}"
+
+
+@pytest.fixture(scope="module")
+def dataset(spark, tmp_path_factory):
+    """`ROWS` rows of features in 3 Parquet files of several row groups, written as the jobs write them."""
+    from petastorm.unischema import dict_to_spark_row
+
+    schema = schemas.features_schema(SHAPES, "float32")
+    url = files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one"))
+    rows = [
+        dict_to_spark_row(schema, {"sha256": key(number), **{cut: value(number, cut) for cut in SHAPES}})
+        for number in range(ROWS)
+    ]
+    with store.petastorm(spark, url, schema, 1):
+        table = spark.createDataFrame(rows, schema.as_spark_schema()).repartitionByRange(3, "sha256")
+        small = {"parquet.block.size": 1500, "parquet.page.size.row.check.min": 1, "parquet.page.size.row.check.max": 2}
+        table.write.options(**small).parquet(url)
+    return url
+
+
+def row_groups(url: str) -> list[int]:
+    import pyarrow.parquet as pq
+
+    return [pq.ParquetFile(path).num_row_groups for path in Path(url.removeprefix("file://")).glob("*.parquet")]
+
+
+def keys_of(rows) -> list[float]:
+    return [float(value.flat[0]) for value, _ in rows]
+
+
+def test_rows_are_the_wanted_ones_with_their_labels(dataset):
+    assert len(row_groups(dataset)) == 3
+    assert min(row_groups(dataset)) > 1
+    wanted = {key(number): number % 2 for number in range(0, ROWS, 7)}
+    for cut in SHAPES:
+        found = list(store.rows(dataset, cut, wanted, None))
+        assert [label for _, label in found] == list(wanted.values())  # in storage order, which is that of the keys
+        for number, (array, _) in zip(range(0, ROWS, 7), found, strict=True):
+            np.testing.assert_array_equal(array, value(number, cut))
+            assert array.dtype == np.float32
+
+
+def test_a_seed_changes_the_order_and_nothing_else(dataset):
+    wanted = {key(number): 0 for number in range(ROWS)}
+    stored = keys_of(store.rows(dataset, "b", wanted, None))
+    first, again, other = (keys_of(store.rows(dataset, "b", wanted, seed)) for seed in (1, 1, 2))
+    assert stored == list(range(ROWS))
+    assert first == again != stored
+    assert other != first
+    assert sorted(first) == sorted(other) == stored
+
+
+def test_the_ranks_rows_make_up_the_whole(dataset):
+    wanted = {key(number): 0 for number in range(3, ROWS)}
+    shards = sharding.deal(sorted(wanted), 4, 8)
+    read = [keys_of(store.rows(dataset, "a", {sha: wanted[sha] for sha in shard.rows}, 5)) for shard in shards]
+    assert all(len(rows) == len(shard.rows) for rows, shard in zip(read, shards, strict=True))
+    assert sorted(number for rows in read for number in rows) == list(range(3, ROWS))
+
+
+def test_a_missing_row_is_an_error(dataset):
+    wanted = {key(number): 0 for number in range(ROWS - 2, ROWS + 1)}
+    with pytest.raises(DataError, match=r"features/one gave 2 of 3 wanted rows; run the job that makes it again"):
+        list(store.rows(dataset, "a", wanted, None))
+
+
+def test_none_of_the_rows_is_an_error(dataset):
+    with pytest.raises(DataError, match="gave 0 of 1 wanted rows"):
+        list(store.rows(dataset, "a", {key(1000): 0}, 3))
+
+
+def test_a_reader_that_is_left_early_is_closed(dataset):
+    rows = store.rows(dataset, "a", {key(number): 0 for number in range(ROWS)}, None)
+    next(rows)
+    rows.close()
+
+
+def test_no_manifest(tmp_path):
+    warehouse = files.url_of(str(tmp_path))
+    assert store.manifest(warehouse, "images") is None
+    with pytest.raises(DataError, match=r"images is not there yet; run `./spark-submit.sh ingest` first"):
+        store.need(warehouse, "images", "ingest")
+
+
+def test_publish_replaces_the_manifest(tmp_path):
+    warehouse = files.url_of(str(tmp_path))
+    for number in (1, 2):
+        store.publish(warehouse, "images", {"id": f"i{number}", "path": f"p{number}", "made_from": "m"})
+    found = store.need(warehouse, "images", "ingest")
+    assert (found["id"], found["path"]) == ("i2", "p2")
+    assert found["version"]
+    assert found["made_at"]
+    assert store.data_url(warehouse, "images", found) == f"file://{tmp_path}/images/p2"
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["manifest.json"]
+
+
+def test_a_damaged_manifest_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/manifest.json").write_text('{"id": "i1", ')
+    with pytest.raises(DataError, match=r"images/manifest\.json is not a JSON object"):
+        store.manifest(files.url_of(str(tmp_path)), "images")
+
+
+def test_a_manifest_is_whole_for_readers_and_after_a_kill(tmp_path):
+    """A writer that replaces it over and over is killed; nobody ever reads a part."""
+    writer = """
+        import sys
+        from melanoma_spark import store
+        number = 0
+        while True:
+            number += 1
+            facts = {"id": str(number), "path": str(number), "made_from": "m", "filler": [number] * 5000}
+            store.publish(sys.argv[1], "images", facts)
+    """
+    warehouse = files.url_of(str(tmp_path))
+    started = subprocess.Popen([sys.executable, "-c", textwrap.dedent(writer), warehouse])
+    try:
+        until = time.monotonic() + 60
+        seen = set()
+        while len(seen) < 20:
+            assert time.monotonic() < until
+            found = store.manifest(warehouse, "images")
+            if found:
+                assert set(found["filler"]) == {int(found["id"])}
+                assert len(found["filler"]) == 5000
+                seen.add(found["id"])
+    finally:
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+    found = store.need(warehouse, "images", "ingest")
+    assert set(found["filler"]) == {int(found["id"])}
+
+
+def test_a_writer_that_fails_leaves_the_last_result(spark, dataset, tmp_path):
+    """A task fails in the middle of the write: the manifest, and what it names, stay as they were."""
+    warehouse = files.url_of(str(tmp_path))
+    schema = schemas.features_schema(SHAPES, "float32")
+    store.publish(warehouse, "features", {"id": "old", "path": "old", "made_from": "m"})
+    before = (tmp_path / "features/manifest.json").read_bytes()
+    target = files.join(warehouse, "features", "new")
+    with pytest.raises(Exception, match="the disk is full"), store.petastorm(spark, target, schema, 1):
+        stored = spark.read.parquet(dataset)
+        failing = stored.selectExpr(
+            f"if(sha256 = '{key(30)}', raise_error('the disk is full'), sha256) as sha256", *SHAPES
+        )
+        failing.write.parquet(target)
+    assert (tmp_path / "features/manifest.json").read_bytes() == before
+    assert not list((tmp_path / "features/new").glob("*.parquet"))
+
+
+def test_a_model_is_kept_as_it_was(tmp_path):
+    warehouse = files.url_of(str(tmp_path))
+    tensors = [np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), np.zeros((), np.int64)]
+    facts = store.save_model(warehouse, "models/head", tensors, {"id": "abc", "made_from": "m"})
+    assert store.need(warehouse, "models/head", "train_head") == facts
+    loaded = store.load_model(warehouse, "models/head", facts)
+    for before, after in zip(tensors, loaded, strict=True):
+        np.testing.assert_array_equal(before, after, strict=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 no zip either"])
+def test_damaged_weights_are_an_error(tmp_path, content):
+    (tmp_path / "models/head/abc").mkdir(parents=True)
+    (tmp_path / "models/head/abc/weights.npz").write_bytes(content)
+    with pytest.raises(DataError, match="weights are damaged"):
+        store.load_model(files.url_of(str(tmp_path)), "models/head", {"path": "abc"})
+
+
+def test_weights_cannot_bring_code(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    (tmp_path / "models/head/abc").mkdir(parents=True)
+    np.savez(tmp_path / "models/head/abc/weights.npz", w000=np.asarray([Bomb()], dtype=object))
+    with pytest.raises(DataError, match="weights are damaged or hold something that is no array"):
+        store.load_model(files.url_of(str(tmp_path)), "models/head", {"path": "abc"})
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_missing_weights_are_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"cannot read .*abc/weights\.npz"):
+        store.load_model(files.url_of(str(tmp_path)), "models/head", {"path": "abc"})
+
+
+def test_a_warehouse_below_a_file_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(ClusterError, match=r"cannot write .*; choose another warehouse=URL"):
+            store.publish(files.url_of(str(tmp_path / place)), "images", {"id": "1"})
+
+
+def test_manifests_are_readable_json(tmp_path):
+    store.publish(files.url_of(str(tmp_path)), "images", {"id": "1", "path": "1", "made_from": "m"})
+    text = (tmp_path / "images/manifest.json").read_text()
+    assert list(json.loads(text)) == sorted(json.loads(text))

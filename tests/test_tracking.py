@@ -1,0 +1,163 @@
+"""MLflow: what is logged, under which run, and what is said when it is not there."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from melanoma_spark import config, files, tracking
+from melanoma_spark.errors import ClusterError, ConfigError, DataError
+from melanoma_spark.training import EpochRecord
+
+
+@pytest.fixture(scope="module")
+def warehouse(tmp_path_factory):
+    """A warehouse with an MLflow of its own: making its tables takes seconds."""
+    folder = tmp_path_factory.mktemp("tracking") / "ware house"
+    tracking.Tracker(config.Mlflow(), files.url_of(str(folder)))
+    return folder
+
+
+@pytest.fixture
+def tracker(warehouse):
+    return tracking.Tracker(config.Mlflow(), files.url_of(str(warehouse)))
+
+
+def stored(run_id):
+    return mlflow.MlflowClient().get_run(run_id)
+
+
+def test_mlflow_lies_in_the_warehouse_unless_a_server_is_named(warehouse):
+    assert (warehouse / "mlflow.db").is_file()
+    for place in ("file:///data/w", "hdfs://namenode/w"):
+        uri = tracking.tracking_uri(config.Mlflow(tracking_uri="http://server:5000"), place)
+        assert uri == "http://server:5000"
+    assert tracking.tracking_uri(config.Mlflow(), "file:///data/w") == "sqlite:////data/w/mlflow.db"
+    with pytest.raises(ConfigError, match=r"hdfs://namenode/w is not a local folder.*mlflow\.tracking_uri="):
+        tracking.tracking_uri(config.Mlflow(), "hdfs://namenode/w")
+
+
+def test_a_run_holds_what_was_logged(tracker, warehouse):
+    with tracker.run("ingest", {"stage": "ingest"}) as run_id:
+        tracker.parameters({"image_size": "64", "long": "x" * 7000})
+        tracker.metrics({"accepted": 7, "undefined": float("nan")})
+        tracker.tags({"dataset_id": "abc"})
+        tracker.artifact("report.html", b"<p>")
+        tracker.artifact("plots/roc.png", b"png")
+    run = stored(run_id)
+    assert (run.info.run_name, run.info.status) == ("ingest", "FINISHED")
+    assert run.data.params == {"image_size": "64", "long": "x" * 6000}
+    assert run.data.metrics == {"accepted": 7.0}
+    assert run.data.tags.items() >= {"stage": "ingest", "dataset_id": "abc"}.items()
+    folder = warehouse / "mlartifacts" / run_id / "artifacts"
+    assert (folder / "report.html").read_bytes() == b"<p>"
+    assert (folder / "plots/roc.png").read_bytes() == b"png"
+
+
+def test_stages_are_nested_in_the_pipeline(tracker):
+    with tracker.run("pipeline", {}) as parent:
+        children = []
+        for name in ("ingest", "featurize"):
+            with tracker.run(name, {}) as run_id:
+                children.append(run_id)
+                tracker.metrics({"seconds": 1})
+        tracker.metrics({"whole": 2})
+    assert [stored(child).data.tags["mlflow.parentRunId"] for child in children] == [parent, parent]
+    assert "mlflow.parentRunId" not in stored(parent).data.tags
+    assert stored(parent).data.metrics == {"whole": 2.0}
+    assert mlflow.active_run() is None
+
+
+def test_a_run_that_ends_by_an_error_is_marked(tracker):
+    with pytest.raises(ZeroDivisionError), tracker.run("pipeline", {}) as parent, tracker.run("ingest", {}) as child:
+        raise ZeroDivisionError
+    assert {stored(run).info.status for run in (parent, child)} == {"FAILED"}
+    assert mlflow.active_run() is None
+
+
+def test_epochs_are_curves(tracker):
+    nan = float("nan")
+    records = [EpochRecord("head", epoch, 1.0 / epoch if epoch else nan, 0.5, 0.8, 1.0, 2.0) for epoch in range(3)]
+    with tracker.run("train_head", {}) as run_id:
+        tracker.epochs(records)
+    history = mlflow.MlflowClient().get_metric_history
+    assert [(point.step, point.value) for point in history(run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert [point.step for point in history(run_id, "validation_loss")] == [0, 1, 2]
+    assert [point.value for point in history(run_id, "validation_auroc")] == [0.8] * 3
+
+
+def test_models_that_are_not_there(tracker):
+    assert tracker.version("melanoma@champion") is None
+    assert tracker.version("melanoma/3") is None
+    with pytest.raises(DataError, match=r"no model melanoma@champion in MLflow at sqlite:.*registered: nothing; run"):
+        tracker.model_files("melanoma@champion")
+    mlflow.MlflowClient().create_registered_model("other")
+    with pytest.raises(DataError, match="registered: other; run `./spark-submit.sh register` first"):
+        tracker.model_files("melanoma@champion")
+    with pytest.raises(ConfigError, match=r"score\.model: 'melanoma' is neither NAME@ALIAS nor NAME/VERSION"):
+        tracker.version("melanoma")
+
+
+@contextmanager
+def a_port(answer: int | None):
+    """A port where nobody listens, or a server there that answers everything with this status."""
+    if answer is None:
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))  # held, not listened at
+            yield held.getsockname()[1]
+        return
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(answer)
+
+        do_POST = do_GET
+
+        def log_message(self, format, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("answer", [None, 404, 500])
+def test_a_server_that_is_not_there_is_told_soon(tmp_path, monkeypatch, answer):
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    with a_port(answer) as port:
+        uri = f"http://127.0.0.1:{port}"
+        started = time.monotonic()
+        with pytest.raises(ClusterError, match=f"MLflow at {uri} cannot be used: ") as caught:
+            tracking.Tracker(config.Mlflow(tracking_uri=uri), files.url_of(str(tmp_path)))
+        assert time.monotonic() - started < 30
+    assert len(str(caught.value).splitlines()) == 1
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+
+
+@pytest.mark.parametrize("damage", ["text", "folder"])
+def test_a_damaged_database_is_told_in_one_line(tmp_path, damage):
+    if damage == "text":
+        (tmp_path / "mlflow.db").write_text("no database, but long enough to be taken for one" * 100)
+    else:
+        (tmp_path / "mlflow.db").mkdir()
+    with pytest.raises(ClusterError, match=r"MLflow at sqlite:.*mlflow\.db cannot be used: ") as caught:
+        tracking.Tracker(config.Mlflow(), files.url_of(str(tmp_path)))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_package_is_unpacked_whole(tmp_path):
+    target = tracking.unpacked_package(tmp_path)
+    package = Path(tracking.__file__).parent
+    expected = {path.name: path.read_bytes() for path in package.iterdir() if path.suffix in (".py", ".html")}
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == expected
+    assert "serving.py" in expected

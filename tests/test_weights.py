@@ -1,0 +1,208 @@
+"""Weights files: read without Keras, refused when they are something else, and known by their content."""
+
+from __future__ import annotations
+
+import io
+
+import h5py
+import numpy as np
+import pytest
+
+from melanoma_spark import backbones, config, lineage, weights
+from melanoma_spark.errors import ConfigError
+
+KERNEL = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
+LAYERS = {"pool": {}, "conv_b": {"kernel": KERNEL, "bias": np.zeros(3, np.float32)}, "conv_a": {"kernel": KERNEL + 1}}
+FILE_NAME = backbones.backbone("vgg16").imagenet_file
+
+
+def hdf5(write):
+    """The content of an HDF5 file that a function fills."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as archive:
+        write(archive)
+    return buffer.getvalue()
+
+
+def keras_file(layers, below=None, encode=str.encode):
+    """Weights as Keras's legacy HDF5 writer lays them out: names of layers and of their weights as attributes."""
+
+    def write(archive):
+        root = archive.create_group(below) if below else archive
+        root.attrs["layer_names"] = [encode(name) for name in layers]
+        for name, tensors in layers.items():
+            layer = root.create_group(name)
+            layer.attrs["weight_names"] = [encode(f"{name}/{weight}:0") for weight in tensors]
+            for weight, tensor in tensors.items():
+                layer.create_dataset(f"{name}/{weight}:0", data=tensor)
+
+    return hdf5(write)
+
+
+def one_weight(data):
+    """A function that fills a file with one layer of one weight, which holds any data."""
+
+    def write(archive):
+        archive.attrs["layer_names"] = [b"layer"]
+        layer = archive.create_group("layer")
+        layer.attrs["weight_names"] = [b"weight"]
+        if isinstance(data, h5py.ExternalLink):
+            layer["weight"] = data
+        else:
+            layer.create_dataset("weight", data=data)
+
+    return write
+
+
+def as_found(tensors):
+    return [(tensor.dtype, tensor.shape, tensor.tobytes()) for tensor in tensors]
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """A machine without any weights; returns the folder of Keras's cache."""
+    monkeypatch.delenv(weights.FILE_VARIABLE, raising=False)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(lineage, "checkout", lambda: tmp_path / "checkout")
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    return tmp_path / "keras" / "models"
+
+
+# Reading
+
+
+@pytest.mark.parametrize("below", [None, "model_weights"])
+@pytest.mark.parametrize("encode", [str.encode, str])
+def test_tensors_come_in_the_order_of_the_layers_and_their_weights(below, encode):
+    found = weights.read_hdf5(keras_file(LAYERS, below, encode), "x.h5")
+    assert as_found(found) == as_found([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
+
+
+def test_tensors_of_other_precision_become_float32():
+    found = weights.read_hdf5(keras_file({"conv": {"kernel": KERNEL.astype(np.float64)}}), "x.h5")
+    assert as_found(found) == as_found([KERNEL])
+
+
+WHOLE = keras_file(LAYERS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no weights",
+        b"<html>404</html>",
+        *(WHOLE[: len(WHOLE) * part // 10] for part in (1, 3, 5, 7, 9)),
+        hdf5(lambda archive: None),
+        hdf5(lambda archive: archive.attrs.update({"layer_names": 3})),
+        hdf5(lambda archive: archive.attrs.update({"layer_names": [b"missing"]})),
+        hdf5(lambda archive: archive.attrs.update({"layer_names": [b"\xff\xfe"]})),
+        hdf5(lambda archive: archive.create_dataset("model_weights", data=np.zeros(3))),
+        hdf5(lambda archive: archive.create_group("layers/conv/vars")),
+        hdf5(one_weight([b"text"])),
+        hdf5(one_weight(h5py.ExternalLink("/etc/hostname", "/"))),
+    ],
+)
+def test_anything_else_is_refused_in_one_line_that_names_it(content):
+    with pytest.raises(ConfigError) as error:
+        weights.read_hdf5(content, "backbone.h5")
+    assert str(error.value).startswith("backbone.h5 is not a Keras HDF5 weights file: ")
+    assert len(str(error.value).splitlines()) == 1
+
+
+# Where they are looked for
+
+
+def test_weights_are_taken_from_a_path_or_a_url_and_known_by_their_content(tmp_path):
+    path = tmp_path / "own.h5"
+    path.write_bytes(WHOLE)
+    for name in (str(path), f"file://{path}"):
+        found = weights.resolve(config.Backbone(weights=name), seed=0)
+        assert (found.origin, found.are_random) == (name, False)
+        assert found.content_id == lineage.tensors_id([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
+        assert found.content_id == lineage.tensors_id(found.tensors)
+
+
+def test_container_does_not_matter_to_the_content_id(tmp_path):
+    ids = set()
+    for number, content in enumerate([WHOLE, keras_file(LAYERS, "model_weights"), keras_file(LAYERS, encode=str)]):
+        (tmp_path / f"{number}.h5").write_bytes(content)
+        ids.add(weights.resolve(config.Backbone(weights=str(tmp_path / f"{number}.h5")), seed=0).content_id)
+    assert len(ids) == 1
+
+
+def test_named_file_that_is_not_there_is_an_error_with_a_way_out(tmp_path):
+    with pytest.raises(ConfigError, match=r"backbone\.weights: cannot read .*/none\.h5: No such file.*or `imagenet`"):
+        weights.resolve(config.Backbone(weights=str(tmp_path / "none.h5")), seed=0)
+
+
+def test_named_file_that_is_no_weights_file_is_an_error(tmp_path):
+    (tmp_path / "notes.h5").write_text("no weights")
+    with pytest.raises(ConfigError, match=r"notes\.h5 is not a Keras HDF5 weights file"):
+        weights.resolve(config.Backbone(weights=str(tmp_path / "notes.h5")), seed=0)
+
+
+def test_variable_that_names_no_file_is_an_error_even_where_other_weights_are_at_hand(nowhere, monkeypatch, tmp_path):
+    (nowhere / FILE_NAME).write_bytes(WHOLE)
+    for value in (tmp_path / "none.h5", tmp_path):
+        monkeypatch.setenv(weights.FILE_VARIABLE, str(value))
+        with pytest.raises(ConfigError) as error:
+            weights.at_hand("vgg16")
+        assert str(error.value) == f"MELANOMA_WEIGHTS names {value}, which is no file; correct it or unset it"
+
+
+def test_weights_are_looked_for_by_variable_then_cache_then_beside_the_project(nowhere, monkeypatch, tmp_path):
+    beside = tmp_path / "shared" / "weights" / FILE_NAME
+    assert weights.at_hand("vgg16") is None
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(WHOLE)
+    assert weights.at_hand("vgg16") == beside
+    (nowhere / FILE_NAME).write_bytes(WHOLE)
+    assert weights.at_hand("vgg16") == nowhere / FILE_NAME
+    (tmp_path / "named.h5").write_bytes(WHOLE)
+    monkeypatch.setenv(weights.FILE_VARIABLE, str(tmp_path / "named.h5"))
+    assert weights.at_hand("vgg16") == tmp_path / "named.h5"
+
+
+def test_other_weights_in_the_place_of_imagenet_s_are_refused(nowhere):
+    (nowhere / FILE_NAME).write_bytes(WHOLE)
+    expected = backbones.backbone("vgg16").imagenet_id
+    with pytest.raises(ConfigError) as error:
+        weights.resolve(config.Backbone(), seed=0)
+    assert "does not hold the published ImageNet weights of vgg16" in str(error.value)
+    assert f"expected {expected}" in str(error.value)
+    assert f"backbone.weights={nowhere / FILE_NAME}" in str(error.value)
+
+
+def test_unknown_backbone_is_an_error_that_lists_the_known_ones(nowhere):
+    with pytest.raises(ConfigError, match="unknown backbone 'vgg11'; known: vgg16"):
+        weights.at_hand("vgg11")
+
+
+def test_change_of_weights_names_both_and_the_job_to_run():
+    own = weights.Weights((), "imagenet", "abc")
+    assert str(weights.changed(own, "def", "features/", "featurize")) == (
+        "features/ was made with weights def, the settings name imagenet weights abc; "
+        "run `./spark-submit.sh featurize` with these settings first"
+    )
+
+
+def test_only_random_weights_are_announced(capsys):
+    weights.announce(weights.Weights((), "imagenet", "abc"))
+    assert capsys.readouterr().out == ""
+    weights.announce(weights.Weights((), weights.RANDOM, "abc"))
+    assert capsys.readouterr().out.startswith("random weights are used, for this demo only")
+
+
+# The real ones
+
+
+def test_imagenet_weights_at_hand_are_the_published_ones():
+    path = weights.at_hand("vgg16")
+    if path is None:
+        pytest.skip(f"no {FILE_NAME} at hand: set MELANOMA_WEIGHTS to a copy of it")
+    found = weights.resolve(config.Backbone(), seed=0)
+    assert found.content_id == backbones.backbone("vgg16").imagenet_id == "99b32de5670d4dc2"
+    assert len(found.tensors) == 26
+    assert found.tensors[0].shape == (3, 3, 3, 64)
+    assert sum(tensor.size for tensor in found.tensors) == 14_714_688
