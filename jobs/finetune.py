@@ -91,7 +91,10 @@ def train(
     threads: int,
 ) -> list[training.EpochRecord]:
     """What each rank does: all phases, one after the other, each from the best weights of the one before."""
+    import keras
+
     network.use_threads(threads)
+    keras.utils.set_random_seed(settings.seed)  # before the network is built: dropout takes its seed then
     model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
     own = {split: shards[split][rank.rank] for split in shards}
     wanted = {split: {sha: labels[split][sha] for sha in own[split].rows} for split in shards}

@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
-Rate = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Backbone(Section):
@@ -102,6 +102,13 @@ class Finetune(Section):
         Phase(name="all", learning_rate=1e-6, epochs=2),
     )
     start_timeout: Count = Field(default=180, description="seconds in which all ranks must have started")
+
+    @model_validator(mode="after")
+    def _phases_have_names_of_their_own(self) -> Finetune:
+        names = [phase.name for phase in self.phases]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"finetune.phases needs at least one phase, each with a name of its own; found {names}")
+        return self
 
 
 class Evaluate(Section):
@@ -223,7 +230,7 @@ def _split(word: str) -> tuple[list[str], Any]:
     if not equals or not key:
         raise ConfigError(f"{word!r} is not of the form key=value, for example image_size=224")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(text) if " #" not in text else text  # a path may hold what starts a comment
     except (yaml.YAMLError, ValueError):
         value = text
     return key.split("."), value

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
 
 def url_of(path_or_url: str) -> str:
@@ -28,7 +28,11 @@ def join(url: str, *parts: str) -> str:
 
 
 def exists(url: str) -> bool:
-    filesystem, path = fsspec.core.url_to_fs(url)
+    """Raises `ConfigError` for a URL of a kind that nothing installed can read."""
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ConfigError(f"{url}: {_reason(error)}") from None
     return bool(filesystem.exists(path))
 
 

@@ -322,3 +322,18 @@ def test_words_and_nested_mappings_say_the_same(values):
             place = place.setdefault(section, {})
         place[name] = value
     assert config.parse(nested) == config.load(None, [f"{key}={value}" for key, value in values.items()])
+
+
+def test_a_path_may_hold_what_starts_a_comment_in_yaml():
+    assert config.load(None, ["archive=/data/box #3"]).archive == "/data/box #3"
+
+
+@pytest.mark.parametrize("phases", ["[]", "[{name: a}, {name: a}]"])
+def test_phases_without_a_name_of_their_own_are_refused(phases):
+    with pytest.raises(ConfigError, match="each with a name of its own"):
+        config.load(None, [f"finetune.phases={phases}"])
+
+
+def test_an_endless_learning_rate_is_refused():
+    with pytest.raises(ConfigError, match=r"head\.learning_rate"):
+        config.load(None, ["head.learning_rate=.inf"])

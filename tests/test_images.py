@@ -399,14 +399,13 @@ def test_pixel_hash_does_not_see_how_an_array_lies_in_memory(pixels):
 
 
 @given(st.integers(0, 10_000), st.booleans(), st.sampled_from([33, 48, 96, 100]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_perceptual_hash_of_a_lesion_is_the_same_turned_and_mirrored(seed, malignant, size):
     pixels = drawing.draw_lesion(np.random.default_rng(seed), malignant, size)
     assert len({images.perceptual_hash(view) for view in views(pixels)}) == 1
 
 
 @given(arrays(np.uint8, st.integers(1, 60).map(lambda side: (side, side, 3))))
-@settings(deadline=None)
 def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored(pixels):
     hashes = {images.perceptual_hash(view) for view in views(pixels)}
     assert len(hashes) == 1

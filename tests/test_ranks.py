@@ -51,7 +51,9 @@ def work(ragged):
         shard = shards[rank.rank]
         own = [rows[int(key)] for key in shard.rows]
         plan = training.Plan("test", 0.05, epochs, epochs, (0.8, 1.3), 0)
-        records = training.train(rank, model, plan, shard, lambda epoch: own, shard, lambda epoch: own, lambda text: None)
+        records = training.train(
+            rank, model, plan, shard, lambda epoch: own, shard, lambda epoch: own, lambda text: None
+        )
         found["records"] = [(record.loss, record.validation_loss, record.validation_auroc) for record in records]
         found["trained"] = model.get_weights()
         return found

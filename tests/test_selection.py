@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from melanoma_spark import config, images, layouts, splits
@@ -90,7 +90,6 @@ def recorded(rows):
 
 
 @given(EXTRAS, st.none() | KNOWN)
-@settings(deadline=None)
 def test_every_file_is_kept_or_rejected_exactly_once(extras, known):
     selection = select([*BASE, *extras], recorded(known) if known is not None else [], ROOT, SETTINGS)
     decided = [row.source_uri for row in (*selection.chosen, *selection.rejected)]
@@ -102,7 +101,6 @@ def test_every_file_is_kept_or_rejected_exactly_once(extras, known):
 
 
 @given(EXTRAS, st.none() | KNOWN)
-@settings(deadline=None)
 def test_nothing_that_belongs_together_stands_on_two_splits(extras, known):
     selection = select([*BASE, *extras], recorded(known) if known is not None else [], ROOT, SETTINGS)
     files = {file.source_uri: file for file in (*BASE, *extras)}
@@ -117,7 +115,6 @@ def test_nothing_that_belongs_together_stands_on_two_splits(extras, known):
 
 
 @given(EXTRAS, st.none() | KNOWN)
-@settings(deadline=None)
 def test_every_picture_is_kept_once_unless_its_labels_differ(extras, known):
     selection = select([*BASE, *extras], recorded(known) if known is not None else [], ROOT, SETTINGS)
     pixels = {file.source_uri: file.pixel_sha256 for file in (*BASE, *extras)}
@@ -130,7 +127,6 @@ def test_every_picture_is_kept_once_unless_its_labels_differ(extras, known):
 
 
 @given(EXTRAS, KNOWN, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_order_of_files_and_records_does_not_matter(extras, known, rng):
     files, rows = [*BASE, *extras], recorded(known)
     shuffled = select(rng.sample(files, len(files)), rng.sample(rows, len(rows)), ROOT, SETTINGS)
@@ -138,7 +134,6 @@ def test_order_of_files_and_records_does_not_matter(extras, known, rng):
 
 
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.integers(0, 11)), max_size=20))
-@settings(deadline=None)
 def test_more_images_of_known_patients_move_no_image(later):
     patients = [Record(row.image_id, row.label, f"patient{n // 5}") for n, row in enumerate(records())]
     more = [Record(f"later{n}", label, f"patient{patient}") for n, (label, patient) in enumerate(later)]
