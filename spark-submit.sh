@@ -15,8 +15,8 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   featurize   images/ -> features/: every image through VGG16's base, once
   train_head  features/ -> a head
   finetune    head and base trained on, over Horovod ranks
-  evaluate    the test split: metrics, operating points, a report
-  register    the model into MLflow's registry, if it passes the gate
+  evaluate    the test split: metrics at an operating point, a report
+  register    the model into MLflow's registry, under an alias
   score       images -> scores/, with a registered model
   pipeline    all of them, in one submission
 

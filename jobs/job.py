@@ -82,7 +82,9 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
     from melanoma_spark import session
 
     started = time.monotonic()
-    with job.tracker.run(name, tags) as run_id:
+    # not where images lie: a run is shown to others
+    parameters = {key: value for key, value in config.flat(job.settings).items() if key not in ("archive", "warehouse")}
+    with job.tracker.run(name, tags, parameters) as run_id:
         session.describe(job.spark, name)
         summary = stage(replace(job, run_id=run_id))
         seconds = time.monotonic() - started

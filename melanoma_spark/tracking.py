@@ -77,10 +77,12 @@ class Tracker:
             raise ClusterError(f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0][:300]}") from None
 
     @contextmanager
-    def run(self, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-        """A run, nested when one is open already. Its status tells how the block ended."""
+    def run(self, name: str, tags: Mapping[str, str], parameters: Mapping[str, str] | None = None) -> Iterator[str]:
+        """A run, nested when one is open already; the outermost gets the parameters. Its status tells how it ended."""
         nested = self._mlflow.active_run() is not None
         with self._mlflow.start_run(run_name=name, nested=nested, tags=dict(tags)) as run:
+            if not nested and parameters:
+                self.parameters(parameters)
             yield str(run.info.run_id)
 
     def parameters(self, values: Mapping[str, str]) -> None:

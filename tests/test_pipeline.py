@@ -1,0 +1,500 @@
+"""The whole line on drawn lesions: what went in came out, once, and can be traced; nothing else did."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import STAGES, Line
+from PIL import Image
+
+from melanoma_spark import config, drawing, files, images, network, operating_points, schemas, store, weights
+from melanoma_spark.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def stored(line):
+    return line.read("images").toPandas().sort_values("sha256", ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def predictions(line):
+    return pd.read_parquet(line.folder / "reports" / line.manifest("reports")["path"] / "predictions")
+
+
+@pytest.fixture(scope="module")
+def scores(line):
+    return line.scores()
+
+
+@pytest.fixture(scope="module")
+def runs(line):
+    """The runs of MLflow by name: those of the first pass through the line."""
+    line.tracker()
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(line.job.settings.mlflow.experiment)
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    named: dict[str, mlflow.entities.Run] = {}
+    for run in found:
+        named.setdefault(run.info.run_name, run)
+    return named
+
+
+@pytest.fixture
+def copied(line, tmp_path):
+    """The line with copies of its archive and its warehouse, to change."""
+    shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
+    shutil.copytree(line.folder, tmp_path / "warehouse")
+    settings = line.job.settings.model_copy(
+        update={"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
+    )
+    job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
+    return Line(job, tmp_path / "archive", tmp_path / "warehouse")
+
+
+def listed_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# --- ingest
+
+
+def test_every_file_of_the_archive_is_accounted_for(line, stored):
+    rejects = pd.read_parquet(line.folder / "rejects" / line.manifest("images")["path"])
+    accounted = [*stored["source_uri"], *rejects["source_uri"], f"file:{line.archive}/metadata.csv"]
+    assert sorted(accounted) == sorted(f"file:{path}" for path in listed_files(line.archive))
+    facts = line.manifest("images")
+    assert (facts["listed"], facts["accepted"], facts["rejected"], facts["skipped"]) == (
+        len(accounted),
+        len(stored),
+        len(rejects),
+        1,
+    )
+    assert facts["reasons"] == rejects["reason"].value_counts().to_dict()
+    assert set(rejects["reason"]) <= set(images.REASONS)
+    assert rejects["detail"].str.len().min() > 0
+    expected = f"ingest: {len(accounted)} files listed = {len(stored)} accepted + {len(rejects)} rejected"
+    assert line.said.startswith(expected)
+
+
+def test_what_is_broken_is_rejected_with_the_right_reason(line):
+    rejects = pd.read_parquet(line.folder / "rejects" / line.manifest("images")["path"])
+    reasons = {Path(uri).name: reason for uri, reason in zip(rejects["source_uri"], rejects["reason"], strict=True)}
+    assert (
+        reasons.items()
+        >= {
+            "broken_empty.jpg": "empty",
+            "broken_truncated.jpg": "corrupt",
+            "broken_text.jpg": "not_an_image",
+            "broken_random.png": "not_an_image",
+            "broken_tiny.png": "too_small",
+            "broken_bomb.png": "too_many_pixels",
+            "broken_zero_length.png": "empty",
+            "broken_page.jpg": "not_an_image",
+            "notes.txt": "not_an_image",
+            "unlabelled.jpg": "no_label",
+            ".drawn.json": "hidden",
+        }.items()
+    )
+    assert set(reasons.values()) - {"duplicate"} == set(reasons[name] for name in reasons if "image_" not in name)
+
+
+def test_pixels_are_stored_as_decoded_and_nothing_but_pixels(stored):
+    field = schemas.images_schema(64).fields["image"]
+    turned = 0
+    for row in stored.itertuples():
+        content = Path(row.source_uri.removeprefix("file:")).read_bytes()
+        assert images.sha256(content) == row.sha256
+        pixels = images.decode(content, 64)
+        np.testing.assert_array_equal(field.codec.decode(field, row.image), pixels)
+        assert images.pixel_hash(pixels) == row.pixel_sha256
+        with Image.open(io.BytesIO(row.image)) as image:
+            assert image.format == "PNG"
+            assert not image.getexif()
+            assert not image.info
+        with Image.open(io.BytesIO(content)) as image:
+            turned += image.getexif().get(0x0112, 1) != 1
+    assert turned == 2  # the archive has some with EXIF
+    assert stored["pixel_sha256"].is_unique
+
+
+def test_labels_and_ids_are_those_of_the_table(line, stored):
+    table = pd.read_csv(line.archive / "metadata.csv").set_index("image_id").loc[stored["image_id"]]
+    assert list(stored["label"]) == [int(label == "malignant") for label in table["label"]]
+    for column in ("patient_id", "lesion_id"):
+        assert list(stored[column]) == list(table[column])
+
+
+def test_no_group_patient_lesion_or_look_stands_on_two_sides(line, stored):
+    assert set(stored["split"]) == {"train", "validation", "test"}
+    for column in ("group", "patient_id", "lesion_id", "pixel_sha256"):
+        assert stored.groupby(column)["split"].nunique().max() == 1
+    counts = line.manifest("images")["counts"]
+    found = {f"{split}_{label}": n for (split, label), n in stored.groupby(["split", "label"]).size().items()}
+    assert found == counts
+    assert sum(counts.values()) == len(stored)
+
+
+def test_row_groups_hold_one_split_where_they_can(line):
+    """Rows lie sorted by split and hash in each file, as readers of a split count on."""
+    folder = line.folder / "images" / line.manifest("images")["path"]
+    for path in folder.glob("*.parquet"):
+        rows = pd.read_parquet(path, columns=["split", "sha256"])
+        assert list(rows.itertuples(index=False)) == sorted(rows.itertuples(index=False))
+
+
+# --- featurize, train_head, finetune
+
+
+def test_features_are_those_of_a_plain_forward_pass(line, stored):
+    import keras
+
+    base = weights.resolve(line.job.settings.backbone, line.job.settings.seed)
+    vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
+    vgg16.set_weights(base.tensors)
+    cuts = ("block4_pool", "block5_pool")
+    model = keras.Model(vgg16.input, [vgg16.get_layer(cut).output for cut in cuts])
+    rows = line.read("features").toPandas().set_index("sha256")
+    assert sorted(rows.index) == sorted(stored["sha256"])
+    some = stored.iloc[::6]
+    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in some["source_uri"]])
+    expected = model.predict(keras.applications.vgg16.preprocess_input(pixels.astype("float32")), verbose=0)
+    for cut, values in zip(cuts, expected, strict=True):
+        for sha, value in zip(some["sha256"], values, strict=True):
+            found = np.load(io.BytesIO(rows.loc[sha, cut]))
+            assert found.dtype == np.float16
+            np.testing.assert_allclose(found.astype(np.float32), value, rtol=2e-3, atol=2e-3 * np.abs(values).max())
+
+
+def test_training_reads_exactly_the_rows_of_its_split(line, stored):
+    labels = store.labels(line.job.spark, line.job.warehouse, line.manifest("images"))
+    for split in ("train", "validation"):
+        rows = stored[stored["split"] == split]
+        assert labels[split] == dict(zip(rows["sha256"], rows["label"], strict=True))
+    assert labels.keys() == {"train", "validation"}
+    url = store.data_url(line.job.warehouse, "images", line.manifest("images"))
+    read = list(store.rows(url, "image", labels["validation"], 1))
+    found = sorted(images.pixel_hash(pixels) for pixels, _ in read)
+    assert found == sorted(stored[stored["split"] == "validation"]["pixel_sha256"])
+
+
+def test_training_keeps_the_best_epoch_and_never_less_than_the_start(line):
+    head, finetuned = line.manifest("models/head"), line.manifest("models/finetuned")
+    phases = {"head": head["training"]}
+    for epoch in finetuned["training"]:
+        phases.setdefault(epoch["phase"], []).append(epoch)
+    assert list(phases) == ["head", "block5", "all"]
+    for phase, epochs in phases.items():
+        aurocs = [epoch["validation_auroc"] for epoch in epochs]
+        best = (head["best"] | finetuned["best"])[phase]
+        assert [epoch["epoch"] for epoch in epochs] == list(range(len(epochs)))
+        assert best == int(np.argmax(aurocs))
+    # each phase starts where the one before was best
+    assert phases["all"][0]["validation_auroc"] == pytest.approx(max(e["validation_auroc"] for e in phases["block5"]))
+    assert finetuned["validation_auroc"] == max(epoch["validation_auroc"] for epoch in phases["all"])
+    assert finetuned["validation_auroc"] > phases["block5"][0]["validation_auroc"], "nothing was learnt to look at"
+
+
+def test_a_model_can_be_walked_back_to_its_images(line, stored):
+    head, finetuned = line.manifest("models/head"), line.manifest("models/finetuned")
+    assert head["dataset_id"] == finetuned["dataset_id"] == line.manifest("images")["id"]
+    assert head["features_id"] == finetuned["features_id"] == line.manifest("features")["id"]
+    assert head["weights_id"] == finetuned["weights_id"] == line.manifest("features")["weights"]
+    assert finetuned["head_id"] == head["id"]
+    tensors = [
+        store.load_model(line.job.warehouse, f"models/{name}", line.manifest(f"models/{name}"))
+        for name in ("head", "finetuned")
+    ]
+    changed = [not np.array_equal(a, b) for a, b in zip(*tensors, strict=True)]
+    assert all(changed), "the last phase trains the whole network"
+
+
+# --- evaluate
+
+
+def test_the_report_judges_both_models_on_every_image_of_both_splits(stored, predictions):
+    judged = stored[stored["split"] != "train"]
+    assert set(predictions["model"]) == {"head alone", "fine-tuned"}
+    for _, rows in predictions.groupby("model"):
+        found = rows.sort_values("sha256").reset_index(drop=True)
+        expected = judged[["sha256", "split", "group", "label"]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found[list(expected.columns)], expected, check_dtype=False)
+        assert found["probability"].between(0, 1).all()
+    assert len(predictions) == 2 * len(judged)
+
+
+def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
+    rows = stored[stored["split"] != "train"].iloc[::5]
+    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
+    for name, place, near in (("head alone", "models/head", 5e-3), ("fine-tuned", "models/finetuned", 1e-5)):
+        facts = line.manifest(place)
+        spec = network.Spec.model_validate(facts["spec"])
+        model = network.build(spec, store.load_model(line.job.warehouse, place, facts))
+        found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "probability"]
+        np.testing.assert_allclose(found, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
+
+
+def test_auroc_is_that_of_scikit_learn(line, predictions):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    metrics = line.manifest("reports")["metrics"]
+    for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
+        test = predictions[(predictions["model"] == name) & (predictions["split"] == "test")]
+        assert metrics[f"test_auroc_{suffix}"] == pytest.approx(roc_auc_score(test["label"], test["probability"]))
+        assert metrics[f"test_auprc_{suffix}"] == pytest.approx(
+            average_precision_score(test["label"], test["probability"])
+        )
+        low, high = metrics[f"test_auroc_low_{suffix}"], metrics[f"test_auroc_high_{suffix}"]
+        assert low <= metrics[f"test_auroc_{suffix}"] <= high
+
+
+def test_the_threshold_comes_from_validation_alone(line, predictions):
+    facts = line.manifest("reports")
+    rule = line.job.settings.evaluate.operating_point
+    for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
+        rows = predictions[predictions["model"] == name]
+        validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
+        chosen = operating_points.choose(validation["label"], validation["probability"], rule).threshold
+        assert facts["operating_points"][name]["threshold"] == facts["metrics"][f"threshold_{suffix}"] == chosen
+        on_test = operating_points.choose(test["label"], test["probability"], rule).threshold
+        assert on_test != chosen, "the test cannot tell the splits apart"
+        positives = test[test["label"] == 1]["probability"]
+        assert facts["metrics"][f"test_sensitivity_{suffix}"] == pytest.approx((positives >= chosen).mean())
+
+
+# --- register, score
+
+
+def test_score_rows_hold_all_that_is_promised(line, scores):
+    promised = {
+        *("image_id", "source_uri", "sha256", "probability", "decision", "threshold", "status", "model_name"),
+        *("model_version", "run_id", "batch_id", "scored_at", "operating_point", "reason", "detail"),
+    }
+    assert promised <= set(scores.columns)
+    assert sorted(scores.columns) == sorted(schemas.SCORES.names)
+    assert scores["batch_id"].nunique() == 1
+    assert [path.name for path in (line.folder / "scores").iterdir()] == [f"batch_id={scores['batch_id'][0]}"]
+    assert set(scores["model_name"]) == {"melanoma"}
+    assert set(scores["model_version"]) == {"1"}
+    assert scores["run_id"].str.len().min() == 32
+    assert scores["scored_at"].notna().all()
+
+
+def test_every_image_file_has_one_score_row(line, scores):
+    expected = sorted(f"file:{path}" for path in listed_files(line.archive) if path.suffix != ".csv")
+    assert sorted(scores["source_uri"]) == expected
+    scored = scores[scores["status"] == "scored"]
+    rejected = scores[scores["status"] == "rejected"]
+    assert len(scored) + len(rejected) == len(scores)
+    assert scored["probability"].between(0, 1).all()
+    assert set(scored["decision"]) <= {"positive", "negative"}
+    assert ((scored["probability"] >= scored["threshold"]) == (scored["decision"] == "positive")).all()
+    assert rejected["probability"].isna().all()
+    assert set(rejected["decision"]) == {""}
+    assert set(rejected["reason"]) == {"corrupt", "empty", "hidden", "not_an_image", "too_many_pixels", "too_small"}
+    assert scored["reason"].isna().all()
+    for row in scored.itertuples():
+        assert row.sha256 == images.sha256(Path(row.source_uri[5:]).read_bytes())
+        assert row.image_id == Path(row.source_uri).stem
+
+
+def test_scores_equal_the_predictions_of_the_evaluated_model(scores, predictions):
+    """Training saw stored pixels, scoring decodes the file: the same function, so the same probability."""
+    judged = predictions[predictions["model"] == "fine-tuned"].set_index("sha256")["probability"]
+    scored = scores[scores["status"] == "scored"].drop_duplicates("sha256").set_index("sha256")["probability"]
+    np.testing.assert_allclose(scored.loc[judged.index], judged, atol=1e-6)
+
+
+def test_a_score_can_be_walked_back_to_its_training_images(line, scores, runs):
+    line.tracker()
+    row = scores.iloc[0]
+    version = mlflow.MlflowClient().get_model_version(row["model_name"], row["model_version"])
+    assert version.tags["dataset_id"] == line.manifest("images")["id"]
+    assert version.tags["report_id"] == line.manifest("reports")["id"]
+    assert row["run_id"] == runs["score"].info.run_id
+
+
+# --- MLflow
+
+
+def test_one_run_with_a_nested_one_for_each_stage(runs):
+    parent = runs["pipeline"]
+    assert set(runs) >= {"pipeline", *STAGES}
+    for name in STAGES:
+        assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert runs[name].info.status == "FINISHED"
+        assert runs[name].data.metrics["seconds"] > 0
+    assert "mlflow.parentRunId" not in parent.data.tags
+    assert {"test_auroc_head", "test_auroc_finetuned"} <= parent.data.metrics.keys()
+
+
+def test_settings_are_parameters_of_the_run(line, runs):
+    expected = config.flat(line.job.settings)
+    assert runs["pipeline"].data.params == {
+        key: value for key, value in expected.items() if key not in ("archive", "warehouse")
+    }
+
+
+def test_counts_and_ids_are_logged(line, runs):
+    facts = line.manifest("images")
+    logged = runs["ingest"].data
+    assert {key: logged.metrics[key] for key in ("listed", "accepted", "rejected", "skipped")} == {
+        key: float(facts[key]) for key in ("listed", "accepted", "rejected", "skipped")
+    }
+    assert logged.tags["dataset_id"] == facts["id"]
+    assert runs["featurize"].data.tags["features_id"] == line.manifest("features")["id"]
+    assert runs["featurize"].data.metrics["computed"] == facts["accepted"]
+
+
+@pytest.mark.parametrize(("stage", "place"), [("train_head", "models/head"), ("finetune", "models/finetuned")])
+def test_every_epoch_is_on_the_curve(line, runs, stage, place):
+    line.tracker()
+    epochs = line.manifest(place)["training"]
+    for name in ("validation_auroc", "validation_loss"):
+        points = mlflow.MlflowClient().get_metric_history(runs[stage].info.run_id, name)
+        assert [point.value for point in points] == pytest.approx([epoch[name] for epoch in epochs])
+        assert [point.step for point in points] == list(range(len(epochs)))
+
+
+def test_report_and_plots_are_artifacts(line, runs):
+    line.tracker()
+    client = mlflow.MlflowClient()
+    run_id = runs["evaluate"].info.run_id
+    assert "report.html" in {artifact.path for artifact in client.list_artifacts(run_id)}
+    plots = {artifact.path for artifact in client.list_artifacts(run_id, "plots")}
+    assert plots == {f"plots/{name}.png" for name in ("roc", "calibration", "confusion", "histogram", "training")}
+    kept = (line.folder / "reports" / line.manifest("reports")["path"] / "report.html").read_bytes()
+    assert Path(client.download_artifacts(run_id, "report.html")).read_bytes() == kept
+    metrics = runs["evaluate"].data.metrics
+    assert metrics.items() >= line.manifest("reports")["metrics"].items()
+
+
+def test_the_version_is_registered_under_its_alias_with_tags(line, runs):
+    line.tracker()
+    version = mlflow.MlflowClient().get_model_version_by_alias("melanoma", "champion")
+    assert version.version == "1" or version.version == 1
+    facts, metrics = line.manifest("models/finetuned"), line.manifest("reports")["metrics"]
+    assert (
+        version.tags.items()
+        >= {
+            "model": "fine-tuned",
+            "dataset_id": facts["dataset_id"],
+            "weights_id": facts["weights_id"],
+            "weights_origin": "random",
+            "report_id": line.manifest("reports")["id"],
+            "test_auroc": f"{metrics['test_auroc_finetuned']:.4f}",
+        }.items()
+    )
+    assert version.tags["commit"]
+
+
+def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):
+    """Names of files can name patients: reports, runs and models are shown to others."""
+    line.tracker()
+    names = re.compile(rb"image_\d{6}|broken_[a-z]+|unlabelled\.jpg|patient_\d{4}|lesion_\d{5}")
+    assert names.search((line.archive / "metadata.csv").read_bytes())
+    shown = [path for folder in ("reports", "mlartifacts") for path in listed_files(line.folder / folder)]
+    shown = [path for path in shown if path.parent.name != "predictions"]
+    assert {"report.html", "MLmodel", "model.json", "weights.npz", "serving.py", "drawing.py"} <= {
+        p.name for p in shown
+    }
+    for path in shown:
+        if path.name == "drawing.py":  # draws such names itself
+            continue
+        assert not names.search(path.read_bytes()), path
+    for run in runs.values():
+        logged = json.dumps([run.data.params, run.data.tags, run.data.metrics]).encode()
+        assert not names.search(logged), run.info.run_name
+    for version in mlflow.MlflowClient().search_model_versions("name='melanoma'"):
+        assert not names.search(json.dumps(version.tags).encode())
+
+
+def test_predictions_carry_no_file_names(predictions):
+    assert sorted(predictions.columns) == sorted(schemas.PREDICTIONS.names)
+    assert "source_uri" not in predictions.columns
+
+
+# --- again
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file of a warehouse but MLflow's, with its size and time."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in listed_files(folder)
+        if "mlartifacts" not in path.parts and path.name != "mlflow.db"
+    }
+
+
+SAID_AGAIN = {
+    "ingest": "132 files listed, nothing new, {images} images stand in images/",
+    "featurize": "{images} images = 0 computed + {images} computed before",
+    "train_head": "nothing new, models/head stands",
+    "finetune": "nothing new, models/finetuned stands",
+    "evaluate": "nothing new, the report stands at",
+    "register": "nothing new, melanoma version 1 is champion already",
+    "score": "131 images listed, all scored before by melanoma version 1; nothing to do",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_second_run_computes_nothing_and_says_so(line, stored, stage):
+    before = contents(line.folder)
+    told = line.stage(stage)
+    assert told.startswith(f"{stage}: " + SAID_AGAIN[stage].format(images=len(stored)))
+    after = contents(line.folder)
+    # featurize says again which dataset the features are of
+    assert {k: v for k, v in after.items() if k != "features/manifest.json"} == {
+        k: v for k, v in before.items() if k != "features/manifest.json"
+    }
+
+
+def test_only_what_is_new_is_scored(copied):
+    """One image more in a copy of the archive, one changed and one broken: three new rows, and a batch of their own."""
+    new = copied.archive / "benign" / "new image, [50%20].jpg"
+    first = copied.stage("score")  # the same images at another place are other images
+    assert "121 scored + 10 rejected + 0 scored before" in first
+    new.write_bytes(drawing.lesion_jpeg(77, size=64))
+    assert "132 images listed = 1 scored + 0 rejected + 131 scored before" in copied.stage("score")
+    scores = copied.scores()
+    rows = scores[scores["source_uri"] == f"file:{new}"]
+    assert list(rows["image_id"]) == ["new image, [50%20]"]
+    assert rows["probability"].between(0, 1).all()
+    assert sorted(scores.groupby("batch_id").size()) == [1, 131, 131]
+
+    (copied.archive / "benign" / "also new.jpg").touch()
+    assert "133 images listed = 0 scored + 1 rejected + 132 scored before" in copied.stage("score")
+    new.write_bytes(drawing.lesion_jpeg(78, size=64))
+    assert "133 images listed = 1 scored + 0 rejected + 132 scored before" in copied.stage("score")
+    assert copied.scores()["source_uri"].value_counts()[f"file:{new}"] == 2
+
+
+def test_a_grown_archive_moves_no_image_and_computes_only_what_is_new(copied, line, stored):
+    rows = (copied.archive / "metadata.csv").read_text()
+    for number in range(3):
+        (copied.archive / "benign" / f"grown_{number}.jpg").write_bytes(drawing.lesion_jpeg(500 + number, size=64))
+        rows += f"grown_{number},benign,patient_new,lesion_new_{number}\n"
+    (copied.archive / "metadata.csv").write_text(rows)
+    assert "121 accepted" in copied.stage("ingest")
+    grown = copied.read("images").toPandas().set_index("sha256")
+    old = stored.set_index("sha256")
+    assert (grown.loc[old.index, "split"] == old["split"]).all()
+    assert grown[grown["patient_id"] == "patient_new"]["split"].nunique() == 1
+    assert copied.manifest("images")["id"] != line.manifest("images")["id"]
+
+    with pytest.raises(DataError, match="rows; run the job that makes it again"):
+        copied.stage("train_head")  # the features are not there yet
+    assert "121 images = 3 computed + 118 computed before" in copied.stage("featurize")
+    features = copied.read("features").toPandas()
+    assert sorted(features["sha256"]) == sorted(grown.index)
+    with pytest.raises(DataError, match=r"trained on dataset .*; run train_head and finetune again"):
+        copied.stage("evaluate")
+    assert "validation AUROC" in copied.stage("train_head")
