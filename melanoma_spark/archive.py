@@ -128,11 +128,12 @@ def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode: En
     sha256 = images.sha256(content)
     try:
         pixels = images.decode(content, size, limits.min_side, limits.max_pixels)
+        # Hashes are of a size of their own, so that duplicates, groups and splits are the same at every image_size.
+        other_size = size != images.HASH_SIZE
+        looked_at = images.decode(content, images.HASH_SIZE, max_pixels=limits.max_pixels) if other_size else pixels
         width, height = images.dimensions(content)
     except ImageError as error:
         return (path, sha256, None, None, None, None, None, error.reason, error.detail)
-    # Of a size of their own, so that duplicates, groups and splits are the same at every image_size.
-    looked_at = pixels if size == images.HASH_SIZE else images.decode(content, images.HASH_SIZE)
     hashes = images.pixel_hash(looked_at), images.perceptual_hash(looked_at)
     return (path, sha256, *hashes, width, height, encode(pixels), None, None)
 

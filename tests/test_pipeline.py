@@ -104,7 +104,9 @@ def test_what_is_broken_is_rejected_with_the_right_reason(line):
             ".drawn.json": "hidden",
         }.items()
     )
-    assert set(reasons.values()) - {"duplicate"} == set(reasons[name] for name in reasons if "image_" not in name)
+    assert set(reasons.values()) - {"duplicate"} == {
+        reason for name, reason in reasons.items() if not name.startswith("image_")
+    }
 
 
 def test_pixels_are_stored_as_decoded_and_nothing_but_pixels(stored):
@@ -115,7 +117,7 @@ def test_pixels_are_stored_as_decoded_and_nothing_but_pixels(stored):
         assert images.sha256(content) == row.sha256
         pixels = images.decode(content, 64)
         np.testing.assert_array_equal(field.codec.decode(field, row.image), pixels)
-        assert images.pixel_hash(pixels) == row.pixel_sha256
+        assert images.pixel_hash(images.decode(content, images.HASH_SIZE)) == row.pixel_sha256
         with Image.open(io.BytesIO(row.image)) as image:
             assert image.format == "PNG"
             assert not image.getexif()
@@ -182,8 +184,9 @@ def test_training_reads_exactly_the_rows_of_its_split(line, stored):
     assert labels.keys() == {"train", "validation"}
     url = store.data_url(line.job.warehouse, "images", line.manifest("images"))
     read = list(store.rows(url, "image", labels["validation"], 1))
-    found = sorted(images.pixel_hash(pixels) for pixels, _ in read)
-    assert found == sorted(stored[stored["split"] == "validation"]["pixel_sha256"])
+    rows = stored[stored["split"] == "validation"]
+    expected = [images.decode(Path(uri[5:]).read_bytes(), 64).tobytes() for uri in rows["source_uri"]]
+    assert sorted(pixels.tobytes() for pixels, _ in read) == sorted(expected)
 
 
 def test_training_keeps_the_best_epoch_and_never_less_than_the_start(line):
@@ -479,20 +482,22 @@ def test_only_what_is_new_is_scored(copied):
 
 def test_a_grown_archive_moves_no_image_and_computes_only_what_is_new(copied, line, stored):
     rows = (copied.archive / "metadata.csv").read_text()
-    for number in range(3):
+    for number in range(10):  # two images a patient
         (copied.archive / "benign" / f"grown_{number}.jpg").write_bytes(drawing.lesion_jpeg(500 + number, size=64))
-        rows += f"grown_{number},benign,patient_new,lesion_new_{number}\n"
+        rows += f"grown_{number},benign,new_{number // 2},new_{number}\n"
     (copied.archive / "metadata.csv").write_text(rows)
-    assert "121 accepted" in copied.stage("ingest")
+    assert "128 accepted" in copied.stage("ingest")
     grown = copied.read("images").toPandas().set_index("sha256")
     old = stored.set_index("sha256")
     assert (grown.loc[old.index, "split"] == old["split"]).all()
-    assert grown[grown["patient_id"] == "patient_new"]["split"].nunique() == 1
+    new = grown[grown["patient_id"].str.startswith("new_")]
+    assert "train" in set(new["split"])
+    assert new.groupby("patient_id")["split"].agg(["size", "nunique"]).to_numpy().tolist() == [[2, 1]] * 5
     assert copied.manifest("images")["id"] != line.manifest("images")["id"]
 
     with pytest.raises(DataError, match="rows; run the job that makes it again"):
         copied.stage("train_head")  # the features are not there yet
-    assert "121 images = 3 computed + 118 computed before" in copied.stage("featurize")
+    assert "128 images = 10 computed + 118 computed before" in copied.stage("featurize")
     features = copied.read("features").toPandas()
     assert sorted(features["sha256"]) == sorted(grown.index)
     with pytest.raises(DataError, match=r"trained on dataset .*; run train_head and finetune again"):

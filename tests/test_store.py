@@ -167,11 +167,9 @@ def test_a_writer_that_fails_leaves_the_last_result(spark, dataset, tmp_path):
     store.publish(warehouse, "features", {"id": "old", "path": "old", "made_from": "m"})
     before = (tmp_path / "features/manifest.json").read_bytes()
     target = files.join(warehouse, "features", "new")
+    full = f"if(sha256 = '{key(30)}', raise_error('the disk is full'), sha256) as sha256"
+    failing = spark.read.parquet(dataset).selectExpr(full, *SHAPES)
     with pytest.raises(Exception, match="the disk is full"), store.petastorm(spark, target, schema, 1):
-        stored = spark.read.parquet(dataset)
-        failing = stored.selectExpr(
-            f"if(sha256 = '{key(30)}', raise_error('the disk is full'), sha256) as sha256", *SHAPES
-        )
         failing.write.parquet(target)
     assert (tmp_path / "features/manifest.json").read_bytes() == before
     assert not list((tmp_path / "features/new").glob("*.parquet"))

@@ -1,0 +1,184 @@
+"""The registered model: whole in itself, the same as batch scoring, and not to be tampered with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from melanoma_spark import drawing, files, images, lineage, network, serving
+from melanoma_spark.errors import DataError, ImageError
+from melanoma_spark.operating_points import OperatingPoint
+
+# What a server that has MLflow, but neither this repository nor its package, does with the model and a table.
+ELSEWHERE = """
+import sys
+from pathlib import Path
+sys.path[:] = [path for path in sys.path if Path(path or ".").resolve() != Path({repo!r})]
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+import importlib.util
+assert importlib.util.find_spec("melanoma_spark") is None, "the package is still on the path"
+import logging
+import mlflow
+import pandas as pd
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+model = mlflow.pyfunc.load_model(sys.argv[1])
+found = model.predict(pd.read_parquet(sys.argv[2]))
+found.to_parquet(sys.argv[3])
+import melanoma_spark
+print(melanoma_spark.__file__)
+"""
+
+
+@pytest.fixture(scope="module")
+def registered(line, tmp_path_factory):
+    """The files of the registered version, on a machine of their own."""
+    line.tracker()
+    folder = tmp_path_factory.mktemp("registered") / "model"
+    mlflow.artifacts.download_artifacts(artifact_uri="models:/melanoma@champion", dst_path=str(folder))
+    return folder
+
+
+def predict_elsewhere(model: Path, table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
+    """The model's answers in a process that cannot import this package, and what it printed."""
+    table.to_parquet(folder / "table.parquet")
+    code = ELSEWHERE.format(repo=str(REPO))
+    arguments = [str(model), str(folder / "table.parquet"), str(folder / "found.parquet")]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return pd.read_parquet(folder / "found.parquet"), done.stdout
+
+
+def test_elsewhere_it_gives_the_scores_of_the_score_job(line, registered, tmp_path):
+    scores = line.scores()
+    scores = scores[~scores["reason"].isin(["hidden"])].reset_index(drop=True)  # the model knows no names of files
+    assert (scores["status"] == "rejected").sum() >= 9
+    table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in scores["source_uri"]]})
+    found, printed = predict_elsewhere(registered, table, tmp_path)
+    assert str(registered) in printed, "the model did not run the code that was registered with it"
+    assert list(found.columns) == list(serving.OUTPUTS)
+    np.testing.assert_allclose(found["probability"], scores["probability"].astype(float), atol=1e-6)
+    assert found["probability"].notna().sum() == (scores["status"] == "scored").sum() > 100
+    for column in ("decision", "operating_point", "threshold", "status", "reason", "detail"):
+        assert list(found[column].fillna("")) == list(scores[column].fillna("")), column
+
+
+def test_signature_and_example_are_there(registered):
+    model = mlflow.models.Model.load(str(registered))
+    assert model.signature.inputs.input_names() == ["image"]
+    assert [str(kind) for kind in model.signature.inputs.input_types()] == ["DataType.binary"]
+    assert model.signature.outputs.input_names() == list(serving.OUTPUTS)
+    example = model.load_input_example(str(registered))
+    content = example["image"][0]
+    assert images.decode(bytes(content), 64).shape == (64, 64, 3)
+    assert bytes(content) == drawing.lesion_jpeg(seed=1, size=64)  # drawn, no patient's
+
+
+def test_it_names_what_it_needs_and_what_it_is(registered, line):
+    needed = (registered / "requirements.txt").read_text()
+    for package in ("tensorflow-cpu==", "keras==", "numpy==", "pillow==", "mlflow=="):
+        assert package in needed
+    for package in ("pyspark", "petastorm", "horovod"):
+        assert package not in needed
+    description = json.loads((registered / "artifacts/model.json").read_text())
+    facts = line.manifest("models/finetuned")
+    assert description["facts"]["dataset_id"] == facts["dataset_id"]
+    assert description["facts"]["id"] == facts["id"]
+    assert "not a medical device" in description["warning"]
+
+
+def test_tampered_weights_are_refused(registered, tmp_path, line):
+    copy = tmp_path / "model"
+    shutil.copytree(registered, copy)
+    path = copy / "artifacts/weights.npz"
+    tensors = files.unpack_tensors(path.read_bytes())
+    tensors[5].flat[0] += 1e-3
+    path.write_bytes(files.pack_tensors(tensors))
+    with pytest.raises(DataError, match=r"weights were changed after it was registered: content id .*, expected"):
+        mlflow.pyfunc.load_model(str(copy))
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """A small and random one."""
+    spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
+    import keras
+
+    keras.utils.set_random_seed(0)
+    tensors = [value.astype(np.float32) for value in network.build(spec).get_weights()]
+    facts = {"id": "m1", "tensors_id": lineage.tensors_id(tensors), "dataset_id": "d1"}
+    return serving.Scorer(spec, tensors, OperatingPoint("screening", 0.25, "sensitivity>=0.9"), 16, 10_000, facts)
+
+
+def test_a_scorer_is_packed_and_unpacked_whole(scorer):
+    again = serving.unpack(serving.pack(scorer))
+    assert (again.spec, again.operating_point, again.min_side, again.max_pixels, again.facts) == (
+        scorer.spec,
+        scorer.operating_point,
+        16,
+        10_000,
+        scorer.facts,
+    )
+    for before, after in zip(scorer.tensors, again.tensors, strict=True):
+        np.testing.assert_array_equal(before, after, strict=True)
+    assert serving.without_tensors(scorer).tensors == []
+
+
+def test_packing_is_the_same_every_time(scorer):
+    assert serving.pack(scorer)["model.json"] == serving.pack(scorer)["model.json"]
+
+
+@pytest.mark.parametrize("damage", ["no json", "missing", "spec", "empty weights", "text weights"])
+def test_damaged_files_are_refused_in_one_line(scorer, damage):
+    packed = serving.pack(scorer)
+    description = json.loads(packed["model.json"])
+    if damage == "no json":
+        packed["model.json"] = b"{"
+    elif damage == "missing":
+        del description["operating_point"]
+        packed["model.json"] = json.dumps(description).encode()
+    elif damage == "spec":
+        description["spec"]["image_size"] = "large"
+        packed["model.json"] = json.dumps(description).encode()
+    else:
+        packed["weights.npz"] = b"" if damage == "empty weights" else b"no archive"
+    with pytest.raises(DataError) as caught:
+        serving.unpack(packed)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_rows_say_what_was_decided_and_why(scorer):
+    broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
+    outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
+    found = scorer.finish(outputs, [None, broken, None, None])
+    assert list(found.columns) == list(serving.OUTPUTS)
+    assert list(found["decision"]) == ["positive", "", "negative", "positive"]  # at the threshold: positive
+    assert list(found["status"]) == ["scored", "rejected", "scored", "scored"]
+    assert found["probability"].isna().tolist() == [False, True, False, False]
+    assert list(found["reason"]) == [None, "corrupt", None, None]
+    assert list(found["detail"]) == [None, "OSError while decoding 64 x 64 pixels", None, None]
+    assert set(found["threshold"]) == {0.25}
+    assert set(found["operating_point"]) == {"screening"}
+
+
+def test_rows_of_broken_images_alone(scorer):
+    broken = ImageError("empty", "0 bytes")
+    found = scorer.finish([None], [broken, broken])
+    assert list(found["status"]) == ["rejected"] * 2
+    assert found["probability"].isna().all()
+    assert found["probability"].dtype == np.float64
+
+
+def test_the_limits_of_ingest_hold(scorer):
+    with pytest.raises(ImageError, match="too_many_pixels"):
+        scorer.prepare(drawing.lesion_jpeg(1, size=101))
+    assert scorer.prepare(drawing.lesion_jpeg(1, size=100)).shape == (32, 32, 3)
