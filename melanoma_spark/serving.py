@@ -104,7 +104,8 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
             facts=description["facts"],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"the model's description is damaged: {error}; register it again") from None
+        reason = " ".join(str(error).split())[:300]  # pydantic tells over several lines
+        raise DataError(f"the model's description is damaged: {reason}; register it again") from None
     found = lineage.tensors_id(scorer.tensors)
     if found != scorer.facts.get("tensors_id"):
         raise DataError(

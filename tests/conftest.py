@@ -179,12 +179,14 @@ def submitted(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """A function that starts ./spark-submit.sh, as a session of its own, in a folder that is not the repository's."""
     folder = tmp_path / "submitted"
 
-    def start(*arguments: str | Path, **changes: str | None) -> subprocess.Popen[str]:
+    def start(
+        *arguments: str | Path, script: Path = REPO / "spark-submit.sh", **changes: str | None
+    ) -> subprocess.Popen[str]:
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "PYSPARK_PYTHON": sys.executable, **changes}
         environment.pop("PYSPARK_DRIVER_PYTHON", None)
         return subprocess.Popen(
-            [str(REPO / "spark-submit.sh"), *map(str, arguments)],
+            [str(script), *map(str, arguments)],
             cwd=folder,
             env={key: value for key, value in environment.items() if value is not None},
             stdin=subprocess.DEVNULL,

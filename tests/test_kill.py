@@ -1,0 +1,160 @@
+"""Jobs killed half-way: what was finished is kept, what was not is never taken for a result, and nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.dataset
+import pytest
+from conftest import Line
+
+from melanoma_spark import files, store
+
+PATIENCE = 120  # seconds until a job must have come half-way
+
+
+@pytest.fixture
+def copied(line, tmp_path):
+    """The line with copies of its archive and its warehouse, to break."""
+    shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
+    shutil.copytree(line.folder, tmp_path / "warehouse")
+    settings = line.job.settings.model_copy(
+        update={"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
+    )
+    job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
+    return Line(job, tmp_path / "archive", tmp_path / "warehouse")
+
+
+def kill(started: subprocess.Popen[str]) -> None:
+    """Everything that spark-submit.sh has started dies at once: JVM, driver and Python workers."""
+    own = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    for pid in own:
+        try:
+            if os.getsid(pid) == started.pid:
+                os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    started.wait()
+
+
+def killed_when(started: subprocess.Popen[str], half_way: Callable[[], object]) -> None:
+    """Waits for `half_way` to be true of a running job, and kills it."""
+    until = time.monotonic() + PATIENCE
+    try:
+        while not half_way():
+            assert time.monotonic() < until, "the job did not come half-way"
+            assert started.poll() is None, f"the job ended before it was half-way: {started.communicate()}"
+            time.sleep(0.02)
+    finally:
+        kill(started)
+    assert started.returncode == -signal.SIGKILL
+
+
+def same_features(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    tables = [table.sort_values("sha256", ignore_index=True) for table in (one, other)]
+    pd.testing.assert_frame_equal(*tables)
+
+
+def test_featurize_killed_goes_on_where_it_stood(line, copied, submitted, settings_file):
+    shutil.rmtree(copied.folder / "features")
+    target = copied.folder / "features" / line.manifest("features")["path"]
+    settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder), featurize={"batch_size": 4})
+    started = submitted("featurize", "--conf", settings, "--master", "local[1]")
+    killed_when(started, lambda: list(target.glob("*.parquet")))
+    kept = list(target.glob("*.parquet"))
+    done = len(pd.concat([pd.read_parquet(path) for path in kept]))
+    images = line.manifest("images")["accepted"]
+    assert 0 < done < images
+    assert store.manifest(copied.job.warehouse, "features") is None
+    times = {path: path.stat().st_mtime_ns for path in kept}
+
+    told = copied.stage("featurize")
+    assert f"{images} images = {images - done} computed + {done} computed before" in told
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+    features = copied.read("features").toPandas()
+    assert features["sha256"].is_unique
+    same_features(features, line.read("features").toPandas())
+    # and Petastorm reads old and new files alike
+    url = store.data_url(copied.job.warehouse, "features", copied.manifest("features"))
+    assert len(list(store.rows(url, "block5_pool", dict.fromkeys(features["sha256"], 0), None))) == images
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_featurize_killed_after_its_last_image(line, copied, monkeypatch, torn):
+    """All rows are there, Petastorm's metadata is not, or is in part: a second run adds it."""
+
+    class Killed(BaseException):
+        pass
+
+    @contextmanager
+    def killed(*arguments):
+        yield
+        raise Killed
+
+    shutil.rmtree(copied.folder / "features")
+    with monkeypatch.context() as only_here:
+        only_here.setattr(store, "petastorm", killed)
+        with pytest.raises(Killed):
+            copied.stage("featurize")
+    assert store.manifest(copied.job.warehouse, "features") is None
+    if torn:
+        (next((copied.folder / "features").iterdir()) / "_common_metadata").write_bytes(b"PAR1 and no more")
+
+    images = line.manifest("images")["accepted"]
+    assert f"{images} images = 0 computed + {images} computed before" in copied.stage("featurize")
+    same_features(copied.read("features").toPandas(), line.read("features").toPandas())
+    shutil.rmtree(copied.folder / "models")
+    assert "validation AUROC" in copied.stage("train_head")
+
+
+def test_score_killed_leaves_no_half_batch(line, copied, submitted, settings_file):
+    """The archive lies at another place than the one scored before, so that all of it is new."""
+    scores = copied.folder / "scores"
+    before = pyarrow.dataset.dataset(scores, partitioning="hive").to_table().num_rows
+    settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder))
+    started = submitted("score", "--conf", settings, "--master", "local[1]")
+    killed_when(started, lambda: list(scores.glob("_staged-*/_temporary/*/*")))
+    assert list(scores.glob("_staged-*"))
+    assert len(list(scores.glob("batch_id=*"))) == 1
+    # Spark, Arrow and pandas see what was complete before, and no more
+    assert len(copied.scores()) == before
+    assert pyarrow.dataset.dataset(scores, partitioning="hive").to_table().num_rows == before
+    assert len(pd.read_parquet(scores)) == before
+
+    listed = before
+    assert f"{listed} images listed = 121 scored + 10 rejected + 0 scored before" in copied.stage("score")
+    found = copied.scores()
+    assert found["source_uri"].is_unique
+    assert len(found) == 2 * before
+    assert "nothing to do" in copied.stage("score")
+    here = found[found["source_uri"].str.startswith(f"file:{copied.archive}/")].set_index("image_id").sort_index()
+    there = line.scores().set_index("image_id").sort_index()
+    pd.testing.assert_series_equal(here["probability"], there["probability"], atol=1e-6)
+
+
+def test_the_first_batch_killed_leaves_nothing_to_read(line, copied, monkeypatch):
+    """Killed between the writing and the moving of the batch."""
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    shutil.rmtree(copied.folder / "scores")
+    with monkeypatch.context() as only_here:
+        only_here.setattr(files, "rename", killed)
+        only_here.setattr(files, "remove", lambda url: None)  # as if killed by a signal that nothing can catch
+        with pytest.raises(KeyboardInterrupt):
+            copied.stage("score")
+    assert [path.name[:8] for path in (copied.folder / "scores").iterdir()] == ["_staged-"]
+    with pytest.raises(Exception, match="UNABLE_TO_INFER_SCHEMA"):
+        copied.scores()
+    assert "0 scored before" in copied.stage("score")
+    assert copied.scores()["source_uri"].is_unique
