@@ -159,7 +159,7 @@ EOF
 
 # In a process group of its own, so that a signal to this script reaches the JVM and Python alike.
 set -m
-"$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" "${spark_args[@]}" \
+MELANOMA_ERROR_FILE=$tmp/error "$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" "${spark_args[@]}" \
     "$repo/jobs/$job.py" "${job_args[@]}" </dev/null &
 submitted=$!
 
@@ -171,4 +171,8 @@ forward() { # SIGNAL
 trap 'forward HUP' HUP
 trap 'forward INT' INT
 trap 'forward TERM' TERM
-wait "$submitted"
+status=0
+wait "$submitted" || status=$?
+# The one line of a job that failed: Spark gives out what Python writes to stderr as stdout.
+[ ! -s "$tmp/error" ] || cat "$tmp/error" >&2
+[ "$status" = 0 ] || exit "$status"

@@ -59,11 +59,15 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     todo = stored.orderBy("sha256").limit(chosen.images).persist()
     rows = todo.count()
     base = weights.resolve(settings.backbone, settings.seed)
+    shapes = backbones.cut_shapes(settings.backbone.name, chosen.size, settings.featurize.cuts)
+    schema = schemas.features_schema(shapes, settings.featurize.dtype)
     recipe = {"backbone": settings.backbone.name, "image_size": chosen.size}
 
     def job_seconds(name: str) -> float:
+        target = files.join(warehouse, "bench", name)
         started = time.monotonic()
-        featurize.compute(job, todo, rows, base, recipe, files.join(warehouse, "bench", name))
+        with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
+            featurize.compute(job, todo, rows, base, recipe, target)
         return time.monotonic() - started
 
     pixels = schemas.images_schema(chosen.size).fields["image"]

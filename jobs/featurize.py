@@ -41,13 +41,21 @@ def run(job: Job) -> str:
     images = spark.read.parquet(store.data_url(warehouse, "images", made_of))
     keys = images.select("sha256")
     if files.matches(target, "*.parquet"):
-        keys = keys.join(spark.read.parquet(target).select("sha256"), "sha256", "left_anti")
+        # With a schema given, Spark does not look for one in Petastorm's metadata, which a killed job may have torn.
+        keys = keys.join(spark.read.schema("sha256 string").parquet(target), "sha256", "left_anti")
     keys = keys.persist()
     missing = keys.count()
-    if missing:
-        # keys go to the pixels, not the pixels to the keys
-        todo = images.select("sha256", "split", "image").join(f.broadcast(keys), "sha256", "left_semi")
-        compute(job, todo, missing, base, recipe, target)
+    known = store.manifest(warehouse, "features")
+    if missing or not known or (known["id"], known["made_from"]) != (features_id, made_of["id"]):
+        schema = schemas.features_schema(
+            backbones.cut_shapes(settings.backbone.name, made_of["image_size"], cuts), recipe["dtype"]
+        )
+        # Also where no image is missing: a job killed after its last image has not come to the metadata.
+        with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
+            if missing:
+                # keys go to the pixels, not the pixels to the keys
+                todo = images.select("sha256", "split", "image").join(f.broadcast(keys), "sha256", "left_semi")
+                compute(job, todo, missing, base, recipe, target)
     keys.unpersist()
     facts = {
         "id": features_id,
@@ -70,8 +78,6 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     """Add the features of these images to `target`. Each finished task's file stays when the job is killed."""
     spark, chosen = job.spark, job.settings.featurize
     size, name, cuts = recipe["image_size"], recipe["backbone"], chosen.cuts
-    shapes = backbones.cut_shapes(name, size, cuts)
-    schema = schemas.features_schema(shapes, chosen.dtype)
     pixels = schemas.images_schema(size).fields["image"]
     tensors = spark.sparkContext.broadcast(list(base.tensors))
     threads = session.task_threads(spark)
@@ -99,9 +105,8 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
         .select("sha256", *(f.col(f"features.{cut}") for cut in cuts))
     )
     session.describe(spark, f"featurize: {name} over {rows} images")
-    with store.petastorm(spark, target, schema, job.settings.ingest.row_group_mb):
-        # Version 2 moves each finished task's file in place at once; rows are keyed by image, so they stay valid.
-        computed.write.mode("append").option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(target)
+    # Version 2 moves each finished task's file in place at once; rows are keyed by image, so they stay valid.
+    computed.write.mode("append").option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(target)
     tensors.unpersist()
 
 

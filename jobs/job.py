@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from melanoma_spark import __version__, backbones, config, files, lineage, operating_points
 from melanoma_spark.errors import ConfigError, MelanomaError, root_cause
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
+ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
 
 # TensorFlow's notes on the processor, once a process, are nobody's news. Set before it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -57,7 +59,12 @@ def main(name: str, description: str, stage: Stage, needs_archive: bool = False)
 
 
 def _fail(message: str, status: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    line = f"error: {message}\n"
+    try:
+        # Spark gives out its driver's stderr as its own stdout; spark-submit.sh knows the real one.
+        Path(os.environ[ERROR_VARIABLE]).write_text(line)
+    except (KeyError, OSError):
+        sys.stderr.write(line)
     sys.exit(status)
 
 

@@ -51,6 +51,8 @@ def petastorm(spark: Any, url: str, schema: Any, row_group_mb: int) -> Iterator[
 
     with quiet(), materialize_dataset(spark, url, schema, row_group_mb):
         yield
+        # What a killed job left of it, or what knows nothing of files added since; Petastorm would add to it.
+        files.remove(files.join(url, "_common_metadata"))
 
 
 def labels(spark: Any, warehouse: str, images: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -71,18 +73,24 @@ def rows(url: str, column: str, wanted: Mapping[str, int], seed: int | None) -> 
 
     count = 0
     with quiet():
-        reader = make_reader(
-            url,
-            schema_fields=["sha256", column],
-            predicate=in_set(set(wanted), "sha256"),
-            shuffle_row_groups=seed is not None,
-            seed=seed,
-            num_epochs=1,
-            # Read in the calling thread, which training runs beside its own. Petastorm 0.13.1's thread pool can take
-            # a reader for exhausted before its first row: `get_results` looks at the workers, then at the ventilator,
-            # and a short list of row groups is handed out in between.
-            reader_pool_type="dummy",
-        )
+        try:
+            reader = make_reader(
+                url,
+                schema_fields=["sha256", column],
+                predicate=in_set(set(wanted), "sha256"),
+                shuffle_row_groups=seed is not None,
+                seed=seed,
+                num_epochs=1,
+                # Read in the calling thread, which training runs beside its own. Petastorm 0.13.1's thread pool can
+                # take a reader for exhausted before its first row: `get_results` looks at the workers, then at the
+                # ventilator, and a short list of row groups is handed out in between.
+                reader_pool_type="dummy",
+            )
+        except (RuntimeError, KeyError, OSError, ValueError) as error:
+            # RuntimeError: no metadata yet. KeyError: a file that it does not know, of a job still adding or killed.
+            raise DataError(
+                f"{url} is not complete ({type(error).__name__}); run the job that makes it again"
+            ) from error
         try:
             for row in reader:
                 count += 1

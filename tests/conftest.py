@@ -140,12 +140,18 @@ def open_line(spark: Any, archive: Path, folder: Path, **changes: Any) -> Line:
     return Line(Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse)), archive, folder)
 
 
-@pytest.fixture
-def new_line(spark: Any, lesions: Path, tmp_path: Path) -> Callable[..., Line]:
-    """A function: an archive and changed settings -> a line in a folder of its own."""
+@pytest.fixture(scope="session")
+def shared_mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow for lines that look at nothing there: making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
-    def new(archive: Path = lesions, folder: str = "warehouse", **changes: Any) -> Line:
-        return open_line(spark, archive, tmp_path / folder, **changes)
+
+@pytest.fixture
+def new_line(spark: Any, lesions: Path, tmp_path: Path, shared_mlflow: str) -> Callable[..., Line]:
+    """A function: an archive and changed settings -> a line in a folder of its own, with the MLflow of others."""
+
+    def new(archive: Path = lesions, **changes: Any) -> Line:
+        return open_line(spark, archive, tmp_path / "warehouse", mlflow={"tracking_uri": shared_mlflow}, **changes)
 
     return new
 

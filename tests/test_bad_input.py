@@ -12,8 +12,6 @@ from conftest import REPO, said
 from melanoma_spark import drawing, store
 from melanoma_spark.errors import MelanomaError
 
-MANIFESTS = ("images", "features", "models/head", "models/finetuned", "reports")
-
 
 def one_line(text: str, *words: str) -> None:
     assert len(text.splitlines()) == 1, text
@@ -23,7 +21,7 @@ def one_line(text: str, *words: str) -> None:
 
 
 def holds_no_result(warehouse: Path) -> None:
-    """Nothing but MLflow's own files; datasets have neither manifest nor rows."""
+    """Nothing but MLflow's own files: no manifest, and no rows either."""
     if warehouse.exists():
         assert {path.name for path in warehouse.iterdir()} <= {"mlflow.db", "mlartifacts"}
 

@@ -1,4 +1,4 @@
-"""Jobs killed half-way: what was finished is kept, what was not is never taken for a result, and nothing is done twice."""
+"""Jobs killed half-way: what was finished is kept, what was not is no result, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pyarrow.dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,6 +97,20 @@ def test_a_missing_row_is_an_error(dataset):
 def test_none_of_the_rows_is_an_error(dataset):
     with pytest.raises(DataError, match="gave 0 of 1 wanted rows"):
         list(store.rows(dataset, "a", {key(1000): 0}, 3))
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "a file more", "no dataset"])
+def test_a_dataset_that_is_not_complete_is_an_error(dataset, tmp_path, damage):
+    folder = tmp_path / "features"
+    if damage != "no dataset":
+        shutil.copytree(dataset.removeprefix("file://"), folder)
+    if damage == "no metadata":
+        (folder / "_common_metadata").unlink()
+    elif damage == "a file more":
+        shutil.copy(next(folder.glob("*.parquet")), folder / "more.parquet")
+    with pytest.raises(DataError, match=r"features is not complete .*; run the job that makes it again") as caught:
+        list(store.rows(f"file://{folder}", "a", {key(1): 0}, None))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_reader_that_is_left_early_is_closed(dataset):
