@@ -69,11 +69,13 @@ def rows(url: str, column: str, wanted: Mapping[str, int], seed: int | None) -> 
     are read in full. Raises `DataError` when a wanted row is missing.
     """
     from petastorm import make_reader
+    from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema_from_dataset_url
     from petastorm.predicates import in_set
 
     count = 0
     with quiet():
         try:
+            get_schema_from_dataset_url(url)  # where it finds none, make_reader only warns, and rows stay encoded
             reader = make_reader(
                 url,
                 schema_fields=["sha256", column],
@@ -86,8 +88,8 @@ def rows(url: str, column: str, wanted: Mapping[str, int], seed: int | None) -> 
                 # ventilator, and a short list of row groups is handed out in between.
                 reader_pool_type="dummy",
             )
-        except (RuntimeError, KeyError, OSError, ValueError) as error:
-            # RuntimeError: no metadata yet. KeyError: a file that it does not know, of a job still adding or killed.
+        except (PetastormMetadataError, KeyError, OSError, ValueError) as error:
+            # KeyError: a file that the metadata does not know, of a job that is adding to the dataset or was killed
             raise DataError(
                 f"{url} is not complete ({type(error).__name__}); run the job that makes it again"
             ) from error

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPO, Line, with_settings
+from conftest import REPO, STAGES, Line, open_line, with_settings
 
 PATIENCE = 60  # seconds until master and workers must have met
 
@@ -29,6 +29,10 @@ class Cluster:
     def executors(self, worker: Path) -> list[Path]:
         """The folders of the executors that a worker has run."""
         return sorted(worker.glob("app-*/[0-9]*"))
+
+    def tasks(self, worker: Path) -> int:
+        """How many tasks its executors say that they have finished."""
+        return sum((folder / "stderr").read_text().count("Finished task") for folder in self.executors(worker))
 
 
 def free_port() -> int:
@@ -87,8 +91,6 @@ def distributed(cluster: Cluster, line: Line, tmp_path_factory: pytest.TempPathF
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
     done = subprocess.run(command + resources, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    from conftest import open_line
-
     return open_line(line.job.spark, line.archive, folder / "warehouse"), done.stdout
 
 
@@ -99,8 +101,12 @@ def by_key(table: pd.DataFrame, key: str) -> pd.DataFrame:
 def test_both_workers_ran_an_executor_and_a_horovod_rank_each(cluster: Cluster, distributed: tuple[Line, str]):
     for worker in cluster.workers:
         assert len(cluster.executors(worker)) == 1, f"{worker.name} ran no executor"
-    _, told = distributed
+        assert cluster.tasks(worker) > 20
+    there, told = distributed
+    for stage in STAGES:
+        assert f"{stage}: " in told
     assert "finetune: 2 ranks" in told
+    assert there.manifest("models/finetuned")["ranks"] == 2
 
 
 def test_the_dataset_is_the_same(line: Line, distributed: tuple[Line, str]):
