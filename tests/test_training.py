@@ -1,5 +1,8 @@
 """Training: right batches, right weights, the best epoch kept, and the same on any number of ranks."""
 
+import sys
+
+import cloudpickle
 import keras
 import numpy as np
 import pytest
@@ -135,6 +138,7 @@ def train_on_rank(rank, count: int, size: int):
 
 
 def test_two_horovod_ranks_with_ragged_shards_train_as_one_process_does(spark):
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # ranks do not have this file on their path
     alone, told_alone = ranks.run_alone(train_on_rank, 7, 1)[0]
     results = ranks.run_on_spark(spark, 2, 120, train_on_rank, 7, 2)
     for tensors, told in results:
