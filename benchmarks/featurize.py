@@ -53,7 +53,8 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     spark = start_spark(chosen.slots)
     warehouse = files.url_of(settings.warehouse)
     job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
-    ingest.run(job)
+    with job.tracker.run("benchmark", {}):
+        ingest.run(job)
     made_of = store.need(warehouse, "images", "ingest")
     stored = spark.read.parquet(store.data_url(warehouse, "images", made_of)).select("sha256", "split", "image")
     todo = stored.orderBy("sha256").limit(chosen.images).persist()
