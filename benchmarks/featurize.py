@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+from pyspark.sql import DataFrame
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,7 +32,7 @@ from melanoma_spark import backbones, config, drawing, files, schemas, session, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=192, help="images a round [192]")
+    parser.add_argument("--images", type=int, default=512, help="images a round [512]")
     parser.add_argument("--rounds", type=int, default=3, help="turns of job and bare loop [3]")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels [224]")
     parser.add_argument("--slots", type=int, default=2, help="Spark tasks at once, one core each [2]")
@@ -64,11 +66,11 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     schema = schemas.features_schema(shapes, settings.featurize.dtype)
     recipe = {"backbone": settings.backbone.name, "image_size": chosen.size}
 
-    def job_seconds(name: str) -> float:
+    def job_seconds(name: str, table: DataFrame, count: int) -> float:
         target = files.join(warehouse, "bench", name)
         started = time.monotonic()
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
-            featurize.compute(job, todo, rows, base, recipe, target)
+            featurize.compute(job, table, count, base, recipe, target)
         return time.monotonic() - started
 
     pixels = schemas.images_schema(chosen.size).fields["image"]
@@ -77,12 +79,12 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     print(f"{rows} images of {chosen.size} px, batches of {settings.featurize.batch_size}, {base.origin} weights")
     print(f"Spark: {chosen.slots} tasks of {threads} thread; bare loop: {chosen.slots} processes of {threads} thread")
     with BareLoop(chosen.slots, threads, decoded, base, settings) as bare:
-        job_seconds("warm-up")
+        job_seconds("warm-up", todo.limit(32 * chosen.slots), 32 * chosen.slots)  # one task a slot
         bare.seconds(settings.featurize.batch_size * chosen.slots)
         ratios, job_speeds, bare_speeds = [], [], []
         for turn in range(1, chosen.rounds + 1):
             bare_speeds.append(rows / bare.seconds(rows))
-            job_speeds.append(rows / job_seconds(f"turn-{turn}"))
+            job_speeds.append(rows / job_seconds(f"turn-{turn}", todo, rows))
             ratios.append(job_speeds[-1] / bare_speeds[-1])
             print(
                 f"turn {turn}: featurize {job_speeds[-1]:.2f} images/s, bare loop {bare_speeds[-1]:.2f} images/s, "
@@ -151,11 +153,12 @@ def bare_loop(
 
 
 def start_spark(slots: int):  # type: ignore[no-untyped-def]
-    from pyspark.sql import SparkSession
-
-    SparkSession.builder.master(f"local[{slots}]").config("spark.ui.enabled", "false").config(
-        "spark.driver.bindAddress", "127.0.0.1"
-    ).config("spark.driver.host", "127.0.0.1").config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    conf = Path(__file__).resolve().parents[1] / "conf"
+    words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", f"local[{slots}]"]
+    os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
+        [*words, "--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
+    )
+    os.environ["SPARK_SUBMIT_OPTS"] = f'"-Dlog4j2.configurationFile=file:{conf}/log4j2.properties"'
     return session.start("benchmark")
 
 
