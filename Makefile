@@ -8,7 +8,8 @@ DEVICE := $(if $(filter 1,$(GPU)),gpu,cpu)
 INSTALLED := .venv/.installed-$(DEVICE)
 
 # Tests and benchmarks start Spark without spark-submit.sh: on the Java and the Python that it would take.
-ON_SPARK = JAVA_HOME=$$(conf/find-java.sh) && export JAVA_HOME PYSPARK_PYTHON=$(CURDIR)/.venv/bin/python &&
+ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] || export REAL_JAVA_HOME="$$JAVA"; } && \
+  export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
 .PHONY: help install demo test bench ui clean
 

@@ -6,6 +6,7 @@ computes this one; a task uses as many threads as it has cores.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -78,7 +79,11 @@ def loaded(model_id: str, load: Load) -> Predict:
     """This process's model of that id; loaded the first time, another one is let go."""
     if model_id not in _LOADED:
         _LOADED.clear()
+        gc.unfreeze()
         _LOADED[model_id] = load()
+        # pyspark collects garbage after each task, which takes half a second through TensorFlow's million objects
+        gc.collect()
+        gc.freeze()
     return _LOADED[model_id]
 
 

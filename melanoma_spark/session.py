@@ -46,7 +46,11 @@ def describe(spark: SparkSession, text: str) -> None:
     spark.sparkContext.setJobDescription(text)
 
 
-def partitions_for(spark: SparkSession, rows: int, smallest: int = 32, largest: int = 2048) -> int:
-    """Partitions for rows that are costly to compute: about 20 a slot, each of `smallest` to `largest` rows."""
-    size = min(max(math.ceil(rows / (20 * slots(spark))), smallest), largest)
-    return max(1, math.ceil(rows / size))
+def partitions_for(spark: SparkSession, rows: int, smallest: int = 64, largest: int = 2048) -> int:
+    """Partitions for rows that are costly to compute: about 10 a slot, each of `smallest` to `largest` rows.
+
+    A task costs a few tenths of a second beside its rows, so it is not cut smaller than that unless slots would idle.
+    """
+    at_once = slots(spark)
+    size = min(max(math.ceil(rows / (10 * at_once)), smallest), math.ceil(rows / at_once), largest)
+    return max(1, math.ceil(rows / max(1, size)))
