@@ -29,6 +29,8 @@ setup(
         "setuptools<70",  # petastorm imports distutils
         "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2
         "pillow>=11",
+        "pydicom>=3",  # archives of hospitals; pure Python
+        "scipy>=1.13",  # connected components of patients, lesions and duplicates
         "pydantic>=2",
         "pyyaml>=6",
         "fsspec>=2024.2",
