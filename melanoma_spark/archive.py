@@ -1,158 +1,416 @@
-"""Archives on any Hadoop file system, read and decoded by Spark's executors."""
+"""Archives on any file system, listed, read and decoded by Spark's executors; the driver holds none of it.
+
+An archive is a folder tree, or one zip or tar file. Zip and tar files in it are read member by member, in place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import hmac
+import os
+import posixpath
+import time
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from py4j.protocol import Py4JJavaError
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
-from pyspark.sql import types as t
 
-from melanoma_spark import config, images, layouts, schemas
-from melanoma_spark.errors import ConfigError, DataError, ImageError, root_cause
+from melanoma_spark import config, containers, files, images, layouts, schemas
+from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.prefetch import ahead
 
-LISTING = t.StructType(
-    [
-        t.StructField("path", t.StringType()),
-        t.StructField("image_id", t.StringType()),
-        t.StructField("modified", t.TimestampType()),
-        t.StructField("length", t.LongType()),
-        t.StructField("reason", t.StringType()),  # why the file is not read, a code of images.REASONS
-        t.StructField("detail", t.StringType()),
-    ]
-)
+CHUNK = 256  # files or members that are read by one task, one after the other
+LISTED_AT_ONCE = 10_000  # rows of the listing that a task holds
+READ_AT_ONCE = 16 * 1024 * 1024  # bytes read or decoded before they are handed on
+HEAD_BYTES = 64 * 1024  # of a table, to recognise it
+MOST_TABLES = 200
+ATTEMPTS = 3  # at reading a file that a file system fails to give
 
-Encode = Callable[[np.ndarray], bytes]
+GONE = "unreadable"  # the only reason that says nothing of the content: such a file is tried again by the next ingest
 
 
-def listing(spark: SparkSession, url: str | None, max_bytes: int) -> DataFrame:
-    """Every file of an archive as a row of `LISTING`; nothing is read yet.
+def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
+    """Every file and every member of a container as a row of `schemas.LISTING`; no image is read yet.
 
-    Asked of the file system itself: Spark's own listing leaves out empty files and those whose names start with `.` or
-    `_`, and a file must not vanish. Raises `ConfigError` when no archive is named, `DataError` when it is not there or
-    holds no files.
+    One task walks the tree, others list the containers. Raises `ConfigError` when no archive is named, `DataError`
+    when it is not there or is a file that is no container.
     """
+    root, only = located(settings.archive)
+    name = naming(settings)
+    limits = container_limits(settings.ingest)
+    max_bytes = settings.ingest.max_bytes
+
+    def walk(_: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        yield from frames(walked(root, only, max_bytes))
+
+    def expand(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            for row in batch.itertuples(index=False):
+                yield from frames(expanded(root, row, limits))
+
+    def named(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            yield batch.assign(source_uri=[name(uri) for uri in batch["source_uri"]])
+
+    found = spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING).localCheckpoint()  # type: ignore[arg-type]
+    inside = found.where("kind = 'container'").repartition(session_slots(spark), "file")
+    listed = found.where("kind != 'container'").unionByName(
+        inside.mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
+    )
+    return listed.mapInPandas(named, schemas.LISTING) if settings.privacy.source_names == "hash" else listed
+
+
+def session_slots(spark: SparkSession) -> int:
+    return max(1, spark.sparkContext.defaultParallelism)
+
+
+def located(url: str | None) -> tuple[str, str]:
+    """The URL of an archive's folder, and the name of the only file in it to look at, or an empty one."""
     if not url:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
-    rows = []
     try:
-        path = _hadoop_path(spark, url)
-        root = qualified(spark, url)
-        filesystem = path.getFileSystem(_hadoop_configuration(spark))
-        if filesystem.getFileStatus(path).isFile():
-            raise DataError(f"archive {url} is a file; name the folder that holds the images with archive=URL")
-        found = filesystem.listFiles(path, True)
-        while found.hasNext():
-            status = found.next()
-            name, length = status.getPath().toString(), status.getLen()
-            modified = datetime.fromtimestamp(status.getModificationTime() / 1000, UTC)
-            reason, detail = layouts.unread(name, root, length, max_bytes) or (None, None)
-            rows.append((name, layouts.image_id(name), modified, length, reason, detail))
-    except Py4JJavaError as error:
-        raise DataError(_unreadable(url, error)) from None
-    if not rows:
-        raise DataError(f"archive {url} holds no files; expected a folder with JPEG or PNG images below it")
-    return spark.createDataFrame(rows, LISTING)
+        filesystem, path = files.filesystem(url)
+        facts = filesystem.info(path)
+        if facts["type"] == "directory":
+            if not filesystem.ls(path, detail=False):
+                raise DataError(f"archive {url} holds no files; expected a folder with images, or zip or tar files")
+            return files.spelt(url), ""
+        with filesystem.open(path, "rb") as file:
+            kind = containers.kind_of(file.read(512))
+    except FileNotFoundError:
+        raise DataError(
+            f"archive {url} does not exist; give the URL of a folder of images, or of a zip or tar file, with "
+            "archive=URL"
+        ) from None
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"archive {url} cannot be read: {files.reason(error)}") from None
+    if kind is None:
+        raise DataError(f"archive {url} is a file, but no zip or tar; name the folder that holds the images")
+    folder, name = files.spelt(url).rsplit("/", 1)
+    return folder, name
 
 
-def qualified(spark: SparkSession, url: str) -> str:
-    """The archive's own path as Spark spells the paths below it."""
-    path = _hadoop_path(spark, url)
-    return str(path.getFileSystem(_hadoop_configuration(spark)).makeQualified(path).toString())
+def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
+    """Rows of `schemas.LISTING` for the files below a folder, containers among them with kind `container`."""
+    filesystem, top = files.filesystem(root)
+    inside = os.path.realpath(top) if root.startswith("file:") else ""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        try:
+            infos = filesystem.ls(posixpath.join(top, folder), detail=True)
+        except OSError as error:
+            yield _row(root, folder, None, 0, None, reason=GONE, detail=f"the folder: {files.reason(error)}")
+            continue
+        below = []
+        for info in sorted(infos, key=lambda info: info["name"]):
+            raw = posixpath.join(folder, info["name"].rstrip("/").rpartition("/")[2])
+            if only and raw != only:
+                continue
+            if info["type"] == "directory":
+                below.append(raw)
+                continue
+            reason, detail = _unread(raw, info, inside, max_bytes) or (None, None)
+            kind = "container" if containers.is_container(raw) and reason in (None, "too_many_bytes") else "file"
+            if kind == "container":
+                reason = detail = None
+            yield _row(root, raw, kind, int(info["size"] or 0), _modified(info), reason=reason, detail=detail)
+        folders.extend(reversed(below))
 
 
-def contents(spark: SparkSession, url: str, max_bytes: int, paths: list[str] | None = None) -> DataFrame:
-    """`path` and `content` of the archive's images (or of those in `paths`): what `listing` gives no reason against."""
-    if paths == []:  # Spark asks for one at least
-        return spark.createDataFrame([], "path string, content binary")
-    found = _files(spark).option("recursiveFileLookup", "true").load(paths if paths is not None else url)
-    is_table = f.lower("path").rlike(layouts.TABLE_NAMES)
-    return found.where((f.col("length") <= max_bytes) & ~is_table).select("path", "content")
+def _unread(raw: str, info: dict[str, Any], inside: str, max_bytes: int) -> tuple[str, str] | None:
+    """Why a file is not read, as far as its name and its entry in the folder tell."""
+    if info.get("islink") and inside:
+        aim = os.path.realpath(info["name"])
+        if not aim.startswith(inside + "/"):
+            return "link", "a link out of the archive; copy the file into it"
+        if not os.path.isfile(aim):
+            return "link", "a link to a folder or to nothing; only links to files are followed"
+    elif info["type"] != "file":
+        return "special_file", f"of type {info['type']}"
+    found = layouts.unread(raw)
+    if found or layouts.is_table(raw):
+        return found
+    if not info["size"]:
+        return "empty", "0 bytes"
+    if info["size"] > max_bytes:
+        return "too_many_bytes", f"{info['size']} bytes, the limit is {max_bytes}"
+    return None
 
 
-def one_by_one(files: DataFrame) -> list[str] | None:
-    """The paths of these listed files that can be read, if some can not so that reading the folder would fail."""
-    if not files.where(f.col("reason") == layouts.UNREADABLE_NAME).head(1):
-        return None
-    return [row.path for row in files.where("reason is null").select("path").collect()]
+def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[tuple[Any, ...]]:
+    """Rows of `schemas.LISTING` for the members of a container, or for a file that is none in spite of its name."""
+    whole = {"raw": container.raw, "length": container.length, "modified": container.modified}
+    try:
+        with opened(root, container.file, container.raw) as file:
+            kind = containers.kind_of(file.read(512))
+            if kind is None and container.length:
+                yield _row(root, container.file, "file", **whole)
+                return
+            file.seek(0)
+            for member in containers.members(file, kind or "zip", limits):
+                yield _member(root, container, kind or "zip", member)
+    except OSError as error:
+        yield _row(root, container.file, "file", **whole, reason=GONE, detail=files.reason(error))
 
 
-def metadata(spark: SparkSession, url: str, files: DataFrame) -> list[layouts.Record]:
-    """The rows of the archive's metadata.csv, or none where it has no such table.
+def _member(root: str, container: Any, kind: str, member: containers.Member) -> tuple[Any, ...]:
+    path = posixpath.join(container.file, member.name) if member.name else container.file
+    reason, detail = member.reason, member.detail
+    if reason is None:
+        reason, detail = layouts.unread(member.name) or (None, None)
+    role = "image" if reason or not layouts.is_table(member.name) else "table"
+    return (
+        f"{root}/{container.file}!/{member.name}",
+        path,
+        role,
+        container.file,
+        container.raw,
+        kind,
+        member.name,
+        member.index,
+        member.offset,
+        member.stored,
+        member.method,
+        member.crc,
+        member.size,
+        container.modified,
+        reason,
+        detail,
+    )
 
-    Raises `DataError` when there is more than one, or what `layouts.read_metadata` raises.
-    """
-    named = files.where(f.lower("path").endswith("/" + layouts.METADATA_NAME) & f.col("reason").isNull())
-    tables = [row.path for row in named.collect()]
-    if not tables:
-        return []
-    if len(tables) > 1:
-        raise DataError(f"archive {url} holds {len(tables)} files named metadata.csv; keep one, at its top")
-    content = _files(spark).load(tables[0]).select("content").head()
-    assert content is not None
-    return layouts.read_metadata(bytes(content.content), layouts.METADATA_NAME)
+
+def _row(
+    root: str,
+    name: str,
+    kind: str | None,
+    length: int,
+    modified: datetime | None,
+    raw: bytes | None = None,
+    reason: str | None = None,
+    detail: str | None = None,
+) -> tuple[Any, ...]:
+    """A row of `schemas.LISTING` for a file. `raw` is its name where that is no text."""
+    text = printable(name)
+    raw = os.fsencode(name) if raw is None and text != name else raw
+    role = "table" if not reason and layouts.is_table(text) else "image"
+    no_member = (None, None, None, None, None, None)
+    return (f"{root}/{text}", text, role, text, raw, kind or "file", *no_member, length, modified, reason, detail)
 
 
-def decode(spark: SparkSession, url: str, files: DataFrame, settings: config.Settings) -> DataFrame:
-    """Each of these listed files as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
-    limits = settings.ingest
-    size = settings.image_size
-    read = contents(spark, url, limits.max_bytes, one_by_one(files))
+def printable(name: str) -> str:
+    """A name that any column can hold: bytes that are no UTF-8 become `\\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _modified(info: dict[str, Any]) -> datetime | None:
+    for key in ("mtime", "modified", "LastModified", "modification_time", "last_modified"):
+        found = info.get(key)
+        if isinstance(found, datetime):
+            return found.astimezone(UTC).replace(tzinfo=None)
+        if isinstance(found, int | float):
+            seconds = found / 1000 if found > 1e11 else found  # HDFS counts milliseconds
+            return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return None
+
+
+def frames(rows: Iterable[tuple[Any, ...]], columns: Any = schemas.LISTING) -> Iterator[pd.DataFrame]:
+    """Rows as data frames of bounded length."""
+    held = []
+    for row in rows:
+        held.append(row)
+        if len(held) == LISTED_AT_ONCE:
+            yield pd.DataFrame(held, columns=columns.names, dtype=object)
+            held = []
+    if held:
+        yield pd.DataFrame(held, columns=columns.names, dtype=object)
+
+
+def container_limits(limits: config.Ingest) -> containers.Limits:
+    return containers.Limits(
+        max_members=limits.max_members, max_member_bytes=limits.max_bytes, max_ratio=limits.max_ratio
+    )
+
+
+def naming(settings: config.Settings) -> Any:
+    """Text -> what is stored of it: itself, or its keyed hash where names are private. None stays None."""
+    if settings.privacy.source_names == "keep":
+        return lambda text: text
+    key = os.environ.get(config.NAME_KEY, "").encode()
+    if len(key) < 16:
+        raise ConfigError(
+            f"privacy.source_names=hash needs a key of at least 16 characters in the environment variable "
+            f"{config.NAME_KEY}; keep it: with another key every file counts as new"
+        )
+
+    def hashed(text: str | None) -> str | None:
+        return None if text is None else hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    return hashed
+
+
+def opened(root: str, name: str, raw: bytes | None) -> Any:
+    """A file of the archive, open for reading bytes."""
+    filesystem, top = files.filesystem(root)
+    return filesystem.open(posixpath.join(top, os.fsdecode(raw) if raw else name), "rb")
+
+
+def in_reading_order(rows: DataFrame) -> DataFrame:
+    """Rows of a listing spread over tasks so that each reads runs of neighbours; a tar.gz is read by one task."""
+    place = f.when(f.col("kind") == "tar.gz", f.lit(0)).when(
+        f.col("kind") == "file", f.abs(f.xxhash64("path")) % 1_000_000
+    )
+    chunk = place.otherwise((f.col("index") / CHUNK).cast("int"))
+    partitions = max(session_slots(rows.sparkSession), 1)
+    count = rows.count()
+    spread = min(max(partitions, -(-count // CHUNK)), 20_000)
+    return rows.repartition(spread, "file", chunk).sortWithinPartitions("file", "offset")
+
+
+def contents(root: str, rows: pd.DataFrame, max_bytes: int) -> Iterator[tuple[Any, bytes | ImageError]]:
+    """(row, its bytes or why there are none) for rows of a listing in reading order."""
+    for (name, kind), group in groupby(rows.itertuples(index=False), key=lambda row: (row.file, row.kind)):
+        found = list(group)
+        if kind == "file":
+            for row in found:
+                yield row, _bytes_of(root, row, max_bytes)
+        else:
+            yield from _members_of(root, name, kind, found)
+
+
+def _bytes_of(root: str, row: Any, max_bytes: int) -> bytes | ImageError:
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with opened(root, row.file, row.raw) as file:
+                content = bytes(file.read(max_bytes + 1))
+            if len(content) > max_bytes:
+                return ImageError("too_many_bytes", f"over {max_bytes} bytes when it was read")
+            return content
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            return ImageError(GONE, files.reason(error))
+        except OSError as error:
+            if attempt == ATTEMPTS:
+                return ImageError(GONE, f"{files.reason(error)} ({ATTEMPTS} attempts)")
+            time.sleep(attempt)
+    raise AssertionError("unreachable")
+
+
+def _members_of(root: str, name: str, kind: str, rows: list[Any]) -> Iterator[tuple[Any, bytes | ImageError]]:
+    by_index = {int(row.index): row for row in rows}
+    try:
+        with opened(root, name, rows[0].raw) as file:
+            wanted = [
+                containers.Member(
+                    row.member, int(row.index), int(row.offset), int(row.stored), int(row.length), int(row.method),
+                    None if pd.isna(row.crc) else int(row.crc),
+                )
+                for row in rows
+            ]  # fmt: skip
+            for member, content in containers.read(file, kind, wanted):
+                yield by_index.pop(member.index), content
+        detail = "the container ends before it"
+    except OSError as error:
+        detail = files.reason(error)
+    for row in by_index.values():
+        yield row, ImageError(GONE, detail)
+
+
+def decode(listed: DataFrame, settings: config.Settings) -> DataFrame:
+    """Each row of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
+    limits, size = settings.ingest, settings.image_size
+    root, _ = located(settings.archive)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        schema = schemas.images_schema(size)
-        field = schema.fields["image"]
+        field = schemas.images_schema(size).fields["image"]
+        held: list[tuple[Any, ...]] = []
+        weight = 0
         for batch in batches:
-            found = [
-                _row(path, content, size, limits, lambda pixels: bytes(field.codec.encode(field, pixels)))
-                for path, content in zip(batch["path"], batch["content"], strict=True)
-            ]
-            yield pd.DataFrame(found, columns=schemas.DECODED.names)
+            for row, content in ahead(contents(root, batch, limits.max_bytes), lambda pair: pair):
+                found = _decoded(content, size, limits, field)
+                held.append((row.source_uri, row.length, row.modified, *found))
+                weight += len(found[6] or b"")
+                if weight > READ_AT_ONCE or len(held) >= LISTED_AT_ONCE:
+                    yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
+                    held, weight = [], 0
+        if held:
+            yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
 
-    decoded = read.mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
-    unread = files.where("reason is not null").select(
-        f.col("path").alias("source_uri"),
-        *(f.lit(None).cast(schemas.DECODED[name].dataType).alias(name) for name in schemas.DECODED.names[1:-2]),
-        "reason",
-        "detail",
-    )
-    return decoded.unionByName(unread)
+    return in_reading_order(listed).mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
 
 
-def _row(path: str, content: bytes, size: int, limits: config.Ingest, encode: Encode) -> tuple[Any, ...]:
-    sha256 = images.sha256(content)
+def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, field: Any) -> tuple[Any, ...]:
+    """sha256, pixel_sha256, perceptual_hash, width, height, format, image, reason, detail."""
+    sha256 = None
     try:
-        pixels = images.decode(content, size, limits.min_side, limits.max_pixels)
-        # Hashes are of a size of their own, so that duplicates, groups and splits are the same at every image_size.
-        other_size = size != images.HASH_SIZE
-        looked_at = images.decode(content, images.HASH_SIZE, max_pixels=limits.max_pixels) if other_size else pixels
-        width, height = images.dimensions(content)
+        if isinstance(content, ImageError):
+            raise content
+        sha256 = images.sha256(content)
+        found = images.look(content, size, limits.min_side, limits.max_pixels, limits.allow_recognisable)
     except ImageError as error:
-        return (path, sha256, None, None, None, None, None, error.reason, error.detail)
-    hashes = images.pixel_hash(looked_at), images.perceptual_hash(looked_at)
-    return (path, sha256, *hashes, width, height, encode(pixels), None, None)
+        return (sha256, None, None, None, None, None, None, error.reason, error.detail)
+    hashes = images.pixel_hash(found.hashed), images.perceptual_hash(found.hashed)
+    stored = bytes(field.codec.encode(field, found.pixels))
+    return (sha256, *hashes, found.width, found.height, found.format, stored, None, None)
 
 
-def _files(spark: SparkSession) -> Any:
-    """A reader of whole files. Spark takes a path for a glob unless told otherwise; an archive's names are names."""
-    return spark.read.format("binaryFile").option("__globPaths__", "false")
+def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layouts.TableHead], list[Any]]:
+    """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path."""
+    found = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
+    root, _ = located(settings.archive)
+    heads = []
+    for row in found:
+        head = next(iter_table(root, row), b"")
+        heads.append(layouts.TableHead(row.path, head[:HEAD_BYTES]))
+    return heads, found
 
 
-def _hadoop_path(spark: SparkSession, url: str) -> Any:
-    return spark.sparkContext._jvm.org.apache.hadoop.fs.Path(url)  # type: ignore[union-attr]
+def iter_table(root: str, row: Any) -> Iterator[bytes]:
+    """The bytes of a table, in pieces, from a file or from a container's member."""
+    if row.kind == "file":
+        with opened(root, row.file, row.raw) as file:
+            while piece := file.read(1024 * 1024):
+                yield piece
+    else:
+        for _, content in _members_of(root, row.file, row.kind, [row]):
+            if isinstance(content, bytes):
+                yield content
 
 
-def _hadoop_configuration(spark: SparkSession) -> Any:
-    return spark.sparkContext._jsc.hadoopConfiguration()
+def folders(listed: DataFrame) -> dict[str, int]:
+    """Folder (relative to the archive) -> images directly in it; the 10,000 largest."""
+    parent = f.regexp_extract("path", r"^(.*)/[^/]*$", 1)
+    counted = listed.where("role = 'image' and reason is null").groupBy(parent.alias("folder")).count()
+    rows = counted.orderBy(f.desc("count"), "folder").limit(10_000).collect()
+    return {row.folder: row["count"] for row in rows}
 
 
-def _unreadable(url: str, error: Py4JJavaError) -> str:
-    reason = root_cause(error)
-    if "FileNotFoundException" in reason or "does not exist" in reason:
-        return f"archive {url} does not exist; give the URL of a folder of images with archive=URL"
-    return f"archive {url} cannot be read: {reason}"
+def records(spark: SparkSession, layout: layouts.Layout, rows: list[Any], settings: config.Settings) -> DataFrame:
+    """The rows of a layout's tables as `schemas.RECORDS`, read by executors, table by table."""
+    root, _ = located(settings.archive)
+    chosen = {row.path: row.asDict() for row in rows}
+    work = [(table, chosen[table.path]) for table in layout.tables]
+
+    def read(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        from pyspark.sql import Row
+
+        for batch in batches:
+            for place in batch["id"]:
+                table, row = work[int(place)]
+                found = layouts.read_table(iter_table(root, Row(**row)), table)
+                yield from frames(
+                    (tuple(getattr(record, name) for name in schemas.RECORDS.names) for record in found),
+                    schemas.RECORDS,
+                )
+
+    count = max(1, len(work))
+    return spark.range(0, len(work), 1, count).mapInPandas(read, schemas.RECORDS)  # type: ignore[arg-type]
+
+
+def encode_thumbnail(pixels: np.ndarray, side: int = 96) -> bytes:
+    """A small JPEG of stored pixels, without anything of the file it came from."""
+    return images.thumbnail(pixels, side)

@@ -23,6 +23,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
+NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of privacy.source_names=hash
+
 
 class Backbone(Section):
     """The convolutional base. `weights` is `imagenet`, `random`, or the path or URL of a Keras HDF5 file."""
@@ -39,10 +41,18 @@ class Backbone(Section):
 
 
 class Labels(Section):
-    """Which words of an archive's label column, or class folder, mean what (compared in lower case)."""
+    """Words of an archive's label column, or class folders, beside those of `diagnoses.csv` (in lower case)."""
 
-    positive: tuple[str, ...] = ("malignant", "melanoma", "mel", "1")
-    negative: tuple[str, ...] = ("benign", "nevus", "nv", "0")
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+
+
+class Privacy(Section):
+    """What is stored of names that may name people: file names, and ids of images, lesions and patients."""
+
+    source_names: Literal["keep", "hash"] = Field(
+        default="keep", description=f"hash: keyed by the environment variable {NAME_KEY}"
+    )
 
 
 class Ingest(Section):
@@ -52,6 +62,21 @@ class Ingest(Section):
     min_side: Count = Field(default=32, description="pixels; a smaller image is rejected")
     max_pixels: Count = Field(default=100_000_000, description="a larger image is rejected before it is decoded")
     max_bytes: Count = Field(default=256 * 1024 * 1024, description="a larger file is rejected before it is read")
+    max_ratio: Annotated[float, Field(gt=1)] = Field(
+        default=200, description="uncompressed over compressed bytes; what a zip or tar.gz packs tighter is rejected"
+    )
+    max_members: Count = Field(default=5_000_000, description="of one zip or tar; the rest is rejected")
+    allow_recognisable: bool = Field(default=False, description="DICOM marked as showing who the patient is")
+    columns: dict[str, str] = Field(default={}, description="our field -> column of your table, e.g. label: dx")
+    indeterminate: Literal["leave_out", "negative", "positive"] = Field(
+        default="leave_out", description="images of neither class: unknown, or malignant where melanoma is the target"
+    )
+    split_overlap: Literal["error", "repair"] = Field(
+        default="error", description="groups on two sides of a shipped split: stop, or keep the test side's images"
+    )
+    unmatched: Literal["report", "error"] = Field(
+        default="report", description="images without a row, and rows without an image"
+    )
     row_group_mb: Count = Field(default=16, description="size of a Parquet row group, MiB")
     shard_mb: Count = Field(default=128, description="size of a Parquet file, MiB")
 
@@ -135,7 +160,10 @@ class Mlflow(Section):
 class Settings(Section):
     """All settings of a job."""
 
-    archive: str | None = Field(default=None, description="URL or path of the archive: a folder of images")
+    archive: str | None = Field(default=None, description="URL or path of the archive: a folder, a zip or a tar")
+    layout: str | None = Field(default=None, description="the archive's layout, where it is not recognised by itself")
+    target: Literal["melanoma", "malignant"] = Field(default="malignant", description="what label 1 means")
+    split: Literal["hash", "from_layout"] = Field(default="hash", description="by hash of the group, or as shipped")
     warehouse: str = Field(default="warehouse", description="URL or path under which everything made is kept")
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
         default=224, description="side in pixels of the stored square"
@@ -143,6 +171,7 @@ class Settings(Section):
     seed: int = 0
     ranks: Count = Field(default=2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
     backbone: Backbone = Backbone()
+    privacy: Privacy = Privacy()
     ingest: Ingest = Ingest()
     featurize: Featurize = Featurize()
     head: Head = Head()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +16,12 @@ from pyspark.sql import types as t
 from pyspark.sql.functions import pandas_udf
 
 from melanoma_spark.errors import ImageError
+from melanoma_spark.prefetch import ahead
 
 Predict = Callable[[np.ndarray], list[np.ndarray]]
 Load = Callable[[], Predict]
 Prepare = Callable[[bytes], np.ndarray]
 Finish = Callable[[list[np.ndarray | None], Sequence[ImageError | None]], pd.DataFrame]
-Item = TypeVar("Item")
-Ready = TypeVar("Ready")
 
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
@@ -85,21 +83,6 @@ def loaded(model_id: str, load: Load) -> Predict:
         gc.collect()
         gc.freeze()
     return _LOADED[model_id]
-
-
-def ahead(items: Iterator[Item], prepare: Callable[[Item], Ready]) -> Iterator[Ready]:
-    """`map(prepare, items)` with the next item fetched and prepared in a thread while the last one is used."""
-    end = object()
-
-    def following() -> Any:
-        item = next(items, end)
-        return end if item is end else prepare(item)  # type: ignore[arg-type]
-
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        future = thread.submit(following)
-        while (ready := future.result()) is not end:
-            future = thread.submit(following)
-            yield ready
 
 
 def network_loader(spec: Any, tensors: Any, threads: int) -> Load:

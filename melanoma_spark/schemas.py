@@ -33,6 +33,14 @@ def images_schema(size: int) -> Unischema:
             text("group"),
             text("patient_id", nullable=True),
             text("lesion_id", nullable=True),
+            text("diagnosis", nullable=True),  # in the archive's own words
+            text("age", nullable=True),  # years, as a number or an interval
+            text("sex", nullable=True),
+            text("site", nullable=True),
+            text("skin_type", nullable=True),  # Fitzpatrick, I to VI
+            text("image_type", nullable=True),
+            text("source", nullable=True),  # dataset or institution
+            text("licence", nullable=True),
             number("width"),  # of the file as it came, pixels
             number("height"),
             UnischemaField("image", np.uint8, (size, size, 3), CompressedImageCodec("png"), False),
@@ -52,13 +60,35 @@ def _columns(*columns: tuple[str, t.DataType]) -> t.StructType:
     return t.StructType([t.StructField(name, kind, True) for name, kind in columns])
 
 
-DECODED = _columns(  # what ingest knows of a listed file before it looks at labels
+LISTING = _columns(  # a file of an archive, or a member of a zip or tar in it
+    ("source_uri", t.StringType()),  # as it is stored: FILE or CONTAINER!/MEMBER, or a keyed hash of that
+    ("path", t.StringType()),  # relative to the archive, of a member CONTAINER/MEMBER
+    ("role", t.StringType()),  # image, table
+    ("file", t.StringType()),  # the file to open, relative to the archive
+    ("raw", t.BinaryType()),  # its name in bytes where that is no text
+    ("kind", t.StringType()),  # file, container (not yet looked into), zip, tar, tar.gz
+    ("member", t.StringType()),
+    ("index", t.LongType()),  # containers.Member, from here on
+    ("offset", t.LongType()),
+    ("stored", t.LongType()),
+    ("method", t.IntegerType()),
+    ("crc", t.LongType()),
+    ("length", t.LongType()),  # bytes, uncompressed
+    ("modified", t.TimestampType()),
+    ("reason", t.StringType()),  # why it is not read
+    ("detail", t.StringType()),
+)
+
+DECODED = _columns(  # what ingest knows of a file's content; nothing here depends on labels
     ("source_uri", t.StringType()),
+    ("length", t.LongType()),
+    ("modified", t.TimestampType()),
     ("sha256", t.StringType()),
     ("pixel_sha256", t.StringType()),
     ("perceptual_hash", t.StringType()),
     ("width", t.IntegerType()),
     ("height", t.IntegerType()),
+    ("format", t.StringType()),
     ("image", t.BinaryType()),
     ("reason", t.StringType()),
     ("detail", t.StringType()),
