@@ -6,6 +6,7 @@ Ingest calls `look` and scoring `decode`, which give the same pixels: a score is
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import io
@@ -91,6 +92,9 @@ assert WebPImagePlugin
 
 # A broken file has its reason in `rejects`, and there only: what Pillow logs besides would go to stderr.
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)
+with contextlib.suppress(AttributeError):  # a Pillow built without libtiff
+    # libtiff prints its errors itself, to the process's stderr; the symbol is found through Pillow's own library
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 @dataclass(frozen=True)
