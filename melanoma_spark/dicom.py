@@ -118,6 +118,7 @@ def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool
     wrong = [
         syntax not in PLAIN | JPEG | JPEG_2000 and "its transfer syntax",
         COLOURS.get(colour) != header.SamplesPerPixel and "its photometric interpretation",
+        syntax in JPEG and colour == "PALETTE COLOR" and "a palette of indices packed with loss",
         header.BitsAllocated not in (8, 16) and "its number of bits",
         not 1 <= header.BitsStored <= header.BitsAllocated and "its number of bits",
         header.get("PixelRepresentation", 0) != 0 and "signed samples",
@@ -125,7 +126,7 @@ def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool
     ]
     if any(wrong):
         raise ImageError("corrupt", f"{next(filter(None, wrong))} cannot be read")
-    is_jpeg = syntax in JPEG and colour != "PALETTE COLOR"
+    is_jpeg = syntax in JPEG
     return Photograph(
         int(header.Columns), int(header.Rows), is_jpeg, colour == "RGB", colour == "MONOCHROME1", content, header
     )
@@ -167,6 +168,9 @@ def _check_jpeg_2000(frame: bytes, width: int, height: int) -> None:
     """Raises `ImageError` where a frame is of another size than the header says, before anything is unpacked."""
     from PIL import Image, Jpeg2KImagePlugin
 
+    # PS3.5 A.4.4 allows no boxes around the codestream; pydicom 3.0 goes round for ever in one of length 0.
+    if not frame.startswith(b"\xff\x4f\xff\x51"):
+        raise ImageError("corrupt", "its frame is not a JPEG 2000 codestream")
     assert Jpeg2KImagePlugin  # imported, so that Pillow knows the format
     if Image.open(io.BytesIO(frame), formats=("JPEG2000",)).size != (width, height):
         raise ImageError("corrupt", "its frame is not of the size that the header says")

@@ -301,7 +301,14 @@ def corpus() -> dict[str, tuple[bytes, str]]:
             dicom(PIXELS[:50], JPEGBaseline8Bit, jpeg, PhotometricInterpretation="YBR_FULL_422"),
             "corrupt",
         ),
-        "dicom whose jpeg 2000 is larger": (dicom(PIXELS[:50], JPEG2000Lossless, j2k), "corrupt"),
+        "dicom whose jpeg 2000 is larger": (
+            dicom(PIXELS[:50], JPEG2000Lossless, encoded(LESION, "JPEG2000", no_jp2=True)),
+            "corrupt",
+        ),
+        "dicom of a jpeg 2000 box without end": (
+            dicom(syntax=JPEG2000Lossless, frame=changed(j2k, (12, bytes(4)))),
+            "corrupt",
+        ),
         "dicom of a cut jpeg": (half(of_jpeg), "corrupt"),
         "dicom of rubbish for jpeg": (dicom(syntax=JPEGBaseline8Bit, frame=b"\xff" * 400), "corrupt"),
         "dicom of rubbish for rle": (dicom(syntax=RLELossless, frame=b"\x03" * 400), "corrupt"),
