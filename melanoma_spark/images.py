@@ -1,17 +1,25 @@
 """Image bytes -> uint8 RGB at model size. The only place that decodes, orients or resizes.
 
-Ingest and scoring both call `decode`, so a score is computed from the very pixels that training saw.
+Ingest calls `look` and scoring `decode`, which give the same pixels: a score is computed from what training saw.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import hashlib
 import io
+import logging
+import re
 import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
 
+from melanoma_spark import dicom
 from melanoma_spark.errors import ImageError
 
 REASONS = {
@@ -19,10 +27,17 @@ REASONS = {
     "hidden": "its name, or a folder's, starts with . or _; rename it to have it read",
     "unreadable_name": "its name holds a colon, which Hadoop does not read from a local disk; rename it",
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
-    "not_an_image": "the content is not JPEG or PNG, whatever the name says",
+    "archive_by_another_name": "the content is a zip, tar or gzip archive; rename it to .zip, .tar or .tar.gz to have "
+    "it read",
+    "not_an_image": "the content is not a JPEG, PNG, TIFF, BMP, WebP or DICOM image, whatever the name says",
     "corrupt": "the image cannot be decoded to its end",
     "too_many_pixels": "the image is over ingest.max_pixels and was not decoded",
     "too_small": "a side is under ingest.min_side pixels",
+    "blank": "all pixels have the same colour",
+    "mask": "grey with two values only: a segmentation mask, not a photograph",
+    "recognisable": "its DICOM header says that the patient can be recognised in it",
+    "burned_in": "its DICOM header says that text which may name the patient is burned into its pixels",
+    "dicom_not_photographic": "the DICOM object is neither a dermoscopic nor another photograph",
     "no_label": "neither metadata.csv nor the folder gives a label",
     "unknown_label": "the label is in neither ingest.labels.positive nor ingest.labels.negative",
     "conflicting_labels": "images of the same pixels carry different labels",
@@ -30,55 +45,128 @@ REASONS = {
 }
 
 # Part of every dataset's and feature's id. Raise it whenever `decode` gives other pixels for the same bytes.
-PIXELS_VERSION = 1
+# 2: libjpeg scales down to WORKING_SIDE at most, so JPEGs of 512 pixels and more differ at sizes under 224.
+PIXELS_VERSION = 2
 
 HASH_SIZE = 128  # pixels, the side at which ingest takes the hashes that tell duplicates
+WORKING_SIDE = 448  # pixels, what libjpeg may scale down to: twice the usual size, so one decode serves hashes as well
+MAX_SIDE = 65_535  # pixels; what lies above are lies, with which a line or two of pixels fill the memory
+MAX_SCANS = 32  # of a progressive JPEG at the limit of pixels; an image of fewer pixels may have more of them
 
 # By content, not by name: suffixes lie. Other decoders stay shut, which keeps their bugs out of reach.
-FORMATS = ("JPEG", "PNG")
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+    # BM alone starts many a text; then come the file's length, two zeros, an offset and the length of the next header
+    "BMP": re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
+    "DICOM": re.compile(rb".{128}DICM", re.DOTALL),
+}
+ARCHIVES = {
+    "zip": re.compile(rb"PK\x03\x04"),
+    "gzip": re.compile(rb"\x1f\x8b"),
+    "tar": re.compile(rb".{257}ustar", re.DOTALL),
+}
+
+# What Pillow opens a file as, and how that becomes RGB is known here. Samples of 32 bits or of CIELAB are not among it:
+# nobody says which value is white.
+MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
+DEEP = {"I", "I;16", "I;16B", "I;16L"}  # 16 bits; Pillow had "I" for a PNG of these
+
+# EXIF 2.32, tag 0x0112: how the stored picture has to be turned to stand upright.
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow knows a plugin that was imported, and would import all it has to find one that was not.
+assert TiffImagePlugin
+assert WebPImagePlugin
+
+# A broken file has its reason in `rejects`, and there only: what Pillow logs besides would go to stderr.
+logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)
+with contextlib.suppress(AttributeError):  # a Pillow built without libtiff
+    # libtiff prints its errors itself, to the process's stderr; the symbol is found through Pillow's own library
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """An image as ingest keeps it."""
+
+    pixels: np.ndarray  # uint8 (size, size, 3): RGB, upright, squashed to a square
+    hashed: np.ndarray  # uint8 (HASH_SIZE, HASH_SIZE, 3): the same at a size of its own, whatever `size` is
+    width: int  # pixels, as it came: before orientation and resizing
+    height: int
+    format: str  # a key of SIGNATURES
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An image of which only the header was read."""
+
+    format: str
+    width: int
+    height: int
+    scales: bool  # whether libjpeg can scale it down
+    # Decodes, once: side in pixels -> upright RGB. Each side of it is at least that long if the image's own is.
+    load: Callable[[int], Image.Image]
+
+
+def look(
+    content: bytes,
+    size: int,
+    min_side: int = 1,
+    max_pixels: int = 100_000_000,
+    allow_recognisable: bool = False,
+    allow_burned_in: bool = False,
+) -> Looked:
+    """The image at `size` x `size` pixels and what its hashes are taken of, from one decode where that is possible.
+
+    `min_side` is the least width and height and `max_pixels` the most pixels, both of the image as it came. The other
+    two let DICOM photographs pass whose header says that the patient can be recognised in them or that text is burned
+    in. Raises `ImageError` with one of `REASONS`, and nothing else.
+    """
+    with _quiet():
+
+        def opened() -> _Source:
+            return _opened(content, min_side, max_pixels, allow_recognisable, allow_burned_in)
+
+        source = opened()
+        side = max(WORKING_SIDE, 2 * size)
+        image = _decoded(source, side)
+        pixels = _square(image, size)
+        if source.scales and _draft(source, side) != _draft(source, WORKING_SIDE):
+            image = _decoded(opened(), WORKING_SIDE)  # hashes are of the same pixels at every size
+        hashed = _square(image, HASH_SIZE)
+    return Looked(pixels, hashed, source.width, source.height, source.format)
 
 
 def decode(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000) -> np.ndarray:
-    """The image as the model sees it: uint8 RGB of shape (size, size, 3), upright, squashed to a square.
+    """The image as the model sees it: uint8 RGB of shape (size, size, 3), the `pixels` of `look` to the bit.
 
     The whole image is kept rather than a centre crop: lesions often reach the border. Raises `ImageError` with one of
     `REASONS`.
     """
-    if not content:
-        raise ImageError("empty", "0 bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of a bomb at its own limit; ours is checked below
-        try:
-            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except Image.DecompressionBombError:
-            raise ImageError("too_many_pixels", "over Pillow's own limit") from None
-        except Exception as error:
-            if content.startswith(SIGNATURES):
-                raise ImageError("corrupt", "its header cannot be read") from error
-            raise ImageError("not_an_image", _found(content)) from error
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError("too_many_pixels", f"{width} x {height} pixels, the limit is {max_pixels}")
-        if min(width, height) < min_side:
-            raise ImageError("too_small", f"{width} x {height} pixels, each side must be at least {min_side}")
-        try:
-            # libjpeg scales down while it decodes, never below twice the target: a large photograph takes a tenth
-            # of the time. A no-op for PNG and for images under four times the target.
-            image.draft("RGB", (2 * size, 2 * size))
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            image = _rgb(image)
-            image = image.resize((size, size), Image.Resampling.BILINEAR)
-        except Exception as error:
-            raise ImageError("corrupt", f"{type(error).__name__} while decoding {width} x {height} pixels") from error
-    return np.asarray(image, dtype=np.uint8)
+    with _quiet():
+        return _square(_decoded(_opened(content, min_side, max_pixels), max(WORKING_SIDE, 2 * size)), size)
 
 
 def dimensions(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels of an image file as it came, before orientation and resizing."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        return image.size
+    """Width and height in pixels of an image file as it came, before orientation and resizing. Decodes nothing.
+
+    Raises `ImageError` as `look` does, but for limits.
+    """
+    with _quiet():
+        source = _opened(content, allow_recognisable=True, allow_burned_in=True)
+    return source.width, source.height
 
 
 def sha256(content: bytes) -> str:
@@ -87,52 +175,211 @@ def sha256(content: bytes) -> str:
 
 
 def pixel_hash(pixels: np.ndarray) -> str:
-    """SHA-256 of decoded pixels: equal for the same picture in another container or with other metadata."""
-    return hashlib.sha256(str(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    """SHA-256 of decoded uint8 pixels: equal for the same picture in another container or with other metadata."""
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)  # not a copy
+    return digest.hexdigest()
 
 
 def perceptual_hash(pixels: np.ndarray) -> str:
     """A difference hash of 8 x 8 bits as 16 hexadecimal digits, equal under quarter turns and mirroring.
 
-    Each bit says whether brightness rises to the right (dHash, Krawetz 2013). The smallest of the eight
-    orientations' hashes stands for the image.
+    `pixels` is uint8 (height, width, 3). Each bit says whether brightness rises to the right (dHash, Krawetz 2013).
+    The smallest of the eight orientations' hashes stands for the image.
     """
-    grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float64)
+    grey = np.asarray(Image.fromarray(pixels).convert("L"))
     height, width = grey.shape
     # Whole numbers, so exact: Pillow's box filter rounds between its two passes, and a turned image gets other values.
-    small = _overlap(height, 24) @ grey @ _overlap(width, 24).T
-    hashes = []
-    for turns in range(4):
-        turned = np.rot90(small, turns)
-        for view in (turned, turned[:, ::-1]):
-            hashes.append(_dhash(view))
-    return min(hashes)
+    # The largest is the sum of three cells, 3 * 255 * height * width: float32 holds it at HASH_SIZE.
+    exact = np.dtype(np.float32 if 3 * 255 * height * width < 2**24 else np.float64)
+    small = _overlap(height, 24, exact) @ grey.astype(exact) @ _overlap(width, 24, exact).T
+    views = []
+    for lying in (small, small.T):
+        # three columns to a cell and the middle one left out, so that a mirrored image compares the same two
+        rows = lying.reshape(8, 3, 24).sum(axis=1)
+        left, right = rows[:, 0::3], rows[:, 2::3]
+        rises, falls = right > left, left > right
+        # as it is, upside down, mirrored (a rise becomes a fall) and both
+        views += [rises, rises[::-1], falls[:, ::-1], falls[::-1, ::-1]]
+    return min(bits.tobytes() for bits in np.packbits(np.reshape(views, (8, 64)), axis=1)).hex()
 
 
-def _overlap(side: int, cells: int) -> np.ndarray:
+@functools.lru_cache(maxsize=16)
+def _overlap(side: int, cells: int, dtype: np.dtype) -> np.ndarray:
     """How much of each of `side` pixels lies in each of `cells` equal cells: (cells, side), in 1/cells pixel."""
     pixel, cell = np.arange(side) * cells, np.arange(cells)[:, None] * side
-    return (np.minimum(pixel + cells, cell + side) - np.maximum(pixel, cell)).clip(0).astype(np.float64)
+    return (np.minimum(pixel + cells, cell + side) - np.maximum(pixel, cell)).clip(0).astype(dtype)
 
 
-def _dhash(square: np.ndarray) -> str:
-    # three columns to a cell and the middle one left out, so that a mirrored image compares the same two
-    cells = square.reshape(8, 3, 8, 3).sum(axis=1)
-    return np.packbits(cells[:, :, 2] > cells[:, :, 0]).tobytes().hex()
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of bombs at its own limit and of tags; ours is checked
+        yield
+
+
+def _opened(
+    content: bytes,
+    min_side: int = 1,
+    max_pixels: int = 2**62,
+    allow_recognisable: bool = False,
+    allow_burned_in: bool = False,
+) -> _Source:
+    """The image of these bytes, within the limits by its header, and not yet decoded. Raises `ImageError`."""
+    if not content:
+        raise ImageError("empty", "0 bytes")
+    kind = next((kind for kind, signature in SIGNATURES.items() if signature.match(content)), None)
+    if kind is None:
+        archive = next((name for name, signature in ARCHIVES.items() if signature.match(content)), None)
+        if archive:
+            raise ImageError("archive_by_another_name", f"the content is a {archive} archive")
+        raise ImageError("not_an_image", _found(content))
+    try:
+        if kind == "DICOM":
+            photograph = dicom.read(content, allow_recognisable, allow_burned_in)
+            source = _Source(
+                *(kind, photograph.width, photograph.height, photograph.is_jpeg),
+                lambda side: _of_dicom(photograph, side, max_pixels),
+            )
+        else:
+            source = _photograph(content, kind, max_pixels)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError("too_many_pixels", "over Pillow's own limit") from None
+    except Exception:  # its text may quote the content
+        raise ImageError("corrupt", "its header cannot be read") from None
+    _check_size(source.width, source.height, max_pixels)
+    if min(source.width, source.height) < min_side:
+        found = f"{source.width} x {source.height} pixels"
+        raise ImageError("too_small", f"{found}, each side must be at least {min_side}")
+    return source
+
+
+def _photograph(content: bytes, kind: str, max_pixels: int) -> _Source:
+    """An image file of Pillow's formats. Raises `ImageError`, or whatever Pillow does where the header is broken."""
+    if kind == "WEBP":  # libwebp asks for the memory of the whole canvas when it opens a file
+        _check_size(*_webp_size(content), max_pixels)
+    image: Image.Image = Image.open(io.BytesIO(content), formats=(kind,))
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose size is of the upright picture
+        width, height = image.tag_v2[256], image.tag_v2[257]
+        # libtiff unpacks a whole tile, however little of it lies in the image
+        _check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), max_pixels, "a tile of ")
+    if kind == "JPEG":
+        _check_scans(content, width, height, max_pixels)
+    if image.mode not in MODES and (kind, image.mode) != ("PNG", "I"):
+        raise ImageError("not_an_image", f"samples of mode {image.mode}, for which nobody says which value is white")
+
+    def load(side: int) -> Image.Image:
+        # libjpeg scales down while it decodes, never below this: a large photograph takes a tenth of the time.
+        # A no-op for other formats and for images under twice the side.
+        image.draft("RGB", (side, side))
+        image.load()
+        return _upright(image)
+
+    return _Source(kind, width, height, kind == "JPEG", load)
+
+
+def _check_size(width: int, height: int, max_pixels: int, what: str = "") -> None:
+    if width * height > max_pixels:
+        raise ImageError("too_many_pixels", f"{what}{width} x {height} pixels, the limit is {max_pixels}")
+    if max(width, height) > MAX_SIDE:
+        raise ImageError("too_many_pixels", f"{what}{width} x {height} pixels, no side may be over {MAX_SIDE}")
+
+
+def _check_scans(content: bytes, width: int, height: int, max_pixels: int) -> None:
+    # A scan of a few bytes sends libjpeg through all pixels again: a small file could keep it busy for hours.
+    scans = content.count(b"\xff\xda")
+    if scans * width * height > MAX_SCANS * max_pixels:
+        raise ImageError("too_many_pixels", f"{width} x {height} pixels in {scans} scans")
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Width and height in pixels by the first chunk of a WebP file (RFC 9649, sections 2.5 to 2.7)."""
+    kind, body = content[12:16], content[20:30]
+    if len(body) < 10:
+        raise ValueError("a WebP file without a whole header")
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+
+
+def _of_dicom(photograph: dicom.Photograph, side: int, max_pixels: int) -> Image.Image:
+    """The first frame of a DICOM photograph, RGB; DICOM pictures stand upright."""
+    if not photograph.is_jpeg:
+        array = photograph.array(max_pixels)
+        return Image.fromarray(array).convert("RGB")
+    frame = photograph.frame(max_pixels)
+    image: Image.Image = Image.open(io.BytesIO(frame), formats=("JPEG",))
+    if image.size != (photograph.width, photograph.height):
+        raise ImageError("corrupt", "its frame is not of the size that the header says")
+    _check_scans(frame, *image.size, max_pixels)
+    # Without a marker that tells libjpeg the colour space DICOM's header does; libjpeg would take it for YCbCr.
+    plain = image.mode == "RGB" and photograph.is_rgb and not {"jfif", "adobe"} & image.info.keys()
+    image.draft("YCbCr" if plain else "RGB", (side, side))
+    image.load()
+    if plain:
+        return Image.frombytes("RGB", image.size, image.tobytes())
+    image = image.convert("RGB")
+    return ImageOps.invert(image) if photograph.is_inverted else image
+
+
+def _draft(source: _Source, side: int) -> int:
+    """By how much libjpeg scales an image down when asked for `side` pixels: 1, 2, 4 or 8, as `Image.draft` has it."""
+    scale = min(source.width // side, source.height // side)
+    return next((step for step in (8, 4, 2) if scale >= step), 1)
+
+
+def _decoded(source: _Source, side: int) -> Image.Image:
+    """The image as upright RGB, each side at least `side` pixels if its own is. Raises `ImageError`."""
+    try:
+        image = source.load(side)
+        colours = image.getcolors(2)  # None as soon as there is a third: after a few pixels of any photograph
+    except ImageError:
+        raise
+    except Exception as error:  # MemoryError among them; their texts may quote the content
+        found = f"{type(error).__name__} while decoding {source.width} x {source.height} pixels"
+        raise ImageError("corrupt", found) from None
+    if colours and len(colours) == 1:
+        raise ImageError("blank", "all pixels have the same colour")
+    if colours and all(len(set(colour)) == 1 for _, colour in colours if isinstance(colour, tuple)):
+        raise ImageError("mask", "grey with two values only")
+    return image
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """Squashed to uint8 (size, size, 3)."""
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # damaged EXIF is no reason to lose an image
+        turn = None
+    rgb = _rgb(image)
+    return rgb.transpose(turn) if turn is not None else rgb
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B", "I;16L", "F"):  # before the rest: Pillow cuts these at 255 when it converts
-        deep = np.asarray(image, dtype=np.float32)
-        grey = (deep / 257.0).clip(0, 255).astype(np.uint8)
-        grey[deep == image.info.get("transparency", -1)] = 255
+    if image.mode in DEEP:  # before the rest: Pillow cuts these at 255 when it converts
+        deep = np.asarray(image)
+        grey = (deep.clip(0, 65535) // 257).astype(np.uint8)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:
+            np.subtract(255, grey, out=grey)  # white is zero; Pillow turns only 8 bits of these
+        if "transparency" in image.info:
+            grey[deep == image.info["transparency"]] = 255
         return Image.fromarray(grey).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         # On white, as a viewer shows it; a plain conversion would uncover whatever the hidden pixels hold.
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def _found(content: bytes) -> str:

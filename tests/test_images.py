@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import io
 import pickle
-import struct
-import zlib
+import time
+from pathlib import Path
 
+import broken
 import numpy as np
 import pytest
+from broken import GREY, LESION, MASK, PIXELS, encoded, png, tiff, tiff_tags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageCms
 
 from melanoma_spark import drawing, images
 from melanoma_spark.errors import DataError, ImageError
 
-PIXELS = drawing.draw_lesion(np.random.default_rng(1), malignant=True, size=96)
-LESION = Image.fromarray(PIXELS)
-GREY = LESION.convert("L")
-WHITE = np.full((96, 96, 3), 255, np.uint8)
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
+CORPUS = broken.corpus()
 SQUARES = arrays(np.uint8, st.tuples(*[st.integers(1, 12)] * 2, st.just(3)))
 
 # EXIF's number -> how an upright image has to be turned to be stored that way.
@@ -34,29 +34,6 @@ STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png(depth, colour, rows, transparent=b"", claimed=None):
-    """A PNG as Pillow does not write it: of 16-bit samples, or with a header that claims another height and width.
-
-    `rows` is big-endian (height, width[, channels]).
-    """
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    height, width = claimed or rows.shape[:2]
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    lines = b"".join(b"\0" + row.tobytes() for row in rows)
-    optional = chunk(b"tRNS", transparent) if transparent else b""
-    body = chunk(b"IHDR", header) + optional + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def deep(pixels):
@@ -99,8 +76,9 @@ def test_pixels_are_uint8_rgb_of_the_size_asked_for(content, size):
 def test_oblong_image_is_squashed_whole():
     halves = np.zeros((40, 120, 3), np.uint8)
     halves[:, 60:] = 255
+    halves[0, 0, 0] = 9  # grey with two values would be a mask
     pixels = images.decode(encoded(Image.fromarray(halves)), 30)
-    assert (pixels[:, :14] == 0).all()
+    assert (pixels[1:, :14] == 0).all()
     assert (pixels[:, 16:] == 255).all()
 
 
@@ -111,9 +89,16 @@ def test_grayscale_has_three_equal_channels(kind):
     assert distance(pixels[:, :, 0], np.asarray(GREY)) < 4
 
 
-def test_one_bit_image_is_black_and_white():
-    marks = GREY.point(lambda value: 255 * (value > 128)).convert("1")
-    assert np.array_equal(images.decode(encoded(marks), 96)[:, :, 0], np.asarray(marks) * np.uint8(255))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
+def test_one_bit_image_has_the_two_colours_of_its_palette_and_in_black_and_white_is_a_mask(kind):
+    marks = MASK.convert("1")
+    with pytest.raises(ImageError, match="mask: grey with two values only"):
+        images.decode(encoded(marks, kind), 96)
+    two = Image.fromarray((np.asarray(marks)).astype(np.uint8), "P")
+    two.putpalette([200, 150, 140, 90, 40, 30])
+    expected = np.where(np.asarray(marks)[:, :, None], np.uint8([90, 40, 30]), np.uint8([200, 150, 140]))
+    options = {"bits": 1} if kind == "PNG" else {}
+    assert np.array_equal(images.decode(encoded(two, kind, **options), 96), expected)
 
 
 def test_palette_is_looked_up():
@@ -132,7 +117,10 @@ def test_palette_with_a_transparent_colour_shows_it_on_white():
 def test_transparent_pixels_are_white_whatever_they_hide():
     hidden = LESION.copy()
     hidden.putalpha(0)
-    assert np.array_equal(images.decode(encoded(hidden), 96), WHITE)
+    hidden.putpixel((0, 0), (1, 2, 3, 255))  # without a pixel to see it would be blank
+    found = images.decode(encoded(hidden), 96)
+    assert found[0, 0].tolist() == [1, 2, 3]
+    assert (found.reshape(-1, 3)[1:] == 255).all()
 
 
 def test_half_transparent_pixels_are_half_white():
@@ -192,14 +180,154 @@ def test_first_picture_of_several_counts():
         assert distance(images.decode(several, 96), PIXELS) < 6
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("TIFF", {"compression": "packbits"}),
+        ("TIFF", {"big_tiff": True}),
+        ("BMP", {}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_formats_keep_their_pixels_to_the_bit(kind, options):
+    found = images.look(encoded(LESION, kind, **options), 96)
+    assert np.array_equal(found.pixels, PIXELS)
+    assert (found.width, found.height, found.format) == (96, 96, kind)
+
+
+def test_lossy_webp_and_tiff_of_jpeg_are_close():
+    assert distance(images.decode(encoded(LESION, "WEBP", quality=95), 96), PIXELS) < 4
+    assert distance(images.decode(encoded(LESION, "TIFF", compression="jpeg", quality=95), 96), PIXELS) < 4
+
+
+def test_bmp_may_stand_on_its_head():
+    upside_down = encoded(LESION.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
+    negative = broken.changed(upside_down, (22, (-96 & 0xFFFFFFFF).to_bytes(4, "little")))
+    assert np.array_equal(images.decode(negative, 96), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_alpha_is_on_white_in_every_format(kind):
+    half = LESION.copy()
+    half.putalpha(128)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    expected = PIXELS * (128 / 255) + 255 * (127 / 255)
+    assert distance(images.decode(encoded(half, kind, **options), 96), expected.round()) < 1
+
+
+def test_cmyk_tiff_has_the_colours_of_its_inks():
+    inks = np.random.default_rng(0).integers(0, 256, (96, 96, 4)).astype(np.uint8)
+    expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
+    found = images.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
+    assert np.abs(found - expected).max() < 2
+
+
+def test_adobe_s_inverted_cmyk_jpeg_has_the_colours_of_its_inks():
+    inks = np.full((96, 96, 4), (20, 90, 60, 40), np.uint8)
+    inks[48:] = (5, 10, 200, 0)
+    content = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
+    assert b"Adobe" in content
+    expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
+    assert distance(images.decode(content, 96), expected) < 2
+
+
+@pytest.mark.parametrize(("photometric", "order"), [(0, "<"), (1, "<"), (1, ">"), (2, "<"), (2, ">")])
+def test_16_bit_tiff_has_the_pixels_of_its_8_bit_twin(order, photometric):
+    twin = LESION if photometric == 2 else GREY
+    samples = np.asarray(twin).astype(order + "u2") * 257
+    if photometric == 0:  # white is zero
+        samples = 65535 - samples
+    tags = tiff_tags(photometric=photometric, bits=(16,) * (3 if photometric == 2 else 1))
+    content = tiff(tags, samples.astype(order + "u2").tobytes(), order)
+    assert np.array_equal(images.decode(content, 96), images.decode(encoded(twin), 96))
+
+
+def test_palette_of_tiff_and_bmp_is_looked_up():
+    few = LESION.quantize(16)
+    for kind in ("TIFF", "BMP"):
+        assert np.array_equal(images.decode(encoded(few, kind), 96), np.asarray(few.convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_first_frame_of_several_counts(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    several = encoded(LESION, kind, save_all=True, append_images=[LESION.rotate(90)], **options)
+    assert np.array_equal(images.decode(several, 96), PIXELS)
+
+
+def test_colour_profile_changes_nothing():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert np.array_equal(images.decode(encoded(LESION, icc_profile=profile), 96), PIXELS)
+
+
+# Pixels and hashes from one decode
+
+LARGE = {
+    kind: encoded(LESION.resize((1800, 1300), Image.Resampling.BICUBIC), kind, **options)
+    for kind, options in {"JPEG": {"quality": 90}, "PNG": {"compress_level": 1}, "BMP": {}}.items()
+}
+
+
+@pytest.mark.parametrize("size", [32, 128, 224, 225, 300, 512])
+@pytest.mark.parametrize("kind", LARGE)
+def test_look_has_the_pixels_of_decode_and_hashes_that_no_size_changes(kind, size):
+    found = images.look(LARGE[kind], size)
+    assert np.array_equal(found.pixels, images.decode(LARGE[kind], size))
+    assert np.array_equal(found.hashed, images.look(LARGE[kind], 64).hashed)
+    assert (found.width, found.height, found.format) == (1800, 1300, kind)
+    for pixels, side in ((found.pixels, size), (found.hashed, images.HASH_SIZE)):
+        assert (pixels.shape, pixels.dtype) == ((side, side, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("size", "times"), [(64, 1), (224, 1), (325, 1), (326, 2), (600, 2)])
+def test_large_jpeg_is_decoded_once_where_hashes_can_share_it(size, times, monkeypatch):
+    # libjpeg halves 1800 x 1300 for 448 pixels and up to twice 325, and leaves it whole above that
+    calls, real = [], images._decoded
+    monkeypatch.setattr(images, "_decoded", lambda *of: calls.append(of) or real(*of))
+    images.look(LARGE["JPEG"], size)
+    assert len(calls) == times
+
+
+def test_libjpeg_scales_down_but_never_below_twice_the_size(monkeypatch):
+    sides, real = [], images._square
+    monkeypatch.setattr(images, "_square", lambda image, size: sides.append(image.size) or real(image, size))
+    images.decode(LARGE["JPEG"], 32)
+    images.decode(LARGE["JPEG"], 325)
+    images.decode(LARGE["JPEG"], 326)
+    images.decode(encoded(LESION.resize((3600, 2600)), "JPEG"), 224)
+    assert sides == [(900, 650), (900, 650), (1800, 1300), (900, 650)]
+
+
+def test_small_jpeg_has_the_pixels_of_plain_pillow():
+    # Splits hang on the hashes of 224-pixel JPEGs: no scaling by libjpeg, one bilinear resize.
+    small = encoded(LESION.resize((224, 224), Image.Resampling.BICUBIC), "JPEG", quality=90)
+    found = images.look(small, 224)
+    with Image.open(io.BytesIO(small)) as plain:
+        assert np.array_equal(found.pixels, np.asarray(plain))
+        assert np.array_equal(found.hashed, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
+
+
+def test_hashes_of_real_images_are_those_of_the_first_version():
+    real = SHARED / "lesions" / "benign" / "100.jpg"
+    if not real.exists():
+        pytest.skip("no real images at ../shared/data")
+    found = images.look(real.read_bytes(), 224)
+    assert images.pixel_hash(found.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
+    assert images.pixel_hash(found.hashed) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
+    assert images.perceptual_hash(found.hashed) == "010e4e8cde8b68a2"
+
+
 @pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_stored_orientation_is_undone(orientation, kind):
     upright = LESION.crop((0, 0, 96, 64))
     turn = STORED[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     stored = encoded(upright if turn is None else upright.transpose(turn), kind, exif=exif, **options)
     # oblong sides: a picture left lying would not be near, nor would one turned the other way round
     assert distance(images.decode(stored, 48), images.decode(encoded(upright), 48)) < 1
@@ -248,8 +376,6 @@ def test_decoding_is_deterministic(size):
         (b"\n <HTML><body>403</body></HTML>", "not_an_image", "the content is an HTML page"),
         (bytes(range(128, 256)), "not_an_image", "unknown content, starting with bytes 80818283"),
         (encoded(LESION, "GIF"), "not_an_image", "unknown content, starting with bytes 47494638"),
-        (encoded(LESION, "TIFF"), "not_an_image", "unknown content, starting with bytes 49492a00"),
-        (encoded(LESION, "BMP"), "not_an_image", "unknown content, starting with bytes 424d"),
         (JPEG[: len(JPEG) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
         (PROGRESSIVE[: len(PROGRESSIVE) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
         (PNG[: len(PNG) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
@@ -288,8 +414,31 @@ def test_each_side_must_reach_the_least():
     assert error.value.reason == "too_small"
 
 
+@pytest.mark.parametrize("name", CORPUS)
+def test_corpus_of_broken_files(name, capfd):
+    content, reason = CORPUS[name]
+    start = time.perf_counter()
+    with pytest.raises(ImageError) as error:
+        images.look(content, 64, **broken.LIMITS)
+    assert error.value.reason == reason
+    assert time.perf_counter() - start < 5
+    told = str(error.value)
+    assert len(told.splitlines()) == 1
+    assert "jane" not in told.lower()
+    assert error.value.__cause__ is None  # whose text might quote the content
+    assert capfd.readouterr() == ("", "")  # libtiff would print there
+
+
+def test_corpus_is_of_every_reason_that_decoding_gives():
+    assert len(CORPUS) >= 90
+    assert {reason for _, reason in CORPUS.values()} == {
+        *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
+        *("blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
+    }
+
+
 def test_every_reason_that_decoding_gives_is_explained():
-    assert {"empty", "not_an_image", "corrupt", "too_many_pixels", "too_small"} <= set(images.REASONS)
+    assert {reason for _, reason in CORPUS.values()} <= set(images.REASONS)
     assert all(images.REASONS.values())
 
 
@@ -338,6 +487,76 @@ def test_truncated_image_is_rejected_unless_all_its_pixels_came(content, part):
         assert found == "corrupt"
     else:
         assert np.array_equal(found, images.decode(content, 8))
+
+
+FUZZED = [
+    *(JPEG, PROGRESSIVE, PNG, encoded(LESION.quantize(16)), png(16, 0, deep(GREY)), encoded(LESION.convert("RGBA"))),
+    *(encoded(LESION, "TIFF"), encoded(LESION, "TIFF", compression="tiff_lzw")),
+    *(encoded(LESION, "TIFF", compression="jpeg"), encoded(MASK.convert("1"), "TIFF", compression="group4")),
+    *(encoded(LESION, "BMP"), encoded(LESION.quantize(16), "BMP")),
+    *(encoded(LESION, "WEBP"), encoded(LESION, "WEBP", lossless=True)),
+    *(broken.dicom(), broken.dicom(np.asarray(GREY)), broken.dicom(syntax="1.2.840.10008.1.2.1.99")),
+    broken.dicom(syntax="1.2.840.10008.1.2.4.50", frame=JPEG, PhotometricInterpretation="YBR_FULL_422"),
+    broken.dicom(syntax="1.2.840.10008.1.2.4.90", frame=encoded(LESION, "JPEG2000", no_jp2=True)),
+    *(path.read_bytes() for path in sorted(SHARED.glob("lesions/*/*.jpg"))[::400]),
+    *(path.read_bytes() for path in sorted(SHARED.glob("isic_ids/*.jpg"))[40:42]),
+]
+PLACE = st.floats(0, 1, exclude_max=True)
+
+
+def mutated(content, changes):
+    """Bytes replaced, cut off, doubled and moved; most of it in the headers, where the decoders decide."""
+    for kind, place, length, value in changes:
+        start = int(place**3 * len(content))
+        piece = content[start : start + length]
+        if kind == "flip":
+            content = content[:start] + bytes([value]) + content[start + 1 :]
+        elif kind == "cut":
+            content = content[: max(start, 4)]
+        elif kind == "double":
+            content = content[:start] + piece + content[start:]
+        elif kind == "drop":
+            content = content[:start] + content[start + length :]
+        else:
+            content = content[:start] + bytes([value]) * len(piece) + content[start + length :]
+    return content
+
+
+@given(
+    st.sampled_from(FUZZED),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["flip", "flip", "flip", "double", "drop", "fill", "cut"]),
+            *(PLACE, st.integers(1, 300), st.integers(0, 255)),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+)
+@settings(max_examples=2500)
+def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes):
+    start = time.perf_counter()
+    try:
+        found = images.look(mutated(content, changes), 48, min_side=2, max_pixels=2_000_000)
+    except ImageError as error:
+        found = error
+    assert time.perf_counter() - start < 5
+    if isinstance(found, ImageError):
+        assert found.reason in images.REASONS
+        assert len(str(found).splitlines()) == 1
+    else:
+        assert (found.pixels.shape, found.pixels.dtype) == ((48, 48, 3), np.uint8)
+        assert found.hashed.shape == (128, 128, 3)
+        assert min(found.width, found.height) >= 2
+        assert found.format in images.SIGNATURES
+
+
+@given(st.sampled_from(FUZZED), st.sampled_from(FUZZED), PLACE, PLACE)
+@settings(max_examples=100)
+def test_two_images_in_one_are_looked_at_or_an_image_error(one, other, here, there):
+    start = time.perf_counter()
+    assert isinstance(checked(one[: int(here * len(one))] + other[int(there * len(other)) :]), np.ndarray | str)
+    assert time.perf_counter() - start < 5
 
 
 def test_jpeg_cut_anywhere_is_corrupt():
@@ -410,6 +629,20 @@ def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored(pixels):
     hashes = {images.perceptual_hash(view) for view in views(pixels)}
     assert len(hashes) == 1
     assert len(hashes.pop()) == 16
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 200), st.integers(1, 200), st.just(3))))
+@settings(max_examples=40)
+def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
+    grey = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int64)
+    height, width = grey.shape
+    fine = grey.repeat(24, axis=0).repeat(24, axis=1)  # cells of 24ths of a pixel, in whole numbers
+    small = fine.reshape(24, height, 24, width).sum(axis=(1, 3))
+    expected = []
+    for view in views(small):
+        cells = view.reshape(8, 3, 8, 3).sum(axis=1)
+        expected.append(np.packbits(cells[:, :, 2] > cells[:, :, 0]).tobytes().hex())
+    assert images.perceptual_hash(pixels) == min(expected)
 
 
 def test_perceptual_hash_tells_lesions_apart():

@@ -1,0 +1,247 @@
+"""DICOM photographs: the pixels of every packing, and nothing of the patient."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+import zlib
+
+import numpy as np
+import pydicom
+import pytest
+from broken import DERMOSCOPIC, ENDOSCOPIC, GREY, LESION, LIMITS, PHOTOGRAPHIC, PIXELS, changed, dicom, encoded
+from PIL import Image
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
+
+from melanoma_spark import dicom as reader
+from melanoma_spark import images
+from melanoma_spark.errors import ImageError
+
+GREY_PIXELS = np.asarray(GREY)
+JPEG = encoded(LESION, "JPEG", quality=95)
+
+
+def seen(content, **options):
+    return images.look(content, 96, **options).pixels
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written here
+
+
+def reason(content, **options):
+    with pytest.raises(ImageError) as error:
+        images.look(content, 96, **options)
+    return error.value.reason, error.value.detail
+
+
+def ybr(rgb):
+    """YBR_FULL of RGB, by PS3.3 C.7.6.3.1.2."""
+    red, green, blue = np.moveaxis(rgb.astype(float), -1, 0)
+    luma = 0.2990 * red + 0.5870 * green + 0.1140 * blue
+    blueness = -0.1687 * red - 0.3313 * green + 0.5000 * blue + 128
+    redness = 0.5000 * red - 0.4187 * green - 0.0813 * blue + 128
+    return np.stack([luma, blueness, redness], axis=-1).round().clip(0, 255).astype(np.uint8)
+
+
+def test_rgb_keeps_its_pixels_to_the_bit():
+    found = images.look(dicom(PIXELS[:64]), 96)
+    assert (found.width, found.height, found.format) == (96, 64, "DICOM")
+    assert np.array_equal(found.pixels, images.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
+    assert np.array_equal(found.hashed, images.look(encoded(LESION.crop((0, 0, 96, 64))), 32).hashed)
+    assert images.dimensions(dicom(PIXELS[:64])) == (96, 64)
+
+
+@pytest.mark.parametrize(
+    "syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless]
+)
+def test_transfer_syntaxes_without_loss(syntax):
+    if syntax == RLELossless:
+        dataset = pydicom.dcmread(io.BytesIO(dicom()))
+        dataset.compress(RLELossless, generate_instance_uid=False)
+        buffer = io.BytesIO()
+        dataset.save_as(buffer)
+        content = buffer.getvalue()
+    else:
+        content = dicom(syntax=syntax)
+    assert np.array_equal(seen(content), PIXELS)
+
+
+def test_big_endian_samples_of_16_bits():
+    deep = GREY_PIXELS.astype(np.uint16) * 257
+    assert np.array_equal(seen(dicom(deep.byteswap(), ExplicitVRBigEndian))[:, :, 0], GREY_PIXELS)
+
+
+@pytest.mark.parametrize("sop", [DERMOSCOPIC, PHOTOGRAPHIC])
+def test_photographs_are_accepted(sop):
+    assert np.array_equal(seen(dicom(sop=sop)), PIXELS)
+
+
+def test_planes_of_colours():
+    planes = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
+    assert np.array_equal(seen(dicom(PlanarConfiguration=1, PixelData=planes.tobytes())), PIXELS)
+
+
+def test_ybr_full_and_422():
+    full = ybr(PIXELS)
+    found = seen(dicom(PhotometricInterpretation="YBR_FULL", PixelData=full.tobytes()))
+    assert np.abs(found.astype(int) - PIXELS).max() <= 3
+    halved = np.empty((96, 48, 4), np.uint8)  # two lumas, then the colour of the first
+    halved[..., 0], halved[..., 1] = full[:, 0::2, 0], full[:, 1::2, 0]
+    halved[..., 2:] = full[:, 0::2, 1:]
+    found = seen(dicom(PhotometricInterpretation="YBR_FULL_422", PixelData=halved.tobytes()))
+    assert np.abs(found[:, ::2].astype(int) - PIXELS[:, ::2]).max() <= 3
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_grey_of_8_to_16_bits_and_with_white_at_zero(bits):
+    white = 2**bits - 1
+    samples = np.ceil(GREY_PIXELS.astype(float) * white / 255).astype(np.uint16 if bits > 8 else np.uint8)
+    expected = np.repeat(GREY_PIXELS[:, :, None], 3, axis=2)
+    assert np.array_equal(seen(dicom(samples, BitsStored=bits, HighBit=bits - 1)), expected)
+    inverted = dicom(samples, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation="MONOCHROME1")
+    assert np.array_equal(seen(inverted), 255 - expected)
+
+
+def test_rgb_of_16_bits():
+    assert np.array_equal(seen(dicom(PIXELS.astype(np.uint16) * 257)), PIXELS)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("first", [0, 7])
+def test_palette_is_looked_up_as_pydicom_does(bits, first):
+    few = LESION.quantize(32)
+    palette = np.array(few.getpalette()[: 3 * 32], np.uint16).reshape(32, 3)
+    palette = palette.astype(np.uint8) if bits == 8 else palette * 257
+    changes = {}
+    for index, colour in enumerate(("Red", "Green", "Blue")):
+        changes[f"{colour}PaletteColorLookupTableDescriptor"] = [32, first, bits]
+        changes[f"{colour}PaletteColorLookupTableData"] = np.ascontiguousarray(palette[:, index]).tobytes()
+    indices = np.asarray(few) + np.uint8(first)
+    indices[0, 0], indices[0, 1] = 0, 200  # below and above the table: its first and its last entry
+    content = dicom(indices, PhotometricInterpretation="PALETTE COLOR", **changes)
+    expected = apply_color_lut(indices, pydicom.dcmread(io.BytesIO(content)))
+    assert np.array_equal(seen(content), expected if bits == 8 else expected // 257)
+    assert np.array_equal(seen(content)[1:], np.asarray(few.convert("RGB"))[1:])
+
+
+def test_jpeg_frame_has_the_pixels_of_the_jpeg():
+    content = dicom(syntax=JPEGBaseline8Bit, frame=JPEG, PhotometricInterpretation="YBR_FULL_422")
+    assert np.array_equal(seen(content), images.decode(JPEG, 96))
+    grey = encoded(GREY, "JPEG", quality=95)
+    for colour, expected in (("MONOCHROME2", seen(grey)), ("MONOCHROME1", 255 - seen(grey))):
+        content = dicom(GREY_PIXELS, JPEGBaseline8Bit, grey, PhotometricInterpretation=colour)
+        assert np.array_equal(seen(content), expected)
+
+
+def test_jpeg_frame_of_rgb_without_a_marker_is_as_the_header_says():
+    stored = encoded(Image.frombytes("YCbCr", (96, 96), PIXELS.tobytes()), "JPEG", quality=100, subsampling=0)
+    app0 = stored.index(b"\xff\xe0")
+    bare = stored[:app0] + stored[app0 + 2 + int.from_bytes(stored[app0 + 2 : app0 + 4]) :]
+    assert b"JFIF" not in bare
+    assert np.abs(seen(dicom(syntax=JPEGBaseline8Bit, frame=bare)).astype(int) - PIXELS).mean() < 1
+    # ... where there is a marker, it is right, as in pydicom
+    marked = dicom(syntax=JPEGBaseline8Bit, frame=JPEG)
+    assert np.array_equal(seen(marked), images.decode(JPEG, 96))
+
+
+def test_large_jpeg_frame_is_scaled_down_while_it_is_decoded(monkeypatch):
+    large = encoded(LESION.resize((1800, 1300)), "JPEG")
+    content = dicom(np.zeros((1300, 1800, 3), np.uint8), JPEGBaseline8Bit, large, PhotometricInterpretation="YBR_FULL")
+    found = images.look(content, 512)
+    assert np.array_equal(found.pixels, images.decode(large, 512))
+    assert np.array_equal(found.hashed, images.look(large, 64).hashed)
+
+
+def test_jpeg_2000_frame():
+    for colour in ("RGB", "YBR_RCT"):
+        content = dicom(
+            syntax=JPEG2000Lossless, frame=encoded(LESION, "JPEG2000", no_jp2=True), PhotometricInterpretation=colour
+        )
+        assert np.array_equal(seen(content), PIXELS)
+
+
+def test_first_frame_of_several_counts():
+    turned = np.rot90(PIXELS)
+    assert np.array_equal(seen(dicom(NumberOfFrames=2, PixelData=PIXELS.tobytes() + turned.tobytes())), PIXELS)
+    from pydicom.encaps import encapsulate
+
+    other = encoded(LESION.rotate(90), "JPEG")
+    content = dicom(
+        syntax=JPEGBaseline8Bit,
+        frame=JPEG,
+        NumberOfFrames=2,
+        PixelData=encapsulate([JPEG, other]),
+        PhotometricInterpretation="YBR_FULL",
+    )
+    assert np.array_equal(seen(content), images.decode(JPEG, 96))
+
+
+def test_other_objects_are_refused_with_their_class():
+    assert reason(dicom(sop=ENDOSCOPIC)) == ("dicom_not_photographic", f"SOP class {ENDOSCOPIC}")
+    assert reason(dicom(sop="Doe^Jane")) == ("dicom_not_photographic", "SOP class none or an invalid one")
+    assert reason(dicom(SOPClassUID=None))[0] == "dicom_not_photographic"
+
+
+@pytest.mark.parametrize(
+    ("element", "code"), [("RecognizableVisualFeatures", "recognisable"), ("BurnedInAnnotation", "burned_in")]
+)
+def test_recognisable_and_annotated_ones_pass_only_when_allowed(element, code):
+    assert reason(dicom(**{element: "YES"}))[0] == code
+    assert np.array_equal(seen(dicom(**{element: "YES"}), **{f"allow_{code}": True}), PIXELS)
+    other = {"recognisable": "allow_burned_in", "burned_in": "allow_recognisable"}[code]
+    assert reason(dicom(**{element: "YES"}), **{other: True})[0] == code
+    assert np.array_equal(seen(dicom(**{element: "NO"})), PIXELS)
+
+
+def test_limits_hold_before_pixels_are_unpacked(monkeypatch):
+    monkeypatch.setattr(reader.Photograph, "_whole", lambda *of: pytest.fail("unpacked"))
+    assert reason(dicom(), max_pixels=96 * 96 - 1)[0] == "too_many_pixels"
+    assert reason(dicom(), min_side=97)[0] == "too_small"
+
+
+def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
+    content = dicom(syntax=DeflatedExplicitVRLittleEndian)
+    end = 144 + int.from_bytes(content[140:144], "little")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    plain = zlib.decompress(content[end:], -zlib.MAX_WBITS)
+    body = packer.compress(plain) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(100)) + packer.flush()
+    limits, real = [], reader._inflated
+    monkeypatch.setattr(reader, "_inflated", lambda *of: limits.append(len(real(*of))) or real(*of))
+    images.look(content[:end] + body, 96, **LIMITS)
+    assert max(limits) < reader.HEADER_BYTES + PIXELS.nbytes + 300
+    # without the length of the meta information pydicom would unpack all of it
+    assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"
+
+
+def test_nothing_of_the_patient_is_read_or_told(caplog, capfd):
+    content = dicom(PatientBirthDate="not a date", InstitutionName="Clinic of Jane Doe")
+    found = reader.read(content)
+    assert "PatientName" in pydicom.dcmread(io.BytesIO(content))
+    assert {element.keyword for element in found._header} <= set(reader.TAGS) | {"SpecificCharacterSet"}
+    assert {element.keyword for element in found._whole(10**6)} <= {
+        *reader.TAGS,
+        *reader.PIXELS,
+        "SpecificCharacterSet",
+    }
+    with caplog.at_level(logging.DEBUG):
+        looked = images.look(content, 96)
+        for broken in (
+            content[:-900],
+            dicom(Rows=None),
+            dicom(sop="Jane^Doe"),
+            dicom(PhotometricInterpretation="JANE"),
+        ):
+            assert "jane" not in " ".join(reason(broken)).lower()
+    assert {field.name for field in dataclasses.fields(looked)} == {"pixels", "hashed", "width", "height", "format"}
+    assert "jane" not in caplog.text.lower()
+    assert capfd.readouterr() == ("", "")
