@@ -11,12 +11,13 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 PACKAGE = {path.stem: path for path in sorted((REPO / "melanoma_spark").glob("*.py")) if path.stem != "__init__"}
+PACKAGE |= {path.parent.name: path.parent for path in (REPO / "melanoma_spark").glob("*/__init__.py")}  # as one module
 JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path.stem != "__init__"}
 
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage", "selection"),
-    *("metrics", "operating_points", "drawing"),
+    *("containers", "diagnoses", "prefetch", "tables", "metrics", "operating_points", "drawing"),
 }
 TENSORFLOW = {"backbones", "network", "training"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -77,7 +78,8 @@ def imports(path):
         for child in ast.iter_child_nodes(node):
             walk(child, inner)
 
-    walk(ast.parse(path.read_text()), True)
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        walk(ast.parse(file.read_text()), True)
     return found
 
 

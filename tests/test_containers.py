@@ -1,0 +1,1005 @@
+"""Zip, tar and tar.gz: ordinary ones as Python's own readers see them, and every way to spoil one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import pickle
+import random
+import struct
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from melanoma_spark import containers, images
+from melanoma_spark.containers import Limits, Member
+from melanoma_spark.containers.parts import UniqueNames
+from melanoma_spark.errors import ImageError
+
+KINDS = ("zip", "tar", "tar.gz")
+A, B, C = (random.Random(seed).randbytes(length) for seed, length in ((1, 900), (2, 1024), (3, 1700)))
+PLAIN = {"a.jpg": A, "folder/b.jpg": B, "folder/deep/c.png": C}
+
+
+# To make containers, and to look at them
+
+
+def zipped(
+    files: dict[str, bytes] | list[tuple[Any, bytes]], method: int = zipfile.ZIP_DEFLATED, streamed: bool = False
+) -> bytes:
+    """A zip of names or ZipInfos; `streamed` as one that is written to a pipe, with sizes behind the data."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(Pipe(file) if streamed else file, "w", method) as archive:
+        for name, content in files.items() if isinstance(files, dict) else files:
+            archive.writestr(name, content, method)
+    return file.getvalue()
+
+
+class Pipe(io.RawIOBase):
+    """Writes on, and never goes back."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        return self._file.write(content)
+
+
+def info(name: str, **fields: Any) -> zipfile.ZipInfo:
+    made = zipfile.ZipInfo(name)
+    for field, value in fields.items():
+        setattr(made, field, value)
+    return made
+
+
+def tarred(
+    files: dict[str, bytes] | list[tuple[Any, bytes]], mode: str = "w", form: int = tarfile.PAX_FORMAT, **options: Any
+) -> bytes:
+    """A tar of names or TarInfos."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode, format=form, **options) as archive:
+        for name, content in files.items() if isinstance(files, dict) else files:
+            entry = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def item(name: str, kind: bytes = tarfile.REGTYPE, **fields: Any) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.type = kind
+    for field, value in fields.items():
+        setattr(made, field, value)
+    return made
+
+
+def packed(kind: str, files: dict[str, bytes] | list[tuple[Any, bytes]] = PLAIN) -> bytes:
+    if kind == "zip":
+        return zipped(files)
+    return tarred(files) if kind == "tar" else tarred(files, "w:gz")
+
+
+def signed(header: bytes | bytearray) -> bytes:
+    """A tar header with its checksum put right."""
+    header = bytearray(header)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def changed(content: bytes, place: int, new: bytes) -> bytes:
+    return content[:place] + new + content[place + len(new) :]
+
+
+def central(content: bytes, number: int = 0) -> int:
+    """Where an entry of a zip's central directory starts."""
+    place = -1
+    for _ in range(number + 1):
+        place = content.index(b"PK\1\2", place + 1)
+    return place
+
+
+def listed(content: bytes, kind: str, **limits: Any) -> list[Member]:
+    return list(containers.members(io.BytesIO(content), kind, Limits(**limits)))
+
+
+def printable(name: str) -> bool:
+    return all(character.isprintable() or unicodedata.category(character) == "Zs" for character in name)
+
+
+def contents(content: bytes, kind: str, wanted: list[Member] | None = None) -> dict[str, bytes | str]:
+    """What is read of each member: bytes, or the reason for none."""
+    wanted = listed(content, kind) if wanted is None else wanted
+    found = {}
+    for member, got in containers.read(io.BytesIO(content), kind, wanted):
+        found[member.name] = got.reason if isinstance(got, ImageError) else got
+    assert list(found) == [member.name for member in wanted]
+    return found
+
+
+# Ordinary ones
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_zip_is_what_zipfile_reads(method, streamed):
+    content = zipped({**PLAIN, "grün/日本.jpg": b"x" * 5000}, method, streamed)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        expected = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+        sizes = [(entry.filename, entry.file_size, entry.compress_size, entry.CRC) for entry in archive.infolist()]
+    assert contents(content, "zip") == expected
+    assert [(member.name, member.size, member.stored, member.crc) for member in listed(content, "zip")] == sizes
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_tar_is_what_tarfile_reads(form, kind):
+    files = {**PLAIN, "folder/" * 12 + "name" * 10 + ".jpg": A, "grün.jpg": B, "512.jpg": bytes(512)}
+    if form != tarfile.USTAR_FORMAT:
+        files["long" * 40 + ".jpg"] = C
+    content = tarred(files, "w" if kind == "tar" else "w:gz", form)
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        expected = {entry.name: archive.extractfile(entry).read() for entry in archive}
+        offsets = [entry.offset_data for entry in archive]
+    assert expected == files
+    assert contents(content, kind) == expected
+    assert [member.offset for member in listed(content, kind)] == offsets
+    assert all(member.reason is None for member in listed(content, kind))
+
+
+def test_members_have_places_in_order_and_survive_pickle():
+    for kind in KINDS:
+        found = listed(packed(kind), kind)
+        assert [member.index for member in found] == [0, 1, 2]
+        assert [member.offset for member in found] == sorted(member.offset for member in found)
+        assert pickle.loads(pickle.dumps(found)) == found
+
+
+def test_tar_of_the_system_s_own_program(tmp_path):
+    for name, content in {**PLAIN, "x" * 120 + ".jpg": A}.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(content)
+    for form in ("v7", "oldgnu", "gnu", "ustar", "posix"):
+        files = ["a.jpg", "folder"] if form in ("v7", "ustar") else ["."]
+        command = ["tar", f"--format={form}", "-czf", tmp_path / "t.tgz", "-C", tmp_path / "in", *files]
+        subprocess.run(command, check=True)
+        found = contents((tmp_path / "t.tgz").read_bytes(), "tar.gz")
+        assert found == (PLAIN if len(files) == 2 else {**PLAIN, "x" * 120 + ".jpg": A}), form
+
+
+def test_kind_is_told_by_content_and_only_then_by_name():
+    for kind in KINDS:
+        assert containers.kind_of(packed(kind)[:512], "photo.jpg") == kind
+        assert containers.kind_of(b"#!/bin/sh\n", f"X.{kind.upper()}") == kind
+    assert containers.kind_of(zipped({})[:512]) == "zip"
+    assert containers.kind_of(tarred({})[:512]) == "tar"
+    assert containers.kind_of(b"", "x.tgz") == "tar.gz"
+    for nothing in (b"", b"\xff\xd8\xff" * 200, b"PK", bytes(511)):
+        assert containers.kind_of(nothing) is None
+        assert containers.kind_of(nothing, "zip") is None
+
+
+def test_container_is_told_by_suffix_in_any_case():
+    assert all(containers.is_container(f"a/B{suffix.upper()}") for suffix in containers.SUFFIXES)
+    assert not any(map(containers.is_container, ("a.jpg", "zip", "a.zip/b.jpg", "a.gz", "a.nii.gz")))
+
+
+# Names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("/etc/passwd.jpg", "etc/passwd.jpg"),
+        ("//host/share.jpg", "host/share.jpg"),
+        ("C:/x.jpg", "C_/x.jpg"),
+        ("c:x.jpg", "c_x.jpg"),
+        ("C:\\x.jpg", "C_/x.jpg"),
+        ("a\\b.jpg", "a/b.jpg"),
+        ("\\\\host\\b.jpg", "host/b.jpg"),
+        ("../x.jpg", "__/x.jpg"),
+        ("a/../../x.jpg", "a/__/__/x.jpg"),
+        ("..", "__"),
+        ("a/..", "a/__"),
+        ("a\nb.jpg", "a\\nb.jpg"),
+        ("a\x1b[2Jb.jpg", "a\\x1b[2Jb.jpg"),
+        ("a\x7f.jpg", "a\\x7f.jpg"),
+        ("a\x85.jpg", "a\\x85.jpg"),
+        ("x" * 1025, "x" * 1024),
+        ("f/" * 600 + "x.jpg", ("f/" * 512)[:1024]),
+        (".", "_"),
+    ],
+)
+def test_hostile_names_are_listed_and_never_read(kind, name, shown):
+    content = packed(kind, {name: A, "good.jpg": B})
+    bad, _ = listed(content, kind)
+    assert (bad.reason, bad.name) == ("unsafe_name", shown)
+    assert printable(bad.name)
+    assert contents(content, kind) == {shown: "unsafe_name", "good.jpg": B}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("./a.jpg", "a.jpg"),
+        ("./x/./a.jpg", "x/a.jpg"),
+        ("x//a.jpg", "x/a.jpg"),
+        ("a..b.jpg", "a..b.jpg"),
+        ("image 1 (2).jpg", "image 1 (2).jpg"),
+        ("12:30.jpg", "12:30.jpg"),
+        ("lésion 日本　1.jpg", "lésion 日本　1.jpg"),
+        ("right\u202eleft.jpg", "right\\u202eleft.jpg"),
+        ("x" * 1024, "x" * 1024),
+    ],
+)
+def test_odd_names_are_read(kind, name, shown):
+    assert contents(packed(kind, {name: A}), kind) == {shown: A}
+
+
+@pytest.mark.parametrize(
+    ("raw", "of_zip", "of_tar"),
+    [
+        ("läsion.jpg".encode("cp437"), "läsion.jpg", "l\\x84sion.jpg"),
+        ("läsion.jpg".encode("cp1252"), "lΣsion.jpg", "l\\xe4sion.jpg"),
+        ("läsion.jpg".encode(), "läsion.jpg", "läsion.jpg"),
+        ("ソ.jpg".encode("shift-jis"), "â\uff3c.jpg", "\\x83\uff3c.jpg"),  # its second byte is a backslash
+        (b"\xff\xfe.jpg", "\u00a0■.jpg", "\\xff\\xfe.jpg"),
+    ],
+)
+def test_names_in_whatever_encoding(raw, of_zip, of_tar):
+    place = b"N" * len(raw)
+    content = zipped({place.decode(): A}).replace(place, raw)
+    assert contents(content, "zip") == {of_zip: A}
+    header = tarred({place.decode(): A}, form=tarfile.GNU_FORMAT)
+    header = signed(header[:512].replace(place, raw)) + header[512:]
+    assert contents(header, "tar") == {of_tar: A}
+
+
+def test_nul_in_a_name_is_unsafe():
+    content = zipped({"aNb.jpg": A}).replace(b"aNb", b"a\0b")
+    assert contents(content, "zip") == {"a\\x00b.jpg": "unsafe_name"}
+    entry = item("x.jpg", pax_headers={"path": "a\0b.jpg"})
+    assert contents(tarred([(entry, A)]), "tar") == {"a\\x00b.jpg": "unsafe_name"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_of_one_name_get_different_names(kind):
+    files = [("a.jpg", A), ("a.jpg", B), ("a.jpg#4", C), ("a.jpg", A), ("./a.jpg", B)]
+    found = contents(packed(kind, files), kind)
+    assert found == {"a.jpg": A, "a.jpg#2": B, "a.jpg#4": C, "a.jpg#4#4": A, "a.jpg#5": B}
+
+
+@given(st.lists(st.text("ab#12", max_size=4), max_size=60))
+def test_names_are_unique_whatever_they_are(names):
+    unique = UniqueNames(100)
+    found = [unique.unique(name, index) for index, name in enumerate(names)]
+    assert len(set(found)) == len(found)
+    first = {name: found[names.index(name)] for name in names}
+    assert all(given == name for name, given in first.items() if "#" not in name)
+
+
+def test_no_new_name_of_a_million_is_taken_for_an_old_one():
+    unique = UniqueNames(200_000)
+    assert all(unique.unique(f"lesion_{index}.jpg", index)[-1] == "g" for index in range(200_000))
+
+
+# A corpus of what is not ordinary: container -> reason by name
+
+
+def bomb_of_one_file() -> bytes:
+    return zipped({"zeros.bmp": bytes(4 << 20)})
+
+
+def overlapping() -> bytes:
+    """Fifield's trick, in short: many entries of the central directory share one local file."""
+    content = zipped({"good.jpg": A, "x.jpg": B})
+    start = central(content)
+    first, second, end = content[start : central(content, 1)], content[central(content, 1) : -22], content[-22:]
+    copies = b"".join(second.replace(b"x.jpg", b"%d.jpg" % number) for number in range(3))
+    entries = first + copies
+    numbers = struct.pack("<HHL", 4, 4, len(entries))
+    return content[:start] + entries + changed(end, 8, numbers)
+
+
+def quoted() -> bytes:
+    """... and its other half: an entry holds the next one's header and data as its own stored bytes."""
+    inner = zipped({"inner.jpg": A}, zipfile.ZIP_STORED)
+    kernel = inner[: central(inner)]
+    content = zipped({"outer.jpg": kernel}, zipfile.ZIP_STORED)
+    start = central(content)
+    at = content.index(kernel)
+    entry = inner[central(inner) : -22]
+    entries = content[start:-22] + changed(entry, 42, struct.pack("<L", at))
+    return content[:start] + entries + changed(content[-22:], 8, struct.pack("<HHL", 2, 2, len(entries)))
+
+
+def with_flag(flag: int) -> bytes:
+    content = zipped({"a.jpg": A, "b.jpg": B})
+    return changed(content, central(content) + 8, struct.pack("<H", flag))
+
+
+def with_method(method: int) -> bytes:
+    content = zipped({"a.jpg": A, "b.jpg": B})
+    return changed(content, central(content) + 10, struct.pack("<H", method))
+
+
+def unix(name: str, mode: int) -> zipfile.ZipInfo:
+    return info(name, create_system=3, external_attr=mode << 16)
+
+
+def half_header(content: bytes) -> bytes:
+    """A tar of three, the second of which has a spoilt header."""
+    place = content.index(b"folder/b.jpg")
+    return changed(content, place, b"F")
+
+
+def tar_number(size: bytes) -> bytes:
+    header = changed(tarred({"b.jpg": B}, form=tarfile.GNU_FORMAT)[:512], 124, size)
+    return tarred({"a.jpg": A}, form=tarfile.GNU_FORMAT)[:1536] + signed(header) + bytes(2048)
+
+
+def sparse(form: str, tmp_path: str = "/tmp") -> bytes:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        with open(f"{folder}/holes.bin", "wb") as file:
+            for number in range(60):  # enough holes for a map that goes on behind the header
+                file.seek(number * 65536)
+                file.write(b"x" * 4096)
+        (Path(folder) / "z.jpg").write_bytes(A)
+        command = ["tar", *form.split(), "--sparse", "-cf", "-", "-C", folder, "holes.bin", "z.jpg"]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+
+GOOD = {"a.jpg": None, "folder/b.jpg": None, "folder/deep/c.png": None}
+DAMAGED = {"": "damaged_archive"}
+ZIP = zipped(PLAIN)
+LOCAL_ONLY = ZIP[: central(ZIP)]
+GZ = tarred(PLAIN, "w:gz")
+
+CORPUS: dict[str, tuple[str, Callable[[], bytes], dict[str, str | None]]] = {
+    # nothing in it
+    "zip of nothing": ("zip", lambda: zipped({}), {}),
+    "tar of nothing": ("tar", lambda: tarred({}), {}),
+    "tar.gz of nothing": ("tar.gz", lambda: tarred({}, "w:gz"), {}),
+    "zip of 0 bytes": ("zip", bytes, DAMAGED),
+    "tar of 0 bytes": ("tar", bytes, DAMAGED),
+    "tar.gz of 0 bytes": ("tar.gz", bytes, DAMAGED),
+    "gzip of 0 bytes": ("tar.gz", lambda: gzip.compress(b""), DAMAGED),
+    "zip of folders": ("zip", lambda: zipped({"a/": b"", "a/b/": b""}), {}),
+    "zip of folders of Windows": ("zip", lambda: zipped({"a\\": b""}), {}),
+    "tar of folders": ("tar", lambda: tarred([(item("a", tarfile.DIRTYPE), b"")]), {}),
+    "v7 tar of a folder": ("tar", lambda: signed(tarred({"a/": b""})[:512]) + bytes(1024), {}),
+    # another thing than its name says
+    "zip that is a photograph": ("zip", lambda: b"\xff\xd8\xff" + A, DAMAGED),
+    "tar that is a photograph": ("tar", lambda: b"\xff\xd8\xff" + A, DAMAGED),
+    "tar.gz that is a photograph": ("tar.gz", lambda: b"\xff\xd8\xff" + A, DAMAGED),
+    "tar.gz of text": ("tar.gz", lambda: gzip.compress(b"text" * 999), DAMAGED),
+    "tar of random bytes": ("tar", lambda: C * 9, DAMAGED),
+    "zip end and no more": ("zip", lambda: b"x" + zipped(PLAIN)[-22:], DAMAGED),
+    # members not to read
+    "hidden ones": (
+        "zip",
+        lambda: zipped(dict.fromkeys((".DS_Store", "a/._x.jpg", "__MACOSX/x.jpg", "a/Thumbs.db", ".git/x.jpg"), A)),
+        dict.fromkeys((".DS_Store", "a/._x.jpg", "__MACOSX/x.jpg", "a/Thumbs.db", ".git/x.jpg"), "hidden"),
+    ),
+    "empty ones": ("tar", lambda: tarred({"a.jpg": b"", "b.jpg": B}), {"a.jpg": "empty", "b.jpg": None}),
+    "empty one in zip": ("zip", lambda: zipped({"a.jpg": b""}), {"a.jpg": "empty"}),
+    "archives": (
+        "tar.gz",
+        lambda: tarred(dict.fromkeys(("a.ZIP", "b.tar", "c.tar.gz", "d.tgz"), A), "w:gz"),
+        dict.fromkeys(("a.ZIP", "b.tar", "c.tar.gz", "d.tgz"), "nested_archive"),
+    ),
+    "links in tar": (
+        "tar",
+        lambda: tarred(
+            [
+                (item("s.jpg", tarfile.SYMTYPE, linkname="/etc/passwd"), b""),
+                (item("h.jpg", tarfile.LNKTYPE, linkname="x" * 300), b""),
+                ("a.jpg", A),
+            ]
+        ),
+        {"s.jpg": "link", "h.jpg": "link", "a.jpg": None},
+    ),
+    "link in GNU tar with a long target": (
+        "tar",
+        lambda: tarred([(item("s", tarfile.SYMTYPE, linkname="t" * 300), b""), ("a.jpg", A)], form=tarfile.GNU_FORMAT),
+        {"s": "link", "a.jpg": None},
+    ),
+    "link in zip": (
+        "zip",
+        lambda: zipped([(unix("s.jpg", 0o120777), b"/etc/passwd"), ("a.jpg", A)]),
+        {"s.jpg": "link", "a.jpg": None},
+    ),
+    "pipe in zip": ("zip", lambda: zipped([(unix("p.jpg", 0o010644), A)]), {"p.jpg": "special_file"}),
+    "plain file of Unix in zip": ("zip", lambda: zipped([(unix("p.jpg", 0o100644), A)]), {"p.jpg": None}),
+    "devices": (
+        "tar",
+        lambda: tarred([(item(f"{kind!r}", kind), b"") for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE)]),
+        {"b'3'": "special_file", "b'4'": "special_file"},
+    ),
+    "fifo": ("tar", lambda: tarred([(item("f", tarfile.FIFOTYPE), b"")]), {"f": "special_file"}),
+    "contiguous file": ("tar", lambda: tarred([(item("f", tarfile.CONTTYPE), A)]), {"f": None}),
+    "unknown type": (
+        "tar",
+        lambda: tarred([(item("f", b"Q"), A), ("b", B)]),
+        {"f": "special_file", "b": None},
+    ),
+    "sparse file of old GNU": ("tar", lambda: sparse("--format=gnu"), {"holes.bin": "special_file", "z.jpg": None}),
+    "sparse file of pax": (
+        "tar",
+        lambda: sparse("--format=posix --sparse-version=1.0"),
+        {"holes.bin": "special_file", "z.jpg": None},
+    ),
+    "sparse file of pax 0.1": (
+        "tar",
+        lambda: sparse("--format=posix --sparse-version=0.1"),
+        {"holes.bin": "special_file", "z.jpg": None},
+    ),
+    "encrypted": ("zip", lambda: with_flag(1), {"a.jpg": "encrypted", "b.jpg": None}),
+    "strongly encrypted": ("zip", lambda: with_flag(0x41), {"a.jpg": "encrypted", "b.jpg": None}),
+    "a patch": ("zip", lambda: with_flag(0x20), {"a.jpg": "unsupported_compression", "b.jpg": None}),
+    "deflate64": ("zip", lambda: with_method(9), {"a.jpg": "unsupported_compression", "b.jpg": None}),
+    "zstandard": ("zip", lambda: with_method(93), {"a.jpg": "unsupported_compression", "b.jpg": None}),
+    # bombs
+    "file of zeros in zip": ("zip", bomb_of_one_file, {"zeros.bmp": "bomb"}),
+    "tar.gz of zeros": ("tar.gz", lambda: tarred({"a": A, "z": bytes(16 << 20)}, "w:gz"), {"a": None, "": "bomb"}),
+    "gzip of zeros": ("tar.gz", lambda: gzip.compress(bytes(16 << 20)), DAMAGED),
+    "shared data": (
+        "zip",
+        overlapping,
+        {"good.jpg": None, "0.jpg": "bomb", "1.jpg": "bomb", "2.jpg": "bomb"},
+    ),
+    "quoted data": ("zip", quoted, {"outer.jpg": "bomb", "inner.jpg": "bomb"}),
+    # before, between and behind
+    "self-extracting zip": ("zip", lambda: b"MZ" + C + zipped(PLAIN), GOOD),
+    "zip with a comment": ("zip", lambda: zipped(PLAIN)[:-2] + b"\x05\0" + b"PK\5\6!", GOOD),
+    "zip with zeros behind it": ("zip", lambda: zipped(PLAIN) + bytes(600), GOOD),
+    "zip with something behind it": ("zip", lambda: zipped(PLAIN) + C, GOOD | DAMAGED),
+    "two zips": ("zip", lambda: zipped(PLAIN) + zipped({"lost.jpg": A}), GOOD | DAMAGED),
+    "two tars": ("tar", lambda: tarred(PLAIN) + tarred({"more.jpg": A}), GOOD | {"more.jpg": None}),
+    "two tars in two gzips": ("tar.gz", lambda: GZ + tarred({"more.jpg": A}, "w:gz"), GOOD | {"more.jpg": None}),
+    "tar in pieces of gzip": (
+        "tar.gz",
+        lambda: gzip.compress(tarred(PLAIN)[:700]) + gzip.compress(tarred(PLAIN)[700:]) + bytes(99),
+        GOOD,
+    ),
+    "tar.gz with something behind it": ("tar.gz", lambda: GZ + b"behind", GOOD | DAMAGED),
+    "tar with something behind it": ("tar", lambda: tarred(PLAIN) + A, GOOD | DAMAGED),
+    "tar without end": ("tar", lambda: tarred(PLAIN).rstrip(b"\0") + bytes(300), GOOD | DAMAGED),
+    "tar with one block of zeros for an end": ("tar", lambda: tarred(PLAIN)[: 5632 + 512], GOOD),
+    "tar of zeros without end": ("tar", lambda: bytes(3 << 20), DAMAGED),
+    # damage
+    "zip without central directory": ("zip", lambda: LOCAL_ONLY, GOOD | DAMAGED),
+    "self-extracting zip without it": ("zip", lambda: b"MZ" + C + LOCAL_ONLY, GOOD | DAMAGED),
+    "stream of deflate without it": ("zip", lambda: zipped(PLAIN, 8, True)[:-60], GOOD | DAMAGED),
+    "stream of stored ones without it": ("zip", lambda: zipped(PLAIN, 0, True)[:-60], GOOD | DAMAGED),
+    "stream of bzip2 without it": ("zip", lambda: zipped(PLAIN, 12, True)[:-60], DAMAGED),
+    "spoilt central directory": (
+        "zip",
+        lambda: changed(zipped(PLAIN), central(zipped(PLAIN), 1), b"X"),
+        GOOD | DAMAGED,
+    ),
+    "zip that miscounts": ("zip", lambda: changed(ZIP, len(ZIP) - 12, b"\7"), GOOD | DAMAGED),
+    "outer zip cut behind an inner one": (
+        "zip",
+        lambda: (whole := zipped({"in.zip": zipped(PLAIN), "late.jpg": B}, 0))[: whole.index(b"late.jpg") - 30],
+        {"in.zip": "nested_archive", "": "damaged_archive"},
+    ),
+    "spoilt header of tar": ("tar", lambda: half_header(tarred(PLAIN)), {"a.jpg": None, "": "damaged_archive"}),
+    "spoilt header in tar.gz": (
+        "tar.gz",
+        lambda: gzip.compress(half_header(tarred(PLAIN))),
+        {"a.jpg": None, "": "damaged_archive"},
+    ),
+    "checksum of gzip": ("tar.gz", lambda: changed(GZ, len(GZ) - 8, b"1234"), GOOD | DAMAGED),
+    "length of gzip": ("tar.gz", lambda: changed(GZ, len(GZ) - 4, b"1234"), GOOD | DAMAGED),
+    "long name of no member": (
+        "tar",
+        lambda: tarred({"a.jpg": A})[:1536] + tarred({"x" * 200: B}, form=tarfile.GNU_FORMAT)[:1024] + bytes(2048),
+        {"a.jpg": None, "": "damaged_archive"},
+    ),
+    "zeros in place of a header": (
+        "tar",
+        lambda: changed(tarred(PLAIN), 1536, bytes(512)),
+        {"a.jpg": None, "": "damaged_archive"},
+    ),
+    "negative size": ("tar", lambda: tar_number(b"\xff" * 12), {"a.jpg": None, "": "damaged_archive"}),
+    "huge size": (
+        "tar",
+        lambda: tar_number(b"\x80" + b"\xff" * 11),
+        {"a.jpg": None, "": "damaged_archive"},
+    ),
+    "size of letters": ("tar", lambda: tar_number(b"photographs!"), {"a.jpg": None, "": "damaged_archive"}),
+    "size in base 256": (
+        "tar",
+        lambda: tar_number(b"\x80" + (1024).to_bytes(11, "big")),
+        {"a.jpg": None, "b.jpg": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CORPUS)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_corpus(case):
+    kind, make, expected = CORPUS[case]
+    content = make()
+    found = listed(content, kind)
+    assert {member.name: member.reason for member in found} == expected
+    assert len(found) == len(expected)
+    for member, got in containers.read(io.BytesIO(content), kind, found):
+        if member.reason is None:
+            assert isinstance(got, bytes)
+            assert len(got) == member.size
+            assert got in (A, B, C) or kind == "tar"
+        else:
+            assert got.reason == member.reason
+            assert member.detail
+            assert "\n" not in member.detail
+
+
+def test_corpus_is_large_and_meets_every_reason():
+    met = {reason for _, _, expected in CORPUS.values() for reason in expected.values()} - {None}
+    assert len(CORPUS) >= 35
+    elsewhere = {"unsafe_name", "too_many_members", "damaged_member"}  # the tests around this one
+    assert met | elsewhere == set(containers.REASONS) | {"hidden", "empty"}
+    assert {"hidden", "empty", "too_many_bytes"} <= set(images.REASONS)
+    assert not set(containers.REASONS) & set(images.REASONS)
+    assert all(line and "\n" not in line for line in containers.REASONS.values())
+
+
+# Limits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_member_over_its_limit_is_not_read_and_others_are(kind):
+    found = listed(packed(kind), kind, max_member_bytes=len(B))
+    assert [member.reason for member in found] == [None, None, "too_many_bytes"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_over_the_number_become_one_row(kind):
+    found = listed(packed(kind), kind, max_members=2)
+    assert [member.name for member in found] == ["a.jpg", "folder/b.jpg", ""]
+    assert found[-1].reason == "too_many_members"
+    assert "2" in found[-1].detail
+    assert len(listed(packed(kind), kind, max_members=3)) == 3
+
+
+def test_folders_of_a_zip_do_not_push_its_files_out_silently():
+    content = zipped({**{f"folder{number}/": b"" for number in range(5)}, "a.jpg": A})
+    assert [member.reason for member in listed(content, "zip", max_members=3)] == ["too_many_members"]
+    assert [member.reason for member in listed(content, "zip", max_members=6)] == [None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_members_over_all_bytes_become_one_row(kind):
+    found = listed(packed(kind), kind, max_total_bytes=len(A) + len(B))
+    assert [member.reason for member in found] == [None, None, "bomb"]
+    assert str(len(A) + len(B)) in found[-1].detail
+    assert len(listed(packed(kind), kind, max_total_bytes=len(A) + len(B) + len(C))) == 3
+
+
+def test_headers_without_end_in_gzip_are_a_bomb():
+    # Attributes for all members, over and over: no member, and nothing that a limit of members would see.
+    content = gzip.compress(tarred({}, pax_headers={"comment": "x"})[:1024] * 4000)
+    found = listed(content, "tar.gz", max_total_bytes=1000, max_members=100, max_ratio=1e9)
+    assert [member.reason for member in found] == ["bomb"]
+
+
+def test_ratio_counts_from_a_megabyte_on():
+    assert [member.reason for member in listed(zipped({"a.bmp": bytes(1 << 20)}), "zip")] == [None]
+    assert [member.reason for member in listed(bomb_of_one_file(), "zip", max_ratio=2000)] == [None]
+
+
+# Damage of one member
+
+
+def lie(content: bytes, number: int, place: int, new: bytes, local: int | None = None) -> bytes:
+    """A zip whose central directory says something else of one member, and its local header too."""
+    start = central(content, number)
+    if local is not None:
+        (offset,) = struct.unpack_from("<L", content, start + 42)
+        content = changed(content, offset + local, new)
+    return changed(content, start + place, new)
+
+
+def long(number: int) -> bytes:
+    return struct.pack("<L", number)
+
+
+DEFLATED, RAW = zipped({"a.jpg": A, "b.jpg": b"text " * 400, "c.jpg": C}), zipped(PLAIN, zipfile.ZIP_STORED)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lie(DEFLATED, 1, 24, long(1999), 22),  # a smaller size than it has
+        lie(DEFLATED, 1, 24, long(2001), 22),  # a larger one
+        lie(DEFLATED, 1, 24, long(1), 22),
+        lie(DEFLATED, 1, 16, long(7), 14),  # another checksum
+        lie(DEFLATED, 1, 20, long(5), 18),  # fewer compressed bytes
+        changed(DEFLATED, DEFLATED.index(b"b.jpg") + 5, b"\xff\xff\xff"),  # no deflate
+        changed(DEFLATED, DEFLATED.index(b"b.jpg") - 30, b"X"),  # no header
+        lie(DEFLATED, 1, 42, long(3)),  # a header elsewhere
+        lie(DEFLATED, 1, 42, long(0xFFFFFFF0)),
+        lie(DEFLATED, 1, 20, long(0xFFFFFFF0)),  # more than all of it
+        lie(DEFLATED, 1, 10, struct.pack("<H", 12)),  # another method
+        lie(DEFLATED, 1, 10, struct.pack("<H", 14)),
+        lie(DEFLATED, 1, 10, struct.pack("<H", 0)),
+    ],
+)
+def test_damaged_member_of_a_zip_leaves_the_others(content):
+    found = contents(content, "zip")
+    assert found.pop("b.jpg") in ("damaged_member", "bomb")
+    if found["a.jpg"] == "bomb":  # b claims a part of it
+        found["a.jpg"] = A
+    assert found == {"a.jpg": A, "c.jpg": C}
+
+
+def test_overwritten_bytes_of_a_stored_member_are_told_by_its_checksum():
+    content = changed(RAW, RAW.index(B) + 100, b"damage")
+    assert contents(content, "zip") == {**PLAIN, "folder/b.jpg": "damaged_member"}
+
+
+def test_lie_about_size_never_inflates_more_than_one_byte_beyond():
+    content = zipped({"a.jpg": bytes(50 << 20)})
+    content = lie(content, 0, 24, long(99_000), 22)
+    wanted = listed(content, "zip")
+    tracemalloc.start()
+    assert contents(content, "zip", wanted) == {"a.jpg": "damaged_member"}
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
+
+
+def test_stored_bytes_of_a_small_member_are_not_read_by_the_gigabyte():
+    content = zipped({"a.jpg": b"x" * 10, "b.jpg": random.Random(1).randbytes(300_000)})
+    found = listed(lie(content, 0, 20, long(100_000), 18), "zip")
+    assert [member.reason for member in found] == ["damaged_member", "bomb"]
+
+
+def test_what_is_no_zip_is_not_searched_to_its_end():
+    content = bytes(5 << 20) + LOCAL_ONLY
+    assert [member.name for member in listed(content, "zip", max_member_bytes=1 << 20)] == [""]
+    assert len(listed(content, "zip")) == 4
+
+
+def test_lzma_that_asks_for_gigabytes_of_memory_gets_none():
+    content = zipped({"a.jpg": A}, zipfile.ZIP_LZMA)
+    place = content.index(b"a.jpg") + 5 + 4 + 1  # version and length, then the properties' first byte
+    assert contents(changed(content, place, b"\0\0\0\xf0"), "zip") == {"a.jpg": "damaged_member"}
+
+
+def test_member_encrypted_by_its_own_header_alone():
+    assert contents(changed(zipped({"a.jpg": A}), 6, b"\1"), "zip") == {"a.jpg": "encrypted"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_container_cut_after_it_was_listed(kind):
+    content = packed(kind)
+    wanted = listed(content, kind)
+    cut = content[: len(content) // 3]
+    found = contents(cut, kind, wanted)
+    assert found["folder/deep/c.png"] == "damaged_member"
+    assert set(found.values()) <= {A, B, "damaged_member"}
+
+
+def test_members_of_tar_gz_are_read_in_order():
+    wanted = listed(GZ, "tar.gz")
+    assert contents(GZ, "tar.gz", wanted[1:2]) == {"folder/b.jpg": B}
+    with pytest.raises(ValueError, match="order"):
+        contents(GZ, "tar.gz", wanted[::-1])
+    assert contents(packed("tar"), "tar", listed(packed("tar"), "tar")[::-1]) == dict(reversed(PLAIN.items()))
+
+
+# Forms
+
+
+def test_zip64_in_all_its_places():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in PLAIN.items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(content)
+    content = file.getvalue()
+    assert contents(content, "zip") == PLAIN
+    assert contents(content[: central(content)], "zip") == {**PLAIN, "": "damaged_archive"}
+    # ... and with the numbers of the first member, and of the end, in zip64's fields alone
+    start = central(content)
+    entry = content[start : central(content, 1)]
+    size, stored, offset = len(A), len(A), 0
+    wide = struct.pack("<HHQQQ", 1, 24, size, stored, offset)
+    entry = changed(changed(changed(entry, 20, b"\xff" * 8), 42, b"\xff" * 4), 30, struct.pack("<H", len(wide)))
+    entries = entry[: 46 + len("a.jpg")] + wide + content[central(content, 1) : -22]
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, len(entries), start)
+    locator = struct.pack("<4sLQL", b"PK\6\7", 0, start + len(entries), 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+    whole = content[:start] + entries + end64 + locator + end
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        assert archive.testzip() is None
+    assert contents(whole, "zip") == PLAIN
+    assert contents(b"MZ" + C + whole, "zip") == PLAIN
+
+
+def test_more_than_65535_members_of_a_writer_that_counts_in_16_bits():
+    content = zipped({f"{number}.jpg": b"x" for number in range(65600)}, zipfile.ZIP_STORED)
+    entries = content[central(content) : content.rindex(b"PK\6\6")]
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 64, 64, len(entries), central(content), 0)
+    found = listed(content[: central(content)] + entries + end, "zip")
+    assert len(found) == 65600
+    assert not any(member.reason for member in found)
+    assert len(listed(content, "zip")) == 65600
+
+
+def test_old_v7_tar_has_no_prefix():
+    header = bytearray(tarred({"a.jpg": A}, form=tarfile.USTAR_FORMAT)[:512])
+    header[257:265] = bytes(8)
+    header[345:350] = b"noise"
+    assert contents(signed(header) + A.ljust(1024, b"\0") + bytes(1024), "tar") == {"a.jpg": A}
+
+
+def test_tar_checksum_of_signed_bytes():
+    content = tarred({"ü.jpg": A}, form=tarfile.GNU_FORMAT)
+    header = bytearray(content[:512])
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(byte - 256 * (byte > 127) for byte in header)
+    assert contents(bytes(header) + content[512:], "tar") == {"ü.jpg": A}
+
+
+def test_pax_gives_size_and_name():
+    content = bytearray(tarred([(item("x.jpg", pax_headers={"path": "p/x.jpg", "size": "900"}), A)]))
+    content[1024 + 124 : 1024 + 136] = b"00000000000\0"  # what a tar of over 8 GiB has there
+    content[1024:1536] = signed(content[1024:1536])
+    assert contents(bytes(content), "tar") == {"p/x.jpg": A}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [b"0 path=x\n", b"-5 path=x\n", b"99999 path=x\n", b"path=x\n", b"6 path\n", b"11 size=-1\n", b"9" * 5000, b" =\n"],
+)
+def test_spoilt_attributes_of_pax(lines):
+    header = item("x", tarfile.XHDTYPE, size=len(lines)).tobuf(tarfile.USTAR_FORMAT)
+    content = tarred({"a.jpg": A})[:1536] + header + lines.ljust(-len(lines) // 512 * -512, b"\0")
+    assert contents(content + tarred({"b.jpg": B}), "tar") == {"a.jpg": A, "": "damaged_archive"}
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+def test_attributes_of_megabytes_are_not_read(kind):
+    header = item("x", kind, size=8 << 20).tobuf(tarfile.GNU_FORMAT)
+    file = io.BytesIO(tarred({"a.jpg": A})[:1536] + header + bytes(8 << 20) + tarred({"b.jpg": B}))
+    tracemalloc.start()
+    assert [member.reason for member in containers.members(file, "tar")] == [None, "damaged_archive"]
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+
+
+def test_long_chain_of_extension_headers():
+    link = item("x", tarfile.GNUTYPE_LONGNAME, size=5).tobuf(tarfile.GNU_FORMAT) + b"name\0".ljust(512, b"\0")
+    assert contents(link * 5000 + tarred({"a.jpg": A}), "tar") == {"name": A}  # tarfile recurses
+
+
+def test_file_that_gives_bytes_by_drips():
+    class Dripping(io.BytesIO):
+        def read(self, length: int | None = -1) -> bytes:
+            return super().read(min(length, 7) if length and length > 0 else length)
+
+    for kind in KINDS:
+        file = Dripping(packed(kind))
+        wanted = list(containers.members(file, kind))
+        assert {member.name: got for member, got in containers.read(file, kind, wanted)} == PLAIN
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_of_the_file_itself_goes_through(kind):
+    class Failing(io.BytesIO):
+        def read(self, length: int | None = -1) -> bytes:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(containers.members(Failing(packed(kind)), kind))
+    with pytest.raises(OSError, match="gone"):
+        list(containers.read(Failing(packed(kind)), kind, listed(packed(kind), kind)))
+
+
+# Any damage
+
+
+def noise() -> Iterator[tuple[str, bytes]]:
+    rng = random.Random(7)
+    for number in range(8):
+        length = rng.choice((1, 300, 511, 512, 513, 3000))
+        yield f"f{number % 3}/{'long' * 30 * (number == 4)}{number}.jpg", rng.randbytes(length)
+    yield "text.jpg", b"lesion " * 900
+
+
+MANY = dict(noise())
+WHOLE = {
+    "zip": ("zip", zipped(MANY)),
+    "streamed": ("zip", zipped(MANY, zipfile.ZIP_DEFLATED, True)),
+    "stored": ("zip", zipped(MANY, zipfile.ZIP_STORED)),
+    "mixed": ("zip", zipped([(name, MANY[name]) for name in MANY], zipfile.ZIP_LZMA)),
+    "pax": ("tar", tarred(MANY)),
+    "gnu": ("tar", tarred(MANY, form=tarfile.GNU_FORMAT)),
+    "tar.gz": ("tar.gz", tarred(MANY, "w:gz")),
+    "gzips": ("tar.gz", b"".join(gzip.compress(tarred(MANY)[at : at + 2000]) for at in range(0, 20480, 2000))),
+}
+TAR_ENDS = {name: len(whole.rstrip(b"\0")) for name, (kind, whole) in WHOLE.items() if kind == "tar"}
+
+
+@settings(max_examples=400)
+@given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1))
+def test_cut_anywhere(name, part):
+    kind, whole = WHOLE[name]
+    length = int(part * len(whole))
+    cut = whole[:length]
+    found = listed(cut, kind)
+    damaged = [member for member in found if member.reason]
+    if name in TAR_ENDS:  # of a tar's end one block of zeros is enough, and the rest is padding
+        blocks = -(-TAR_ENDS[name] // 512) * 512
+        something_missing = length < blocks + 512
+    else:
+        something_missing = length < len(whole)
+    assert [member.reason for member in damaged] == ["damaged_archive"] * something_missing
+    assert found[len(found) - len(damaged) :] == damaged
+    got = contents(cut, kind, found[: len(found) - len(damaged)])
+    assert list(got.items()) == list(MANY.items())[: len(got)]
+    if not something_missing:
+        assert len(got) == len(MANY)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_cut_container_gives_every_member_that_is_whole(kind):
+    content = packed(kind)
+    start = content.index(C)  # random bytes do not deflate, so they stand there as they are
+    ends = {content.index(A) + len(A): 1, content.index(B) + len(B): 2, start + len(C): 3}
+    for cut in range(len(content) - 22):
+        rows = [member for member in listed(content[:cut], kind) if member.name]
+        assert len(rows) >= max((count for end, count in ends.items() if end + 8 <= cut), default=0), cut
+
+
+def test_cut_or_spoilt_tar_gz_gives_every_member_before_it():
+    # A cut must not cost what zlib still held back, nor an error what it had made in the same call.
+    whole = tarred(MANY)
+    content = gzip.compress(whole)
+    for cut in range(20, len(content), 97):
+        inflated = zlib.decompressobj(31).decompress(content[:cut])
+        expected = sum(member.offset + member.size <= len(inflated) for member in listed(whole, "tar"))
+        assert len(listed(content[:cut], "tar.gz")) - 1 == expected
+    bad = content[:-8] + bytes(8)
+    assert [member.reason for member in listed(bad, "tar.gz")] == [None] * len(MANY) + ["damaged_archive"]
+
+
+@settings(max_examples=1200)
+@given(
+    st.sampled_from(sorted(WHOLE)),
+    st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4),
+    st.booleans(),
+)
+def test_changed_anywhere(name, changes, at_end):
+    kind, whole = WHOLE[name]
+    spoilt = bytearray(whole)
+    for place, new in changes:
+        place = place % len(whole)
+        if at_end:  # where a zip's central directory is
+            place = len(whole) - 1 - place % min(len(whole), 1200)
+        spoilt[place : place + len(new)] = new[: len(whole) - place]
+    check_sane(bytes(spoilt), kind)
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["pax", "gnu"]), st.integers(0, 40), st.integers(0, 511), st.binary(min_size=1, max_size=12))
+def test_changed_header_whose_checksum_is_put_right(name, block, place, new):
+    # What a random change hardly meets: the checksum stands before all the rest.
+    _, whole = WHOLE[name]
+    at = block * 512 % (len(whole) - 512)
+    header = changed(whole[at : at + 512], place, new)[:512]
+    check_sane(whole[:at] + signed(header) + whole[at + 512 :], "tar")
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(KINDS), st.binary(max_size=2000), st.sampled_from([b"", b"PK\3\4", b"PK\5\6", b"\x1f\x8b\x08"]))
+def test_any_bytes_at_all(kind, content, head):
+    check_sane(head + content, kind)
+
+
+def check_sane(content: bytes, kind: str) -> None:
+    """Rows of a kind, whatever the bytes; what is read is of the size that was listed."""
+    limits = Limits(max_members=100, max_member_bytes=1 << 20, max_total_bytes=8 << 20)
+    found = list(itertools.islice(containers.members(io.BytesIO(content), kind, limits), 200))
+    assert len(found) <= 101
+    assert len({member.name for member in found}) == len(found)
+    assert {member.reason for member in found} <= {None, *containers.REASONS, *images.REASONS}
+    assert all(member.name and printable(member.name) for member in found[:-1])
+    for member, got in containers.read(io.BytesIO(content), kind, found):
+        assert min(member.offset, member.stored, member.size) >= 0
+        assert max(member.offset, member.stored, member.size) < 1 << 63
+        if isinstance(got, bytes):
+            assert member.reason is None
+            assert len(got) == member.size
+        else:
+            assert got.reason == (member.reason or got.reason)
+            assert got.reason in {*containers.REASONS, *images.REASONS}
+
+
+# Room
+
+
+def long_tar(count: int) -> io.BytesIO:
+    """A tar of many small members."""
+    file = io.BytesIO()
+    for number in range(count):
+        file.write(item(f"folder/lesion_{number:07d}.jpg", size=500).tobuf(tarfile.USTAR_FORMAT) + bytes(512))
+    file.write(bytes(1024))
+    return file
+
+
+def peak(file: Any, kind: str) -> tuple[int, int]:
+    """(members, bytes held at most) of listing."""
+    tracemalloc.start()
+    count = sum(1 for _ in containers.members(file, kind))
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return count, held
+
+
+def test_listing_a_tar_holds_no_more_of_a_long_one():
+    few, held = peak(long_tar(10_000), "tar")
+    many, held_of_many = peak(long_tar(50_000), "tar")
+    assert (few, many) == (10_000, 50_000)
+    assert held_of_many < 1.1 * held + 10_000
+    assert held_of_many < 1 << 20
+
+
+def test_listing_a_tar_gz_holds_no_more_of_a_long_one():
+    def gzipped(count: int) -> io.BytesIO:
+        return io.BytesIO(gzip.compress(long_tar(count).getvalue(), 1))
+
+    _, held = peak(gzipped(2_000), "tar.gz")
+    many, held_of_many = peak(gzipped(20_000), "tar.gz")
+    assert many == 20_000
+    assert held_of_many < 1.1 * held + 10_000
+
+
+def test_listing_a_zip_holds_little_a_member():
+    count, held = peak(io.BytesIO(zipped({f"lesion_{n:07d}.jpg": b"x" for n in range(30_000)}, 0)), "zip")
+    assert count == 30_000
+    assert held < 6 << 20  # its directory goes by a megabyte at a time
+
+
+def test_reading_holds_one_member():
+    content = zipped({f"{number}.jpg": random.Random(number).randbytes(1 << 20) for number in range(8)})
+    wanted = listed(content, "zip")
+    file = io.BytesIO(content)
+    tracemalloc.start()
+    sizes = [len(got) for _, got in containers.read(file, "zip", wanted)]
+    assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    tracemalloc.stop()
+    assert sizes == [1 << 20] * 8
+
+
+def test_bomb_of_gzip_ends_soon():
+    zeros = zlib.compressobj(9, wbits=31)
+    content = zeros.compress(tarred({"a.jpg": A})[:1536]) + b"".join(zeros.compress(bytes(1 << 20)) for _ in range(300))
+    content += zeros.flush()
+    file = io.BytesIO(content)
+    found = list(containers.members(file, "tar.gz"))
+    assert [member.reason for member in found] == [None, "damaged_archive"]  # zeros are padding, for a megabyte
+    assert sys.getsizeof(found) < 1000
