@@ -28,9 +28,8 @@ def render(template: str, **facts: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        decimal=decimal, significant=significant, percent=percent, count=count, interval=interval, points=points
-    )
+    for form in (decimal, significant, percent, count, interval, points, short):
+        environment.filters[form.__name__] = form
     environment.globals.update(decimal=decimal, percent=percent)  # as arguments of interval
     environment.globals.update(colours=COLOURS, neutral=NEUTRAL, research=RESEARCH)
     return environment.get_template(template).render(**facts)
@@ -71,3 +70,9 @@ def interval(bounds: tuple[float, float], form: Callable[[float], str]) -> str:
     if any(math.isnan(bound) for bound in bounds):
         return "undefined"
     return f"{form(bounds[0])} to {form(bounds[1])}"
+
+
+def short(text: object, most: int = 160) -> str:
+    """Text from outside in one line, cut where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -315,7 +315,11 @@ def _histogram(models: list[ModelFacts], labels: tuple[str, str]) -> Figure:
                 label=f"{_plain(label)} ({pages.count(total)})",
             )
         axes.axvline(
-            threshold, color="black", linestyle="dotted", linewidth=1.2, label=f"threshold {pages.significant(threshold)}"
+            threshold,
+            color="black",
+            linestyle="dotted",
+            linewidth=1.2,
+            label=f"threshold {pages.significant(threshold)}",
         )
         axes.set_title(_plain(model["name"]), color=_style(k)["color"], fontweight="bold", fontsize=11, loc="left")
         axes.set(xlim=(0, 1), ylabel="share of its label")
