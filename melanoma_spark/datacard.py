@@ -247,8 +247,8 @@ def limits(facts: CardFacts) -> list[str]:
     for name, split in facts["splits"].items():
         if split["images"][1] < FEW_POSITIVES:
             told.append(
-                f"The {pages.short(name)} split holds {split['images'][1]} {pages.short(positive)} images, fewer than "
-                f"{FEW_POSITIVES}: figures measured on it are rough."
+                f"The {pages.short(name)} split has fewer than {FEW_POSITIVES} {pages.short(positive)} images "
+                f"({split['images'][1]}): figures measured on it are rough."
             )
     rare = min(total.negative, total.positive)
     if accepted and rare / accepted < RARE_CLASS:
@@ -261,7 +261,10 @@ def limits(facts: CardFacts) -> list[str]:
     if accepted and not any(sum(pair) for name, pair in skin.items() if _stated(name)):
         told.append("Skin types are not stated: how a model does on dark skin cannot be told from these images.")
     elif accepted and (dark := sum(sum(skin.get(name, (0, 0))) for name in ("V", "VI"))) < FEW_POSITIVES:
-        told.append(f"{dark} images are stated to be of skin type V or VI: little can be told about dark skin.")
+        told.append(
+            f"Fewer than {FEW_POSITIVES} images are stated to be of skin type V or VI ({dark}): little can be "
+            "told of dark skin."
+        )
     return [*told, *(facts["licences"] or ["No licence is stated."])]
 
 
@@ -302,7 +305,7 @@ def contact_sheet(thumbnails: Sequence[bytes | None], captions: Sequence[str], c
 def _check(facts: CardFacts) -> None:
     pages.check_keys("the data card", facts, CardFacts.__required_keys__)
     pages.check_keys("the data card's distributions", facts["distributions"], Distributions.__required_keys__)
-    listed, accepted, rejected, skipped = (facts[key] for key in ("listed", "accepted", "rejected", "skipped"))  # type: ignore[literal-required]
+    listed, accepted, rejected, skipped = facts["listed"], facts["accepted"], facts["rejected"], facts["skipped"]
     if listed != accepted + rejected + skipped or min(listed, accepted, rejected, skipped) < 0:
         raise DataError(f"{listed} files listed are not {accepted} accepted + {rejected} rejected + {skipped} skipped")
     total = _total(facts)
@@ -316,9 +319,9 @@ def _check(facts: CardFacts) -> None:
             raise DataError(f"{name} counts {pair} images by class, the splits hold {total[1:]}")
     if facts["sizes"] and (counted := sum(facts["sizes"].values())) != accepted:
         raise DataError(f"the sizes count {counted} images, {accepted} were accepted")
-    for key in ("with_patient", "with_lesion"):
-        if not 0 <= (held := facts[key]) <= accepted:  # type: ignore[literal-required]
-            raise DataError(f"{key} counts {held} of {accepted} images")
+    for held, what in ((facts["with_patient"], "patient"), (facts["with_lesion"], "lesion")):
+        if not 0 <= held <= accepted:
+            raise DataError(f"{held} of {accepted} images are said to carry a {what} id")
 
 
 def _total(facts: CardFacts) -> Row:
