@@ -366,7 +366,10 @@ def _of_sources(facts: CardFacts, total: Row) -> list[str]:
 
     # The small are left out first: rates of nothing are undefined.
     sized = [row for row in rows if SMALL_SOURCE <= row.total <= total.total - SMALL_SOURCE]
-    odd = sorted((row for row in sized if difference(row) >= DIFFERENT_RATE), key=difference, reverse=True)
+    odd = [row for row in sized if difference(row) >= DIFFERENT_RATE]
+    odd.sort(key=lambda row: (-round(difference(row), 6), row.name))
+    if len(odd) == 2 and odd[0].total + odd[1].total == total.total:
+        odd.pop()  # the other half of the same sentence
     told += [
         f"Of source {row.name} {pages.percent(row.rate)} are {positive}, of all other images "
         f"{pages.percent(_share(total.positive - row.positive, total.total - row.total))}: a model may learn to "
