@@ -198,7 +198,7 @@ def test_the_page_says_all_facts(facts):
         "Vienna 400 130 24.5 %",
         "0–9 40 20 33.3 % 80–89 700 225 24.3 % not stated 10 5 33.3 %",
         "II 600 150 20.0 % IV 100 50 33.3 % VI 50 50 50.0 %",
-        "other (4 kinds) 200 0 0.0 %",
+        "other (4 kinds) 210 0 0.0 %",
         "Not stated for any image: image type.",
         "under 256 px 20 256–511 px 0 512–1,023 px 380 1,024–2,047 px 600",
         "600 × 450 380",
