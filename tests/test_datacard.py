@@ -16,6 +16,10 @@ from PIL import Image
 from melanoma_spark import datacard
 from melanoma_spark.errors import DataError
 
+# Typography, so that what is looked for can be typed.
+PLAIN = str.maketrans(
+    {"\N{NO-BREAK SPACE}": " ", "\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x"}
+)
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = '<script>alert(\'x\')</script>" onload="steal()" & {{ 7 * 7 }} <b>'
 NO_LIMITS = ["HAM10000 is CC BY-NC."]  # what remains where there is nothing to mind
@@ -47,7 +51,7 @@ class Page(HTMLParser):
 
     @property
     def words(self):
-        return " ".join(self.text.replace("\N{NO-BREAK SPACE}", " ").split())
+        return " ".join(self.text.translate(PLAIN).split())
 
     @property
     def pictures(self):
@@ -177,10 +181,9 @@ def bare():
 def test_the_page_says_all_facts(facts):
     words = shown(facts).words
     for said in (
-        "Dataset 3f2d9c4a81be0c55",
+        "Dataset 3f2d9c4a81be0c55 , 2026-11-23T09:21:44Z",
         "Grew from 9911c2aa01be0c55",
-        "2026-11-23T09:21:44Z",
-        "224 × 224 px",
+        "224 x 224 px",
         "Target malignant",
         "images in two folders and metadata.csv",
         "1,012 files listed = 1,000 accepted + 10 rejected + 2 skipped",
@@ -190,18 +193,18 @@ def test_the_page_says_all_facts(facts):
         "patient image all train 300 11 311",
         "test 77 0 77",
         "train 72.0 % asked 70.0 %, off by +2.0 points 25.0 % off all images by 0.0 points",
-        "validation 13.0 % asked 15.0 %, off by \N{MINUS SIGN}2.0 points 23.1 % off all images by \N{MINUS SIGN}1.9 points",
+        "validation 13.0 % asked 15.0 %, off by -2.0 points 23.1 % off all images by -1.9 points",
         "test 15.0 % as the archive has it 26.7 %",
         "benign: 40 of 750 images",
         "malignant: 2 of 250 images",
         "00000400 test",
         "Vienna 400 130 24.5 %",
-        "0–9 40 20 33.3 % 80–89 700 225 24.3 % not stated 10 5 33.3 %",
+        "0-9 40 20 33.3 % 80-89 700 225 24.3 % not stated 10 5 33.3 %",
         "II 600 150 20.0 % IV 100 50 33.3 % VI 50 50 50.0 %",
         "other (4 kinds) 210 0 0.0 %",
         "Not stated for any image: image type.",
-        "under 256 px 20 256–511 px 0 512–1,023 px 380 1,024–2,047 px 600",
-        "600 × 450 380",
+        "under 256 px 20 256-511 px 0 512-1,023 px 380 1,024-2,047 px 600",
+        "600 x 450 380",
         "400 images are no squares and were squashed to one; 20 have a side under 224 px",
         "231.0 kB (median), 2.5 MB (95th percentile), at most 18.2 MB",
         "hidden 6 its name starts with a dot",
@@ -328,7 +331,7 @@ def test_limits_name_splits_with_few_positives(facts):
 @pytest.mark.parametrize(("pair", "told"), [((800, 200), None), ((801, 199), "malignant"), ((100, 900), "benign")])
 def test_limits_name_the_rare_class(facts, pair, told):
     facts["splits"] = {"train": {"images": pair, "groups": {}, "asked": None}}
-    facts["distributions"] = {name: None for name in datacard.FIELDS} | {"skin_type": {"V": pair}}
+    facts["distributions"] = dict.fromkeys(datacard.FIELDS) | {"skin_type": {"V": pair}}
     found = [limit for limit in datacard.limits(facts) if "unbalanced" in limit]
     assert len(found) == (told is not None)
     assert told is None or found[0].endswith(f"of the images are {told}.")
@@ -355,7 +358,7 @@ def test_limits_name_sources_that_tell_the_label(facts, sources, expected):
     facts["distributions"]["source"] = sources
     told = datacard.limits(facts)[:-1]
     assert len(told) == len(expected), told
-    assert all(part in limit.replace("\N{NO-BREAK SPACE}", " ") for part, limit in zip(expected, told, strict=True))
+    assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, told, strict=True))
 
 
 def test_limits_name_unstated_and_rare_dark_skin(facts):
@@ -397,7 +400,7 @@ def test_hostile_text_is_shown_and_never_obeyed(facts):
     facts["label_words"] = [{"word": HOSTILE, "diagnosis": HOSTILE, "target": HOSTILE, "count": 1}]
     facts["settings"], facts["licences"] = {HOSTILE: HOSTILE}, [HOSTILE]
     page = shown(facts)
-    assert not {"script", "b"} & set(page.tags) - {"b"}
+    assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.text.count(HOSTILE) >= 20
     assert "7 * 7" in page.text
@@ -555,7 +558,7 @@ def any_facts(draw):
     rejected, skipped = sum(reject["count"] for reject in rejects.values()), draw(COUNTS)
     found = st.fixed_dictionaries({"kind": TEXTS, "count": COUNTS, "members": st.lists(THUMBNAILS, max_size=9)})
     duplicates = st.fixed_dictionaries(
-        {key: COUNTS for key in ("same_bytes", "same_pixels", "same_look", "conflicting")}
+        dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), COUNTS)
         | {"sizes": st.dictionaries(COUNTS, COUNTS, max_size=12), "largest": st.lists(found, max_size=12)}
     )
     word = st.fixed_dictionaries({"word": TEXTS, "diagnosis": TEXTS, "target": TEXTS, "count": COUNTS})
