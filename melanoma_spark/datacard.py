@@ -145,9 +145,7 @@ class CardFacts(TypedDict):
     file_bytes: FileBytes | None
     rejects: Mapping[str, Reject]  # by reason; their counts add up to `rejected`
     duplicates: Duplicates | None  # None where they were not looked for
-    contacts: tuple[
-        Sequence[Contact], Sequence[Contact]
-    ]  # of the negative and of the positive class; 40 each are shown
+    contacts: tuple[Sequence[Contact], Sequence[Contact]]  # of the negative and the positive class; 40 each are shown
     rows_without_image: Unmatched | None  # None where the archive has no table
     images_without_row: Unmatched | None
     label_words: Sequence[LabelWord]
