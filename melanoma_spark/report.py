@@ -5,13 +5,11 @@ The page needs no script, no network and no other file, and reads on paper, a de
 """
 
 import base64
-import importlib.resources
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,18 +18,15 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark import metrics
+from melanoma_spark import metrics, pages
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import ConfusionMatrix, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.pages import COLOURS, NEUTRAL
 
-# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008), told apart by colour-blind readers; blue and vermilion, the
-# first two, also differ in grey. Line styles and markers repeat the distinction for print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+# Beside the colours, for print.
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
 MARKERS = ("o", "s", "^", "D")
-# What belongs to no model.
-NEUTRAL = "#555555"
 HISTOGRAM_BINS = 20
 # Wide enough for a phone's column at nearly full size: text of 10 pt stays readable there.
 PLOT_WIDTH = 4.7
@@ -149,7 +144,7 @@ def model_facts(
 def render(facts: Facts) -> str:
     """The report as one HTML document, plots inside. Raises DataError where a fact is missing or no model is given."""
     images = {name: base64.b64encode(png).decode("ascii") for name, png in plots(facts).items()}
-    return _template().render(facts=facts, images=images, colours=COLOURS)
+    return pages.render("report.html", facts=facts, images=images)
 
 
 def plots(facts: Facts) -> dict[str, bytes]:
@@ -171,52 +166,14 @@ def plots(facts: Facts) -> dict[str, bytes]:
 
 
 def _check(facts: Facts) -> None:
-    def check_keys(what: str, given: Mapping, required: frozenset[str]) -> None:
-        if missing := sorted(required - given.keys()):
-            raise DataError(f"{what} lacks {', '.join(missing)}")
-
-    check_keys("the report", facts, Facts.__required_keys__)
-    check_keys("the report's dataset", facts["dataset"], Dataset.__required_keys__)
+    pages.check_keys("the report", facts, Facts.__required_keys__)
+    pages.check_keys("the report's dataset", facts["dataset"], Dataset.__required_keys__)
     if not facts["models"]:
         raise DataError("the report names no model")
     for number, model in enumerate(facts["models"], start=1):
-        check_keys(f"model {number} of the report", model, ModelFacts.__required_keys__)
+        pages.check_keys(f"model {number} of the report", model, ModelFacts.__required_keys__)
     for number, epoch in enumerate(facts["training"], start=1):
-        check_keys(f"epoch {number} of the report", epoch, Epoch.__required_keys__)
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(
-        decimal=_decimal, significant=_significant, percent=_percent, count=_count, interval=_interval
-    )
-    environment.globals.update(decimal=_decimal, percent=_percent)  # as arguments of interval
-    return environment.from_string((importlib.resources.files(__package__) / "report.html").read_text("utf-8"))
-
-
-def _decimal(value: float, digits: int = 3) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _significant(value: float) -> str:
-    """Thresholds may be far below 0.001 where the target is rare."""
-    return "undefined" if math.isnan(value) else f"{value:.4g}"
-
-
-def _percent(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
-
-
-def _interval(bounds: tuple[float, float], form: Callable[[float], str]) -> str:
-    if any(math.isnan(bound) for bound in bounds):
-        return "undefined"
-    return f"{form(bounds[0])} to {form(bounds[1])}"
+        pages.check_keys(f"epoch {number} of the report", epoch, Epoch.__required_keys__)
 
 
 def _png(figure: Figure) -> bytes:
@@ -283,7 +240,7 @@ def _roc(models: list[ModelFacts]) -> Figure:
             markeredgecolor="white",
             zorder=4,
         )
-        text = f"{_plain(model['name'])}: {_decimal(model['auroc'])}"
+        text = f"{_plain(model['name'])}: {pages.decimal(model['auroc'])}"
         at = 0.16 + 0.1 * (len(models) - 1 - place)
         point = (at, float(np.interp(at, fpr, tpr)))
         slot = (0.42, 0.4 - 0.1 * place)
@@ -324,8 +281,8 @@ def _confusion(models: list[ModelFacts], labels: tuple[str, str]) -> Figure:
                 share = count / sum(counts) if sum(counts) else math.nan
                 shade = 0.0 if math.isnan(share) else share
                 axes.add_patch(Rectangle((column, row), 1, 1, facecolor=tint, alpha=0.06 + 0.44 * shade))
-                axes.text(column + 0.5, row + 0.42, _count(count), ha="center", va="center", fontsize=13)
-                axes.text(column + 0.5, row + 0.7, _percent(share), ha="center", va="center", fontsize=8)
+                axes.text(column + 0.5, row + 0.42, pages.count(count), ha="center", va="center", fontsize=13)
+                axes.text(column + 0.5, row + 0.7, pages.percent(share), ha="center", va="center", fontsize=8)
         axes.set(xlim=(0, 2), ylim=(2, 0), aspect="equal", xlabel="decision")
         axes.set_title(_plain(model["name"]), color=tint, fontweight="bold", fontsize=11)
         first = k % columns == 0
@@ -355,10 +312,14 @@ def _histogram(models: list[ModelFacts], labels: tuple[str, str]) -> Figure:
                 edgecolor=colour,
                 linewidth=1.4,
                 hatch=hatch,
-                label=f"{_plain(label)} ({_count(total)})",
+                label=f"{_plain(label)} ({pages.count(total)})",
             )
         axes.axvline(
-            threshold, color="black", linestyle="dotted", linewidth=1.2, label=f"threshold {_significant(threshold)}"
+            threshold,
+            color="black",
+            linestyle="dotted",
+            linewidth=1.2,
+            label=f"threshold {pages.significant(threshold)}",
         )
         axes.set_title(_plain(model["name"]), color=_style(k)["color"], fontweight="bold", fontsize=11, loc="left")
         axes.set(xlim=(0, 1), ylabel="share of its label")

@@ -30,7 +30,9 @@ SYSTEMS = {
     "ranks": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
     "serving": {"mlflow"},
-    "report": {"jinja2", "matplotlib"},
+    "pages": {"jinja2"},
+    "report": {"matplotlib"},
+    "datacard": set(),  # its pages come from pages, its contact sheet from Pillow
     "files": {"fsspec"},
     "weights": set(),
 }
@@ -45,7 +47,7 @@ LATER = {
 }
 # Beneath the edges: each of them may import these.
 CONTRACT = {"schemas"}
-BENEATH = {"files"}
+BENEATH = {"files", "pages"}
 # Edges that import another edge or a network, each with its reason.
 EXCEPTIONS = {
     ("inference", "network"): "loads on the executor, inside a function, what the job named by its spec",

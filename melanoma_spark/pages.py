@@ -1,0 +1,78 @@
+"""What all HTML pages share: colours, number formats, the frame in page.html, and text that is escaped by default.
+
+A page needs no script, no network and no other file, and reads on paper, a desktop and a phone.
+"""
+
+import importlib.resources
+import math
+from collections.abc import Callable, Mapping
+
+import jinja2
+
+from melanoma_spark.errors import DataError
+
+# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008), told apart by colour-blind readers; blue and vermilion, the
+# first two, also differ in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+# What belongs to no model and no class.
+NEUTRAL = "#555555"
+RESEARCH = "This is research software. It gives no diagnosis and is not a medical device."
+
+
+def render(template: str, **facts: object) -> str:
+    """The document that a template of this package makes of facts. Text is escaped; an undefined name raises."""
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (importlib.resources.files(__package__) / name).read_text("utf-8")),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for form in (decimal, significant, percent, count, interval, points, short):
+        environment.filters[form.__name__] = form
+    environment.globals.update(decimal=decimal, percent=percent)  # as arguments of interval
+    environment.globals.update(colours=COLOURS, neutral=NEUTRAL, research=RESEARCH)
+    return environment.get_template(template).render(**facts)
+
+
+def check_keys(what: str, given: Mapping, required: frozenset[str]) -> None:
+    """Raises DataError naming the keys that are not given."""
+    if missing := sorted(required - given.keys()):
+        raise DataError(f"{what} lacks {', '.join(missing)}")
+
+
+def decimal(value: float, digits: int = 3) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def significant(value: float) -> str:
+    """Thresholds may be far below 0.001 where the target is rare."""
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
+
+
+def percent(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def points(value: float) -> str:
+    """A difference of two shares, in percentage points."""
+    sign = "+" if value > 0 else "\N{MINUS SIGN}"
+    if math.isnan(value):
+        return "undefined"
+    return "0.0" if f"{100 * abs(value):.1f}" == "0.0" else f"{sign}{100 * abs(value):.1f}"
+
+
+def count(value: int) -> str:
+    return f"{value:,}"
+
+
+def interval(bounds: tuple[float, float], form: Callable[[float], str]) -> str:
+    if any(math.isnan(bound) for bound in bounds):
+        return "undefined"
+    return f"{form(bounds[0])} to {form(bounds[1])}"
+
+
+def short(text: object, most: int = 160) -> str:
+    """Text from outside in one line, cut where it is long."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else line[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"

@@ -1,0 +1,602 @@
+"""The data card: what it says, that its counts add up, and that hostile bytes and text do no harm."""
+
+import base64
+import copy
+import io
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from melanoma_spark import datacard
+from melanoma_spark.errors import DataError
+
+# Typography, so that what is looked for can be typed.
+PLAIN = str.maketrans(
+    {"\N{NO-BREAK SPACE}": " ", "\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x"}
+)
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+HOSTILE = '<script>alert(\'x\')</script>" onload="steal()" & {{ 7 * 7 }} <b>'
+NO_LIMITS = ["HAM10000 is CC BY-NC."]  # what remains where there is nothing to mind
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a document; an unbalanced tag is an error."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], [], [], ""
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        self.text += " " if tag in ("td", "th", "dt", "dd", "h3", "span", "code") else ""
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+    @property
+    def words(self):
+        return " ".join(self.text.translate(PLAIN).split())
+
+    @property
+    def pictures(self):
+        return [base64.b64decode(value.partition(",")[2]) for name, value in self.attributes if name == "src"]
+
+
+def shown(facts):
+    return Page(datacard.render(facts))
+
+
+def drawn(seed, side=96, form="JPEG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+def sha(number):
+    return f"{number:08x}" + "f" * 56
+
+
+def thumbnail(number, form="JPEG"):
+    return {"sha256": sha(number), "image": drawn(number, 12, form)}
+
+
+def grey(number):
+    return {"sha256": sha(number), "image": None}
+
+
+@pytest.fixture
+def facts():
+    return datacard.CardFacts(
+        dataset_id="3f2d9c4a81be0c55",
+        grew_from="9911c2aa01be0c55",
+        created_at="2026-11-23T09:21:44Z",
+        image_size=224,
+        target="malignant",
+        labels=("benign", "malignant"),
+        layout="images in two folders and metadata.csv",
+        listed=1012,
+        accepted=1000,
+        rejected=10,
+        skipped=2,
+        splits={
+            "train": {"images": (540, 180), "groups": {"patient": 300, "image": 11}, "asked": 0.7},
+            "validation": {"images": (100, 30), "groups": {"patient": 66}, "asked": 0.15},
+            "test": {"images": (110, 40), "groups": {"patient": 77}, "asked": None},
+        },
+        with_patient=1000,
+        with_lesion=0,
+        distributions={
+            "source": {"Vienna": (400, 130), "Sydney": (350, 120)},
+            "age": {None: (10, 5), 5.0: (40, 20), 85: (300, 100), 80: (400, 125), math.nan: (0, 0)},
+            "sex": {"male": (350, 150), "female": (400, 100)},
+            "site": {f"site {k:02}": (10 * (k < 10) + 50, 50 * (k < 5)) for k in range(13)},
+            "skin_type": {"VI": (50, 50), "II": (600, 150), "IV": (100, 50)},
+            "image_type": {None: (750, 250)},
+        },
+        sizes={(1024, 1024): 600, (600, 450): 380, (200, 180): 20},
+        file_bytes={"median": 231_044, "p95": 2_450_021, "max": 18_233_111},
+        rejects={
+            "duplicate": {"count": 3, "meaning": "another one is kept", "thumbnails": [thumbnail(k) for k in range(8)]},
+            "hidden": {"count": 6, "meaning": "its name starts with a dot", "thumbnails": []},
+            "empty": {"count": 1, "meaning": "no bytes", "thumbnails": [{"sha256": None, "image": None}]},
+        },
+        duplicates={
+            "same_bytes": 21,
+            "same_pixels": 4,
+            "same_look": 1,
+            "sizes": {2: 24, 11: 1, 3: 1},
+            "conflicting": 2,
+            "largest": [
+                {"kind": "same bytes", "count": 11, "members": [thumbnail(0x100 + k) for k in range(11)]},
+                *({"kind": "same look", "count": 2, "members": [thumbnail(0x200 + k)]} for k in range(10)),
+            ],
+        },
+        contacts=(
+            [{**thumbnail(0x300 + k, "PNG"), "split": "train"} for k in range(45)],
+            [{**thumbnail(0x400), "split": "test"}, {**grey(0x401), "split": "validation"}],
+        ),
+        rows_without_image={"count": 31, "examples": ["ISIC_0012345"]},
+        images_without_row={"count": 1234, "examples": []},
+        label_words=[
+            {"word": "nv", "diagnosis": "nevus", "target": "benign", "count": 750},
+            {"word": "bcc", "diagnosis": "basal cell carcinoma", "target": "malignant", "count": 1250},
+        ],
+        settings={"seed": "7", "ingest.min_side": "32", "archive": "https://hospital.example/export"},
+        licences=list(NO_LIMITS),
+    )
+
+
+@pytest.fixture
+def bare():
+    """The least that a card can say."""
+    return datacard.CardFacts(
+        dataset_id="00",
+        grew_from=None,
+        created_at="2026-11-23T09:21:44Z",
+        image_size=64,
+        target="melanoma",
+        labels=("other", "melanoma"),
+        layout="a folder per class",
+        listed=0,
+        accepted=0,
+        rejected=0,
+        skipped=0,
+        splits={},
+        with_patient=0,
+        with_lesion=0,
+        distributions=dict.fromkeys(datacard.FIELDS),
+        sizes={},
+        file_bytes=None,
+        rejects={},
+        duplicates=None,
+        contacts=([], []),
+        rows_without_image=None,
+        images_without_row=None,
+        label_words=[],
+        settings={},
+        licences=[],
+    )
+
+
+# What it says
+
+
+def test_the_page_says_all_facts(facts):
+    words = shown(facts).words
+    for said in (
+        "Dataset 3f2d9c4a81be0c55 , 2026-11-23T09:21:44Z",
+        "Grew from 9911c2aa01be0c55",
+        "224 x 224 px",
+        "Target malignant",
+        "images in two folders and metadata.csv",
+        "1,012 files listed = 1,000 accepted + 10 rejected + 2 skipped",
+        "train 540 180 720",
+        "test 110 40 150",
+        "all 750 250 1,000",
+        "patient image all train 300 11 311",
+        "test 77 0 77",
+        "train 72.0 % asked 70.0 %, off by +2.0 points 25.0 % off all images by 0.0 points",
+        "validation 13.0 % asked 15.0 %, off by -2.0 points 23.1 % off all images by -1.9 points",
+        "test 15.0 % as the archive has it 26.7 %",
+        "benign: 40 of 750 images",
+        "malignant: 2 of 250 images",
+        "00000400 test",
+        "Vienna 400 130 24.5 %",
+        "0-9 40 20 33.3 % 80-89 700 225 24.3 % not stated 10 5 33.3 %",
+        "II 600 150 20.0 % IV 100 50 33.3 % VI 50 50 50.0 %",
+        "other (4 kinds) 210 0 0.0 %",
+        "Not stated for any image: image type.",
+        "under 256 px 20 256-511 px 0 512-1,023 px 380 1,024-2,047 px 600",
+        "600 x 450 380",
+        "400 images are no squares and were squashed to one; 20 have a side under 224 px",
+        "231.0 kB (median), 2.5 MB (95th percentile), at most 18.2 MB",
+        "hidden 6 its name starts with a dot",
+        "Sets of the same bytes 21 Sets of the same pixels 4 Sets of the same look 1 Sets with conflicting labels 2",
+        "2 files 24 3 files 1 11 files 1",
+        "same bytes 11 00000100 00000101 00000102 00000103 00000104 00000105 00000106 00000107 and 3 more",
+        "Rows without an image: 31, for example ISIC_0012345 .",
+        "Images without a row: 1,234.",
+        "bcc basal cell carcinoma malignant 1,250 nv nevus benign 750",
+        "ingest.min_side 32",
+        "archive https://hospital.example/export",
+    ):
+        assert said in words
+    assert words.count("It gives no diagnosis and is not a medical device.") == 2
+    assert not re.search(r"\bnan\b|None|melanoma_spark", words)
+
+
+def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
+    words = shown(bare).words
+    for said in (
+        "nothing: the first version",
+        "0 files listed = 0 accepted + 0 rejected + 0 skipped",
+        "No thumbnail is given.",
+        "Groups are not known.",
+        "Not stated for any image: source, age, sex, anatomical site, skin type (Fitzpatrick), image type.",
+        "Sizes are not known.",
+        "No file was rejected.",
+        "Duplicates were not looked for.",
+        "Rows without an image: there is no table.",
+        "No words were mapped.",
+        "No settings are given.",
+        "No licence is stated.",
+    ):
+        assert said in words
+    assert "median" not in words
+    assert "left out" not in words
+
+
+def test_no_duplicates_differ_from_duplicates_not_looked_for(bare):
+    bare["duplicates"] = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), 0)
+    bare["duplicates"] |= {"sizes": {}, "largest": []}
+    assert "No duplicates were found." in shown(bare).words
+
+
+def test_all_fields_given_leaves_no_line_of_absent_ones(facts):
+    facts["distributions"]["image_type"] = {"dermoscopic": (750, 250)}
+    assert "Not stated for any image" not in shown(facts).words
+
+
+def test_long_tails_keep_their_sum(facts):
+    facts["distributions"]["source"] = {f"source {k}": (1, 0) for k in range(700)} | {"last": (50, 250)}
+    rows = datacard._distribution("source", facts["distributions"]["source"])
+    assert [rows[0], rows[-1]] == [("last", 50, 250), ("other (692 kinds)", 692, 0)]
+    assert (sum(r.negative for r in rows), sum(r.positive for r in rows)) == (750, 250)
+    assert len(rows) == datacard.KINDS
+
+
+def test_bars_are_as_long_as_their_numbers(facts):
+    html = datacard.render(facts)
+    assert 'class="accepted" style="width: 98.814%"' in html
+    assert 'class="negative" style="width: 75.000%"></i><i class="positive" style="width: 25.000%"' in html
+
+
+# The law of counts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"listed": 1013}, "1013 files listed are not 1000 accepted"),
+        ({"skipped": -2, "listed": 1008}, "not 1000 accepted"),
+        ({"accepted": 999, "listed": 1011}, "the splits hold 1000 images, 999 were accepted"),
+        ({"rejected": 11, "listed": 1013}, "count 10 files, 11 were rejected"),
+        ({"sizes": {(8, 8): 999}}, "the sizes count 999 images"),
+        ({"with_patient": 1001}, "1001 of 1000 images are said to carry a patient id"),
+    ],
+)
+def test_counts_that_do_not_add_up_raise(facts, change, message):
+    with pytest.raises(DataError, match=message):
+        datacard.render(facts | change)
+
+
+@pytest.mark.parametrize("name", datacard.FIELDS)
+def test_distributions_count_every_accepted_image(facts, name):
+    facts["distributions"][name] = {"some": (749, 251)} if name != "age" else {30.0: (749, 251)}
+    with pytest.raises(DataError, match=rf"{name} counts \(749, 251\)"):
+        datacard.render(facts)
+
+
+def test_missing_facts_are_named(facts):
+    del facts["layout"]
+    with pytest.raises(DataError, match="the data card lacks layout"):
+        datacard.render(facts)
+
+
+# What to mind
+
+
+def test_limits_are_silent_where_there_is_nothing_to_mind(facts):
+    assert datacard.limits(facts) == NO_LIMITS
+
+
+def test_limits_name_missing_ids(facts):
+    facts |= {"with_patient": 0}
+    assert datacard.limits(facts)[:2] == [
+        "There are no patient ids: lesions of one patient may stand on both sides of the split.",
+        "There are no lesion ids: images of one lesion may stand on both sides of the split.",
+    ]
+    facts |= {"with_patient": 990, "with_lesion": 1000}
+    assert datacard.limits(facts) == [
+        "10 of 1,000 images carry no patient id: lesions of one patient may stand on both sides of the split.",
+        *NO_LIMITS,
+    ]
+
+
+def test_limits_name_splits_with_few_positives(facts):
+    facts["splits"]["validation"]["images"] = (101, 29)
+    facts["splits"]["test"]["images"] = (109, 41)
+    told = datacard.limits(facts)
+    assert told[0] == "The validation split has fewer than 30 malignant images (29): figures measured on it are rough."
+    assert told[1:] == NO_LIMITS
+
+
+@pytest.mark.parametrize(("pair", "told"), [((800, 200), None), ((801, 199), "malignant"), ((100, 900), "benign")])
+def test_limits_name_the_rare_class(facts, pair, told):
+    facts["splits"] = {"train": {"images": pair, "groups": {}, "asked": None}}
+    facts["distributions"] = dict.fromkeys(datacard.FIELDS) | {"skin_type": {"V": pair}}
+    found = [limit for limit in datacard.limits(facts) if "unbalanced" in limit]
+    assert len(found) == (told is not None)
+    assert told is None or found[0].endswith(f"of the images are {told}.")
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        ({"Vienna": (750, 250)}, []),  # the only one
+        ({"Vienna": (690, 230), "Sydney": (60, 20)}, ["holds 92.0 %"]),  # alike in rate
+        ({"Vienna": (400, 224), "Sydney": (350, 26)}, ["Of source Sydney 6.9 %"]),  # of Vienna, the rest, too
+        ({"Vienna": (400, 225), "Sydney": (350, 25)}, ["holds 90.0 %", "Of source Sydney"]),
+        ({"Vienna": (400, 220), "Sydney": (300, 20), None: (50, 10)}, ["Of source Sydney", "Of source Vienna"]),
+        ({"Vienna": (400, 150), "Sydney": (350, 100)}, []),
+        ({"Vienna": (400, 150), "Sydney": (350, 80), None: (0, 20)}, []),
+        ({"Vienna": (390, 140), "Sydney": (360, 90), "small": (0, 20)}, []),  # too small to tell
+        (
+            {f"s{k}": (0, 50) for k in range(5)} | {"rest": (750, 0)},
+            ["Of source rest 0.0 %", "Of source s0", "s1", "3 sources"],
+        ),
+    ],
+)
+def test_limits_name_sources_that_tell_the_label(facts, sources, expected):
+    facts["distributions"]["source"] = sources
+    told = datacard.limits(facts)[:-1]
+    assert len(told) == len(expected), told
+    assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, told, strict=True))
+
+
+def test_limits_name_unstated_and_rare_dark_skin(facts):
+    facts["distributions"]["skin_type"] = {None: (750, 250)}
+    assert datacard.limits(facts)[0].startswith("Skin types are not stated")
+    facts["distributions"]["skin_type"] = {"V": (20, 0), "VI": (0, 9), "II": (730, 241)}
+    assert datacard.limits(facts)[0].startswith("Fewer than 30 images are stated to be of skin type V or VI (29)")
+    facts["distributions"]["skin_type"] = {"V": (20, 1), "VI": (0, 9), "II": (730, 240)}
+    assert datacard.limits(facts) == NO_LIMITS
+
+
+# Nothing from outside
+
+
+def test_the_page_needs_nothing_else_and_links_nowhere(facts):
+    html = datacard.render(facts)
+    page = Page(html)
+    assert not {"script", "link", "iframe", "object", "base", "a", "form"} & set(page.tags)
+    assert not any(name in ("href", "srcset", "action") or name.startswith("on") for name, _ in page.attributes)
+    assert all(re.match("data:image/(png|jpeg);base64,", value) for name, value in page.attributes if name == "src")
+    assert not re.search(r"url\(|@import", html)
+    assert "default-src 'none'" in html
+    assert ("name", "viewport") in page.attributes
+    assert "@media print" in html
+
+
+def test_hostile_text_is_shown_and_never_obeyed(facts):
+    for key in ("dataset_id", "grew_from", "created_at", "target", "layout"):
+        facts[key] = HOSTILE
+    facts["labels"] = (HOSTILE, HOSTILE)
+    facts["splits"] = {
+        HOSTILE + name: split | {"groups": {HOSTILE: 1}} for name, split in copy.deepcopy(facts["splits"]).items()
+    }
+    facts["distributions"] = {name: {HOSTILE: (750, 250)} if name != "age" else None for name in facts["distributions"]}
+    facts["rejects"] = {HOSTILE: {"count": 10, "meaning": HOSTILE, "thumbnails": []}}
+    facts["duplicates"]["largest"][0]["kind"] = HOSTILE
+    facts["contacts"][0][0]["split"] = HOSTILE
+    facts["rows_without_image"] = facts["images_without_row"] = {"count": 1, "examples": [HOSTILE]}
+    facts["label_words"] = [{"word": HOSTILE, "diagnosis": HOSTILE, "target": HOSTILE, "count": 1}]
+    facts["settings"], facts["licences"] = {HOSTILE: HOSTILE}, [HOSTILE]
+    page = shown(facts)
+    assert "script" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert page.text.count(HOSTILE) >= 20
+    assert "7 * 7" in page.text
+
+
+def test_long_text_is_cut(facts):
+    before = len(datacard.render(facts))
+    facts["settings"] = {"word " * 100_000: "x" * 1_000_000}
+    facts["label_words"] = [
+        {"word": f"{k} " + "y" * 9999, "diagnosis": "", "target": "", "count": 1} for k in range(5000)
+    ]
+    assert len(datacard.render(facts)) < before + 30_000
+    assert f"{5000 - datacard.WORDS:,} more are not shown." in shown(facts).words
+
+
+# Thumbnails
+
+
+def test_the_pictures_are_the_thumbnails_up_to_their_number(facts):
+    pictures = shown(facts).pictures
+    expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
+    expected += [t["image"] for t in facts["rejects"]["duplicate"]["thumbnails"][:6]]
+    expected += [t["image"] for found in facts["duplicates"]["largest"][:5] for t in found["members"][:8]]
+    assert pictures == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GIF89a" + bytes(90),
+        b"<svg xmlns='http://www.w3.org/2000/svg' onload='steal()'/>",
+        b"\xff\xd8\xff" + b"<script>",
+        b"\x89PNG\r\n\x1a\n" + bytes(40),
+        b"\n" + drawn(0, 8),
+        drawn(0, 8, "BMP"),
+        drawn(0, 97),
+    ],
+    ids=["empty", "gif", "svg", "jpeg-signature", "png-signature", "signature-later", "bmp", "97-pixels"],
+)
+def test_only_small_jpeg_and_png_files_are_embedded(bare, content):
+    bare["contacts"] = ([{"sha256": sha(1), "image": content, "split": "train"}], [])
+    page = shown(bare)
+    assert page.pictures == []
+    assert "no picture 00000001 train" in page.words
+
+
+def test_media_types_go_by_signature(bare):
+    bare["contacts"] = ([{**thumbnail(k, form), "split": ""} for k, form in enumerate(("JPEG", "PNG"))], [])
+    kinds = [value[:16] for name, value in shown(bare).attributes if name == "src"]
+    assert kinds == ["data:image/jpeg;", "data:image/png;b"]
+
+
+def test_rejects_without_pixels_are_grey_tiles_with_the_reason(facts):
+    words = shown(facts).words
+    assert "its name starts with a dot hidden" in words
+    assert "no bytes empty not read" in words
+
+
+def test_thumbnails_are_named_by_hash_and_never_by_file_name(facts):
+    assert not re.search("[0-9a-f]{8}f{56}", datacard.render(facts))
+    facts["contacts"][0][0]["sha256"] = "erika_mustermann.jpg"
+    with pytest.raises(DataError, match="something else than the SHA-256") as raised:
+        datacard.render(facts)
+    assert "erika" not in str(raised.value)
+
+
+def test_a_full_page_stays_under_two_megabytes(facts):
+    # Noise is the worst there is: 15 kB a JPEG, 28 kB a PNG, of which not all are let in.
+    for form, left_out in (("JPEG", False), ("PNG", True)):
+        sheet = [{"sha256": sha(k), "image": drawn(k, 96, form), "split": "train"} for k in range(40)]
+        facts |= {"contacts": (sheet, sheet)}
+        html = datacard.render(facts)
+        assert len(html.encode()) < 2_000_000
+        assert ("left out to keep this page under 2 MB" in html) == left_out
+        assert Page(html).pictures[:40] == [t["image"] for t in sheet]
+
+
+# The sheet
+
+
+def test_contact_sheet_is_a_grid():
+    pictures = [drawn(k, 96, "PNG") for k in range(5)]
+    png = datacard.contact_sheet([*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3)
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        assert image.size == (3 * 104 + 8, 3 * 130 + 8)
+        with Image.open(io.BytesIO(pictures[4])) as fifth:
+            assert image.crop((112, 138, 208, 234)).tobytes() == fifth.tobytes()
+        assert image.getpixel((112 + 100, 138 + 5)) == (255, 255, 255)
+        assert image.getpixel((216 + 5, 138 + 5)) == image.getpixel((8 + 5, 268 + 5)) == (0xD5, 0xD9, 0xDF)
+    again = datacard.contact_sheet([*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3)
+    assert again == png
+
+
+def test_contact_sheet_takes_broken_files_and_none(facts):
+    cut = drawn(0)[:400]
+    assert datacard.contact_sheet([cut], [""], 8).startswith(b"\x89PNG")
+    assert datacard.contact_sheet([], [], 8).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("captions", "columns"), [([], 8), (["a"], 0)])
+def test_contact_sheet_refuses_what_does_not_fit(captions, columns):
+    with pytest.raises(DataError, match="make no sheet"):
+        datacard.contact_sheet([None], captions, columns)
+
+
+# Whatever comes
+
+COUNTS = st.integers(0, 5000)
+TEXTS = st.text(max_size=30)
+PICTURES = st.sampled_from([None, b"", b"junk", drawn(0, 4), drawn(1, 4, "PNG")]) | st.binary(max_size=30)
+THUMBNAILS = st.fixed_dictionaries({"sha256": st.none() | st.integers(0, 2**32 - 1).map(sha), "image": PICTURES})
+CONTACTS = st.lists(st.builds(lambda t, split: {**t, "split": split}, THUMBNAILS, TEXTS), max_size=4)
+UNMATCHED = st.none() | st.fixed_dictionaries({"count": COUNTS, "examples": st.lists(TEXTS, max_size=12)})
+
+
+def shared_out(total, keys):
+    """Each total dealt to keys: key -> (negative, positive)."""
+    cuts = st.tuples(*(st.lists(st.integers(0, n), min_size=len(keys) - 1, max_size=len(keys) - 1) for n in total))
+    ends = cuts.map(lambda c: [np.diff([0, *sorted(one), n]).tolist() for one, n in zip(c, total, strict=True)])
+    return ends.map(lambda parts: dict(zip(keys, zip(*parts, strict=True), strict=True)))
+
+
+@st.composite
+def any_facts(draw):
+    splits = draw(
+        st.dictionaries(
+            TEXTS,
+            st.fixed_dictionaries(
+                {
+                    "images": st.tuples(COUNTS, COUNTS),
+                    "groups": st.dictionaries(TEXTS, COUNTS, max_size=3),
+                    "asked": st.none() | st.floats(0, 1),
+                }
+            ),
+            max_size=4,
+        )
+    )
+    total = tuple(sum(split["images"][label] for split in splits.values()) for label in (0, 1))
+    accepted = sum(total)
+    values = {name: TEXTS | st.none() for name in datacard.FIELDS} | {"age": st.floats() | st.none()}
+    distributions = {}
+    for name, value in values.items():
+        keys = draw(st.lists(value, max_size=15, unique_by=repr))
+        distributions[name] = draw(shared_out(total, keys)) if keys else draw(st.sampled_from([None, {}]))
+    sizes = draw(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), max_size=15, unique=True))
+    rejects = draw(
+        st.dictionaries(
+            TEXTS,
+            st.fixed_dictionaries({"count": COUNTS, "meaning": TEXTS, "thumbnails": st.lists(THUMBNAILS, max_size=8)}),
+            max_size=4,
+        )
+    )
+    rejected, skipped = sum(reject["count"] for reject in rejects.values()), draw(COUNTS)
+    found = st.fixed_dictionaries({"kind": TEXTS, "count": COUNTS, "members": st.lists(THUMBNAILS, max_size=9)})
+    duplicates = st.fixed_dictionaries(
+        dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), COUNTS)
+        | {"sizes": st.dictionaries(COUNTS, COUNTS, max_size=12), "largest": st.lists(found, max_size=12)}
+    )
+    word = st.fixed_dictionaries({"word": TEXTS, "diagnosis": TEXTS, "target": TEXTS, "count": COUNTS})
+    lengths = st.fixed_dictionaries({key: st.floats(0, 1e12) for key in ("median", "p95", "max")})
+    return datacard.CardFacts(
+        dataset_id=draw(TEXTS),
+        grew_from=draw(st.none() | TEXTS),
+        created_at=draw(TEXTS),
+        image_size=draw(st.integers(32, 1024)),
+        target=draw(TEXTS),
+        labels=draw(st.tuples(TEXTS, TEXTS)),
+        layout=draw(TEXTS),
+        listed=accepted + rejected + skipped,
+        accepted=accepted,
+        rejected=rejected,
+        skipped=skipped,
+        splits=splits,
+        with_patient=draw(st.integers(0, accepted)),
+        with_lesion=draw(st.integers(0, accepted)),
+        distributions=distributions,
+        sizes={size: pair[0] for size, pair in draw(shared_out((accepted, 0), sizes)).items()} if sizes else {},
+        file_bytes=draw(st.none() | lengths),
+        rejects=rejects,
+        duplicates=draw(st.none() | duplicates),
+        contacts=draw(st.tuples(CONTACTS, CONTACTS)),
+        rows_without_image=draw(UNMATCHED),
+        images_without_row=draw(UNMATCHED),
+        label_words=draw(st.lists(word, max_size=3)),
+        settings=draw(st.dictionaries(TEXTS, TEXTS, max_size=3)),
+        licences=draw(st.lists(TEXTS, max_size=2)),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(any_facts())
+def test_any_facts_that_add_up_make_a_page(facts):
+    page = shown(facts)
+    assert "script" not in page.tags
+    assert all(picture.startswith((b"\xff\xd8\xff", b"\x89PNG")) for picture in page.pictures)
+    widths = [float(width) for width in re.findall(r"'width: ([\d.]+)%'", str(page.attributes))]
+    assert all(0 < width <= 100 for width in widths)
