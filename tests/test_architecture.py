@@ -16,6 +16,7 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
     *("errors", "config", "images", "layouts", "groups", "splits", "sharding", "lineage", "selection"),
+    *("diagnoses", "tables"),
     *("metrics", "operating_points", "drawing"),
 }
 TENSORFLOW = {"backbones", "network", "training"}
