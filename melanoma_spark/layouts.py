@@ -1,41 +1,143 @@
-"""What the files of an archive are: images, their labels and ids, or something else.
+"""What the files of an archive are: images with labels, ids and splits, tables that hold these, or something else.
 
-Known so far: a folder per class, and a `metadata.csv` beside the images which wins over the folders.
+A layout is told from the heads of the tables and the names of the folders, on the driver; the rows of the tables and
+the names of the files are then read by it on executors (`read_table`, `folder_record`).
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 
-from melanoma_spark.errors import DataError
+from melanoma_spark import diagnoses
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.tables import (
+    FIELDS,
+    NAMES,
+    Record,
+    Table,
+    TableHead,
+    found_columns,
+    image_id,
+    merge,
+    read_table,
+    split_of,
+    understand,
+)
 
-METADATA_NAME = "metadata.csv"
-ID_COLUMNS = ("image_id", "isic_id", "image_name", "image")
-TABLE_NAMES = r"\.csv$"  # of paths in lower case; Java and Python read it alike
-UNREADABLE_NAME = "unreadable_name"
-LABEL_COLUMNS = ("label", "benign_malignant")
+__all__ = [
+    *("FIELDS", "LAYOUTS", "Layout", "Record", "Table", "TableHead", "folder_label", "folder_record", "image_id"),
+    *("is_table", "merge", "read_table", "recognise", "some", "unread"),
+]
+
+# What each layout needs, in plain words; in the order in which they are told apart.
+LAYOUTS: Mapping[str, str] = {
+    "isic_2016": "a truth table without header, rows like ISIC_0000000,benign",
+    "isic_2017": "a truth table image_id,melanoma,seborrheic_keratosis",
+    "isic_2018": "a truth table image,MEL,NV,BCC,AKIEC,BKL,DF,VASC",
+    "isic_2019": "a truth table image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK",
+    "isic_2020": "a table image_name,patient_id,...,diagnosis,benign_malignant,target",
+    "ham10000": "the table HAM10000_metadata with lesion_id,image_id,dx",
+    "isic_cli": "a metadata.csv with isic_id and either diagnosis_1 or benign_malignant or diagnosis",
+    "table": f"a table with a column of image ids ({', '.join(NAMES['image_id'][:4])}) and one of labels (label, "
+    "diagnosis, dx, class, benign_malignant, target), or with columns named in `columns`",
+    "folders": "folders named like diagnoses (benign, malignant, melanoma, nevus, ...)",
+    "plain": "nothing but images",
+}
+MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
+HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
+TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
+OTHER_SUFFIXES = tuple(
+    f".{suffix}" for suffix in "txt json md rst pdf xlsx xls ods doc docx html htm xml yaml yml log py ipynb sh".split()
+)
+OTHER_NAMES = {"license", "licence", "readme", "attribution", "copying", "notice", "checksums", "md5sums", "sha256sums"}
+CONTAINERS = set("images image imgs img jpegs jpeg jpg png photos pictures data dataset archive input lesions".split())
 
 
 @dataclass(frozen=True)
-class Record:
-    """What an archive says of one image. Absent ids are None."""
+class Layout:
+    """How an archive is to be read. `ignored` are tables that are not, each with why; `summary` is a line of English."""
 
-    image_id: str
-    label: str | None
-    patient_id: str | None = None
-    lesion_id: str | None = None
+    name: str
+    summary: str
+    tables: tuple[Table, ...] = ()
+    folder_labels: bool = False
+    folder_splits: bool = False
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        return self.folder_labels or any(table.has_labels for table in self.tables)
 
 
-def image_id(path: str) -> str:
-    """The id of an image file: its name without folders and suffix."""
-    name = PurePosixPath(path).name
-    stem, dot, suffix = name.rpartition(".")
-    return stem if dot and stem and len(suffix) <= 5 else name
+def recognise(
+    tables: Iterable[TableHead],
+    folders: Mapping[str, int],
+    layout: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    words: Iterable[str] = (),
+) -> Layout:
+    """The layout of an archive: of the heads of its tables, and its folders of images with how many each holds.
+
+    `layout` is one of `LAYOUTS` to insist on, `columns` maps our names to those of the user's table, `words` are labels
+    of the user's own, which may be names of folders. Labels come from tables where any table has some, else from folders.
+    A split counts where at least training and test are told apart. Raises `ConfigError` for an unknown name in
+    `layout` or `columns`, `DataError` where what is named is not there, or where tables have no labels and folders
+    neither; the layout "plain" needs none.
+    """
+    own = {name: column for name, column in (columns or {}).items() if column}
+    _check_names(layout, own)
+    found = {head.path: understand(head, own) for head in sorted(tables, key=lambda head: head.path)}
+    known = [table for table in found.values() if isinstance(table, Table)]
+    ignored = [(path, why) for path, why in found.items() if isinstance(why, str)]
+    missing = [name for name in own.values() if not any(_has_column(table, name) for table in known)]
+    if missing:
+        raise DataError(f"columns: no table has a column named {some(missing)}; {_told(known, ignored, folders)}")
+    classes = _has_classes(folders, words)
+    if layout == "folders":
+        classes = any(_parts(folder, None) for folder in folders)  # named, so that any folder is a class
+        known = [table.without_labels() for table in known]
+    elif layout == "plain":
+        classes = False
+    elif layout not in (None, "table"):
+        ignored += [(t.path, f"is not of the layout {layout}") for t in known if t.layout not in (layout, "table")]
+        known = [table for table in known if table.layout in (layout, "table")]
+    labelled = [table for table in known if table.has_labels]
+    if layout not in (None, "plain") and not _is_there(layout or "", labelled, classes):
+        raise DataError(
+            f"layout={layout} needs {LAYOUTS[layout or '']}; {_told(known, ignored, folders)}; without layout= it is "
+            "recognised from what is there"
+        )
+    if layout is None and not labelled and not classes and found:
+        raise DataError(
+            f"no labels found: {_told(known, ignored, folders)}; name the column with columns.label=NAME, or read "
+            "images without labels with layout=plain"
+        )
+    if not {"train", "test"} <= {table.split for table in labelled}:
+        known = [replace(table, split=None) for table in known]
+    name = layout or _name(labelled, classes)
+    folder_labels = classes and not any(table.has_labels for table in known)
+    folder_splits = {"train", "test"} <= {_folder_split(folder) for folder in folders}
+    return Layout(
+        name, _summary(name, known, folder_labels, folder_splits), tuple(known), folder_labels, folder_splits,
+        tuple(sorted(ignored)),
+    )  # fmt: skip
+
+
+def folder_record(path: str, layout: Layout, words: Iterable[str] = ()) -> tuple[str | None, str | None]:
+    """Label and split of an image by the folders above it, `path` being relative to the archive; None where they tell
+    none, or where the layout takes none from folders.
+
+    The label is the nearest folder that is named like a diagnosis (or one of `words`), else the nearest that is named
+    like something: it is then an unknown label and not silently none.
+    """
+    folder = str(PurePosixPath(path).parent)
+    label = next(iter(_parts(folder, tuple(words))), None) if layout.folder_labels else None
+    return label, _folder_split(folder) if layout.folder_splits else None
 
 
 def folder_label(path: str, root: str) -> str | None:
@@ -45,60 +147,27 @@ def folder_label(path: str, root: str) -> str | None:
 
 
 def is_table(path: str) -> bool:
-    """Whether a file is a table beside the images, by its name: no image, and no reject either."""
-    return re.search(TABLE_NAMES, path.lower()) is not None
+    """Whether a file may be a table beside the images, by its name. Harvard's HAM10000_metadata has no suffix."""
+    name = PurePosixPath(path).name.lower()
+    return not _is_hidden(path) and (name.endswith(TABLE_SUFFIXES) or name == "ham10000_metadata")
 
 
-def unread(path: str, root: str, length: int, max_bytes: int) -> tuple[str, str] | None:
-    """The reason and detail for which a file is rejected without being read, or None. Lengths are in bytes."""
-    below = PurePosixPath(path.removeprefix(root)).parts
-    if any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in below):
-        return "hidden", "a name in its path starts with . or _, which Spark does not read"
-    if path.startswith("file:") and below and ":" in below[-1]:
-        # It makes the name of a file of checksums beside it, and takes what stands before the colon for a scheme.
-        return UNREADABLE_NAME, "a colon in its name, which Hadoop does not read from a local disk; rename it"
-    if length == 0:
-        return "empty", "0 bytes"
-    if length > max_bytes:
-        return "too_many_bytes", f"{length} bytes, the limit is {max_bytes}"
-    return None
+def unread(path: str) -> tuple[str, str] | None:
+    """The reason and detail for which a file below the archive is not read as an image, told from its relative path.
 
-
-def read_metadata(content: bytes, source: str = METADATA_NAME) -> list[Record]:
-    """The rows of a metadata table. Column names are compared in lower case; empty cells are None.
-
-    Raises `DataError` naming the table and the missing column, or the ids that occur twice with different values.
+    `hidden` and `mask` are rejects, `skipped` are no images and never were meant to be. None where it may be one.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    try:
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""))) or [[]]
-    except csv.Error as error:
-        raise DataError(f"{source} is not a table of comma-separated values: {error}") from None
-    header = [name.strip().lower() for name in header]
-    id_column = _column(header, ID_COLUMNS, source, "image id")
-    label_column = _column(header, LABEL_COLUMNS, source, "label")
-    places = {name: header.index(name) for name in ("patient_id", "lesion_id") if name in header}
-    records: dict[str, Record] = {}
-    contradicted: set[str] = set()
-    for cells in rows:
-        if not any(cell.strip() for cell in cells):
-            continue
-        cells = [cell.strip() for cell in cells] + [""] * (len(header) - len(cells))
-        record = Record(
-            image_id=cells[id_column],
-            label=cells[label_column] or None,
-            **{name: cells[place] or None for name, place in places.items()},
-        )
-        if records.setdefault(record.image_id, record) != record:
-            contradicted.add(record.image_id)
-    if contradicted:
-        raise DataError(f"{source}: {len(contradicted)} image ids have rows that differ: {some(contradicted)}")
-    if not records:
-        raise DataError(f"{source} has a header and no rows; remove it to take labels from the folders")
-    return list(records.values())
+    if _is_hidden(path):
+        return "hidden", "made by an operating system, or its name starts with a dot"
+    name = PurePosixPath(path).name
+    stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix.lower()
+    if is_table(path):
+        return "skipped", "a table"
+    if suffix in OTHER_SUFFIXES or name.lower() in OTHER_NAMES:
+        return "skipped", "a text or a document"
+    if re.search(MASK, stem):
+        return "mask", "its name is that of a mask: which pixels are lesion, and no photograph"
+    return None
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
@@ -107,9 +176,88 @@ def some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(ordered[:most]) + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
-def _column(header: list[str], wanted: tuple[str, ...], source: str, what: str) -> int:
-    for name in wanted:
-        if name in header:
-            return header.index(name)
-    found = ", ".join(header[:20]) or "nothing"
-    raise DataError(f"{source} has no {what} column: expected one of {', '.join(wanted)}; found {found}")
+def _check_names(layout: str | None, own: Mapping[str, str]) -> None:
+    if layout is not None and layout not in LAYOUTS:
+        raise ConfigError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    unknown = [name for name in own if name not in FIELDS]
+    if unknown:
+        raise ConfigError(f"columns: unknown field {some(unknown)}; known: {', '.join(FIELDS)}")
+
+
+def _is_there(layout: str, labelled: Iterable[Table], classes: bool) -> bool:
+    if layout == "folders":
+        return classes
+    return any(layout in ("table", table.layout) for table in labelled)
+
+
+def _has_column(table: Table, name: str) -> bool:
+    return name.strip().lower() in (column.strip().lower() for column in table.header)
+
+
+def _name(labelled: Iterable[Table], classes: bool) -> str:
+    names = {table.layout for table in labelled}
+    return "+".join(name for name in LAYOUTS if name in names) or ("folders" if classes else "plain")
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") or part.lower() in HIDDEN for part in PurePosixPath(path).parts)
+
+
+# Folders
+
+
+def _has_classes(folders: Mapping[str, int], words: Iterable[str]) -> bool:
+    """Whether folders are named like diagnoses. 0 and 1 are only where both are there and no other number."""
+    keys = {diagnoses.key(part) for folder in folders for part in PurePosixPath(folder).parts}
+    if keys & {diagnoses.key(word) for word in words}:
+        return True
+    found = [row for name in keys if (row := diagnoses.find(name))]
+    if any(row.kind != "answer" and (row.malignant, row.melanoma) != (None, None) for row in found):
+        return True
+    return {row.answer for row in found} >= {0, 1} and {name for name in keys if name.isdecimal()} <= {"0", "1"}
+
+
+def _parts(folder: str, words: tuple[str, ...] | None) -> list[str]:
+    """The folders that may name a class, the likeliest first: those named like a diagnosis, then the others."""
+    own = {diagnoses.key(word) for word in words or ()}
+    parts = [unicodedata.normalize("NFC", part) for part in reversed(PurePosixPath(folder).parts)]
+    named = [part for part in parts if diagnoses.key(part) in own or _is_diagnosis(part)]
+    others = [part for part in parts if split_of(part) is None and part.lower() not in CONTAINERS | {"/", "."}]
+    return [*named, *(part for part in others if part not in named)]
+
+
+@lru_cache(maxsize=1 << 14)
+def _is_diagnosis(name: str) -> bool:
+    return diagnoses.find(name) is not None
+
+
+def _folder_split(folder: str) -> str | None:
+    """The split of the nearest folder that names one."""
+    return next(filter(None, map(split_of, reversed(PurePosixPath(folder).parts))), None)
+
+
+# Words
+
+
+def _told(known: list[Table], ignored: list[tuple[str, str]], folders: Mapping[str, int], most: int = 3) -> str:
+    """What was found, for a message."""
+    told = [f"{table.path} has the columns {found_columns(table)}" for table in known]
+    told += [f"{path} {why}" for path, why in ignored]
+    told = [*told[:most], *([f"{len(told) - most} more tables"] if len(told) > most else [])]
+    return f"found {'; '.join(told) or 'no tables'}; folders of images: {some(folders) or 'none'}"
+
+
+def _summary(name: str, tables: list[Table], folder_labels: bool, folder_splits: bool) -> str:
+    truths = [table for table in tables if table.has_labels]
+    others = [table for table in tables if not table.has_labels]
+    labels = f"labels from {some(table.path for table in truths)}" if truths else "no labels"
+    if folder_labels:
+        labels = "labels from the names of folders"
+    told = [labels]
+    if others:
+        told.append(f"more about the images from {some(table.path for table in others)}")
+    if any(table.split for table in tables):
+        told.append("splits from the names of tables")
+    elif folder_splits:
+        told.append("splits from the names of folders")
+    return f"{name}: {'; '.join(told)}"

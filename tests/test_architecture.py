@@ -56,7 +56,7 @@ EXCEPTIONS = {
     ("tracking", "serving"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}
-OF_CORE = PLAIN | {"PIL", "yaml", "pydantic"}
+OF_CORE = PLAIN | {"PIL", "yaml", "pydantic", "scipy"}
 OF_EDGES = OF_CORE | {"pandas"}
 HEAVY = {"tensorflow", "keras", "horovod"}
 

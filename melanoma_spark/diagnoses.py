@@ -1,0 +1,149 @@
+"""Words for diagnoses -> the target of a run. The words stand in diagnoses.csv, a table for people to read and check.
+
+Two questions are asked of each word, malignant? and melanoma?, each answered yes, no or unknown. They are two: basal and
+squamous cell carcinoma are malignant and no melanoma, and of "malignant" alone nobody knows which it is.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from types import MappingProxyType
+
+TARGETS = ("melanoma", "malignant")
+NO_LABEL, INDETERMINATE, UNKNOWN_LABEL = "no_label", "indeterminate", "unknown_label"
+YES_NO = {"yes": True, "no": False, "unknown": None}
+ASSUMED = {"assumed yes": 1, "assumed no": 0}
+KINDS = ("answer", "group", "diagnosis")  # from the least to the most specific
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A row of diagnoses.csv. None means that the word does not tell.
+
+    `answer` is what a bare 0 or 1 answers to the question of its own table: it is taken at its word where no other word
+    answers ours, and is never held against one.
+    """
+
+    word: str
+    diagnosis: str
+    malignant: bool | None
+    melanoma: bool | None
+    answer: int | None
+    kind: str
+    notes: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The target of an image, 1 or 0; or None and why: one of the three reasons above.
+
+    `word` is the label it came from, as the archive spells it; of a label without an answer, the one to look at.
+    `diagnosis` is the most specific known one in plain words. `contradiction` names two labels that exclude each other.
+    """
+
+    target: int | None
+    reason: str | None = None
+    word: str | None = None
+    diagnosis: str | None = None
+    contradiction: str | None = None
+
+
+def target_of(
+    labels: str | Iterable[str] | None, target: str, positive: Iterable[str] = (), negative: Iterable[str] = ()
+) -> Answer:
+    """What the labels of one image say of `target`, "melanoma" or "malignant".
+
+    Labels come in any order, case and spelling of spaces; a colon parts the levels of the ISIC Archive's hierarchy. The
+    most specific label with an answer wins: a diagnosis before benign and malignant, these before 0 and 1. Words of the
+    user's own (`positive`, `negative`) win over the table. Raises ValueError for another target.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r}: expected one of {', '.join(TARGETS)}")
+    words = (labels,) if isinstance(labels, str) else tuple(labels or ())
+    return _answer(words, target, tuple(positive), tuple(negative))
+
+
+@lru_cache(maxsize=1 << 14)
+def key(word: str) -> str:
+    """A word as it is compared: lower case, any white space, `_`, `-` or other punctuation as one space, `1.0` as `1`.
+
+    Colons stay, single, between the levels of a hierarchy.
+    """
+    folded = (
+        unicodedata.normalize("NFKC", word).casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
+    )
+    folded = re.sub(r"^\s*([01])\.0*\s*$", r"\1", folded)
+    levels = (re.sub(r"[\W_]+", " ", level).strip() for level in folded.split(":"))
+    return ":".join(level for level in levels if level)
+
+
+@lru_cache(maxsize=1)
+def known() -> Mapping[str, Diagnosis]:
+    """The rows of diagnoses.csv by their word as `key` makes it."""
+    text = resources.files("melanoma_spark").joinpath("diagnoses.csv").read_text(encoding="utf-8")
+    rows = {}
+    for row in csv.DictReader(text.splitlines()):
+        said = [row["malignant"], row["melanoma"]]
+        answer = next((ASSUMED[word] for word in said if word in ASSUMED), None)
+        malignant, melanoma = (None if word in ASSUMED else YES_NO[word] for word in said)
+        rows[key(row["word"])] = Diagnosis(
+            row["word"], row["diagnosis"], malignant, melanoma, answer, row["kind"], row["notes"]
+        )
+    return MappingProxyType(rows)
+
+
+def find(word: str) -> Diagnosis | None:
+    """The diagnosis of a word; of a hierarchy the deepest level that is known, from the top down."""
+    return next((known()[prefix] for prefix in _prefixes(word) if prefix in known()), None)
+
+
+def _prefixes(word: str) -> list[str]:
+    levels = key(word).split(":")
+    return [":".join(levels[:depth]) for depth in range(len(levels), 0, -1)]
+
+
+def _specificity(word: str) -> tuple[int, int]:
+    """Larger is more specific. An unknown word is taken for a diagnosis."""
+    found = find(word)
+    return KINDS.index(found.kind if found else "diagnosis"), key(word).count(":")
+
+
+@lru_cache(maxsize=1 << 14)
+def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], negative: tuple[str, ...]) -> Answer:
+    words = {key(label): label for label in sorted(labels, reverse=True) if key(label)}
+    ordered = sorted(words.values(), key=lambda word: (*(-n for n in _specificity(word)), key(word)))
+    if not ordered:
+        return Answer(None, NO_LABEL)
+    found = {word: row for word in ordered if (row := find(word))}
+    name = next(iter(found.values())).diagnosis if found else None
+    own = {key(word): 1 for word in positive} | {key(word): 0 for word in negative}
+    answers = {word: own[prefix] for word in ordered for prefix in reversed(_prefixes(word)) if prefix in own}
+    contradiction = _contradiction(answers)
+    if not answers:
+        answers = {word: int(said) for word, row in found.items() if (said := getattr(row, target)) is not None}
+        # Asked of both questions, whatever the target: a benign melanoma is wrong for either.
+        contradiction = next(
+            filter(None, (_contradiction({w: getattr(row, asked) for w, row in found.items()}) for asked in TARGETS)),
+            None,
+        )
+    if not answers:
+        answers = {word: row.answer for word, row in found.items() if row.answer is not None}
+        contradiction = contradiction or _contradiction(answers)
+    if answers:
+        word, value = next(iter(answers.items()))
+        return Answer(value, None, word, name, contradiction)
+    reason = INDETERMINATE if ordered[0] in found else UNKNOWN_LABEL
+    return Answer(None, reason, ordered[0], name, contradiction)
+
+
+def _contradiction(answers: Mapping[str, bool | int | None]) -> str | None:
+    """The most specific label, and the first that says otherwise."""
+    said = [(word, answer) for word, answer in answers.items() if answer is not None]
+    other = next((word for word, answer in said if answer != said[0][1]), None)
+    return f"{said[0][0]!r} against {other!r}" if other else None
