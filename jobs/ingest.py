@@ -1,113 +1,227 @@
 """ingest: an archive of images -> `images/`, a Petastorm dataset of decoded pixels with label, group and split.
 
-Every listed file ends as an image, as a row in `rejects/` with a reason, or among the skipped tables.
+Every listed file and member of a zip or tar ends as an image, as a row in `rejects/` with a reason, or among the skipped
+tables and texts. What an earlier ingest has read is not read again.
 
 example: ./spark-submit.sh ingest archive=/data/lesions warehouse=/data/warehouse
 """
 
-from pyspark import StorageLevel
+import uuid
+from typing import Any
+
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs.job import Job, main
-from melanoma_spark import archive, files, images, layouts, lineage, schemas, selection, session, store
+from melanoma_spark import (
+    archive,
+    census,
+    config,
+    datacard,
+    files,
+    images,
+    layouts,
+    lineage,
+    schemas,
+    selection,
+    session,
+    splits,
+    store,
+)
 from melanoma_spark.errors import DataError
 
-CHOSEN = ("source_uri", "image_id", "label", "split", "group", "patient_id", "lesion_id")
-DECODE_BATCH = 32  # files of an Arrow batch: archives hold photographs of several megabytes
+SAME_FILE = ("source_uri", "length", "modified")
 
 
 def run(job: Job) -> str:
+    stage = files.join(job.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
+    try:
+        return staged(job, stage)
+    finally:
+        files.remove(stage)
+
+
+def staged(job: Job, stage: str) -> str:
+    """The job, with its intermediate tables, small rows all of them, under `stage`."""
     spark, settings, warehouse = job.spark, job.settings, job.warehouse
-    listing = archive.listing(spark, settings.archive, settings.ingest.max_bytes)
-    listed = [(row.path, row.length, row.modified.isoformat()) for row in listing.collect()]
-    made_from = lineage.content_id(
-        [
-            lineage.rows_id(listed),
-            settings.ingest.model_dump(mode="json"),
-            settings.image_size,
-            settings.seed,
-            images.PIXELS_VERSION,
-        ]
-    )
+
+    def keep(name: str, rows: DataFrame) -> DataFrame:
+        rows.write.parquet(files.join(stage, name))
+        return spark.read.parquet(files.join(stage, name))
+
+    session.describe(spark, "ingest: list the archive")
+    listed = keep("listed", archive.listing(spark, settings))
+    roles = {row.role: row["count"] for row in listed.groupBy("role").count().collect()}
+    total = sum(roles.values())
+    if not total:
+        raise DataError(f"archive {settings.archive} holds no files; expected images, or zip or tar files of them")
+    made_from = lineage.content_id([store.rows_id(listed, ("path", "length", "modified", "reason")), *chosen(settings)])
     known = store.manifest(warehouse, "images")
     if known and known["made_from"] == made_from:
         return f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/"
 
-    records = archive.metadata(spark, str(settings.archive), listing)
-    candidates = listing.where(~f.lower("path").rlike(layouts.TABLE_NAMES))
-    session.batch_rows(spark, DECODE_BATCH)
-    decoded = archive.decode(spark, str(settings.archive), candidates, settings).persist(StorageLevel.DISK_ONLY)
-    names = ["source_uri", "sha256", "pixel_sha256", "perceptual_hash", "reason", "detail"]
-    session.describe(spark, f"ingest: decode and hash {len(listed)} files")
-    found = [selection.Found(**row.asDict()) for row in decoded.select(*names).collect()]
-    skipped = sum(layouts.is_table(path) for path, _, _ in listed)
-    if len(found) + skipped != len(listed):
-        raise DataError(
-            f"{len(listed)} files were listed, {len(found)} read and {skipped} skipped: the archive changed meanwhile; "
-            "run ingest again"
-        )
-    root = archive.qualified(spark, str(settings.archive))
-    chosen = selection.select(found, records, root, settings)
+    heads, tables = archive.table_heads(listed, settings)
+    words = settings.ingest.labels
+    layout = layouts.recognise(
+        heads, archive.folders(listed), settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
+    )
+    candidates = listed.where("role = 'image'")
+    decoded, new = read(job, candidates.where("reason is null"))
+    records = keep("records", selection.merged(archive.records(spark, layout, tables, settings)))
+    named = archive.naming(settings)
+    found = identified(candidates.where("reason is null")).join(decoded.drop("image"), list(SAME_FILE), "inner")
+    told = keep("candidates", selection.candidates(found, records, layout, settings, named))
+    session.describe(spark, "ingest: groups, duplicates and splits")
+    decisions = keep("decisions", selection.decide(told, settings))
+    unread = candidates.where("reason is not null")
+    rejects = decisions.where("reason is not null").select(*schemas.REJECTS.names)
+    rejects = rejects.unionByName(
+        unread.withColumn("sha256", f.lit(None).cast("string")).select(*schemas.REJECTS.names)
+    )
+    kept = decisions.where("reason is null")
 
-    kept = lineage.rows_id((row.sha256, row.label, row.group, row.split) for row in chosen.chosen)
-    dataset_id = lineage.content_id([kept, settings.image_size, images.PIXELS_VERSION])
+    counted = {(row.split, row.label): row["count"] for row in kept.groupBy("split", "label").count().collect()}
+    counts = {f"{split}_{label}": counted.get((split, label), 0) for split in splits.SPLITS for label in (0, 1)}
+    reasons = {row.reason: row["count"] for row in rejects.groupBy("reason").count().orderBy("reason").collect()}
+    unknown = decisions.where("reason = 'unknown_label'").select("detail").distinct().limit(20).collect()
+    accepted, rejected = sum(counts.values()), sum(reasons.values())
+    skipped = total - roles.get("image", 0)
+    if accepted + rejected + skipped != total:
+        raise DataError(
+            f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the archive "
+            "changed meanwhile; run ingest again"
+        )
+    selection.check(counts, reasons, [row.detail for row in unknown])
+    unmatched = census.unmatched(decisions, records, layout)
+    if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
+        raise DataError(
+            f"ingest.unmatched=error: {unmatched['rows_without_image']} rows without image, "
+            f"{unmatched['images_without_row']} images without row"
+        )
+
+    kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
+    dataset_id = lineage.content_id([kept_id, settings.image_size, images.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
-    write(job, decoded, chosen, path)
-    decoded.unpersist()
-    counts = chosen.counts()
+    write(job, decoded, kept, accepted, path)
+    rejects.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, "rejects", path))
     facts = {
         "id": dataset_id,
         "path": path,
         "made_from": made_from,
+        "grew_from": known["id"] if known else None,
+        "layout": layout.summary,
+        "target": settings.target,
         "image_size": settings.image_size,
-        "listed": len(listed),
-        "accepted": len(chosen.chosen),
-        "rejected": len(chosen.rejected),
+        "listed": total,
+        "read": new,
+        "accepted": accepted,
+        "rejected": rejected,
         "skipped": skipped,
-        "rows_without_image": chosen.rows_without_image,
+        "rows_without_image": (unmatched["rows_without_image"] or {"count": 0})["count"],
         "counts": counts,
-        "groups": {s: len({r.group for r in chosen.chosen if r.split == s}) for s in ("train", "validation", "test")},
-        "reasons": chosen.reasons(),
+        "groups": {
+            row.split: row.n for row in kept.groupBy("split").agg(f.countDistinct("group").alias("n")).collect()
+        },
+        "reasons": reasons,
     }
+    card = census.card(decisions, rejects, decoded, facts, unmatched, settings)
+    page = datacard.render(card)
+    files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
     store.publish(warehouse, "images", facts)
+    job.tracker.artifact("datacard.html", page.encode())
+    for name, contacts in zip(card["labels"], card["contacts"], strict=True):
+        sheet = datacard.contact_sheet(
+            [contact["image"] for contact in contacts],
+            [f"{(contact['sha256'] or '')[:8]}\n{contact['split']}" for contact in contacts],
+            8,
+        )
+        job.tracker.artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
     job.tracker.metrics({f"images_{key}": value for key, value in counts.items()})
     job.tracker.metrics({key: facts[key] for key in ("listed", "accepted", "rejected", "skipped")})
-    job.tracker.tags({"dataset_id": dataset_id})
-    reasons = ", ".join(f"{reason} {count}" for reason, count in chosen.reasons().items())
-    absent = f"; {chosen.rows_without_image} rows of metadata.csv have no image" if chosen.rows_without_image else ""
+    job.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
+    reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    absent = facts["rows_without_image"]
     return (
-        f"{len(listed)} files listed = {len(chosen.chosen)} accepted + {len(chosen.rejected)} rejected"
-        f"{f' ({reasons})' if reasons else ''} + {skipped} skipped{absent}"
+        f"{total} files listed = {accepted} accepted + {rejected} rejected"
+        f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
+        f"{f'; {absent} rows of the tables have no image' if absent else ''}; {new} read now; {layout.summary}"
     )
 
 
-def write(job: Job, decoded: DataFrame, chosen: selection.Selection, path: str) -> None:
-    """`images/<path>` through Petastorm, sorted by split and hash so that row groups hold one split, and `rejects/`."""
+def chosen(settings: config.Settings) -> list[Any]:
+    """The settings that a dataset depends on."""
+    sections = (settings.ingest, settings.privacy)
+    plain = (settings.layout, settings.target, settings.split, settings.image_size, settings.seed)
+    return [*(section.model_dump(mode="json") for section in sections), *plain, images.PIXELS_VERSION]
+
+
+def identified(listed: DataFrame) -> DataFrame:
+    """The listing's files by which they are known, with their place and id."""
+    image_id = f.udf(archive.image_id, "string")
+    return listed.select(*SAME_FILE, "path", image_id("path", "kind").alias("image_id"))
+
+
+def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
+    """`decoded/`, with a row for each of these files; and how many of them were read now.
+
+    It is kept for later runs: rows are of content and never of labels. Each finished task's file stays when the job is
+    killed, and the next one reads what is missing.
+    """
+    spark, settings = job.spark, job.settings
+    limits = settings.ingest
+    recipe = [settings.image_size, images.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
+    recipe_id = lineage.content_id([*recipe, limits.allow_recognisable, settings.privacy.source_names])
+    url = files.join(job.warehouse, "decoded", recipe_id)
+    todo = readable
+    if files.matches(url, "*.parquet"):
+        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{archive.GONE}'")
+        keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
+        same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
+        todo = readable.join(keys, same, "left_anti")
+    todo = todo.persist()
+    new = todo.count()
+    if new:
+        session.describe(spark, f"ingest: decode and hash {new} files")
+        rows = archive.decode(todo, settings)
+        # Version 2 moves each finished task's file in place at once; rows are keyed by file, so they stay valid.
+        options = {"mapreduce.fileoutputcommitter.algorithm.version": "2", "compression": "uncompressed"}
+        rows.write.mode("append").options(**options).parquet(url)
+    todo.unpersist()
+    if not files.matches(url, "*.parquet"):
+        return spark.createDataFrame([], schemas.DECODED), new
+    table = spark.read.schema(schemas.DECODED).parquet(url)
+    return table, new
+
+
+def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:
+    """`images/<path>` through Petastorm: sorted by split in each file, so that row groups hold one split."""
     spark, settings = job.spark, job.settings
     schema = schemas.images_schema(settings.image_size)
-    size = decoded.agg(f.sum(f.length("image"))).collect()[0][0]
     mebibyte = 1024 * 1024
-    shards = max(session.slots(spark), -(-size // (settings.ingest.shard_mb * mebibyte)))
-    table = spark.createDataFrame(
-        [tuple(getattr(row, name) for name in CHOSEN) for row in chosen.chosen],
-        "source_uri string, image_id string, label int, split string, `group` string, patient_id string, "
-        "lesion_id string",
+    mean = decoded.limit(1000).agg(f.avg(f.length("image"))).collect()[0][0] or 0
+    shards = int(max(session.slots(spark), -(-mean * accepted // (settings.ingest.shard_mb * mebibyte))))
+    pixels = decoded.where("image is not null").select(
+        *(f.col(name).alias(f"of_{name}") for name in SAME_FILE), "sha256", "image"
     )
+    same = [f.col(name).eqNullSafe(f.col(f"of_{name}")) for name in SAME_FILE]
     rows = (
-        decoded.join(f.broadcast(table), "source_uri", "inner")
-        .repartitionByRange(int(shards), "split", "sha256")
+        pixels.repartition(shards, "sha256")
+        .join(kept.repartition(shards, "sha256").hint("merge"), "sha256")
+        .where(same[0] & same[1] & same[2])
         .sortWithinPartitions("split", "sha256")
         .select(*schema.fields)
     )
-    session.describe(spark, f"ingest: write {len(chosen.chosen)} images")
+    session.describe(spark, f"ingest: write {accepted} images")
     target = files.join(job.warehouse, "images", path)
     with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
         rows.write.mode("overwrite").parquet(target)
-    rejects = [(row.source_uri, row.sha256, row.reason, row.detail) for row in chosen.rejected]
-    spark.createDataFrame(rejects, schemas.REJECTS).coalesce(1).write.mode("overwrite").parquet(
-        files.join(job.warehouse, "rejects", path)
-    )
+    written = spark.read.parquet(target).count()
+    if written != accepted:
+        files.remove(target)
+        raise DataError(
+            f"{written} images were written where {accepted} are kept: another ingest ran on this warehouse, or files "
+            f"of decoded/ are missing; run ingest again, or remove {files.join(job.warehouse, 'decoded')} first"
+        )
 
 
 if __name__ == "__main__":

@@ -16,17 +16,16 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, main
-from melanoma_spark import archive, files, inference, layouts, schemas, serving, session
+from melanoma_spark import archive, files, inference, schemas, serving, session
 
-PLACE = ("path", "image_id", "modified", "length")
+PLACE = ("source_uri", "image_id", "modified", "length")
 
 
 def run(job: Job) -> str:
     spark, settings = job.spark, job.settings
     version, artifacts = job.tracker.model_files(settings.score.model)
     scorer = serving.unpack(artifacts)
-    everything = archive.listing(spark, settings.archive, settings.ingest.max_bytes)
-    listing = everything.where(~f.lower("path").rlike(layouts.TABLE_NAMES)).persist()
+    listing = archive.listing(spark, settings).where("role = 'image'").persist()
     todo = new_files(job, listing, version).persist()
     listed, new = listing.count(), todo.count()
     name = f"{version.name} version {version.version}"
@@ -40,7 +39,7 @@ def run(job: Job) -> str:
     staged = files.join(job.warehouse, "scores", f"_staged-{batch}")
     target = files.join(job.warehouse, "scores", f"batch_id={batch}")
     try:
-        rows = scored(job, todo, scorer, version, listed != new)
+        rows = scored(job, todo, scorer, version)
         rows.write.parquet(staged)
         counts = {row.status: row["count"] for row in spark.read.parquet(staged).groupBy("status").count().collect()}
         files.rename(staged, target)
@@ -59,21 +58,21 @@ def new_files(job: Job, listing: DataFrame, version: Any) -> DataFrame:
     done = (
         job.spark.read.parquet(files.join(job.warehouse, "scores"))
         .where((f.col("model_name") == version.name) & (f.col("model_version") == str(version.version)))
-        .select(
-            f.col("source_uri").alias("path"),
-            f.col("source_bytes").alias("length"),
-            f.col("source_modified").alias("modified"),
-        )
+        .where(f.col("reason").isNull() | (f.col("reason") != archive.GONE))
+        .select("source_uri", "source_bytes", "source_modified")
     )
-    return listing.join(done, ["path", "length", "modified"], "left_anti")
+    same = (
+        (listing["source_uri"] == done["source_uri"])
+        & (listing["length"] == done["source_bytes"])
+        & listing["modified"].eqNullSafe(done["source_modified"])
+    )
+    return listing.join(done, same, "left_anti")
 
 
-def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some_only: bool) -> DataFrame:
+def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any) -> DataFrame:
     """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
     spark, settings = job.spark, job.settings
-    readable = todo.where("reason is null")
-    paths = [row.path for row in readable.select("path").collect()] if some_only else archive.one_by_one(todo)
-    read = archive.contents(spark, str(settings.archive), settings.ingest.max_bytes, paths)
+    read = archive.with_contents(todo.where("reason is null"), settings)
     tensors = spark.sparkContext.broadcast(scorer.tensors)
     kinds = {"probability": t.DoubleType(), "threshold": t.DoubleType()}
     result = t.StructType([t.StructField(key, kinds.get(key, t.StringType())) for key in serving.OUTPUTS])
@@ -87,14 +86,18 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some
         result,
         settings.score.batch_size,
     )
-    # The listing's size and time, not the reader's: what is written here is what the next listing is compared with.
-    found = (
-        read.join(f.broadcast(readable.select(*PLACE)), "path", "inner")
-        .select(*PLACE, f.sha2("content", 256).alias("sha256"), udf("content").alias("found"))
-        .select(*PLACE, "sha256", "found.*")
+    told = ("probability", "decision", "operating_point", "threshold", "status")
+    found = read.select(
+        *PLACE, f.sha2("content", 256).alias("sha256"), udf("content").alias("found"), "reason", "detail"
+    ).select(
+        *(*PLACE, "sha256"),
+        *(f.col(f"found.{name}") for name in told),
+        *(f.coalesce(name, f"found.{name}").alias(name) for name in ("reason", "detail")),
     )
+    named = archive.naming(settings)
+    identified = f.udf(lambda path, kind: named(archive.image_id(path, kind)), "string")
     unread = todo.where("reason is not null").select(
-        *PLACE,
+        *(identified("path", "kind").alias(name) if name == "image_id" else f.col(name) for name in PLACE),
         f.lit(None).cast("string").alias("sha256"),
         f.lit(None).cast("double").alias("probability"),
         f.lit("").alias("decision"),
@@ -106,7 +109,6 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any, some
     )
     return (
         found.unionByName(unread)
-        .withColumnRenamed("path", "source_uri")
         .withColumnRenamed("length", "source_bytes")
         .withColumnRenamed("modified", "source_modified")
         .withColumn("probability", f.when(f.col("status") == "scored", f.col("probability")))

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import os
 import posixpath
+import re
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
@@ -59,10 +60,11 @@ def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
 
     found = spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING).localCheckpoint()  # type: ignore[arg-type]
     inside = found.where("kind = 'container'").repartition(session_slots(spark), "file")
-    listed = found.where("kind != 'container'").unionByName(
-        inside.mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
-    )
-    return listed.mapInPandas(named, schemas.LISTING) if settings.privacy.source_names == "hash" else listed
+    members = inside.mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
+    listed = found.where("kind != 'container'").unionByName(members)
+    if settings.privacy.source_names == "keep":
+        return listed
+    return listed.mapInPandas(named, schemas.LISTING)  # type: ignore[arg-type]
 
 
 def session_slots(spark: SparkSession) -> int:
@@ -81,7 +83,7 @@ def located(url: str | None) -> tuple[str, str]:
                 raise DataError(f"archive {url} holds no files; expected a folder with images, or zip or tar files")
             return files.spelt(url), ""
         with filesystem.open(path, "rb") as file:
-            kind = containers.kind_of(file.read(512))
+            kind = containers.kind_of(file.read(512), path)
     except FileNotFoundError:
         raise DataError(
             f"archive {url} does not exist; give the URL of a folder of images, or of a zip or tar file, with "
@@ -133,9 +135,9 @@ def _unread(raw: str, info: dict[str, Any], inside: str, max_bytes: int) -> tupl
             return "link", "a link to a folder or to nothing; only links to files are followed"
     elif info["type"] != "file":
         return "special_file", f"of type {info['type']}"
-    found = layouts.unread(raw)
-    if found or layouts.is_table(raw):
-        return found
+    found = layouts.unread(printable(raw))
+    if found:
+        return None if found[0] == "skipped" else found
     if not info["size"]:
         return "empty", "0 bytes"
     if info["size"] > max_bytes:
@@ -148,7 +150,7 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
     whole = {"raw": container.raw, "length": container.length, "modified": container.modified}
     try:
         with opened(root, container.file, container.raw) as file:
-            kind = containers.kind_of(file.read(512))
+            kind = containers.kind_of(file.read(512), container.file)
             if kind is None and container.length:
                 yield _row(root, container.file, "file", **whole)
                 return
@@ -162,9 +164,11 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
 def _member(root: str, container: Any, kind: str, member: containers.Member) -> tuple[Any, ...]:
     path = posixpath.join(container.file, member.name) if member.name else container.file
     reason, detail = member.reason, member.detail
+    role = "image"
     if reason is None:
         reason, detail = layouts.unread(member.name) or (None, None)
-    role = "image" if reason or not layouts.is_table(member.name) else "table"
+    if reason == "skipped":
+        role, reason, detail = role_of(member.name), None, None
     return (
         f"{root}/{container.file}!/{member.name}",
         path,
@@ -198,9 +202,16 @@ def _row(
     """A row of `schemas.LISTING` for a file. `raw` is its name where that is no text."""
     text = printable(name)
     raw = os.fsencode(name) if raw is None and text != name else raw
-    role = "table" if not reason and layouts.is_table(text) else "image"
+    role = "image" if reason else role_of(text)
     no_member = (None, None, None, None, None, None)
     return (f"{root}/{text}", text, role, text, raw, kind or "file", *no_member, length, modified, reason, detail)
+
+
+def role_of(path: str) -> str:
+    """`table`, `other` (what never was meant to be an image) or `image`, by name."""
+    if layouts.is_table(path):
+        return "table"
+    return "other" if (layouts.unread(path) or ("",))[0] == "skipped" else "image"
 
 
 def printable(name: str) -> str:
@@ -343,6 +354,27 @@ def decode(listed: DataFrame, settings: config.Settings) -> DataFrame:
     return in_reading_order(listed).mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
 
 
+def with_contents(listed: DataFrame, settings: config.Settings) -> DataFrame:
+    """Each row of a listing as a row of `schemas.CONTENTS`: its bytes, or why there are none."""
+    root, _ = located(settings.archive)
+    max_bytes, name = settings.ingest.max_bytes, naming(settings)
+
+    def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            for row, content in ahead(contents(root, batch, max_bytes), lambda pair: pair):
+                wrong = content if isinstance(content, ImageError) else None
+                found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
+                place = (row.source_uri, row.length, row.modified, name(image_id(row.path, row.kind)))
+                yield pd.DataFrame([(*place, *found)], columns=schemas.CONTENTS.names, dtype=object)
+
+    return in_reading_order(listed).mapInPandas(rows, schemas.CONTENTS)  # type: ignore[arg-type]
+
+
+def image_id(path: str, kind: str) -> str:
+    """The id of a listed image. A member whose name came twice carries a number behind it, which is not of the id."""
+    return layouts.image_id(path if kind == "file" else re.sub(r"#\d+$", "", path))
+
+
 def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, field: Any) -> tuple[Any, ...]:
     """sha256, pixel_sha256, perceptual_hash, width, height, format, image, reason, detail."""
     sha256 = None
@@ -381,6 +413,26 @@ def iter_table(root: str, row: Any) -> Iterator[bytes]:
                 yield content
 
 
+class Pieces(io.RawIOBase):
+    """An iterator of bytes as a file to read."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._left = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = piece
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
 def folders(listed: DataFrame) -> dict[str, int]:
     """Folder (relative to the archive) -> images directly in it; the 10,000 largest."""
     parent = f.regexp_extract("path", r"^(.*)/[^/]*$", 1)
@@ -401,7 +453,7 @@ def records(spark: SparkSession, layout: layouts.Layout, rows: list[Any], settin
         for batch in batches:
             for place in batch["id"]:
                 table, row = work[int(place)]
-                found = layouts.read_table(iter_table(root, Row(**row)), table)
+                found = layouts.read_table(io.BufferedReader(Pieces(iter_table(root, Row(**row)))), table)
                 yield from frames(
                     (tuple(getattr(record, name) for name in schemas.RECORDS.names) for record in found),
                     schemas.RECORDS,
@@ -409,8 +461,3 @@ def records(spark: SparkSession, layout: layouts.Layout, rows: list[Any], settin
 
     count = max(1, len(work))
     return spark.range(0, len(work), 1, count).mapInPandas(read, schemas.RECORDS)  # type: ignore[arg-type]
-
-
-def encode_thumbnail(pixels: np.ndarray, side: int = 96) -> bytes:
-    """A small JPEG of stored pixels, without anything of the file it came from."""
-    return images.thumbnail(pixels, side)

@@ -27,12 +27,26 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+def filesystem(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path on it. Names with `::`, `#` or `%` in them are names."""
+    if url.startswith("file:") or "://" not in url:
+        return fsspec.filesystem("file"), "/" + url_of(url).removeprefix("file://").lstrip("/")
+    found, path = fsspec.core.url_to_fs(url)
+    return found, str(path)
+
+
+def spelt(url: str) -> str:
+    """A URL as sources are stored: `file:/path` for a local one, as Hadoop spells it, else as it is."""
+    absolute = url_of(url)
+    return "file:" + absolute.removeprefix("file://") if absolute.startswith("file://") else absolute
+
+
 def exists(url: str) -> bool:
     """Raises `ConfigError` for a URL of a kind that nothing installed can read."""
     try:
         filesystem, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:
-        raise ConfigError(f"{url}: {_reason(error)}") from None
+        raise ConfigError(f"{url}: {reason(error)}") from None
     return bool(filesystem.exists(path))
 
 
@@ -48,7 +62,7 @@ def read_bytes(url: str) -> bytes:
         filesystem, path = fsspec.core.url_to_fs(url)
         return bytes(filesystem.cat_file(path))
     except (OSError, ValueError, ImportError) as error:
-        raise DataError(f"cannot read {url}: {_reason(error)}") from None
+        raise DataError(f"cannot read {url}: {reason(error)}") from None
 
 
 def write_bytes(url: str, content: bytes) -> None:
@@ -66,7 +80,7 @@ def write_bytes(url: str, content: bytes) -> None:
                 filesystem.rm(path)
             filesystem.mv(beside, path)
     except (OSError, ValueError, ImportError) as error:
-        raise ClusterError(f"cannot write {url}: {_reason(error)}; choose another warehouse=URL") from None
+        raise ClusterError(f"cannot write {url}: {reason(error)}; choose another warehouse=URL") from None
 
 
 def check_writable(url: str) -> None:
@@ -129,6 +143,6 @@ def unpack_tensors(content: bytes) -> list[np.ndarray]:
     return tensors
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error).splitlines()[0] if str(error) else type(error).__name__
     return str(text)

@@ -1,38 +1,23 @@
-"""Patient, lesion, duplicate -> group: what must never stand on two sides of a split."""
+"""Patient, lesion, pair, duplicate -> group: what must never stand on two sides of a split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+# How lasting a kind of key is, most lasting first. A group is named by its smallest key of the most lasting kind it
+# has, so that its name, and with it the side of the split, stays when more images of the same patient arrive.
+KINDS = ("patient", "lesion", "pair", "looks", "pixels")
 
 
-def connected_components(keys: Iterable[Sequence[str]]) -> list[str]:
-    """The name of each row's group, in order. Rows that share any key, directly or through others, share a group.
+def components(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The connected components of edges `left[i] - right[i]`, both int64 (n,).
 
-    `keys` holds for each row its keys, written as `kind:value`; `patient` and `lesion` last, other kinds are content
-    hashes. A group is named by its smallest key of the most lasting kind it has, so the name, and with it the side
-    of the split, stays when more images of the same patient arrive. A row needs at least one key.
+    Returns the distinct ends in order, int64 (k,), and the number of each one's component, int32 (k,). About 100 bytes
+    an edge are needed while it runs.
     """
-    rows = [list(row) for row in keys]
-    parent: dict[str, str] = {}
-
-    def root(key: str) -> str:
-        while parent[key] != key:
-            parent[key] = parent[parent[key]]
-            key = parent[key]
-        return key
-
-    for row in rows:
-        for key in row:
-            parent.setdefault(key, key)
-        for key in row[1:]:
-            parent[root(key)] = root(row[0])
-    names: dict[str, str] = {}
-    for key in parent:
-        top = root(key)
-        names[top] = min(names.get(top, key), key, key=_lasting)
-    return [names[root(row[0])] for row in rows]
-
-
-def _lasting(key: str) -> tuple[int, str]:
-    kind = key.partition(":")[0]
-    return ({"patient": 0, "lesion": 1}.get(kind, 2), key)
+    keys, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+    ends = places[: len(left)], places[len(left) :]
+    graph = coo_array((np.ones(len(left), np.bool_), ends), shape=(len(keys), len(keys)))
+    return keys, connected_components(graph, directed=False)[1]

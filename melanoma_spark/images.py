@@ -24,8 +24,8 @@ from melanoma_spark.errors import ImageError
 
 REASONS = {
     "empty": "the file has no bytes",
-    "hidden": "its name, or a folder's, starts with . or _; rename it to have it read",
-    "unreadable_name": "its name holds a colon, which Hadoop does not read from a local disk; rename it",
+    "hidden": "made by an operating system, or its name, or a folder's, starts with a dot; rename it to have it read",
+    "unreadable": "the file system did not give it; the next ingest tries again",
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
     "archive_by_another_name": "the content is a zip, tar or gzip archive; rename it to .zip, .tar or .tar.gz to have "
     "it read",
@@ -38,9 +38,12 @@ REASONS = {
     "recognisable": "its DICOM header says that the patient can be recognised in it",
     "burned_in": "its DICOM header says that text which may name the patient is burned into its pixels",
     "dicom_not_photographic": "the DICOM object is neither a dermoscopic nor another photograph",
-    "no_label": "neither metadata.csv nor the folder gives a label",
-    "unknown_label": "the label is in neither ingest.labels.positive nor ingest.labels.negative",
-    "conflicting_labels": "images of the same pixels carry different labels",
+    "no_label": "neither a table nor the folder gives a label",
+    "unknown_label": "the label is in neither diagnoses.csv nor ingest.labels.positive or .negative",
+    "indeterminate": "its label does not tell the target; see target and ingest.indeterminate",
+    "conflicting_labels": "its labels, or those of images with the same pixels, exclude each other",
+    "contradictory_rows": "two rows of the archive's tables give it another patient, lesion or split",
+    "split_overlap": "its group stands on the other side of the shipped split; see ingest.split_overlap",
     "duplicate": "another image with the same pixels is kept",
 }
 
@@ -389,3 +392,12 @@ def _found(content: bytes) -> str:
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in content[:64]):
         return "the content is text"
     return f"unknown content, starting with bytes {content[:4].hex()}"
+
+
+def thumbnail(pixels: np.ndarray, side: int) -> bytes:
+    """A JPEG of uint8 RGB pixels (h, w, 3), neither side over `side` pixels."""
+    small = Image.fromarray(pixels)
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

@@ -41,6 +41,8 @@ def over_column(
         found: list[np.ndarray | ImageError] = []
         for content in column:
             try:
+                if content is None:
+                    raise ImageError("unreadable", "there are no bytes")
                 found.append(prepare(bytes(content)))
             except ImageError as error:
                 found.append(error)

@@ -63,7 +63,7 @@ def _columns(*columns: tuple[str, t.DataType]) -> t.StructType:
 LISTING = _columns(  # a file of an archive, or a member of a zip or tar in it
     ("source_uri", t.StringType()),  # as it is stored: FILE or CONTAINER!/MEMBER, or a keyed hash of that
     ("path", t.StringType()),  # relative to the archive, of a member CONTAINER/MEMBER
-    ("role", t.StringType()),  # image, table
+    ("role", t.StringType()),  # image, table, other
     ("file", t.StringType()),  # the file to open, relative to the archive
     ("raw", t.BinaryType()),  # its name in bytes where that is no text
     ("kind", t.StringType()),  # file, container (not yet looked into), zip, tar, tar.gz
@@ -76,6 +76,16 @@ LISTING = _columns(  # a file of an archive, or a member of a zip or tar in it
     ("length", t.LongType()),  # bytes, uncompressed
     ("modified", t.TimestampType()),
     ("reason", t.StringType()),  # why it is not read
+    ("detail", t.StringType()),
+)
+
+CONTENTS = _columns(  # a file of an archive in bytes
+    ("source_uri", t.StringType()),
+    ("length", t.LongType()),
+    ("modified", t.TimestampType()),
+    ("image_id", t.StringType()),
+    ("content", t.BinaryType()),
+    ("reason", t.StringType()),  # why there are none
     ("detail", t.StringType()),
 )
 
@@ -129,3 +139,53 @@ SCORES = _columns(
     ("batch_id", t.StringType()),
     ("scored_at", t.TimestampType()),
 )
+
+RECORDS = t.StructType(  # tables.Record: what one row of an archive's table says of one image
+    [
+        t.StructField("image_id", t.StringType()),
+        t.StructField("labels", t.ArrayType(t.StringType())),
+        t.StructField("patient_id", t.StringType()),
+        t.StructField("lesion_id", t.StringType()),
+        t.StructField("pairs", t.ArrayType(t.StringType())),
+        t.StructField("split", t.StringType()),
+        t.StructField("age", t.DoubleType()),
+        *(t.StructField(name, t.StringType()) for name in ("sex", "site", "skin_type", "image_type")),
+        *(t.StructField(name, t.StringType()) for name in ("source", "licence")),
+    ]
+)
+
+CANDIDATES = _columns(  # a readable file with what the archive says of it
+    ("source_uri", t.StringType()),
+    ("length", t.LongType()),
+    ("modified", t.TimestampType()),
+    ("sha256", t.StringType()),
+    ("pixel_sha256", t.StringType()),
+    ("perceptual_hash", t.StringType()),
+    ("width", t.IntegerType()),
+    ("height", t.IntegerType()),
+    ("image_id", t.StringType()),
+    ("label", t.IntegerType()),
+    ("word", t.StringType()),  # the label in the archive's own words
+    ("diagnosis", t.StringType()),  # ... and in those of diagnoses.csv
+    ("shipped", t.StringType()),  # the split that the archive names
+    ("keys", t.ArrayType(t.StringType())),  # rows that share one stand on one side
+    ("patient_id", t.StringType()),
+    ("lesion_id", t.StringType()),
+    *((name, t.StringType()) for name in ("age", "sex", "site", "skin_type", "image_type", "source", "licence")),
+    ("in_table", t.BooleanType()),
+    ("reason", t.StringType()),
+    ("detail", t.StringType()),
+)
+
+DECISIONS = t.StructType(
+    [
+        *(field for field in CANDIDATES if field.name not in ("keys", "shipped")),
+        t.StructField("group", t.StringType()),
+        t.StructField("split", t.StringType()),
+    ]
+)
+
+
+def add(schema: t.StructType, *columns: str) -> t.StructType:
+    """A schema with columns of text behind it."""
+    return t.StructType([*schema.fields, *(t.StructField(name, t.StringType()) for name in columns)])

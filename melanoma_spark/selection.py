@@ -1,160 +1,260 @@
-"""Decoded files and the archive's metadata -> which images are kept, with label, group and split, and why not the rest.
+"""Decoded files and the archive's tables -> which images are kept, with label, group and split, and why not the rest.
 
-Pure: rows in, rows out. What is decided here is decided for the whole archive at once, on the driver.
+All of it is a plan for Spark's executors: the driver sees counts and examples, never the rows.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from typing import Any
 
-from melanoma_spark import config, groups, layouts, splits
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as f
+
+from melanoma_spark import config, diagnoses, groups, layouts, schemas, splits
 from melanoma_spark.errors import DataError
 
-
-@dataclass(frozen=True)
-class Found:
-    """A listed file after decoding: its hashes, or the reason why it has no pixels."""
-
-    source_uri: str
-    sha256: str | None
-    pixel_sha256: str | None = None
-    perceptual_hash: str | None = None
-    reason: str | None = None
-    detail: str | None = None
+STATED = ("patient_id", "lesion_id", "split")  # what a table may say once of an image
+OF_RECORD = ("age", "sex", "site", "skin_type", "image_type", "source", "licence")
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """An image that is kept."""
-
-    source_uri: str
-    sha256: str
-    image_id: str
-    label: int
-    split: str
-    group: str
-    patient_id: str | None
-    lesion_id: str | None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The kept images, the rejected files, and how many rows of the metadata have no image."""
-
-    chosen: tuple[Chosen, ...]
-    rejected: tuple[Found, ...]
-    rows_without_image: int
-
-    def counts(self) -> dict[str, int]:
-        """Kept images by split and label, as `train_0`, `train_1`, ..."""
-        counted = Counter((row.split, row.label) for row in self.chosen)
-        return {f"{split}_{label}": counted[split, label] for split in splits.SPLITS for label in (0, 1)}
-
-    def reasons(self) -> dict[str, int]:
-        return dict(sorted(Counter(row.reason or "" for row in self.rejected).items()))
+def merged(records: DataFrame) -> DataFrame:
+    """One row an image id (in lower case) of the rows of all tables; `contradiction` names what two rows say otherwise."""
+    said = records.withColumn("id", f.lower("image_id")).groupBy("id")
+    differ = [f.when(f.size(f"{name}_set") > 1, f.lit(name)) for name in STATED]
+    return (
+        said.agg(
+            f.array_sort(f.array_distinct(f.flatten(f.collect_list("labels")))).alias("labels"),
+            f.array_sort(f.array_distinct(f.flatten(f.collect_list("pairs")))).alias("pairs"),
+            *(f.collect_set(name).alias(f"{name}_set") for name in STATED),
+            *(f.min(name).alias(name) for name in OF_RECORD),
+        )
+        .withColumn("contradiction", f.concat_ws(", ", *differ))
+        .select(
+            "id",
+            "labels",
+            "pairs",
+            *(f.array_min(f"{name}_set").alias(name) for name in STATED),
+            *OF_RECORD,
+            "contradiction",
+        )
+    )
 
 
-def select(
-    found: Iterable[Found], records: Sequence[layouts.Record], root: str, settings: config.Settings
-) -> Selection:
-    """Decide on every file. Without records, the folder directly above an image names its class.
+def candidates(
+    files: DataFrame, records: DataFrame, layout: layouts.Layout, settings: config.Settings, name: Any
+) -> DataFrame:
+    """Each readable file as a row of `schemas.CANDIDATES`: its label, ids and keys, or why it cannot be used.
 
-    Of files with the same pixels the one with the smallest SHA-256 is kept; if their labels differ none is. Raises
-    `DataError` when nothing is left, or only one class.
+    `files` holds the columns of `schemas.DECODED` but for the image, and `path`, `image_id`; `records` is of `merged`.
+    `name` makes of an id what is stored of it. An image without a row is `no_label` where labels come from tables.
     """
-    by_id = {record.image_id: record for record in records}
-    rejected: list[Found] = []
-    labelled: list[tuple[Found, layouts.Record, int]] = []
-    seen: set[str] = set()
-    for file in found:
-        name = layouts.image_id(file.source_uri)
-        seen.add(name)
-        if file.reason is not None:
-            rejected.append(file)
-            continue
-        record = by_id.get(name) if records else layouts.Record(name, layouts.folder_label(file.source_uri, root))
-        label = _label(record, settings.ingest.labels)
-        if isinstance(label, str):
-            detail = "no row in metadata.csv" if record is None else f"label {record.label!r}"
-            rejected.append(replace(file, reason=label, detail=detail))
-        else:
-            assert record is not None
-            labelled.append((file, record, label))
-    names = groups.connected_components(_keys(file, record) for file, record, _ in labelled)
-    kept: list[Chosen] = []
-    same: dict[str, list[int]] = defaultdict(list)
-    for place, (file, _, _) in enumerate(labelled):
-        same[file.pixel_sha256 or ""].append(place)
-    for places in same.values():
-        places.sort(key=lambda place: (labelled[place][0].sha256 or "", labelled[place][0].source_uri))
-        conflict = len({labelled[place][2] for place in places}) > 1
-        for order, place in enumerate(places):
-            file, record, label = labelled[place]
-            if conflict:
-                rejected.append(replace(file, reason="conflicting_labels", detail=f"{len(places)} images, both labels"))
-            elif order:
-                detail = f"same pixels as {labelled[places[0]][0].sha256}"
-                rejected.append(replace(file, reason="duplicate", detail=detail))
-            else:
-                kept.append(_chosen(file, record, label, names[place], settings))
-    selection = Selection(
-        tuple(sorted(kept, key=lambda row: (row.split, row.sha256))),
-        tuple(sorted(rejected, key=lambda row: row.source_uri)),
-        len(by_id.keys() - seen),
+    tables = any(table.has_labels for table in layout.tables)
+    words = settings.ingest.labels
+    own = (*words.positive, *words.negative)
+    chosen = {"positive": 1, "negative": 0}.get(settings.ingest.indeterminate)
+
+    def identified(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            told = [layouts.folder_record(path, layout, own) for path in batch["path"]]
+            yield batch.drop(columns=["path"]).assign(
+                id=[text.lower() for text in batch["image_id"]],
+                folder_label=[label for label, _ in told],
+                folder_split=[split for _, split in told],
+            )
+
+    def decided(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            rows = [_decided(row, tables, settings.target, words, chosen, name) for row in batch.itertuples()]
+            yield pd.DataFrame(rows, columns=schemas.CANDIDATES.names, dtype=object)
+
+    with_ids = schemas.add(files.drop("path").schema, "id", "folder_label", "folder_split")
+    found = files.mapInPandas(identified, with_ids)  # type: ignore[arg-type]
+    joined = found.join(records.withColumn("in_table", f.lit(True)), "id", "left")
+    return joined.mapInPandas(decided, schemas.CANDIDATES)  # type: ignore[arg-type]
+
+
+def _decided(row: Any, tables: bool, target: str, words: config.Labels, chosen: int | None, name: Any) -> tuple:
+    labels = tuple(row.labels) if row.labels is not None else ()
+    if not labels and row.folder_label:
+        labels = (row.folder_label,)
+    answer = diagnoses.target_of(labels, target, words.positive, words.negative)
+    label, reason, detail = answer.target, row.reason, row.detail
+    if reason is None:
+        if tables and pd.isna(row.in_table):
+            label, reason, detail = None, diagnoses.NO_LABEL, "no row in the archive's tables"
+        elif row.contradiction:
+            label, reason, detail = None, "contradictory_rows", f"two rows give it another {row.contradiction}"
+        elif answer.contradiction:
+            label, reason, detail = None, "conflicting_labels", answer.contradiction
+        elif answer.reason == diagnoses.INDETERMINATE and chosen is not None:
+            label = chosen
+        elif answer.reason:
+            reason, detail = answer.reason, f"label {answer.word!r}" if answer.word else "no label"
+    patient, lesion = name(row.patient_id), name(row.lesion_id)
+    pairs = [name(pair) for pair in row.pairs] if row.pairs is not None else []
+    keys = [f"pixels:{row.pixel_sha256}", f"looks:{row.perceptual_hash}"]
+    keys += [f"patient:{patient}"] if patient else []
+    keys += [f"lesion:{lesion}"] if lesion else []
+    keys += [f"pair:{pair}" for pair in pairs]
+    usable = reason is None
+    return (
+        row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
+        row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
+        row.split or row.folder_split, keys if usable else [], patient, lesion,
+        *(_text(getattr(row, column)) for column in OF_RECORD), not pd.isna(row.in_table), reason, detail,
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    if value is None or value != value:
+        return None
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def grouped(rows: DataFrame) -> DataFrame:
+    """The usable rows of `candidates` with the name of their `group`, a connected component of their keys."""
+
+    def connected(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        edges = [batch[["first", "other"]].to_numpy(np.int64) for batch in batches]
+        if edges:
+            ends = np.concatenate(edges)
+            del edges
+            keys, component = groups.components(ends[:, 0], ends[:, 1])
+            for at in range(0, len(keys), 100_000):
+                part = slice(at, at + 100_000)
+                yield pd.DataFrame({"first": keys[part], "component": component[part]})
+
+    usable = rows.where("reason is null")
+    # Numbers stand for keys: two that collide would join two groups, which is unlikely and does no harm.
+    numbered = usable.withColumn("first", f.xxhash64(f.element_at("keys", 1)))
+    pairs = numbered.select("first", f.explode("keys").alias("key")).select("first", f.xxhash64("key").alias("other"))
+    # One task holds two numbers a key, which is little: the pixels of as many images fill a thousand times more.
+    found = pairs.coalesce(1).mapInPandas(connected, "first long, component int")  # type: ignore[arg-type]
+    placed = numbered.join(found, "first").drop("first")
+    kind = f.substring_index("key", ":", 1)
+    rank = f.coalesce(*(f.when(kind == name, f.lit(place)) for place, name in enumerate(groups.KINDS)))
+    named = (
+        placed.select("component", f.explode("keys").alias("key"))
+        .groupBy("component")
+        .agg(f.min(f.struct(rank.alias("rank"), "key")).alias("best"))
+        .select("component", f.col("best.key").alias("group"))
     )
-    _check(selection)
-    return selection
+    return placed.join(named, "component").drop("component")
 
 
-def _label(record: layouts.Record | None, words: config.Labels) -> int | str:
-    """0 or 1, or the reason why there is none."""
-    if record is None or record.label is None:
-        return "no_label"
-    word = record.label.lower()
-    if word in (positive.lower() for positive in words.positive):
-        return 1
-    return 0 if word in (negative.lower() for negative in words.negative) else "unknown_label"
+def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
+    """`candidates` with `group` and `split` where they are kept, and a reason for every other one.
+
+    Of files with the same pixels the one with the smallest SHA-256 is kept; if their labels differ none is. With
+    `split=from_layout` a group stands where the archive put it; without a shipped validation split, that is cut from
+    training by hash. Raises `DataError` listing the groups that the archive has on two sides, unless it is to repair
+    them: then the images outside of the test (or else validation) split are left out.
+    """
+    limits, seed = settings.ingest, settings.seed
+    shipped = settings.split == "from_layout"
+    usable = grouped(rows)
+    if shipped:
+        usable = _as_shipped(usable, settings)
+    pixels = Window.partitionBy("pixel_sha256")
+    first = pixels.orderBy(f.col("reason").isNotNull(), "sha256", "source_uri")
+    same = (
+        usable.withColumn("labels", f.size(f.collect_set("label").over(pixels)))
+        .withColumn("copies", f.count(f.lit(1)).over(pixels))
+        .withColumn("place", f.row_number().over(first))
+        .withColumn("kept", f.first("sha256").over(first))
+    )
+    conflict, duplicate = f.col("labels") > 1, f.col("place") > 1
+    reason = (
+        f.when(f.col("reason").isNotNull(), f.col("reason"))
+        .when(conflict, f.lit("conflicting_labels"))
+        .when(duplicate, f.lit("duplicate"))
+    )
+    detail = (
+        f.when(f.col("reason").isNotNull(), f.col("detail"))
+        .when(conflict, f.concat(f.col("copies").cast("string"), f.lit(" images of these pixels, both labels")))
+        .when(duplicate, f.concat(f.lit("same pixels as "), f.col("kept")))
+    )
+
+    def placed(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            sides = [
+                splits.split_of(group, seed, 0.0 if shipped else limits.test_fraction, limits.validation_fraction)
+                for group in batch["group"]
+            ]
+            yield batch.assign(hashed=sides)
+
+    new = same.withColumns({"detail": detail, "reason": reason}).drop("labels", "copies", "place", "kept")
+    hashed = new.mapInPandas(placed, schemas.add(new.schema, "hashed"))  # type: ignore[arg-type]
+    split: Column = f.col("hashed")
+    if shipped:
+        carved = f.coalesce(f.col("shipped"), f.lit("train"))
+        cut = (carved == "train") & ~f.col("validation_is_shipped")
+        split = f.when(cut, f.col("hashed")).otherwise(carved)
+    kept = hashed.withColumn("split", f.when(f.col("reason").isNull(), split)).select(*schemas.DECISIONS.names)
+    rest = rows.where("reason is not null").select(
+        *(
+            f.col(field.name) if field.name in rows.columns else f.lit(None).cast(field.dataType).alias(field.name)
+            for field in schemas.DECISIONS
+        )
+    )
+    return kept.unionByName(rest)
 
 
-def _keys(file: Found, record: layouts.Record) -> list[str]:
-    keys = [f"pixels:{file.pixel_sha256}", f"looks:{file.perceptual_hash}"]
-    if record.patient_id:
-        keys.append(f"patient:{record.patient_id}")
-    if record.lesion_id:
-        keys.append(f"lesion:{record.lesion_id}")
-    return keys
-
-
-def _chosen(file: Found, record: layouts.Record, label: int, group: str, settings: config.Settings) -> Chosen:
-    assert file.sha256 is not None
-    split = splits.split_of(group, settings.seed, settings.ingest.test_fraction, settings.ingest.validation_fraction)
-    return Chosen(
-        file.source_uri, file.sha256, record.image_id, label, split, group, record.patient_id, record.lesion_id
+def _as_shipped(usable: DataFrame, settings: config.Settings) -> DataFrame:
+    whole = Window.partitionBy("group")
+    sides = usable.withColumn("sides", f.array_sort(f.collect_set("shipped").over(whole)))
+    overlaps = sides.where(f.size("sides") > 1)
+    if settings.ingest.split_overlap == "error":
+        bad = overlaps.select("group", "sides").distinct()
+        count = bad.count()
+        if count:
+            told = ", ".join(
+                f"{row.group} ({' and '.join(row.sides)})" for row in bad.orderBy("group").limit(5).collect()
+            )
+            raise DataError(
+                f"split=from_layout: {count} groups stand on two sides of the shipped split: {told}; repair it with "
+                "ingest.split_overlap=repair, or use split=hash"
+            )
+    validation = usable.where("shipped = 'validation'").head(1) != []
+    best = f.coalesce(
+        *(f.when(f.array_contains("sides", name), f.lit(name)) for name in ("test", "validation", "train"))
+    )
+    wrong = f.col("shipped") != best
+    return (
+        sides.withColumns(
+            {
+                "reason": f.when(wrong, f.lit("split_overlap")),
+                "detail": f.when(wrong, f.concat(f.lit("its group stands in the shipped split "), best)),
+            }
+        )
+        .withColumn("shipped", f.coalesce("shipped", best))
+        .withColumn("validation_is_shipped", f.lit(validation))
+        .drop("sides")
     )
 
 
-def _check(selection: Selection) -> None:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in selection.reasons().items()) or "none"
-    unknown = {row.detail or "" for row in selection.rejected if row.reason == "unknown_label"}
+def check(counts: dict[str, int], reasons: dict[str, int], unknown: list[str]) -> None:
+    """Whether there is enough to train on. Raises `DataError`."""
+    told = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     if unknown:
-        reasons += f" ({layouts.some(unknown)}; known words: ingest.labels.positive and ingest.labels.negative)"
-    if not selection.chosen:
-        raise DataError(f"no usable image in the archive; rejected: {reasons}")
-    counts = selection.counts()
+        told += f" ({layouts.some(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
     total = {label: sum(counts[f"{split}_{label}"] for split in splits.SPLITS) for label in (0, 1)}
+    if not total[0] and not total[1]:
+        raise DataError(f"no usable image in the archive; rejected: {told}")
     if not total[0] or not total[1]:
         present = 1 if total[1] else 0
         raise DataError(
             f"one class only: all {total[present]} usable images carry the "
-            f"{'positive' if present else 'negative'} label; rejected: {reasons}; check the label words in "
-            "ingest.labels.positive and ingest.labels.negative"
+            f"{'positive' if present else 'negative'} label; rejected: {told}; check the label words in "
+            "ingest.labels.positive and ingest.labels.negative, and target"
         )
     for split in splits.SPLITS:
         if not counts[f"{split}_0"] or not counts[f"{split}_1"]:
             raise DataError(
                 f"the {split} split has {counts[f'{split}_0']} negative and {counts[f'{split}_1']} positive images of "
-                f"{len(selection.chosen)}: too few groups to split; add images, change seed=N, or raise "
+                f"{total[0] + total[1]}: too few groups to split; add images, change seed=N, or raise "
                 "ingest.test_fraction and ingest.validation_fraction"
             )

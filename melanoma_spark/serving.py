@@ -137,7 +137,7 @@ def requirements() -> list[str]:
     """What a server of this model needs, at the versions it was made with."""
     import tensorflow as tf
 
-    names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pyyaml", "fsspec")
+    names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "fsspec")
     return [f"tensorflow-cpu=={tf.__version__}", *(f"{name}=={version(name)}" for name in names)]
 
 

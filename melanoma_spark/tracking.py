@@ -43,7 +43,7 @@ def unpacked_package(folder: Path) -> Path:
     target = folder / "melanoma_spark"
     target.mkdir()
     for source in importlib.resources.files("melanoma_spark").iterdir():
-        if source.name.endswith((".py", ".html")):
+        if source.name.endswith((".py", ".html", ".csv")):
             (target / source.name).write_bytes(source.read_bytes())
     return target
 

@@ -16,7 +16,7 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
-    *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage", "selection"),
+    *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "operating_points", "drawing"),
 }
 TENSORFLOW = {"backbones", "network", "training"}
@@ -24,7 +24,9 @@ TENSORFLOW = {"backbones", "network", "training"}
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
     "session": {"pyspark", "py4j"},
-    "archive": {"pyspark", "py4j"},
+    "archive": {"pyspark"},
+    "selection": {"pyspark"},
+    "census": {"pyspark"},
     "inference": {"pyspark"},
     "store": set(),
     "ranks": {"cloudpickle"},
