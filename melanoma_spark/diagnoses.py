@@ -1,7 +1,7 @@
 """Words for diagnoses -> the target of a run. The words stand in diagnoses.csv, a table for people to read and check.
 
-Two questions are asked of each word, malignant? and melanoma?, each answered yes, no or unknown. They are two: basal and
-squamous cell carcinoma are malignant and no melanoma, and of "malignant" alone nobody knows which it is.
+Two questions are asked of each word, malignant? and melanoma?, each answered yes, no or unknown. They are two: basal
+and squamous cell carcinoma are malignant and no melanoma, and of "malignant" alone nobody knows which it is.
 """
 
 from __future__ import annotations

@@ -30,8 +30,21 @@ from melanoma_spark.tables import (
 )
 
 __all__ = [
-    *("FIELDS", "LAYOUTS", "Layout", "Record", "Table", "TableHead", "folder_label", "folder_record", "image_id"),
-    *("is_table", "merge", "read_table", "recognise", "some", "unread"),
+    "FIELDS",
+    "LAYOUTS",
+    "Layout",
+    "Record",
+    "Table",
+    "TableHead",
+    "folder_label",
+    "folder_record",
+    "image_id",
+    "is_table",
+    "merge",
+    "read_table",
+    "recognise",
+    "some",
+    "unread",
 ]
 
 # What each layout needs, in plain words; in the order in which they are told apart.
@@ -51,16 +64,20 @@ LAYOUTS: Mapping[str, str] = {
 MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
 HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
-OTHER_SUFFIXES = tuple(
-    f".{suffix}" for suffix in "txt json md rst pdf xlsx xls ods doc docx html htm xml yaml yml log py ipynb sh".split()
+OTHER_SUFFIXES = (
+    *(".txt", ".json", ".md", ".rst", ".pdf", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".html", ".htm", ".xml"),
+    *(".yaml", ".yml", ".log", ".py", ".ipynb", ".sh"),
 )
 OTHER_NAMES = {"license", "licence", "readme", "attribution", "copying", "notice", "checksums", "md5sums", "sha256sums"}
-CONTAINERS = set("images image imgs img jpegs jpeg jpg png photos pictures data dataset archive input lesions".split())
+CONTAINERS = {
+    *("images", "image", "imgs", "img", "jpegs", "jpeg", "jpg", "png", "photos", "pictures"),
+    *("data", "dataset", "archive", "input", "lesions"),
+}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an archive is to be read. `ignored` are tables that are not, each with why; `summary` is a line of English."""
+    """How an archive is to be read. `ignored` are tables that are not, each with why; `summary` is for people."""
 
     name: str
     summary: str
@@ -84,12 +101,12 @@ def recognise(
     """The layout of an archive: of the heads of its tables, and its folders of images with how many each holds.
 
     `layout` is one of `LAYOUTS` to insist on, `columns` maps our names to those of the user's table, `words` are labels
-    of the user's own, which may be names of folders. Labels come from tables where any table has some, else from folders.
-    A split counts where at least training and test are told apart. Raises `ConfigError` for an unknown name in
+    of the user's own, which may be names of folders. Labels come from tables where any table has some, else from
+    folders. A split counts where at least training and test are told apart. Raises `ConfigError` for an unknown name in
     `layout` or `columns`, `DataError` where what is named is not there, or where tables have no labels and folders
-    neither; the layout "plain" needs none.
+    neither; the layout "plain" needs none and takes none.
     """
-    own = {name: column for name, column in (columns or {}).items() if column}
+    own = {name: column for name, column in (columns or {}).items() if column and column.strip()}
     _check_names(layout, own)
     found = {head.path: understand(head, own) for head in sorted(tables, key=lambda head: head.path)}
     known = [table for table in found.values() if isinstance(table, Table)]
@@ -103,6 +120,7 @@ def recognise(
         known = [table.without_labels() for table in known]
     elif layout == "plain":
         classes = False
+        known = [table.without_labels() for table in known]
     elif layout not in (None, "table"):
         ignored += [(t.path, f"is not of the layout {layout}") for t in known if t.layout not in (layout, "table")]
         known = [table for table in known if table.layout in (layout, "table")]

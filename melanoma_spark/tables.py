@@ -71,9 +71,10 @@ class TableHead:
 class Table:
     """A table that is understood: what is needed to read it elsewhere.
 
-    `columns` maps a field of `Record` to the places of its columns: one, but of labels several; `one_hot` maps places to
-    the word that a 1 there means, `neither` is the word when all are 0; `words` says what this table means by a word.
-    `role` is text for people: truth (it has labels), metadata, lesions or pairs. `layout` is the one it is typical of.
+    `columns` maps a field of `Record` to the places of its columns: one, but of labels several; `one_hot` maps places
+    to the word that a 1 there means, `neither` is the word when all are 0; `words` says what this table means by a
+    word. `role` is text for people: truth (it has labels), metadata, lesions or pairs. `layout` is the one it is
+    typical of.
     """
 
     path: str
@@ -103,8 +104,8 @@ class Table:
 class Record:
     """What one row of a table says of one image. Absent is None, or empty.
 
-    `labels` are all the words for its diagnosis, for `diagnoses.target_of`; `pairs` are names of groups of images of one
-    lesion. `age` is in years, `sex` female or male, `skin_type` Fitzpatrick's I to VI.
+    `labels` are all the words for its diagnosis, for `diagnoses.target_of`; `pairs` are names of groups of images of
+    one lesion. `age` is in years, `sex` female or male, `skin_type` Fitzpatrick's I to VI.
     """
 
     image_id: str
@@ -126,14 +127,13 @@ def image_id(path: str) -> str:
     """The id of an image, the same for its file and in tables: the name without folders, image suffixes and the
     `_downsampled` of ISIC 2019. ISIC's own ids are upper case.
     """
-    name = unicodedata.normalize("NFC", re.split(r"[/\\]", path.strip())[-1].strip()[-MAX_NAME:])
-    short = re.sub(r"(?i)(?<=.)(\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom))+$", "", name)
-    short = re.sub(r"(?i)(?<=.)_downsampled$", "", short)
+    name = unicodedata.normalize("NFC", re.split(r"[/\\]", path.strip())[-1]).strip()[-MAX_NAME:].strip()
+    short = re.sub(r"(?i)(?<=\S)\s*((\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)|_downsampled)\s*)+$", "", name)
     return short.upper() if re.fullmatch(r"(?i)isic_\d+", short) else short
 
 
 def split_of(name: str) -> str | None:
-    """The split that the words of a file's or folder's name tell, if they tell one: `ISIC-2017_Test_v2_Data` is test."""
+    """The split that the words of a file's or folder's name tell, if it is one: `ISIC-2017_Test_v2_Data` is test."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
     found = {SPLITS[word] for word in words if word in SPLITS}
     return found.pop() if len(found) == 1 else None
@@ -167,8 +167,8 @@ def understand(head: TableHead, columns: Mapping[str, str]) -> Table | str:
 def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record]:
     """The rows of a table as records, streamed: from its file opened in binary, or from its lines as text.
 
-    Rows without an id are left out. Raises `DataError` naming the table: not text, a row over 1 MiB or over 1,000 cells,
-    quotes that are never closed.
+    Rows without an id are left out. Raises `DataError` naming the table: not text, a row over 1 MiB or over 1,000
+    cells, quotes that are never closed.
     """
     one_hot, labels = tuple(table.one_hot.items()), table.columns.get("label", ())
     ids = table.columns["image_id"]
@@ -178,7 +178,8 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
         if name != "image_id" and name in table.columns
     ]
     try:
-        text = _text_lines(cast(BinaryIO, lines), table.encoding) if hasattr(lines, "read") else lines
+        binary = hasattr(lines, "read") and not isinstance(lines, io.TextIOBase)
+        text = _text_lines(cast(BinaryIO, lines), table.encoding) if binary else cast(Iterable[str], lines)
         for number, cells in enumerate(_rows(text, table.delimiter)):
             if number == 0 and table.has_header:
                 continue
@@ -233,7 +234,7 @@ def _with_header(table: Table, names: list[str], rows: list[list[str]], own: Map
     if set(PAIR) <= set(names):
         return replace(table, role="pairs", layout="isic_2020", columns={"image_id": places(*PAIR)})
     columns = {name: places(*known)[:1] for name, known in NAMES.items()}
-    columns["site"] = columns["site"] or places(*SITES)[-1:]
+    columns["site"] = columns["site"] or places(*SITES)[:1]  # the coarsest: deeper levels are seldom filled in
     columns |= {name: places(column.strip().lower()) or columns.get(name, ()) for name, column in own.items()}
     columns = {name: found for name, found in columns.items() if found}
     if not columns.get("image_id"):
@@ -272,8 +273,8 @@ def _one_hot(names: tuple[str, ...], rows: list[list[str]]) -> dict[int, str]:
     found: dict[int, str] = {}
     for place, name in enumerate(name.strip() for name in names):
         row = diagnoses.find(name[:MAX_WORD])
-        cells = [cells[place].strip() for cells in rows if len(cells) > place]
-        if row and row.kind != "answer" and name not in found.values() and all(map(_is_share, filter(None, cells))):
+        cells = [cell for cells in rows if len(cells) > place and (cell := cells[place].strip()).lower() not in MISSING]
+        if row and row.kind != "answer" and name not in found.values() and all(map(_is_share, cells)):
             found[place] = name
     return found if len(found) > 1 else {}
 
@@ -283,7 +284,7 @@ def _layout(names: set[str], table: Table) -> str:
     hot = {word.lower() for word in table.one_hot.values()}
     if hot == {"melanoma", "seborrheic_keratosis"} or {"image_id", "age_approximate"} <= names:
         return "isic_2017"
-    if "image" in names and {"mel", "nv", "akiec"} <= hot or {"image", "diagnosis_confirm_type"} <= names:
+    if ("image" in names and {"mel", "nv", "akiec"} <= hot) or {"image", "diagnosis_confirm_type"} <= names:
         return "isic_2018"
     if "image" in names and ({"mel", "nv", "ak"} <= hot or {"age_approx", "anatom_site_general"} <= names):
         return "isic_2019"
@@ -334,7 +335,7 @@ def _age(cell: str) -> float | None:
 
 
 def _skin_type(cell: str) -> str | None:
-    name = re.sub(r"(?i)^(fitzpatrick|fst|skin)?\s*(type)?\s*", "", cell.strip()[:MAX_WORD]).upper()
+    name = re.sub(r"(?i)^((fitzpatrick|fst|skin|type)[\s_:-]*)*", "", cell.strip()[:MAX_WORD]).upper()
     if re.fullmatch(r"[1-6](\.0*)?", name, re.A):
         return SKIN_TYPES[int(name[0]) - 1]
     return name if name in SKIN_TYPES else None
@@ -429,8 +430,8 @@ def _text_lines(binary: BinaryIO, encoding: str) -> Iterator[str]:
     errors = "melanoma_spark.cp1252" if encoding == "utf-8-sig" else "replace"
     wrapper = io.TextIOWrapper(binary, encoding=encoding, errors=errors, newline="")
     try:
-        # A line that never ends comes in pieces of a MiB: the second piece makes its row too long.
-        yield from iter(lambda: wrapper.readline(MAX_ROW), "")
+        # A line that never ends comes in pieces, each of them too long for a row.
+        yield from iter(lambda: wrapper.readline(MAX_ROW + 1), "")
     except UnicodeError:
         raise DataError(f"is not text in {encoding}") from None
     finally:
