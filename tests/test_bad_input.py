@@ -21,9 +21,9 @@ def one_line(text: str, *words: str) -> None:
 
 
 def holds_no_result(warehouse: Path) -> None:
-    """Nothing but MLflow's own files: no manifest, and no rows either."""
+    """Nothing but MLflow's own files and what was decoded, for a later run: no manifest, and no rows either."""
     if warehouse.exists():
-        assert {path.name for path in warehouse.iterdir()} <= {"mlflow.db", "mlartifacts"}
+        assert {path.name for path in warehouse.iterdir()} <= {"mlflow.db", "mlartifacts", "decoded"}
 
 
 def pictures(folder: Path, count: int, name: str = "{}.jpg", first: int = 0) -> Path:
@@ -38,7 +38,7 @@ def pictures(folder: Path, count: int, name: str = "{}.jpg", first: int = 0) -> 
 
 def test_a_folder_without_images(submit, settings_file, tmp_path):
     (tmp_path / "archive").mkdir()
-    for name in ("a.txt", "b.jpg"):
+    for name in ("a.jpg", "b.jpg"):
         (tmp_path / "archive" / name).write_text("no image")
     settings = settings_file(archive=str(tmp_path / "archive"), warehouse=str(tmp_path / "warehouse"))
     done = submit("ingest", "--conf", settings, "--master", "local[1]")
