@@ -1,4 +1,4 @@
-"""Tables beside images: heads that are understood or not, rows as records, and whatever bytes a table may be made of."""
+"""Tables beside images: heads that are understood or not, rows as records, and whatever bytes a table is made of."""
 
 from __future__ import annotations
 
@@ -480,7 +480,7 @@ def test_table_without_labels():
 # Anything
 
 CELL = st.sampled_from(
-    [
+    [  # noqa: RUF005
         "image_id",
         "label",
         "image",
@@ -534,7 +534,7 @@ def test_any_bytes_are_records_or_a_data_error(head, other):
         try:
             rows = list(read_table(io.BytesIO(content), table))
         except DataError as error:
-            assert str(error).startswith("t.csv ")
+            assert str(error).startswith("t.csv ")  # noqa: PT017
         else:
             assert all(isinstance(row, Record) and row.image_id for row in rows)
             for target in diagnoses.TARGETS:
