@@ -1,0 +1,247 @@
+"""Words for diagnoses and the target of a run: the table in diagnoses.csv and what several labels of an image say."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from importlib import resources
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melanoma_spark import diagnoses
+from melanoma_spark.diagnoses import TARGETS, Answer, find, key, known, target_of
+
+ROWS = list(csv.DictReader(resources.files("melanoma_spark").joinpath("diagnoses.csv").read_text("utf-8").splitlines()))
+WORDS = sorted(row["word"] for row in ROWS)
+MELANOMA = "Malignant:Malignant melanocytic proliferations (Melanoma)"
+
+
+def both(*labels, **own):
+    """The targets for melanoma and for malignant."""
+    return tuple(target_of(labels, target, **own).target for target in TARGETS)
+
+
+# The table
+
+
+def test_table_has_its_columns_and_enough_rows():
+    assert list(ROWS[0]) == ["word", "diagnosis", "malignant", "melanoma", "kind", "notes"]
+    assert len(ROWS) > 200
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row["word"] for row in ROWS])
+def test_row_is_well_formed(row):
+    assert None not in row, "a cell too many: quote those with commas"
+    assert None not in row.values(), "a cell too few"
+    assert all(cell == cell.strip() for cell in row.values())
+    assert key(row["word"])
+    assert row["diagnosis"]
+    assert row["kind"] in diagnoses.KINDS
+    assert row["malignant"] in {"yes", "no", "unknown", "assumed no"}
+    assert row["melanoma"] in {"yes", "no", "unknown", "assumed yes"}
+    assert ("assumed" in row["malignant"] + row["melanoma"]) == (row["kind"] == "answer")
+    if row["melanoma"] == "yes":
+        assert row["malignant"] == "yes", "a melanoma is malignant"
+    if row["malignant"] == "no":
+        assert row["melanoma"] == "no", "what is benign is no melanoma"
+
+
+def test_no_word_stands_there_twice_however_it_is_spelled():
+    keys = [key(row["word"]) for row in ROWS]
+    assert sorted({word for word in keys if keys.count(word) > 1}) == []
+    assert set(keys) == set(known())
+
+
+def test_rows_of_one_diagnosis_agree():
+    answers = {(row["diagnosis"], row["malignant"], row["melanoma"], row["kind"]) for row in ROWS}
+    assert sorted(a[0] for a, b in itertools.combinations(sorted(answers), 2) if a[0] == b[0]) in ([], ["negative"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("MEL", "NV", "BCC", "AK", "AKIEC", "BKL", "DF", "VASC", "SCC", "UNK"),
+        ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"),
+        ("melanoma", "seborrheic_keratosis", "nevus"),
+        ("ACK", "BCC", "MEL", "NEV", "SCC", "SEK", "BOD"),
+        ("AKIEC", "BCC", "BEN_OTH", "BKL", "DF", "INF", "MAL_OTH", "MEL", "NV", "SCCKA", "VASC"),
+        (
+            "lentigo NOS",
+            "lichenoid keratosis",
+            "solar lentigo",
+            "cafe-au-lait macule",
+            "atypical melanocytic proliferation",
+        ),
+    ],
+    ids=["ISIC 2018 and 2019", "HAM10000", "ISIC 2017", "PAD-UFES-20", "MILK10k", "ISIC 2020"],
+)
+def test_every_word_of_the_published_archives_is_known(words):
+    assert [word for word in words if not find(word)] == []
+
+
+# One word
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("melanoma", (1, 1)),
+        ("melanoma in situ", (1, 1)),
+        ("lentigo maligna", (1, 1)),
+        ("lentigo", (0, 0)),
+        ("nevus", (0, 0)),
+        ("BCC", (0, 1)),
+        ("SCC", (0, 1)),
+        ("Bowen's disease", (0, 1)),
+        ("Bowen\N{RIGHT SINGLE QUOTATION MARK}s disease", (0, 1)),
+        ("AK", (0, None)),
+        ("akiec", (0, None)),
+        ("malignant", (None, 1)),
+        ("benign", (0, 0)),
+        ("not_melanoma", (0, None)),
+        ("indeterminate", (None, None)),
+        ("UNK", (None, None)),
+        ("1", (1, 1)),
+        ("1.0", (1, 1)),
+        ("0", (0, 0)),
+        ("0.0", (0, 0)),
+        (MELANOMA, (1, 1)),
+        (f"{MELANOMA}:Melanoma in situ:anything new", (1, 1)),
+        ("Malignant:Malignant epidermal proliferations:Squamous cell carcinoma, Invasive", (0, 1)),
+        ("Malignant:Of a branch that is new", (None, 1)),
+        ("Benign:Benign melanocytic proliferations:Nevus", (0, 0)),
+        ("Indeterminate:Indeterminate epidermal proliferations:Solar or actinic keratosis", (0, None)),
+        ("Indeterminate:Indeterminate melanocytic proliferations", (None, None)),
+    ],
+)
+def test_word_answers_both_questions(word, expected):
+    assert both(word) == expected
+
+
+def test_malignant_is_not_melanoma():
+    assert target_of("malignant", "melanoma") == Answer(None, "indeterminate", "malignant", "malignant")
+    assert target_of("malignant", "malignant") == Answer(1, None, "malignant", "malignant")
+
+
+@pytest.mark.parametrize("labels", [None, "", (), ("",), (" ", "-", "?"), ":"])
+def test_no_label(labels):
+    assert target_of(labels, "melanoma") == Answer(None, "no_label")
+
+
+def test_unknown_label_is_named():
+    assert target_of("quux", "melanoma") == Answer(None, "unknown_label", "quux")
+    assert target_of(("quux", "malignant"), "melanoma") == Answer(None, "unknown_label", "quux", "malignant")
+
+
+def test_unknown_word_beside_a_known_one_does_not_hide_it():
+    assert target_of(("quux", "benign"), "melanoma") == Answer(0, None, "benign", "benign")
+
+
+@pytest.mark.parametrize(
+    "spelling", ["SEBORRHEIC_KERATOSIS", " seborrheic-keratosis ", "Seborrheic  Keratosis", "seborrheic\tkeratosis."]
+)
+def test_case_and_spaces_do_not_matter(spelling):
+    assert find(spelling) == find("seborrheic keratosis")
+    assert target_of(spelling, "melanoma").word == spelling, "told as the archive spells it"
+
+
+def test_other_targets_are_refused():
+    with pytest.raises(ValueError, match="target 'bcc': expected one of melanoma, malignant"):
+        target_of("melanoma", "bcc")
+
+
+# Several labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("unknown", "benign", "0"), (0, 0)),
+        (("melanoma", "malignant", "1"), (1, 1)),
+        (("BCC", "malignant"), (0, 1)),
+        (("malignant", "1"), (1, 1)),
+        (("malignant", "0"), (0, 1)),
+        (("indeterminate", "1"), (1, 1)),
+        (("AK", "0"), (0, 0)),
+        (("AK", "1"), (0, 1)),
+    ],
+)
+def test_most_specific_label_with_an_answer_wins_in_any_order(labels, expected):
+    for order in itertools.permutations(labels):
+        assert both(*order) == expected
+        assert target_of(order, "melanoma").contradiction is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "first", "other"),
+    [
+        (("melanoma", "benign"), "melanoma", "benign"),
+        (("nevus", "1"), "nevus", "1"),
+        (("nevus", "malignant"), "nevus", "malignant"),
+        (("melanoma", "0"), "melanoma", "0"),
+        (("BCC", "benign"), "BCC", "benign"),
+        (("melanoma", "nevus"), "melanoma", "nevus"),
+    ],
+)
+@pytest.mark.parametrize("target", TARGETS)
+def test_labels_that_exclude_each_other_are_told_for_either_target(labels, first, other, target):
+    answer = target_of(labels, target)
+    assert answer == target_of(labels[::-1], target)
+    assert answer.contradiction in (f"{first!r} against {other!r}", f"{other!r} against {first!r}")
+    if other != "1":
+        assert answer.word == first
+
+
+def test_bare_zero_of_the_question_of_melanoma_does_not_contradict_a_carcinoma():
+    assert target_of(("BCC", "0"), "malignant") == Answer(1, None, "BCC", "basal cell carcinoma")
+
+
+def test_bare_zero_and_one_may_answer_two_questions():
+    """One table's "melanoma: 0" and another's "malignant: 1" are a carcinoma."""
+    for order in (("0", "1"), ("1", "0")):
+        assert both(*order) == (0, 1)
+        assert target_of(order, "melanoma").contradiction is None
+
+
+# The user's words
+
+
+def test_users_words_win_over_the_table():
+    assert both("AK", positive=["ak"]) == (1, 1)
+    assert both("melanoma in situ", negative=["Melanoma_in_situ"]) == (0, 0)
+    assert both("quux", "benign", positive=["QUUX"]) == (1, 1)
+    assert both("malignant", positive=["malignant"]) == (1, 1)
+    assert both("3", negative=["3"]) == (0, 0)
+
+
+def test_users_word_covers_what_stands_below_it_and_a_deeper_one_wins():
+    label = f"{MELANOMA}:Melanoma in situ"
+    assert both(label, negative=[label]) == (0, 0)
+    assert both(f"{label}:face", negative=[label]) == (0, 0)
+    assert both(label, negative=["malignant"], positive=[MELANOMA]) == (1, 1)
+
+
+def test_users_words_that_contradict_are_told():
+    assert target_of(("a", "b"), "melanoma", ["a"], ["b"]).contradiction == "'a' against 'b'"
+
+
+# Anything
+
+
+@given(st.lists(st.text(max_size=30) | st.sampled_from(WORDS), max_size=4), st.sampled_from(TARGETS), st.randoms())
+def test_any_words_in_any_order_have_one_answer(labels, target, random):
+    answer = target_of(labels, target)
+    mixed = list(labels)
+    random.shuffle(mixed)
+    again = target_of(mixed, target)
+    assert (again.target, again.reason) == (answer.target, answer.reason)
+    assert (answer.target is None) == (answer.reason is not None)
+    assert answer.reason in (None, "no_label", "indeterminate", "unknown_label")
+    assert answer.word is None or answer.word in labels
+
+
+@given(st.text(max_size=60))
+def test_key_of_a_key_is_itself(word):
+    assert key(key(word)) == key(word)
