@@ -13,8 +13,9 @@ import posixpath
 import re
 import time
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -59,7 +60,7 @@ def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
             yield batch.assign(source_uri=[name(uri) for uri in batch["source_uri"]])
 
     found = spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING).localCheckpoint()  # type: ignore[arg-type]
-    inside = found.where("kind = 'container'").repartition(session_slots(spark), "file")
+    inside = in_microseconds(found.where("kind = 'container'").repartition(session_slots(spark), "file"))
     members = inside.mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
     listed = found.where("kind != 'container'").unionByName(members)
     if settings.privacy.source_names == "keep":
@@ -117,8 +118,9 @@ def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
             if info["type"] == "directory":
                 below.append(raw)
                 continue
-            reason, detail = _unread(raw, info, inside, max_bytes) or (None, None)
-            kind = "container" if containers.is_container(raw) and reason in (None, "too_many_bytes") else "file"
+            reason, detail = (None, None) if only else _unread(raw, info, inside, max_bytes) or (None, None)
+            looked_into = only or (containers.is_container(raw) and reason in (None, "too_many_bytes"))
+            kind = "container" if looked_into else "file"
             if kind == "container":
                 reason = detail = None
             yield _row(root, raw, kind, int(info["size"] or 0), _modified(info), reason=reason, detail=detail)
@@ -147,7 +149,7 @@ def _unread(raw: str, info: dict[str, Any], inside: str, max_bytes: int) -> tupl
 
 def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[tuple[Any, ...]]:
     """Rows of `schemas.LISTING` for the members of a container, or for a file that is none in spite of its name."""
-    whole = {"raw": container.raw, "length": container.length, "modified": container.modified}
+    whole = {"raw": container.raw, "length": container.length, "modified": moment(container.modified)}
     try:
         with opened(root, container.file, container.raw) as file:
             kind = containers.kind_of(file.read(512), container.file)
@@ -183,7 +185,7 @@ def _member(root: str, container: Any, kind: str, member: containers.Member) -> 
         member.method,
         member.crc,
         member.size,
-        container.modified,
+        moment(container.modified),
         reason,
         detail,
     )
@@ -223,11 +225,23 @@ def _modified(info: dict[str, Any]) -> datetime | None:
     for key in ("mtime", "modified", "LastModified", "modification_time", "last_modified"):
         found = info.get(key)
         if isinstance(found, datetime):
-            return found.astimezone(UTC).replace(tzinfo=None)
+            return found.astimezone(UTC)
         if isinstance(found, int | float):
             seconds = found / 1000 if found > 1e11 else found  # HDFS counts milliseconds
-            return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+            return datetime.fromtimestamp(seconds, UTC)
     return None
+
+
+def in_microseconds(rows: DataFrame) -> DataFrame:
+    """`modified` as a number for Python, which would be given it as a time of the session's zone."""
+    return rows.withColumn("modified", f.unix_micros("modified"))
+
+
+def moment(microseconds: Any) -> datetime | None:
+    """What `in_microseconds` made a number, as a time for Spark."""
+    if pd.isna(microseconds):
+        return None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(microseconds))
 
 
 def frames(rows: Iterable[tuple[Any, ...]], columns: Any = schemas.LISTING) -> Iterator[pd.DataFrame]:
@@ -280,7 +294,7 @@ def in_reading_order(rows: DataFrame) -> DataFrame:
     partitions = max(session_slots(rows.sparkSession), 1)
     count = rows.count()
     spread = min(max(partitions, -(-count // CHUNK)), 20_000)
-    return rows.repartition(spread, "file", chunk).sortWithinPartitions("file", "offset")
+    return in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", "offset")
 
 
 def contents(root: str, rows: pd.DataFrame, max_bytes: int) -> Iterator[tuple[Any, bytes | ImageError]]:
@@ -343,7 +357,7 @@ def decode(listed: DataFrame, settings: config.Settings) -> DataFrame:
         for batch in batches:
             for row, content in ahead(contents(root, batch, limits.max_bytes), lambda pair: pair):
                 found = _decoded(content, size, limits, field)
-                held.append((row.source_uri, row.length, row.modified, *found))
+                held.append((row.source_uri, row.length, moment(row.modified), *found))
                 weight += len(found[6] or b"")
                 if weight > READ_AT_ONCE or len(held) >= LISTED_AT_ONCE:
                     yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
@@ -364,7 +378,7 @@ def with_contents(listed: DataFrame, settings: config.Settings) -> DataFrame:
             for row, content in ahead(contents(root, batch, max_bytes), lambda pair: pair):
                 wrong = content if isinstance(content, ImageError) else None
                 found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
-                place = (row.source_uri, row.length, row.modified, name(image_id(row.path, row.kind)))
+                place = (row.source_uri, row.length, moment(row.modified), name(image_id(row.path, row.kind)))
                 yield pd.DataFrame([(*place, *found)], columns=schemas.CONTENTS.names, dtype=object)
 
     return in_reading_order(listed).mapInPandas(rows, schemas.CONTENTS)  # type: ignore[arg-type]
@@ -408,7 +422,8 @@ def iter_table(root: str, row: Any) -> Iterator[bytes]:
             while piece := file.read(1024 * 1024):
                 yield piece
     else:
-        for _, content in _members_of(root, row.file, row.kind, [row]):
+        member = SimpleNamespace(**row.asDict())  # of a Row `index` is a method
+        for _, content in _members_of(root, row.file, row.kind, [member]):
             if isinstance(content, bytes):
                 yield content
 

@@ -1,17 +1,20 @@
-"""Archives: every file is listed, read or rejected with a reason, whatever its name."""
+"""Archives: every file and every member is listed, read or rejected with a reason, whatever its name."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import io
+import os
+import shutil
+import tarfile
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from melanoma_spark import archive, config, drawing, images
+from melanoma_spark import archive, config, containers, drawing, images, layouts, schemas
 from melanoma_spark.errors import ConfigError, DataError
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
@@ -25,6 +28,7 @@ NAMES = (
     "per%20cent.jpg",
     "100%.jpg",
     "hash#tag.jpg",
+    "hash#1",
     "what?.jpg",
     "st*r.jpg",
     "m\u00e9lan\u00f4me.jpg",
@@ -36,140 +40,389 @@ NAMES = (
     "quote'\".jpg",
     "back\\slash.jpg",
     "$HOME~.jpg",
+    "~",
     "UPPER.JPG",
     "no suffix",
     "a.b.c.jpeg",
+    "10:30.jpg",
     "fol:der/below.jpg",
+    "a::b.jpg",
+    "zip:://c.jpg",
+    "bang!/d.jpg",
+    "new\nline.jpg",
+    "_leading.jpg",
+    "_folder/inside.jpg",
+    "_kind=a/partition.jpg",
 )
-HIDDEN = (".hidden.jpg", "_hidden.jpg", "_folder/inside.jpg", ".folder/inside.jpg")
-LIMITS = config.parse({"image_size": 64, "ingest": {"max_bytes": 20_000}})
+NO_TEXT = (b"caf\xe9.jpg", b"\xff\xfe/\xe9t\xe9.jpg")  # names of the eighties
+HIDDEN = (".hidden.jpg", ".folder/inside.jpg", "__MACOSX/inside.jpg", "Thumbs.db", ".hidden.zip")
+PACKED = ("a.jpg", "folder/b c.jpg", "folder/m\u00e9lan\u00f4me [1].jpg", "_d#1.jpg")
+KINDS = {"four.zip": "zip", "four.tar": "tar", "four.tar.gz": "tar.gz", "four.TGZ": "tar.gz"}
+MAX_BYTES = 6000
+
+
+def drawn(seed: int) -> bytes:
+    return drawing.lesion_jpeg(seed, malignant=bool(seed % 2), size=64)
+
+
+def settings_of(folder: Path | str | None, **more: object) -> config.Settings:
+    url = None if folder is None else str(folder)
+    return config.parse({"archive": url, "image_size": 64, "ingest": {"max_bytes": MAX_BYTES}, **more})
+
+
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tarred(files: dict[str, bytes], mode: str = "w", links: tuple[str, ...] = ()) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as packed:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            packed.addfile(info, io.BytesIO(content))
+        for name in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, "a.jpg"
+            packed.addfile(info)
+    return buffer.getvalue()
+
+
+def write(root: Path, name: str, content: bytes) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+FOUR = {name: drawn(100 + number) for number, name in enumerate(PACKED)}
+TROUBLE = {
+    "../up.jpg": drawn(1),
+    "inner.zip": zipped({"a.jpg": drawn(2)}),
+    "hid/.x.jpg": drawn(3),
+    "empty.jpg": b"",
+    "a_segmentation.png": drawn(4),
+    "large.jpg": bytes(range(256)) * (MAX_BYTES // 256 + 1),
+    "notes.txt": b"no image",
+    "good.jpg": drawn(5),
+}
+TROUBLED = {
+    "__/up.jpg": "unsafe_name",
+    "inner.zip": "nested_archive",
+    "hid/.x.jpg": "hidden",
+    "empty.jpg": "empty",
+    "a_segmentation.png": "mask",
+    "large.jpg": "too_many_bytes",
+    "notes.txt": None,
+    "good.jpg": None,
+}
 
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    """An archive of odd names in folders of odd names; the folder above each image is its class."""
-    root = tmp_path_factory.mktemp("odd") / "archive [1], 50%20 #2"
+    """An archive with something of everything, in folders of odd names."""
+    above = tmp_path_factory.mktemp("odd")
+    root = above / "archive [1], 50%20 #2 a::b {x}"
     for number, name in enumerate((*NAMES, *HIDDEN)):
-        path = root / "site {a,b} [x]?" / ("malignant" if number % 2 else "benign") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawing.lesion_jpeg(number, malignant=bool(number % 2), size=64))
-    (root / "_kind=a").mkdir()
-    (root / "_kind=a/partition.jpg").write_bytes(drawing.lesion_jpeg(98, size=64))
-    (root / "empty.jpg").touch()
-    (root / "notes.txt").write_text("no image")
-    (root / "table.CSV").write_text("a,b\n1,2\n")
-    (root / "large.jpg").write_bytes(bytes(20_001))
+        write(root / "site {a,b} [x]?", name, drawn(number))
+    for number, raw in enumerate(NO_TEXT):
+        write(root, os.fsdecode(raw), drawn(50 + number))
+    write(root, os.fsdecode(b"\xe9.zip"), zipped(FOUR))
+    for name, content in FOUR.items():
+        write(root / "four", name, content)
+    write(root, "four.zip", zipped(FOUR, zipfile.ZIP_DEFLATED))
+    write(root, "four.tar", tarred(FOUR))
+    write(root, "four.tar.gz", tarred(FOUR, "w:gz"))
+    write(root, "four.TGZ", tarred(FOUR, "w:gz"))
+    write(root, "trouble.zip", zipped(TROUBLE, zipfile.ZIP_DEFLATED))
+    write(root, "trouble.tar", tarred(TROUBLE, links=("link.jpg",)))
+    whole = zipped(FOUR)
+    write(root, "cut.zip", whole[: whole.index(FOUR[PACKED[2]]) + 100])
+    at = whole.index(FOUR[PACKED[1]]) + 300
+    write(root, "flipped.zip", whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    write(root, "photograph.zip", drawn(60))
+    write(root, "photograph_in_truth.txt", drawn(61))
+    write(root, "archive.jpg", zipped({"a.jpg": drawn(62)}))
+    write(root, "empty.jpg", b"")
+    write(root, "empty.zip", b"")
+    write(root, "large.jpg", bytes(MAX_BYTES + 1))
+    write(root, "ISIC_1_segmentation.png", drawn(63))
+    write(root, "broken.jpg", drawn(64)[:700])
+    write(root, "page.jpg", b"<!doctype html>")
+    write(root, "README", b"no image")
+    write(root, "table.CSV", b"a,b\n1,2\n")
+    write(above, "outside/one.jpg", drawn(65))
+    (root / "links").mkdir()
+    (root / "links/inside.jpg").symlink_to("../four/a.jpg")
+    (root / "links/outside.jpg").symlink_to(above / "outside/one.jpg")
+    (root / "links/folder").symlink_to(above / "outside")
+    (root / "links/four").symlink_to("../four")
+    (root / "links/cycle").symlink_to("..")
+    (root / "links/self").symlink_to("self")
+    (root / "links/nothing.jpg").symlink_to("nowhere.jpg")
+    os.mkfifo(root / "pipe.jpg")
     return root
 
 
 @pytest.fixture(scope="module")
-def listing(spark, odd):
-    return archive.listing(spark, str(odd), LIMITS.ingest.max_bytes)
+def settings(odd):
+    return settings_of(odd)
+
+
+@pytest.fixture(scope="module")
+def listed(spark, settings):
+    return archive.listing(spark, settings).localCheckpoint()
+
+
+@pytest.fixture(scope="module")
+def rows(listed):
+    return listed.collect()
+
+
+@pytest.fixture(scope="module")
+def decoded(listed, settings):
+    """Rows of decode by source_uri."""
+    found = archive.decode(listed.where("role = 'image' and reason is null"), settings).collect()
+    assert len({row.source_uri for row in found}) == len(found)
+    return {row.source_uri: row for row in found}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A loose image and a zip of another one, with the names of people."""
+    root = tmp_path / "small"
+    write(root, "ward/Anna Schmidt.jpg", drawn(1))
+    write(root, "ward/Schmidt.zip", zipped({"Berta Schmidt.jpg": drawn(2)}))
+    write(root, "ward/Schmidt broken.jpg", b"no image")
+    return root
+
+
+def shown(raw: str) -> str:
+    return os.fsencode(raw).decode("utf-8", "backslashreplace")
 
 
 def on_disk(root: Path) -> dict[str, Path]:
-    return {f"file:{path}": path for path in root.rglob("*") if path.is_file()}
+    """All files but containers, as an archive shows their names."""
+    found = {}
+    for folder, folders, names in os.walk(root):
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in (*names, *links):
+            path = Path(folder, name)
+            relative = path.relative_to(root)
+            if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and path.lstat().st_size:
+                if not name.startswith("."):
+                    continue
+            found[shown(str(relative))] = path
+    return found
 
 
-def test_every_file_is_listed_once_with_its_size_and_time(listing, odd):
-    rows = listing.collect()
+def reasons_below(rows, container):
+    return {row.member: row.reason for row in rows if row.file == container}
+
+
+def test_every_loose_file_is_listed_once_with_its_size_and_time(rows, odd):
+    loose = [row for row in rows if row.kind == "file"]
     files = on_disk(odd)
-    assert sorted(row.path for row in rows) == sorted(files)
-    for row in rows:
-        stat = files[row.path].stat()
-        assert row.length == stat.st_size
-        assert row.modified.timestamp() == pytest.approx(stat.st_mtime, abs=0.0011)
+    assert sorted(row.path for row in loose) == sorted(files)
+    for row in loose:
+        assert row.source_uri == f"file:{odd}/{row.path}"
+        assert row.file == row.path
+        if row.reason != "link":
+            stat = files[row.path].stat()
+            assert row.length == stat.st_size
+            if not files[row.path].is_symlink():
+                assert row.modified.timestamp() == pytest.approx(stat.st_mtime, abs=0.0011)
 
 
-def test_files_that_are_not_read_have_a_reason(listing, odd):
-    reasons = {Path(row.path).relative_to(f"file:{odd}"): row.reason for row in listing.collect() if row.reason}
-    files = [path.relative_to(odd) for path in on_disk(odd).values()]
-    hidden = [path for path in files if any(f"/{name}".endswith(f"/{path.name}") for name in HIDDEN)]
-    assert len(hidden) == len(HIDDEN)
-    assert reasons == {
-        **dict.fromkeys(hidden, "hidden"),
-        Path("empty.jpg"): "empty",
-        Path("large.jpg"): "too_many_bytes",
+def test_names_that_are_no_text_are_kept_as_bytes(rows):
+    assert {bytes(row.raw) for row in rows if row.raw is not None} == {*NO_TEXT, b"\xe9.zip"}
+    assert {row.path for row in rows} >= {"caf\\xe9.jpg", "\\xff\\xfe/\\xe9t\\xe9.jpg", "\\xe9.zip/a.jpg"}
+
+
+def test_every_member_is_listed_once_with_its_size_and_the_containers_time(rows, odd):
+    found = {name: [row for row in rows if row.file == name and row.kind == kind] for name, kind in KINDS.items()}
+    for name, members in found.items():
+        assert sorted(row.member for row in members) == sorted(FOUR)
+        for row in members:
+            assert row.source_uri == f"file:{odd}/{name}!/{row.member}"
+            assert row.path == f"{name}/{row.member}"
+            assert row.length == len(FOUR[row.member])
+            assert row.modified.timestamp() == pytest.approx((odd / name).stat().st_mtime, abs=0.0011)
+            assert (row.role, row.reason) == ("image", None)
+
+
+def test_nothing_is_listed_twice_and_no_container_is_left(rows):
+    assert max(Counter(row.source_uri for row in rows).values()) == 1
+    assert max(Counter(row.path for row in rows).values()) == 1
+    assert {row.kind for row in rows} == {"file", "zip", "tar", "tar.gz"}
+
+
+def test_loose_files_that_are_not_read_have_a_reason(rows):
+    site = "site {a,b} [x]?/"
+    assert {row.path: row.reason for row in rows if row.kind == "file" and row.reason} == {
+        **{site + name: "hidden" for name in HIDDEN},
+        "empty.jpg": "empty",
+        "empty.zip": "empty",
+        "large.jpg": "too_many_bytes",
+        "ISIC_1_segmentation.png": "mask",
+        "pipe.jpg": "special_file",
+        "links/outside.jpg": "link",
+        "links/folder": "link",
+        "links/four": "link",
+        "links/cycle": "link",
+        "links/self": "link",
+        "links/nothing.jpg": "link",
     }
-    assert set(reasons.values()) <= set(images.REASONS)
+    assert all(row.detail and row.role == "image" for row in rows if row.reason)
+    known = images.REASONS.keys() | containers.REASONS.keys()
+    assert {row.reason for row in rows if row.reason} <= known
 
 
-@pytest.mark.parametrize("by", ["folder", "paths"])
-def test_contents_are_the_files(spark, listing, odd, by):
-    readable = [row.path for row in listing.where("reason is null and lower(path) not like '%.csv'").collect()]
-    paths = readable if by == "paths" else None
-    rows = archive.contents(spark, str(odd), LIMITS.ingest.max_bytes, paths).collect()
-    assert sorted(row.path for row in rows) == sorted(readable)
-    assert all(bytes(row.content) == on_disk(odd)[row.path].read_bytes() for row in rows)
+def test_members_that_are_not_read_have_a_reason(rows):
+    assert reasons_below(rows, "trouble.zip") == TROUBLED
+    assert reasons_below(rows, "trouble.tar") == {**TROUBLED, "link.jpg": "link"}
+    assert reasons_below(rows, "photograph.zip") == {"": "damaged_archive"}
 
 
-def test_only_the_paths_asked_for_are_read(spark, listing, odd):
-    wanted = [row.path for row in listing.collect() if "[ack]" in row.path or "%20cent" in row.path]
-    assert len(wanted) == 2
-    rows = archive.contents(spark, str(odd), LIMITS.ingest.max_bytes, wanted).collect()
-    assert sorted(row.path for row in rows) == sorted(wanted)
+def test_roles_are_told_by_names(rows):
+    roles = {row.path: row.role for row in rows}
+    assert {path for path, role in roles.items() if role == "table"} == {"table.CSV"}
+    others = {"README", "photograph_in_truth.txt", "trouble.zip/notes.txt", "trouble.tar/notes.txt"}
+    assert {path for path, role in roles.items() if role == "other"} == others
 
 
-def test_decode_gives_a_row_for_every_image_file(spark, listing, odd):
-    from melanoma_spark import schemas
+def test_decode_gives_a_row_for_every_readable_image(rows, decoded):
+    readable = {row.source_uri: row for row in rows if row.role == "image" and row.reason is None}
+    assert decoded.keys() == readable.keys()
+    for uri, row in decoded.items():
+        assert (row.length, row.modified) == (readable[uri].length, readable[uri].modified)
+        assert (row.image is None) == (row.reason is not None) == (row.detail is not None)
+    failed = {readable[uri].path: row.reason for uri, row in decoded.items() if row.reason}
+    assert failed == {
+        "archive.jpg": "archive_by_another_name",
+        "broken.jpg": "corrupt",
+        "page.jpg": "not_an_image",
+        f"flipped.zip/{PACKED[1]}": "damaged_member",
+    }
 
+
+def test_decoded_loose_files_are_what_images_makes_of_them(decoded, odd):
     field = schemas.images_schema(64).fields["image"]
-    rows = archive.decode(spark, str(odd), listing.where("lower(path) not like '%.csv'"), LIMITS).collect()
-    files = {path: file for path, file in on_disk(odd).items() if file.suffix != ".CSV"}
-    assert sorted(row.source_uri for row in rows) == sorted(files)
-    found = {row.source_uri: row for row in rows}
-    read = [path for path, row in found.items() if row.reason is None]
-    assert len(read) == len(NAMES) + 1  # and the one in the folder that looks like a partition
-    assert {found[path].reason for path in files if path.endswith("notes.txt")} == {"not_an_image"}
+    files = on_disk(odd)
+    read = [path for path in files if (row := decoded.get(f"file:{odd}/{path}")) and row.image is not None]
+    assert len(read) == len(NAMES) + len(NO_TEXT) + len(FOUR) + 1  # and the link to one of the archive's own
     for path in read:
-        content = files[path].read_bytes()
-        pixels = images.decode(content, 64)
-        assert found[path].sha256 == hashlib.sha256(content).hexdigest()
-        assert found[path].pixel_sha256 == images.pixel_hash(images.decode(content, images.HASH_SIZE))
-        np.testing.assert_array_equal(field.codec.decode(field, found[path].image), pixels)
-    for path in files.keys() - set(read):
-        assert found[path].image is None
-        assert found[path].detail
+        row, content = decoded[f"file:{odd}/{path}"], files[path].read_bytes()
+        looked = images.look(content, 64)
+        assert row.sha256 == images.sha256(content)
+        assert row.pixel_sha256 == images.pixel_hash(looked.hashed)
+        assert row.perceptual_hash == images.perceptual_hash(looked.hashed)
+        assert (row.width, row.height, row.format) == (64, 64, "JPEG")
+        np.testing.assert_array_equal(field.codec.decode(field, row.image), images.decode(content, 64))
 
 
-@pytest.mark.parametrize("others", [0, 2])
-def test_a_name_that_cannot_be_read_costs_its_own_file_only(spark, tmp_path, others):
-    """Hadoop cannot open it, and reading the folder would end the job."""
-    for name in ("10:30.jpg", "a.jpg", "b [c].jpg")[: 1 + others]:
-        (tmp_path / name).write_bytes(drawing.lesion_jpeg(1, size=64))
-    rows = archive.decode(spark, str(tmp_path), archive.listing(spark, str(tmp_path), 20_000), LIMITS).collect()
-    assert {Path(row.source_uri).name: row.reason for row in rows if row.reason} == {"10:30.jpg": "unreadable_name"}
-    assert len(rows) == 1 + others
-    assert "unreadable_name" in images.REASONS
+@pytest.mark.parametrize("container", [*KINDS, "\\xe9.zip"])
+def test_members_are_decoded_as_loose_files_are(decoded, odd, container):
+    for name in PACKED:
+        loose, member = decoded[f"file:{odd}/four/{name}"], decoded[f"file:{odd}/{container}!/{name}"]
+        assert member.image is not None
+        same = ("sha256", "pixel_sha256", "perceptual_hash", "width", "height", "format", "image", "reason")
+        assert [member[column] for column in same] == [loose[column] for column in same]
 
 
-def test_archives_are_named_by_path_or_by_url(spark, odd, listing):
-    expected = {row.path for row in listing.collect()}
-    for url in (f"file://{odd}", f"file:{odd}/", f"{odd}/"):
-        assert {row.path for row in archive.listing(spark, url, 10).collect()} == expected
+def test_a_damaged_container_loses_what_is_damaged_only(rows, decoded, odd):
+    for container, lost in (("cut.zip", PACKED[2:]), ("flipped.zip", PACKED[1:2])):
+        for name in PACKED:
+            row = decoded.get(f"file:{odd}/{container}!/{name}")
+            assert (row is not None and row.image is not None) == (name not in lost), (container, name)
+    assert reasons_below(rows, "cut.zip") == {PACKED[0]: None, PACKED[1]: None, "": "damaged_archive"}
 
 
-def test_metadata_is_read_whatever_the_names(spark, tmp_path):
-    rows = [("image_id", "label"), *((name.rpartition(".")[0] or name, "nevus") for name in NAMES)]
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    root = tmp_path / "archive #1 [x]"
-    root.mkdir()
-    (root / "Metadata.CSV").write_text(text.getvalue(), encoding="utf-8-sig")
-    found = archive.metadata(spark, str(root), archive.listing(spark, str(root), 100_000))
-    assert [(record.image_id, record.label) for record in found] == [(a.strip(), b) for a, b in rows[1:]]
+def test_contents_are_the_files(listed, rows, settings, odd):
+    found = archive.with_contents(listed.where("reason is null"), settings).collect()
+    readable = {row.source_uri: row for row in rows if row.reason is None}
+    assert sorted(row.source_uri for row in found) == sorted(readable)
+    files = on_disk(odd)
+    for row in found:
+        place = readable[row.source_uri]
+        assert (row.length, row.modified) == (place.length, place.modified)
+        if place.path == f"flipped.zip/{PACKED[1]}":
+            assert (row.content, row.reason) == (None, "damaged_member")
+            continue
+        expected = files[place.path].read_bytes() if place.kind == "file" else {**FOUR, **TROUBLE}[place.member]
+        assert (bytes(row.content), row.reason, row.detail) == (expected, None, None)
+        assert row.image_id == layouts.image_id(place.path)
 
 
-def test_no_metadata(spark, odd, listing):
-    assert archive.metadata(spark, str(odd), listing) == []
+def test_ids_are_without_the_number_of_a_name_that_came_twice():
+    assert archive.image_id("a.zip/x.jpg#2", "zip") == archive.image_id("x.jpg", "file") == "x"
+    assert archive.image_id("x#2", "file") == archive.image_id("a.tar/x#2.jpg", "tar") == "x#2"
 
 
-def test_two_tables_of_metadata_are_one_too_many(spark, tmp_path):
-    for folder in (tmp_path, tmp_path / "below"):
-        folder.mkdir(exist_ok=True)
-        (folder / "metadata.csv").write_text("image_id,label\na,nevus\n")
-    with pytest.raises(DataError, match=r"2 files named metadata\.csv"):
-        archive.metadata(spark, str(tmp_path), archive.listing(spark, str(tmp_path), 1000))
+def test_a_file_that_is_gone_costs_itself_only(spark, small):
+    settings = settings_of(small)
+    listed = archive.listing(spark, settings).localCheckpoint()
+    (small / "ward/Schmidt.zip").unlink()
+    (small / "ward/Schmidt broken.jpg").write_bytes(bytes(MAX_BYTES + 1))
+    found = {row.source_uri.rpartition("/")[2]: row.reason for row in archive.decode(listed, settings).collect()}
+    assert found == {
+        "Anna Schmidt.jpg": None,
+        "Berta Schmidt.jpg": "unreadable",
+        "Schmidt broken.jpg": "too_many_bytes",
+    }
+
+
+def test_times_are_the_same_in_every_time_zone(spark, small):
+    """What is decoded is joined to the listing by them."""
+    settings, key = settings_of(small), "spark.sql.session.timeZone"
+    before, stamp = spark.conf.get(key), 1_700_000_000.123456
+    for path in small.rglob("*.*"):
+        os.utime(path, (stamp, stamp))
+    try:
+        for zone in ("UTC", "America/New_York"):
+            spark.conf.set(key, zone)
+            listed = archive.listing(spark, settings).localCheckpoint()
+            for table in (listed, archive.decode(listed, settings), archive.with_contents(listed, settings)):
+                found = table.selectExpr("unix_micros(modified) as micros").collect()
+                assert [row.micros / 1e6 for row in found] == [pytest.approx(stamp, abs=1e-5)] * 3, zone
+    finally:
+        spark.conf.set(key, before)
+
+
+def test_archives_are_named_by_path_or_by_url(spark, small, tmp_path, monkeypatch):
+    expected = {f"file:{small}/ward/{name}" for name in ("Anna Schmidt.jpg", "Schmidt broken.jpg")}
+    expected |= {f"file:{small}/ward/Schmidt.zip!/Berta Schmidt.jpg"}
+    monkeypatch.chdir(tmp_path)
+    for url in (f"file://{small}", f"file:{small}/", "small"):
+        assert {row.source_uri for row in archive.listing(spark, settings_of(url)).collect()} == expected
+    (tmp_path / "other").symlink_to(small)
+    found = archive.listing(spark, settings_of(tmp_path / "other"))
+    assert {row.path for row in found.where("reason is null").collect()} == {
+        "ward/Anna Schmidt.jpg",
+        "ward/Schmidt broken.jpg",
+        "ward/Schmidt.zip/Berta Schmidt.jpg",
+    }
+
+
+@pytest.mark.parametrize("name", ["four #1 [x].zip", "four.tar.gz", "no suffix", "link.zip"])
+def test_one_container_is_an_archive(spark, tmp_path, name):
+    root = tmp_path / "folder"
+    write(root, "beside.jpg", drawn(1))
+    write(tmp_path, "elsewhere.zip", zipped(FOUR))
+    if name == "link.zip":
+        (root / name).symlink_to(tmp_path / "elsewhere.zip")
+    else:
+        write(root, name, tarred(FOUR, "w:gz") if name == "four.tar.gz" else zipped(FOUR))
+    settings = settings_of(root / name)
+    listed = archive.listing(spark, settings).localCheckpoint()
+    assert {row.source_uri: row.reason for row in listed.collect()} == {
+        f"file:{root}/{name}!/{member}": None for member in FOUR
+    }
+    found = archive.with_contents(listed, settings).collect()
+    assert {row.source_uri.partition("!/")[2]: bytes(row.content) for row in found} == FOUR
 
 
 def test_bad_archives_are_named_in_one_line(spark, tmp_path):
@@ -178,11 +431,80 @@ def test_bad_archives_are_named_in_one_line(spark, tmp_path):
     for url, error, message in [
         (tmp_path / "nowhere", DataError, f"{tmp_path}/nowhere does not exist.*archive=URL"),
         (tmp_path / "empty", DataError, f"{tmp_path}/empty holds no files; expected a folder"),
-        (tmp_path / "image.png", DataError, f"{tmp_path}/image.png is a file; .*folder"),
+        (tmp_path / "image.png", DataError, f"{tmp_path}/image.png is a file, .*folder"),
         ("nosuchscheme://host/folder", DataError, "nosuchscheme://host/folder cannot be read: .*nosuchscheme"),
         ("", ConfigError, "no archive named; add archive=URL"),
         (None, ConfigError, "no archive named; add archive=URL"),
     ]:
         with pytest.raises(error, match=message) as caught:
-            archive.listing(spark, str(url) if url else url, 1000)
+            archive.listing(spark, settings_of(url))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packing", ["loose", "zip", "tar.gz"])
+def test_tables_are_read_wherever_they_are(spark, tmp_path, packing):
+    root = tmp_path / "archive #1 [x]"
+    table = "\ufeffimage_id,label,patient_id\n" + "".join(f'"im {n}, a.jpg",nevus,p{n}\n' for n in range(5000))
+    files = {"below/Metadata.CSV": table.encode(), "below/im 1, a.jpg": drawn(1), "b/im 2, a.jpg": drawn(2)}
+    settings = config.parse({"archive": str(root), "image_size": 64})
+    if packing == "loose":
+        for name, content in files.items():
+            write(root, name, content)
+    else:
+        write(root, f"x.{packing}", tarred(files, "w:gz") if packing == "tar.gz" else zipped(files))
+    above = "" if packing == "loose" else f"x.{packing}/"
+    listed = archive.listing(spark, settings).localCheckpoint()
+    heads, found = archive.table_heads(listed, settings)
+    assert [(head.path, head.head) for head in heads] == [
+        (f"{above}below/Metadata.CSV", table.encode()[: archive.HEAD_BYTES])
+    ]
+    assert archive.folders(listed) == {f"{above}below": 1, f"{above}b": 1}
+    layout = layouts.recognise(heads, archive.folders(listed))
+    rows = archive.records(spark, layout, found, settings).collect()
+    assert [(row.image_id, row.labels, row.patient_id) for row in rows] == [
+        (f"im {n}, a", ["nevus"], f"p{n}") for n in range(5000)
+    ]
+
+
+def test_an_archive_without_tables_has_none(spark, small):
+    settings = settings_of(small)
+    assert archive.table_heads(archive.listing(spark, settings), settings) == ([], [])
+
+
+def names_under(spark, root: Path, name_key: str, monkeypatch) -> tuple[list[dict], list[dict]]:
+    monkeypatch.setenv(config.NAME_KEY, name_key)
+    settings = settings_of(root, privacy={"source_names": "hash"})
+    listed = archive.listing(spark, settings).localCheckpoint()
+    tables = (archive.decode(listed, settings), archive.with_contents(listed, settings).drop("content"))
+    decoded, read = ([row.asDict() for row in table.collect()] for table in tables)
+    assert len(decoded) == len(read) == 3
+    return decoded, read
+
+
+def test_hashed_names_tell_nobodys_name(spark, small, monkeypatch):
+    decoded, read = names_under(spark, small, "a key of sixteen or more", monkeypatch)
+    for row in (*decoded, *read):
+        for column, value in row.items():
+            told = value.decode("latin-1") if isinstance(value, bytes | bytearray) else str(value)
+            assert not any(name in told for name in ("Schmidt", "Anna", "Berta", "ward", "small")), column
+
+    def names(tables):
+        columns = ("source_uri", "image_id")
+        return {row[column] for rows in tables for row in rows for column in columns if column in row}
+
+    first = names((decoded, read))
+    assert len(first) == 6
+    copy = shutil.copytree(small, small.parent / "copy")
+    shutil.rmtree(small)
+    shutil.copytree(copy, small)
+    assert names(names_under(spark, small, "a key of sixteen or more", monkeypatch)) == first
+    assert not names(names_under(spark, small, "another key of sixteen or more", monkeypatch)) & first
+
+
+@pytest.mark.parametrize("key", [None, "", "too short"])
+def test_names_are_not_hashed_without_a_key(spark, small, monkeypatch, key):
+    monkeypatch.delenv(config.NAME_KEY, raising=False)
+    if key is not None:
+        monkeypatch.setenv(config.NAME_KEY, key)
+    with pytest.raises(ConfigError, match=f"at least 16 characters.*{config.NAME_KEY}"):
+        archive.listing(spark, settings_of(small, privacy={"source_names": "hash"}))

@@ -1,115 +1,85 @@
-"""Groups: what shares a key, through whatever chain, stands together, under a name that lasts."""
+"""Groups: what is joined by edges, through whatever chain, is one component."""
 
 from __future__ import annotations
 
-import random
-
-from hypothesis import given
+import numpy as np
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from melanoma_spark.groups import connected_components
+from melanoma_spark.groups import components
 
-KEYS = st.builds("{}:{}".format, st.sampled_from(["patient", "lesion", "pixels", "looks"]), st.integers(0, 6))
-ROWS = st.lists(st.lists(KEYS, min_size=1, max_size=4), max_size=15)
-
-
-def by_hand(rows):
-    """For each row the set of rows it is connected to: sets that overlap are merged until none does."""
-    sets = [(set(keys), {place}) for place, keys in enumerate(rows)]
-    merged = True
-    while merged:
-        merged = False
-        for first in range(len(sets)):
-            for second in range(len(sets) - 1, first, -1):
-                if sets[first][0] & sets[second][0]:
-                    sets[first] = (sets[first][0] | sets[second][0], sets[first][1] | sets[second][1])
-                    del sets[second]
-                    merged = True
-    together = {place: places for _, places in sets for place in places}
-    return [together[place] for place in range(len(rows))]
+SMALL = st.integers(-4, 4)
+LONG = st.integers(-(2**63), 2**63 - 1)  # hashes, of either sign
+EDGES = st.lists(st.tuples(SMALL, SMALL) | st.tuples(LONG, LONG) | st.tuples(SMALL, LONG), max_size=30)
 
 
-def together(names):
-    """For each row the set of rows of the same name."""
-    return [{place for place, other in enumerate(names) if other == name} for name in names]
+def arrays(edges):
+    ends = np.array(edges, np.int64).reshape(-1, 2)
+    return ends[:, 0], ends[:, 1]
 
 
-@given(ROWS)
-def test_rows_share_a_group_exactly_when_a_chain_of_keys_joins_them(rows):
-    assert together(connected_components(rows)) == by_hand(rows)
+def by_hand(edges):
+    """The sets of ends that chains of edges join: sets that overlap are merged until none does."""
+    sets = []
+    for edge in edges:
+        joined = set(edge)
+        for other in [found for found in sets if found & joined]:
+            sets.remove(other)
+            joined |= other
+        sets.append(joined)
+    return {frozenset(found) for found in sets}
 
 
-@given(ROWS)
-def test_group_is_named_by_a_key_of_its_own_of_the_most_lasting_kind(rows):
-    names = connected_components(rows)
-    for name, members in zip(names, together(names), strict=True):
-        keys = {key for place in members for key in rows[place]}
-        assert name in keys
-        kinds = {key.partition(":")[0] for key in keys}
-        if "patient" in kinds:
-            assert name == min(key for key in keys if key.startswith("patient:"))
-        elif "lesion" in kinds:
-            assert name == min(key for key in keys if key.startswith("lesion:"))
-        else:
-            assert name == min(keys)
+def by_components(edges):
+    keys, numbers = components(*arrays(edges))
+    sets = {}
+    for key, number in zip(keys.tolist(), numbers.tolist(), strict=True):
+        sets.setdefault(number, set()).add(key)
+    return {frozenset(found) for found in sets.values()}
 
 
-@given(ROWS, st.randoms(use_true_random=False))
-def test_names_do_not_depend_on_the_order_of_rows_or_keys(rows, rng):
-    names = connected_components(rows)
-    order = list(range(len(rows)))
-    rng.shuffle(order)
-    shuffled = connected_components([rng.sample(rows[place], len(rows[place])) for place in order])
-    assert [names[place] for place in order] == shuffled
+@given(EDGES)
+@example([])
+@example([(2**63 - 1, -(2**63)), (-(2**63), 0)])
+def test_components_are_what_chains_of_edges_join(edges):
+    assert by_components(edges) == by_hand(edges)
 
 
-@st.composite
-def archives(draw):
-    """Images of patients who have lesions of their own, and later images of the same patients."""
-
-    def image(place):
-        patient = draw(st.integers(0, 4))
-        keys = [f"pixels:{place}", f"patient:{patient}"]
-        if draw(st.booleans()):
-            keys.append(f"lesion:{patient}.{draw(st.integers(0, 2))}")
-        return keys
-
-    first = [image(place) for place in range(draw(st.integers(1, 10)))]
-    known = {key for keys in first for key in keys if key.startswith("patient:")}
-    later = [image(1000 + place) for place in range(draw(st.integers(0, 10)))]
-    return first, [keys for keys in later if keys[1] in known]
+@given(EDGES)
+def test_each_end_is_told_once_in_order(edges):
+    keys, numbers = components(*arrays(edges))
+    assert keys.tolist() == sorted({end for edge in edges for end in edge})
+    assert (keys.dtype, numbers.dtype, keys.shape) == (np.int64, np.int32, numbers.shape)
 
 
-@given(archives())
-def test_more_images_of_known_patients_rename_no_group(archive):
-    first, later = archive
-    assert connected_components(first + later)[: len(first)] == connected_components(first)
+@given(EDGES, st.randoms(use_true_random=False))
+def test_order_direction_and_repetition_of_edges_do_not_matter(edges, rng):
+    other = [edge[::-1] if rng.random() < 0.5 else edge for edge in rng.sample(edges, len(edges))]
+    assert by_components(other + edges[:3]) == by_components(edges)
 
 
-@given(ROWS, ROWS)
-def test_more_images_never_part_what_was_together(rows, later):
-    before, after = together(connected_components(rows)), together(connected_components(rows + later))
-    assert all(members <= after[place] for place, members in enumerate(before))
+@given(EDGES, EDGES)
+def test_more_edges_never_part_what_was_together(edges, later):
+    after = by_components(edges + later)
+    assert all(any(members <= found for found in after) for members in by_components(edges))
 
 
-def test_patients_stay_apart_when_nothing_joins_them():
-    assert connected_components([["patient:a"], ["patient:b"], ["patient:a"]]) == [
-        "patient:a",
-        "patient:b",
-        "patient:a",
-    ]
+def test_no_edges_have_no_components():
+    keys, numbers = components(np.array([], np.int64), np.array([], np.int64))
+    assert (keys.tolist(), numbers.tolist()) == ([], [])
 
 
-def test_a_duplicate_joins_two_patients():
-    rows = [["pixels:x", "patient:a"], ["pixels:x", "patient:b"], ["pixels:y", "patient:b"]]
-    assert connected_components(rows) == ["patient:a"] * 3
+def test_an_end_joined_to_itself_alone_is_a_component():
+    assert by_components([(1, 1), (2, 3), (3, 3)]) == {frozenset([1]), frozenset([2, 3])}
 
 
 def test_long_chains_are_followed_to_their_end():
-    links = [[f"pixels:{place:05d}", f"pixels:{place + 1:05d}"] for place in range(20_000)]
-    random.Random(0).shuffle(links)
-    assert set(connected_components(links)) == {"pixels:00000"}
+    order = np.random.default_rng(0).permutation(200_000)
+    keys, numbers = components(order, order + 1)
+    assert (len(keys), set(numbers.tolist())) == (200_001, {0})
 
 
-def test_no_rows_have_no_groups():
-    assert connected_components([]) == []
+def test_many_edges_between_the_same_two_ends_count_as_one():
+    many = np.zeros(65_536, np.int64)  # counted in 8 or 16 bits they are none
+    keys, numbers = components(many, many + 1)
+    assert (keys.tolist(), numbers.tolist()) == ([0, 1], [0, 0])
