@@ -71,8 +71,9 @@ OTHER_SUFFIXES = (
 OTHER_NAMES = {"license", "licence", "readme", "attribution", "copying", "notice", "checksums", "md5sums", "sha256sums"}
 CONTAINERS = {
     *("images", "image", "imgs", "img", "jpegs", "jpeg", "jpg", "png", "photos", "pictures"),
-    *("data", "dataset", "archive", "input", "lesions"),
+    *("data", "dataset", "archive", "input", "lesions", "/", "."),
 }
+NEVER = 4  # the rank of a folder's name that is no class
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def recognise(
         raise DataError(f"columns: no table has a column named {some(missing)}; {_told(known, ignored, folders)}")
     classes = _has_classes(folders, words)
     if layout == "folders":
-        classes = any(_parts(folder, None) for folder in folders)  # named, so that any folder is a class
+        classes = any(_classes(folder) for folder in folders)  # named, so that any folder is a class
         known = [table.without_labels() for table in known]
     elif layout == "plain":
         classes = False
@@ -140,21 +141,20 @@ def recognise(
     name = layout or _name(labelled, classes)
     folder_labels = classes and not any(table.has_labels for table in known)
     folder_splits = {"train", "test"} <= {_folder_split(folder) for folder in folders}
-    return Layout(
-        name, _summary(name, known, folder_labels, folder_splits), tuple(known), folder_labels, folder_splits,
-        tuple(sorted(ignored)),
-    )  # fmt: skip
+    summary = _summary(name, known, folder_labels, folder_splits)
+    return Layout(name, summary, tuple(known), folder_labels, folder_splits, tuple(sorted(ignored)))
 
 
 def folder_record(path: str, layout: Layout, words: Iterable[str] = ()) -> tuple[str | None, str | None]:
     """Label and split of an image by the folders above it, `path` being relative to the archive; None where they tell
     none, or where the layout takes none from folders.
 
-    The label is the nearest folder that is named like a diagnosis (or one of `words`), else the nearest that is named
-    like something: it is then an unknown label and not silently none.
+    The label is the nearest folder that is named like a diagnosis (or one of `words`), else the nearest named 0 or 1,
+    else the nearest named unknown or other, else the nearest that is named like something: it is then an unknown label
+    and not silently none.
     """
     folder = str(PurePosixPath(path).parent)
-    label = next(iter(_parts(folder, tuple(words))), None) if layout.folder_labels else None
+    label = next(iter(_classes(folder, words)), None) if layout.folder_labels else None
     return label, _folder_split(folder) if layout.folder_splits else None
 
 
@@ -235,18 +235,24 @@ def _has_classes(folders: Mapping[str, int], words: Iterable[str]) -> bool:
     return {row.answer for row in found} >= {0, 1} and {name for name in keys if name.isdecimal()} <= {"0", "1"}
 
 
-def _parts(folder: str, words: tuple[str, ...] | None) -> list[str]:
-    """The folders that may name a class, the likeliest first: those named like a diagnosis, then the others."""
-    own = {diagnoses.key(word) for word in words or ()}
+def _classes(folder: str, words: Iterable[str] = ()) -> list[str]:
+    """The folders that may name a class, the likeliest first; of equally likely ones the nearest to the image."""
+    own = {diagnoses.key(word) for word in words}
     parts = [unicodedata.normalize("NFC", part) for part in reversed(PurePosixPath(folder).parts)]
-    named = [part for part in parts if diagnoses.key(part) in own or _is_diagnosis(part)]
-    others = [part for part in parts if split_of(part) is None and part.lower() not in CONTAINERS | {"/", "."}]
-    return [*named, *(part for part in others if part not in named)]
+    ranks = {part: 0 if diagnoses.key(part) in own else _rank(part) for part in parts}
+    return sorted((part for part in ranks if ranks[part] < NEVER), key=lambda part: ranks[part])
 
 
 @lru_cache(maxsize=1 << 14)
-def _is_diagnosis(name: str) -> bool:
-    return diagnoses.find(name) is not None
+def _rank(name: str) -> int:
+    """How unlikely a folder's name is to name a class. `benign/1` is benign, and 1 some patient or shard; so is
+    `benign/other`."""
+    found = diagnoses.find(name)
+    if found is None:
+        return NEVER if split_of(name) or name.lower() in CONTAINERS else 3
+    if found.kind == "answer":
+        return 1
+    return 2 if found.malignant is None and found.melanoma is None else 0
 
 
 def _folder_split(folder: str) -> str | None:

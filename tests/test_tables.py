@@ -425,6 +425,16 @@ def test_image_id(path, name):
     assert image_id(path) == name
 
 
+@pytest.mark.parametrize("part", [".jpg", ".jpg ", "_downsampled", " ", "type ", "1 ", "a/", "0."])
+def test_endless_cells_are_read_in_no_time(part):
+    """The suffixes of a name are looked for with a pattern whose time grows with the square of its length."""
+    cell = "x" + part * (100_000 // len(part)) + "y"
+    row = records(f"image_id,age,sex,skin_type,site,label,split\n{cell},{cell},{cell},{cell},{cell},{cell},{cell}\n")[0]
+    assert len(row.image_id) <= tables.MAX_NAME
+    assert len(row.labels[0]) <= tables.MAX_WORD
+    assert (row.age, row.sex, row.skin_type, row.split) == (None, None, None, None)
+
+
 @given(st.text(max_size=40) | st.text(st.sampled_from("aA1._/ \\\u0308jpgJPG"), max_size=300))
 def test_id_of_an_id_is_itself(path):
     name = image_id(path)
