@@ -1,7 +1,7 @@
 """ingest: an archive of images -> `images/`, a Petastorm dataset of decoded pixels with label, group and split.
 
-Every listed file and member of a zip or tar ends as an image, as a row in `rejects/` with a reason, or among the skipped
-tables and texts. What an earlier ingest has read is not read again.
+Every listed file and member of a zip or tar ends as an image, as a row in `rejects/` with a reason, or among the
+skipped tables and texts. What an earlier ingest has read is not read again.
 
 example: ./spark-submit.sh ingest archive=/data/lesions warehouse=/data/warehouse
 """
@@ -88,8 +88,8 @@ def staged(job: Job, stage: str) -> str:
     skipped = total - roles.get("image", 0)
     if accepted + rejected + skipped != total:
         raise DataError(
-            f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the archive "
-            "changed meanwhile; run ingest again"
+            f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the "
+            "archive changed meanwhile; run ingest again"
         )
     selection.check(counts, reasons, [row.detail for row in unknown])
     unmatched = census.unmatched(decisions, records, layout)

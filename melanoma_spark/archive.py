@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from itertools import chain, groupby
 from types import SimpleNamespace
 from typing import Any
 
@@ -297,15 +297,18 @@ def in_reading_order(rows: DataFrame) -> DataFrame:
     return in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", "offset")
 
 
-def contents(root: str, rows: pd.DataFrame, max_bytes: int) -> Iterator[tuple[Any, bytes | ImageError]]:
-    """(row, its bytes or why there are none) for rows of a listing in reading order."""
-    for (name, kind), group in groupby(rows.itertuples(index=False), key=lambda row: (row.file, row.kind)):
-        found = list(group)
+def contents(root: str, batches: Iterable[pd.DataFrame], max_bytes: int) -> Iterator[tuple[Any, bytes | ImageError]]:
+    """(row, its bytes or why there are none) for rows of a listing in reading order.
+
+    A container is opened once for all of its rows, however many batches these fill.
+    """
+    rows = (row for batch in batches for row in batch.itertuples(index=False))
+    for (name, kind), group in groupby(rows, key=lambda row: (row.file, row.kind)):
         if kind == "file":
-            for row in found:
+            for row in group:
                 yield row, _bytes_of(root, row, max_bytes)
         else:
-            yield from _members_of(root, name, kind, found)
+            yield from _members_of(root, name, kind, group)
 
 
 def _bytes_of(root: str, row: Any, max_bytes: int) -> bytes | ImageError:
@@ -325,23 +328,29 @@ def _bytes_of(root: str, row: Any, max_bytes: int) -> bytes | ImageError:
     raise AssertionError("unreachable")
 
 
-def _members_of(root: str, name: str, kind: str, rows: list[Any]) -> Iterator[tuple[Any, bytes | ImageError]]:
-    by_index = {int(row.index): row for row in rows}
+def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterator[tuple[Any, bytes | ImageError]]:
+    rows = iter(rows)
+    first = next(rows)
+    asked: dict[int, Any] = {}  # rows whose bytes have not come yet
+
+    def wanted() -> Iterator[containers.Member]:
+        for row in chain((first,), rows):
+            asked[int(row.index)] = row
+            crc = None if pd.isna(row.crc) else int(row.crc)
+            numbers = (int(row.index), int(row.offset), int(row.stored), int(row.length), int(row.method))
+            yield containers.Member(row.member, *numbers, crc)
+
+    members = wanted()
     try:
-        with opened(root, name, rows[0].raw) as file:
-            wanted = [
-                containers.Member(
-                    row.member, int(row.index), int(row.offset), int(row.stored), int(row.length), int(row.method),
-                    None if pd.isna(row.crc) else int(row.crc),
-                )
-                for row in rows
-            ]  # fmt: skip
-            for member, content in containers.read(file, kind, wanted):
-                yield by_index.pop(member.index), content
+        with opened(root, name, first.raw) as file:
+            for member, content in containers.read(file, kind, members):
+                yield asked.pop(member.index), content
         detail = "the container ends before it"
     except OSError as error:
         detail = files.reason(error)
-    for row in by_index.values():
+    for _ in members:  # those that were not asked for any more
+        pass
+    for row in asked.values():
         yield row, ImageError(GONE, detail)
 
 
@@ -354,14 +363,13 @@ def decode(listed: DataFrame, settings: config.Settings) -> DataFrame:
         field = schemas.images_schema(size).fields["image"]
         held: list[tuple[Any, ...]] = []
         weight = 0
-        for batch in batches:
-            for row, content in ahead(contents(root, batch, limits.max_bytes), lambda pair: pair):
-                found = _decoded(content, size, limits, field)
-                held.append((row.source_uri, row.length, moment(row.modified), *found))
-                weight += len(found[6] or b"")
-                if weight > READ_AT_ONCE or len(held) >= LISTED_AT_ONCE:
-                    yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
-                    held, weight = [], 0
+        for row, content in ahead(contents(root, batches, limits.max_bytes), lambda pair: pair):
+            found = _decoded(content, size, limits, field)
+            held.append((row.source_uri, row.length, moment(row.modified), *found))
+            weight += len(found[6] or b"")
+            if weight > READ_AT_ONCE or len(held) >= LISTED_AT_ONCE:
+                yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
+                held, weight = [], 0
         if held:
             yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
 
@@ -374,12 +382,11 @@ def with_contents(listed: DataFrame, settings: config.Settings) -> DataFrame:
     max_bytes, name = settings.ingest.max_bytes, naming(settings)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for batch in batches:
-            for row, content in ahead(contents(root, batch, max_bytes), lambda pair: pair):
-                wrong = content if isinstance(content, ImageError) else None
-                found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
-                place = (row.source_uri, row.length, moment(row.modified), name(image_id(row.path, row.kind)))
-                yield pd.DataFrame([(*place, *found)], columns=schemas.CONTENTS.names, dtype=object)
+        for row, content in ahead(contents(root, batches, max_bytes), lambda pair: pair):
+            wrong = content if isinstance(content, ImageError) else None
+            found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
+            place = (row.source_uri, row.length, moment(row.modified), name(image_id(row.path, row.kind)))
+            yield pd.DataFrame([(*place, *found)], columns=schemas.CONTENTS.names, dtype=object)
 
     return in_reading_order(listed).mapInPandas(rows, schemas.CONTENTS)  # type: ignore[arg-type]
 

@@ -21,7 +21,7 @@ OF_RECORD = ("age", "sex", "site", "skin_type", "image_type", "source", "licence
 
 
 def merged(records: DataFrame) -> DataFrame:
-    """One row an image id (in lower case) of the rows of all tables; `contradiction` names what two rows say otherwise."""
+    """One row an image id (in lower case) of all tables' rows; `contradiction` names what two rows say otherwise."""
     said = records.withColumn("id", f.lower("image_id")).groupBy("id")
     differ = [f.when(f.size(f"{name}_set") > 1, f.lit(name)) for name in STATED]
     return (

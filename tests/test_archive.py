@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tarfile
 import zipfile
 from collections import Counter
@@ -212,10 +211,9 @@ def on_disk(root: Path) -> dict[str, Path]:
         for name in (*names, *links):
             path = Path(folder, name)
             relative = path.relative_to(root)
-            if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and path.lstat().st_size:
-                if not name.startswith("."):
-                    continue
-            found[shown(str(relative))] = path
+            packed = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and path.lstat().st_size
+            if name.startswith(".") or not packed:
+                found[shown(str(relative))] = path
     return found
 
 
@@ -471,34 +469,28 @@ def test_an_archive_without_tables_has_none(spark, small):
     assert archive.table_heads(archive.listing(spark, settings), settings) == ([], [])
 
 
-def names_under(spark, root: Path, name_key: str, monkeypatch) -> tuple[list[dict], list[dict]]:
-    monkeypatch.setenv(config.NAME_KEY, name_key)
-    settings = settings_of(root, privacy={"source_names": "hash"})
-    listed = archive.listing(spark, settings).localCheckpoint()
-    tables = (archive.decode(listed, settings), archive.with_contents(listed, settings).drop("content"))
-    decoded, read = ([row.asDict() for row in table.collect()] for table in tables)
-    assert len(decoded) == len(read) == 3
-    return decoded, read
-
-
 def test_hashed_names_tell_nobodys_name(spark, small, monkeypatch):
-    decoded, read = names_under(spark, small, "a key of sixteen or more", monkeypatch)
-    for row in (*decoded, *read):
+    settings = settings_of(small, privacy={"source_names": "hash"})
+
+    def read(key, *tables):
+        monkeypatch.setenv(config.NAME_KEY, key)
+        listed = archive.listing(spark, settings).localCheckpoint()
+        return [[row.asDict() for row in table(listed, settings).collect()] for table in tables]
+
+    def names(found):
+        return {row[column] for rows in found for row in rows for column in ("source_uri", "image_id") if column in row}
+
+    first = read(
+        "a key of sixteen or more", archive.decode, lambda *given: archive.with_contents(*given).drop("content")
+    )
+    assert [len(rows) for rows in first] == [3, 3]
+    for row in (*first[0], *first[1]):
         for column, value in row.items():
             told = value.decode("latin-1") if isinstance(value, bytes | bytearray) else str(value)
             assert not any(name in told for name in ("Schmidt", "Anna", "Berta", "ward", "small")), column
-
-    def names(tables):
-        columns = ("source_uri", "image_id")
-        return {row[column] for rows in tables for row in rows for column in columns if column in row}
-
-    first = names((decoded, read))
-    assert len(first) == 6
-    copy = shutil.copytree(small, small.parent / "copy")
-    shutil.rmtree(small)
-    shutil.copytree(copy, small)
-    assert names(names_under(spark, small, "a key of sixteen or more", monkeypatch)) == first
-    assert not names(names_under(spark, small, "another key of sixteen or more", monkeypatch)) & first
+    assert len(names(first)) == 6
+    assert names(read("a key of sixteen or more", archive.with_contents)) == names(first)
+    assert not names(read("another key of sixteen or more", archive.with_contents)) & names(first)
 
 
 @pytest.mark.parametrize("key", [None, "", "too short"])

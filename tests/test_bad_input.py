@@ -117,11 +117,11 @@ def refused(line, stage: str, *words: str, **changes) -> None:
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("image_id,diagnosis\n0,nevus\n", ("no label column", "benign_malignant", "found image_id, diagnosis")),
-        ("name,label\n0,nevus\n", ("no image id column", "isic_id")),
-        ("image_id,label\n", ("has a header and no rows",)),
-        ("image_id,label\n0,nevus\n0,melanoma\n", ("1 image ids have rows that differ: 0",)),
-        ("", ("found nothing",)),
+        ("image_id,colour\n0,brown\n", ("no labels found", "image_id, colour", "columns.label=NAME")),
+        ("name,label\n0,nevus\n", ("no labels found", "metadata.csv", "columns.label=NAME")),
+        ("image_id,label\n", ("no usable image", "no_label 3")),
+        ("image_id,label\n0,nevus\n0,melanoma\n", ("no usable image", "conflicting_labels 1", "no_label 2")),
+        ("", ("no labels found", "metadata.csv")),
         ("image_id,label\n0,nevus\n1,nv\n2,benign\n", ("one class only", "all 3 usable images", "negative")),
         ("image_id,label\n0,carcinoma\n", ("no usable image", "unknown_label 1", "carcinoma")),
         ("image_id,label\nx,nevus\n", ("no usable image", "no_label 3")),
@@ -149,13 +149,13 @@ def test_one_class_by_folders(new_line, tmp_path):
 def test_an_archive_that_is_a_file(new_line, tmp_path):
     picture = pictures(tmp_path / "archive", 1) / "0.jpg"
     line = new_line(picture)
-    refused(line, "ingest", f"archive {picture} is a file", "archive=URL")
+    refused(line, "ingest", f"archive {picture} is a file, but no zip or tar", "name the folder")
     holds_no_result(line.folder)
 
 
 def test_an_empty_archive(new_line, tmp_path):
     (tmp_path / "archive" / "empty").mkdir(parents=True)
-    refused(new_line(tmp_path / "archive"), "ingest", "holds no files", "JPEG or PNG")
+    refused(new_line(tmp_path / "archive"), "ingest", "holds no files", "zip or tar")
 
 
 @pytest.mark.parametrize(

@@ -1,307 +1,618 @@
-"""Selection: every file is kept or rejected with a reason, and nothing that belongs together is parted."""
+"""Selection: every file is kept or rejected with a reason, and nothing that belongs together is parted.
+
+Rows are made here as the jobs before would make them; many cases share a Spark job, since each costs a second.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from dataclasses import replace
+import hmac
+import random
+from collections import defaultdict
+from datetime import datetime
+from functools import reduce
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from melanoma_spark import config, images, layouts, splits
+from melanoma_spark import config, groups, images, layouts, schemas, selection, splits
 from melanoma_spark.errors import DataError
-from melanoma_spark.layouts import Record
-from melanoma_spark.selection import Found, select
 
-ROOT = "file:///archive"
-SETTINGS = config.parse({"ingest": {"test_fraction": 0.3, "validation_fraction": 0.3}})
-LABELS = ("benign", "malignant")
+INGEST = {"test_fraction": 0.3, "validation_fraction": 0.3}
+SETTINGS = config.parse({"ingest": INGEST})
+THEN = datetime(2024, 5, 6, 7, 8, 9)
+FOLDERS = layouts.recognise([], {"benign": 1, "malignant": 1})
+TABLE = layouts.recognise([layouts.TableHead("t.csv", b"image_id,diagnosis\na,nevus\n")], {"benign": 1})
+
+
+def settings(indeterminate="leave_out", positive=(), negative=(), overlap="error", **changes):
+    labels = {"positive": positive, "negative": negative}
+    ingest = {**INGEST, "indeterminate": indeterminate, "split_overlap": overlap, "labels": labels}
+    return config.parse({"ingest": ingest, **changes})
 
 
 def digest(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def decoded(path, pixels=None, looks=None):
-    """A file that was decoded. Named pixels and looks are the same wherever they are named."""
-    return Found(
-        source_uri=f"{ROOT}/{path}",
-        sha256=digest(path),
-        pixel_sha256=digest(f"pixels {pixels or path}"),
-        perceptual_hash=digest(f"looks {looks or path}")[:16],
-    )
+@pytest.fixture(scope="module", autouse=True)
+def few_partitions(spark):
+    spark.conf.set("spark.sql.shuffle.partitions", "1")
+    yield
+    spark.conf.unset("spark.sql.shuffle.partitions")
 
 
-def undecoded(path, reason, detail="so it was"):
-    return Found(f"{ROOT}/{path}", None if reason == "empty" else digest(path), reason=reason, detail=detail)
+def in_one_job(frames):
+    """The rows of several DataFrames of the same columns, by the name of each, in one Spark job."""
+    from pyspark.sql import functions as f
+
+    named = [frame.withColumn("case", f.lit(name)) for name, frame in frames.items()]
+    found = {name: [] for name in frames}
+    for row in reduce(lambda one, other: one.unionByName(other), named).collect():
+        values = row.asDict()
+        found[values.pop("case")].append(values)
+    return found
 
 
-# Enough images of both classes to fill all splits, whatever a test adds to them.
-BASE = [decoded(f"{LABELS[n % 2]}/base{n:02d}.jpg", pixels=f"base{n}") for n in range(60)]
+def by_path(rows):
+    found = {row["source_uri"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
-def chosen(selection):
-    """Kept images by their path below the archive."""
-    return {row.source_uri.removeprefix(f"{ROOT}/"): row for row in selection.chosen}
+# What the archive says of an image
 
 
-def rejected(selection):
-    """Rejected files: path below the archive -> (reason, detail)."""
-    return {row.source_uri.removeprefix(f"{ROOT}/"): (row.reason, row.detail) for row in selection.rejected}
+def file(path, reason=None, detail=None):
+    """A row of `schemas.DECODED` without the image, with what the listing adds."""
+    unread = reason is not None
+    return {
+        "source_uri": path,
+        "length": 1000,
+        "modified": THEN,
+        "sha256": digest(path),
+        "pixel_sha256": None if unread else digest(f"pixels {path}"),
+        "perceptual_hash": None if unread else digest(f"looks {path}")[:16],
+        "width": None if unread else 640,
+        "height": None if unread else 480,
+        "format": None if unread else "JPEG",
+        "reason": reason,
+        "detail": detail,
+        "path": path,
+        "image_id": layouts.image_id(path),
+    }
 
 
-def by_folder(*more, settings=SETTINGS):
-    return select([*BASE, *more], [], ROOT, settings)
+def files(spark, rows):
+    decoded = [field for field in schemas.DECODED if field.name != "image"]
+    schema = schemas.add(type(schemas.DECODED)(decoded), "path", "image_id")
+    values = [tuple(row[name] for name in schema.names) for row in rows]
+    return spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schema)
 
 
-def records(*more):
-    """The metadata of `BASE`, and more rows."""
-    base = [Record(layouts.image_id(file.source_uri), LABELS[n % 2]) for n, file in enumerate(BASE)]
-    return [*base, *more]
+def records(spark, rows):
+    values = [tuple(getattr(row, name) for name in schemas.RECORDS.names) for row in rows]
+    return selection.merged(spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schemas.RECORDS))
 
 
-# Any archive
+def plain(frame, said, layout, chosen):
+    return selection.candidates(frame, said, layout, chosen, lambda text: text)
 
-EXTRAS = st.lists(
-    st.tuples(
-        st.sampled_from(["benign", "malignant", "Malignant", "nevus", "train", "other"]),
-        st.sampled_from([f"base{n}" for n in range(4)] + [f"new{n}" for n in range(4)] + [None]),
-        st.sampled_from(["looks0", "looks1", None, None]),
-        st.sampled_from([None, None, None, "corrupt", "empty", "too_small"]),
-    ),
-    max_size=20,
-).map(
-    lambda rows: [
-        undecoded(f"{folder}/extra{n}.jpg", reason) if reason else decoded(f"{folder}/extra{n}.jpg", pixels, looks)
-        for n, (folder, pixels, looks, reason) in enumerate(rows)
+
+def decided(rows):
+    """Path -> what was made of a file: its label, or the reason for none."""
+    for row in rows:
+        assert (row["label"] is None) == (row["reason"] is not None)
+        assert (row["keys"] == []) == (row["reason"] is not None)
+        assert row["reason"] is None or row["reason"] in images.REASONS
+        assert row["reason"] is None or row["detail"]
+    return {path: row["reason"] or row["label"] for path, row in by_path(rows).items()}
+
+
+@pytest.fixture(scope="module")
+def from_folders(spark):
+    """Labels that folders tell, beside a table that has none."""
+    found = [
+        *(
+            file(f"{name}/1.jpg")
+            for name in ("melanoma", "Nevus", "train/mel/raw", "odd", "bcc", "malignant", "unknown")
+        ),
+        file("2.jpg"),
+        file("benign/broken.jpg", "corrupt", "OSError while decoding"),
+        file("benign/Known.jpg"),
+        file("benign/torn.jpg"),
     ]
-)
-IDS = st.sampled_from([None, "a", "b", "c"])
-KNOWN = st.dictionaries(
-    st.integers(0, 19).map("extra{}".format),
-    st.tuples(st.sampled_from(["benign", "malignant", "unclear", None]), IDS, IDS),
-)
-
-
-def recorded(rows):
-    return records(*(Record(name, *facts) for name, facts in rows.items()))
-
-
-@given(EXTRAS, st.none() | KNOWN)
-def test_every_file_is_kept_or_rejected_exactly_once(extras, known):
-    selection = select([*BASE, *extras], recorded(known) if known is not None else [], ROOT, SETTINGS)
-    decided = [row.source_uri for row in (*selection.chosen, *selection.rejected)]
-    assert sorted(decided) == sorted(file.source_uri for file in (*BASE, *extras))
-    assert sum(selection.counts().values()) == len(selection.chosen)
-    assert sum(selection.reasons().values()) == len(selection.rejected)
-    assert set(selection.reasons()) <= set(images.REASONS)
-    assert all(row.detail for row in selection.rejected)
-
-
-@given(EXTRAS, st.none() | KNOWN)
-def test_nothing_that_belongs_together_stands_on_two_splits(extras, known):
-    selection = select([*BASE, *extras], recorded(known) if known is not None else [], ROOT, SETTINGS)
-    files = {file.source_uri: file for file in (*BASE, *extras)}
-    sides = defaultdict(set)
-    for row in selection.chosen:
-        file = files[row.source_uri]
-        keys = {"group": row.group, "patient": row.patient_id, "lesion": row.lesion_id, "looks": file.perceptual_hash}
-        for key in keys.items():
-            if key[1] is not None:
-                sides[key].add(row.split)
-    assert {len(found) for found in sides.values()} == {1}
-
-
-@given(EXTRAS, st.none() | KNOWN)
-def test_every_picture_is_kept_once_unless_its_labels_differ(extras, known):
-    selection = select([*BASE, *extras], recorded(known) if known is not None else [], ROOT, SETTINGS)
-    pixels = {file.source_uri: file.pixel_sha256 for file in (*BASE, *extras)}
-    kept = Counter(pixels[row.source_uri] for row in selection.chosen)
-    copies = {pixels[row.source_uri] for row in selection.rejected if row.reason == "duplicate"}
-    disputed = {pixels[row.source_uri] for row in selection.rejected if row.reason == "conflicting_labels"}
-    assert set(kept.values()) == {1}
-    assert copies <= set(kept)
-    assert not disputed & (set(kept) | copies)
-
-
-@given(EXTRAS, KNOWN, st.randoms(use_true_random=False))
-def test_order_of_files_and_records_does_not_matter(extras, known, rng):
-    files, rows = [*BASE, *extras], recorded(known)
-    shuffled = select(rng.sample(files, len(files)), rng.sample(rows, len(rows)), ROOT, SETTINGS)
-    assert shuffled == select(files, rows, ROOT, SETTINGS)
-
-
-@given(st.lists(st.tuples(st.sampled_from(LABELS), st.integers(0, 11)), max_size=20))
-def test_more_images_of_known_patients_move_no_image(later):
-    patients = [Record(row.image_id, row.label, f"patient{n // 5}") for n, row in enumerate(records())]
-    more = [Record(f"later{n}", label, f"patient{patient}") for n, (label, patient) in enumerate(later)]
-    before = select(BASE, patients, ROOT, SETTINGS)
-    after = select([*BASE, *(decoded(f"{row.image_id}.jpg") for row in more)], [*patients, *more], ROOT, SETTINGS)
-    grown = chosen(after)
-    assert {path: grown[path] for path in chosen(before)} == chosen(before)
-    assert len(after.chosen) == len(BASE) + len(later)
-
-
-# Labels
-
-
-def test_folder_names_the_class_where_there_is_no_metadata():
-    kept = chosen(by_folder(decoded("train/melanoma/a.jpg"), decoded("test/nevus/b.jpg")))
-    assert {path: row.label for path, row in kept.items() if "base" not in path} == {
-        "train/melanoma/a.jpg": 1,
-        "test/nevus/b.jpg": 0,
-    }
-    assert {row.label for path, row in kept.items() if path.startswith("benign/")} == {0}
-
-
-def test_images_without_a_folder_have_no_label():
-    assert rejected(by_folder(decoded("a.jpg")))["a.jpg"] == ("no_label", "label None")
-
-
-def test_folders_of_other_names_are_an_unknown_label():
-    assert rejected(by_folder(decoded("seborrheic_keratosis/a.jpg"))) == {
-        "seborrheic_keratosis/a.jpg": ("unknown_label", "label 'seborrheic_keratosis'")
-    }
-
-
-def test_metadata_wins_over_the_folder():
-    row = Record("a", "malignant", "p1", "l1")
-    kept = chosen(select([*BASE, decoded("benign/a.jpg")], records(row), ROOT, SETTINGS))["benign/a.jpg"]
-    assert (kept.image_id, kept.label, kept.patient_id, kept.lesion_id) == ("a", 1, "p1", "l1")
-    assert kept.group == "patient:p1"
-
-
-def test_with_metadata_a_folder_gives_no_label():
-    more = [decoded("benign/unlisted.jpg"), decoded("benign/unlabelled.jpg"), decoded("benign/unclear.jpg")]
-    rows = records(Record("unlabelled", None), Record("unclear", "Indeterminate"))
-    assert rejected(select([*BASE, *more], rows, ROOT, SETTINGS)) == {
-        "benign/unlisted.jpg": ("no_label", "no row in metadata.csv"),
-        "benign/unlabelled.jpg": ("no_label", "label None"),
-        "benign/unclear.jpg": ("unknown_label", "label 'Indeterminate'"),
-    }
-
-
-def test_rows_of_the_metadata_without_an_image_are_counted():
-    rows = records(Record("gone1", "benign"), Record("gone2", "benign"), Record("broken", "benign"))
-    selection = select([*BASE, undecoded("broken.jpg", "corrupt")], rows, ROOT, SETTINGS)
-    assert selection.rows_without_image == 2
-    assert select(BASE, records(), ROOT, SETTINGS).rows_without_image == 0
-
-
-@pytest.mark.parametrize("words", [["MEL", "bcc"], ["mel", "BCC"]])
-@pytest.mark.parametrize("label", ["mel", "MEL", "Mel"])
-def test_label_words_are_compared_without_regard_to_case(words, label):
-    wanted = config.parse({"ingest": {**SETTINGS.ingest.model_dump(), "labels": {"positive": [*words, "malignant"]}}})
-    assert chosen(by_folder(decoded(f"{label}/a.jpg"), settings=wanted))[f"{label}/a.jpg"].label == 1
-
-
-# Duplicates and groups
-
-
-def test_of_files_with_the_same_pixels_the_one_of_the_smallest_hash_is_kept():
-    twins = [decoded(f"benign/twin{n}.jpg", pixels="twin", looks="twin") for n in range(3)]
-    first = min(twins, key=lambda file: file.sha256)
-    selection = by_folder(*twins)
-    names = {file.source_uri.removeprefix(f"{ROOT}/") for file in twins}
-    assert {path for path in chosen(selection) if path in names} == {first.source_uri.removeprefix(f"{ROOT}/")}
-    assert set(rejected(selection).values()) == {("duplicate", f"same pixels as {first.sha256}")}
-    assert len(rejected(selection)) == 2
-
-
-def test_of_copies_of_one_file_the_first_by_name_is_kept():
-    copies = [replace(decoded(f"benign/{name}.jpg", pixels="copy"), sha256=digest("copy")) for name in ("b", "a")]
-    selection = by_folder(*copies)
-    assert "benign/a.jpg" in chosen(selection)
-    assert rejected(selection) == {"benign/b.jpg": ("duplicate", f"same pixels as {digest('copy')}")}
-
-
-def test_same_pixels_under_both_labels_are_rejected_altogether():
-    selection = by_folder(
-        decoded("benign/a.jpg", pixels="x"), decoded("malignant/b.jpg", pixels="x"), decoded("benign/c.jpg", pixels="x")
+    said = records(
+        spark,
+        [
+            layouts.Record("KNOWN", patient_id="p", lesion_id="l", age=50.0, sex="female", pairs=("x+y",)),
+            layouts.Record("torn", patient_id="p"),
+            layouts.Record("torn", patient_id="q"),
+            layouts.Record("gone", patient_id="p"),
+        ],
     )
-    told = ("conflicting_labels", "3 images, both labels")
-    assert rejected(selection) == dict.fromkeys(["benign/a.jpg", "malignant/b.jpg", "benign/c.jpg"], told)
-
-
-def test_unlabelled_copy_is_no_conflict():
-    selection = by_folder(decoded("benign/a.jpg", pixels="x"), decoded("other/b.jpg", pixels="x"))
-    assert "benign/a.jpg" in chosen(selection)
-    assert rejected(selection)["other/b.jpg"][0] == "unknown_label"
-
-
-def test_images_that_look_the_same_are_both_kept_in_one_group():
-    kept = chosen(by_folder(decoded("benign/a.jpg", looks="same"), decoded("malignant/b.jpg", looks="same")))
-    assert kept["benign/a.jpg"].group == kept["malignant/b.jpg"].group
-    assert kept["benign/a.jpg"].split == kept["malignant/b.jpg"].split
-
-
-def test_rejected_copy_still_joins_the_groups_of_its_patients():
-    more = [decoded("a1.jpg"), decoded("a2.jpg", pixels="x"), decoded("b1.jpg"), decoded("b2.jpg", pixels="x")]
-    rows = records(*(Record(name, "benign", f"patient {name[0]}") for name in ("a1", "a2", "b1", "b2")))
-    kept = chosen(select([*BASE, *more], rows, ROOT, SETTINGS))
-    assert kept["a1.jpg"].group == kept["b1.jpg"].group == "patient:patient a"
-
-
-def test_split_is_that_of_the_group_by_its_hash():
-    for row in by_folder().chosen:
-        assert row.split == splits.split_of(row.group, 0, 0.3, 0.3)
-
-
-def test_another_seed_splits_otherwise():
-    other = by_folder(settings=SETTINGS.model_copy(update={"seed": 1}))
-    assert {row.sha256: row.split for row in other.chosen} != {row.sha256: row.split for row in by_folder().chosen}
-
-
-def test_rejects_of_the_decoder_keep_their_reason_and_detail():
-    selection = by_folder(undecoded("benign/a.jpg", "corrupt", "OSError while decoding"), undecoded("b.jpg", "empty"))
-    assert rejected(selection) == {
-        "benign/a.jpg": ("corrupt", "OSError while decoding"),
-        "b.jpg": ("empty", "so it was"),
+    frame = files(spark, found)
+    cases = {
+        "malignant": settings(),
+        "melanoma": settings(target="melanoma"),
+        "negative": settings("negative", target="melanoma"),
+        "positive": settings("positive", target="melanoma"),
+        "own": settings(positive=["ODD", "nevus"], negative=["bcc", "melanoma"]),
     }
-    assert selection.reasons() == {"corrupt": 1, "empty": 1}
+    told = {name: plain(frame, said, FOLDERS, chosen) for name, chosen in cases.items()}
+    return in_one_job(told)
+
+
+REFUSED = {"2.jpg": "no_label", "benign/broken.jpg": "corrupt", "benign/torn.jpg": "contradictory_rows"}
+
+
+@pytest.mark.parametrize(
+    ("case", "mel", "nevus", "odd", "bcc", "malignant", "unknown"),
+    [
+        ("malignant", 1, 0, "unknown_label", 1, 1, "indeterminate"),
+        ("melanoma", 1, 0, "unknown_label", 0, "indeterminate", "indeterminate"),
+        ("negative", 1, 0, "unknown_label", 0, 0, 0),
+        ("positive", 1, 0, "unknown_label", 0, 1, 1),
+        ("own", 0, 1, 1, 0, 1, "indeterminate"),
+    ],
+)
+def test_folders_tell_labels_as_the_target_and_the_policy_ask(
+    from_folders, case, mel, nevus, odd, bcc, malignant, unknown
+):
+    assert decided(from_folders[case]) == {
+        "melanoma/1.jpg": mel,
+        "Nevus/1.jpg": nevus,
+        "train/mel/raw/1.jpg": 1 if case == "own" else mel,
+        "odd/1.jpg": odd,
+        "bcc/1.jpg": bcc,
+        "malignant/1.jpg": malignant,
+        "unknown/1.jpg": unknown,
+        "benign/Known.jpg": 0,
+        **REFUSED,
+    }
+
+
+def test_word_diagnosis_and_ids_of_an_image_are_kept(from_folders):
+    rows = by_path(from_folders["malignant"])
+    known = rows["benign/Known.jpg"]
+    told = ("image_id", "word", "diagnosis", "patient_id", "lesion_id", "age", "sex", "in_table", "width", "modified")
+    assert tuple(known[name] for name in told) == (
+        *("Known", "benign", "benign", "p", "l", "50", "female", True, 640, THEN),
+    )
+    of_pixels = [f"pixels:{known['pixel_sha256']}", f"looks:{known['perceptual_hash']}"]
+    assert known["keys"] == [*of_pixels, "patient:p", "lesion:l", "pair:x+y"]
+    assert rows["Nevus/1.jpg"]["keys"] == [
+        f"pixels:{digest('pixels Nevus/1.jpg')}",
+        f"looks:{digest('looks Nevus/1.jpg')[:16]}",
+    ]
+    assert (rows["Nevus/1.jpg"]["in_table"], rows["Nevus/1.jpg"]["diagnosis"]) == (False, "melanocytic nevus")
+    broken = rows["benign/broken.jpg"]
+    assert (broken["detail"], broken["width"], broken["sha256"]) == (
+        *("OSError while decoding", None, digest("benign/broken.jpg")),
+    )
+    assert rows["odd/1.jpg"]["detail"] == "label 'odd'"
+    assert rows["2.jpg"]["detail"] == "no label"
+    assert rows["benign/torn.jpg"]["detail"] == "two rows give it another patient_id"
+
+
+Record = layouts.Record
+SAID = [  # image, rows of the tables, what is made of it
+    ("benign/wins", [Record("wins", ("melanoma",))], 1),
+    ("a/isic_0000001", [Record("ISIC_0000001", ("nevus",))], 0),
+    ("MiXeD", [Record("mIxEd", ("nevus",))], 0),
+    ("ÄRZTIN", [Record("ärztin", ("nevus",))], 0),
+    ("ΟΔΟΣ İ", [Record("οδος i̇", ("nevus",))], 0),
+    ("benign/alone", [], "no_label"),
+    ("benign/empty", [Record("empty")], "no_label"),
+    ("benign/odd", [Record("odd", ("frobnitz",))], "unknown_label"),
+    ("two", [Record("two", ("malignant",)), Record("two", ("melanoma",))], 1),
+    ("other", [Record("other", ("benign",)), Record("Other", patient_id="p")], 0),
+    ("benign_melanoma", [Record("benign_melanoma", ("benign", "melanoma"))], "conflicting_labels"),
+    ("rows", [Record("rows", ("nevus",)), Record("ROWS", ("melanoma",))], "conflicting_labels"),
+    ("patients", [Record("patients", ("nevus",), "p"), Record("patients", (), "q")], "contradictory_rows"),
+    ("lesions", [Record("lesions", ("nevus",), None, "k"), Record("lesions", (), None, "l")], "contradictory_rows"),
+    ("split", [Record("split", ("nevus",), split="test"), Record("split", split="train")], "contradictory_rows"),
+    ("same", [Record("same", ("nevus",), "p", "l", split="test")] * 3, 0),
+    ("unclear", [Record("unclear", ("unknown",))], "indeterminate"),
+    ("answered", [Record("answered", ("unknown", "benign"))], 0),
+]
+
+
+@pytest.fixture(scope="module")
+def from_tables(spark):
+    """The rows that a table makes: by plain names, and by names that are private."""
+    frame = files(spark, [file(f"{path}.jpg") for path, _, _ in SAID])
+    said = records(spark, [row for _, rows, _ in SAID for row in rows])
+
+    def hashed(text):
+        return None if text is None else hmac.new(b"k" * 16, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    cases = {
+        "plain": plain(frame, said, TABLE, SETTINGS),
+        "private": selection.candidates(frame, said, TABLE, SETTINGS, hashed),
+        "again": plain(frame.repartition(5), said.repartition(3), TABLE, SETTINGS),
+    }
+    return in_one_job(cases)
+
+
+def test_tables_tell_labels_and_win_over_folders(from_tables):
+    assert decided(from_tables["plain"]) == {f"{path}.jpg": made for path, _, made in SAID}
+
+
+def test_details_say_what_is_wrong(from_tables):
+    rows = {path: row["detail"] for path, row in by_path(from_tables["plain"]).items()}
+    assert rows["benign/alone.jpg"] == "no row in the archive's tables"
+    assert rows["benign/empty.jpg"] == "no label"
+    assert rows["benign/odd.jpg"] == "label 'frobnitz'"
+    assert rows["rows.jpg"] == "'melanoma' against 'nevus'"
+    assert [rows[f"{name}.jpg"] for name in ("patients", "lesions", "split")] == [
+        f"two rows give it another {name}" for name in ("patient_id", "lesion_id", "split")
+    ]
+
+
+def test_rows_of_several_tables_are_one(from_tables):
+    rows = by_path(from_tables["plain"])
+    assert (rows["other.jpg"]["label"], rows["other.jpg"]["patient_id"]) == (0, "p")
+    assert (rows["same.jpg"]["shipped"], rows["same.jpg"]["lesion_id"]) == ("test", "l")
+    assert {row["in_table"] for path, row in rows.items() if path != "benign/alone.jpg"} == {True}
+
+
+def test_partitions_do_not_matter_to_candidates(from_tables):
+    assert by_path(from_tables["again"]) == by_path(from_tables["plain"])
+
+
+def test_private_names_are_stored_as_what_name_makes_of_them(from_tables):
+    def hashed(text):
+        return text and hmac.new(b"k" * 16, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+    rows = by_path(from_tables["plain"])
+    for path, row in by_path(from_tables["private"]).items():
+        ids = {name: hashed(rows[path][name]) for name in ("image_id", "patient_id", "lesion_id")}
+        keys = [
+            f"{kind}:{hashed(name) if kind in ('patient', 'lesion', 'pair') else name}"
+            for kind, _, name in (key.partition(":") for key in rows[path]["keys"])
+        ]
+        assert row == {**rows[path], **ids, "keys": keys}  # nothing else holds a name, details least of all
+
+
+# Groups, duplicates and splits
+
+
+def candidate(path, label=0, keys=(), pixels=None, looks=None, shipped=None, reason=None, sha256=None):
+    """A row of `schemas.CANDIDATES`. Named pixels and looks are the same wherever they are named."""
+    own = [f"pixels:{digest(pixels or path)}", f"looks:{digest(looks or path)[:16]}", *keys]
+    values = dict.fromkeys(schemas.CANDIDATES.names)
+    values |= {"source_uri": path, "length": 1, "modified": THEN, "sha256": sha256 or digest(f"file {path}")}
+    values |= {"pixel_sha256": own[0].partition(":")[2], "width": 640, "height": 480, "image_id": path}
+    values |= {"label": None if reason else label, "keys": [] if reason else own, "in_table": True}
+    values |= {"shipped": shipped, "reason": reason, "detail": "so it was" if reason else None}
+    return values
+
+
+def decide(spark, rows, chosen=SETTINGS, partitions=1):
+    values = [tuple(row[name] for name in schemas.CANDIDATES.names) for row in rows]
+    frame = spark.createDataFrame(spark.sparkContext.parallelize(values, partitions), schemas.CANDIDATES)
+    return selection.decide(frame, chosen)
+
+
+def group_names(rows):
+    """By hand, the group of each usable row by its path: sets of keys that overlap are merged until none does."""
+    sets = []
+    for row in (row for row in rows if row["keys"]):
+        joined = set(row["keys"])
+        for other in [found for found in sets if found & joined]:
+            sets.remove(other)
+            joined |= other
+        sets.append(joined)
+    lasting = {kind: place for place, kind in enumerate(groups.KINDS)}
+    names = {}
+    for keys in sets:
+        best = min(keys, key=lambda key: (lasting[key.partition(":")[0]], key))
+        names.update(dict.fromkeys(keys, best))
+    return {row["source_uri"]: names[row["keys"][0]] for row in rows if row["keys"]}
+
+
+def by_hand(rows):
+    """By hand, path -> (reason, detail, group, split) as `split=hash` asks for."""
+    names, found = group_names(rows), {}
+    pixels = defaultdict(list)
+    for row in rows:
+        if row["reason"]:
+            found[row["source_uri"]] = (row["reason"], row["detail"], None, None)
+        else:
+            pixels[row["pixel_sha256"]].append(row)
+    for same in pixels.values():
+        first, *others = sorted(same, key=lambda row: (row["sha256"], row["source_uri"]))
+        if len({row["label"] for row in same}) > 1:
+            told = ("conflicting_labels", f"{len(same)} images of these pixels, both labels")
+            found.update({row["source_uri"]: (*told, names[row["source_uri"]], None) for row in same})
+            continue
+        group = names[first["source_uri"]]
+        found[first["source_uri"]] = (None, None, group, splits.split_of(group, 0, 0.3, 0.3))
+        told = ("duplicate", f"same pixels as {first['sha256']}")
+        found.update({row["source_uri"]: (*told, names[row["source_uri"]], None) for row in others})
+    return found
+
+
+def placed(rows):
+    told = ("reason", "detail", "group", "split")
+    return {path: tuple(row[name] for name in told) for path, row in by_path(rows).items()}
+
+
+def worlds():
+    """Archives at random, from one where hardly anything is joined to one where nearly everything is."""
+    rng, rows = random.Random(5), []
+    for world, names in enumerate([3, 6, 12, 25, 50, 100, 400]):
+
+        def name(kind, world=world, names=names):
+            return f"{world}-{kind}{rng.randrange(names)}"
+
+        for place in range(60):
+            keys = [f"{kind}:{name(kind)}" for kind in ("patient", "lesion", "pair", "pair") if rng.random() < 0.35]
+            pixels, looks = (name(kind) if rng.random() < 0.3 else None for kind in ("same", "alike"))
+            reason = "unknown_label" if rng.random() < 0.1 else None
+            label = int(rng.random() < 0.3)
+            rows.append(candidate(f"{world}/{place}", label, keys, pixels, looks, None, reason))
+    return rows
+
+
+SOLO = [  # patients of their own, some with several lesions and look-alikes
+    candidate(f"solo/{n}", n % 2, [f"patient:solo{n // 3}", f"lesion:solo{n // 2}.{n // 3}"]) for n in range(30)
+]
+MORE = [
+    candidate(f"later/{n}", n % 2, [f"patient:solo{n}", f"lesion:a{n}", f"pair:a{n // 2}.{n}"], looks=f"solo/{3 * n}")
+    for n in range(10)
+]
+SINGLE = [
+    candidate("copy/b", sha256="11", pixels="copy"),
+    candidate("copy/a", sha256="11", pixels="copy"),
+    candidate("copy/c", sha256="00", pixels="copy2"),
+    candidate("copy/d", sha256="01", pixels="copy2"),
+    candidate("copy/e", pixels="copy2", reason="unknown_label"),
+    candidate("both/a", 0, pixels="both"),
+    candidate("both/b", 1, pixels="both"),
+    candidate("both/c", 1, pixels="both"),
+    # A chain: of a patient, through looks, a lesion and a pair, to another patient.
+    candidate("chain/1", keys=["patient:chain z"]),
+    candidate("chain/2", keys=["patient:chain z", "lesion:chain"]),
+    candidate("chain/3", keys=["lesion:chain"], looks="chain"),
+    candidate("chain/4", keys=["pair:chain"], looks="chain"),
+    candidate("chain/5", 1, keys=["pair:chain"], pixels="chain"),
+    candidate("chain/6", 1, keys=["patient:chain y"], pixels="chain"),
+    # What cannot be used joins nothing.
+    candidate("apart/1", keys=["patient:apart 1"]),
+    candidate("apart/2", keys=["patient:apart 1", "patient:apart 2"], reason="no_label"),
+    candidate("apart/3", keys=["patient:apart 2"]),
+]
+
+
+@pytest.fixture(scope="module")
+def hashed(spark):
+    """`split=hash` of random archives and of single cases."""
+    rows = [*worlds(), *SOLO, *SINGLE]
+    random.Random(0).shuffle(rows)
+    cases = {"all": decide(spark, rows), "grown": decide(spark, [*MORE, *reversed(SOLO)], partitions=3)}
+    return rows, in_one_job(cases)
+
+
+def test_every_row_is_placed_as_by_hand(hashed):
+    rows, found = hashed
+    assert placed(found["all"]) == by_hand(rows)
+    kept = [row for row in found["all"] if row["split"]]
+    assert {row["split"] for row in kept} == set(splits.SPLITS)
+    assert {row["reason"] for row in found["all"]} == {
+        None,
+        "duplicate",
+        "conflicting_labels",
+        "unknown_label",
+        "no_label",
+    }
+
+
+def test_every_row_comes_out_once_with_a_reason_xor_a_split(hashed):
+    rows, found = hashed
+    assert sorted(row["source_uri"] for row in found["all"]) == sorted(row["source_uri"] for row in rows)
+    assert all((row["reason"] is None) != (row["split"] is None) for row in found["all"])
+    given = by_path(rows)
+    same = [name for name in schemas.DECISIONS.names if name not in ("reason", "detail", "group", "split")]
+    for path, row in by_path(found["all"]).items():
+        assert {name: row[name] for name in same} == {name: given[path][name] for name in same}
+
+
+def test_no_group_and_no_key_stands_on_two_splits(hashed):
+    rows, found = hashed
+    given, sides = by_path(rows), defaultdict(set)
+    for row in found["all"]:
+        for key in (row["group"], *given[row["source_uri"]]["keys"]) if row["split"] else ():
+            sides[key].add(row["split"])
+    assert {len(names) for names in sides.values()} == {1}
+
+
+def test_copies_and_conflicts(hashed):
+    found = placed(hashed[1]["all"])
+    told = {path: row[:2] for path, row in found.items() if path.startswith(("copy", "both"))}
+    both = ("conflicting_labels", "3 images of these pixels, both labels")
+    assert told == {
+        "copy/a": (None, None),
+        "copy/b": ("duplicate", "same pixels as 11"),
+        "copy/c": (None, None),
+        "copy/d": ("duplicate", "same pixels as 00"),
+        "copy/e": ("unknown_label", "so it was"),
+        **dict.fromkeys(("both/a", "both/b", "both/c"), both),
+    }
+
+
+def test_chains_are_one_group_and_what_cannot_be_used_joins_nothing(hashed):
+    named = {path: row[2] for path, row in placed(hashed[1]["all"]).items()}
+    assert {named[f"chain/{n}"] for n in range(1, 7)} == {"patient:chain y"}
+    assert (named["apart/1"], named["apart/2"], named["apart/3"]) == ("patient:apart 1", None, "patient:apart 2")
+
+
+def test_more_images_of_known_patients_move_no_image(hashed):
+    before, after = (placed(hashed[1][name]) for name in ("all", "grown"))
+    assert len(after) == len(SOLO) + len(MORE)
+    assert {row["source_uri"]: after[row["source_uri"]] for row in SOLO} == {
+        row["source_uri"]: before[row["source_uri"]] for row in SOLO
+    }
+
+
+def test_partitions_and_order_do_not_matter(spark, hashed):
+    rows, found = hashed
+    spark.conf.set("spark.sql.shuffle.partitions", "4")
+    try:
+        again = [row.asDict() for row in decide(spark, rows[::-1], partitions=7).collect()]
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", "1")
+    assert by_path(again) == by_path(found["all"])
+
+
+# Shipped splits
+
+SHIPPED = [
+    candidate("train/1", keys=["patient:1"], shipped="train"),
+    candidate("train/2", keys=["patient:1"]),
+    candidate("test/1", keys=["patient:2"], shipped="test"),
+    candidate("test/2", keys=["lesion:2"], shipped="test"),
+    candidate("test/3", keys=["patient:2", "lesion:2"]),
+    candidate("none/1", keys=["patient:3"]),
+    candidate("copy/1", pixels="copy", shipped="test", sha256="0"),
+    candidate("copy/2", pixels="copy", sha256="1"),
+    candidate("bad/1", shipped="train", reason="unknown_label"),
+]
+MANY = [candidate(f"many/{n}", keys=[f"patient:many{n // 2}"], shipped="train") for n in range(60)]
+OVERLAP = [
+    candidate("over/1", keys=["patient:a"], shipped="train"),
+    candidate("over/2", keys=["patient:a"], shipped="test"),
+    candidate("over/3", keys=["patient:b"], shipped="validation"),
+    candidate("over/4", keys=["patient:b"], shipped="train"),
+    candidate("over/5", keys=["lesion:c"], pixels="c", shipped="test", sha256="1"),
+    candidate("over/6", keys=["lesion:c"], pixels="c", shipped="train", sha256="0"),
+    candidate("over/7", keys=["patient:a"]),
+]
+
+
+@pytest.fixture(scope="module")
+def shipped(spark):
+    honour, repair = settings(split="from_layout"), settings(split="from_layout", overlap="repair")
+    valid = candidate("valid/1", keys=["patient:9"], shipped="validation")
+    cases = {
+        "with": decide(spark, [*SHIPPED, *MANY, valid], honour),
+        "without": decide(spark, [*SHIPPED, *MANY], honour),
+        "repaired": decide(spark, [*SHIPPED, *OVERLAP], repair),
+    }
+    return {name: placed(rows) for name, rows in in_one_job(cases).items()}
+
+
+def test_a_shipped_split_is_honoured(shipped):
+    sides = {path: row[3] for path, row in shipped["with"].items()}
+    assert {sides[row["source_uri"]] for row in MANY} == {"train"}
+    assert {path: side for path, side in sides.items() if not path.startswith("many")} == {
+        **dict.fromkeys(("train/1", "train/2", "none/1"), "train"),
+        **dict.fromkeys(("test/1", "test/2", "test/3", "copy/1"), "test"),
+        **dict.fromkeys(("copy/2", "bad/1"), None),
+        "valid/1": "validation",
+    }
+
+
+def test_validation_is_cut_from_train_where_none_is_shipped(shipped):
+    cut = {"train": set(), "validation": set()}
+    for path, (reason, _, group, side) in shipped["without"].items():
+        if reason is None and side != "test":
+            assert side == splits.split_of(group, 0, 0.0, 0.3)
+            cut[side].add(path)
+    assert all(len(paths) > 6 for paths in cut.values())
+    in_test = {path for path, row in shipped["without"].items() if row[3] == "test"}
+    assert in_test == {"test/1", "test/2", "test/3", "copy/1"}
+
+
+def test_repair_leaves_out_what_stands_outside_of_test_or_else_validation(shipped):
+    found = {path: row for path, row in shipped["repaired"].items() if path.startswith("over")}
+    told = ("split_overlap", "its group stands in the shipped split ")
+    assert found == {
+        "over/1": (told[0], f"{told[1]}test", "patient:a", None),
+        "over/2": (None, None, "patient:a", "test"),
+        "over/3": (None, None, "patient:b", "validation"),
+        "over/4": (told[0], f"{told[1]}validation", "patient:b", None),
+        "over/5": (None, None, "lesion:c", "test"),  # and not lost as the copy of one that is left out
+        "over/6": (told[0], f"{told[1]}test", "lesion:c", None),
+        "over/7": (None, None, "patient:a", "test"),
+    }
+    assert shipped["repaired"]["test/3"] == (None, None, "patient:2", "test")
+
+
+def test_overlap_is_an_error_that_lists_groups(spark):
+    more = [
+        candidate(f"p/{n}/{side}", keys=[f"patient:p{n}"], shipped=side) for n in range(4) for side in ("train", "test")
+    ]
+    with pytest.raises(DataError) as error:
+        decide(spark, [*SHIPPED, *OVERLAP, *more], settings(split="from_layout"))
+    assert str(error.value) == (
+        "split=from_layout: 7 groups stand on two sides of the shipped split: lesion:c (test and train), "
+        "patient:a (test and train), patient:b (train and validation), patient:p0 (test and train), "
+        "patient:p1 (test and train); repair it with ingest.split_overlap=repair, or use split=hash"
+    )
+
+
+def test_layout_tells_splits_and_no_row_at_all_is_no_error(spark):
+    layout = layouts.recognise([], {"train/benign": 1, "test/malignant": 1})
+    found = [file(f"{path}.jpg") for path in ("train/benign/a", "test/malignant/b", "benign/c", "train/benign/d")]
+    said = records(spark, [Record("d", split="test")])
+    none = candidate("none", shipped="x", reason="no_label")
+    told = plain(files(spark, found), said, layout, SETTINGS).select("source_uri", "shipped")
+    empty = decide(spark, []).unionByName(decide(spark, [none])).selectExpr("source_uri", "reason as shipped")
+    rows = {row["source_uri"]: row["shipped"] for row in in_one_job({"all": told.unionByName(empty)})["all"]}
+    assert rows == {
+        "train/benign/a.jpg": "train",
+        "test/malignant/b.jpg": "test",
+        "benign/c.jpg": None,
+        "train/benign/d.jpg": "test",  # the table is asked first
+        "none": "no_label",
+    }
 
 
 # Archives that cannot be used
 
 
-def test_no_files_at_all_is_an_error():
-    with pytest.raises(DataError, match=r"^no usable image in the archive; rejected: none$"):
-        select([], [], ROOT, SETTINGS)
+def counts(*numbers):
+    """Of negative and positive images in train, validation and test."""
+    names = [f"{split}_{label}" for split in splits.SPLITS for label in (0, 1)]
+    return dict(zip(names, numbers, strict=True))
 
 
-def test_nothing_but_rejects_is_an_error_that_counts_them():
-    files = [undecoded("a.jpg", "empty"), undecoded("b.jpg", "corrupt"), undecoded("c.jpg", "corrupt")]
-    with pytest.raises(DataError, match=r"^no usable image in the archive; rejected: corrupt 2, empty 1$"):
-        select(files, [], ROOT, SETTINGS)
+def test_enough_is_no_error():
+    selection.check(counts(1, 1, 1, 1, 1, 1), {"corrupt": 5}, ["label 'odd'"])
 
 
-@pytest.mark.parametrize(("folder", "which"), [("benign", "negative"), ("malignant", "positive")])
-def test_one_class_only_is_an_error_that_says_which_and_where_label_words_are_set(folder, which):
-    files = [decoded(f"{folder}/{n}.jpg") for n in range(20)] + [decoded("Basal Cell/a.jpg")]
+@pytest.mark.parametrize(
+    ("numbers", "reasons", "unknown", "told"),
+    [
+        ((0, 0, 0, 0, 0, 0), {}, [], "no usable image in the archive; rejected: none"),
+        (
+            *((0, 0, 0, 0, 0, 0), {"corrupt": 2, "unknown_label": 9}, ["label 'odd'", "label 'even'"]),
+            "no usable image in the archive; rejected: corrupt 2, unknown_label 9 (label 'even', label 'odd'; name "
+            "them in ingest.labels.positive or ingest.labels.negative)",
+        ),
+        (
+            *((7, 0, 2, 0, 1, 0), {"empty": 1}, []),
+            "one class only: all 10 usable images carry the negative label; rejected: empty 1; check the label words "
+            "in ingest.labels.positive and ingest.labels.negative, and target",
+        ),
+        (
+            *((0, 7, 0, 2, 0, 1), {}, []),
+            "one class only: all 10 usable images carry the positive label; rejected: none; check the label words "
+            "in ingest.labels.positive and ingest.labels.negative, and target",
+        ),
+        *(
+            (numbers, {}, [], f"the {split} split has {told} images of 22: too few groups to split; add images, change "
+             "seed=N, or raise ingest.test_fraction and ingest.validation_fraction")
+            for split, told, numbers in [
+                ("train", "0 negative and 2 positive", (0, 2, 5, 5, 5, 5)),
+                ("validation", "1 negative and 0 positive", (9, 9, 1, 0, 1, 2)),
+                ("test", "0 negative and 0 positive", (9, 9, 2, 2, 0, 0)),
+            ]
+        ),
+    ],
+)  # fmt: skip
+def test_too_little_is_an_error_that_says_what_to_do(numbers, reasons, unknown, told):
     with pytest.raises(DataError) as error:
-        select(files, [], ROOT, SETTINGS)
-    assert str(error.value).startswith(f"one class only: all 20 usable images carry the {which} label; ")
-    assert "unknown_label 1" in str(error.value)
-    assert "'Basal Cell'" in str(error.value)
-    assert "ingest.labels.positive" in str(error.value)
-
-
-def test_split_without_one_of_the_classes_is_an_error_with_ways_out():
-    with pytest.raises(DataError) as error:
-        select(BASE[:4], [], ROOT, config.Settings())
-    assert "positive images of 4: too few groups to split; add images, change seed=N" in str(error.value)
-
-
-@pytest.mark.parametrize(("seed", "told"), [(1, "15 negative and 0 positive"), (2, "0 negative and 15 positive")])
-def test_split_of_one_class_is_an_error_that_names_it(seed, told):
-    patients = [replace(row, patient_id=f"{row.label} {n // 30}") for n, row in enumerate(records())]
-    with pytest.raises(DataError, match=f"^the train split has {told} images of 60: too few groups to split"):
-        select(BASE, patients, ROOT, SETTINGS.model_copy(update={"seed": seed}))
-
-
-def test_one_patient_alone_cannot_be_split():
-    patients = [replace(row, patient_id="only") for row in records()]
-    with pytest.raises(DataError, match="too few groups to split"):
-        select(BASE, patients, ROOT, SETTINGS)
+        selection.check(counts(*numbers), reasons, unknown)
+    assert str(error.value) == told

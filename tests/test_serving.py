@@ -61,7 +61,7 @@ def predict_elsewhere(model: Path, table: pd.DataFrame, folder: Path) -> tuple[p
 def test_elsewhere_it_gives_the_scores_of_the_score_job(line, registered, tmp_path):
     scores = line.scores()
     scores = scores[~scores["reason"].isin(["hidden"])].reset_index(drop=True)  # the model knows no names of files
-    assert (scores["status"] == "rejected").sum() >= 9
+    assert (scores["status"] == "rejected").sum() >= 8
     table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in scores["source_uri"]]})
     found, printed = predict_elsewhere(registered, table, tmp_path)
     assert str(registered) in printed, "the model did not run the code that was registered with it"
