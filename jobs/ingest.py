@@ -197,9 +197,9 @@ def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: st
     """`images/<path>` through Petastorm: sorted by split in each file, so that row groups hold one split."""
     spark, settings = job.spark, job.settings
     schema = schemas.images_schema(settings.image_size)
-    mebibyte = 1024 * 1024
-    mean = decoded.limit(1000).agg(f.avg(f.length("image"))).collect()[0][0] or 0
-    shards = int(max(session.slots(spark), -(-mean * accepted // (settings.ingest.shard_mb * mebibyte))))
+    # By what is stored, never by the slots of this cluster: training reads in the order of files, and the same archive
+    # must train the same network anywhere. A PNG takes about half of its pixels' bytes.
+    shards = -(-accepted * settings.image_size**2 * 3 // (2 * settings.ingest.shard_mb * 1024 * 1024))
     pixels = decoded.where("image is not null").select(
         *(f.col(name).alias(f"of_{name}") for name in SAME_FILE), "sha256", "image"
     )

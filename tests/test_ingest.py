@@ -1,0 +1,118 @@
+"""Ingest of archives as they come: what is in them is found wherever it lies, once, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import REPO
+
+from melanoma_spark import drawing
+
+SHARED = REPO.parent / "shared" / "data"
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """The layout of ISIC 2019 in a folder, a zip, a tar and a tar.gz, with what people leave beside images."""
+    root = tmp_path / "mixed"
+    root.mkdir()
+    images = {f"ISIC_{number:07d}": drawing.lesion_jpeg(number, number % 2 == 1, 64) for number in range(80)}
+    names = list(images)
+    for name in names[:20]:
+        (root / f"{name}.JPG").write_bytes(images[name])
+    with zipfile.ZipFile(root / "part.zip", "w") as archive:
+        for name in names[20:40]:
+            archive.writestr(f"inside/{name}_downsampled.jpg", images[name])
+        archive.writestr("__MACOSX/inside/._x.jpg", b"resource fork")
+        archive.writestr("../outside.jpg", images[names[0]])
+    for suffix, mode, part in ((".tar", "w", names[40:60]), (".tar.gz", "w:gz", names[60:])):
+        with tarfile.open(root / f"part{suffix}", mode) as tar:  # type: ignore[call-overload]
+            for name in part:
+                entry = tarfile.TarInfo(f"{name.lower()}.jpeg")
+                entry.size = len(images[name])
+                tar.addfile(entry, io.BytesIO(images[name]))
+    (root / "ISIC_0000001_segmentation.png").write_bytes(b"not read")
+    whole = (root / "part.zip").read_bytes()
+    (root / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    truth = "\n".join(f"{name},{n % 2}.0,{1 - n % 2}.0" for n, name in enumerate([*names, "ISIC_9999999"]))
+    (root / "ISIC_2019_Training_GroundTruth.csv").write_text("image,MEL,NV\n" + truth + "\n")
+    rows = "\n".join(f"{name},{30 + n % 40},back,lesion_{n // 2 * 2},female" for n, name in enumerate(names))
+    header = "image,age_approx,anatom_site_general,lesion_id,gender\n"
+    (root / "ISIC_2019_Training_Metadata.csv").write_text(header + rows + "\n")
+    (root / "README.md").write_text("about")
+    return root
+
+
+def counted(line) -> dict:
+    facts = line.manifest("images")
+    assert facts["accepted"] + facts["rejected"] + facts["skipped"] == facts["listed"]
+    assert sum(facts["reasons"].values()) == facts["rejected"]
+    return facts
+
+
+def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
+    line = new_line(mixed, target="melanoma", ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
+    told = line.stage("ingest")
+    facts = counted(line)
+    assert facts["accepted"] == 80, told
+    assert facts["skipped"] == 3
+    assert facts["rows_without_image"] == 1
+    reasons = facts["reasons"]
+    assert (reasons["hidden"], reasons["unsafe_name"], reasons["mask"], reasons["damaged_archive"]) == (1, 1, 1, 1)
+    assert reasons["duplicate"] == facts["rejected"] - 4 > 5  # the images before the cut, which part.zip holds whole
+    table = line.read("images").toPandas()
+    assert set(table["image_id"]) == {f"ISIC_{number:07d}" for number in range(80)}
+    number = table["image_id"].str[5:].astype(int)
+    assert (table["label"] == number % 2).all()
+    assert (table["lesion_id"] == [f"lesion_{n // 2 * 2}" for n in number]).all()
+    assert table.groupby("lesion_id")["split"].nunique().max() == 1
+    assert set(table["site"]) == {"back"}
+    assert (table["age"].astype(float) == 30 + number % 40).all()
+
+    # another target reads nothing again, and a grown archive only what is new
+    (mixed / "ISIC_0000080.jpg").write_bytes(drawing.lesion_jpeg(80, False, 64))
+    told = line.stage("ingest")
+    assert "; 1 read now" in told
+    assert counted(line)["reasons"]["no_label"] == 1
+    assert line.manifest("images")["id"] == facts["id"]
+
+    monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of the tests")
+    private = line.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    line.stage("ingest", privacy=private)
+    for name in ("images", "rejects", "decoded"):
+        for path in (line.folder / name).rglob("*.parquet"):
+            if line.manifest("images")["path"] not in str(path) and name != "images":
+                continue
+            for column in pd.read_parquet(path).select_dtypes("object").drop(columns="image", errors="ignore"):
+                stored = "".join(map(str, pd.read_parquet(path)[column]))
+                if line.manifest("images")["path"] in str(path):
+                    assert "ISIC_" not in stored
+                    assert "lesion_" not in stored
+    assert sorted(line.read("images").toPandas()["sha256"]) == sorted(table["sha256"])
+
+
+@pytest.mark.skipif(not (SHARED / "isic_ids").is_dir(), reason="../shared/data is not there")
+def test_real_images_with_their_real_metadata(new_line, tmp_path):
+    archive = tmp_path / "isic"
+    shutil.copytree(SHARED / "isic_ids", archive / "images")
+    for name in ("GroundTruth", "Metadata"):
+        shutil.copy(SHARED / f"metadata/ISIC_2019_Training_{name}.csv", archive)
+    line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
+    told = line.stage("ingest")
+    facts = counted(line)
+    assert facts["layout"].startswith("isic_2019"), told
+    truth = pd.read_csv(archive / "ISIC_2019_Training_GroundTruth.csv")
+    truth.index = truth["image"].str.replace("_downsampled", "")
+    here = {path.stem for path in (archive / "images").glob("*.jpg")}
+    assert facts["rows_without_image"] == len(truth) - len(here & set(truth.index))
+    assert facts["reasons"].get("no_label", 0) == len(here - set(truth.index))
+    table = line.read("images").toPandas().set_index("image_id")
+    assert table.groupby("lesion_id")["split"].nunique().max() == 1
+    expected = truth.loc[table.index, ["MEL", "BCC", "SCC"]].sum(axis=1)
+    assert (table["label"] == expected).all()
