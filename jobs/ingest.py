@@ -69,7 +69,8 @@ def staged(job: Job, stage: str) -> str:
     decoded, new = read(job, candidates.where("reason is null"))
     records = keep("records", selection.merged(archive.records(spark, layout, tables, settings)))
     named = archive.naming(settings)
-    found = identified(candidates.where("reason is null")).join(decoded.drop("image"), list(SAME_FILE), "inner")
+    found = candidates.where("reason is null").select(*SAME_FILE, "path", "image_id")
+    found = found.join(decoded.drop("image"), list(SAME_FILE), "inner")
     told = keep("candidates", selection.candidates(found, records, layout, settings, named))
     session.describe(spark, "ingest: groups, duplicates and splits")
     decisions = keep("decisions", selection.decide(told, settings))
@@ -94,9 +95,10 @@ def staged(job: Job, stage: str) -> str:
     selection.check(counts, reasons, [row.detail for row in unknown])
     unmatched = census.unmatched(decisions, records, layout)
     if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
+        missing = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
         raise DataError(
-            f"ingest.unmatched=error: {unmatched['rows_without_image']} rows without image, "
-            f"{unmatched['images_without_row']} images without row"
+            f"ingest.unmatched=error: {missing.replace('_', ' ')}; complete the archive, or take it as it is with "
+            "ingest.unmatched=report"
         )
 
     kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
@@ -155,12 +157,6 @@ def chosen(settings: config.Settings) -> list[Any]:
     return [*(section.model_dump(mode="json") for section in sections), *plain, images.PIXELS_VERSION]
 
 
-def identified(listed: DataFrame) -> DataFrame:
-    """The listing's files by which they are known, with their place and id."""
-    image_id = f.udf(archive.image_id, "string")
-    return listed.select(*SAME_FILE, "path", image_id("path", "kind").alias("image_id"))
-
-
 def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
     """`decoded/`, with a row for each of these files; and how many of them were read now.
 
@@ -182,7 +178,7 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
     new = todo.count()
     if new:
         session.describe(spark, f"ingest: decode and hash {new} files")
-        rows = archive.decode(todo, settings)
+        rows = archive.decode(todo, new, settings)
         # Version 2 moves each finished task's file in place at once; rows are keyed by file, so they stay valid.
         options = {"mapreduce.fileoutputcommitter.algorithm.version": "2", "compression": "uncompressed"}
         rows.write.mode("append").options(**options).parquet(url)

@@ -39,7 +39,7 @@ def run(job: Job) -> str:
     staged = files.join(job.warehouse, "scores", f"_staged-{batch}")
     target = files.join(job.warehouse, "scores", f"batch_id={batch}")
     try:
-        rows = scored(job, todo, scorer, version)
+        rows = scored(job, todo, new, scorer, version)
         rows.write.parquet(staged)
         counts = {row.status: row["count"] for row in spark.read.parquet(staged).groupBy("status").count().collect()}
         files.rename(staged, target)
@@ -69,10 +69,10 @@ def new_files(job: Job, listing: DataFrame, version: Any) -> DataFrame:
     return listing.join(done, same, "left_anti")
 
 
-def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any) -> DataFrame:
+def scored(job: Job, todo: DataFrame, count: int, scorer: serving.Scorer, version: Any) -> DataFrame:
     """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
     spark, settings = job.spark, job.settings
-    read = archive.with_contents(todo.where("reason is null"), settings)
+    read = archive.with_contents(todo, count, settings)
     tensors = spark.sparkContext.broadcast(scorer.tensors)
     kinds = {"probability": t.DoubleType(), "threshold": t.DoubleType()}
     result = t.StructType([t.StructField(key, kinds.get(key, t.StringType())) for key in serving.OUTPUTS])
@@ -94,22 +94,8 @@ def scored(job: Job, todo: DataFrame, scorer: serving.Scorer, version: Any) -> D
         *(f.col(f"found.{name}") for name in told),
         *(f.coalesce(name, f"found.{name}").alias(name) for name in ("reason", "detail")),
     )
-    named = archive.naming(settings)
-    identified = f.udf(lambda path, kind: named(archive.image_id(path, kind)), "string")
-    unread = todo.where("reason is not null").select(
-        *(identified("path", "kind").alias(name) if name == "image_id" else f.col(name) for name in PLACE),
-        f.lit(None).cast("string").alias("sha256"),
-        f.lit(None).cast("double").alias("probability"),
-        f.lit("").alias("decision"),
-        f.lit(scorer.operating_point.name).alias("operating_point"),
-        f.lit(scorer.operating_point.threshold).alias("threshold"),
-        f.lit("rejected").alias("status"),
-        "reason",
-        "detail",
-    )
     return (
-        found.unionByName(unread)
-        .withColumnRenamed("length", "source_bytes")
+        found.withColumnRenamed("length", "source_bytes")
         .withColumnRenamed("modified", "source_modified")
         .withColumn("probability", f.when(f.col("status") == "scored", f.col("probability")))
         .withColumn("model_name", f.lit(version.name))

@@ -22,7 +22,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, containers, files, images, layouts, schemas
+from melanoma_spark import config, containers, files, images, layouts, schemas, session
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.prefetch import ahead
 
@@ -47,29 +47,22 @@ def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
     limits = container_limits(settings.ingest)
     max_bytes = settings.ingest.max_bytes
 
+    def named(rows: Iterable[tuple[Any, ...]]) -> Iterator[pd.DataFrame]:
+        for frame in frames(rows):
+            yield frame.assign(source_uri=frame["source_uri"].map(name))
+
     def walk(_: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        yield from frames(walked(root, only, max_bytes))
+        yield from named(walked(root, only, max_bytes))
 
     def expand(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             for row in batch.itertuples(index=False):
-                yield from frames(expanded(root, row, limits))
-
-    def named(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for batch in batches:
-            yield batch.assign(source_uri=[name(uri) for uri in batch["source_uri"]])
+                yield from named(expanded(root, row, limits))
 
     found = spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING).localCheckpoint()  # type: ignore[arg-type]
-    inside = in_microseconds(found.where("kind = 'container'").repartition(session_slots(spark), "file"))
+    inside = in_microseconds(found.where("kind = 'container'").repartition(session.slots(spark), "file"))
     members = inside.mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
-    listed = found.where("kind != 'container'").unionByName(members)
-    if settings.privacy.source_names == "keep":
-        return listed
-    return listed.mapInPandas(named, schemas.LISTING)  # type: ignore[arg-type]
-
-
-def session_slots(spark: SparkSession) -> int:
-    return max(1, spark.sparkContext.defaultParallelism)
+    return found.where("kind != 'container'").unionByName(members)
 
 
 def located(url: str | None) -> tuple[str, str]:
@@ -174,6 +167,7 @@ def _member(root: str, container: Any, kind: str, member: containers.Member) -> 
     return (
         f"{root}/{container.file}!/{member.name}",
         path,
+        image_id(path, kind),
         role,
         container.file,
         container.raw,
@@ -206,7 +200,8 @@ def _row(
     raw = os.fsencode(name) if raw is None and text != name else raw
     role = "image" if reason else role_of(text)
     no_member = (None, None, None, None, None, None)
-    return (f"{root}/{text}", text, role, text, raw, kind or "file", *no_member, length, modified, reason, detail)
+    place = (f"{root}/{text}", text, image_id(text, "file"), role, text, raw, kind or "file")
+    return (*place, *no_member, length, modified, reason, detail)
 
 
 def role_of(path: str) -> str:
@@ -285,26 +280,29 @@ def opened(root: str, name: str, raw: bytes | None) -> Any:
     return filesystem.open(posixpath.join(top, os.fsdecode(raw) if raw else name), "rb")
 
 
-def in_reading_order(rows: DataFrame) -> DataFrame:
+def in_reading_order(rows: DataFrame, count: int) -> DataFrame:
     """Rows of a listing spread over tasks so that each reads runs of neighbours; a tar.gz is read by one task."""
     place = f.when(f.col("kind") == "tar.gz", f.lit(0)).when(
         f.col("kind") == "file", f.abs(f.xxhash64("path")) % 1_000_000
     )
     chunk = place.otherwise((f.col("index") / CHUNK).cast("int"))
-    partitions = max(session_slots(rows.sparkSession), 1)
-    count = rows.count()
-    spread = min(max(partitions, -(-count // CHUNK)), 20_000)
-    return in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", "offset")
+    spread = min(max(session.slots(rows.sparkSession), -(-count // CHUNK)), 20_000)
+    unread = f.col("reason").isNotNull()
+    return in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", unread, "offset")
 
 
 def contents(root: str, batches: Iterable[pd.DataFrame], max_bytes: int) -> Iterator[tuple[Any, bytes | ImageError]]:
     """(row, its bytes or why there are none) for rows of a listing in reading order.
 
-    A container is opened once for all of its rows, however many batches these fill.
+    A container is opened once for all of its rows, however many batches these fill. Rows that the listing gave a
+    reason are not read.
     """
     rows = (row for batch in batches for row in batch.itertuples(index=False))
-    for (name, kind), group in groupby(rows, key=lambda row: (row.file, row.kind)):
-        if kind == "file":
+    for (name, kind, unread), group in groupby(rows, key=lambda row: (row.file, row.kind, row.reason is not None)):
+        if unread:
+            for row in group:
+                yield row, ImageError(row.reason, row.detail)
+        elif kind == "file":
             for row in group:
                 yield row, _bytes_of(root, row, max_bytes)
         else:
@@ -354,8 +352,8 @@ def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterato
         yield row, ImageError(GONE, detail)
 
 
-def decode(listed: DataFrame, settings: config.Settings) -> DataFrame:
-    """Each row of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
+def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
+    """Each of `count` rows of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
     limits, size = settings.ingest, settings.image_size
     root, _ = located(settings.archive)
 
@@ -373,11 +371,11 @@ def decode(listed: DataFrame, settings: config.Settings) -> DataFrame:
         if held:
             yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
 
-    return in_reading_order(listed).mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
+    return in_reading_order(listed, count).mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
 
 
-def with_contents(listed: DataFrame, settings: config.Settings) -> DataFrame:
-    """Each row of a listing as a row of `schemas.CONTENTS`: its bytes, or why there are none."""
+def with_contents(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
+    """Each of `count` rows of a listing as a row of `schemas.CONTENTS`: its bytes, or why there are none."""
     root, _ = located(settings.archive)
     max_bytes, name = settings.ingest.max_bytes, naming(settings)
 
@@ -385,10 +383,10 @@ def with_contents(listed: DataFrame, settings: config.Settings) -> DataFrame:
         for row, content in ahead(contents(root, batches, max_bytes), lambda pair: pair):
             wrong = content if isinstance(content, ImageError) else None
             found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
-            place = (row.source_uri, row.length, moment(row.modified), name(image_id(row.path, row.kind)))
+            place = (row.source_uri, row.length, moment(row.modified), name(row.image_id))
             yield pd.DataFrame([(*place, *found)], columns=schemas.CONTENTS.names, dtype=object)
 
-    return in_reading_order(listed).mapInPandas(rows, schemas.CONTENTS)  # type: ignore[arg-type]
+    return in_reading_order(listed, count).mapInPandas(rows, schemas.CONTENTS)  # type: ignore[arg-type]
 
 
 def image_id(path: str, kind: str) -> str:

@@ -162,16 +162,6 @@ def decode(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_0
         return _square(_decoded(_opened(content, min_side, max_pixels), max(WORKING_SIDE, 2 * size)), size)
 
 
-def dimensions(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels of an image file as it came, before orientation and resizing. Decodes nothing.
-
-    Raises `ImageError` as `look` does, but for limits.
-    """
-    with _quiet():
-        source = _opened(content, allow_recognisable=True, allow_burned_in=True)
-    return source.width, source.height
-
-
 def sha256(content: bytes) -> str:
     """Hexadecimal SHA-256 of bytes: the identity of an image file."""
     return hashlib.sha256(content).hexdigest()

@@ -23,7 +23,6 @@ from melanoma_spark.tables import (
     TableHead,
     found_columns,
     image_id,
-    merge,
     read_table,
     split_of,
     understand,
@@ -36,11 +35,9 @@ __all__ = [
     "Record",
     "Table",
     "TableHead",
-    "folder_label",
     "folder_record",
     "image_id",
     "is_table",
-    "merge",
     "read_table",
     "recognise",
     "some",
@@ -156,12 +153,6 @@ def folder_record(path: str, layout: Layout, words: Iterable[str] = ()) -> tuple
     folder = str(PurePosixPath(path).parent)
     label = next(iter(_classes(folder, words)), None) if layout.folder_labels else None
     return label, _folder_split(folder) if layout.folder_splits else None
-
-
-def folder_label(path: str, root: str) -> str | None:
-    """The folder directly above an image, if that folder lies below the archive's root; else None."""
-    parent = PurePosixPath(path).parent
-    return parent.name if parent != PurePosixPath(root) and parent.name else None
 
 
 def is_table(path: str) -> bool:

@@ -63,6 +63,7 @@ def _columns(*columns: tuple[str, t.DataType]) -> t.StructType:
 LISTING = _columns(  # a file of an archive, or a member of a zip or tar in it
     ("source_uri", t.StringType()),  # as it is stored: FILE or CONTAINER!/MEMBER, or a keyed hash of that
     ("path", t.StringType()),  # relative to the archive, of a member CONTAINER/MEMBER
+    ("image_id", t.StringType()),  # as tables name it
     ("role", t.StringType()),  # image, table, other
     ("file", t.StringType()),  # the file to open, relative to the archive
     ("raw", t.BinaryType()),  # its name in bytes where that is no text

@@ -48,7 +48,8 @@ def candidates(
 ) -> DataFrame:
     """Each readable file as a row of `schemas.CANDIDATES`: its label, ids and keys, or why it cannot be used.
 
-    `files` holds the columns of `schemas.DECODED` but for the image, and `path`, `image_id`; `records` is of `merged`.
+    `files` holds the columns of `schemas.DECODED` but for the image, and the listing's `path` and `image_id`; `records`
+    is of `merged`.
     `name` makes of an id what is stored of it. An image without a row is `no_label` where labels come from tables.
     """
     tables = any(table.has_labels for table in layout.tables)
@@ -56,30 +57,33 @@ def candidates(
     own = (*words.positive, *words.negative)
     chosen = {"positive": 1, "negative": 0}.get(settings.ingest.indeterminate)
 
-    def identified(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for batch in batches:
-            told = [layouts.folder_record(path, layout, own) for path in batch["path"]]
-            yield batch.drop(columns=["path"]).assign(
-                id=[text.lower() for text in batch["image_id"]],
-                folder_label=[label for label, _ in told],
-                folder_split=[split for _, split in told],
-            )
-
     def decided(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
-            rows = [_decided(row, tables, settings.target, words, chosen, name) for row in batch.itertuples()]
+            rows = []
+            for row in batch.itertuples():
+                folder = layouts.folder_record(row.path, layout, own)
+                rows.append(_decided(row, *folder, tables, settings.target, words, chosen, name))
             yield pd.DataFrame(rows, columns=schemas.CANDIDATES.names, dtype=object)
 
-    with_ids = schemas.add(files.drop("path").schema, "id", "folder_label", "folder_split")
-    found = files.mapInPandas(identified, with_ids)  # type: ignore[arg-type]
-    joined = found.join(records.withColumn("in_table", f.lit(True)), "id", "left")
+    # One stage of Python: with two in a task, Spark keeps two workers a slot, and a later model is loaded by both.
+    with_ids = files.withColumn("id", f.lower("image_id"))
+    joined = with_ids.join(records.withColumn("in_table", f.lit(True)), "id", "left")
     return joined.mapInPandas(decided, schemas.CANDIDATES)  # type: ignore[arg-type]
 
 
-def _decided(row: Any, tables: bool, target: str, words: config.Labels, chosen: int | None, name: Any) -> tuple:
+def _decided(
+    row: Any,
+    folder_label: str | None,
+    folder_split: str | None,
+    tables: bool,
+    target: str,
+    words: config.Labels,
+    chosen: int | None,
+    name: Any,
+) -> tuple[Any, ...]:
     labels = tuple(row.labels) if row.labels is not None else ()
-    if not labels and row.folder_label:
-        labels = (row.folder_label,)
+    if not labels and folder_label:
+        labels = (folder_label,)
     answer = diagnoses.target_of(labels, target, words.positive, words.negative)
     label, reason, detail = answer.target, row.reason, row.detail
     if reason is None:
@@ -103,7 +107,7 @@ def _decided(row: Any, tables: bool, target: str, words: config.Labels, chosen: 
     return (
         row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
         row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
-        row.split or row.folder_split, keys if usable else [], patient, lesion,
+        row.split or folder_split, keys if usable else [], patient, lesion,
         *(_text(getattr(row, column)) for column in OF_RECORD), not pd.isna(row.in_table), reason, detail,
     )  # fmt: skip
 

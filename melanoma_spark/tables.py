@@ -12,7 +12,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -201,26 +201,6 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
             yield Record(found[0], tuple(dict.fromkeys(filter(None, words))), **values)
     except DataError as error:
         raise DataError(f"{table.path} {error}") from None
-
-
-def merge(records: Iterable[Record]) -> tuple[Record, tuple[str, ...]]:
-    """All that several tables say of one image, in any order, and in words where they contradict each other.
-
-    Labels and pairs are joined. Of contradicting values the first in order is kept. Raises ValueError without records.
-    """
-    parts = list(records)
-    values: dict[str, Any] = {}
-    contradictions = []
-    for name in (f.name for f in fields(Record)):
-        said = sorted({value for part in parts if (value := getattr(part, name)) is not None})
-        if name in ("labels", "pairs"):
-            values[name] = tuple(dict.fromkeys(sorted(word for words in said for word in words)))
-        elif said:
-            values[name] = said[0]
-            contradictions += [f"{name} {said[0]} against {said[1]}"] if len(said) > 1 else []
-    if "image_id" not in values:
-        raise ValueError("no records to merge")
-    return Record(**values), tuple(contradictions)
 
 
 # Columns

@@ -49,7 +49,7 @@ LATER = {
 }
 # Beneath the edges: each of them may import these.
 CONTRACT = {"schemas"}
-BENEATH = {"files", "pages"}
+BENEATH = {"files", "pages", "session"}
 # Edges that import another edge or a network, each with its reason.
 EXCEPTIONS = {
     ("inference", "network"): "loads on the executor, inside a function, what the job named by its spec",

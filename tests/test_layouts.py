@@ -326,19 +326,6 @@ def test_plain_takes_no_labels_where_there_are_some(files):
     assert not any(row.labels for rows in records(files, layout).values() for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("path", "label"),
-    [
-        ("file:///archive/benign/a.jpg", "benign"),
-        ("file:///archive/train/malignant/a.jpg", "malignant"),
-        ("file:///archive/a.jpg", None),
-    ],
-)
-@pytest.mark.parametrize("root", ["file:///archive", "file:///archive/"])
-def test_folder_directly_above_an_image_unless_it_is_the_archive(path, label, root):
-    assert layouts.folder_label(path, root) == label
-
-
 # Files that are not read
 
 

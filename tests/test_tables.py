@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from melanoma_spark import diagnoses, tables
 from melanoma_spark.errors import DataError
-from melanoma_spark.tables import HEAD, Record, Table, TableHead, image_id, merge, read_table, split_of, understand
+from melanoma_spark.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of, understand
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "metadata"
 SIMPLE = "image_id,label\nISIC_1,benign\nISIC_2,malignant\n"
@@ -459,23 +459,6 @@ def test_id_of_an_id_is_itself(path):
 )
 def test_split_of_a_name(name, split):
     assert split_of(name) == split
-
-
-# Several tables
-
-
-def test_merge_joins_what_tables_say_and_tells_where_they_differ():
-    parts = [
-        Record("a", ("nevus",), "p", age=40.0),
-        Record("a", ("benign", "nevus"), None, "l", ("a+b",), age=45.0),
-        Record("a", pairs=("a+c",), sex="female"),
-    ]
-    expected = Record("a", ("benign", "nevus"), "p", "l", ("a+b", "a+c"), age=40.0, sex="female")
-    for order in (parts, parts[::-1]):
-        assert merge(order) == (expected, ("age 40.0 against 45.0",))
-    assert merge(parts[2:]) == (parts[2], ())
-    with pytest.raises(ValueError, match="no records"):
-        merge([])
 
 
 def test_table_without_labels():
