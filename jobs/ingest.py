@@ -93,19 +93,23 @@ def staged(job: Job, stage: str) -> str:
             "archive changed meanwhile; run ingest again"
         )
     selection.check(counts, reasons, [row.detail for row in unknown])
-    unmatched = census.unmatched(decisions, records, layout)
+    absent = keep("unmatched", census.rows_without_image(candidates, records, named))
+    unmatched = census.unmatched(absent, decisions, layout)
     if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
-        missing = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
+        sides = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
         raise DataError(
-            f"ingest.unmatched=error: {missing.replace('_', ' ')}; complete the archive, or take it as it is with "
+            f"ingest.unmatched=error: {sides.replace('_', ' ')}; complete the archive, or take it as it is with "
             "ingest.unmatched=report"
         )
 
+    missing = (unmatched["rows_without_image"] or {"count": 0})["count"]
+    groups = census.group_kinds(kept)
     kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, images.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
     write(job, decoded, kept, accepted, path)
-    rejects.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, "rejects", path))
+    for name, table in (("rejects", rejects), ("unmatched", absent)):
+        table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, name, path))
     facts = {
         "id": dataset_id,
         "path": path,
@@ -119,14 +123,12 @@ def staged(job: Job, stage: str) -> str:
         "accepted": accepted,
         "rejected": rejected,
         "skipped": skipped,
-        "rows_without_image": (unmatched["rows_without_image"] or {"count": 0})["count"],
+        "rows_without_image": missing,
         "counts": counts,
-        "groups": {
-            row.split: row.n for row in kept.groupBy("split").agg(f.countDistinct("group").alias("n")).collect()
-        },
+        "groups": {split: sum(kinds.values()) for split, kinds in groups.items()},
         "reasons": reasons,
     }
-    card = census.card(decisions, rejects, decoded, facts, unmatched, settings)
+    card = census.card(decisions, rejects, decoded, facts, unmatched, groups, settings)
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
     store.publish(warehouse, "images", facts)
@@ -142,11 +144,10 @@ def staged(job: Job, stage: str) -> str:
     job.tracker.metrics({key: facts[key] for key in ("listed", "accepted", "rejected", "skipped")})
     job.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
     reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-    absent = facts["rows_without_image"]
     return (
         f"{total} files listed = {accepted} accepted + {rejected} rejected"
         f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
-        f"{f'; {absent} rows of the tables have no image' if absent else ''}; {new} read now; {layout.summary}"
+        f"{f'; {missing} rows of the tables have no image' if missing else ''}; {new} read now; {layout.summary}"
     )
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, containers, images, layouts, schemas, splits
@@ -17,23 +17,32 @@ CONTACTS = 40  # thumbnails of a class
 SHOWN = 6  # thumbnails of a reject reason
 SETS = 10  # largest sets of duplicates, of which five are shown
 MEMBERS = 8
-KINDS = 200  # values of a field that are counted one by one
+# Values of a field that are counted one by one.
+KINDS = {"source": 200, "age": 200, "sex": 200, "site": 200, "skin_type": 200, "image_type": 200, "licence": 20}
+KINDS |= {"size": 5000}
+WORDS = 200  # rows of the label mapping
+EXAMPLES = 5
 SIDE = 96  # pixels of a thumbnail
 NAMES = {"malignant": ("benign", "malignant"), "melanoma": ("not melanoma", "melanoma")}
 REASONS = {**images.REASONS, **containers.REASONS}
 
 
-def unmatched(decisions: DataFrame, records: DataFrame, layout: layouts.Layout) -> dict[str, Any]:
+def rows_without_image(listed: DataFrame, records: DataFrame, name: Any) -> DataFrame:
+    """The ids of `records` that no listed image carries, as `image_id`, made by `name` what is stored of it."""
+    ids = listed.select(f.lower("image_id").alias("id")).distinct()
+    return records.join(ids, "id", "left_anti").select(f.udf(name, "string")("id").alias("image_id"))
+
+
+def unmatched(absent: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Any]:
     """Rows of tables without an image, and images without a row: counts, and examples that name nobody."""
     if not layout.tables:
         return {"rows_without_image": None, "images_without_row": None}
-    ids = decisions.select(f.lower("image_id").alias("id")).distinct()
-    rows = records.join(ids, "id", "left_anti")
+    public = absent.where(f.col("image_id").rlike(r"^isic_\d+$")).orderBy("image_id").limit(EXAMPLES).collect()
     alone = decisions.where("not in_table")
-    shas = [row.sha256[:8] for row in alone.where("sha256 is not null").orderBy("sha256").limit(5).collect()]
+    shas = alone.where("sha256 is not null").orderBy("sha256").limit(EXAMPLES).collect()
     return {
-        "rows_without_image": {"count": rows.count(), "examples": []},
-        "images_without_row": {"count": alone.count(), "examples": shas},
+        "rows_without_image": {"count": absent.count(), "examples": [row.image_id.upper() for row in public]},
+        "images_without_row": {"count": alone.count(), "examples": [row.sha256[:8] for row in shas]},
     }
 
 
@@ -43,10 +52,14 @@ def card(
     decoded: DataFrame,
     facts: dict[str, Any],
     missing: dict[str, Any],
+    groups: dict[str, dict[str, int]],
     settings: config.Settings,
 ) -> Any:
-    """The `datacard.CardFacts` of a dataset whose manifest says `facts`."""
-    kept = decisions.where("reason is null").persist()
+    """The `datacard.CardFacts` of a dataset whose manifest says `facts`; `groups` is of `group_kinds`.
+
+    A query costs tenths of a second however few its rows are, so that each counts all that it can.
+    """
+    kept = decisions.where("reason is null")
     found = {
         split: (facts["counts"][f"{split}_0"], facts["counts"][f"{split}_1"])
         for split in (splits.TRAIN, splits.VALIDATION, splits.TEST)
@@ -54,22 +67,24 @@ def card(
     limits = settings.ingest
     asked = {splits.TEST: limits.test_fraction, splits.VALIDATION: limits.validation_fraction}
     asked[splits.TRAIN] = 1 - sum(asked.values())
-    contacts = [contact_rows(kept, label) for label in (0, 1)]
-    examples = {
-        reason: rejects.where(f.col("reason") == reason).orderBy("sha256").limit(SHOWN).collect()
-        for reason in facts["reasons"]
-    }
+    contacts = first_of(kept, "label", CONTACTS, "split")
+    examples = first_of(rejects.where("sha256 is not null"), "reason", SHOWN)
     sets = duplicate_sets(decisions)
-    shas = {row.sha256 for rows in (*contacts, *examples.values()) for row in rows if row.sha256}
+    shas = {row.sha256 for rows in (*contacts.values(), *examples.values()) for row in rows}
     shas |= {sha for _, _, members in sets["largest"][:5] for sha in members}
     pictures = thumbnails(decoded, shas, settings.image_size)
 
     def thumbnail(sha: str | None) -> dict[str, Any]:
         return {"sha256": sha, "image": pictures.get(sha or "")}
 
-    lengths = kept.agg(f.percentile_approx("length", [0.5, 0.95]).alias("q"), f.max("length").alias("m")).collect()[0]
+    counted = tally(kept)
+    known = kept.agg(
+        f.count("patient_id").alias("patient"),
+        f.count("lesion_id").alias("lesion"),
+        f.percentile_approx("length", [0.5, 0.95]).alias("lengths"),
+        f.max("length").alias("longest"),
+    ).collect()[0]
     words = decisions.where("word is not null").groupBy("word", "diagnosis", "label", "reason").count()
-    ids = kept.agg(f.count("patient_id").alias("patient"), f.count("lesion_id").alias("lesion")).collect()[0]
     negative, positive = NAMES[settings.target]
     result = {
         "dataset_id": facts["id"],
@@ -82,23 +97,28 @@ def card(
         "splits": {
             split: {
                 "images": pair,
-                "groups": group_kinds(kept, split),
+                "groups": groups[split],
                 "asked": None if settings.split == "from_layout" else asked[split],
             }
             for split, pair in found.items()
         },
-        "with_patient": ids.patient,
-        "with_lesion": ids.lesion,
+        "with_patient": known.patient,
+        "with_lesion": known.lesion,
         "distributions": {
-            name: distribution(kept, name) for name in ("source", "age", "sex", "site", "skin_type", "image_type")
+            name: distribution(counted[name], name)
+            for name in ("source", "age", "sex", "site", "skin_type", "image_type")
         },
-        "sizes": sizes(kept),
-        "file_bytes": {"median": float(lengths.q[0]), "p95": float(lengths.q[1]), "max": float(lengths.m)},
+        "sizes": sizes(counted["size"]),
+        "file_bytes": {
+            "median": float(known.lengths[0]),
+            "p95": float(known.lengths[1]),
+            "max": float(known.longest),
+        },
         "rejects": {
             reason: {
                 "count": count,
                 "meaning": REASONS.get(reason, reason),
-                "thumbnails": [thumbnail(row.sha256) for row in examples[reason]],
+                "thumbnails": [thumbnail(row.sha256) for row in examples.get(reason, [])],
             }
             for reason, count in facts["reasons"].items()
         },
@@ -109,7 +129,9 @@ def card(
                 for kind, count, members in sets["largest"]
             ],
         },
-        "contacts": tuple([{**thumbnail(row.sha256), "split": row.split} for row in rows] for rows in contacts),
+        "contacts": tuple(
+            [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(label, [])] for label in (0, 1)
+        ),
         **missing,
         "label_words": [
             {
@@ -118,7 +140,7 @@ def card(
                 "target": (negative, positive)[row.label] if row.label is not None else row.reason or "",
                 "count": row["count"],
             }
-            for row in words.orderBy(f.desc("count"), "word").limit(KINDS).collect()
+            for row in words.orderBy(f.desc("count"), "word").limit(WORDS).collect()
         ],
         "settings": {
             key: value
@@ -126,49 +148,70 @@ def card(
             if key.startswith(("ingest.", "privacy.")) or key in ("image_size", "seed", "target", "split", "layout")
         },
         "licences": [
-            f"{row['count']} images are under {row.licence}."
-            for row in kept.where("licence is not null")
-            .groupBy("licence")
-            .count()
-            .orderBy("licence")
-            .limit(20)
-            .collect()
+            f"{neg + pos} images are under {value}."
+            for value, (neg, pos) in sorted(counted["licence"].items(), key=lambda item: str(item[0]))
+            if value is not None
         ],
     }
-    kept.unpersist()
     return result
 
 
-def contact_rows(kept: DataFrame, label: int) -> list[Any]:
-    """The same few images of a class each time: those of the smallest hashes."""
-    return kept.where(f.col("label") == label).select("sha256", "split").orderBy("sha256").limit(CONTACTS).collect()
+def first_of(rows: DataFrame, key: str, most: int, *columns: str) -> dict[Any, list[Any]]:
+    """Value of `key` -> the same few rows of it each time: those of the smallest hashes."""
+    place = f.row_number().over(Window.partitionBy(key).orderBy("sha256"))
+    first = rows.select(key, "sha256", *columns).withColumn("place", place).where(f.col("place") <= most)
+    found: dict[Any, list[Any]] = {}
+    for row in sorted(first.collect(), key=lambda row: row.place):
+        found.setdefault(row[key], []).append(row)
+    return found
 
 
-def group_kinds(kept: DataFrame, split: str) -> dict[str, int]:
-    """How many groups of a split are held together by patient, by lesion, or are an image or its copies alone."""
+def group_kinds(kept: DataFrame) -> dict[str, dict[str, int]]:
+    """Split -> how many of its groups are held together by patient, by lesion, or are an image or its copies alone."""
     kind = f.substring_index("group", ":", 1)
     named = f.when(kind.isin("patient", "lesion"), kind).otherwise("image")
-    rows = kept.where(f.col("split") == split).select("group", named.alias("kind")).distinct().groupBy("kind").count()
-    return {row.kind: row["count"] for row in rows.collect()}
+    found: dict[str, dict[str, int]] = {split: {} for split in splits.SPLITS}
+    for row in kept.groupBy("split", named.alias("kind")).agg(f.countDistinct("group").alias("n")).collect():
+        found[row.split][row.kind] = row.n
+    return found
 
 
-def distribution(kept: DataFrame, name: str) -> dict[Any, tuple[int, int]] | None:
-    """Value -> images of both classes; rare values beyond the first `KINDS` together, None where no row states it."""
-    rows = kept.groupBy(name, "label").count()
-    top = kept.where(f.col(name).isNotNull()).groupBy(name).count().orderBy(f.desc("count"), name).limit(KINDS)
-    values = {row[name] for row in top.collect()}
-    if not values:
-        return None
-    if name == "age":
-        values = {value for value in values if _number(value) is not None}
-    other = f.when(f.col(name).isin(*values), f.col(name)).when(
-        f.col(name).isNotNull() & f.lit(name != "age"), f.lit("other")
+def tally(kept: DataFrame) -> dict[str, dict[str | None, tuple[int, int]]]:
+    """Field of `KINDS` -> value -> images of both classes; rare ones together as "other", None counts those without."""
+    size = f.concat_ws("x", "width", "height")
+    told = f.array(
+        *(
+            f.struct(f.lit(name).alias("field"), (size if name == "size" else f.col(name)).alias("value"))
+            for name in KINDS
+        )
     )
-    counted: dict[Any, list[int]] = {}
-    for row in rows.withColumn("value", other).groupBy("value", "label").agg(f.sum("count").alias("n")).collect():
-        key = _number(row.value) if name == "age" else row.value
-        counted.setdefault(key, [0, 0])[row.label] += row.n
-    return {key: (pair[0], pair[1]) for key, pair in counted.items()}
+    counted = (
+        kept.select("label", f.explode(told).alias("told"))
+        .groupBy("told.field", "told.value")
+        .agg(f.sum(1 - f.col("label")).alias("negative"), f.sum("label").alias("positive"))
+    )
+    most = f.create_map(*(f.lit(text) for pair in KINDS.items() for text in pair))[f.col("field")]
+    order = (f.col("value").isNull().desc(), f.desc(f.col("negative") + f.col("positive")), "value")
+    place = f.row_number().over(Window.partitionBy("field").orderBy(*order))
+    shown = f.when((f.col("place") <= most) | f.col("value").isNull(), f.col("value")).otherwise("other")
+    rows = counted.withColumn("place", place).groupBy("field", shown.alias("value"))
+    found: dict[str, dict[str | None, tuple[int, int]]] = {name: {} for name in KINDS}
+    for row in rows.agg(*(f.sum(name).alias(name) for name in ("negative", "positive"))).collect():
+        found[row.field][row.value] = (row.negative, row.positive)
+    return found
+
+
+def distribution(counted: dict[str | None, tuple[int, int]], name: str) -> dict[Any, tuple[int, int]] | None:
+    """A field's values as the card takes them, ages as numbers; None where no image states it."""
+    if not counted.keys() - {None}:
+        return None
+    if name != "age":
+        return dict(counted)
+    ages: dict[Any, tuple[int, int]] = {}
+    for value, (negative, positive) in counted.items():
+        before = ages.get(_number(value), (0, 0))
+        ages[_number(value)] = (before[0] + negative, before[1] + positive)
+    return ages
 
 
 def _number(text: str | None) -> float | None:
@@ -179,14 +222,15 @@ def _number(text: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def sizes(kept: DataFrame) -> dict[tuple[int, int], int]:
-    """(width, height) -> images; the many rare ones are counted at the nearest hundred pixels."""
-    rows = kept.groupBy("width", "height").count().orderBy(f.desc("count"), "width", "height").limit(5000).collect()
-    counted: Counter[tuple[int, int]] = Counter()
-    for row in rows:
-        counted[row.width, row.height] += row["count"]
-    total = kept.count()
-    return dict(counted) if sum(counted.values()) == total else {}
+def sizes(counted: dict[str | None, tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """(width, height) -> images; empty where there are too many sizes to count each."""
+    if "other" in counted:
+        return {}
+    found = {}
+    for size, (negative, positive) in counted.items():
+        width, height = str(size).split("x")
+        found[int(width), int(height)] = negative + positive
+    return found
 
 
 def duplicate_sets(decisions: DataFrame) -> dict[str, Any]:
@@ -194,24 +238,27 @@ def duplicate_sets(decisions: DataFrame) -> dict[str, Any]:
     readable = decisions.where("perceptual_hash is not null")
     looks = readable.groupBy("perceptual_hash").agg(
         f.count(f.lit(1)).alias("n"),
-        f.countDistinct("sha256").alias("shas"),
-        f.countDistinct("pixel_sha256").alias("pixels"),
-        f.countDistinct("label").alias("labels"),
+        *(f.size(f.collect_set(name)).alias(name) for name in ("sha256", "pixel_sha256", "label")),
         f.max(f.when(f.col("reason") == "conflicting_labels", 1).otherwise(0)).alias("conflict"),
         f.slice(f.array_sort(f.collect_set("sha256")), 1, MEMBERS).alias("members"),
     )
-    sets = looks.where("n > 1").persist()
-    kind = f.when(f.col("pixels") > 1, "same look").when(f.col("shas") > 1, "same pixels").otherwise("same bytes")
-    kinds = {row.kind: row["count"] for row in sets.groupBy(kind.alias("kind")).count().collect()}
-    by_size = {row.n: row["count"] for row in sets.groupBy("n").count().orderBy(f.desc("n")).limit(1000).collect()}
-    conflicting = sets.where("labels > 1 or conflict = 1").count()
+    sets = looks.where("n > 1")
+    kind = f.when(f.col("pixel_sha256") > 1, "same look").when(f.col("sha256") > 1, "same pixels")
+    kind = kind.otherwise("same bytes")
+    split = f.expr("label > 1 or conflict = 1").alias("split")
+    kinds: Counter[str] = Counter()
+    by_size: Counter[int] = Counter()
+    conflicting = 0
+    for row in sets.groupBy(kind.alias("kind"), "n", split).count().collect():
+        kinds[row.kind] += row["count"]
+        by_size[row.n] += row["count"]
+        conflicting += row["count"] * row.split
     rows = sets.withColumn("kind", kind).orderBy(f.desc("n"), "perceptual_hash").limit(SETS).collect()
-    sets.unpersist()
     return {
-        "same_bytes": kinds.get("same bytes", 0),
-        "same_pixels": kinds.get("same pixels", 0),
-        "same_look": kinds.get("same look", 0),
-        "sizes": by_size,
+        "same_bytes": kinds["same bytes"],
+        "same_pixels": kinds["same pixels"],
+        "same_look": kinds["same look"],
+        "sizes": dict(by_size),
         "conflicting": conflicting,
         "largest": [(row.kind, row.n, list(row.members)) for row in rows],
     }

@@ -56,6 +56,10 @@ def counted(line) -> dict:
     return facts
 
 
+def unmatched(line) -> list[str]:
+    return list(pd.read_parquet(line.folder / "unmatched" / line.manifest("images")["path"])["image_id"])
+
+
 def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
     line = new_line(mixed, target="melanoma", ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
     told = line.stage("ingest")
@@ -63,6 +67,8 @@ def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
     assert facts["accepted"] == 80, told
     assert facts["skipped"] == 3
     assert facts["rows_without_image"] == 1
+    assert unmatched(line) == ["isic_9999999"]
+    assert "ISIC_9999999" in (line.folder / "images" / facts["path"] / "_datacard.html").read_text()
     reasons = facts["reasons"]
     assert (reasons["hidden"], reasons["unsafe_name"], reasons["mask"], reasons["damaged_archive"]) == (1, 1, 1, 1)
     assert reasons["duplicate"] == facts["rejected"] - 4 > 5  # the images before the cut, which part.zip holds whole
@@ -85,7 +91,8 @@ def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
     monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of the tests")
     private = line.job.settings.privacy.model_copy(update={"source_names": "hash"})
     line.stage("ingest", privacy=private)
-    for name in ("images", "rejects", "decoded"):
+    assert counted(line)["rows_without_image"] == len(unmatched(line)) == 1
+    for name in ("images", "rejects", "unmatched", "decoded"):
         for path in (line.folder / name).rglob("*.parquet"):
             if line.manifest("images")["path"] not in str(path) and name != "images":
                 continue

@@ -1,0 +1,113 @@
+"""What a data card counts, against pandas on the same rows."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter
+from datetime import datetime
+
+import pytest
+
+from melanoma_spark import census, schemas, splits
+
+KINDS = ("patient", "lesion", "looks", "pixels")
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def table(spark):
+    """Rows of `schemas.DECISIONS`, all kept, and as dictionaries."""
+    chance = random.Random(1)
+    rows = []
+    for number in range(600):
+        row = dict.fromkeys(schemas.DECISIONS.names)
+        group = chance.randrange(200)
+        row |= {
+            "source_uri": f"file:/a/{number}",
+            "length": chance.randrange(1000, 9000),
+            "modified": datetime(2024, 1, 1),
+            "sha256": digest(str(number)),
+            "pixel_sha256": digest(str(number)),
+            "perceptual_hash": digest(str(number // 2 if number < 8 else number))[:16],
+            "width": 64 + number % 3,
+            "height": 64,
+            "image_id": str(number),
+            "label": chance.randrange(2),
+            "split": splits.SPLITS[group % 3],
+            "group": f"{KINDS[group % 4]}:{group}",
+            "age": chance.choice([None, "40", "40.0", "55", "old"]),
+            "sex": chance.choice([None, "female", "male"]),
+            "site": f"site {chance.randrange(300)}",
+            "licence": chance.choice(["CC-0", "CC-BY"]),
+            "in_table": True,
+        }
+        rows.append(row)
+    values = [tuple(row[name] for name in schemas.DECISIONS.names) for row in rows]
+    frame = spark.createDataFrame(spark.sparkContext.parallelize(values, 3), schemas.DECISIONS).persist()
+    yield frame, rows
+    frame.unpersist()
+
+
+def pairs(rows, value):
+    found = {}
+    for row in rows:
+        found.setdefault(value(row), [0, 0])[row["label"]] += 1
+    return {key: tuple(pair) for key, pair in found.items()}
+
+
+def test_each_field_is_counted_by_value_and_class(table):
+    frame, rows = table
+    found = census.tally(frame)
+    assert set(found) == set(census.KINDS)
+    for name in ("age", "sex", "licence", "source"):
+        assert found[name] == pairs(rows, lambda row, name=name: row[name])
+    assert census.sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
+    assert census.distribution(found["source"], "source") is None
+    assert census.distribution(found["sex"], "sex") == pairs(rows, lambda row: row["sex"])
+    ages = {None: None, "40": 40.0, "40.0": 40.0, "55": 55.0, "old": None}
+    assert census.distribution(found["age"], "age") == pairs(rows, lambda row: ages[row["age"]])
+
+
+def test_rare_values_are_counted_together(table):
+    frame, rows = table
+    found = census.tally(frame)["site"]
+    counts = Counter(row["site"] for row in rows)
+    common = sorted(counts, key=lambda site: (-counts[site], site))[: census.KINDS["site"]]
+    assert len(counts) > census.KINDS["site"]
+    assert found == pairs(rows, lambda row: row["site"] if row["site"] in common else "other")
+
+
+def test_too_many_sizes_are_not_told_as_if_they_were_all():
+    assert census.sizes({"64x64": (1, 2), "other": (3, 4)}) == {}
+
+
+def test_groups_are_counted_by_what_holds_them_together(table):
+    frame, rows = table
+    expected = {split: Counter() for split in splits.SPLITS}
+    for split, group in {(row["split"], row["group"]) for row in rows}:
+        kind = group.partition(":")[0]
+        expected[split][kind if kind in ("patient", "lesion") else "image"] += 1
+    assert census.group_kinds(frame) == expected
+
+
+def test_examples_are_those_of_the_smallest_hashes(table):
+    frame, rows = table
+    found = census.first_of(frame, "label", 7, "split")
+    for label in (0, 1):
+        hashes = sorted(row["sha256"] for row in rows if row["label"] == label)
+        assert [row.sha256 for row in found[label]] == hashes[:7]
+
+
+def test_files_that_look_alike_are_sets(table):
+    frame, rows = table
+    found = census.duplicate_sets(frame)
+    labels = [{row["label"] for row in rows[at : at + 2]} for at in range(0, 8, 2)]
+    assert (found["same_look"], found["same_pixels"], found["same_bytes"]) == (4, 0, 0)
+    assert found["sizes"] == {2: 4}
+    assert found["conflicting"] == sum(len(both) == 2 for both in labels)
+    members = [sorted(row["sha256"] for row in rows[at : at + 2]) for at in range(0, 8, 2)]
+    assert sorted(hashes for _, _, hashes in found["largest"]) == sorted(members)
