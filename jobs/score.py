@@ -18,8 +18,6 @@ from pyspark.sql import types as t
 from jobs.job import Job, main
 from melanoma_spark import archive, files, inference, schemas, serving, session
 
-PLACE = ("source_uri", "image_id", "modified", "length")
-
 
 def run(job: Job) -> str:
     spark, settings = job.spark, job.settings
@@ -33,7 +31,6 @@ def run(job: Job) -> str:
         return f"{listed} images listed, all scored before by {name}; nothing to do"
 
     batch = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    session.batch_rows(spark, settings.score.batch_size)
     session.describe(spark, f"score: {new} images with {name}")
     # Written beside and moved in place whole: readers of scores/ skip names that start with an underscore.
     staged = files.join(job.warehouse, "scores", f"_staged-{batch}")
@@ -72,28 +69,19 @@ def new_files(job: Job, listing: DataFrame, version: Any) -> DataFrame:
 def scored(job: Job, todo: DataFrame, count: int, scorer: serving.Scorer, version: Any) -> DataFrame:
     """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
     spark, settings = job.spark, job.settings
-    read = archive.with_contents(todo, count, settings)
     tensors = spark.sparkContext.broadcast(scorer.tensors)
     kinds = {"probability": t.DoubleType(), "threshold": t.DoubleType()}
     result = t.StructType([t.StructField(key, kinds.get(key, t.StringType())) for key in serving.OUTPUTS])
     # The closures below travel to the executors; the weights go once, as the broadcast.
     light = serving.without_tensors(scorer)
-    udf = inference.over_column(
+    compute = inference.over_batches(
         f"score {scorer.model_id}",
         inference.network_loader(scorer.spec, tensors, session.task_threads(spark)),
         light.prepare,
         light.finish,
-        result,
         settings.score.batch_size,
     )
-    told = ("probability", "decision", "operating_point", "threshold", "status")
-    found = read.select(
-        *PLACE, f.sha2("content", 256).alias("sha256"), udf("content").alias("found"), "reason", "detail"
-    ).select(
-        *(*PLACE, "sha256"),
-        *(f.col(f"found.{name}") for name in told),
-        *(f.coalesce(name, f"found.{name}").alias(name) for name in ("reason", "detail")),
-    )
+    found = archive.computed(todo, count, settings, compute, result, settings.score.batch_size)
     return (
         found.withColumnRenamed("length", "source_bytes")
         .withColumnRenamed("modified", "source_modified")

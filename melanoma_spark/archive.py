@@ -12,15 +12,17 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
+from pyspark.sql import types as t
 
 from melanoma_spark import config, containers, files, images, layouts, schemas, session
 from melanoma_spark.errors import ConfigError, DataError, ImageError
@@ -32,6 +34,8 @@ READ_AT_ONCE = 16 * 1024 * 1024  # bytes read or decoded before they are handed 
 HEAD_BYTES = 64 * 1024  # of a table, to recognise it
 MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
+
+Compute = Callable[[Iterator[list[bytes | ImageError]]], Iterator[pd.DataFrame]]
 
 GONE = "unreadable"  # the only reason that says nothing of the content: such a file is tried again by the next ingest
 
@@ -374,19 +378,34 @@ def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFram
     return in_reading_order(listed, count).mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
 
 
-def with_contents(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
-    """Each of `count` rows of a listing as a row of `schemas.CONTENTS`: its bytes, or why there are none."""
+def computed(
+    listed: DataFrame, count: int, settings: config.Settings, compute: Compute, result: t.StructType, batch_size: int
+) -> DataFrame:
+    """Each of `count` rows of a listing as a row of `schemas.SOURCE` and `result`.
+
+    `compute` is handed the files' bytes, or why there are none, `batch_size` at a time, and gives a frame of `result`
+    for each, in one stage with the reading: images do not travel to the JVM and back, and a slot has one worker.
+    """
     root, _ = located(settings.archive)
     max_bytes, name = settings.ingest.max_bytes, naming(settings)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for row, content in ahead(contents(root, batches, max_bytes), lambda pair: pair):
-            wrong = content if isinstance(content, ImageError) else None
-            found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
-            place = (row.source_uri, row.length, moment(row.modified), name(row.image_id))
-            yield pd.DataFrame([(*place, *found)], columns=schemas.CONTENTS.names, dtype=object)
+        read: deque[tuple[Any, ...]] = deque()  # of the files that were handed out
 
-    return in_reading_order(listed, count).mapInPandas(rows, schemas.CONTENTS)  # type: ignore[arg-type]
+        def held() -> Iterator[list[bytes | ImageError]]:
+            found = contents(root, batches, max_bytes)
+            while batch := list(islice(found, batch_size)):
+                for row, content in batch:
+                    sha256 = None if isinstance(content, ImageError) else images.sha256(content)
+                    read.append((row.source_uri, row.length, moment(row.modified), name(row.image_id), sha256))
+                yield [content for _, content in batch]
+
+        for frame in compute(held()):
+            places = [read.popleft() for _ in range(len(frame))]
+            yield pd.concat([pd.DataFrame(places, columns=schemas.SOURCE.names, dtype=object), frame], axis=1)
+
+    schema = t.StructType([*schemas.SOURCE, *result])
+    return in_reading_order(listed, count).mapInPandas(rows, schema)  # type: ignore[arg-type]
 
 
 def image_id(path: str, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""A model over a column of bytes, on executors, as an iterator pandas UDF.
+"""A model over bytes, on executors: over a column, as an iterator pandas UDF, or over batches of any source.
 
 The model is loaded once per Python worker and kept for later tasks; the next batch is read and decoded while the model
 computes this one; a task uses as many threads as it has cores.
@@ -7,7 +7,7 @@ computes this one; a task uses as many threads as it has cores.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,21 @@ _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 def over_column(
     model_id: str, load: Load, prepare: Prepare, finish: Finish, result: t.StructType, batch_size: int
 ) -> Any:
-    """A UDF: binary column -> struct column `result`.
+    """A UDF: binary column -> struct column `result`; what the rest means is told at `over_batches`."""
+    through = over_batches(model_id, load, prepare, finish, batch_size)
+
+    def compute(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        return through(columns)
+
+    # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
+    compute.__annotations__ = {"columns": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
+    return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
+
+
+def over_batches(
+    model_id: str, load: Load, prepare: Prepare, finish: Finish, batch_size: int
+) -> Callable[[Iterator[Any]], Iterator[pd.DataFrame]]:
+    """Batches of bytes, or of the `ImageError` for which there are none -> a frame for each.
 
     `load()` makes the model's forward pass; `model_id` names it among those a worker has met. `prepare(bytes)` gives
     one model input or raises `ImageError`. `finish(outputs, errors)` gets, for each model output, an array with a row
@@ -37,13 +51,13 @@ def over_column(
     one row an item.
     """
 
-    def prepared(column: pd.Series) -> list[np.ndarray | ImageError]:
+    def prepared(contents: Iterable[bytes | ImageError | None]) -> list[np.ndarray | ImageError]:
         found: list[np.ndarray | ImageError] = []
-        for content in column:
+        for content in contents:
             try:
                 if content is None:
                     raise ImageError("unreadable", "there are no bytes")
-                found.append(prepare(bytes(content)))
+                found.append(content if isinstance(content, ImageError) else prepare(bytes(content)))
             except ImageError as error:
                 found.append(error)
         return found
@@ -64,15 +78,13 @@ def over_column(
                 outputs.append(spread)
         return finish(outputs, errors)
 
-    def compute(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+    def through(batches: Iterator[Any]) -> Iterator[pd.DataFrame]:
         predict: Predict | None = None
-        for items in ahead(columns, prepared):
+        for items in ahead(batches, prepared):
             predict = predict or loaded(model_id, load)
             yield computed(predict, items)
 
-    # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
-    compute.__annotations__ = {"columns": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
-    return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
+    return through
 
 
 def loaded(model_id: str, load: Load) -> Predict:

@@ -80,14 +80,12 @@ LISTING = _columns(  # a file of an archive, or a member of a zip or tar in it
     ("detail", t.StringType()),
 )
 
-CONTENTS = _columns(  # a file of an archive in bytes
+SOURCE = _columns(  # a file of an archive that was read
     ("source_uri", t.StringType()),
     ("length", t.LongType()),
     ("modified", t.TimestampType()),
     ("image_id", t.StringType()),
-    ("content", t.BinaryType()),
-    ("reason", t.StringType()),  # why there are none
-    ("detail", t.StringType()),
+    ("sha256", t.StringType()),  # null where there are no bytes
 )
 
 DECODED = _columns(  # what ingest knows of a file's content; nothing here depends on labels

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyspark.sql.types import StructType
 
 from melanoma_spark import archive, config, containers, drawing, images, layouts, schemas
-from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.errors import ConfigError, DataError, ImageError
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
 NAMES = (
@@ -340,15 +341,36 @@ def test_a_damaged_container_loses_what_is_damaged_only(rows, decoded, odd):
     assert reasons_below(rows, "cut.zip") == {PACKED[0]: None, PACKED[1]: None, "": "damaged_archive"}
 
 
+def contents(listed, count, settings):
+    """The files' bytes through `archive.computed`, two at a time."""
+    refused = ImageError
+
+    def compute(batches):
+        import pandas as pd
+
+        for batch in batches:
+            assert 0 < len(batch) <= 2
+            yield pd.DataFrame(
+                {
+                    "content": [None if isinstance(one, refused) else one for one in batch],
+                    "reason": [one.reason if isinstance(one, refused) else None for one in batch],
+                    "detail": [one.detail if isinstance(one, refused) else None for one in batch],
+                }
+            )
+
+    result = StructType.fromDDL("content binary, reason string, detail string")
+    return archive.computed(listed, count, settings, compute, result, 2)
+
+
 def test_contents_are_the_files(listed, rows, settings, odd):
-    found = archive.with_contents(listed, listed.count(), settings).collect()
+    found = contents(listed, listed.count(), settings).collect()
     places = {row.source_uri: row for row in rows}
     assert sorted(row.source_uri for row in found) == sorted(places)
     files = on_disk(odd)
     for row in found:
         place = places[row.source_uri]
         if place.reason is not None:
-            assert (row.content, row.reason, row.detail) == (None, place.reason, place.detail)
+            assert (row.content, row.sha256, row.reason, row.detail) == (None, None, place.reason, place.detail)
             continue
         assert (row.length, row.modified) == (place.length, place.modified)
         if place.path == f"flipped.zip/{PACKED[1]}":
@@ -356,6 +378,7 @@ def test_contents_are_the_files(listed, rows, settings, odd):
             continue
         expected = files[place.path].read_bytes() if place.kind == "file" else {**FOUR, **TROUBLE}[place.member]
         assert (bytes(row.content), row.reason, row.detail) == (expected, None, None)
+        assert row.sha256 == images.sha256(expected)
         assert row.image_id == place.image_id == layouts.image_id(place.path)
 
 
@@ -393,7 +416,7 @@ def test_times_are_the_same_in_every_time_zone(spark, small):
             for table in (
                 listed,
                 archive.decode(listed, listed.count(), settings),
-                archive.with_contents(listed, listed.count(), settings),
+                contents(listed, listed.count(), settings),
             ):
                 found = table.selectExpr("unix_micros(modified) as micros").collect()
                 assert [row.micros / 1e6 for row in found] == [pytest.approx(stamp, abs=1e-5)] * 3, zone
@@ -430,7 +453,7 @@ def test_one_container_is_an_archive(spark, tmp_path, name):
     assert {row.source_uri: row.reason for row in listed.collect()} == {
         f"file:{root}/{name}!/{member}": None for member in FOUR
     }
-    found = archive.with_contents(listed, listed.count(), settings).collect()
+    found = contents(listed, listed.count(), settings).collect()
     assert {row.source_uri.partition("!/")[2]: bytes(row.content) for row in found} == FOUR
 
 
@@ -491,17 +514,15 @@ def test_hashed_names_tell_nobodys_name(spark, small, monkeypatch):
     def names(found):
         return {row[column] for rows in found for row in rows for column in ("source_uri", "image_id") if column in row}
 
-    first = read(
-        "a key of sixteen or more", archive.decode, lambda *given: archive.with_contents(*given).drop("content")
-    )
+    first = read("a key of sixteen or more", archive.decode, lambda *given: contents(*given).drop("content"))
     assert [len(rows) for rows in first] == [3, 3]
     for row in (*first[0], *first[1]):
         for column, value in row.items():
             told = value.decode("latin-1") if isinstance(value, bytes | bytearray) else str(value)
             assert not any(name in told for name in ("Schmidt", "Anna", "Berta", "ward", "small")), column
     assert len(names(first)) == 6
-    assert names(read("a key of sixteen or more", archive.with_contents)) == names(first)
-    assert not names(read("another key of sixteen or more", archive.with_contents)) & names(first)
+    assert names(read("a key of sixteen or more", contents)) == names(first)
+    assert not names(read("another key of sixteen or more", contents)) & names(first)
 
 
 @pytest.mark.parametrize("key", [None, "", "too short"])
