@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import pickle
 import time
+from itertools import combinations
 from pathlib import Path
 
 import broken
 import numpy as np
+import pandas as pd
 import pytest
 from broken import GREY, LESION, MASK, PIXELS, encoded, png, tiff, tiff_tags
 from hypothesis import given, settings
@@ -664,3 +666,22 @@ def test_perceptual_hash_is_near_after_jpeg_compression():
 def test_perceptual_hash_does_not_see_brightness():
     dark = np.repeat(np.asarray(GREY)[:, :, None] // 2, 3, axis=2)
     assert images.perceptual_hash(dark * 2) == images.perceptual_hash(dark)
+
+
+@pytest.mark.skipif(not (SHARED / "lesions_groups.csv").is_file(), reason="../shared/data is not there")
+def test_equal_hashes_of_the_real_set_are_near_duplicates():
+    """Against the set's own list, made by correlation of thumbnails. Looking alike to the last bit is a strict rule."""
+    rows = pd.read_csv(SHARED / "lesions_groups.csv")
+    looks = [images.look((SHARED / path).read_bytes(), 224) for path in rows["path"]]
+    for name, hash_of in (("pixels", images.pixel_hash), ("looks", images.perceptual_hash)):
+        rows[name] = [hash_of(found.hashed) for found in looks]
+
+    def pairs(column):
+        sets = rows.groupby(column)["path"].apply(sorted)
+        return {pair for members in sets if len(members) > 1 for pair in combinations(members, 2)}
+
+    listed, found = pairs("near_duplicate_group"), pairs("looks")
+    assert len(listed) == 64
+    assert pairs("sha256") <= pairs("pixels") <= found  # what is the same is found: recall 1
+    assert len(found & listed) >= 5  # recall 0.08 of near-duplicates
+    assert len(found & listed) / len(found) >= 0.8  # precision 0.83
