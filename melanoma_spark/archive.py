@@ -253,7 +253,10 @@ def frames(rows: Iterable[tuple[Any, ...]], columns: Any = schemas.LISTING) -> I
 
 def container_limits(limits: config.Ingest) -> containers.Limits:
     return containers.Limits(
-        max_members=limits.max_members, max_member_bytes=limits.max_bytes, max_ratio=limits.max_ratio
+        max_members=limits.max_members,
+        max_member_bytes=limits.max_bytes,
+        max_total_bytes=limits.max_container_bytes,
+        max_ratio=limits.max_ratio,
     )
 
 

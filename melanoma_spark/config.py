@@ -66,6 +66,11 @@ class Ingest(Section):
         default=200, description="uncompressed over compressed bytes; what a zip or tar.gz packs tighter is rejected"
     )
     max_members: Count = Field(default=5_000_000, description="of one zip or tar; the rest is rejected")
+    max_container_bytes: Count = Field(
+        default=1024**4,
+        description="of one zip or tar, uncompressed; the rest is rejected: an end to bombs of many members, each of "
+        "them too small for max_ratio",
+    )
     allow_recognisable: bool = Field(default=False, description="DICOM marked as showing who the patient is")
     columns: dict[str, str] = Field(default={}, description="our field -> column of your table, e.g. label: dx")
     indeterminate: Literal["leave_out", "negative", "positive"] = Field(

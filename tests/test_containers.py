@@ -260,7 +260,7 @@ def test_corpus(case):
 def test_corpus_is_large_and_meets_every_reason():
     met = {reason for _, _, expected in CORPUS.values() for reason in expected.values()} - {None}
     assert len(CORPUS) >= 35
-    elsewhere = {"unsafe_name", "too_many_members", "damaged_member"}  # the tests around this one
+    elsewhere = {"unsafe_name", "too_many_members", "archive_too_large", "damaged_member"}  # the tests around this one
     assert met | elsewhere == set(containers.REASONS) | {"hidden", "empty"}
     assert {"hidden", "empty", "too_many_bytes"} <= set(images.REASONS)
     assert not set(containers.REASONS) & set(images.REASONS)
@@ -294,16 +294,46 @@ def test_folders_of_a_zip_do_not_push_its_files_out_silently():
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_over_all_bytes_become_one_row(kind):
     found = listed(packed(kind), kind, max_total_bytes=len(A) + len(B))
-    assert [member.reason for member in found] == [None, None, "bomb"]
+    assert [member.reason for member in found] == [None, None, "archive_too_large"]
     assert str(len(A) + len(B)) in found[-1].detail
     assert len(listed(packed(kind), kind, max_total_bytes=len(A) + len(B) + len(C))) == 3
 
 
-def test_headers_without_end_in_gzip_are_a_bomb():
+def test_headers_without_end_in_gzip_stop():
     # Attributes for all members, over and over: no member, and nothing that a limit of members would see.
     content = gzip.compress(tarred({}, pax_headers={"comment": "x"})[:1024] * 4000)
     found = listed(content, "tar.gz", max_total_bytes=1000, max_members=100, max_ratio=1e9)
-    assert [member.reason for member in found] == ["bomb"]
+    assert [member.reason for member in found] == ["archive_too_large"]
+
+
+def test_many_members_too_small_for_the_ratio_stop():
+    content = zipped({f"{number}.bmp": bytes(1 << 20) for number in range(5)})
+    found = listed(content, "zip", max_total_bytes=3 << 20)
+    assert [member.reason for member in found] == [None, None, None, "archive_too_large"]
+
+
+def test_zeros_without_end_in_gzip_stop_at_the_limit_of_all_bytes():
+    class Endless(io.RawIOBase):
+        """A gzip of a tar whose only member is of 8 EiB, all of them zeros."""
+
+        def __init__(self) -> None:
+            self._packer = zlib.compressobj(9, wbits=31)
+            header = item("z.bmp", size=1 << 62).tobuf(tarfile.GNU_FORMAT)
+            self._start = self._packer.compress(header) + self._packer.flush(zlib.Z_SYNC_FLUSH)
+            self._zeros = self._packer.compress(bytes(8 << 20)) + self._packer.flush(zlib.Z_FULL_FLUSH)
+            self.given = 0
+
+        def seek(self, place: int, whence: int = 0) -> int:
+            return place
+
+        def read(self, length: int = -1) -> bytes:
+            self.given += 1
+            assert self.given < 100, "it goes on reading"
+            return self._start if self.given == 1 else self._zeros
+
+    limits = Limits(max_total_bytes=32 << 20, max_members=100, max_ratio=1e9)
+    found = list(containers.members(Endless(), "tar.gz", limits))
+    assert [member.reason for member in found] == ["archive_too_large"]
 
 
 def test_ratio_counts_from_a_megabyte_on():
