@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from melanoma_spark import diagnoses
 from melanoma_spark.errors import ConfigError
 
 
@@ -45,6 +46,14 @@ class Labels(Section):
 
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_word_is_both(self) -> Labels:
+        negative = {diagnoses.key(word) for word in self.negative}
+        both = [word for word in self.positive if diagnoses.key(word) in negative]
+        if both:
+            raise ValueError(f"{', '.join(map(repr, both))} is positive and negative; leave it in one of them")
+        return self
 
 
 class Privacy(Section):
