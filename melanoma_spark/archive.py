@@ -131,13 +131,17 @@ def _unread(raw: str, info: dict[str, Any], inside: str, max_bytes: int) -> tupl
     elif info["type"] != "file":
         return "special_file", f"of type {info['type']}"
     found = layouts.unread(printable(raw))
+    if found and found[0] == "mask" and containers.is_container(raw):
+        found = None  # each of its members has a name of its own
     if found:
         return None if found[0] == "skipped" else found
     if not info["size"]:
         return "empty", "0 bytes"
-    if info["size"] > max_bytes:
-        return "too_many_bytes", f"{info['size']} bytes, the limit is {max_bytes}"
-    return None
+    return _too_long(info["size"], max_bytes)
+
+
+def _too_long(length: int, max_bytes: int) -> tuple[str, str] | None:
+    return ("too_many_bytes", f"{length} bytes, the limit is {max_bytes}") if length > max_bytes else None
 
 
 def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[tuple[Any, ...]]:
@@ -145,9 +149,14 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
     whole = {"raw": container.raw, "length": container.length, "modified": moment(container.modified)}
     try:
         with opened(root, container.file, container.raw) as file:
-            kind = containers.kind_of(file.read(512), container.file)
+            head = file.read(512)
+            kind = containers.kind_of(head)
+            if kind is None and not any(signature.match(head) for signature in images.SIGNATURES.values()):
+                kind = containers.kind_of(head, container.file)
             if kind is None and container.length:
-                yield _row(root, container.file, "file", **whole)
+                wrong = layouts.unread(container.file) or _too_long(container.length, limits.max_member_bytes)
+                reason, detail = wrong or (None, None)
+                yield _row(root, container.file, "file", **whole, reason=reason, detail=detail)
                 return
             file.seek(0)
             for member in containers.members(file, kind or "zip", limits):
