@@ -433,16 +433,25 @@ def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layo
 
 
 def iter_table(root: str, row: Any) -> Iterator[bytes]:
-    """The bytes of a table, in pieces, from a file or from a container's member."""
-    if row.kind == "file":
-        with opened(root, row.file, row.raw) as file:
-            while piece := file.read(1024 * 1024):
-                yield piece
-    else:
-        member = SimpleNamespace(**row.asDict())  # of a Row `index` is a method
-        for _, content in _members_of(root, row.file, row.kind, [member]):
-            if isinstance(content, bytes):
+    """The bytes of a table, in pieces, from a file or from a container's member.
+
+    Raises `DataError` where it cannot be read: without it images would silently lose their labels.
+    """
+    try:
+        if row.kind == "file":
+            with opened(root, row.file, row.raw) as file:
+                while piece := file.read(1024 * 1024):
+                    yield piece
+        else:
+            member = SimpleNamespace(**row.asDict())  # of a Row `index` is a method
+            for _, content in _members_of(root, row.file, row.kind, [member]):
+                if isinstance(content, ImageError):
+                    raise content
                 yield content
+    except (OSError, ImageError) as error:
+        why = error.detail if isinstance(error, ImageError) else files.reason(error)
+        way_out = "make it readable, or take it out of the archive, and run ingest again"
+        raise DataError(f"the table {row.path} cannot be read: {why}; {way_out}") from None
 
 
 class Pieces(io.RawIOBase):
