@@ -422,12 +422,18 @@ def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, fiel
 
 
 def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layouts.TableHead], list[Any]]:
-    """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path."""
+    """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path.
+
+    Raises `DataError` naming a table that cannot be read.
+    """
     found = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
     root, _ = located(settings.archive)
     heads = []
     for row in found:
-        head = next(iter_table(root, row), b"")
+        try:
+            head = next(iter_table(root, row), b"")
+        except DataError as error:
+            raise DataError(f"{row.path} {error}") from None
         heads.append(layouts.TableHead(row.path, head[:HEAD_BYTES]))
     return heads, found
 
@@ -435,7 +441,8 @@ def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layo
 def iter_table(root: str, row: Any) -> Iterator[bytes]:
     """The bytes of a table, in pieces, from a file or from a container's member.
 
-    Raises `DataError` where it cannot be read: without it images would silently lose their labels.
+    Raises `DataError` where it cannot be read: without it images would silently lose their labels. The table's path
+    belongs before its text.
     """
     try:
         if row.kind == "file":
@@ -451,7 +458,7 @@ def iter_table(root: str, row: Any) -> Iterator[bytes]:
     except (OSError, ImageError) as error:
         why = error.detail if isinstance(error, ImageError) else files.reason(error)
         way_out = "make it readable, or take it out of the archive, and run ingest again"
-        raise DataError(f"the table {row.path} cannot be read: {why}; {way_out}") from None
+        raise DataError(f"cannot be read: {why}; {way_out}") from None
 
 
 class Pieces(io.RawIOBase):

@@ -524,7 +524,7 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
     else:
         (tmp_path / gone).unlink()
     path = gone if gone == "labels.csv" else f"{gone}/labels.csv"
-    told = f"the table {path} cannot be read: .*; make it readable, or take it out of the archive, and run ingest again"
+    told = f"{path} cannot be read: .*; make it readable, or take it out of the archive, and run ingest again"
     with pytest.raises(DataError, match=told) as error:
         archive.table_heads(listed, settings)
     assert "\n" not in str(error.value)
