@@ -543,10 +543,8 @@ def test_of_any_damage_each_row_comes_out_once_with_a_known_reason(spark, tmp_pa
 
     places = Counter(row.source_uri for row in rows)
     assert max(places.values()) == 1
-    # A file is there itself, or its members are; none at all has only a tar whose second block was made zeros.
-    missing = {f"{path.relative_to(tmp_path)}" for path in tmp_path.glob("*/*")} - {row.file for row in rows}
-    assert all(name.endswith((".tar", ".tar.gz", ".zip")) for name in missing)
-    assert len(missing) < MUTATED / 20
+    # each file itself, or some of what was in it
+    assert {row.file for row in rows} == {f"{path.relative_to(tmp_path)}" for path in tmp_path.glob("*/*")}
     known = images.REASONS.keys() | containers.REASONS.keys()
     assert {row.reason for row in rows} <= {None, *known}
     assert all(bool(row.reason) == bool(row.detail) for row in rows)
