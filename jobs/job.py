@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma_spark import __version__, backbones, config, files, lineage, operating_points
-from melanoma_spark.errors import ConfigError, MelanomaError, root_cause
+from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, root_cause
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
@@ -55,6 +55,9 @@ def main(name: str, description: str, stage: Stage, needs_archive: bool = False)
 
         if not isinstance(error, PySparkException) or os.environ.get(TRACEBACK_VARIABLE):
             raise
+        ours = of_executor(error)
+        if ours:
+            _fail(str(ours), ours.exit_status)
         _fail(f"Spark: {root_cause(error)} (set {TRACEBACK_VARIABLE}=1 to see where)", 1)
 
 

@@ -135,13 +135,17 @@ def _unread(raw: str, info: dict[str, Any], inside: str, max_bytes: int) -> tupl
     elif info["type"] != "file":
         return "special_file", f"of type {info['type']}"
     found = layouts.unread(printable(raw))
+    if found and found[0] == "mask" and containers.is_container(raw):
+        found = None  # each of its members has a name of its own
     if found:
         return None if found[0] == "skipped" else found
     if not info["size"]:
         return "empty", "0 bytes"
-    if info["size"] > max_bytes:
-        return "too_many_bytes", f"{info['size']} bytes, the limit is {max_bytes}"
-    return None
+    return _too_long(info["size"], max_bytes)
+
+
+def _too_long(length: int, max_bytes: int) -> tuple[str, str] | None:
+    return ("too_many_bytes", f"{length} bytes, the limit is {max_bytes}") if length > max_bytes else None
 
 
 def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[tuple[Any, ...]]:
@@ -149,13 +153,24 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
     whole = {"raw": container.raw, "length": container.length, "modified": moment(container.modified)}
     try:
         with opened(root, container.file, container.raw) as file:
-            kind = containers.kind_of(file.read(512), container.file)
+            head = file.read(512)
+            kind = containers.kind_of(head)
+            if kind is None and not any(signature.match(head) for signature in images.SIGNATURES.values()):
+                kind = containers.kind_of(head, container.file)
             if kind is None and container.length:
-                yield _row(root, container.file, "file", **whole)
+                wrong = layouts.unread(container.file) or _too_long(container.length, limits.max_member_bytes)
+                reason, detail = wrong or (None, None)
+                yield _row(root, container.file, "file", **whole, reason=reason, detail=detail)
                 return
             file.seek(0)
+            none = True
             for member in containers.members(file, kind or "zip", limits):
+                none = False
                 yield _member(root, container, kind or "zip", member)
+            if none:
+                yield _row(
+                    root, container.file, "file", **whole, reason="empty", detail=f"a {kind} without files in it"
+                )
     except OSError as error:
         yield _row(root, container.file, "file", **whole, reason=GONE, detail=files.reason(error))
 
@@ -257,7 +272,10 @@ def frames(rows: Iterable[tuple[Any, ...]], columns: Any = schemas.LISTING) -> I
 
 def container_limits(limits: config.Ingest) -> containers.Limits:
     return containers.Limits(
-        max_members=limits.max_members, max_member_bytes=limits.max_bytes, max_ratio=limits.max_ratio
+        max_members=limits.max_members,
+        max_member_bytes=limits.max_bytes,
+        max_total_bytes=limits.max_container_bytes,
+        max_ratio=limits.max_ratio,
     )
 
 
@@ -429,27 +447,43 @@ def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, fiel
 
 
 def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layouts.TableHead], list[Any]]:
-    """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path."""
+    """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path.
+
+    Raises `DataError` naming a table that cannot be read.
+    """
     found = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
     root, _ = located(settings.archive)
     heads = []
     for row in found:
-        head = next(iter_table(root, row), b"")
+        try:
+            head = next(iter_table(root, row), b"")
+        except DataError as error:
+            raise DataError(f"{row.path} {error}") from None
         heads.append(layouts.TableHead(row.path, head[:HEAD_BYTES]))
     return heads, found
 
 
 def iter_table(root: str, row: Any) -> Iterator[bytes]:
-    """The bytes of a table, in pieces, from a file or from a container's member."""
-    if row.kind == "file":
-        with opened(root, row.file, row.raw) as file:
-            while piece := file.read(1024 * 1024):
-                yield piece
-    else:
-        member = SimpleNamespace(**row.asDict())  # of a Row `index` is a method
-        for _, content in _members_of(root, row.file, row.kind, [member]):
-            if isinstance(content, bytes):
+    """The bytes of a table, in pieces, from a file or from a container's member.
+
+    Raises `DataError` where it cannot be read: without it images would silently lose their labels. The table's path
+    belongs before its text.
+    """
+    try:
+        if row.kind == "file":
+            with opened(root, row.file, row.raw) as file:
+                while piece := file.read(1024 * 1024):
+                    yield piece
+        else:
+            member = SimpleNamespace(**row.asDict())  # of a Row `index` is a method
+            for _, content in _members_of(root, row.file, row.kind, [member]):
+                if isinstance(content, ImageError):
+                    raise content
                 yield content
+    except (OSError, ImageError) as error:
+        why = error.detail if isinstance(error, ImageError) else files.reason(error)
+        way_out = "make it readable, or take it out of the archive, and run ingest again"
+        raise DataError(f"cannot be read: {why}; {way_out}") from None
 
 
 class Pieces(io.RawIOBase):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from melanoma_spark import diagnoses
 from melanoma_spark.errors import ConfigError
 
 
@@ -46,6 +47,14 @@ class Labels(Section):
     positive: tuple[str, ...] = ()
     negative: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _no_word_is_both(self) -> Labels:
+        negative = {diagnoses.key(word) for word in self.negative}
+        both = [word for word in self.positive if diagnoses.key(word) in negative]
+        if both:
+            raise ValueError(f"{', '.join(map(repr, both))} is positive and negative; leave it in one of them")
+        return self
+
 
 class Privacy(Section):
     """What is stored of names that may name people: file names, and ids of images, lesions and patients."""
@@ -66,6 +75,11 @@ class Ingest(Section):
         default=200, description="uncompressed over compressed bytes; what a zip or tar.gz packs tighter is rejected"
     )
     max_members: Count = Field(default=5_000_000, description="of one zip or tar; the rest is rejected")
+    max_container_bytes: Count = Field(
+        default=1024**4,
+        description="of one zip or tar, uncompressed; the rest is rejected: an end to bombs of many members, each of "
+        "them too small for max_ratio",
+    )
     allow_recognisable: bool = Field(default=False, description="DICOM marked as showing who the patient is")
     columns: dict[str, str] = Field(default={}, description="our field -> column of your table, e.g. label: dx")
     indeterminate: Literal["leave_out", "negative", "positive"] = Field(

@@ -1,5 +1,7 @@
 """What can go wrong, by who can mend it. Each message is one line: what was found, and what would work."""
 
+import re
+
 
 class MelanomaError(Exception):
     """Base of all errors a job reports in one line. `exit_status` is the job's exit status."""
@@ -39,6 +41,13 @@ class ImageError(DataError):
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
         # Two arguments do not survive pickle's default for exceptions, and Spark pickles them.
         return (ImageError, (self.reason, self.detail))
+
+
+def of_executor(error: object) -> MelanomaError | None:
+    """The error of this package that a Spark task ended with, by the text of Spark's own; None where it was another."""
+    found = re.search(r"^melanoma_spark\.errors\.(\w+Error): (.+)$", str(error), re.MULTILINE)
+    kinds = {kind.__name__: kind for kind in (ConfigError, ClusterError, DataError)}
+    return kinds[found[1]](found[2]) if found and found[1] in kinds else None
 
 
 def root_cause(error: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 import zipfile
 from collections import Counter
@@ -12,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyspark.errors import PySparkException
 from pyspark.sql.types import StructType
 
 from melanoma_spark import archive, config, containers, drawing, images, layouts, schemas
-from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
 NAMES = (
@@ -57,7 +59,13 @@ NAMES = (
 NO_TEXT = (b"caf\xe9.jpg", b"\xff\xfe/\xe9t\xe9.jpg")  # names of the eighties
 HIDDEN = (".hidden.jpg", ".folder/inside.jpg", "__MACOSX/inside.jpg", "Thumbs.db", ".hidden.zip")
 PACKED = ("a.jpg", "folder/b c.jpg", "folder/m\u00e9lan\u00f4me [1].jpg", "_d#1.jpg")
-KINDS = {"four.zip": "zip", "four.tar": "tar", "four.tar.gz": "tar.gz", "four.TGZ": "tar.gz"}
+KINDS = {
+    "four.zip": "zip",
+    "four_segmentation.zip": "zip",
+    "four.tar": "tar",
+    "four.tar.gz": "tar.gz",
+    "four.TGZ": "tar.gz",
+}
 MAX_BYTES = 6000
 
 
@@ -134,6 +142,7 @@ def odd(tmp_path_factory):
     for name, content in FOUR.items():
         write(root / "four", name, content)
     write(root, "four.zip", zipped(FOUR, zipfile.ZIP_DEFLATED))
+    write(root, "four_segmentation.zip", zipped(FOUR))
     write(root, "four.tar", tarred(FOUR))
     write(root, "four.tar.gz", tarred(FOUR, "w:gz"))
     write(root, "four.TGZ", tarred(FOUR, "w:gz"))
@@ -214,7 +223,7 @@ def on_disk(root: Path) -> dict[str, Path]:
             path = Path(folder, name)
             relative = path.relative_to(root)
             packed = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and path.lstat().st_size
-            if name.startswith(".") or not packed:
+            if name.startswith(".") or name == "photograph.zip" or not packed:
                 found[shown(str(relative))] = path
     return found
 
@@ -284,7 +293,6 @@ def test_loose_files_that_are_not_read_have_a_reason(rows):
 def test_members_that_are_not_read_have_a_reason(rows):
     assert reasons_below(rows, "trouble.zip") == TROUBLED
     assert reasons_below(rows, "trouble.tar") == {**TROUBLED, "link.jpg": "link"}
-    assert reasons_below(rows, "photograph.zip") == {"": "damaged_archive"}
 
 
 def test_roles_are_told_by_names(rows):
@@ -313,7 +321,7 @@ def test_decoded_loose_files_are_what_images_makes_of_them(decoded, odd):
     field = schemas.images_schema(64).fields["image"]
     files = on_disk(odd)
     read = [path for path in files if (row := decoded.get(f"file:{odd}/{path}")) and row.image is not None]
-    assert len(read) == len(NAMES) + len(NO_TEXT) + len(FOUR) + 1  # and the link to one of the archive's own
+    assert len(read) == len(NAMES) + len(NO_TEXT) + len(FOUR) + 2  # a link within, and photograph.zip
     for path in read:
         row, content = decoded[f"file:{odd}/{path}"], files[path].read_bytes()
         looked = images.look(content, 64)
@@ -385,6 +393,33 @@ def test_contents_are_the_files(listed, rows, settings, odd):
 def test_ids_are_without_the_number_of_a_name_that_came_twice():
     assert archive.image_id("a.zip/x.jpg#2", "zip") == archive.image_id("x.jpg", "file") == "x"
     assert archive.image_id("x#2", "file") == archive.image_id("a.tar/x#2.jpg", "tar") == "x#2"
+
+
+def test_what_is_named_like_a_container_is_told_by_its_first_bytes(spark, tmp_path):
+    png = io.BytesIO()
+    Image.fromarray(drawing.draw_lesion(np.random.default_rng(1), False, 32)).save(png, "PNG")
+    files = {  # name -> (content, members or none, reason)
+        "a.zip": (drawn(1), None, None),
+        "b.TAR.GZ": (png.getvalue(), None, None),
+        os.fsdecode(b"\xe9.tgz"): (drawn(2), None, None),
+        "c_segmentation.zip": (drawn(3), None, "mask"),
+        "large.tar": (drawn(4).ljust(MAX_BYTES + 1), None, "too_many_bytes"),
+        ".d.zip": (drawn(5), None, "hidden"),
+        ".e_segmentation.zip": (zipped({"a.jpg": drawn(6)}), None, "hidden"),
+        "empty_mask.zip": (b"", None, "empty"),
+        "f_Superpixels.zip": (zipped({"a.jpg": drawn(7)}), "a.jpg", None),
+        "g_mask.tar": (tarred({"a_mask.jpg": drawn(8)}), "a_mask.jpg", "mask"),
+        "text.zip": (b"no zip", "", "damaged_archive"),
+    }
+    for name, (content, _, _) in files.items():
+        write(tmp_path, name, content)
+    settings = settings_of(tmp_path)
+    listed = archive.listing(spark, settings).localCheckpoint()
+    found = {row.file: (row.member, row.reason) for row in listed.collect()}
+    assert found == {shown(name): (member, reason) for name, (_, member, reason) in files.items()}
+    decoded = archive.decode(listed, listed.count(), settings).collect()
+    read = {row.source_uri.rpartition("/")[2] for row in decoded if row.image is not None}
+    assert read == {"a.zip", "b.TAR.GZ", "\\xe9.tgz", "a.jpg"}
 
 
 def test_a_file_that_is_gone_costs_itself_only(spark, small):
@@ -496,6 +531,31 @@ def test_tables_are_read_wherever_they_are(spark, tmp_path, packing):
     assert [(row.image_id, row.labels, row.patient_id) for row in rows] == [
         (f"im {n}, a", ["nevus"], f"p{n}") for n in range(5000)
     ]
+
+
+@pytest.mark.parametrize("gone", ["labels.csv", "labels.zip", "cut.zip"])
+def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
+    table = b"image_id,label\na,nevus\nb,melanoma\n" * 50
+    write(tmp_path, "a.jpg", drawn(1))
+    write(tmp_path, gone, table if gone == "labels.csv" else zipped({"labels.csv": table}))
+    settings = settings_of(tmp_path)
+    listed = archive.listing(spark, settings).localCheckpoint()
+    heads, found = archive.table_heads(listed, settings)
+    layout = layouts.recognise(heads, {})
+    if gone == "cut.zip":
+        (tmp_path / gone).write_bytes((tmp_path / gone).read_bytes()[:300])
+    else:
+        (tmp_path / gone).unlink()
+    path = gone if gone == "labels.csv" else f"{gone}/labels.csv"
+    told = f"{path} cannot be read: .*; make it readable, or take it out of the archive, and run ingest again"
+    with pytest.raises(DataError, match=told) as error:
+        archive.table_heads(listed, settings)
+    assert "\n" not in str(error.value)
+    with pytest.raises(PySparkException) as caught:
+        archive.records(spark, layout, found, settings).collect()
+    ours = of_executor(caught.value)
+    assert isinstance(ours, DataError)
+    assert re.fullmatch(told, str(ours))
 
 
 def test_an_archive_without_tables_has_none(spark, small):

@@ -47,6 +47,18 @@ def test_a_folder_without_images(submit, settings_file, tmp_path):
     holds_no_result(tmp_path / "warehouse")
 
 
+def test_a_table_that_breaks_where_only_executors_read(submit, settings_file, tmp_path):
+    archive = pictures(tmp_path / "archive", 4)
+    rows = "".join(f"{number},nevus\n" for number in range(20_000))
+    (archive / "labels.csv").write_text("image_id,label\n" + rows + "20000,\0\n")
+    settings = settings_file(archive=str(archive), warehouse=str(tmp_path / "warehouse"))
+    done = submit("ingest", "--conf", settings, "--master", "local[1]")
+    assert (done.returncode, done.stdout) == (4, "")
+    told = done.stderr.splitlines()[-1]  # after what Spark logs of its task
+    one_line(told, "error: labels.csv is not text: it holds the byte 0x00")
+    holds_no_result(tmp_path / "warehouse")
+
+
 def test_an_archive_that_is_not_there(submit, settings_file, tmp_path):
     settings = settings_file(archive=str(tmp_path / "nowhere"), warehouse=str(tmp_path / "warehouse"))
     done = submit("pipeline", "--conf", settings, "--master", "local[1]")

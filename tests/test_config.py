@@ -143,6 +143,29 @@ def test_random_weights_are_refused_unless_allowed():
     assert allowed.backbone.weights == "random"
 
 
+@pytest.mark.parametrize(
+    ("positive", "negative", "named"),
+    [
+        ("[naevus]", "[naevus]", "'naevus'"),
+        ("[a, Spitz-Naevus]", "[b, spitz  naevus]", "'Spitz-Naevus'"),
+        ("['1.0', x, Y]", "['1', y]", "'1.0', 'Y'"),
+    ],
+)
+def test_word_that_is_positive_and_negative_is_refused(positive, negative, named):
+    with pytest.raises(ConfigError) as error:
+        config.load(None, [f"ingest.labels.positive={positive}", f"ingest.labels.negative={negative}"])
+    told = str(error.value)
+    assert told.startswith(f"setting ingest.labels: {named} is positive and negative; leave it in one of them")
+    assert len(told.splitlines()) == 1
+
+
+def test_words_of_one_side_may_be_spelt_alike():
+    labels = config.load(
+        None, ["ingest.labels.positive=[Spitz, spitz]", "ingest.labels.negative=[other]"]
+    ).ingest.labels
+    assert labels.positive == ("Spitz", "spitz")
+
+
 # Files
 
 

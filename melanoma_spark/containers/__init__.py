@@ -29,8 +29,9 @@ REASONS = {
     "nested_archive": "an archive within an archive; unpack the outer one",
     "encrypted": "it needs a password; pack it again without one",
     "unsupported_compression": "its compression is not stored, deflate, bzip2 or lzma; pack it again with deflate",
-    "bomb": "it unpacks to far more than it takes, or shares its bytes with another; raise the limits if it is right",
-    "too_many_members": "the archive has more members than the limit; raise it or split the archive",
+    "bomb": "it unpacks to far more than it takes, or shares bytes with another; raise ingest.max_ratio if it is right",
+    "too_many_members": "the archive has more members than ingest.max_members; raise it or split the archive",
+    "archive_too_large": "its members are together over ingest.max_container_bytes; raise it or split the archive",
     "damaged_member": "its bytes are not what the archive says of them; copy or pack the archive again",
     "damaged_archive": "the archive is cut or damaged, members may be missing; copy or pack it again",
 }
@@ -78,8 +79,8 @@ def members(file: BinaryIO, kind: str, limits: Limits | None = None) -> Iterator
             if reason is None:
                 total += entry.size
                 if total > limits.max_total_bytes:
-                    detail = f"over {limits.max_total_bytes} bytes unpacked after {index} members, the rest is not read"
-                    raise Stop("bomb", detail, entry.offset)
+                    detail = f"over {limits.max_total_bytes} bytes after {index} members, the rest is not listed"
+                    raise Stop("archive_too_large", detail, entry.offset)
             _, offset, stored, size, method, crc, _, _ = entry
             yield Member(names.unique(name, index), index, offset, stored, size, method, crc, reason, detail)
             index += 1

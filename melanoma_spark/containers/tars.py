@@ -225,7 +225,8 @@ class Gunzip:
             self._stop = Stop("bomb", detail, self._given)
         # Headers are not counted as members' bytes, so they come on top; they too must end.
         if self._given > limits.max_total_bytes + 2048 * limits.max_members:
-            self._stop = Stop("bomb", f"over {limits.max_total_bytes} bytes unpacked", self._given)
+            detail = f"over {limits.max_total_bytes} bytes, the rest is not listed"
+            self._stop = Stop("archive_too_large", detail, self._given)
 
 
 def _before_damage(inflater: zlib._Decompress, content: bytes) -> bytes:
