@@ -51,8 +51,9 @@ def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
         for frame in frames(rows):
             yield frame.assign(source_uri=frame["source_uri"].map(name))
 
-    def walk(_: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        yield from named(walked(root, only, max_bytes))
+    def walk(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for _ in batches:  # to its end: Spark ends a worker that leaves some, and the next stage starts another
+            yield from named(walked(root, only, max_bytes))
 
     def expand(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
