@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,10 +21,10 @@ from melanoma_spark import session
 REPO = Path(__file__).resolve().parents[1]
 
 
-def start_spark(slots: int):  # type: ignore[no-untyped-def]
+def start_spark(slots: int = 2, master: str = ""):  # type: ignore[no-untyped-def]
     """A local Spark with the settings of conf/."""
     conf = REPO / "conf"
-    words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", f"local[{slots}]"]
+    words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", master or f"local[{slots}]"]
     os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
         [*words, "--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
     )
@@ -70,6 +72,22 @@ def _serve(end: Connection, prepare: Callable[..., Callable[[Any], None]], argum
     while (part := end.recv()) is not None:
         do(part)
         end.send("done")
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and all below it, those that have ended included."""
+    ticks, below = {}, defaultdict(list)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            facts = (folder / "stat").read_text().rpartition(")")[2].split()
+            below[int(facts[1])].append(int(folder.name))
+            ticks[int(folder.name)] = sum(map(int, facts[11:15]))
+    total, todo = 0, [os.getpid()]
+    while todo:
+        process = todo.pop()
+        total += ticks.get(process, 0)
+        todo += below[process]
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 class Turns:
