@@ -28,7 +28,8 @@ from melanoma_spark.prefetch import ahead
 
 CHUNK = 256  # files or members that are read by one task, one after the other
 LISTED_AT_ONCE = 10_000  # rows of the listing that a task holds
-READ_AT_ONCE = 16 * 1024 * 1024  # bytes read or decoded before they are handed on
+READ_AT_ONCE = 16 * 1024 * 1024  # bytes decoded before they are handed on
+FILES_AHEAD, BYTES_AHEAD = 32, 4 * 1024 * 1024  # read in one go while others are decoded
 HEAD_BYTES = 64 * 1024  # of a table, to recognise it
 MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
@@ -353,6 +354,27 @@ def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterato
         yield row, ImageError(GONE, detail)
 
 
+def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tuple[Any, bytes | ImageError]]:
+    """What `contents` gives, fetched in a thread while the last is used, some at a time.
+
+    Handing over costs a tenth of decoding a small image, if it is done for each of them.
+    """
+
+    def some() -> Iterator[list[tuple[Any, bytes | ImageError]]]:
+        held: list[tuple[Any, bytes | ImageError]] = []
+        weight = 0
+        for row, content in found:
+            held.append((row, content))
+            weight += len(content) if isinstance(content, bytes) else 0
+            if len(held) == FILES_AHEAD or weight > BYTES_AHEAD:
+                yield held
+                held, weight = [], 0
+        if held:
+            yield held
+
+    return chain.from_iterable(ahead(some(), lambda held: held))
+
+
 def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
     """Each of `count` rows of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
     limits, size = settings.ingest, settings.image_size
@@ -362,7 +384,7 @@ def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFram
         field = schemas.images_schema(size).fields["image"]
         held: list[tuple[Any, ...]] = []
         weight = 0
-        for row, content in ahead(contents(root, batches, limits.max_bytes), lambda pair: pair):
+        for row, content in read_ahead(contents(root, batches, limits.max_bytes)):
             found = _decoded(content, size, limits, field)
             held.append((row.source_uri, row.length, moment(row.modified), *found))
             weight += len(found[6] or b"")
@@ -381,7 +403,7 @@ def with_contents(listed: DataFrame, count: int, settings: config.Settings) -> D
     max_bytes, name = settings.ingest.max_bytes, naming(settings)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        for row, content in ahead(contents(root, batches, max_bytes), lambda pair: pair):
+        for row, content in read_ahead(contents(root, batches, max_bytes)):
             wrong = content if isinstance(content, ImageError) else None
             found = (None, wrong.reason, wrong.detail) if wrong else (content, None, None)
             place = (row.source_uri, row.length, moment(row.modified), name(row.image_id))
