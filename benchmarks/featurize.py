@@ -4,7 +4,7 @@ The job: stored PNG -> decoded pixels -> VGG16 at two cuts -> Parquet through Pe
 loaded the model. The ceiling: the same forward pass over pixels that lie in memory, in as many processes with as many
 threads each as the job has workers. The two take turns, so that a machine whose speed drifts treats both alike.
 
-    make bench                                          (about 6 minutes on 2 cores)
+    make bench                                          (first of the two; about 6 minutes on 2 cores)
     .venv/bin/python benchmarks/featurize.py --images 64 --rounds 1
 """
 

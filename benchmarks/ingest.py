@@ -56,7 +56,7 @@ def main() -> None:
 
 def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
     paths = fill(folder / "archive", name, count)
-    fill(folder / "warm-up", name, 64 * chosen.slots)
+    fill(folder / "warm-up", name, count // 8)
     size = sum(os.path.getsize(path) for path in paths) / len(paths)
     width, height = SIZES[name]
     print(f"{name}: {count} images of {width} x {height} px and {size / 1000:.0f} kB, stored at {chosen.size} px")
@@ -159,7 +159,7 @@ def photographs(name: str) -> Iterator[bytes]:
     width, height = SIZES[name]
     real = sorted((SHARED / "isic_ids").glob("*.jpg"))
     rng = np.random.default_rng(0)
-    noise = rng.normal(0, 3.5, (height + DIFFERENT, width, 3)).astype(np.int16)
+    noise = rng.normal(0, 5, (height + DIFFERENT, width, 3)).astype(np.int16)
     for place in range(DIFFERENT):
         small = Image.open(
             real[place % len(real)] if real else io.BytesIO(drawing.lesion_jpeg(place, bool(place % 2), 450))

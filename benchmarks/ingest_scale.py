@@ -30,7 +30,7 @@ from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
-from side_by_side import cpu_seconds, start_spark
+from side_by_side import Processors, start_spark
 
 from jobs import ingest
 from jobs.job import Job
@@ -91,10 +91,12 @@ def measured(size: int) -> dict:
         warehouse = files.url_of(settings.warehouse)
         job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         heaps: list[float] = []
-        with job.tracker.run("benchmark", {}), collecting(spark, heaps):
-            started, cpu = time.monotonic(), cpu_seconds()
+        processors = Processors()
+        with job.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
+            started = time.monotonic()
             told = ingest.run(job)
-            seconds, cpu = time.monotonic() - started, cpu_seconds() - cpu
+            seconds = time.monotonic() - started
+        cpu = processors.seconds()
         print(told, file=sys.stderr)
         parts = by_description(spark)
         parts["between Spark's jobs"] = seconds - sum(parts.values())
@@ -104,14 +106,15 @@ def measured(size: int) -> dict:
 
 
 @contextmanager
-def collecting(spark, heaps: list[float]):  # type: ignore[no-untyped-def]
-    """The driver's heap in MB, after each of many garbage collections."""
+def collecting(spark, heaps: list[float], processors: Processors):  # type: ignore[no-untyped-def]
+    """The driver's heap in MB, after each of many garbage collections; and the time of processes that may end."""
     java = spark._jvm.java.lang
     over = threading.Event()
 
     def watch() -> None:
         while True:
             last = over.wait(COLLECT_EVERY)
+            processors.seconds()
             java.System.gc()
             runtime = java.Runtime.getRuntime()
             heaps.append((runtime.totalMemory() - runtime.freeMemory()) / 1024**2)

@@ -25,8 +25,9 @@ def start_spark(slots: int = 2, master: str = ""):  # type: ignore[no-untyped-de
     """A local Spark with the settings of conf/."""
     conf = REPO / "conf"
     words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", master or f"local[{slots}]"]
+    here = ["--conf", f"spark.executorEnv.PYTHONPATH={REPO}"]  # executors of a cluster run in folders of their own
     os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
-        [*words, "--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
+        [*words, "--conf", "spark.ui.showConsoleProgress=false", *here, "pyspark-shell"]
     )
     os.environ["SPARK_SUBMIT_OPTS"] = f'"-Dlog4j2.configurationFile=file:{conf}/log4j2.properties"'
     return session.start("benchmark")
@@ -74,20 +75,27 @@ def _serve(end: Connection, prepare: Callable[..., Callable[[Any], None]], argum
         end.send("done")
 
 
-def cpu_seconds() -> float:
-    """Processor time of this process and all below it, those that have ended included."""
-    ticks, below = {}, defaultdict(list)
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            facts = (folder / "stat").read_text().rpartition(")")[2].split()
-            below[int(facts[1])].append(int(folder.name))
-            ticks[int(folder.name)] = sum(map(int, facts[11:15]))
-    total, todo = 0, [os.getpid()]
-    while todo:
-        process = todo.pop()
-        total += ticks.get(process, 0)
-        todo += below[process]
-    return total / os.sysconf("SC_CLK_TCK")
+class Processors:
+    """Processor time of this process and all below it, as often as it is asked: those that ended since are kept."""
+
+    def __init__(self) -> None:
+        self._ticks: dict[int, int] = {}
+        self._before = 0.0
+        self._before = self.seconds()
+
+    def seconds(self) -> float:
+        below, ticks = defaultdict(list), {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # ended meanwhile
+                facts = (folder / "stat").read_text().rpartition(")")[2].split()
+                below[int(facts[1])].append(int(folder.name))
+                ticks[int(folder.name)] = int(facts[11]) + int(facts[12])
+        todo = [os.getpid()]
+        while todo:
+            process = todo.pop()
+            self._ticks[process] = ticks.get(process, 0)
+            todo += below[process]
+        return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK") - self._before
 
 
 class Turns:
