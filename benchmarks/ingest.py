@@ -8,7 +8,7 @@ photograph, resize and encode it. They take turns, so that a machine whose speed
 Small images are those of ../shared/data/lesions where they are, else drawn; large ones are 4288 x 2848 pixels, enlarged
 from ../shared/data/isic_ids, else from drawings, with noise that gives them the bytes of a camera's file.
 
-    make bench                                          (after featurize's; about 4 minutes on 2 cores)
+    make bench                                          (after featurize's; about 7 minutes on 2 cores)
     .venv/bin/python benchmarks/ingest.py --set large --rounds 1
 """
 

@@ -7,8 +7,8 @@ on Spark's `local-cluster`, whose two executors are processes of their own, so t
 Time is wall time and, because that drifts on a machine that others use, processor time of all processes together. The
 driver's heap is what is left after a garbage collection, the largest of one every few seconds.
 
-    .venv/bin/python benchmarks/ingest_scale.py                       (about 6 minutes on 2 cores)
-    .venv/bin/python benchmarks/ingest_scale.py 10000 100000 1000000  (about 40)
+    .venv/bin/python benchmarks/ingest_scale.py        (about 8 minutes on 2 cores)
+    .venv/bin/python benchmarks/ingest_scale.py 10000 100000 1000000
 """
 
 from __future__ import annotations
