@@ -43,8 +43,8 @@ test: install ## ruff, mypy and pytest
 	@echo "== mypy" && .venv/bin/mypy
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest
 
-bench: install ## how fast images go through VGG16's base
-	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py
+bench: install ## how fast images go through VGG16's base, and into the dataset
+	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py
 
 ui: install ## MLflow's UI on demo/warehouse; WAREHOUSE=... and PORT=... for another
 	@test -f "$(WAREHOUSE)/mlflow.db" || \

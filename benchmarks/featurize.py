@@ -4,26 +4,21 @@ The job: stored PNG -> decoded pixels -> VGG16 at two cuts -> Parquet through Pe
 loaded the model. The ceiling: the same forward pass over pixels that lie in memory, in as many processes with as many
 threads each as the job has workers. The two take turns, so that a machine whose speed drifts treats both alike.
 
-    make bench                                          (about 6 minutes on 2 cores)
+    make bench                                          (first of the two; about 6 minutes on 2 cores)
     .venv/bin/python benchmarks/featurize.py --images 64 --rounds 1
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import statistics
-import sys
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from pyspark.sql import DataFrame
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
@@ -50,8 +45,8 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
             "backbone": {"allow_random": True},  # speed does not depend on the weights' values
         }
     )
-    # every fourth image more, because a few are copies or broken and are not kept
-    drawing.draw_archive(folder / "archive", images=chosen.images * 5 // 4, size=chosen.size)
+    # every fourth image more, because a few are copies or broken and are not kept; and enough for three splits
+    drawing.draw_archive(folder / "archive", images=max(chosen.images * 5 // 4, 240), size=chosen.size)
     spark = start_spark(chosen.slots)
     warehouse = files.url_of(settings.warehouse)
     job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
@@ -78,65 +73,23 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     threads = session.task_threads(spark)
     print(f"{rows} images of {chosen.size} px, batches of {settings.featurize.batch_size}, {base.origin} weights")
     print(f"Spark: {chosen.slots} tasks of {threads} thread; bare loop: {chosen.slots} processes of {threads} thread")
-    with BareLoop(chosen.slots, threads, decoded, base, settings) as bare:
+    turns = Turns(("featurize", "bare_loop", 0.90))
+    with Processes(chosen.slots, bare_loop, threads, decoded, base.tensors, settings) as bare:
         job_seconds("warm-up", todo.limit(32 * chosen.slots), 32 * chosen.slots)  # one task a slot
-        bare.seconds(settings.featurize.batch_size * chosen.slots)
-        ratios, job_speeds, bare_speeds = [], [], []
+        bare.seconds([settings.featurize.batch_size] * chosen.slots)
         for turn in range(1, chosen.rounds + 1):
-            bare_speeds.append(rows / bare.seconds(rows))
-            job_speeds.append(rows / job_seconds(f"turn-{turn}", todo, rows))
-            ratios.append(job_speeds[-1] / bare_speeds[-1])
-            print(
-                f"turn {turn}: featurize {job_speeds[-1]:.2f} images/s, bare loop {bare_speeds[-1]:.2f} images/s, "
-                f"ratio {ratios[-1]:.3f}",
-                flush=True,
+            turns.add(
+                bare_loop=rows / bare.seconds([rows // chosen.slots] * chosen.slots),
+                featurize=rows / job_seconds(f"turn-{turn}", todo, rows),
             )
+    turns.summary()
     spark.stop()
-    print(
-        f"median: featurize {statistics.median(job_speeds):.2f} images/s, bare loop "
-        f"{statistics.median(bare_speeds):.2f} images/s, ratio {statistics.median(ratios):.3f} (wanted: >= 0.90)"
-    )
-
-
-class BareLoop:
-    """Processes that do nothing but the forward pass over decoded pixels."""
-
-    def __init__(
-        self, processes: int, threads: int, pixels: np.ndarray, base: weights.Weights, settings: config.Settings
-    ) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ends = []
-        self._processes = []
-        for _ in range(processes):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=bare_loop, args=(theirs, threads, pixels, base.tensors, settings))
-            process.start()
-            self._ends.append(ours)
-            self._processes.append(process)
-        for end in self._ends:
-            end.recv()  # loaded
-
-    def __enter__(self) -> BareLoop:
-        return self
-
-    def seconds(self, images: int) -> float:
-        """Wall time of these images over all processes, each taking its part."""
-        started = time.monotonic()
-        for end in self._ends:
-            end.send(images // len(self._ends))
-        for end in self._ends:
-            end.recv()
-        return time.monotonic() - started
-
-    def __exit__(self, *_: object) -> None:
-        for end, process in zip(self._ends, self._processes, strict=True):
-            end.send(0)
-            process.join()
 
 
 def bare_loop(
-    end: Connection, threads: int, pixels: np.ndarray, tensors: tuple[np.ndarray, ...], settings: config.Settings
-) -> None:
+    threads: int, pixels: np.ndarray, tensors: tuple[np.ndarray, ...], settings: config.Settings
+) -> Callable[[int], None]:
+    """Nothing but the forward pass over decoded pixels."""
     from melanoma_spark import network
 
     network.use_threads(threads)
@@ -144,22 +97,13 @@ def bare_loop(
     predict = network.predictor(backbones.features(base, settings.featurize.cuts))
     batch = settings.featurize.batch_size
     predict(pixels[:batch])
-    end.send("loaded")
-    while images := end.recv():
+
+    def do(images: int) -> None:
         done = 0
         while done < images:
             done += len(predict(pixels[: min(batch, images - done)])[0])
-        end.send("done")
 
-
-def start_spark(slots: int):  # type: ignore[no-untyped-def]
-    conf = Path(__file__).resolve().parents[1] / "conf"
-    words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", f"local[{slots}]"]
-    os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
-        [*words, "--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
-    )
-    os.environ["SPARK_SUBMIT_OPTS"] = f'"-Dlog4j2.configurationFile=file:{conf}/log4j2.properties"'
-    return session.start("benchmark")
+    return do
 
 
 if __name__ == "__main__":

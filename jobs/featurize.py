@@ -53,8 +53,9 @@ def run(job: Job) -> str:
         # Also where no image is missing: a job killed after its last image has not come to the metadata.
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
             if missing:
-                # keys go to the pixels, not the pixels to the keys
-                todo = images.select("sha256", "split", "image").join(f.broadcast(keys), "sha256", "left_semi")
+                todo = images.select("sha256", "split", "image")
+                if missing < made_of["accepted"]:  # keys go to the pixels, not the pixels to the keys
+                    todo = todo.join(f.broadcast(keys), "sha256", "left_semi")
                 compute(job, todo, missing, base, recipe, target)
     keys.unpersist()
     facts = {

@@ -9,7 +9,7 @@ example: ./spark-submit.sh ingest archive=/data/lesions warehouse=/data/warehous
 import uuid
 from typing import Any
 
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from jobs.job import Job, main
@@ -128,6 +128,7 @@ def staged(job: Job, stage: str) -> str:
         "groups": {split: sum(kinds.values()) for split, kinds in groups.items()},
         "reasons": reasons,
     }
+    session.describe(spark, "ingest: data card")
     card = census.card(decisions, rejects, decoded, facts, unmatched, groups, settings)
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
@@ -200,17 +201,24 @@ def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: st
     pixels = decoded.where("image is not null").select(
         *(f.col(name).alias(f"of_{name}") for name in SAME_FILE), "sha256", "image"
     )
-    same = [f.col(name).eqNullSafe(f.col(f"of_{name}")) for name in SAME_FILE]
+
+    def same(name: str) -> Column:  # not eqNullSafe, which Spark takes for a join key and cuts the files by
+        one, other = f.col(name), f.col(f"of_{name}")
+        return f.coalesce(one == other, one.isNull() & other.isNull())
+
     rows = (
         pixels.repartition(shards, "sha256")
         .join(kept.repartition(shards, "sha256").hint("merge"), "sha256")
-        .where(same[0] & same[1] & same[2])
+        .where(same("source_uri") & same("length") & same("modified"))
         .sortWithinPartitions("split", "sha256")
         .select(*schema.fields)
     )
     session.describe(spark, f"ingest: write {accepted} images")
     target = files.join(job.warehouse, "images", path)
-    with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
+    with (
+        session.shuffle_partitions(spark, shards),
+        store.petastorm(spark, target, schema, settings.ingest.row_group_mb),
+    ):
         rows.write.mode("overwrite").parquet(target)
     written = spark.read.parquet(target).count()
     if written != accepted:

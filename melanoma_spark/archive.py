@@ -30,7 +30,8 @@ from melanoma_spark.prefetch import ahead
 
 CHUNK = 256  # files or members that are read by one task, one after the other
 LISTED_AT_ONCE = 10_000  # rows of the listing that a task holds
-READ_AT_ONCE = 16 * 1024 * 1024  # bytes read or decoded before they are handed on
+READ_AT_ONCE = 16 * 1024 * 1024  # bytes decoded before they are handed on
+FILES_AHEAD, BYTES_AHEAD = 32, 4 * 1024 * 1024  # read in one go while others are decoded
 HEAD_BYTES = 64 * 1024  # of a table, to recognise it
 MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
@@ -55,8 +56,9 @@ def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
         for frame in frames(rows):
             yield frame.assign(source_uri=frame["source_uri"].map(name))
 
-    def walk(_: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        yield from named(walked(root, only, max_bytes))
+    def walk(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for _ in batches:  # to its end: Spark ends a worker that leaves some, and the next stage starts another
+            yield from named(walked(root, only, max_bytes))
 
     def expand(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
@@ -374,6 +376,27 @@ def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterato
         yield row, ImageError(GONE, detail)
 
 
+def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tuple[Any, bytes | ImageError]]:
+    """What `contents` gives, fetched in a thread while the last is used, some at a time.
+
+    Handing over costs a tenth of decoding a small image, if it is done for each of them.
+    """
+
+    def some() -> Iterator[list[tuple[Any, bytes | ImageError]]]:
+        held: list[tuple[Any, bytes | ImageError]] = []
+        weight = 0
+        for row, content in found:
+            held.append((row, content))
+            weight += len(content) if isinstance(content, bytes) else 0
+            if len(held) == FILES_AHEAD or weight > BYTES_AHEAD:
+                yield held
+                held, weight = [], 0
+        if held:
+            yield held
+
+    return chain.from_iterable(ahead(some(), lambda held: held))
+
+
 def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
     """Each of `count` rows of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
     limits, size = settings.ingest, settings.image_size
@@ -383,7 +406,7 @@ def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFram
         field = schemas.images_schema(size).fields["image"]
         held: list[tuple[Any, ...]] = []
         weight = 0
-        for row, content in ahead(contents(root, batches, limits.max_bytes), lambda pair: pair):
+        for row, content in read_ahead(contents(root, batches, limits.max_bytes)):
             found = _decoded(content, size, limits, field)
             held.append((row.source_uri, row.length, moment(row.modified), *found))
             weight += len(found[6] or b"")

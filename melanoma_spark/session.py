@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pyspark.sql import SparkSession
 
@@ -17,6 +19,8 @@ def start(name: str) -> SparkSession:
         # Petastorm's calls of pyarrow's old API warn by the hundred, TensorFlow of the processor it runs on.
         .config("spark.executorEnv.PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
         .config("spark.executorEnv.TF_CPP_MIN_LOG_LEVEL", "2")
+        # What is broadcast passes through the driver, whose memory must not grow with the number of images.
+        .config("spark.sql.autoBroadcastJoinThreshold", "1m")
         .config("spark.sql.sources.parallelPartitionDiscovery.threshold", "1000")
         .getOrCreate()
     )
@@ -39,6 +43,18 @@ def slots(spark: SparkSession) -> int:
 def batch_rows(spark: SparkSession, rows: int) -> None:
     """Rows of an Arrow batch. Arrow counts rows, not bytes, and ours hold images: never leave the default of 10,000."""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows))
+
+
+@contextmanager
+def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
+    """Joins and groupings in here are cut into `count` partitions."""
+    key = "spark.sql.shuffle.partitions"
+    before = str(spark.conf.get(key))
+    spark.conf.set(key, str(count))
+    try:
+        yield
+    finally:
+        spark.conf.set(key, before)
 
 
 def describe(spark: SparkSession, text: str) -> None:

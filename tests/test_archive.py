@@ -6,11 +6,13 @@ import io
 import os
 import re
 import tarfile
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from pyspark.errors import PySparkException
@@ -436,6 +438,19 @@ def test_a_file_that_is_gone_costs_itself_only(spark, small):
         "Berta Schmidt.jpg": "unreadable",
         "Schmidt broken.jpg": "too_many_bytes",
     }
+
+
+def test_listing_ends_no_worker(spark, small):
+    def daemons(batches):
+        for _ in batches:
+            yield pd.DataFrame({"pid": [os.getppid()]})
+
+    daemon = spark.range(0, 1, 1, 1).mapInPandas(daemons, "pid long").collect()[0].pid
+    workers = Path(f"/proc/{daemon}/task/{daemon}/children")
+    before = set(workers.read_text().split())
+    archive.listing(spark, settings_of(small)).count()
+    time.sleep(0.5)  # one that ends does so after its rows have come
+    assert before <= set(workers.read_text().split())
 
 
 def test_times_are_the_same_in_every_time_zone(spark, small):

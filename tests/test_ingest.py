@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPO
+from conftest import REPO, open_line
 
 from melanoma_spark import drawing
 
@@ -123,3 +123,23 @@ def test_real_images_with_their_real_metadata(new_line, tmp_path):
     assert table.groupby("lesion_id")["split"].nunique().max() == 1
     expected = truth.loc[table.index, ["MEL", "BCC", "SCC"]].sum(axis=1)
     assert (table["label"] == expected).all()
+
+
+def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow, tmp_path):
+    """Training reads file by file: where the archive lies and how Spark is set must not change what it trains."""
+    shutil.copytree(lesions, tmp_path / "elsewhere", copy_function=shutil.copy2)
+    key = "spark.sql.shuffle.partitions"
+    found = []
+    for archive, partitions in ((lesions, "200"), (tmp_path / "elsewhere", "7")):
+        changes = {"image_size": 128, "ingest": {"shard_mb": 1}, "mlflow": {"tracking_uri": shared_mlflow}}
+        line = open_line(spark, archive, tmp_path / partitions, **changes)
+        spark.conf.set(key, partitions)
+        try:
+            line.stage("ingest")
+        finally:
+            spark.conf.unset(key)
+        folder = tmp_path / partitions / "images" / line.manifest("images")["path"]
+        paths = sorted(folder.glob("*.parquet"))
+        found.append([pd.read_parquet(path, columns=["split", "sha256"]).to_numpy().tolist() for path in paths])
+    assert len(found[0]) == 3
+    assert found[0] == found[1]

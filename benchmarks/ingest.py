@@ -1,0 +1,175 @@
+"""ingest's images/s over a bare loop's, and the bare loop's over Pillow's at full size: same files, same run.
+
+The job: listing, then reading, decoding, hashing and storing as PNG in `decoded/`, into a fresh warehouse, in a Spark
+whose workers have started. The bare loop: as many processes as the job has slots, which read, decode, hash and encode
+their part of the same files by the same functions, and store nothing. Pillow: the same processes decode the whole
+photograph, resize and encode it. They take turns, so that a machine whose speed drifts treats all alike.
+
+Small images are those of ../shared/data/lesions where they are, else drawn; large ones are 4288 x 2848 pixels, enlarged
+from ../shared/data/isic_ids, else from drawings, with noise that gives them the bytes of a camera's file.
+
+    make bench                                          (after featurize's; about 7 minutes on 2 cores)
+    .venv/bin/python benchmarks/ingest.py --set large --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from side_by_side import REPO, Processes, Turns, start_spark
+
+from jobs import ingest
+from jobs.job import Job
+from melanoma_spark import archive, config, drawing, files, images, schemas, session, tracking
+
+SHARED = REPO.parent / "shared/data"
+SIZES = {"small": (224, 224), "large": (4288, 2848)}
+IMAGES = {"small": 8000, "large": 384}  # a turn of either takes more than 10 s on two cores
+DIFFERENT = 48  # large photographs; the rest are links to them
+PILLOW_SHARE = 4  # it does one of so many photographs, which are all alike
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=["small", "large"], action="append", help="which photographs [both]")
+    parser.add_argument("--images", type=int, help=f"images a turn {list(IMAGES.values())}")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each [3]")
+    parser.add_argument("--size", type=int, default=224, help="side of the stored images in pixels [224]")
+    parser.add_argument("--slots", type=int, default=2, help="Spark tasks at once, one core each [2]")
+    chosen = parser.parse_args()
+    spark = start_spark(chosen.slots)
+    for name in chosen.set or list(SIZES):
+        with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
+            run(spark, Path(folder), name, chosen.images or IMAGES[name], chosen)
+    spark.stop()
+
+
+def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
+    paths = fill(folder / "archive", name, count)
+    fill(folder / "warm-up", name, count // 8)
+    size = sum(os.path.getsize(path) for path in paths) / len(paths)
+    width, height = SIZES[name]
+    print(f"{name}: {count} images of {width} x {height} px and {size / 1000:.0f} kB, stored at {chosen.size} px")
+    print(f"Spark: {chosen.slots} tasks; bare loop and Pillow: {chosen.slots} processes")
+
+    def job_seconds(archive_name: str) -> float:
+        """Of a first ingest's reading."""
+        settings = config.parse(
+            {
+                "archive": str(folder / archive_name),
+                "warehouse": str(folder / "warehouse"),
+                "image_size": chosen.size,
+            }
+        )
+        warehouse = files.url_of(settings.warehouse)
+        job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+        started = time.monotonic()
+        session.describe(spark, "ingest: list the archive")
+        archive.listing(spark, settings).write.parquet(files.join(warehouse, "listed"))
+        listed = spark.read.parquet(files.join(warehouse, "listed"))
+        decoded, new = ingest.read(job, listed.where("role = 'image' and reason is null"))
+        seconds = time.monotonic() - started
+        found = decoded.where("reason is null").count()
+        if archive_name == "archive" and not found == new == count:
+            raise SystemExit(f"{found} images were read of {new} listed, {count} are there")
+        shutil.rmtree(folder / "warehouse")
+        return seconds
+
+    ratios = [("job", "bare_loop", 0.85)]
+    if name == "large":
+        ratios.append(("bare_loop", "Pillow_at_full_size", 2.0))
+    turns = Turns(*ratios)
+    slots = range(chosen.slots)
+    with Processes(chosen.slots, bare_loop, chosen.size) as bare, Processes(chosen.slots, pillow, chosen.size) as full:
+        job_seconds("warm-up")
+        for processes in (bare, full):
+            processes.seconds([paths[place :: chosen.slots][:16] for place in slots])
+        for _ in range(chosen.rounds):
+            speeds = {
+                "job": count / job_seconds("archive"),
+                "bare_loop": count / bare.seconds([paths[place :: chosen.slots] for place in slots]),
+            }
+            if name == "large":
+                some = paths[: -(-count // PILLOW_SHARE)]
+                speeds["Pillow_at_full_size"] = len(some) / full.seconds(
+                    [some[place :: chosen.slots] for place in slots]
+                )
+            turns.add(**speeds)
+    turns.summary()
+
+
+def bare_loop(size: int) -> Callable[[list[Path]], None]:
+    field = schemas.images_schema(size).fields["image"]
+
+    def do(paths: list[Path]) -> None:
+        for path in paths:
+            content = path.read_bytes()
+            images.sha256(content)
+            found = images.look(content, size)
+            images.pixel_hash(found.hashed)
+            images.perceptual_hash(found.hashed)
+            field.codec.encode(field, found.pixels)
+
+    return do
+
+
+def pillow(size: int) -> Callable[[list[Path]], None]:
+    field = schemas.images_schema(size).fields["image"]
+
+    def do(paths: list[Path]) -> None:
+        for path in paths:
+            image = Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            field.codec.encode(field, np.asarray(image))
+
+    return do
+
+
+def fill(folder: Path, name: str, count: int) -> list[Path]:
+    """An archive of so many photographs, and where they lie. What there is less of is there several times, as links."""
+    made: list[Path] = []
+    folder.mkdir()
+    for place, content in enumerate(itertools.islice(photographs(name), count)):
+        made.append(folder / f"{place}.jpg")
+        made[-1].write_bytes(content)
+    paths = list(made)
+    for place in range(len(made), count):
+        paths.append(folder / f"{place}.jpg")
+        os.link(made[place % len(made)], paths[-1])
+    return paths
+
+
+def photographs(name: str) -> Iterator[bytes]:
+    if name == "small":
+        real = sorted((SHARED / "lesions").glob("*/*.jpg"))
+        if real:
+            yield from (path.read_bytes() for path in real)
+        else:
+            yield from (drawing.lesion_jpeg(seed, bool(seed % 2), SIZES[name][0]) for seed in range(500))
+        return
+    width, height = SIZES[name]
+    real = sorted((SHARED / "isic_ids").glob("*.jpg"))
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 5, (height + DIFFERENT, width, 3)).astype(np.int16)
+    for place in range(DIFFERENT):
+        small = Image.open(
+            real[place % len(real)] if real else io.BytesIO(drawing.lesion_jpeg(place, bool(place % 2), 450))
+        )
+        pixels = np.asarray(small.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
+        noisy = (pixels + noise[place : place + height]).clip(0, 255).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(noisy).save(buffer, "JPEG", quality=92)
+        yield buffer.getvalue()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""ingest's cost an image and its driver's memory at 10,000, 100,000 and more images.
+
+The images are PNGs of 16 x 16 random pixels, 10,000 to a tar, with a table of labels and patients: so small that what
+is measured is the bookkeeping, from the listing to the data card. Each size is a whole ingest in a driver of its own,
+on Spark's `local-cluster`, whose two executors are processes of their own, so that the driver's memory can be told.
+
+Time is wall time and, because that drifts on a machine that others use, processor time of all processes together. The
+driver's heap is what is left after a garbage collection, the largest of one every few seconds.
+
+    .venv/bin/python benchmarks/ingest_scale.py        (about 8 minutes on 2 cores)
+    .venv/bin/python benchmarks/ingest_scale.py 10000 100000 1000000
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import resource
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+
+from side_by_side import Processors, start_spark
+
+from jobs import ingest
+from jobs.job import Job
+from melanoma_spark import config, files, tracking
+
+SIDE = 16  # pixels
+A_TAR = 10_000
+COLLECT_EVERY = 5  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", type=int, default=[10_000, 100_000], help="images [10000 100000]")
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # one size, in this process
+    chosen = parser.parse_args()
+    if chosen.only:
+        print(json.dumps(measured(chosen.only)))
+        return
+    before = None
+    for size in chosen.sizes:
+        command = [sys.executable, __file__, "--only", str(size)]
+        found = json.loads(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+        )
+        print(
+            f"{size} images: {found['seconds']:.1f} s, {found['seconds'] / size * 1000:.3f} ms an image; processors "
+            f"{found['cpu']:.1f} s, {found['cpu'] / size * 1000:.3f} ms an image; driver: heap {found['heap']:.0f} MB, "
+            f"Python {found['python']:.0f} MB"
+        )
+        print("    " + ", ".join(f"{text} {seconds:.1f} s" for text, seconds in found["parts"].items()), flush=True)
+        if before:
+            more = size - before["size"]
+            for name, what in (("seconds", "wall"), ("cpu", "processor")):
+                marginal = (found[name] - before[name]) / more * 1000
+                ratio = found[name] / size / (before[name] / before["size"])
+                print(
+                    f"    {what}: {marginal:.3f} ms for each image more; an image costs {ratio:.3f} of what it does at "
+                    f"{before['size']} (wanted: <= 1.10)"
+                )
+            grown = found["heap"] - before["heap"] + found["python"] - before["python"]
+            print(f"    driver: {grown:.0f} MB more for {more} images more", flush=True)
+        before = {**found, "size": size}
+
+
+def measured(size: int) -> dict:
+    with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as name:
+        folder = Path(name)
+        fill(folder / "archive", size)
+        settings = config.parse(
+            {
+                "archive": str(folder / "archive"),
+                "warehouse": str(folder / "warehouse"),
+                "image_size": 32,
+                "ingest": {"min_side": SIDE},
+            }
+        )
+        spark = start_spark(master="local-cluster[2,1,1024]")
+        warehouse = files.url_of(settings.warehouse)
+        job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+        heaps: list[float] = []
+        processors = Processors()
+        with job.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
+            started = time.monotonic()
+            told = ingest.run(job)
+            seconds = time.monotonic() - started
+        cpu = processors.seconds()
+        print(told, file=sys.stderr)
+        parts = by_description(spark)
+        parts["between Spark's jobs"] = seconds - sum(parts.values())
+        spark.stop()
+    python = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "cpu": cpu, "heap": max(heaps), "python": python, "parts": parts}
+
+
+@contextmanager
+def collecting(spark, heaps: list[float], processors: Processors):  # type: ignore[no-untyped-def]
+    """The driver's heap in MB, after each of many garbage collections; and the time of processes that may end."""
+    java = spark._jvm.java.lang
+    over = threading.Event()
+
+    def watch() -> None:
+        while True:
+            last = over.wait(COLLECT_EVERY)
+            processors.seconds()
+            java.System.gc()
+            runtime = java.Runtime.getRuntime()
+            heaps.append((runtime.totalMemory() - runtime.freeMemory()) / 1024**2)
+            if last:
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def by_description(spark) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """What the Spark jobs were for -> seconds."""
+    jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+    spent: Counter[str] = Counter()
+    for place in range(jobs.size()):
+        found = jobs.apply(place)
+        text = found.description().get() if found.description().isDefined() else "other"
+        spent[text] += (found.completionTime().get().getTime() - found.submissionTime().get().getTime()) / 1000
+    return dict(spent)
+
+
+def fill(folder: Path, size: int) -> None:
+    """Tars of PNGs, and a table that gives each a label, and a patient to one to three of them."""
+    rng = random.Random(0)
+    folder.mkdir()
+    with (folder / "metadata.csv").open("w") as table:
+        table.write("image_id,label,patient_id\n")
+        patient = left = 0
+        for start in range(0, size, A_TAR):
+            with (folder / f"part-{start // A_TAR:04}.tar").open("wb") as tar:
+                for place in range(start, min(start + A_TAR, size)):
+                    if not left:
+                        patient, left = patient + 1, rng.randint(1, 3)
+                    left -= 1
+                    content = png(rng.randbytes(3 * SIDE * SIDE))
+                    member = tarfile.TarInfo(f"image_{place:07}.png")
+                    member.size = len(content)
+                    tar.write(member.tobuf() + content + bytes(-len(content) % 512))
+                    table.write(f"image_{place:07},{rng.choice(('benign', 'malignant'))},patient_{patient:07}\n")
+                tar.write(bytes(1024))
+
+
+def png(pixels: bytes) -> bytes:
+    lines = io.BytesIO()
+    for start in range(0, len(pixels), 3 * SIDE):
+        lines.write(b"\0" + pixels[start : start + 3 * SIDE])
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.getvalue(), 0)), (b"IEND", b""))
+    found = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(found)
+
+
+if __name__ == "__main__":
+    main()
