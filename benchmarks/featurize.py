@@ -57,9 +57,10 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     todo = stored.orderBy("sha256").limit(chosen.images).persist()
     rows = todo.count()
     base = weights.resolve(settings.backbone, settings.seed)
-    shapes = backbones.cut_shapes(settings.backbone.name, chosen.size, settings.featurize.cuts)
+    cuts = backbones.cuts_read(settings)
+    shapes = backbones.cut_shapes(settings.backbone.name, chosen.size, cuts)
     schema = schemas.features_schema(shapes, settings.featurize.dtype)
-    recipe = {"backbone": settings.backbone.name, "image_size": chosen.size}
+    recipe = {"backbone": settings.backbone.name, "image_size": chosen.size, "cuts": cuts}
 
     def job_seconds(name: str, table: DataFrame, count: int) -> float:
         target = files.join(warehouse, "bench", name)
@@ -94,7 +95,7 @@ def bare_loop(
 
     network.use_threads(threads)
     base = backbones.build_base(settings.backbone.name, settings.image_size, tensors)
-    predict = network.predictor(backbones.features(base, settings.featurize.cuts))
+    predict = network.predictor(backbones.features(base, backbones.cuts_read(settings)))
     batch = settings.featurize.batch_size
     predict(pixels[:batch])
 

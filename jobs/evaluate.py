@@ -21,6 +21,7 @@ from pyspark.sql import types as t
 from jobs.job import Job, main
 from melanoma_spark import (
     __version__,
+    backbones,
     config,
     files,
     inference,
@@ -100,9 +101,9 @@ def run(job: Job) -> str:
 
 def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any]) -> DataFrame:
     """Predictions of the head on the stored bottleneck features."""
-    cut = job.settings.head.cut
     threads = session.task_threads(job.spark)
     spec = network.Spec.model_validate(model["spec"])
+    cut = backbones.backbone(spec.backbone).cuts[-1]
     tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, "models/head", model))
 
     def load() -> inference.Predict:

@@ -27,15 +27,19 @@ def run(job: Job) -> str:
     made_of = store.need(warehouse, "images", "ingest")
     base = weights.resolve(settings.backbone, settings.seed)
     weights.announce(base)
-    cuts = settings.featurize.cuts
-    recipe = {
+    recipe: dict[str, Any] = {
         "backbone": settings.backbone.name,
         "weights": base.content_id,
-        "cuts": list(cuts),
+        "cuts": list(backbones.cuts_read(settings)),
         "image_size": made_of["image_size"],
         "pixels_version": PIXELS_VERSION,
         "dtype": settings.featurize.dtype,
     }
+    known = store.manifest(warehouse, "features")
+    same = known is not None and all(known[key] == value for key, value in recipe.items() if key != "cuts")
+    if known and same and set(recipe["cuts"]) < set(known["cuts"]):
+        recipe["cuts"] = known["cuts"]  # what is there holds more than is asked for
+    cuts = recipe["cuts"]
     features_id = lineage.content_id(recipe)
     target = files.join(warehouse, "features", features_id)
     images = spark.read.parquet(store.data_url(warehouse, "images", made_of))
@@ -45,7 +49,6 @@ def run(job: Job) -> str:
         keys = keys.join(spark.read.schema("sha256 string").parquet(target), "sha256", "left_anti")
     keys = keys.persist()
     missing = keys.count()
-    known = store.manifest(warehouse, "features")
     if missing or not known or (known["id"], known["made_from"]) != (features_id, made_of["id"]):
         schema = schemas.features_schema(
             backbones.cut_shapes(settings.backbone.name, made_of["image_size"], cuts), recipe["dtype"]
@@ -78,7 +81,7 @@ def run(job: Job) -> str:
 def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe: dict[str, Any], target: str) -> None:
     """Add the features of these images to `target`. Each finished task's file stays when the job is killed."""
     spark, chosen = job.spark, job.settings.featurize
-    size, name, cuts = recipe["image_size"], recipe["backbone"], chosen.cuts
+    size, name, cuts = recipe["image_size"], recipe["backbone"], recipe["cuts"]
     pixels = schemas.images_schema(size).fields["image"]
     tensors = spark.sparkContext.broadcast(list(base.tensors))
     threads = session.task_threads(spark)

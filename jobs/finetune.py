@@ -13,7 +13,8 @@ import functools
 import numpy as np
 
 from jobs.job import Job, main, say
-from melanoma_spark import config, files, lineage, network, ranks, session, sharding, store, training
+from melanoma_spark import backbones, config, files, lineage, network, ranks, session, sharding, store, training
+from melanoma_spark.errors import ConfigError
 
 
 def run(job: Job) -> str:
@@ -27,6 +28,12 @@ def run(job: Job) -> str:
     known = store.manifest(warehouse, "models/finetuned")
     if known and known["made_from"] == made_from:
         return f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}"
+    lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
+    if lacking:
+        raise ConfigError(
+            f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
+            f"{', '.join(features['cuts'])}; run `./spark-submit.sh featurize` with these settings first"
+        )
     labels = store.labels(job.spark, warehouse, images)
     shards = {
         split: sharding.deal(list(wanted), settings.ranks, settings.finetune.batch_size)
@@ -100,8 +107,9 @@ def train(
     wanted = {split: {sha: labels[split][sha] for sha in own[split].rows} for split in shards}
     records = []
     for phase in settings.finetune.phases:
-        url, column = sources[phase.cut]
-        part = network.tail(model, phase.cut)
+        cut = backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None
+        url, column = sources[cut]
+        part = network.tail(model, cut)
 
         read = functools.partial(phase_rows, url, column, wanted, part.input.dtype, settings.seed)
         plan = training.Plan(

@@ -75,15 +75,7 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     """What can be known of the settings before Spark starts. Raises `ConfigError`."""
     if needs_archive and not settings.archive:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
-    name = settings.backbone.name
-    for cut in (settings.head.cut, *settings.featurize.cuts, *(p.cut for p in settings.finetune.phases if p.cut)):
-        backbones.check_cut(name, cut)
-    wanted = {settings.head.cut, *(phase.cut for phase in settings.finetune.phases if phase.cut)}
-    missing = sorted(wanted - set(settings.featurize.cuts))
-    if missing:
-        raise ConfigError(f"featurize.cuts lacks {', '.join(missing)}, which head.cut or finetune.phases read")
-    if settings.head.cut != backbones.backbone(name).cuts[-1]:
-        raise ConfigError(f"head.cut: the head stands on {backbones.backbone(name).cuts[-1]}, not {settings.head.cut}")
+    backbones.check(settings)
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Job, main, say
-from melanoma_spark import lineage, network, ranks, sharding, store, training, weights
+from melanoma_spark import backbones, lineage, network, ranks, sharding, store, training, weights
 
 
 def run(job: Job) -> str:
@@ -27,8 +27,9 @@ def run(job: Job) -> str:
 
     labels = store.labels(job.spark, warehouse, images)
     url = store.data_url(warehouse, "features", features)
+    cut = backbones.backbone(settings.backbone.name).cuts[-1]
     pooled = {
-        split: [(average(value), label) for value, label in store.rows(url, settings.head.cut, wanted, None)]
+        split: [(average(value), label) for value, label in store.rows(url, cut, wanted, None)]
         for split, wanted in labels.items()
     }
     spec = network.Spec(

@@ -5,30 +5,42 @@ Importing this module does not import TensorFlow; building a base does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
 
-PIXEL_SCALE = 64.0  # about the standard deviation of prepared pixels; He's rule assumes inputs of unit variance
+CONSTANT = {"gamma": 0.7, "moving_variance": 1}  # of random weights: under 1, so that sums of blocks do not grow
+LAST_BLOCK = "last_block"  # as a cut: the one before the last, whatever the backbone's own name for it
 
 
 @dataclass(frozen=True)
 class Backbone:
     """One convolutional base of `keras.applications`.
 
-    `cuts` are the layers at which it can be cut, from the input to the end; the last one gives the bottleneck features.
-    `imagenet_id` is the content id of the published ImageNet weights, `imagenet_file` the name Keras caches them under.
+    `cuts` are the layers at which it can be cut, from the input to the end: all that comes later goes through their
+    output. The last one gives the bottleneck features. `last_convolution` is the last layer that knows of places.
+    `smallest` is the smallest side in pixels that Keras documents; `pixel_spread` about the standard deviation of
+    prepared pixels. `imagenet_file` is the name Keras caches the published ImageNet weights under, `imagenet_md5` the
+    sum that Keras checks, `imagenet_id` the content id of their tensors, where it is known. `named` gives layers that
+    Keras numbers names that stay: kind of layer, and its place among those -> name.
     """
 
     module: str
     function: str
     cuts: tuple[str, ...]
-    imagenet_id: str
+    last_convolution: str
+    smallest: int
+    pixel_spread: float
     imagenet_file: str
+    imagenet_md5: str
+    imagenet_id: str | None = None
+    named: Mapping[tuple[str, int], str] = field(default_factory=dict)
 
 
 BACKBONES = {
@@ -36,8 +48,43 @@ BACKBONES = {
         module="vgg16",
         function="VGG16",
         cuts=("block1_pool", "block2_pool", "block3_pool", "block4_pool", "block5_pool"),
-        imagenet_id="99b32de5670d4dc2",
+        last_convolution="block5_conv3",
+        smallest=32,
+        pixel_spread=64,
         imagenet_file="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        imagenet_md5="6d6bbae143d832006294945121d1f1fc",
+        imagenet_id="99b32de5670d4dc2",
+    ),
+    "resnet50": Backbone(
+        module="resnet50",
+        function="ResNet50",
+        cuts=("conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out"),
+        last_convolution="conv5_block3_out",
+        smallest=32,
+        pixel_spread=64,
+        imagenet_file="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        imagenet_md5="4d473c1dd8becc155b73f8504c6f6626",
+    ),
+    "inception_v3": Backbone(
+        module="inception_v3",
+        function="InceptionV3",
+        cuts=("mixed2", "mixed7", "mixed10"),
+        last_convolution="mixed10",
+        smallest=75,
+        pixel_spread=0.5,
+        imagenet_file="inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        imagenet_md5="bcbd6486424b2319ff4ef7d526e38f63",
+    ),
+    "xception": Backbone(
+        module="xception",
+        function="Xception",
+        cuts=("block4_out", "block12_out", "block14_sepconv2_act"),
+        last_convolution="block14_sepconv2_act",
+        smallest=71,
+        pixel_spread=0.5,
+        imagenet_file="xception_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        imagenet_md5="b0042744bf5b25fce3cb969f33bebb97",
+        named={("Add", place): f"block{place + 2}_out" for place in range(12)},  # of blocks 2 to 13
     ),
 }
 
@@ -49,17 +96,39 @@ def backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-def check_cut(name: str, cut: str) -> None:
-    """Raises `ConfigError` with the layers at which the backbone can be cut."""
-    if cut not in backbone(name).cuts:
-        raise ConfigError(f"{name} has no cut {cut!r}; it can be cut at: {', '.join(backbone(name).cuts)}")
+def cut_of(name: str, cut: str) -> str:
+    """The layer that a cut of the settings names. Raises `ConfigError` with those at which the backbone can be cut."""
+    cuts = backbone(name).cuts
+    if cut == LAST_BLOCK:
+        return cuts[-2]
+    if cut not in cuts:
+        raise ConfigError(f"{name} has no cut {cut!r}; it can be cut at: {', '.join(cuts)}, or {LAST_BLOCK}")
+    return cut
+
+
+def cuts_read(settings: config.Settings) -> tuple[str, ...]:
+    """The cuts that training reads: the bottleneck for the head, then those of the phases of fine-tuning."""
+    name = settings.backbone.name
+    phases = [cut_of(name, phase.cut) for phase in settings.finetune.phases if phase.cut]
+    return tuple(dict.fromkeys([backbone(name).cuts[-1], *phases]))
+
+
+def check(settings: config.Settings) -> None:
+    """Raises `ConfigError` when a phase's cut is none of the backbone's, or images are too small for it."""
+    cuts_read(settings)
+    smallest = backbone(settings.backbone.name).smallest
+    if settings.image_size < smallest:
+        raise ConfigError(
+            f"image_size={settings.image_size} is too small for {settings.backbone.name}; it takes {smallest} and more"
+        )
 
 
 def build_base(name: str, image_size: int, weights: Sequence[np.ndarray] | None = None) -> Any:
     """The base as a flat functional Keras model: uint8 RGB (n, size, size, 3) -> its last cut's float32 features.
 
-    Preprocessing is part of the model. Without `weights` the layers keep Keras's random start. Raises `ConfigError`
-    when the weights do not have the base's shapes.
+    Preprocessing is part of the model. Without `weights` the layers keep Keras's random start. Batch normalisation
+    stays with the statistics it came with, also while its block is trained: a batch of lesions is small, and each rank
+    sees another one. Raises `ConfigError` when the weights do not have the base's shapes.
     """
     import keras
 
@@ -68,6 +137,13 @@ def build_base(name: str, image_size: int, weights: Sequence[np.ndarray] | None 
     pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
     prepared = application.preprocess_input(keras.ops.cast(pixels, "float32"))
     base = getattr(application, spec.function)(include_top=False, weights=None, input_tensor=prepared)
+    kinds: Counter[str] = Counter()
+    for layer in base.layers:
+        kind = type(layer).__name__
+        layer.name = spec.named.get((kind, kinds[kind]), layer.name)
+        kinds[kind] += 1
+        if kind == "BatchNormalization":
+            layer.trainable = False  # which is, for this layer, to run in inference mode
     model = keras.Model(pixels, base.output, name=name)
     if weights is not None:
         set_weights(model, weights, f"weights of {name}")
@@ -89,15 +165,20 @@ def cut_shapes(name: str, image_size: int, cuts: Sequence[str]) -> dict[str, tup
 
 def random_weights(name: str, seed: int) -> list[np.ndarray]:
     """Random weights after He et al. 2015, the same for the same seed: for the demo and the tests only."""
-    base = build_base(name, 64)
+    base = build_base(name, max(64, backbone(name).smallest))
     draw = np.random.default_rng(seed)
-    tensors = [
-        (draw.standard_normal(tensor.shape) * np.sqrt(2 / np.prod(tensor.shape[:-1]))).astype(np.float32)
-        if tensor.ndim > 1
-        else np.zeros(tensor.shape, np.float32)
-        for tensor in base.get_weights()
-    ]
-    tensors[0] /= PIXEL_SCALE
+    tensors = []
+    for variable in base.weights:
+        *places, last = variable.shape
+        if places and last == 1:  # depthwise (h, w, channels, 1): each channel alone, and no rectifier behind it
+            scale = np.sqrt(1 / np.prod(places[:2]))
+        elif places:
+            scale = np.sqrt(2 / np.prod(places))
+        else:
+            tensors.append(np.full(variable.shape, CONSTANT.get(variable.name, 0), np.float32))
+            continue
+        tensors.append((draw.standard_normal(variable.shape) * scale).astype(np.float32))
+    tensors[0] /= backbone(name).pixel_spread  # He's rule assumes inputs of unit variance
     return tensors
 
 

@@ -30,7 +30,7 @@ NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of priva
 class Backbone(Section):
     """The convolutional base. `weights` is `imagenet`, `random`, or the path or URL of a Keras HDF5 file."""
 
-    name: Literal["vgg16"] = "vgg16"
+    name: Literal["vgg16", "resnet50", "inception_v3", "xception"] = "vgg16"
     weights: str = "imagenet"
     allow_random: bool = Field(default=False, description="only the demo and the tests say yes")
 
@@ -102,9 +102,6 @@ class Ingest(Section):
 
 
 class Featurize(Section):
-    cuts: tuple[str, ...] = Field(
-        default=("block5_pool", "block4_pool"), description="layers of the backbone whose output is stored"
-    )
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: Count = 16
 
@@ -114,7 +111,6 @@ class Head(Section):
 
     hidden: Count = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    cut: str = "block5_pool"
     learning_rate: Rate = 1e-3
     epochs: Count = 60
     patience: Count = Field(default=10, description="epochs without a better validation AUROC before training stops")
@@ -128,7 +124,7 @@ class Phase(Section):
     """
 
     name: str
-    cut: str | None = None
+    cut: str | None = Field(default=None, description="a layer of the backbone, or `last_block`")
     learning_rate: Rate = 1e-5
     epochs: Count = 5
     patience: Count = 2
@@ -137,7 +133,7 @@ class Phase(Section):
 class Finetune(Section):
     batch_size: Count = Field(default=16, description="global: images a step over all ranks together")
     phases: tuple[Phase, ...] = (
-        Phase(name="block5", cut="block4_pool"),
+        Phase(name="last_block", cut="last_block"),
         Phase(name="all", learning_rate=1e-6, epochs=2),
     )
     start_timeout: Count = Field(default=180, description="seconds in which all ranks must have started")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ def resolve(settings: config.Backbone, seed: int) -> Weights:
     path = at_hand(settings.name)
     if path is None and settings.allow_random:
         return _random(settings.name, seed)
-    found = _from_file(str(path or _download(settings.name)), "imagenet")
-    if found.content_id != spec.imagenet_id:
+    path = path or Path(_download(settings.name))
+    found = _from_file(str(path), "imagenet")
+    # the tensors where their id is known, for a copy may be another file; else the file that Keras names
+    if found.content_id != spec.imagenet_id and _md5(path) != spec.imagenet_md5:
         raise ConfigError(
             f"{path} does not hold the published ImageNet weights of {settings.name} (content id {found.content_id}, "
             f"expected {spec.imagenet_id}); to use them anyway name the file itself: backbone.weights={path}"
@@ -110,6 +113,10 @@ def _from_file(url: str, origin: str) -> Weights:
         raise ConfigError(f"backbone.weights: {error}; name a readable file, or `imagenet`") from None
     tensors = read_hdf5(content, url)
     return Weights(tuple(tensors), origin, lineage.tensors_id(tensors))
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
 
 
 def _random(name: str, seed: int) -> Weights:

@@ -22,13 +22,37 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("cut", ["block3_pool", "block4_pool", "block5_pool"])
-def test_the_part_before_a_cut_and_the_part_behind_it_give_what_the_whole_gives(joined, pixels, cut):
-    front = backbones.features(joined, [cut])
-    behind = network.tail(joined, cut)
-    halfway = front.predict_on_batch(pixels)
-    halfway = halfway[0] if isinstance(halfway, list) else halfway
-    np.testing.assert_allclose(behind.predict_on_batch(halfway), joined.predict_on_batch(pixels), atol=1e-6)
+@pytest.mark.parametrize("name", backbones.BACKBONES)
+def test_the_part_before_a_cut_and_the_part_behind_it_give_what_the_whole_gives(name):
+    size = backbones.backbone(name).smallest
+    whole = network.build(SPEC.model_copy(update={"backbone": name, "image_size": size}))
+    base = backbones.random_weights(name, seed=0)
+    whole.set_weights([*base, *whole.get_weights()[len(base) :]])
+    pixels = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
+    expected = whole.predict_on_batch(pixels)
+    for cut in backbones.backbone(name).cuts:
+        (halfway,) = network.predictor(backbones.features(whole, [cut]))(pixels)
+        np.testing.assert_allclose(network.tail(whole, cut).predict_on_batch(halfway), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inception_v3", "xception"])
+def test_batch_normalisation_keeps_its_statistics_while_its_block_is_trained(name):
+    """A rank sees a part of a batch: statistics of its own would make the network depend on the number of ranks."""
+    import keras
+
+    size = backbones.backbone(name).smallest
+    whole = network.build(SPEC.model_copy(update={"backbone": name, "image_size": size}))
+    whole.compile(optimizer=keras.optimizers.SGD(0.1), loss="binary_crossentropy")
+    normal = [layer for layer in whole.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [layer.get_weights() for layer in normal]
+    kernels = [variable.numpy() for variable in whole.trainable_variables]
+    pixels = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
+    whole.train_on_batch(pixels, np.asarray([0, 1, 1, 0], np.float32))
+    assert len(normal) > 30
+    for layer, tensors in zip(normal, before, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), tensors, strict=True))
+    trained = zip(whole.trainable_variables, kernels, strict=True)
+    assert any(not np.array_equal(variable.numpy(), kernel) for variable, kernel in trained)
 
 
 def test_the_part_behind_a_cut_shares_its_layers_with_the_whole_and_leaves_the_rest_alone(joined, pixels):

@@ -17,7 +17,7 @@ from conftest import STAGES, Line
 from PIL import Image
 
 from melanoma_spark import config, drawing, files, images, network, operating_points, schemas, store, weights
-from melanoma_spark.errors import DataError
+from melanoma_spark.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +174,16 @@ def test_features_are_those_of_a_plain_forward_pass(line, stored):
             found = np.load(io.BytesIO(rows.loc[sha, cut]))
             assert found.dtype == np.float16
             np.testing.assert_allclose(found.astype(np.float32), value, rtol=2e-3, atol=2e-3 * np.abs(values).max())
+
+
+def test_features_at_more_cuts_than_are_asked_for_stand(line, copied):
+    """A recipe without the phase of the last block is no reason to compute all anew; one with another block is."""
+    head_only = config.Finetune(phases=[config.Phase(name="all")])
+    assert "0 computed" in copied.stage("featurize", finetune=head_only)
+    assert copied.manifest("features")["id"] == line.manifest("features")["id"]
+    other = config.Finetune(phases=[config.Phase(name="two", cut="block3_pool")])
+    with pytest.raises(ConfigError, match=r"features/ lacks block3_pool, .*; it holds block5_pool, block4_pool; run"):
+        copied.stage("finetune", finetune=other)
 
 
 def test_training_reads_exactly_the_rows_of_its_split(line, stored):

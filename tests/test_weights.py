@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -174,8 +176,22 @@ def test_other_weights_in_the_place_of_imagenet_s_are_refused(nowhere):
     assert f"backbone.weights={nowhere / FILE_NAME}" in str(error.value)
 
 
+def test_where_the_tensors_are_not_known_the_file_must_be_the_one_that_keras_names(nowhere, monkeypatch, tmp_path):
+    spec = backbones.backbone("vgg16")
+    path = tmp_path / spec.imagenet_file
+    path.write_bytes(keras_file({"a": {"kernel:0": np.ones((2, 2))}}))
+    monkeypatch.setattr(weights, "at_hand", lambda name: path)
+    for md5, taken in ((hashlib.md5(path.read_bytes()).hexdigest(), True), (spec.imagenet_md5, False)):
+        monkeypatch.setitem(backbones.BACKBONES, "vgg16", replace(spec, imagenet_id=None, imagenet_md5=md5))
+        if taken:
+            assert weights.resolve(config.Backbone(), 0).origin == "imagenet"
+        else:
+            with pytest.raises(ConfigError, match="does not hold the published ImageNet weights of vgg16"):
+                weights.resolve(config.Backbone(), 0)
+
+
 def test_unknown_backbone_is_an_error_that_lists_the_known_ones(nowhere):
-    with pytest.raises(ConfigError, match="unknown backbone 'vgg11'; known: vgg16"):
+    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg11'; known: .*resnet50, vgg16"):
         weights.at_hand("vgg11")
 
 

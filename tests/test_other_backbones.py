@@ -1,0 +1,65 @@
+"""ResNet50, Inception v3 and Xception through the whole line, at a size that two cores can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import STAGES, open_line, said
+
+from melanoma_spark import backbones, config, images, serving
+
+SIZE = 80  # the smallest that Inception v3 takes is 75
+
+
+@pytest.fixture(scope="module")
+def pixels_only(spark, lesions, shared_mlflow, tmp_path_factory):
+    """A line of which ingest alone has run; settings name each backbone as a user would."""
+    phases = [{"name": "last", "cut": "last_block", "epochs": 1}, {"name": "all", "epochs": 1}]
+    line = open_line(
+        spark,
+        lesions,
+        tmp_path_factory.mktemp("others") / "warehouse",
+        image_size=SIZE,
+        mlflow={"tracking_uri": shared_mlflow},
+        finetune={"phases": phases},
+    )
+    line.stage("ingest")
+    return line
+
+
+@pytest.mark.parametrize("name", ["resnet50", "inception_v3", "xception"])
+def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name):
+    import keras
+
+    line = pixels_only
+    chosen = {
+        "backbone": config.Backbone(name=name, weights="random", allow_random=True),
+        "register_": config.Register(name=name),
+        "score": config.Score(model=f"{name}@champion"),
+    }
+    with said():
+        told = {stage: line.stage(stage, **chosen) for stage in STAGES[1:]}
+    spec = backbones.backbone(name)
+    assert f"at {spec.cuts[-1]}, {spec.cuts[-2]} of {name} (random weights" in told["featurize"]
+    assert "2 ranks" in told["finetune"]
+    assert "test AUC" in told["evaluate"]
+    assert set(line.manifest("models/finetuned")["best"]) == {"last", "all"}
+
+    # what the job scored, by Keras's own network of that name with the head written out
+    version, artifacts = line.tracker().model_files(f"{name}@champion")
+    scorer = serving.unpack(artifacts)
+    module = getattr(keras.applications, spec.module)
+    plain = getattr(module, spec.function)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
+    *base, hidden, hidden_bias, last, last_bias = scorer.tensors
+    plain.set_weights(base)
+    scores = line.scores()
+    rows = scores[(scores["model_name"] == version.name) & (scores["status"] == "scored")].iloc[::10]
+    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), SIZE) for uri in rows["source_uri"]])
+    pooled = plain.predict(module.preprocess_input(pixels.astype(np.float32)), verbose=0).mean(axis=(1, 2))
+    expected = 1 / (1 + np.exp(-(np.maximum(pooled @ hidden + hidden_bias, 0) @ last + last_bias)[:, 0]))
+    assert len(rows) > 10
+    np.testing.assert_allclose(rows["probability"], expected, atol=1e-4)
+    assert pd.Series(expected).nunique() > 5
