@@ -6,11 +6,14 @@ import io
 import shutil
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import REPO, open_line
+from PIL import Image
 
 from melanoma_spark import drawing
 
@@ -123,6 +126,55 @@ def test_real_images_with_their_real_metadata(new_line, tmp_path):
     assert table.groupby("lesion_id")["split"].nunique().max() == 1
     expected = truth.loc[table.index, ["MEL", "BCC", "SCC"]].sum(axis=1)
     assert (table["label"] == expected).all()
+
+
+@pytest.mark.skipif(not (SHARED / "metadata").is_dir(), reason="../shared/data is not there")
+@pytest.mark.parametrize(
+    ("tables", "layout", "name", "together"),
+    [
+        (["ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"], "isic_2019", "image", "lesion_id"),
+        (["HAM10000_metadata.csv"], "ham10000", "image_id", "lesion_id"),
+        (["ISIC_2020_kaggle_train.csv"], "isic_2020", "image_name", "patient_id"),
+    ],
+)
+def test_real_metadata_with_images_that_stand_in(new_line, tmp_path, tables, layout, name, together):
+    """The tables as they are shipped, whole; of their images every 40th lesion's or patient's, drawn and tiny."""
+    (tmp_path / "archive").mkdir()
+    for table in tables:
+        shutil.copy(SHARED / "metadata" / table, tmp_path / "archive")
+    frames = [pd.read_csv(SHARED / "metadata" / table).set_index(name) for table in tables]
+    truth = pd.concat(frames, axis=1)
+    if layout == "isic_2019":
+        # 2,084 images have no lesion id: those stand alone
+        malignant = truth[["MEL", "BCC", "SCC"]].sum(axis=1)
+        known = truth["AK"] == 0  # neither benign nor malignant
+    elif layout == "ham10000":
+        malignant, known = truth["dx"].isin(["mel", "bcc"]).astype(int), truth["dx"] != "akiec"
+    else:
+        malignant, known = truth["target"], truth["target"] >= 0
+    some = truth[together].dropna().drop_duplicates().iloc[::40]
+    chosen = truth[truth[together].isin(some) | truth[together].isna() & (malignant == 1)]
+    with zipfile.ZipFile(tmp_path / "archive" / "images.zip", "w") as archive:
+        for image in chosen.index:
+            noise = np.random.default_rng(zlib.crc32(image.encode())).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(noise).save(buffer, "PNG")
+            archive.writestr(f"{image}.png", buffer.getvalue())
+
+    line = new_line(tmp_path / "archive", image_size=32, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
+    told = line.stage("ingest")
+    facts = counted(line)
+    assert facts["layout"].startswith(layout), told
+    assert facts["rows_without_image"] == len(truth) - len(chosen)
+    used = chosen[known[chosen.index]]
+    assert facts["reasons"].get("indeterminate", 0) == len(chosen) - len(used)
+    table = line.read("images").toPandas().set_index("image_id")
+    assert set(table.index) == {image.removesuffix("_downsampled") for image in used.index}
+    expected = malignant.rename(lambda image: image.removesuffix("_downsampled"))[table.index]
+    assert (table["label"] == expected.astype(int)).all()
+    assert table.groupby(together)["split"].nunique().max() == 1
+    assert set(table["split"]) == {"train", "validation", "test"}
+    assert table.groupby(together).size().max() > 1
 
 
 def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow, tmp_path):
