@@ -80,23 +80,24 @@ LISTING = _columns(  # a file of an archive, or a member of a zip or tar in it
     ("detail", t.StringType()),
 )
 
-SOURCE = _columns(  # a file of an archive that was read
-    ("source_uri", t.StringType()),
-    ("length", t.LongType()),
-    ("modified", t.TimestampType()),
-    ("image_id", t.StringType()),
-    ("sha256", t.StringType()),  # null where there are no bytes
-)
-
-DECODED = _columns(  # what ingest knows of a file's content; nothing here depends on labels
-    ("source_uri", t.StringType()),
-    ("length", t.LongType()),
-    ("modified", t.TimestampType()),
+_FILE = (("source_uri", t.StringType()), ("length", t.LongType()), ("modified", t.TimestampType()))
+_CONTENT = (
     ("sha256", t.StringType()),
     ("pixel_sha256", t.StringType()),
     ("perceptual_hash", t.StringType()),
     ("width", t.IntegerType()),
     ("height", t.IntegerType()),
+)
+
+SOURCE = _columns(  # a file of an archive that was read
+    *_FILE,
+    ("image_id", t.StringType()),
+    ("sha256", t.StringType()),  # null where there are no bytes
+)
+
+DECODED = _columns(  # what ingest knows of a file's content; nothing here depends on labels
+    *_FILE,
+    *_CONTENT,
     ("format", t.StringType()),
     ("image", t.BinaryType()),
     ("reason", t.StringType()),
@@ -154,14 +155,8 @@ RECORDS = t.StructType(  # tables.Record: what one row of an archive's table say
 )
 
 CANDIDATES = _columns(  # a readable file with what the archive says of it
-    ("source_uri", t.StringType()),
-    ("length", t.LongType()),
-    ("modified", t.TimestampType()),
-    ("sha256", t.StringType()),
-    ("pixel_sha256", t.StringType()),
-    ("perceptual_hash", t.StringType()),
-    ("width", t.IntegerType()),
-    ("height", t.IntegerType()),
+    *_FILE,
+    *_CONTENT,
     ("image_id", t.StringType()),
     ("label", t.IntegerType()),
     ("word", t.StringType()),  # the label in the archive's own words

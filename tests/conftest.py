@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -166,6 +167,20 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with said() as text:
         run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
     return replace(new, said=text.getvalue())
+
+
+@pytest.fixture
+def copied(line: Line, tmp_path: Path) -> Line:
+    """The line with copies of its archive and its warehouse, to change."""
+    from melanoma_spark import files
+
+    shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
+    shutil.copytree(line.folder, tmp_path / "warehouse")
+    settings = line.job.settings.model_copy(
+        update={"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
+    )
+    job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
+    return Line(job, tmp_path / "archive", tmp_path / "warehouse")
 
 
 @pytest.fixture

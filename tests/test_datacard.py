@@ -1,65 +1,26 @@
 """The data card: what it says, that its counts add up, and that hostile bytes and text do no harm."""
 
-import base64
 import copy
 import io
 import math
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from page import PLAIN, Page
 from PIL import Image
 
 from melanoma_spark import datacard
 from melanoma_spark.errors import DataError
 
-# Typography, so that what is looked for can be typed.
-PLAIN = str.maketrans(
-    {"\N{NO-BREAK SPACE}": " ", "\N{EN DASH}": "-", "\N{MINUS SIGN}": "-", "\N{MULTIPLICATION SIGN}": "x"}
-)
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = '<script>alert(\'x\')</script>" onload="steal()" & {{ 7 * 7 }} <b>'
 NO_LIMITS = ["HAM10000 is CC BY-NC."]  # what remains where there is nothing to mind
 
 
-class Page(HTMLParser):
-    """Tags, attributes and visible text of a document; an unbalanced tag is an error."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.open, self.text = [], [], [], ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.text += " " if tag in ("td", "th", "dt", "dd", "h3", "span", "code") else ""
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-
-    @property
-    def words(self):
-        return " ".join(self.text.translate(PLAIN).split())
-
-    @property
-    def pictures(self):
-        return [base64.b64decode(value.partition(",")[2]) for name, value in self.attributes if name == "src"]
-
-
 def shown(facts):
-    return Page(datacard.render(facts))
+    return Page(datacard.render(facts), apart=("td", "th", "dt", "dd", "h3", "span", "code"))
 
 
 def drawn(seed, side=96, form="JPEG"):

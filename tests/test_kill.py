@@ -9,28 +9,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import replace
 
 import pandas as pd
 import pyarrow.dataset
 import pytest
-from conftest import Line
 
 from melanoma_spark import files, store
 
 PATIENCE = 120  # seconds until a job must have come half-way
-
-
-@pytest.fixture
-def copied(line, tmp_path):
-    """The line with copies of its archive and its warehouse, to break."""
-    shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
-    shutil.copytree(line.folder, tmp_path / "warehouse")
-    settings = line.job.settings.model_copy(
-        update={"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
-    )
-    job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
-    return Line(job, tmp_path / "archive", tmp_path / "warehouse")
 
 
 def kill(started: subprocess.Popen[str]) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STAGES, Line
+from conftest import STAGES
 from PIL import Image
 
-from melanoma_spark import config, drawing, files, images, network, operating_points, schemas, store, weights
+from melanoma_spark import config, drawing, images, network, operating_points, schemas, store, weights
 from melanoma_spark.errors import ConfigError, DataError
 
 
@@ -46,18 +44,6 @@ def runs(line):
     for run in found:
         named.setdefault(run.info.run_name, run)
     return named
-
-
-@pytest.fixture
-def copied(line, tmp_path):
-    """The line with copies of its archive and its warehouse, to change."""
-    shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
-    shutil.copytree(line.folder, tmp_path / "warehouse")
-    settings = line.job.settings.model_copy(
-        update={"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
-    )
-    job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
-    return Line(job, tmp_path / "archive", tmp_path / "warehouse")
 
 
 def listed_files(folder: Path) -> list[Path]:

@@ -4,10 +4,10 @@ import base64
 import copy
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page import Page
 from PIL import Image
 
 from melanoma_spark import metrics, report
@@ -15,37 +15,7 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint, choose
 
 PLOTS = {"roc.png", "calibration.png", "confusion.png", "histogram.png", "training.png"}
-VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "<script>alert('x')</script>\" onload=\"steal() $\\frac{1}$ & <b>"
-
-
-class Page(HTMLParser):
-    """Tags, attributes and visible text of a document; an unbalanced tag is an error."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.open, self.text = [], [], [], ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.text += " " if tag in ("td", "th") else ""
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-
-    @property
-    def words(self):
-        return " ".join(self.text.replace("\N{NO-BREAK SPACE}", " ").split())
 
 
 def model(name, shift, seed, one_class=False):
