@@ -34,7 +34,7 @@ from melanoma_spark import archive, config, drawing, files, images, schemas, ses
 
 SHARED = REPO.parent / "shared/data"
 SIZES = {"small": (224, 224), "large": (4288, 2848)}
-IMAGES = {"small": 8000, "large": 384}  # a turn of either takes more than 10 s on two cores
+IMAGES = {"small": 12_000, "large": 384}  # a turn of either takes more than 10 s, of which the job starts for one
 DIFFERENT = 48  # large photographs; the rest are links to them
 PILLOW_SHARE = 4  # it does one of so many photographs, which are all alike
 

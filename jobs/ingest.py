@@ -180,10 +180,8 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
     new = todo.count()
     if new:
         session.describe(spark, f"ingest: decode and hash {new} files")
-        rows = archive.decode(todo, new, settings)
-        # Version 2 moves each finished task's file in place at once; rows are keyed by file, so they stay valid.
-        options = {"mapreduce.fileoutputcommitter.algorithm.version": "2", "compression": "uncompressed"}
-        rows.write.mode("append").options(**options).parquet(url)
+        parts = archive.decode(todo, new, settings, store.parts(url, schemas.DECODED), store.PARTS)
+        parts.agg(f.sum("rows")).collect()
     todo.unpersist()
     if not files.matches(url, "*.parquet"):
         return spark.createDataFrame([], schemas.DECODED), new

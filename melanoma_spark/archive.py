@@ -36,6 +36,7 @@ HEAD_BYTES = 64 * 1024  # of a table, to recognise it
 MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
 
+Write = Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]
 Compute = Callable[[Iterator[list[bytes | ImageError]]], Iterator[pd.DataFrame]]
 
 GONE = "unreadable"  # the only reason that says nothing of the content: such a file is tried again by the next ingest
@@ -227,9 +228,10 @@ def _row(
 
 def role_of(path: str) -> str:
     """`table`, `other` (what never was meant to be an image) or `image`, by name."""
-    if layouts.is_table(path):
-        return "table"
-    return "other" if (layouts.unread(path) or ("",))[0] == "skipped" else "image"
+    found = layouts.unread(path)
+    if found is None or found[0] != "skipped":
+        return "image"
+    return "table" if found == layouts.TABLE else "other"
 
 
 def printable(name: str) -> str:
@@ -397,8 +399,13 @@ def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tupl
     return chain.from_iterable(ahead(some(), lambda held: held))
 
 
-def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
-    """Each of `count` rows of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none."""
+def decode(
+    listed: DataFrame, count: int, settings: config.Settings, write: Write | None = None, told: Any = schemas.DECODED
+) -> DataFrame:
+    """Each of `count` rows of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none.
+
+    With `write` the rows go there, within the task, and what it tells of them comes back.
+    """
     limits, size = settings.ingest, settings.image_size
     root, _ = located(settings.archive)
 
@@ -416,7 +423,10 @@ def decode(listed: DataFrame, count: int, settings: config.Settings) -> DataFram
         if held:
             yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
 
-    return in_reading_order(listed, count).mapInPandas(rows, schemas.DECODED)  # type: ignore[arg-type]
+    def written(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        return rows(batches) if write is None else write(rows(batches))
+
+    return in_reading_order(listed, count).mapInPandas(written, told)  # type: ignore[arg-type]
 
 
 def computed(

@@ -37,7 +37,6 @@ __all__ = [
     "TableHead",
     "folder_record",
     "image_id",
-    "is_table",
     "read_table",
     "recognise",
     "some",
@@ -70,6 +69,7 @@ CONTAINERS = {
     *("images", "image", "imgs", "img", "jpegs", "jpeg", "jpg", "png", "photos", "pictures"),
     *("data", "dataset", "archive", "input", "lesions", "/", "."),
 }
+TABLE = ("skipped", "a table")
 NEVER = 4  # the rank of a folder's name that is no class
 
 
@@ -155,26 +155,20 @@ def folder_record(path: str, layout: Layout, words: Iterable[str] = ()) -> tuple
     return label, _folder_split(folder) if layout.folder_splits else None
 
 
-def is_table(path: str) -> bool:
-    """Whether a file may be a table beside the images, by its name. Harvard's HAM10000_metadata has no suffix."""
-    name = PurePosixPath(path).name.lower()
-    return not _is_hidden(path) and (name.endswith(TABLE_SUFFIXES) or name == "ham10000_metadata")
-
-
 def unread(path: str) -> tuple[str, str] | None:
     """The reason and detail for which a file below the archive is not read as an image, told from its relative path.
 
     `hidden` and `mask` are rejects, `skipped` are no images and never were meant to be. None where it may be one.
     """
-    if _is_hidden(path):
+    place = PurePosixPath(path)  # once: it costs more than all that is asked of it
+    if any(part.startswith(".") or part.lower() in HIDDEN for part in place.parts):
         return "hidden", "made by an operating system, or its name starts with a dot"
-    name = PurePosixPath(path).name
-    stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix.lower()
-    if is_table(path):
-        return "skipped", "a table"
-    if suffix in OTHER_SUFFIXES or name.lower() in OTHER_NAMES:
+    name = place.name.lower()
+    if name.endswith(TABLE_SUFFIXES) or name == "ham10000_metadata":  # which Harvard ships without a suffix
+        return TABLE
+    if place.suffix.lower() in OTHER_SUFFIXES or name in OTHER_NAMES:
         return "skipped", "a text or a document"
-    if re.search(MASK, stem):
+    if re.search(MASK, place.stem):
         return "mask", "its name is that of a mask: which pixels are lesion, and no photograph"
     return None
 
@@ -206,10 +200,6 @@ def _has_column(table: Table, name: str) -> bool:
 def _name(labelled: Iterable[Table], classes: bool) -> str:
     names = {table.layout for table in labelled}
     return "+".join(name for name in LAYOUTS if name in names) or ("folders" if classes else "plain")
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") or part.lower() in HIDDEN for part in PurePosixPath(path).parts)
 
 
 # Folders

@@ -6,18 +6,22 @@ after the data is complete, so a killed job leaves nothing that a reader could m
 
 from __future__ import annotations
 
+import itertools
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from melanoma_spark import __version__, files, lineage
 from melanoma_spark.errors import DataError
 
 MANIFEST = "manifest.json"
+PARTS = "rows long"  # of what `parts` tells: rows written by a task
 
 
 def manifest(warehouse: str, name: str) -> dict[str, Any] | None:
@@ -53,6 +57,47 @@ def petastorm(spark: Any, url: str, schema: Any, row_group_mb: int) -> Iterator[
         yield
         # What a killed job left of it, or what knows nothing of files added since; Petastorm would add to it.
         files.remove(files.join(url, "_common_metadata"))
+
+
+def parts(url: str, schema: Any) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    """For a task of Spark: writes its frames of `schema` as one Parquet file into the folder `url`, and tells `PARTS`.
+
+    Images so do not travel to the JVM, which would copy them several times. A file gets its name when it is whole, and
+    always the same name for the same partition, so that what two attempts of a task write stands there once.
+    """
+    from pyspark.sql.pandas.types import to_arrow_schema
+
+    columns = to_arrow_schema(schema)
+    batch = uuid.uuid4().hex[:12]
+
+    def write(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        import pyarrow as pa
+        import pyarrow.parquet
+        from pyspark import TaskContext
+
+        task = TaskContext.get()
+        assert task is not None
+        part = f"part-{batch}-{task.partitionId():05d}.parquet"
+        unfinished = files.join(url, f"_{part}-{task.taskAttemptId()}")  # readers skip names with an underscore
+        count = 0
+        first = next(frames, None)
+        if first is not None:
+            filesystem, path = files.filesystem(unfinished)
+            filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                with (
+                    filesystem.open(path, "wb") as sink,
+                    pyarrow.parquet.ParquetWriter(sink, columns, compression="none", use_dictionary=False) as writer,
+                ):
+                    for frame in itertools.chain([first], frames):
+                        writer.write_table(pa.Table.from_pandas(frame, columns, preserve_index=False))
+                        count += len(frame)
+                files.rename(unfinished, files.join(url, part))
+            finally:
+                files.remove(unfinished)
+        yield pd.DataFrame({"rows": [count]})
+
+    return write
 
 
 def rows_id(table: Any, columns: Sequence[str]) -> str:

@@ -41,7 +41,7 @@ SYSTEMS = {
 # ... and what it may import inside its functions besides.
 LATER = {
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
-    "store": {"petastorm", "pyspark"},
+    "store": {"petastorm", "pyarrow", "pyspark"},
     "ranks": {"horovod", "keras"},
     "tracking": {"mlflow"},
     "serving": {"tensorflow"},

@@ -331,13 +331,13 @@ def test_plain_takes_no_labels_where_there_are_some(files):
 
 @pytest.mark.parametrize("name", ["metadata.csv", "Truth.CSV", "benign/more.tsv", "HAM10000_metadata", "ham.tab"])
 def test_tables_are_known_by_their_names(name):
-    assert layouts.is_table(name)
+    assert layouts.unread(name) == layouts.TABLE
     assert unread(name) == ("skipped", "a table")
 
 
 @pytest.mark.parametrize("name", ["csv", "a.csv.jpg", "csv/a.jpg", "a_csv", "._metadata.csv", "__MACOSX/metadata.csv"])
 def test_other_names_are_no_tables(name):
-    assert not layouts.is_table(name)
+    assert layouts.unread(name) != layouts.TABLE
 
 
 @pytest.mark.parametrize(
@@ -427,4 +427,4 @@ def test_any_archive_has_a_layout_or_an_error_of_ours(files, folders, name, colu
 def test_any_path_is_read_or_not_for_a_reason(path):
     told = unread(path)
     assert told is None or told[0] in ("hidden", "skipped", "mask")
-    assert layouts.is_table(path) == (told == ("skipped", "a table"))
+    assert (layouts.unread(path) == layouts.TABLE) == (told == ("skipped", "a table"))
