@@ -136,7 +136,8 @@ def train(
     """Train `model` in place and leave it with the weights of its best epoch by validation AUROC.
 
     The start counts as epoch 0, so training never ends with less than it began with. `train_rows(epoch)` and
-    `validation_rows(epoch)` give this rank's rows. Returns the log, the same on every rank.
+    `validation_rows(epoch)` give this rank's rows. Returns the log, the same on every rank. Raises `DataError` when the
+    loss is no number any more.
     """
     import keras
     import tensorflow as tf
@@ -178,6 +179,12 @@ def train(
                 say(f"  {plan.phase} epoch {epoch}/{plan.epochs}: step {step}/{train_shard.steps}")
         seconds = time.monotonic() - started
         by_step = rank.gather(np.asarray([losses], np.float64)).mean(axis=0)
+        if not np.isfinite(by_step).all():  # of all ranks, so that all of them stop
+            step = int(np.argmax(~np.isfinite(by_step))) + 1
+            raise DataError(
+                f"{plan.phase}: the loss is {by_step[step - 1]} in epoch {epoch}, step {step} of {train_shard.steps}; "
+                f"lower the learning rate of this phase (now {plan.learning_rate:g}); what was trained before stands"
+            )
         loss = float(np.average(by_step, weights=[train_shard.valid(step) for step in range(train_shard.steps)]))
         records.append(_measure(rank, model, plan, epoch, loss, validation_shard, validation_rows, seconds, images))
         better = _value(records[-1]) > _value(best)

@@ -96,6 +96,16 @@ def test_training_learns_and_leaves_the_model_with_the_weights_of_its_best_epoch
     assert best.validation_auroc == max(record.validation_auroc for record in records)
 
 
+def test_a_loss_that_is_no_number_ends_training_and_names_the_phase_the_step_and_its_rate():
+    good = rows_of(40)
+    bad = [*good[:20], (np.full(6, np.inf, np.float32), 0), *good[21:]]
+    shard = sharding.deal([str(place) for place in range(40)], 1, 8)[0]
+    arguments = (shard, lambda epoch: good if epoch < 2 else bad, shard, lambda epoch: good)
+    message = r"^test: the loss is nan in epoch 2, step \d of 5; lower the learning rate of this phase \(now 0\.05\)"
+    with pytest.raises(DataError, match=message):
+        training.train(ranks.Alone(), small_model(), plan(), *arguments, say=lambda text: None)
+
+
 def test_a_phase_that_only_harms_ends_with_the_weights_it_began_with_and_stops_early():
     rows = rows_of(40)
     flipped = [(inputs, 1 - label) for inputs, label in rows]
