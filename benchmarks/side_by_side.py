@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -22,8 +23,14 @@ REPO = Path(__file__).resolve().parents[1]
 
 
 def start_spark(slots: int = 2, master: str = ""):  # type: ignore[no-untyped-def]
-    """A local Spark with the settings of conf/."""
+    """A local Spark with the settings of conf/, on the Java and the Python that spark-submit.sh takes."""
     conf = REPO / "conf"
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    if "JAVA_HOME" not in os.environ:
+        found = subprocess.run([conf / "find-java.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        if found != str(conf / "java"):
+            os.environ["REAL_JAVA_HOME"] = found
+        os.environ["JAVA_HOME"] = str(conf / "java")
     words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", master or f"local[{slots}]"]
     here = ["--conf", f"spark.executorEnv.PYTHONPATH={REPO}"]  # executors of a cluster run in folders of their own
     os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
