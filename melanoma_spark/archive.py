@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain, groupby, islice
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
@@ -36,6 +36,8 @@ HEAD_BYTES = 64 * 1024  # of a table, to recognise it
 MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
 
+IMAGE = schemas.DECODED.names.index("image")
+Item = TypeVar("Item")
 Write = Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]
 Compute = Callable[[Iterator[list[bytes | ImageError]]], Iterator[pd.DataFrame]]
 
@@ -264,14 +266,24 @@ def moment(microseconds: Any) -> datetime | None:
 
 def frames(rows: Iterable[tuple[Any, ...]], columns: Any = schemas.LISTING) -> Iterator[pd.DataFrame]:
     """Rows as data frames of bounded length."""
-    held = []
-    for row in rows:
-        held.append(row)
-        if len(held) == LISTED_AT_ONCE:
-            yield pd.DataFrame(held, columns=columns.names, dtype=object)
-            held = []
-    if held:
+    for held in runs(rows, LISTED_AT_ONCE):
         yield pd.DataFrame(held, columns=columns.names, dtype=object)
+
+
+def runs(
+    items: Iterable[Item], most: int, size: Callable[[Item], int] = lambda _: 0, size_limit: int = 0
+) -> Iterator[list[Item]]:
+    """Items in lists of `most` at the most; a list also ends with the item by which its sizes pass the limit."""
+    held: list[Item] = []
+    weight = 0
+    for item in items:
+        held.append(item)
+        weight += size(item)
+        if len(held) == most or weight > size_limit:
+            yield held
+            held, weight = [], 0
+    if held:
+        yield held
 
 
 def container_limits(limits: config.Ingest) -> containers.Limits:
@@ -384,19 +396,8 @@ def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tupl
     Handing over costs a tenth of decoding a small image, if it is done for each of them.
     """
 
-    def some() -> Iterator[list[tuple[Any, bytes | ImageError]]]:
-        held: list[tuple[Any, bytes | ImageError]] = []
-        weight = 0
-        for row, content in found:
-            held.append((row, content))
-            weight += len(content) if isinstance(content, bytes) else 0
-            if len(held) == FILES_AHEAD or weight > BYTES_AHEAD:
-                yield held
-                held, weight = [], 0
-        if held:
-            yield held
-
-    return chain.from_iterable(ahead(some(), lambda held: held))
+    some = runs(found, FILES_AHEAD, lambda pair: len(pair[1]) if isinstance(pair[1], bytes) else 0, BYTES_AHEAD)
+    return chain.from_iterable(ahead(some, lambda held: held))
 
 
 def decode(
@@ -411,16 +412,11 @@ def decode(
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         field = schemas.images_schema(size).fields["image"]
-        held: list[tuple[Any, ...]] = []
-        weight = 0
-        for row, content in read_ahead(contents(root, batches, limits.max_bytes)):
-            found = _decoded(content, size, limits, field)
-            held.append((row.source_uri, row.length, moment(row.modified), *found))
-            weight += len(found[6] or b"")
-            if weight > READ_AT_ONCE or len(held) >= LISTED_AT_ONCE:
-                yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
-                held, weight = [], 0
-        if held:
+        decoded = (
+            (row.source_uri, row.length, moment(row.modified), *_decoded(content, size, limits, field))
+            for row, content in read_ahead(contents(root, batches, limits.max_bytes))
+        )
+        for held in runs(decoded, LISTED_AT_ONCE, lambda row: len(row[IMAGE] or b""), READ_AT_ONCE):
             yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
 
     def written(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -484,7 +480,8 @@ def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layo
 
     Raises `DataError` naming a table that cannot be read.
     """
-    found = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
+    rows = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
+    found = [SimpleNamespace(**row.asDict()) for row in rows]  # of a Row `index` is a method
     root, _ = located(settings.archive)
     heads = []
     for row in found:
@@ -508,8 +505,7 @@ def iter_table(root: str, row: Any) -> Iterator[bytes]:
                 while piece := file.read(1024 * 1024):
                     yield piece
         else:
-            member = SimpleNamespace(**row.asDict())  # of a Row `index` is a method
-            for _, content in _members_of(root, row.file, row.kind, [member]):
+            for _, content in _members_of(root, row.file, row.kind, [row]):
                 if isinstance(content, ImageError):
                     raise content
                 yield content
@@ -550,16 +546,14 @@ def folders(listed: DataFrame) -> dict[str, int]:
 def records(spark: SparkSession, layout: layouts.Layout, rows: list[Any], settings: config.Settings) -> DataFrame:
     """The rows of a layout's tables as `schemas.RECORDS`, read by executors, table by table."""
     root, _ = located(settings.archive)
-    chosen = {row.path: row.asDict() for row in rows}
+    chosen = {row.path: row for row in rows}
     work = [(table, chosen[table.path]) for table in layout.tables]
 
     def read(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        from pyspark.sql import Row
-
         for batch in batches:
             for place in batch["id"]:
                 table, row = work[int(place)]
-                found = layouts.read_table(io.BufferedReader(Pieces(iter_table(root, Row(**row)))), table)
+                found = layouts.read_table(io.BufferedReader(Pieces(iter_table(root, row))), table)
                 yield from frames(
                     (tuple(getattr(record, name) for name in schemas.RECORDS.names) for record in found),
                     schemas.RECORDS,

@@ -86,7 +86,7 @@ def card(
     ).collect()[0]
     words = decisions.where("word is not null").groupBy("word", "diagnosis", "label", "reason").count()
     negative, positive = NAMES[settings.target]
-    result = {
+    return {
         "dataset_id": facts["id"],
         "grew_from": facts["grew_from"],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -153,7 +153,6 @@ def card(
             if value is not None
         ],
     }
-    return result
 
 
 def first_of(rows: DataFrame, key: str, most: int, *columns: str) -> dict[Any, list[Any]]:

@@ -161,7 +161,8 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
     shipped = settings.split == "from_layout"
     usable = grouped(rows)
     if shipped:
-        usable = _as_shipped(usable, settings)
+        validation = rows.where("reason is null and shipped = 'validation'").head(1) != []
+        usable = _as_shipped(usable, validation, settings)
     pixels = Window.partitionBy("pixel_sha256")
     first = pixels.orderBy(f.col("reason").isNotNull(), "sha256", "source_uri")
     same = (
@@ -207,22 +208,19 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
     return kept.unionByName(rest)
 
 
-def _as_shipped(usable: DataFrame, settings: config.Settings) -> DataFrame:
+def _as_shipped(usable: DataFrame, validation: bool, settings: config.Settings) -> DataFrame:
     whole = Window.partitionBy("group")
     sides = usable.withColumn("sides", f.array_sort(f.collect_set("shipped").over(whole)))
     overlaps = sides.where(f.size("sides") > 1)
     if settings.ingest.split_overlap == "error":
         bad = overlaps.select("group", "sides").distinct()
-        count = bad.count()
-        if count:
-            told = ", ".join(
-                f"{row.group} ({' and '.join(row.sides)})" for row in bad.orderBy("group").limit(5).collect()
-            )
+        first = bad.orderBy("group").limit(5).collect()
+        if first:
+            told = ", ".join(f"{row.group} ({' and '.join(row.sides)})" for row in first)
             raise DataError(
-                f"split=from_layout: {count} groups stand on two sides of the shipped split: {told}; repair it with "
-                "ingest.split_overlap=repair, or use split=hash"
+                f"split=from_layout: {bad.count()} groups stand on two sides of the shipped split: {told}; repair it "
+                "with ingest.split_overlap=repair, or use split=hash"
             )
-    validation = usable.where("shipped = 'validation'").head(1) != []
     best = f.coalesce(
         *(f.when(f.array_contains("sides", name), f.lit(name)) for name in ("test", "validation", "train"))
     )
