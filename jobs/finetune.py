@@ -3,18 +3,48 @@
 The last block first, then the whole network (conf: finetune.phases). A phase with a `cut` reads that cut's features
 instead of computing the frozen part again. The best epoch by validation AUROC is kept, the start included.
 
+A lost rank costs the work since the last checkpoint: the ranks start again from there, `finetune.retries` times. After
+that, and after a killed driver, the same command goes on from there.
+
 example: ./spark-submit.sh finetune warehouse=/data/warehouse ranks=2
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jobs.job import Job, main, say
-from melanoma_spark import backbones, config, files, lineage, network, ranks, session, sharding, store, training
-from melanoma_spark.errors import ConfigError
+from melanoma_spark import (
+    backbones,
+    config,
+    files,
+    lineage,
+    network,
+    preflight,
+    ranks,
+    reading,
+    session,
+    sharding,
+    store,
+    training,
+)
+from melanoma_spark.errors import ConfigError, DataError
+
+# Settings that change how the work is done, not what comes of it.
+HOW = {"accumulate", "checkpoint_steps", "read_ahead_mb", "retries", "start_timeout"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A column of a dataset, and where its rows are stored, by split."""
+
+    url: str
+    column: str
+    indexes: dict[str, sharding.Index]
 
 
 def run(job: Job) -> str:
@@ -22,30 +52,18 @@ def run(job: Job) -> str:
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
     head = store.need(warehouse, "models/head", "train_head")
-    made_from = lineage.content_id(
-        [images["id"], features["id"], head["id"], settings.finetune.model_dump(mode="json"), settings.ranks]
-    )
+    recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
+    made_from = lineage.content_id([images["id"], features["id"], head["id"], recipe, settings.seed])
     known = store.manifest(warehouse, "models/finetuned")
     if known and known["made_from"] == made_from:
         return f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}"
-    lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
-    if lacking:
-        raise ConfigError(
-            f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
-            f"{', '.join(features['cuts'])}; run `./spark-submit.sh featurize` with these settings first"
-        )
-    labels = store.labels(job.spark, warehouse, images)
-    shards = {
-        split: sharding.deal(list(wanted), settings.ranks, settings.finetune.batch_size)
-        for split, wanted in labels.items()
-    }
-    sources = {
-        None: (store.data_url(warehouse, "images", images), "image"),
-        **{cut: (store.data_url(warehouse, "features", features), cut) for cut in features["cuts"]},
-    }
+    sources = sources_of(job, images, features)
+    for source in sources.values():  # so that what does not fit is told before ranks start
+        sharding.check(len(source.indexes["train"]), settings.finetune.batch_size, settings.ranks)
+    preflight.check(job.spark, settings.ranks)
     session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
-    result = files.join(warehouse, "models/finetuned", made_from, "weights.npz")
+    target = files.join(warehouse, "models/finetuned", made_from)
     records: list[training.EpochRecord] = ranks.run_on_spark(
         job.spark,
         settings.ranks,
@@ -53,16 +71,15 @@ def run(job: Job) -> str:
         train,
         settings,
         network.Spec.model_validate(head["spec"]),
-        labels,
-        shards,
         sources,
         start,
-        result,
+        target,
         session.task_threads(job.spark),
+        retries=settings.finetune.retries,
     )[0]
     names = [phase.name for phase in settings.finetune.phases]
     best = {name: training.best_of([record for record in records if record.phase == name]) for name in names}
-    tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(result)))
+    tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(files.join(target, "weights.npz"))))
     facts = {
         **{key: head[key] for key in ("spec", "weights_id", "weights_origin", "dataset_id", "features_id")},
         "id": lineage.content_id([made_from, tensors_id]),
@@ -77,6 +94,7 @@ def run(job: Job) -> str:
         "run_id": job.run_id,
     }
     store.publish(warehouse, "models/finetuned", facts)
+    files.remove(files.join(target, CHECKPOINT))
     job.tracker.epochs(records)
     speeds = [record.images_per_second for record in records if record.epoch]
     told = ", ".join(
@@ -86,15 +104,38 @@ def run(job: Job) -> str:
     return f"{settings.ranks} ranks at {np.mean(speeds):.1f} images/s, {told}"
 
 
+def sources_of(job: Job, images: dict, features: dict) -> dict[str | None, Source]:
+    """What the phases read: a cut -> its features, None -> the pixels."""
+    settings = job.settings
+    lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
+    if lacking:
+        raise ConfigError(
+            f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
+            f"{', '.join(features['cuts'])}; run `./spark-submit.sh featurize` with these settings first"
+        )
+    labels = store.labels(job.spark, job.warehouse, images)
+    cuts = {backbones.cut_of(settings.backbone.name, phase.cut) for phase in settings.finetune.phases if phase.cut}
+    found: dict[str | None, Source] = {}
+    if cuts:
+        url = store.data_url(job.warehouse, "features", features)
+        stored = reading.indexes(job.spark, url, labels)
+        found |= {cut: Source(url, cut, stored) for cut in cuts}
+    if not all(phase.cut for phase in settings.finetune.phases):
+        url = store.data_url(job.warehouse, "images", images)
+        found[None] = Source(url, "image", reading.indexes(job.spark, url, labels))
+    return found
+
+
+CHECKPOINT = "checkpoint.npz"
+
+
 def train(
     rank: training.Rank,
     settings: config.Settings,
     spec: network.Spec,
-    labels: dict[str, dict[str, int]],
-    shards: dict[str, list[sharding.Shard]],
-    sources: dict[str | None, tuple[str, str]],
+    sources: dict[str | None, Source],
     start: str,
-    result: str,
+    target: str,
     threads: int,
 ) -> list[training.EpochRecord]:
     """What each rank does: all phases, one after the other, each from the best weights of the one before."""
@@ -103,45 +144,71 @@ def train(
     network.use_threads(threads)
     keras.utils.set_random_seed(settings.seed)  # before the network is built: dropout takes its seed then
     model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
-    own = {split: shards[split][rank.rank] for split in shards}
-    wanted = {split: {sha: labels[split][sha] for sha in own[split].rows} for split in shards}
-    records = []
-    for phase in settings.finetune.phases:
-        cut = backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None
-        url, column = sources[cut]
-        part = network.tail(model, cut)
-
-        read = functools.partial(phase_rows, url, column, wanted, part.input.dtype, settings.seed)
+    chosen = settings.finetune
+    state = checkpoint_in(target)
+    records = list(state.earlier) if state else []
+    names = [phase.name for phase in chosen.phases]
+    for phase in chosen.phases[names.index(state.phase) if state else 0 :]:
+        source = sources[backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None]
+        part = network.tail(model, source.column if phase.cut else None)
+        labels = source.indexes["train"].labels
         plan = training.Plan(
             phase=phase.name,
-            learning_rate=phase.learning_rate,
+            learning_rate=phase.learning_rate * chosen.batch_size / (chosen.rates_for_batch or chosen.batch_size),
             epochs=phase.epochs,
             patience=phase.patience,
-            class_weights=training.class_weights(labels["train"].values()),
+            class_weights=training.class_weights(labels.tolist()),
             seed=settings.seed,
+            batch_size=chosen.batch_size,
+            accumulate=chosen.accumulate,
+            warmup_epochs=phase.warmup_epochs,
+            float16_gradients=chosen.float16_gradients,
         )
+
+        def keep(state: training.State, earlier: tuple[training.EpochRecord, ...] = tuple(records)) -> None:
+            complete = files.pack_tensors(training.pack(replace(state, earlier=earlier)))
+            files.write_bytes(files.join(target, CHECKPOINT), complete)
+
+        read = functools.partial(epoch_images, source, threads, chosen.read_ahead_mb)
         records += training.train(
             rank,
             part,
             plan,
-            own["train"],
             functools.partial(read, "train"),
-            own["validation"],
             functools.partial(read, "validation"),
             say,
+            network=model,
+            state=state,
+            checkpoint=keep,
+            every=chosen.checkpoint_steps,
         )
+        state = None
     if rank.rank == 0:
-        files.write_bytes(result, files.pack_tensors(model.get_weights()))
+        files.write_bytes(files.join(target, "weights.npz"), files.pack_tensors(model.get_weights()))
     return records
 
 
-def phase_rows(
-    url: str, column: str, wanted: dict[str, dict[str, int]], dtype: str, seed: int, split: str, epoch: int
-) -> training.Rows:
-    """This rank's rows of an epoch; those of the train split come in the epoch's own order."""
-    order = seed + epoch if split == "train" else None
-    for value, label in store.rows(url, column, wanted[split], order):
-        yield value.astype(dtype), label
+def epoch_images(source: Source, threads: int, read_ahead_mb: int, split: str, epoch: int) -> training.Images:
+    """The images of a split, as this rank reads them."""
+    index = source.indexes[split]
+
+    def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+        return reading.values(source.url, source.column, index, shared, threads, read_ahead_mb * 1024**2)
+
+    return training.Images(index.groups, index.labels, read)
+
+
+def checkpoint_in(target: str) -> training.State | None:
+    """The state of a training that was stopped, or None. Raises `DataError` when it cannot be read."""
+    url = files.join(target, CHECKPOINT)
+    if not files.exists(url):
+        return None
+    try:
+        return training.unpack(files.unpack_tensors(files.read_bytes(url)))
+    except (DataError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+        raise DataError(
+            f"checkpoint {url} cannot be read ({files.reason(error)}); remove it, and fine-tuning starts from the head"
+        ) from None
 
 
 if __name__ == "__main__":

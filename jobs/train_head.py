@@ -5,12 +5,24 @@ example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_ra
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
 from jobs.job import Job, main, say
-from melanoma_spark import backbones, lineage, network, ranks, sharding, store, training, weights
+from melanoma_spark import (
+    backbones,
+    config,
+    lineage,
+    network,
+    ranks,
+    reading,
+    session,
+    sharding,
+    store,
+    training,
+    weights,
+)
 
 
 def run(job: Job) -> str:
@@ -27,18 +39,15 @@ def run(job: Job) -> str:
 
     labels = store.labels(job.spark, warehouse, images)
     url = store.data_url(warehouse, "features", features)
-    cut = backbones.backbone(settings.backbone.name).cuts[-1]
-    pooled = {
-        split: [(average(value), label) for value, label in store.rows(url, cut, wanted, None)]
-        for split, wanted in labels.items()
-    }
+    session.describe(job.spark, "train_head: averages of the bottleneck features")
+    pooled = reading.averages(job.spark, url, backbones.backbone(settings.backbone.name).cuts[-1], labels)
     spec = network.Spec(
         backbone=settings.backbone.name,
         image_size=images["image_size"],
         hidden=settings.head.hidden,
         dropout=settings.head.dropout,
     )
-    head, records = ranks.run_alone(train, settings, spec, labels, pooled)[0]
+    head, records = ranks.run_alone(train, settings, spec, pooled)[0]
     tensors = [*base.tensors, *head]
     best = training.best_of(records)
     facts = {
@@ -64,47 +73,34 @@ def run(job: Job) -> str:
 
 
 def train(
-    rank: training.Rank,
-    settings: Any,
-    spec: network.Spec,
-    labels: dict[str, dict[str, int]],
-    pooled: dict[str, list[Any]],
+    rank: training.Rank, settings: config.Settings, spec: network.Spec, pooled: dict[str, reading.Averages]
 ) -> tuple[list[np.ndarray], list[training.EpochRecord]]:
     """The head's tensors and the log. Works on averaged features: 2 kB an image for VGG16, so they stay in memory."""
     import keras
 
     keras.utils.set_random_seed(settings.seed)
-    channels = pooled["train"][0][0].shape[-1]
+    channels = pooled["train"].values.shape[-1]
     features = keras.Input((1, 1, channels), name="features")
     model = keras.Model(features, network.build_head(features, spec), name="head")
-    shards = {
-        split: sharding.deal(list(wanted), rank.size, settings.head.batch_size)[rank.rank]
-        for split, wanted in labels.items()
-    }
     plan = training.Plan(
         phase="head",
         learning_rate=settings.head.learning_rate,
         epochs=settings.head.epochs,
         patience=settings.head.patience,
-        class_weights=training.class_weights(labels["train"].values()),
+        class_weights=training.class_weights(pooled["train"].labels.tolist()),
         seed=settings.seed,
+        batch_size=settings.head.batch_size,
     )
-    records = training.train(
-        rank,
-        model,
-        plan,
-        shards["train"],
-        lambda epoch: pooled["train"],
-        shards["validation"],
-        lambda epoch: pooled["validation"],
-        say,
-    )
+    read = {split: in_memory(averages.values[:, None, None], averages.labels) for split, averages in pooled.items()}
+    records = training.train(rank, model, plan, lambda epoch: read["train"], lambda epoch: read["validation"], say)
     return model.get_weights(), records
 
 
-def average(value: np.ndarray) -> np.ndarray:
-    """Features (h, w, c) of any float dtype -> their mean over the image, float32 (1, 1, c): what the head sees."""
-    return value.astype(np.float32).mean(axis=(0, 1), keepdims=True)
+def in_memory(values: np.ndarray, labels: np.ndarray) -> training.Images:
+    def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+        return iter(values[shared[shared != sharding.NONE]])
+
+    return training.Images(np.zeros(len(labels), np.int32), labels, read)
 
 
 if __name__ == "__main__":

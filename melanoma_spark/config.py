@@ -128,6 +128,9 @@ class Phase(Section):
     learning_rate: Rate = 1e-5
     epochs: Count = 5
     patience: Count = 2
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="in which the rate rises evenly to its own"
+    )
 
 
 class Finetune(Section):
@@ -135,6 +138,16 @@ class Finetune(Section):
     phases: tuple[Phase, ...] = (
         Phase(name="last_block", cut="last_block"),
         Phase(name="all", learning_rate=1e-6, epochs=2),
+    )
+    rates_for_batch: Count | None = Field(
+        default=None, description="rates are for this batch_size: with k times as many images a step they are k-fold"
+    )
+    accumulate: Count = Field(default=1, description="pieces in which a rank computes its part of a step: less memory")
+    float16_gradients: bool = Field(default=False, description="halves what ranks send each other")
+    read_ahead_mb: Count = Field(default=64, description="MiB that a rank reads before it is needed")
+    checkpoint_steps: Count = Field(default=50, description="steps between checkpoints; there is one an epoch at least")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="starts from the last checkpoint after a rank was lost"
     )
     start_timeout: Count = Field(default=180, description="seconds in which all ranks must have started")
 

@@ -6,21 +6,21 @@ What a rank offers to training is `training.Rank`.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import re
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
-from melanoma_spark.errors import ClusterError
+from melanoma_spark import session
+from melanoma_spark.errors import ClusterError, MelanomaError, of_executor
 
 
 class Alone:
@@ -28,7 +28,7 @@ class Alone:
 
     rank, size = 0, 1
 
-    def optimizer(self, learning_rate: float) -> Any:
+    def optimizer(self, learning_rate: float, float16: bool = False) -> Any:
         import keras
 
         return keras.optimizers.Adam(learning_rate)
@@ -50,15 +50,16 @@ class HorovodRank:
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
 
-    def optimizer(self, learning_rate: float) -> Any:
+    def optimizer(self, learning_rate: float, float16: bool = False) -> Any:
         import keras
 
         hvd = self._hvd
+        compression = hvd.Compression.fp16 if float16 else hvd.Compression.none
 
         class AveragedAdam(keras.optimizers.Adam):
             # Horovod's own Keras wrappers call `var.ref()`, which Keras 3 variables do not have.
             def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
-                averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average)
+                averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average, compression=compression)
                 return super().apply(averaged, trainable_variables)
 
         return AveragedAdam(learning_rate)
@@ -75,14 +76,30 @@ def run_alone(work: Callable[..., Any], *arguments: Any) -> list[Any]:
     return [work(Alone(), *arguments)]
 
 
-def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_on_spark(
+    spark: Any, size: int, start_timeout: int, work: Callable[..., Any], *arguments: Any, retries: int = 0
+) -> list[Any]:
     """`work(rank, *arguments)` on `size` Horovod ranks, each in a Spark task; results in rank order.
 
-    Checks the free slots first, because Horovod would wait for them in vain. Raises `ClusterError` with the reason.
+    When a rank is lost, all of them are started again, `retries` times: `work` goes on from its last checkpoint.
+    Raises the error of this package that a rank ended with, which another try would meet again; else `ClusterError`
+    with the reason.
     """
+    for left in range(retries, -1, -1):
+        try:
+            return _run(spark, size, start_timeout, work, arguments)
+        except ClusterError as error:
+            if not left:
+                raise
+            again = "the last one" if left == 1 else f"one of {left} more"
+            print(f"  {error}; starting again from the last checkpoint, {again}", flush=True)
+    raise AssertionError("range(retries, -1, -1) is not empty")
+
+
+def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
     import horovod.spark
 
-    wait_for_slots(spark, size)
+    session.wait_for_slots(spark, size)  # Horovod would wait for them in vain
     threads = spark.conf.get("spark.task.cpus", "1")
     shipped = [path.removeprefix("file:") for path in spark.conf.get("spark.submit.pyFiles", "").split(",") if path]
     environment = {  # added to the executor's own; nothing of the driver's environment travels
@@ -95,6 +112,7 @@ def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., 
     }
     # Horovod's Spark thread ends with an exception of its own when a rank fails; ours says it in one line.
     hook, threading.excepthook = threading.excepthook, lambda _: None
+    errors = _Relay(sys.stderr)
     try:
         with _output_by_line():
             results: list[Any] = horovod.spark.run(
@@ -104,39 +122,23 @@ def run_on_spark(spark: Any, size: int, start_timeout: int, work: Callable[..., 
                 use_gloo=True,
                 env=environment,
                 stdout=_Relay(sys.stdout),
-                stderr=_Relay(sys.stderr),
+                stderr=errors,
                 verbose=0,
                 executable=os.environ.get("PYSPARK_PYTHON") or sys.executable,
             )
     except Exception as error:
         # Horovod raises the bare class for all that can happen: a rank that failed, tasks that did not start in time
+        if errors.ours:
+            raise errors.ours from error
         started = "Timed out" not in str(error)
         raise ClusterError(
-            f"training on {size} ranks ended early: a rank failed, its own message stands above"
+            f"training on {size} ranks ended early: a rank failed, its own message, if it had one, stands above"
             if started
             else f"training on {size} ranks did not start within {start_timeout} s: {str(error).splitlines()[0]}"
         ) from error
     finally:
         threading.excepthook = hook
     return results
-
-
-def wait_for_slots(spark: Any, ranks: int, patience: float = 30.0) -> None:
-    """Return when `ranks` tasks can run at once; executors may still be registering.
-
-    Raises `ClusterError` with both numbers after `patience` seconds.
-    """
-    context = spark.sparkContext._jsc.sc()
-    profile = context.resourceProfileManager().defaultResourceProfile()
-    local = spark.sparkContext.master.startswith("local")
-    until = time.monotonic() + (0 if local else patience)
-    while (slots := context.maxNumConcurrentTasks(profile)) < ranks:
-        if time.monotonic() > until:
-            raise ClusterError(
-                f"ranks={ranks} but Spark has only {slots} free slots (cores / spark.task.cpus over all executors); "
-                f"set ranks={max(slots, 1)} or give Spark more cores, for example --master local[{ranks}]"
-            )
-        time.sleep(0.5)
 
 
 def _on_rank(shipped: list[str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
@@ -162,7 +164,7 @@ def _on_rank(shipped: list[str], work: Callable[..., Any], arguments: tuple[Any,
     return start
 
 
-@contextmanager
+@contextlib.contextmanager
 def _output_by_line() -> Iterator[None]:
     """While Horovod runs, hand on each line that a rank prints when it comes.
 
@@ -190,9 +192,11 @@ class _Relay:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.ours: MelanomaError | None = None  # the first error of this package among what went through
 
     def write(self, text: str) -> None:
         for rank, line in _PREFIXED.findall(text):
+            self.ours = self.ours or of_executor(line)
             self._stream.write(line if rank == "0" else f"rank {rank}: {line}")
         if not _PREFIXED.match(text):
             self._stream.write(text)

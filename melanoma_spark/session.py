@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyspark.sql import SparkSession
+
+from melanoma_spark.errors import ClusterError
 
 
 def start(name: str) -> SparkSession:
@@ -34,10 +37,30 @@ def task_threads(spark: SparkSession) -> int:
 
 
 def slots(spark: SparkSession) -> int:
-    """Tasks that can run at once now."""
+    """Tasks that can run at once now, at least one."""
+    return max(1, _slots(spark))
+
+
+def _slots(spark: SparkSession) -> int:
     context = spark.sparkContext._jsc.sc()
     profile = context.resourceProfileManager().defaultResourceProfile()
-    return max(1, int(context.maxNumConcurrentTasks(profile)))
+    return int(context.maxNumConcurrentTasks(profile))
+
+
+def wait_for_slots(spark: SparkSession, ranks: int, patience: float = 30.0) -> None:
+    """Return when `ranks` tasks can run at once; executors may still be registering.
+
+    Raises `ClusterError` with both numbers after `patience` seconds.
+    """
+    local = str(spark.sparkContext.master).startswith("local")
+    until = time.monotonic() + (0 if local else patience)
+    while (free := _slots(spark)) < ranks:
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"ranks={ranks} but Spark has only {free} free slots (cores / spark.task.cpus over all executors); "
+                f"set ranks={max(free, 1)} or give Spark more cores, for example --master local[{ranks}]"
+            )
+        time.sleep(0.5)
 
 
 def batch_rows(spark: SparkSession, rows: int) -> None:

@@ -114,52 +114,17 @@ def rows_id(table: Any, columns: Sequence[str]) -> str:
 
 
 def labels(spark: Any, warehouse: str, images: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """sha256 -> label of the train and the validation split of `images/`, in storage order."""
+    """sha256 -> label of the train and the validation split of `images/`, in storage order.
+
+    Raises `DataError` when one of them is empty.
+    """
     table = spark.read.parquet(data_url(warehouse, "images", images)).select("split", "sha256", "label")
     found = sorted((row.sha256, row.split, row.label) for row in table.where("split != 'test'").collect())
-    return {split: {sha: label for sha, side, label in found if side == split} for split in ("train", "validation")}
-
-
-def rows(url: str, column: str, wanted: Mapping[str, int], seed: int | None) -> Iterator[tuple[np.ndarray, int]]:
-    """`(value of column, label)` of the rows whose `sha256` is in `wanted`, read through Petastorm.
-
-    Row groups come in an order drawn from `seed`, in storage order without one. Only row groups that hold a wanted row
-    are read in full. Raises `DataError` when a wanted row is missing.
-    """
-    from petastorm import make_reader
-    from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema_from_dataset_url
-    from petastorm.predicates import in_set
-
-    count = 0
-    with quiet():
-        try:
-            get_schema_from_dataset_url(url)  # where it finds none, make_reader only warns, and rows stay encoded
-            reader = make_reader(
-                url,
-                schema_fields=["sha256", column],
-                predicate=in_set(set(wanted), "sha256"),
-                shuffle_row_groups=seed is not None,
-                seed=seed,
-                num_epochs=1,
-                # Read in the calling thread, which training runs beside its own. Petastorm 0.13.1's thread pool can
-                # take a reader for exhausted before its first row: `get_results` looks at the workers, then at the
-                # ventilator, and a short list of row groups is handed out in between.
-                reader_pool_type="dummy",
-            )
-        except (PetastormMetadataError, KeyError, OSError, ValueError) as error:
-            # KeyError: a file that the metadata does not know, of a job that is adding to the dataset or was killed
-            raise DataError(
-                f"{url} is not complete ({type(error).__name__}); run the job that makes it again"
-            ) from error
-        try:
-            for row in reader:
-                count += 1
-                yield getattr(row, column), wanted[row.sha256]
-        finally:
-            reader.stop()
-            reader.join()
-    if count != len(wanted):
-        raise DataError(f"{url} gave {count} of {len(wanted)} wanted rows; run the job that makes it again")
+    splits = {split: {sha: label for sha, side, label in found if side == split} for split in ("train", "validation")}
+    for split, images in splits.items():
+        if not images:
+            raise DataError(f"images/ has no image in the {split} split; ingest more images, or other fractions")
+    return splits
 
 
 @contextmanager

@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "head": {"epochs": 6, "hidden": 32},
     "finetune": {
         "phases": [
-            {"name": "block5", "cut": "block4_pool", "learning_rate": 1e-4, "epochs": 1},
+            {"name": "block5", "cut": "block4_pool", "learning_rate": 3e-5, "epochs": 1},
             {"name": "all", "learning_rate": 1e-5, "epochs": 1},
         ]
     },

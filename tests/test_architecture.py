@@ -29,6 +29,8 @@ SYSTEMS = {
     "census": {"pyspark"},
     "inference": {"pyspark"},
     "store": set(),
+    "reading": set(),
+    "preflight": set(),
     "ranks": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
     "serving": {"mlflow"},
@@ -42,6 +44,8 @@ SYSTEMS = {
 LATER = {
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},
+    "reading": {"petastorm", "pyarrow"},
+    "preflight": {"pyspark"},
     "ranks": {"horovod", "keras"},
     "tracking": {"mlflow"},
     "serving": {"tensorflow"},
@@ -55,6 +59,7 @@ EXCEPTIONS = {
     ("inference", "network"): "loads on the executor, inside a function, what the job named by its spec",
     ("serving", "network"): "the model that MLflow serves is the network",
     ("weights", "backbones"): "what a backbone's file is called, and its id, stand with the backbone",
+    ("reading", "store"): "what one writes through Petastorm the other reads, with the same warnings",
     ("tracking", "serving"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}

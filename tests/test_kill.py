@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.dataset
 import pytest
 
-from melanoma_spark import files, store
+from melanoma_spark import files, reading, sharding, store
 
 PATIENCE = 120  # seconds until a job must have come half-way
 
@@ -70,7 +70,9 @@ def test_featurize_killed_goes_on_where_it_stood(line, copied, submitted, settin
     same_features(features, line.read("features").toPandas())
     # and Petastorm reads old and new files alike
     url = store.data_url(copied.job.warehouse, "features", copied.manifest("features"))
-    assert len(list(store.rows(url, "block5_pool", dict.fromkeys(features["sha256"], 0), None))) == images
+    index = reading.indexes(copied.job.spark, url, {"all": dict.fromkeys(features["sha256"], 0)})["all"]
+    shared = sharding.share(sharding.deal(index.groups, 1), 0, 1)
+    assert len(list(reading.values(url, "block5_pool", index, shared, 1, 1024**2))) == images
 
 
 @pytest.mark.parametrize("torn", [False, True])

@@ -14,7 +14,18 @@ import pytest
 from conftest import STAGES
 from PIL import Image
 
-from melanoma_spark import config, drawing, images, network, operating_points, schemas, store, weights
+from melanoma_spark import (
+    config,
+    drawing,
+    images,
+    network,
+    operating_points,
+    reading,
+    schemas,
+    sharding,
+    store,
+    weights,
+)
 from melanoma_spark.errors import ConfigError, DataError
 
 
@@ -179,10 +190,12 @@ def test_training_reads_exactly_the_rows_of_its_split(line, stored):
         assert labels[split] == dict(zip(rows["sha256"], rows["label"], strict=True))
     assert labels.keys() == {"train", "validation"}
     url = store.data_url(line.job.warehouse, "images", line.manifest("images"))
-    read = list(store.rows(url, "image", labels["validation"], 1))
+    index = reading.indexes(line.job.spark, url, labels)["validation"]
+    shared = sharding.share(sharding.deal(index.groups, 8, 1), 0, 1)
+    read = list(reading.values(url, "image", index, shared, 1, 1024**2))
     rows = stored[stored["split"] == "validation"]
     expected = [images.decode(Path(uri[5:]).read_bytes(), 64).tobytes() for uri in rows["source_uri"]]
-    assert sorted(pixels.tobytes() for pixels, _ in read) == sorted(expected)
+    assert sorted(pixels.tobytes() for pixels in read) == sorted(expected)
 
 
 def test_training_keeps_the_best_epoch_and_never_less_than_the_start(line):

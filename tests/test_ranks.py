@@ -48,13 +48,12 @@ def work(ragged):
         found["stepped"] = [variable.numpy() for variable in variables]
 
         model = small_model()
-        shards = sharding.deal([str(place) for place in range(len(rows))], rank.size, 8)
-        shard = shards[rank.rank]
-        own = [rows[int(key)] for key in shard.rows]
-        plan = training.Plan("test", 0.05, epochs, epochs, (0.8, 1.3), 0)
-        records = training.train(
-            rank, model, plan, shard, lambda epoch: own, shard, lambda epoch: own, lambda text: None
+        inputs, labels = rows
+        images = training.Images(
+            np.zeros(len(labels), int), labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]])
         )
+        plan = training.Plan("test", 0.05, epochs, epochs, (0.8, 1.3), 0, 8)
+        records = training.train(rank, model, plan, lambda epoch: images, lambda epoch: images, lambda text: None)
         found["records"] = [(record.loss, record.validation_loss, record.validation_auroc) for record in records]
         found["trained"] = model.get_weights()
         return found
@@ -72,7 +71,8 @@ def work(ragged):
 
 def rows():
     draw = np.random.default_rng(1)
-    return [(draw.standard_normal(4).astype(np.float32) + place % 2, place % 2) for place in range(ROWS)]
+    labels = np.arange(ROWS) % 2
+    return draw.standard_normal((ROWS, 4)).astype(np.float32) + labels[:, None], labels
 
 
 RAGGED = [

@@ -1,80 +1,109 @@
-"""Shards: every row once, every rank as long as the others, and padding that counts for nothing."""
+"""Shards: every row once an epoch, the same steps on any number of ranks, and each rank in few row groups."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from melanoma_spark.errors import DataError
-from melanoma_spark.sharding import deal
+from melanoma_spark.sharding import NONE, check, deal, share, stretches
 
-ROWS = st.integers(1, 200).map(lambda count: [f"{place:064x}" for place in range(count)])
-RANKS, BATCH = st.integers(1, 9), st.integers(1, 64)
-
-
-@st.composite
-def dealt(draw):
-    rows, ranks, batch = draw(ROWS), draw(RANKS), draw(BATCH)
-    assume(len(rows) >= ranks)
-    return rows, ranks, batch, deal(rows, ranks, batch)
+GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=15).map(
+    lambda sizes: np.repeat(np.arange(len(sizes)), sizes)
+)
+BATCH, RANKS = st.integers(1, 40), st.integers(1, 9)
+SEEDS = st.none() | st.integers(0, 2**40)
 
 
-@given(dealt())
-def test_every_row_stands_in_exactly_one_shard_in_its_order(case):
-    rows, ranks, _, shards = case
-    assert [row for shard in shards for row in shard.rows] == rows
-    assert len(shards) == ranks
+def of(step):
+    return sorted(int(row) for row in np.ravel(step) if row != NONE)
 
 
-@given(dealt())
-def test_lengths_differ_by_one_at_most_and_every_rank_knows_them(case):
-    *_, shards = case
-    lengths = tuple(len(shard.rows) for shard in shards)
-    assert max(lengths) - min(lengths) <= 1
-    assert {shard.sizes for shard in shards} == {lengths}
+@given(GROUPS, BATCH, SEEDS)
+def test_an_epoch_holds_every_row_exactly_once(groups, batch, seed):
+    dealt = deal(groups, batch, seed)
+    assert of(dealt) == list(range(len(groups)))
+    assert dealt.shape == (-(-len(groups) // min(batch, len(groups))), batch)
 
 
-@given(dealt())
-def test_every_rank_takes_the_same_steps_and_they_reach_its_last_row(case):
-    *_, shards = case
-    ((steps, batch_size),) = {(shard.steps, shard.batch_size) for shard in shards}
-    longest = max(len(shard.rows) for shard in shards)
-    assert (steps - 1) * batch_size < longest <= steps * batch_size
+@given(GROUPS, BATCH, SEEDS)
+def test_every_step_but_the_last_is_full(groups, batch, seed):
+    dealt = deal(groups, batch, seed)
+    assert all(len(of(step)) == min(batch, len(groups)) for step in dealt[:-1])
+    assert of(dealt[-1])
 
 
-@given(dealt())
-def test_global_batch_is_shared_by_the_ranks(case):
-    _, ranks, batch, shards = case
-    assert shards[0].batch_size == max(1, batch // ranks)
+@given(GROUPS, BATCH, RANKS, SEEDS)
+def test_a_step_is_the_same_rows_on_any_number_of_ranks(groups, batch, ranks, seed):
+    assume(batch >= ranks)
+    dealt = deal(groups, batch, seed)
+    parts = [share(dealt, rank, ranks) for rank in range(ranks)]
+    assert len({part.shape for part in parts}) == 1, "as many steps, and as many places in each, on all ranks"
+    for step, *own in zip(dealt, *parts, strict=True):
+        assert of(own) == of(step)
 
 
-@given(dealt())
-def test_images_that_count_in_each_step_add_up_to_the_rows(case):
-    rows, ranks, _, shards = case
-    valid = [shards[0].valid(step) for step in range(shards[0].steps)]
-    assert sum(valid) == len(rows)
-    assert all(0 < count <= ranks * shards[0].batch_size for count in valid)
+@given(GROUPS, BATCH, RANKS, SEEDS)
+def test_ranks_have_about_as_much_to_do(groups, batch, ranks, seed):
+    assume(batch >= ranks and len(groups) >= ranks)
+    loads = [len(of(share(deal(groups, batch, seed), rank, ranks))) for rank in range(ranks)]
+    steps = -(-len(groups) // min(batch, len(groups)))
+    last = -(-batch // ranks)
+    assert max(loads) - min(loads) <= steps + last, "one image a step, and what the last step lacks"
+    assert min(loads) > 0
 
 
-@given(dealt())
-def test_images_that_count_in_a_step_are_those_of_the_ranks_batches(case):
-    *_, shards = case
-    size = shards[0].batch_size
-    for step in range(shards[0].steps):
-        batches = [shard.rows[step * size : (step + 1) * size] for shard in shards]
-        assert {shard.valid(step) for shard in shards} == {sum(map(len, batches))}
+@given(GROUPS, BATCH, RANKS, SEEDS)
+def test_what_a_rank_reads_is_what_it_uses_and_comes_before_it_is_used(groups, batch, ranks, seed):
+    assume(batch >= ranks)
+    shared = share(deal(groups, batch, seed), ranks - 1, ranks)
+    reads = stretches(shared, groups)
+    assert of([row for _, rows in reads for row in rows]) == of(shared)
+    assert all((groups[rows] == group).all() for group, rows in reads)
+    first = {row: step for step, rows in enumerate(shared) for row in rows.tolist()}
+    starts = [min(first[row] for row in rows.tolist()) for _, rows in reads]
+    assert starts == sorted(starts)
 
 
-def test_no_image_counts_after_the_last_step():
-    shard = deal(["a", "b", "c"], 2, 4)[0]
-    assert [shard.valid(step) for step in range(4)] == [3, 0, 0, 0]
+def test_a_rank_reads_few_row_groups_more_than_its_rows_fill():
+    groups = np.repeat(np.arange(100), 50)
+    shared = share(deal(groups, 32, seed=1), 0, 4)  # 8 columns of 156 rows, which is about 3 row groups each
+    assert len(stretches(shared, groups)) <= 8 * 5
 
 
-def test_fewer_rows_than_ranks_is_an_error_that_says_how_many_would_do():
+def test_epochs_differ_in_their_steps_and_seeds_decide_how():
+    groups = np.repeat(np.arange(10), 10)
+    first, again, other = (deal(groups, 8, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not any(of(a) == of(b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_step_draws_from_many_row_groups():
+    groups = np.repeat(np.arange(16), 20)
+    for step in deal(groups, 16, seed=3):
+        assert len(set(groups[step].tolist())) >= 8
+
+
+def test_without_a_seed_columns_go_through_the_rows_as_stored():
+    np.testing.assert_array_equal(deal(np.zeros(7, int), 3), [[0, 2, 4], [1, 3, 5], [NONE, NONE, 6]])
+
+
+def test_few_rows_are_spread_over_the_ranks():
+    dealt = deal(np.zeros(2, int), 8)
+    assert [of(share(dealt, rank, 2)) for rank in (0, 1)] == [[0], [1]]
+
+
+def test_no_rows_are_no_steps():
+    assert deal(np.zeros(0, int), 4, seed=1).shape == (0, 4)
+
+
+def test_fewer_images_than_ranks_is_an_error_that_says_what_would_do():
+    check(4, 4, 4)
     with pytest.raises(DataError, match="3 images for 4 ranks: each rank needs at least one; set ranks=3"):
-        deal(["a", "b", "c"], 4, 16)
-
-
-def test_as_many_rows_as_ranks_is_enough():
-    assert [shard.rows for shard in deal(["a", "b"], 2, 16)] == [("a",), ("b",)]
+        check(3, 16, 4)
+    with pytest.raises(
+        DataError, match=r"3 images a step for 4 ranks: .*; set ranks=3, or a larger finetune.batch_size"
+    ):
+        check(10, 3, 4)

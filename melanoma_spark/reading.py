@@ -1,0 +1,242 @@
+"""Training data, read through Petastorm in the order of a plan: `sharding` says which rows, this fetches them."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from melanoma_spark import files, session, sharding
+from melanoma_spark.errors import DataError
+from melanoma_spark.prefetch import ahead
+from melanoma_spark.sharding import Index
+from melanoma_spark.store import quiet
+
+Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows
+
+
+def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]]) -> dict[str, Index]:
+    """Where the rows of each split are stored; `labels` is split -> sha256 -> label.
+
+    Spark's tasks read the keys, the driver holds them: 80 bytes an image. Raises `DataError` when the dataset is not
+    complete or lacks a row.
+    """
+    pieces = _row_groups(url)
+    stored: dict[tuple[str, int], np.ndarray] = {}
+    if pieces:
+        names = spark.createDataFrame([(name,) for name in sorted({name for name, _ in pieces})], "file string")
+        names = names.repartition(min(spark.sparkContext.defaultParallelism, len(pieces)))
+        kept = names.mapInPandas(functools.partial(_keys, url), "file string, row_group int, keys binary")
+        for row in kept.toLocalIterator():
+            stored[row.file, row.row_group] = np.frombuffer(row.keys, "S64")
+    return {split: _index(url, pieces, stored, wanted) for split, wanted in labels.items()}
+
+
+def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int, read_ahead: int) -> Iterator[Any]:
+    """The column's values of a rank's rows, step by step and in each from left to right, padding left out.
+
+    `shared` comes from `sharding.share`. Row groups are read and decoded by `threads` threads, in the order in which
+    they are needed; what they have read before it is needed takes at most `read_ahead` bytes, or one row group a
+    thread. Besides, the rows of one row group are held for each column of `shared`. Raises `DataError` when a row is
+    not there any more.
+    """
+    wanted = [
+        (index.places[group], {key.decode(): row for key, row in zip(index.keys[rows], rows.tolist(), strict=True)})
+        for group, rows in sharding.stretches(shared, index.groups)
+    ]
+    if not wanted:
+        return
+    threads = min(threads, len(wanted))
+    largest = max(len(keys) for _, keys in wanted) * _bytes(url, column)
+    ready = max(1, read_ahead // threads // max(1, largest))  # row groups that a thread may be ahead
+    streams = [ahead(_read(url, column, wanted[first::threads]), lambda rows: rows, ready) for first in range(threads)]
+    held: dict[int, Any] = {}
+    turn = itertools.cycle(streams)
+    try:
+        for row in shared[shared != sharding.NONE].tolist():
+            while row not in held:
+                held |= next(next(turn))
+            yield held.pop(row)
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def _read(url: str, column: str, wanted: list[Wanted]) -> Iterator[dict[int, Any]]:
+    """For each of these row groups, its wanted rows: row -> value."""
+    with quiet():
+        try:
+            reader = _open(url, column, wanted)
+        except (KeyError, OSError, ValueError) as error:  # since `indexes` another job has changed it
+            raise _incomplete(url, error) from error
+        try:
+            for _, keys in wanted:
+                found: dict[int, Any] = {}
+                while len(found) < len(keys):
+                    row = next(reader, None)
+                    if row is None or row.sha256 not in keys:
+                        raise _lacks(url, len(found), len(keys))
+                    found[keys[row.sha256]] = getattr(row, column)
+                yield found
+        finally:
+            reader.stop()
+            reader.join()
+
+
+def _open(url: str, column: str, wanted: list[Wanted]) -> Any:
+    """A Petastorm reader of these rows, row group by row group in this order."""
+    from petastorm.predicates import in_set
+    from petastorm.reader import Reader
+    from petastorm.workers_pool.dummy_pool import DummyPool
+
+    class InOrder(Reader):
+        """Petastorm deals whole row groups, in an order of its own; here the plan says which rows, and when."""
+
+        def _filter_row_groups(self, dataset: Any, row_groups: Any, *rest: Any) -> Any:
+            self.pieces = {_place(piece): number for number, piece in enumerate(row_groups)}
+            return [], None
+
+        def _create_ventilator(self, *arguments: Any) -> Any:
+            from petastorm.workers_pool.ventilator import ConcurrentVentilator
+
+            items = [
+                {
+                    "piece_index": self.pieces[place],
+                    "worker_predicate": in_set(set(keys), "sha256"),
+                    "shuffle_row_drop_partition": (0, 1),
+                }
+                for place, keys in wanted
+            ]
+            return ConcurrentVentilator(self._workers_pool.ventilate, items, iterations=1)
+
+    filesystem, path = _filesystem(url)
+    # DummyPool: read in the thread that asks. Petastorm 0.13.1's thread pool can take a reader for exhausted before its
+    # first row: it looks at the workers, then at the ventilator, and a short list is handed out in between.
+    return InOrder(
+        filesystem, path, schema_fields=["sha256", column], reader_pool=DummyPool(), shuffle_row_groups=False
+    )
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Features averaged over each image, what a head sees of them; in the order of the images' keys."""
+
+    values: np.ndarray  # float32 (n, channels)
+    labels: np.ndarray  # int8 (n,)
+
+
+def averages(spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str, int]]) -> dict[str, Averages]:
+    """Features (h, w, c) of each split's images -> their means. Spark's tasks read and average, the driver collects.
+
+    Raises `DataError` when a row is missing.
+    """
+
+    def means(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            values = (np.load(io.BytesIO(value), allow_pickle=False) for value in batch[column])
+            mean = [value.astype(np.float32).mean(axis=(0, 1)).tobytes() for value in values]
+            yield pd.DataFrame({"sha256": batch["sha256"], "mean": mean})
+
+    session.batch_rows(spark, 64)
+    schema = f"sha256 string, `{column}` binary"
+    table = spark.read.schema(schema).parquet(url).mapInPandas(means, "sha256 string, mean binary").toPandas()
+    mean_of = dict(zip(table["sha256"], table["mean"], strict=True))
+    found = {}
+    for split, wanted in labels.items():
+        keys = sorted(key for key in wanted if key in mean_of)
+        if len(keys) != len(wanted):
+            raise _lacks(url, len(keys), len(wanted))
+        values = np.stack([np.frombuffer(mean_of[key], np.float32) for key in keys])
+        found[split] = Averages(values, np.array([wanted[key] for key in keys], np.int8))
+    return found
+
+
+def _row_groups(url: str) -> list[tuple[str, int]]:
+    """(file name, row group in it) of a whole Petastorm dataset, in storage order."""
+    from petastorm.etl.dataset_metadata import load_row_groups
+
+    with _dataset(url) as (dataset, _):
+        return sorted(_place(piece) for piece in load_row_groups(dataset))
+
+
+def _bytes(url: str, column: str) -> int:
+    """Of one decoded value."""
+    with _dataset(url) as (_, schema):
+        field = schema.fields[column]
+        return int(np.prod(field.shape)) * np.dtype(field.numpy_dtype).itemsize
+
+
+@contextmanager
+def _dataset(url: str) -> Iterator[tuple[Any, Any]]:
+    """A Petastorm dataset and its schema. Raises `DataError` when it is not whole, in here too."""
+    import pyarrow.parquet as pq
+    from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema
+
+    with quiet():
+        try:
+            filesystem, path = _filesystem(url)
+            dataset = pq.ParquetDataset(path, filesystem=filesystem, validate_schema=False, use_legacy_dataset=True)
+            yield dataset, get_schema(dataset)
+        except (PetastormMetadataError, KeyError, OSError, ValueError) as error:
+            # KeyError: a file that the metadata does not know, of a job that is adding to the dataset or was killed
+            raise _incomplete(url, error) from error
+
+
+def _place(piece: Any) -> tuple[str, int]:
+    return str(piece.path).rpartition("/")[2], int(piece.row_group)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    from petastorm.fs_utils import get_filesystem_and_path_or_paths
+
+    found: tuple[Any, str] = get_filesystem_and_path_or_paths(url)
+    return found
+
+
+def _keys(url: str, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """For a task of Spark: the keys of each row group of these files, in their order."""
+    import pyarrow.parquet as pq
+
+    for batch in batches:
+        for name in batch["file"]:
+            filesystem, path = files.filesystem(files.join(url, name))
+            with filesystem.open(path, "rb") as file:
+                parquet = pq.ParquetFile(file)
+                for group in range(parquet.num_row_groups):
+                    keys = parquet.read_row_group(group, ["sha256"])["sha256"].to_numpy()
+                    packed = keys.astype("S64").tobytes()
+                    yield pd.DataFrame({"file": [name], "row_group": [group], "keys": [packed]})
+
+
+def _index(
+    url: str, pieces: list[tuple[str, int]], stored: Mapping[tuple[str, int], np.ndarray], wanted: Mapping[str, int]
+) -> Index:
+    label_of = {key.encode(): label for key, label in wanted.items()}
+    places: list[tuple[str, int]] = []
+    groups: list[int] = []
+    keys: list[bytes] = []
+    for place in pieces:
+        own = [key for key in stored.get(place, ()) if key in label_of]
+        if own:
+            groups += [len(places)] * len(own)
+            keys += own
+            places.append(place)
+    if len(keys) != len(wanted):
+        raise _lacks(url, len(keys), len(wanted))
+    labels = np.array([label_of[key] for key in keys], np.int8)
+    return Index(tuple(places), np.array(groups, np.int32), np.array(keys, "S64"), labels)
+
+
+def _lacks(url: str, found: int, wanted: int) -> DataError:
+    return DataError(f"{url} gave {found} of {wanted} wanted rows; run the job that makes it again")
+
+
+def _incomplete(url: str, error: Exception) -> DataError:
+    return DataError(f"{url} is not complete ({type(error).__name__}); run the job that makes it again")

@@ -1,0 +1,160 @@
+"""Training data: the rows that a plan asks for, when it asks for them, and an error where they are not there."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from melanoma_spark import files, reading, schemas, sharding, store
+from melanoma_spark.errors import DataError
+
+SHAPES = {"a": (2, 2, 3), "b": (1, 1, 4)}
+ROWS = 60
+
+
+def value(number: int, cut: str) -> np.ndarray:
+    return np.float32(number) + np.arange(np.prod(SHAPES[cut]), dtype=np.float32).reshape(SHAPES[cut]) / 16
+
+
+def key(number: int) -> str:
+    return f"{number:064x}"
+
+
+def wanted(numbers) -> dict[str, int]:
+    return {key(number): number % 2 for number in numbers}
+
+
+@pytest.fixture(scope="module")
+def dataset(spark, tmp_path_factory):
+    """`ROWS` rows of features in 3 Parquet files of several row groups, written as the jobs write them."""
+    from petastorm.unischema import dict_to_spark_row
+
+    schema = schemas.features_schema(SHAPES, "float32")
+    url = files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one"))
+    rows = [
+        dict_to_spark_row(schema, {"sha256": key(number), **{cut: value(number, cut) for cut in SHAPES}})
+        for number in range(ROWS)
+    ]
+    with store.petastorm(spark, url, schema, 1):
+        table = spark.createDataFrame(rows, schema.as_spark_schema()).repartitionByRange(3, "sha256")
+        small = {"parquet.block.size": 1500, "parquet.page.size.row.check.min": 1, "parquet.page.size.row.check.max": 2}
+        table.write.options(**small).parquet(url)
+    return url
+
+
+def read(url, column, index, shared, threads=1, read_ahead=1024**2):
+    return list(reading.values(url, column, index, shared, threads, read_ahead))
+
+
+def whole(index, batch=1, seed=None):
+    return sharding.share(sharding.deal(index.groups, batch, seed), 0, 1)
+
+
+def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
+    labels = {"train": wanted(range(0, ROWS, 2)), "validation": wanted(range(1, ROWS, 3))}
+    found = reading.indexes(spark, dataset, labels)
+    assert found.keys() == labels.keys()
+    for split, index in found.items():
+        assert {k.decode(): int(label) for k, label in zip(index.keys, index.labels, strict=True)} == labels[split]
+        assert len(index) == len(labels[split])
+        for number, (name, group) in enumerate(index.places):
+            file = pq.ParquetFile(Path(dataset.removeprefix("file://")) / name)
+            stored = file.read_row_group(group, ["sha256"])["sha256"].to_pylist()
+            assert [k.decode() for k in index.keys[index.groups == number]] == [k for k in stored if k in labels[split]]
+    assert len({name for name, _ in found["train"].places}) == 3
+    assert len(found["train"].places) > 3
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("read_ahead", [1, 1024**2])
+def test_values_come_in_the_order_of_the_plan(spark, dataset, threads, read_ahead):
+    index = reading.indexes(spark, dataset, {"train": wanted(range(0, ROWS, 2))})["train"]
+    for seed, column in ((None, "a"), (1, "b")):
+        shared = whole(index, 4, seed)
+        found = read(dataset, column, index, shared, threads, read_ahead)
+        asked = [int(index.keys[row], 16) for row in shared.ravel() if row != sharding.NONE]
+        assert len(found) == ROWS / 2
+        for number, array in zip(asked, found, strict=True):
+            np.testing.assert_array_equal(array, value(number, column), strict=True)
+
+
+def test_the_ranks_rows_make_up_the_whole(spark, dataset):
+    index = reading.indexes(spark, dataset, {"train": wanted(range(3, ROWS))})["train"]
+    dealt = sharding.deal(index.groups, 8, seed=5)
+    parts = [read(dataset, "a", index, sharding.share(dealt, rank, 3)) for rank in range(3)]
+    assert sorted(float(array.flat[0]) for part in parts for array in part) == list(range(3, ROWS))
+
+
+def test_only_row_groups_that_hold_a_wanted_row_are_read(spark, dataset, monkeypatch):
+    from petastorm.py_dict_reader_worker import PyDictReaderWorker
+
+    index = reading.indexes(spark, dataset, {"train": wanted([0, 1, ROWS - 1])})["train"]
+    pieces = []
+    process = PyDictReaderWorker.process
+
+    def counted(self, piece_index, **rest):
+        pieces.append(piece_index)
+        return process(self, piece_index, **rest)
+
+    monkeypatch.setattr(PyDictReaderWorker, "process", counted)
+    assert len(read(dataset, "a", index, whole(index))) == 3
+    assert len(pieces) == len(index.places) <= 3
+
+
+def test_nothing_asked_is_nothing_read(spark, dataset):
+    index = reading.indexes(spark, dataset, {"train": wanted([0])})["train"]
+    assert read(dataset, "a", index, np.full((2, 3), sharding.NONE, np.int32)) == []
+
+
+def test_averages_are_those_of_each_image_in_the_order_of_their_keys(spark, dataset):
+    labels = {"train": wanted(range(ROWS - 1, 4, -1)), "validation": wanted(range(3))}
+    found = reading.averages(spark, dataset, "a", labels)
+    for split, numbers in (("train", range(5, ROWS)), ("validation", range(3))):
+        np.testing.assert_allclose(found[split].values, [value(n, "a").mean((0, 1)) for n in numbers], rtol=1e-6)
+        assert found[split].labels.tolist() == [n % 2 for n in numbers]
+        assert found[split].values.dtype == np.float32
+
+
+@pytest.mark.parametrize("of", [reading.indexes, lambda *of: reading.averages(*of[:2], "a", of[2])])
+def test_a_missing_row_is_an_error(spark, dataset, of):
+    message = r"features/one gave 2 of 3 wanted rows; run the job that makes it again"
+    with pytest.raises(DataError, match=message):
+        of(spark, dataset, {"train": wanted(range(5)), "validation": wanted(range(ROWS - 2, ROWS + 1))})
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "a file more", "no dataset"])
+def test_a_dataset_that_is_not_complete_is_an_error(spark, dataset, tmp_path, damage):
+    folder = tmp_path / "features"
+    if damage != "no dataset":
+        shutil.copytree(dataset.removeprefix("file://"), folder)
+    if damage == "no metadata":
+        (folder / "_common_metadata").unlink()
+    elif damage == "a file more":
+        shutil.copy(next(folder.glob("*.parquet")), folder / "more.parquet")
+    with pytest.raises(DataError, match=r"features is not complete .*; run the job that makes it again") as caught:
+        reading.indexes(spark, f"file://{folder}", {"train": wanted([1])})
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_dataset_that_changes_after_it_was_looked_at_is_an_error(spark, dataset, tmp_path):
+    folder = tmp_path / "features"
+    shutil.copytree(dataset.removeprefix("file://"), folder)
+    index = reading.indexes(spark, f"file://{folder}", {"train": wanted(range(ROWS))})["train"]
+    next(folder.glob("*.parquet")).unlink()
+    with pytest.raises(DataError, match=r"features is not complete .*; run the job that makes it again"):
+        read(f"file://{folder}", "a", index, whole(index))
+
+
+def test_a_reader_that_is_left_early_is_closed(spark, dataset):
+    index = reading.indexes(spark, dataset, {"train": wanted(range(ROWS))})["train"]
+    before = threading.active_count()
+    values = reading.values(dataset, "a", index, whole(index), 2, 1)
+    next(values)
+    assert threading.active_count() > before
+    values.close()
+    assert threading.active_count() == before
