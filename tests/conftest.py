@@ -93,13 +93,17 @@ class Line:
 
     def stage(self, name: str, **changes: Any) -> str:
         """Run one stage again, with some settings changed; returns its summary line."""
+        return self.told(name, **changes).splitlines()[-1]
+
+    def told(self, name: str, **changes: Any) -> str:
+        """The same, and all that it says."""
         from jobs import pipeline
         from jobs.job import run_stage
 
         job = replace(self.job, settings=self.job.settings.model_copy(update=changes), tracker=self.tracker())
         with said() as text:
             run_stage(job, name, pipeline.STAGES[name], {"stage": name})
-        return text.getvalue().splitlines()[-1]
+        return text.getvalue()
 
     def tracker(self) -> Any:
         """MLflow of this warehouse: its address is one of the whole process, which other tests change."""

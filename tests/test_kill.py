@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.dataset
 import pytest
 
+from jobs import finetune
 from melanoma_spark import files, reading, sharding, store
+from melanoma_spark.errors import DataError
 
 PATIENCE = 120  # seconds until a job must have come half-way
 
@@ -101,6 +108,85 @@ def test_featurize_killed_after_its_last_image(line, copied, monkeypatch, torn):
     same_features(copied.read("features").toPandas(), line.read("features").toPandas())
     shutil.rmtree(copied.folder / "models")
     assert "validation AUROC" in copied.stage("train_head")
+
+
+def rank_processes() -> dict[int, int]:
+    """Rank -> process id, of all Horovod ranks on this machine."""
+    found = {}
+    for name in os.listdir("/proc"):
+        try:
+            variables = Path(f"/proc/{int(name)}/environ").read_bytes().split(b"\0")
+            command = Path(f"/proc/{name}/cmdline").read_bytes()
+        except (ValueError, OSError):
+            continue
+        ranks = [int(v.removeprefix(b"HOROVOD_RANK=")) for v in variables if v.startswith(b"HOROVOD_RANK=")]
+        if ranks and b"gloo_exec_fn" in command and b"sh" not in command.split(b"\0")[0]:
+            found[ranks[0]] = int(name)
+    return found
+
+
+def trained(line) -> tuple[dict, list]:
+    """What a fine-tuned model is known by, without the time it took; and its tensors."""
+    facts = line.manifest("models/finetuned")
+    log = [{**epoch, "seconds": 0, "images_per_second": 0} for epoch in facts["training"]]
+    return {"log": json.dumps(log), "id": facts["id"]}, store.load_model(line.job.warehouse, "models/finetuned", facts)
+
+
+def same_model(one, other) -> None:
+    (facts, tensors), (expected, expected_tensors) = trained(one), trained(other)
+    for found, wanted in zip(tensors, expected_tensors, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert facts == expected
+
+
+def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(line, copied):
+    shutil.rmtree(copied.folder / "models/finetuned")
+    often = copied.job.settings.finetune.model_copy(update={"checkpoint_steps": 1})
+    killed = []
+
+    def murder() -> None:
+        while not list((copied.folder / "models").glob("finetuned/*/checkpoint.npz")):
+            time.sleep(0.02)
+        pid = rank_processes()[1]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    murderer = threading.Thread(target=murder, daemon=True)
+    murderer.start()
+    told = copied.told("finetune", finetune=often)
+    murderer.join(timeout=10)
+    assert len(killed) == 1
+    assert "training on 2 ranks ended early" in told
+    assert "starting again from the last checkpoint" in told
+    assert re.search(r"block5: goes on from the checkpoint in epoch 1, after step [1-9]", told)
+    same_model(copied, line)
+    assert not list((copied.folder / "models").rglob("checkpoint.npz"))
+
+
+def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitted, settings_file):
+    shutil.rmtree(copied.folder / "models/finetuned")
+    often = {"checkpoint_steps": 1}
+    settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder), finetune=often)
+    started = submitted("finetune", "--conf", settings, "--master", "local[2]")
+    checkpoints = (copied.folder / "models").glob
+    killed_when(started, lambda: list(checkpoints("finetuned/*/checkpoint.npz")))
+    assert store.manifest(copied.job.warehouse, "models/finetuned") is None
+    until = time.monotonic() + 30
+    while rank_processes():
+        assert time.monotonic() < until, "ranks outlive their driver"
+        time.sleep(0.1)
+    told = copied.told("finetune")
+    assert re.search(r"(block5|all): goes on from the checkpoint in epoch \d, after step \d", told)
+    same_model(copied, line)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no npz", files.pack_tensors([np.zeros(3)])])
+def test_a_checkpoint_that_cannot_be_read_is_an_error_that_names_it(copied, content):
+    (target,) = (path for path in (copied.folder / "models/finetuned").iterdir() if path.is_dir())
+    (copied.folder / "models/finetuned/manifest.json").unlink()
+    (target / "checkpoint.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"checkpoint .*npz cannot be read \(.*\); remove it, and fine-tuning starts"):
+        finetune.checkpoint_in(files.url_of(str(target)))
 
 
 def test_score_killed_leaves_no_half_batch(line, copied, submitted, settings_file):
