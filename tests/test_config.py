@@ -26,6 +26,8 @@ SENSIBLE = {
     "ingest.test_fraction": st.floats(0.001, 0.49),
     "ingest.validation_fraction": st.floats(1e-300, 0.49),
     "ingest.max_pixels": st.integers(1, 10**12),
+    "augment.enabled": st.booleans(),
+    "augment.zoom": st.floats(0, 0.99),
     "featurize.dtype": st.sampled_from(["float16", "float32"]),
     "head.dropout": st.floats(0, 0.99),
     "head.learning_rate": st.floats(1e-12, 1e12),
@@ -65,7 +67,7 @@ def leaves(model, prefix=""):
 @pytest.mark.parametrize(
     ("word", "key", "near", "valid"),
     [
-        ("imagesize=64", "imagesize", "image_size", "archive, backbone, evaluate"),
+        ("imagesize=64", "imagesize", "image_size", "archive, augment, backbone, evaluate"),
         ("register_.name=x", "register_", "register", "ranks, register, score"),
         ("head.hiden=3", "head.hiden", "hidden", "batch_size, dropout, epochs, hidden, learning_rate, patience"),
         ("register.nam=x", "register.nam", "name", "alias, name"),
