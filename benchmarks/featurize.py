@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from pyspark.sql import DataFrame
+from pyspark.sql import functions as f
 from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
@@ -53,7 +54,8 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     with job.tracker.run("benchmark", {}):
         ingest.run(job)
     made_of = store.need(warehouse, "images", "ingest")
-    stored = spark.read.parquet(store.data_url(warehouse, "images", made_of)).select("sha256", "split", "image")
+    stored = spark.read.parquet(store.data_url(warehouse, "images", made_of))
+    stored = stored.select("sha256", "split", f.lit(0).alias("view"), "image")
     todo = stored.orderBy("sha256").limit(chosen.images).persist()
     rows = todo.count()
     base = weights.resolve(settings.backbone, settings.seed)

@@ -114,9 +114,9 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
         return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
 
     udf = inference.over_column(f"head {model['id']}", load, prepare, finish, RESULT, job.settings.evaluate.batch_size)
-    stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).select("sha256", cut)
+    stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).where("view = 0")
     judged = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
-    rows = judged.select("sha256", "split", "group", "label").join(stored, "sha256", "inner")
+    rows = judged.select("sha256", "split", "group", "label").join(stored.select("sha256", cut), "sha256", "inner")
     return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
 
 

@@ -1,7 +1,7 @@
 """featurize: `images/` -> `features/`, the backbone's output at each cut, computed once for every image.
 
-Rows that are there already, for the same pixels, weights and cuts, are not computed again; a killed job is taken up
-where it stood.
+With featurize.views=4, once for each of four views of a train image: as it is, and three times augmented. Rows that are
+there already, for the same pixels, weights and cuts, are not computed again; a killed job is taken up where it stood.
 
 example: ./spark-submit.sh featurize warehouse=/data/warehouse
 """
@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, main
-from melanoma_spark import backbones, files, inference, lineage, schemas, session, store, weights
+from melanoma_spark import augmentation, backbones, files, inference, lineage, schemas, session, store, weights
 from melanoma_spark.images import PIXELS_VERSION
+
+KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they once had no views
 
 
 def run(job: Job) -> str:
@@ -34,19 +36,25 @@ def run(job: Job) -> str:
         "image_size": made_of["image_size"],
         "pixels_version": PIXELS_VERSION,
         "dtype": settings.featurize.dtype,
+        "key": KEY,
     }
     known = store.manifest(warehouse, "features")
-    same = known is not None and all(known[key] == value for key, value in recipe.items() if key != "cuts")
+    same = known is not None and all(known.get(key) == value for key, value in recipe.items() if key != "cuts")
     if known and same and set(recipe["cuts"]) < set(known["cuts"]):
         recipe["cuts"] = known["cuts"]  # what is there holds more than is asked for
-    cuts = recipe["cuts"]
+    cuts, views = recipe["cuts"], settings.featurize.views
+    if views > 1:  # how many is no part of it: the first two of four views are those of two
+        drawn = settings.augment.model_dump(mode="json", exclude={"enabled"})
+        recipe["augment"] = {**drawn, "seed": settings.seed, "version": augmentation.VERSION}
     features_id = lineage.content_id(recipe)
     target = files.join(warehouse, "features", features_id)
     images = spark.read.parquet(store.data_url(warehouse, "images", made_of))
-    keys = images.select("sha256")
+    images = images.select("sha256", "split", "image", views_of(views).alias("view"))
+    rows = made_of["accepted"] + (views - 1) * sum(made_of["counts"][f"train_{label}"] for label in (0, 1))
+    keys = images.drop("image")
     if files.matches(target, "*.parquet"):
         # With a schema given, Spark does not look for one in Petastorm's metadata, which a killed job may have torn.
-        keys = keys.join(spark.read.schema("sha256 string").parquet(target), "sha256", "left_anti")
+        keys = keys.join(spark.read.schema("sha256 string, view int").parquet(target), KEY, "left_anti")
     keys = keys.persist()
     missing = keys.count()
     if missing or not known or (known["id"], known["made_from"]) != (features_id, made_of["id"]):
@@ -55,10 +63,13 @@ def run(job: Job) -> str:
         )
         # Also where no image is missing: a job killed after its last image has not come to the metadata.
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
+            if missing and known and same and known["id"] != features_id and set(cuts) <= set(known["cuts"]):
+                keys = taken_over(job, keys, missing, store.data_url(warehouse, "features", known), cuts, target)
+                missing = keys.count()
             if missing:
-                todo = images.select("sha256", "split", "image")
-                if missing < made_of["accepted"]:  # keys go to the pixels, not the pixels to the keys
-                    todo = todo.join(f.broadcast(keys), "sha256", "left_semi")
+                todo = images
+                if missing < rows:  # keys go to the pixels, not the pixels to the keys
+                    todo = todo.join(f.broadcast(keys.select(KEY)), KEY, "left_semi")
                 compute(job, todo, missing, base, recipe, target)
     keys.unpersist()
     facts = {
@@ -67,20 +78,52 @@ def run(job: Job) -> str:
         "made_from": made_of["id"],
         "weights_origin": base.origin,
         "images": made_of["accepted"],
+        "views": views,
+        "augment": None,
         **recipe,
     }
     store.publish(warehouse, "features", facts)
     job.tracker.tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
-    job.tracker.metrics({"computed": missing, "reused": made_of["accepted"] - missing})
+    job.tracker.metrics({"computed": missing, "reused": rows - missing})
+    what = f"{rows} images" if views == 1 else f"{rows} rows ({views} views of each train image, 1 of the others)"
     return (
-        f"{made_of['accepted']} images = {missing} computed + {made_of['accepted'] - missing} computed before, "
+        f"{what} = {missing} computed + {rows - missing} computed before, "
         f"at {', '.join(cuts)} of {settings.backbone.name} ({base.origin} weights {base.content_id})"
     )
 
 
+def views_of(views: int) -> Column:
+    """The views of an image: 0 to `views` - 1 of a train image, 0 of another one; makes a row of each."""
+    train = f.sequence(f.lit(0), f.lit(views - 1))
+    return f.explode(f.when(f.col("split") == "train", train).otherwise(f.array(f.lit(0))))
+
+
+def taken_over(job: Job, keys: DataFrame, rows: int, other: str, cuts: list[str], target: str) -> DataFrame:
+    """Add the rows of view 0 that stand at `other`, of the same recipe but for augmentation; the keys of the rest."""
+    session.describe(job.spark, "featurize: plain views that stand already")
+    plain = job.spark.read.parquet(other).where("view = 0").select(*KEY, *cuts)
+    append(in_order(job, plain.join(f.broadcast(keys), KEY), rows).select(*KEY, *cuts), target)
+    rest = keys.join(plain.select(KEY), KEY, "left_anti").persist()
+    rest.count()  # before the keys are let go, of which it is made
+    keys.unpersist()
+    return rest
+
+
+def in_order(job: Job, rows: DataFrame, count: int) -> DataFrame:
+    """Rows sorted by view, split and hash, so that a reader of one view of one split passes over the rest."""
+    order = ("view", "split", "sha256")
+    return rows.repartitionByRange(session.partitions_for(job.spark, count), *order).sortWithinPartitions(*order)
+
+
+def append(rows: DataFrame, target: str) -> None:
+    """Add rows to the features. Each finished task's file stays when the job is killed."""
+    # Version 2 moves each finished task's file in place at once; rows are keyed by image and view, so they stay valid.
+    rows.write.mode("append").option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(target)
+
+
 def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe: dict[str, Any], target: str) -> None:
-    """Add the features of these images to `target`. Each finished task's file stays when the job is killed."""
-    spark, chosen = job.spark, job.settings.featurize
+    """Add the features of these views of images (`sha256`, `split`, `view`, `image`) to `target`."""
+    spark, chosen, augment, seed = job.spark, job.settings.featurize, job.settings.augment, job.settings.seed
     size, name, cuts = recipe["image_size"], recipe["backbone"], recipe["cuts"]
     pixels = schemas.images_schema(size).fields["image"]
     tensors = spark.sparkContext.broadcast(list(base.tensors))
@@ -92,8 +135,11 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
         network.use_threads(threads)
         return network.predictor(backbones.features(backbones.build_base(name, size, tensors.value), cuts))
 
-    def prepare(content: bytes) -> np.ndarray:
-        return np.asarray(pixels.codec.decode(pixels, content))
+    def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:
+        image = np.asarray(pixels.codec.decode(pixels, content))
+        if not view:
+            return image
+        return augmentation.augmented(image, augment, augmentation.generator(seed, int(view), sha256))
 
     def finish(outputs: list[np.ndarray | None], errors: Any) -> pd.DataFrame:
         return pd.DataFrame({cut: stored(values, chosen.dtype) for cut, values in zip(cuts, outputs, strict=True)})
@@ -102,15 +148,9 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
     model_id = f"{name} {size} {base.content_id} {cuts}"
     udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size)
-    partitions = session.partitions_for(spark, rows)
-    computed = (
-        todo.repartitionByRange(partitions, "split", "sha256")
-        .select("sha256", udf("image").alias("features"))
-        .select("sha256", *(f.col(f"features.{cut}") for cut in cuts))
-    )
     session.describe(spark, f"featurize: {name} over {rows} images")
-    # Version 2 moves each finished task's file in place at once; rows are keyed by image, so they stay valid.
-    computed.write.mode("append").option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(target)
+    computed = in_order(job, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
+    append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
     tensors.unpersist()
 
 

@@ -139,6 +139,7 @@ class Augment(Section):
 class Featurize(Section):
     dtype: Literal["float16", "float32"] = "float16"
     batch_size: Count = 16
+    views: Count = Field(default=1, description="of each train image: as it is, and views - 1 augmented ones")
 
 
 class Head(Section):
@@ -240,6 +241,15 @@ class Settings(Section):
     score: Score = Score()
     mlflow: Mlflow = Mlflow()
 
+    @model_validator(mode="after")
+    def _views_differ(self) -> Settings:
+        if self.featurize.views > 1 and not self.augment.enabled:
+            raise ValueError(
+                f"featurize.views={self.featurize.views} would store the same features again and again, because "
+                "augment.enabled is false; set augment.enabled=true, or featurize.views=1"
+            )
+        return self
+
 
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Settings:
     """Settings from a YAML file (or the defaults) and `a.b=value` words, which win.
@@ -340,8 +350,8 @@ def _explain(values: Mapping[str, Any], error: Any) -> str:
         near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"unknown setting {where!r}: {hint}valid here: {', '.join(valid)}"
-    found = error.get("input")
-    return f"setting {where or 'values'}: {error['msg'].removeprefix('Value error, ')}; found {found!r}"
+    told = error["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {told}; found {error.get('input')!r}" if where else told  # else between sections
 
 
 def _siblings(path: tuple[Any, ...]) -> list[str]:

@@ -20,7 +20,7 @@ from melanoma_spark.prefetch import ahead
 
 Predict = Callable[[np.ndarray], list[np.ndarray]]
 Load = Callable[[], Predict]
-Prepare = Callable[[bytes], np.ndarray]
+Prepare = Callable[..., np.ndarray]
 Finish = Callable[[list[np.ndarray | None], Sequence[ImageError | None]], pd.DataFrame]
 
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
@@ -29,14 +29,17 @@ _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 def over_column(
     model_id: str, load: Load, prepare: Prepare, finish: Finish, result: t.StructType, batch_size: int
 ) -> Any:
-    """A UDF: binary column -> struct column `result`; what the rest means is told at `over_batches`."""
+    """A UDF: binary column -> struct column `result`; what the rest means is told at `over_batches`.
+
+    Of further columns that it is called with, `prepare` gets the row's values behind the bytes.
+    """
     through = over_batches(model_id, load, prepare, finish, batch_size)
 
-    def compute(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-        return through(columns)
+    def compute(columns: Iterator[Any]) -> Iterator[pd.DataFrame]:
+        return through(zip(*batch, strict=True) if isinstance(batch, tuple) else batch for batch in columns)
 
     # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
-    compute.__annotations__ = {"columns": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
+    compute.__annotations__ = {"columns": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.DataFrame]}
     return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
 
 
@@ -46,18 +49,19 @@ def over_batches(
     """Batches of bytes, or of the `ImageError` for which there are none -> a frame for each.
 
     `load()` makes the model's forward pass; `model_id` names it among those a worker has met. `prepare(bytes)` gives
-    one model input or raises `ImageError`. `finish(outputs, errors)` gets, for each model output, an array with a row
-    for every item (None when nothing in the batch could be prepared), and for every item its error or None; it returns
-    one row an item.
+    one model input or raises `ImageError`; where an item is a tuple of bytes and more, it gets all of that.
+    `finish(outputs, errors)` gets, for each model output, an array with a row for every item (None when nothing in the
+    batch could be prepared), and for every item its error or None; it returns one row an item.
     """
 
-    def prepared(contents: Iterable[bytes | ImageError | None]) -> list[np.ndarray | ImageError]:
+    def prepared(items: Iterable[Any]) -> list[np.ndarray | ImageError]:
         found: list[np.ndarray | ImageError] = []
-        for content in contents:
+        for item in items:
+            content, *more = item if isinstance(item, tuple) else (item,)
             try:
                 if content is None:
                     raise ImageError("unreadable", "there are no bytes")
-                found.append(content if isinstance(content, ImageError) else prepare(bytes(content)))
+                found.append(content if isinstance(content, ImageError) else prepare(bytes(content), *more))
             except ImageError as error:
                 found.append(error)
         return found

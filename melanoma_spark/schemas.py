@@ -49,8 +49,11 @@ def images_schema(size: int) -> Unischema:
 
 
 def features_schema(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Unischema:
-    """`features/`: one row an image (`sha256`), one column a cut of the backbone."""
-    fields = [UnischemaField("sha256", np.str_, (), ScalarCodec(t.StringType()), False)]
+    """`features/`: one row a view of an image, one column a cut of the backbone. View 0 is the image as it is."""
+    fields = [
+        UnischemaField("sha256", np.str_, (), ScalarCodec(t.StringType()), False),
+        UnischemaField("view", np.int32, (), ScalarCodec(t.IntegerType()), False),
+    ]
     for cut, shape in shapes.items():
         fields.append(UnischemaField(cut, np.dtype(dtype).type, tuple(shape), NdarrayCodec(), False))
     return Unischema("Features", fields)

@@ -145,6 +145,16 @@ def test_random_weights_are_refused_unless_allowed():
     assert allowed.backbone.weights == "random"
 
 
+def test_views_that_would_all_be_the_same_are_refused():
+    with pytest.raises(ConfigError) as error:
+        config.load(None, ["featurize.views=4"])
+    assert str(error.value) == (
+        "featurize.views=4 would store the same features again and again, because augment.enabled is false; "
+        "set augment.enabled=true, or featurize.views=1"
+    )
+    assert config.load(None, ["featurize.views=4", "augment.enabled=true"]).featurize.views == 4
+
+
 @pytest.mark.parametrize(
     ("positive", "negative", "named"),
     [

@@ -131,6 +131,23 @@ def test_results_are_those_of_a_plain_loop(spark, tmp_path):
             np.testing.assert_allclose(row.second, second[0], atol=1e-5)
 
 
+def test_further_columns_reach_what_prepares(spark):
+    def prepare(data: bytes, factor: float, name: str) -> np.ndarray:
+        return np.frombuffer(data, np.float32) * (factor if name == "even" else -factor)
+
+    def finish(outputs, errors) -> pd.DataFrame:
+        return pd.DataFrame({"first": outputs[0][:, 0].astype(float), "second": None, "reason": None, "batch": 1})
+
+    udf = inference.over_column("more", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH)
+    rows = [(number, content(number), 0.5 * number, ("even", "odd")[number % 2]) for number in range(32, 44)]
+    table = spark.createDataFrame(rows, "number int, data binary, factor double, name string").repartition(3)
+    found = table.select("number", udf("data", "factor", "name").alias("found")).collect()
+    for row in found:
+        first = np.frombuffer(content(row.number), np.float32)[0]
+        assert row.found.first == pytest.approx(first * 0.5 * row.number * (-1) ** row.number, rel=1e-6)
+    assert len(found) == len(rows)
+
+
 def test_order_is_kept(spark, tmp_path):
     session.batch_rows(spark, 7)
     rows = [(number, content(number)) for number in range(100)]

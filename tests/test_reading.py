@@ -37,7 +37,9 @@ def dataset(spark, tmp_path_factory):
     schema = schemas.features_schema(SHAPES, "float32")
     url = files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one"))
     rows = [
-        dict_to_spark_row(schema, {"sha256": key(number), **{cut: value(number, cut) for cut in SHAPES}})
+        dict_to_spark_row(
+            schema, {"sha256": key(number), "view": np.int32(0), **{cut: value(number, cut) for cut in SHAPES}}
+        )
         for number in range(ROWS)
     ]
     with store.petastorm(spark, url, schema, 1):

@@ -1,0 +1,237 @@
+"""Features of several views of each train image: augmented as the settings say, computed once, kept apart by `view`."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import open_line, said
+
+from jobs import evaluate, featurize
+from melanoma_spark import augmentation, backbones, config, files, network, schemas, store, weights
+
+CUT = "block5_pool"
+AUGMENT = config.Augment(enabled=True, cutout=0.2)
+
+
+def views(count: int, augment: config.Augment = AUGMENT) -> dict:
+    return {"featurize": config.Featurize(views=count), "augment": augment}
+
+
+@pytest.fixture(scope="module")
+def ingested(spark, lesions, shared_mlflow, tmp_path_factory):
+    """A line of which ingest alone has run."""
+    folder = tmp_path_factory.mktemp("views") / "warehouse"
+    line = open_line(spark, lesions, folder, mlflow={"tracking_uri": shared_mlflow}, **{"finetune": FINETUNE})
+    with said():
+        line.stage("ingest")
+    return line
+
+
+FINETUNE = {"phases": [{"name": "all", "epochs": 1}]}  # of one cut, for speed
+
+
+@pytest.fixture
+def fresh(ingested, new_line):
+    """Another line with the same images, and nothing else."""
+    line = new_line(finetune=FINETUNE)
+    shutil.copytree(ingested.folder / "images", line.folder / "images")
+    return line
+
+
+@pytest.fixture(scope="module")
+def stored(ingested):
+    return ingested.read("images").toPandas().set_index("sha256").sort_index()
+
+
+@pytest.fixture(scope="module")
+def plain(ingested):
+    """The features of one view."""
+    with said():
+        told = ingested.stage("featurize")
+    assert "0 computed before" in told
+    return rows(ingested)
+
+
+def rows(line) -> pd.DataFrame:
+    return line.read("features").toPandas().sort_values(["sha256", "view"], ignore_index=True)
+
+
+def array(content: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
+
+
+def times(line) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in line.folder.glob("features/*/*.parquet")}
+
+
+def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """The same keys, and bit for bit the same features."""
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
+
+
+def test_one_view_is_that_of_every_image_as_it_is(ingested, plain, stored):
+    assert list(plain["sha256"]) == list(stored.index)
+    assert plain["view"].dtype == np.int32
+    assert set(plain["view"]) == {0}
+    facts = ingested.manifest("features")
+    assert (facts["views"], facts["augment"]) == (1, None)
+
+
+def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored):
+    """Four at once: what comes out, for whom, in which order, and what the manifest says of it."""
+    train = stored.index[stored["split"] == "train"]
+    others = len(stored) - len(train)
+    told = fresh.stage("featurize", **views(4))
+    count = 4 * len(train) + others
+    assert f"{count} rows (4 views of each train image, 1 of the others) = {count} computed + 0 computed before" in told
+    found = rows(fresh)
+    expected = [(sha, view) for sha in stored.index for view in range(4 if sha in train else 1)]
+    assert list(found[["sha256", "view"]].itertuples(index=False, name=None)) == expected
+    same_plain = found[found["view"] == 0]
+    for one, other in zip(same_plain[CUT], plain[CUT], strict=True):
+        np.testing.assert_allclose(array(one), array(other), rtol=2e-3, atol=1e-3)
+
+    facts = fresh.manifest("features")
+    assert facts["views"] == 4
+    assert facts["augment"] == {
+        **AUGMENT.model_dump(exclude={"enabled"}),
+        "seed": fresh.job.settings.seed,
+        "version": augmentation.VERSION,
+    }
+
+    base = weights.resolve(fresh.job.settings.backbone, fresh.job.settings.seed)
+    predict = network.predictor(backbones.features(backbones.build_base("vgg16", 64, base.tensors), [CUT]))
+    field = schemas.images_schema(64).fields["image"]
+    some = found[found["view"] > 0].iloc[::25]
+    pixels = [
+        augmentation.augmented(
+            field.codec.decode(field, stored.loc[row.sha256, "image"]),
+            AUGMENT,
+            augmentation.generator(fresh.job.settings.seed, row.view, row.sha256),
+        )
+        for row in some.itertuples()
+    ]
+    (values,) = predict(np.stack(pixels))
+    assert len(some) > 5
+    for content, value in zip(some[CUT], values, strict=True):
+        np.testing.assert_allclose(array(content), value, rtol=2e-3, atol=2e-3 * np.abs(values).max())
+
+    split = stored["split"].to_dict()
+    folder = fresh.folder / "features" / facts["path"]
+    of_files = [pd.read_parquet(path, columns=["view", "sha256"]) for path in sorted(folder.glob("*.parquet"))]
+    for one in of_files:
+        order = [(row.view, split[row.sha256], row.sha256) for row in one.itertuples()]
+        assert order == sorted(order)
+    assert len(of_files) > 1
+    # and Petastorm, which knows the column
+    url = store.data_url(fresh.job.warehouse, "features", facts)
+    test_side = {sha: 0 for sha in stored.index if split[sha] == "test"}
+    assert len(list(store.rows(url, CUT, test_side, None))) == len(test_side)
+
+
+def test_more_views_compute_the_new_ones_alone_and_fewer_none(fresh, plain, stored):
+    train = int((stored["split"] == "train").sum())
+    one_id = fresh.stage("featurize") and fresh.manifest("features")["id"]
+    first = rows(fresh)
+    assert f" = {train} computed + {len(stored)} computed before" in fresh.stage("featurize", **views(2))
+    two_id = fresh.manifest("features")["id"]
+    assert two_id != one_id
+    second = rows(fresh)
+    same(second[second["view"] == 0], first)
+    before = times(fresh)
+    told = fresh.stage("featurize", **views(4))
+    assert f" = {2 * train} computed + {train + len(stored)} computed before" in told
+    assert before.items() <= times(fresh).items()
+    assert (fresh.manifest("features")["id"], fresh.manifest("features")["views"]) == (two_id, 4)
+    fourth = rows(fresh)
+    assert len(fourth) == 3 * train + len(stored)
+    same(fourth[fourth["view"] < 2], second)
+
+    before = times(fresh)
+    for count in (2, 3):
+        assert " = 0 computed + " in fresh.stage("featurize", **views(count))
+        assert (fresh.manifest("features")["id"], fresh.manifest("features")["views"]) == (two_id, count)
+    assert f"{len(stored)} images = 0 computed + " in fresh.stage("featurize")
+    assert fresh.manifest("features")["id"] == one_id
+    assert times(fresh) == before
+
+
+def test_one_view_after_several_is_taken_over(fresh, plain):
+    """Without having been computed by itself before."""
+    fresh.stage("featurize", **views(2))
+    several = rows(fresh)
+    assert f"{len(plain)} images = 0 computed + {len(plain)} computed before" in fresh.stage("featurize")
+    same(rows(fresh), several[several["view"] == 0])
+    url = store.data_url(fresh.job.warehouse, "features", fresh.manifest("features"))
+    assert len(list(store.rows(url, CUT, dict.fromkeys(plain["sha256"], 0), None))) == len(plain)
+
+
+def test_settings_of_augmentation_are_part_of_augmented_features_alone(ingested, plain, fresh, stored):
+    other = config.Augment(enabled=True, zoom=0.4)
+    before = ingested.manifest("features")["id"]
+    for augment in (AUGMENT, other):
+        assert " = 0 computed" in ingested.stage("featurize", augment=augment)
+        assert ingested.manifest("features")["id"] == before
+    train = int((stored["split"] == "train").sum())
+    fresh.stage("featurize", **views(2))
+    before = fresh.manifest("features")["id"]
+    first = rows(fresh)
+    assert f" = {train} computed + {len(stored)} computed before" in fresh.stage("featurize", **views(2, other))
+    assert fresh.manifest("features")["id"] != before
+    second = rows(fresh)
+    same(second[second["view"] == 0], first[first["view"] == 0])
+    changed = [one != another for one, another in zip(second[CUT], first[CUT], strict=True)]
+    assert changed == list(second["view"] == 1)
+
+
+@pytest.mark.parametrize("appends", [1, 2])
+def test_killed_between_its_steps_it_goes_on(fresh, plain, stored, monkeypatch, appends):
+    """After the plain views were taken over, and after all rows are there but no metadata."""
+
+    class Killed(BaseException):
+        pass
+
+    train = int((stored["split"] == "train").sum())
+    fresh.stage("featurize")
+    known = fresh.manifest("features")
+    done = []
+    append = featurize.append
+
+    def killed(table, target):
+        append(table, target)
+        done.append(target)
+        if len(done) == appends:
+            raise Killed
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(featurize, "append", killed)
+        with pytest.raises(Killed):
+            fresh.stage("featurize", **views(2))
+    assert fresh.manifest("features") == known
+    todo = train if appends == 1 else 0
+    told = fresh.stage("featurize", **views(2))
+    assert f" = {todo} computed + {train + len(stored) - todo} computed before" in told
+    found = rows(fresh)
+    assert not found.duplicated(["sha256", "view"]).any()
+    assert len(found) == train + len(stored)
+    url = store.data_url(fresh.job.warehouse, "features", fresh.manifest("features"))
+    test_side = dict.fromkeys(stored.index[stored["split"] == "test"], 0)
+    assert len(list(store.rows(url, CUT, test_side, None))) == len(test_side)
+
+
+def test_the_head_is_judged_on_images_as_they_are(line, copied):
+    """An image of the test split may have been one of the train split before, and have several views."""
+    models = copied.manifest("models/head")
+    facts = copied.manifest("features")
+    expected = evaluate.judge_head(copied.job, copied.manifest("images"), facts, models).toPandas()
+    table = copied.read("features")
+    more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *facts["cuts"]))
+    more.write.parquet(files.join(copied.job.warehouse, "features", "more"))
+    found = evaluate.judge_head(copied.job, copied.manifest("images"), {**facts, "path": "more"}, models).toPandas()
+    assert len(found) == len(expected) > 40
+    same(found.sort_values("sha256"), expected.sort_values("sha256"))
