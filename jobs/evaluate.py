@@ -1,6 +1,7 @@
 """evaluate: the head alone and the fine-tuned network side by side on the test split -> `reports/`.
 
 A Spark pass over validation and test. The operating point is chosen on validation and applied unchanged to test.
+evaluate.tta=8 judges the same networks by the mean over eight mirror images and turns of each image, without training.
 
 example: ./spark-submit.sh evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.95'
 """
@@ -37,6 +38,7 @@ from melanoma_spark.errors import DataError
 
 POINT_NAMES = {"sensitivity": "screening", "specificity": "specific", "balanced": "balanced"}
 HEAD, FINETUNED = "head alone", "fine-tuned"
+PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
 JUDGED = "split in ('validation', 'test')"
 RESULT = t.StructType([t.StructField("probability", t.DoubleType())])
 
@@ -45,8 +47,8 @@ def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
-    models = {HEAD: store.need(warehouse, "models/head", "train_head")}
-    finetuned = store.manifest(warehouse, "models/finetuned")
+    models = {HEAD: store.need(warehouse, PLACES[HEAD], "train_head")}
+    finetuned = store.manifest(warehouse, PLACES[FINETUNED])
     if finetuned:
         models[FINETUNED] = finetuned
     for name, facts in models.items():
@@ -63,9 +65,12 @@ def run(job: Job) -> str:
         return f"nothing new, the report stands at {folder}/report.html"
 
     session.batch_rows(job.spark, settings.evaluate.batch_size)
-    predictions = judge_head(job, images, features, models[HEAD])
+    if settings.evaluate.tta == 1:
+        predictions = judge_head(job, images, features, models[HEAD])
+    else:  # of mirror images no features are stored
+        predictions = judge_network(job, images, models[HEAD], HEAD)
     if finetuned:
-        predictions = predictions.unionByName(judge_network(job, images, finetuned))
+        predictions = predictions.unionByName(judge_network(job, images, finetuned, FINETUNED))
     session.describe(job.spark, "evaluate: predict validation and test")
     predictions.coalesce(1).write.mode("overwrite").parquet(files.join(folder, "predictions"))
     table = job.spark.read.parquet(files.join(folder, "predictions")).toPandas()
@@ -89,6 +94,7 @@ def run(job: Job) -> str:
             "made_from": images["id"],
             "models": {name: facts["id"] for name, facts in models.items()},
             "operating_points": points,
+            "tta": settings.evaluate.tta,
             "metrics": {key: value for key, value in figures.items() if value == value},
             "run_id": job.run_id,
         },
@@ -104,7 +110,7 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
     threads = session.task_threads(job.spark)
     spec = network.Spec.model_validate(model["spec"])
     cut = backbones.backbone(spec.backbone).cuts[-1]
-    tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, "models/head", model))
+    tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, PLACES[HEAD], model))
 
     def load() -> inference.Predict:
         network.use_threads(threads)
@@ -120,13 +126,13 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
     return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
 
 
-def judge_network(job: Job, images: dict[str, Any], model: dict[str, Any]) -> DataFrame:
-    """Predictions of the whole network on the stored pixels."""
-    spec = network.Spec.model_validate(model["spec"])
-    tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, "models/finetuned", model))
+def judge_network(job: Job, images: dict[str, Any], model: dict[str, Any], name: str) -> DataFrame:
+    """Predictions of a whole network on the stored pixels, over as many views of them as the settings say."""
+    spec = network.Spec.model_validate({**model["spec"], "tta": job.settings.evaluate.tta})
+    tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, PLACES[name], model))
     pixels = schemas.images_schema(spec.image_size).fields["image"]
     udf = inference.over_column(
-        f"network {model['id']}",
+        f"network {model['id']} tta {spec.tta}",
         inference.network_loader(spec, tensors, session.task_threads(job.spark)),
         lambda content: np.asarray(pixels.codec.decode(pixels, content)),
         finish,
@@ -136,7 +142,7 @@ def judge_network(job: Job, images: dict[str, Any], model: dict[str, Any]) -> Da
     rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
     count = rows.count()
     spread = rows.repartitionByRange(session.partitions_for(job.spark, count), "split", "sha256")
-    return predictions(spread.select("*", udf("image").alias("found")), FINETUNED)
+    return predictions(spread.select("*", udf("image").alias("found")), name)
 
 
 def finish(outputs: list[np.ndarray | None], errors: Sequence[Any]) -> pd.DataFrame:

@@ -28,7 +28,8 @@ def run(job: Job) -> str:
         return f"nothing new, {settings.name} version {standing.version} is {settings.alias} already"
 
     scorer = serving.Scorer(
-        spec=network.Spec.model_validate(model["spec"]),
+        # by as many views as the operating point was chosen for
+        spec=network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)}),
         tensors=store.load_model(warehouse, place, model),
         operating_point=OperatingPoint(**evaluated["operating_points"][name]),
         min_side=job.settings.ingest.min_side,
@@ -48,6 +49,7 @@ def run(job: Job) -> str:
         **figures,
         "model": name,
         "report_id": evaluated["id"],
+        "tta": str(scorer.spec.tta),
         "dataset_id": model["dataset_id"],
         "weights_id": model["weights_id"],
         "weights_origin": model["weights_origin"],

@@ -23,6 +23,7 @@ class Section(BaseModel):
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Symmetries = Literal[1, 2, 4, 8]  # of a square: how many of `network.symmetries`
 
 NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of privacy.source_names=hash
 
@@ -199,6 +200,11 @@ class Evaluate(Section):
     operating_point: str = Field(default="sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
     resamples: Count = Field(default=2000, description="bootstrap resamples of groups")
     batch_size: Count = 16
+    tta: Symmetries = Field(
+        default=1,
+        description="test-time augmentation: the mean over 1, 2, 4 or 8 mirror images and quarter turns, at so many "
+        "times the cost; the registered model does what was evaluated",
+    )
 
 
 class Register(Section):

@@ -104,12 +104,12 @@ def loaded(model_id: str, load: Load) -> Predict:
 
 
 def network_loader(spec: Any, tensors: Any, threads: int) -> Load:
-    """Load the network of a spec; `tensors` is a Spark broadcast of its weights."""
+    """Load the classifier of a spec; `tensors` is a Spark broadcast of its weights."""
 
     def load() -> Predict:
         from melanoma_spark import network
 
         network.use_threads(threads)
-        return network.predictor(network.build(spec, tensors.value))
+        return network.classifier(spec, tensors.value)
 
     return load

@@ -6,17 +6,24 @@ bring code along. Importing this module does not import TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from melanoma_spark import backbones
+from melanoma_spark import backbones, config
+
+Predict = Callable[[np.ndarray], list[np.ndarray]]
 
 
 class Spec(BaseModel):
-    """What a network looks like. Two networks of the same spec hold tensors of the same shapes."""
+    """What a network looks like, and how it judges. Two networks of the same spec hold tensors of the same shapes.
+
+    `tta` is the number of `symmetries` of an image over which `classifier` takes the mean. Training has no
+    part in it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,6 +31,7 @@ class Spec(BaseModel):
     image_size: int
     hidden: int
     dropout: float
+    tta: config.Symmetries = 1
 
 
 HEAD_LAYERS = ("head_average", "head_dense", "head_dropout", "probability")
@@ -62,7 +70,35 @@ def tail(network: Any, cut: str | None) -> Any:
     return keras.Model(start, network.output, name=f"behind_{cut}")
 
 
-def predictor(model: Any) -> Callable[[np.ndarray], list[np.ndarray]]:
+def symmetries(images: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """The first `count` of the eight symmetries of the square, of images (n, size, size, 3): views of their memory.
+
+    The image itself; left to right; top to bottom, and both, which is a half turn; and the same four transposed, which
+    has both quarter turns among them. The first 1, 2, 4 or 8 are each a group: no orientation is favoured.
+    """
+    pair = (images, images.swapaxes(1, 2))
+    flips = (np.s_[:], np.s_[:, :, ::-1], np.s_[:, ::-1], np.s_[:, ::-1, ::-1])
+    return itertools.islice((kind[flip] for kind in pair for flip in flips), count)
+
+
+def classifier(spec: Spec, weights: Sequence[np.ndarray]) -> Predict:
+    """What a network says of images: uint8 RGB (n, size, size, 3) -> [probability (n, 1), float32].
+
+    All that judges images asks here: evaluation, scoring, the served model. It is the arithmetic mean of the
+    probabilities of `spec.tta` symmetries (test-time augmentation; so do Perez et al. 2018 with augmented copies and
+    Ha et al. 2020 with these eight). Not the mean of logits, which have no bound: one view that is sure to saturation
+    would decide for all. Views go through the network one after the other, in the memory of one.
+    """
+    forward = predictor(build(spec, weights))
+
+    def predict(images: np.ndarray) -> list[np.ndarray]:
+        views = symmetries(images, spec.tta)
+        return [np.mean([forward(np.ascontiguousarray(view))[0] for view in views], axis=0)]
+
+    return predict
+
+
+def predictor(model: Any) -> Predict:
     """A compiled forward pass for batches of any length: one trace, no training-time parts; a list of outputs."""
     import tensorflow as tf
 

@@ -38,7 +38,8 @@ class Scorer:
 
     @property
     def model_id(self) -> str:
-        return str(self.facts["id"])
+        """Of what it answers: other views of an image give other probabilities."""
+        return f"{self.facts['id']} tta {self.spec.tta}"
 
     def prepare(self, content: bytes) -> np.ndarray:
         """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
@@ -146,7 +147,7 @@ class LesionScorer(PythonModel):
 
     def load_context(self, context: Any) -> None:
         self.scorer = from_files(context.artifacts)
-        self.forward = network.predictor(network.build(self.scorer.spec, self.scorer.tensors))
+        self.forward = network.classifier(self.scorer.spec, self.scorer.tensors)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         inputs: list[np.ndarray] = []

@@ -1,7 +1,10 @@
 """Base and head joined, cut apart, and the compiled forward pass."""
 
+import itertools
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from melanoma_spark import backbones, network
 from melanoma_spark.errors import ConfigError
@@ -101,6 +104,56 @@ def test_the_predictor_takes_batches_of_any_length_with_one_trace_and_no_dropout
     np.testing.assert_allclose(whole, joined.predict_on_batch(pixels), atol=1e-6)
     np.testing.assert_allclose(np.concatenate([predict(pixels[:2])[0], predict(pixels[2:])[0]]), whole, atol=1e-6)
     assert ((whole > 0) & (whole < 1)).all()
+
+
+def turned(images: np.ndarray) -> list[np.ndarray]:
+    """The eight symmetries by numpy's own turns: four quarters, and four of the mirror image."""
+    mirror = np.flip(images, axis=2)
+    return [np.rot90(kind, quarters, axes=(1, 2)) for kind in (images, mirror) for quarters in range(4)]
+
+
+def test_the_symmetries_are_the_eight_of_the_square_and_their_parts_are_groups(pixels):
+    found = [view.tobytes() for view in network.symmetries(pixels, 8)]
+    assert set(found) == {view.tobytes() for view in turned(pixels)}
+    assert len(set(found)) == 8
+    assert found[0] == pixels.tobytes()
+    assert found[1] == np.flip(pixels, axis=2).tobytes()
+    assert found[3] == np.rot90(pixels, 2, axes=(1, 2)).tobytes()
+    for count in (1, 2, 4, 8):
+        part = [view.tobytes() for view in network.symmetries(pixels, count)]
+        assert part == found[:count]
+        again = itertools.chain(*(network.symmetries(view, count) for view in network.symmetries(pixels, count)))
+        assert {view.tobytes() for view in again} == set(part), "a symmetry of a symmetry is one of them"
+
+
+def test_of_views_the_classifier_gives_the_mean_of_their_probabilities(joined, pixels):
+    weights = joined.get_weights()
+    plain = network.classifier(SPEC, weights)
+    np.testing.assert_array_equal(plain(pixels)[0], network.predictor(joined)(pixels)[0])
+    each = np.stack([plain(np.ascontiguousarray(view))[0] for view in turned(pixels)])
+    assert np.ptp(each, axis=0).min() > 1e-4, "the test cannot tell the views apart"
+    (found,) = network.classifier(SPEC.model_copy(update={"tta": 8}), weights)(pixels)
+    assert (found.shape, found.dtype) == ((5, 1), np.float32)
+    np.testing.assert_allclose(found, each.mean(axis=0), atol=1e-6)
+    assert np.abs(found - plain(pixels)[0]).max() > 1e-4
+    (two,) = network.classifier(SPEC.model_copy(update={"tta": 2}), weights)(pixels)
+    np.testing.assert_allclose(two, each[[0, 4]].mean(axis=0), atol=1e-6)
+    (four,) = network.classifier(SPEC.model_copy(update={"tta": 4}), weights)(pixels)
+    np.testing.assert_allclose(four, each[[0, 2, 4, 6]].mean(axis=0), atol=1e-6)
+
+
+def test_no_orientation_of_an_image_is_favoured(joined, pixels):
+    judge = network.classifier(SPEC.model_copy(update={"tta": 8}), joined.get_weights())
+    for view in turned(pixels):
+        np.testing.assert_allclose(judge(np.ascontiguousarray(view))[0], judge(pixels)[0], atol=1e-6)
+
+
+def test_specs_of_models_made_before_have_one_view():
+    old = {key: value for key, value in SPEC.model_dump().items() if key != "tta"}
+    assert network.Spec.model_validate(old) == SPEC
+    for count in (0, 3, 16, "8"):
+        with pytest.raises(ValidationError, match="tta"):
+            network.Spec.model_validate({**old, "tta": count})
 
 
 def test_tensors_of_another_network_are_refused(joined):

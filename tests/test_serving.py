@@ -6,7 +6,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -131,6 +133,39 @@ def test_a_scorer_is_packed_and_unpacked_whole(scorer):
     for before, after in zip(scorer.tensors, again.tensors, strict=True):
         np.testing.assert_array_equal(before, after, strict=True)
     assert serving.without_tensors(scorer).tensors == []
+
+
+@pytest.mark.parametrize("tta", [1, 8])
+def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tta):
+    chosen = replace(scorer, spec=scorer.spec.model_copy(update={"tta": tta}))
+    paths = {}
+    for name, content in serving.pack(chosen).items():
+        (tmp_path / name).write_bytes(content)
+        paths[name] = str(tmp_path / name)
+    served = serving.LesionScorer()
+    served.load_context(SimpleNamespace(artifacts=paths))
+    contents = [drawing.lesion_jpeg(seed, size=48) for seed in range(3)]
+    found = served.predict(None, pd.DataFrame({"image": contents}))["probability"]
+    pixels = np.stack([scorer.prepare(content) for content in contents])
+    plain = network.predictor(network.build(scorer.spec, scorer.tensors))
+    views = [pixels, pixels[:, :, ::-1], pixels[:, ::-1], pixels[:, ::-1, ::-1]]
+    views += [view.swapaxes(1, 2) for view in views]
+    expected = np.mean([plain(np.ascontiguousarray(view))[0][:, 0] for view in views[:tta]], axis=0)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_workers_tell_models_of_other_views_apart(scorer):
+    """By this id a worker knows the model that it has loaded."""
+    ids = {replace(scorer, spec=scorer.spec.model_copy(update={"tta": tta})).model_id for tta in (1, 2, 4, 8)}
+    assert len(ids) == 4
+
+
+def test_a_model_registered_before_there_were_views_is_unpacked(scorer):
+    packed = serving.pack(scorer)
+    description = json.loads(packed["model.json"])
+    del description["spec"]["tta"]
+    packed["model.json"] = json.dumps(description).encode()
+    assert serving.unpack(packed).spec == scorer.spec
 
 
 def test_packing_is_the_same_every_time(scorer):

@@ -1,0 +1,79 @@
+"""Test-time augmentation along the line: chosen where models are evaluated, and carried from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from melanoma_spark import config, images, network, serving, store
+
+EIGHT = {"evaluate": config.Evaluate(tta=8, resamples=50)}
+MODELS = {"head alone": "models/head", "fine-tuned": "models/finetuned"}
+
+
+def probabilities(line) -> pd.DataFrame:
+    """The last report's predictions by model and hash."""
+    table = pd.read_parquet(line.folder / "reports" / line.manifest("reports")["path"] / "predictions")
+    return table.set_index(["model", "sha256"])["probability"].sort_index()
+
+
+@pytest.fixture
+def evaluated(line, copied):
+    """The line's models judged once more, by eight views; nothing is trained for it."""
+    told = copied.stage("evaluate", **EIGHT)
+    assert "test AUC" in told
+    for place in MODELS.values():
+        assert copied.manifest(place) == line.manifest(place)
+    return copied
+
+
+def test_the_same_models_judged_by_eight_views_are_registered_and_score_so(line, evaluated):
+    before, found = probabilities(line), probabilities(evaluated)
+    assert list(found.index) == list(before.index)
+    # by networks and copies of the images that are made here
+    stored = evaluated.read("images").toPandas().set_index("sha256")
+    for name, place in MODELS.items():
+        facts = evaluated.manifest(place)
+        spec = network.Spec.model_validate(facts["spec"])
+        assert spec.tta == 1
+        model = network.build(spec, store.load_model(evaluated.job.warehouse, place, facts))
+        some = found.loc[name].iloc[::5]
+        paths = [Path(uri.removeprefix("file:")) for uri in stored.loc[some.index, "source_uri"]]
+        pixels = np.stack([images.decode(path.read_bytes(), 64) for path in paths])
+        turned = [np.rot90(kind, k, (1, 2)) for kind in (pixels, pixels[:, :, ::-1]) for k in range(4)]
+        expected = np.mean([model.predict(view, verbose=0)[:, 0] for view in turned], axis=0)
+        np.testing.assert_allclose(some, expected, atol=1e-5)
+        assert np.abs(some - before.loc[name].loc[some.index]).max() > 1e-3, "one view says the same"
+
+    assert evaluated.manifest("reports")["tta"] == 8
+    assert evaluated.manifest("reports")["id"] != line.manifest("reports")["id"]
+    assert "nothing new, the report stands" in evaluated.stage("evaluate", **EIGHT)
+
+    # what is registered is what was evaluated, whatever the settings say now
+    assert "melanoma version 2 is champion now" in evaluated.stage("register")
+    assert "nothing new, melanoma version 2" in evaluated.stage("register")
+    version, artifacts = evaluated.tracker().model_files("melanoma@champion")
+    assert serving.unpack(artifacts).spec.tta == 8
+    assert version.tags["tta"] == "8"
+    assert "121 scored" in evaluated.stage("score")
+    scores = evaluated.scores()
+    scores = scores[(scores["model_version"] == "2") & (scores["status"] == "scored")]
+    scores = scores.drop_duplicates("sha256").set_index("sha256")["probability"]
+    judged = found.loc["fine-tuned"]
+    np.testing.assert_allclose(scores.loc[judged.index], judged, atol=1e-6)
+
+    # and back: one view is another result again
+    assert "test AUC" in evaluated.stage("evaluate")
+    assert evaluated.manifest("reports")["id"] == line.manifest("reports")["id"]
+    pd.testing.assert_series_equal(probabilities(evaluated), before, atol=1e-6)
+
+
+def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):
+    facts = {key: value for key, value in copied.manifest("reports").items() if key != "tta"}
+    store.publish(copied.job.warehouse, "reports", {**facts, "id": "old"})
+    assert "is champion now" in copied.stage("register")
+    _, artifacts = copied.tracker().model_files("melanoma@champion")
+    assert serving.unpack(artifacts).spec.tta == 1
