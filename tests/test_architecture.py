@@ -38,6 +38,8 @@ SYSTEMS = {
     "report": {"matplotlib"},
     "datacard": set(),  # its pages come from pages, its contact sheet from Pillow
     "files": {"fsspec"},
+    "hdfs": {"hdfs_native"},  # file systems of fsspec, which files names to it
+    "s3": {"botocore", "s3fs"},
     "weights": set(),
 }
 # ... and what it may import inside its functions besides.
