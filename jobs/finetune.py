@@ -1,7 +1,8 @@
 """finetune: base and head joined, trained on by phases on Horovod ranks that Spark starts.
 
 The last block first, then the whole network (conf: finetune.phases). A phase with a `cut` reads that cut's features
-instead of computing the frozen part again. The best epoch by validation AUROC is kept, the start included.
+instead of computing the frozen part again: in each epoch another of the views that are stored, while a phase on pixels
+augments them as it goes (augment.enabled). The best epoch by validation AUROC is kept, the start included.
 
 A lost rank costs the work since the last checkpoint: the ranks start again from there, `finetune.retries` times. After
 that, and after a killed driver, the same command goes on from there.
@@ -14,11 +15,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from jobs.job import Job, main, say
 from melanoma_spark import (
+    augmentation,
     backbones,
     config,
     files,
@@ -40,11 +43,11 @@ HOW = {"accumulate", "checkpoint_steps", "read_ahead_mb", "retries", "start_time
 
 @dataclass(frozen=True)
 class Source:
-    """A column of a dataset, and where its rows are stored, by split."""
+    """A column of a dataset, and where its rows are stored: by split, and for train by view."""
 
     url: str
     column: str
-    indexes: dict[str, sharding.Index]
+    indexes: dict[str, list[sharding.Index]]
 
 
 def run(job: Job) -> str:
@@ -53,13 +56,15 @@ def run(job: Job) -> str:
     features = store.need(warehouse, "features", "featurize")
     head = store.need(warehouse, "models/head", "train_head")
     recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
-    made_from = lineage.content_id([images["id"], features["id"], head["id"], recipe, settings.seed])
+    drawn = settings.augment.model_dump(mode="json") if settings.augment.enabled else None
+    seeds = [settings.seed, settings.training_seed]
+    made_from = lineage.content_id([images["id"], features["id"], views_of(features), head["id"], recipe, drawn, seeds])
     known = store.manifest(warehouse, "models/finetuned")
     if known and known["made_from"] == made_from:
         return f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}"
     sources = sources_of(job, images, features)
     for source in sources.values():  # so that what does not fit is told before ranks start
-        sharding.check(len(source.indexes["train"]), settings.finetune.batch_size, settings.ranks)
+        sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
     preflight.check(job.spark, settings.ranks)
     session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
@@ -104,7 +109,7 @@ def run(job: Job) -> str:
     return f"{settings.ranks} ranks at {np.mean(speeds):.1f} images/s, {told}"
 
 
-def sources_of(job: Job, images: dict, features: dict) -> dict[str | None, Source]:
+def sources_of(job: Job, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:
     """What the phases read: a cut -> its features, None -> the pixels."""
     settings = job.settings
     lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
@@ -118,12 +123,23 @@ def sources_of(job: Job, images: dict, features: dict) -> dict[str | None, Sourc
     found: dict[str | None, Source] = {}
     if cuts:
         url = store.data_url(job.warehouse, "features", features)
-        stored = reading.indexes(job.spark, url, labels)
+        stored = stored_at(job, url, labels, views_of(features))
         found |= {cut: Source(url, cut, stored) for cut in cuts}
     if not all(phase.cut for phase in settings.finetune.phases):
         url = store.data_url(job.warehouse, "images", images)
-        found[None] = Source(url, "image", reading.indexes(job.spark, url, labels))
+        found[None] = Source(url, "image", stored_at(job, url, labels, 1))
     return found
+
+
+def stored_at(job: Job, url: str, labels: dict[str, dict[str, int]], views: int) -> dict[str, list[sharding.Index]]:
+    plain = reading.indexes(job.spark, url, labels)
+    train = {"train": labels["train"]}
+    others = [reading.indexes(job.spark, url, train, view)["train"] for view in range(1, views)]
+    return {"train": [plain["train"], *others], "validation": [plain["validation"]]}
+
+
+def views_of(features: dict[str, Any]) -> int:
+    return int(features.get("views", 1))
 
 
 CHECKPOINT = "checkpoint.npz"
@@ -142,7 +158,7 @@ def train(
     import keras
 
     network.use_threads(threads)
-    keras.utils.set_random_seed(settings.seed)  # before the network is built: dropout takes its seed then
+    keras.utils.set_random_seed(settings.training_seed)  # before the network is built: dropout takes its seed then
     model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
     chosen = settings.finetune
     state = checkpoint_in(target)
@@ -151,14 +167,14 @@ def train(
     for phase in chosen.phases[names.index(state.phase) if state else 0 :]:
         source = sources[backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None]
         part = network.tail(model, source.column if phase.cut else None)
-        labels = source.indexes["train"].labels
+        labels = source.indexes["train"][0].labels
         plan = training.Plan(
             phase=phase.name,
             learning_rate=phase.learning_rate * chosen.batch_size / (chosen.rates_for_batch or chosen.batch_size),
             epochs=phase.epochs,
             patience=phase.patience,
             class_weights=training.class_weights(labels.tolist()),
-            seed=settings.seed,
+            seed=settings.training_seed,
             batch_size=chosen.batch_size,
             accumulate=chosen.accumulate,
             warmup_epochs=phase.warmup_epochs,
@@ -169,7 +185,7 @@ def train(
             complete = files.pack_tensors(training.pack(replace(state, earlier=earlier)))
             files.write_bytes(files.join(target, CHECKPOINT), complete)
 
-        read = functools.partial(epoch_images, source, threads, chosen.read_ahead_mb)
+        read = functools.partial(epoch_images, source, threads, settings)
         records += training.train(
             rank,
             part,
@@ -188,14 +204,22 @@ def train(
     return records
 
 
-def epoch_images(source: Source, threads: int, read_ahead_mb: int, split: str, epoch: int) -> training.Images:
-    """The images of a split, as this rank reads them."""
-    index = source.indexes[split]
+def epoch_images(source: Source, threads: int, settings: config.Settings, split: str, epoch: int) -> training.Images:
+    """The images of a split, as this rank reads them: in each epoch another view of those of train."""
+    views = source.indexes[split]
+    index = views[(epoch - 1) % len(views)]
+    ahead = settings.finetune.read_ahead_mb * 1024**2
 
     def read(shared: np.ndarray) -> Iterator[np.ndarray]:
-        return reading.values(source.url, source.column, index, shared, threads, read_ahead_mb * 1024**2)
+        return reading.values(source.url, source.column, index, shared, threads, ahead)
 
-    return training.Images(index.groups, index.labels, read)
+    def augmented(shared: np.ndarray) -> Iterator[np.ndarray]:
+        for row, image in zip(shared[shared != sharding.NONE], read(shared), strict=True):
+            drawn = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
+            yield augmentation.augmented(image, settings.augment, drawn)
+
+    pixels = split == "train" and source.column == "image"
+    return training.Images(index.groups, index.labels, augmented if pixels else read)
 
 
 def checkpoint_in(target: str) -> training.State | None:

@@ -29,7 +29,8 @@ def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
-    made_from = lineage.content_id([images["id"], features["id"], settings.head.model_dump(mode="json"), settings.seed])
+    views, recipe = int(features.get("views", 1)), settings.head.model_dump(mode="json")
+    made_from = lineage.content_id([images["id"], features["id"], views, recipe, settings.training_seed])
     known = store.manifest(warehouse, "models/head")
     if known and known["made_from"] == made_from:
         return f"nothing new, models/head stands, validation AUROC {known['validation_auroc']:.4f}"
@@ -40,14 +41,17 @@ def run(job: Job) -> str:
     labels = store.labels(job.spark, warehouse, images)
     url = store.data_url(warehouse, "features", features)
     session.describe(job.spark, "train_head: averages of the bottleneck features")
-    pooled = reading.averages(job.spark, url, backbones.backbone(settings.backbone.name).cuts[-1], labels)
+    cut = backbones.backbone(settings.backbone.name).cuts[-1]
+    pooled = reading.averages(job.spark, url, cut, labels)
+    train = {"train": labels["train"]}
+    augmented = [reading.averages(job.spark, url, cut, train, view)["train"] for view in range(1, views)]
     spec = network.Spec(
         backbone=settings.backbone.name,
         image_size=images["image_size"],
         hidden=settings.head.hidden,
         dropout=settings.head.dropout,
     )
-    head, records = ranks.run_alone(train, settings, spec, pooled)[0]
+    head, records = ranks.run_alone(fit, settings, spec, [pooled["train"], *augmented], pooled["validation"])[0]
     tensors = [*base.tensors, *head]
     best = training.best_of(records)
     facts = {
@@ -72,35 +76,42 @@ def run(job: Job) -> str:
     )
 
 
-def train(
-    rank: training.Rank, settings: config.Settings, spec: network.Spec, pooled: dict[str, reading.Averages]
+def fit(
+    rank: training.Rank,
+    settings: config.Settings,
+    spec: network.Spec,
+    views: list[reading.Averages],
+    validation: reading.Averages,
 ) -> tuple[list[np.ndarray], list[training.EpochRecord]]:
-    """The head's tensors and the log. Works on averaged features: 2 kB an image for VGG16, so they stay in memory."""
+    """The head's tensors and the log; an epoch takes one of the views. Works on averaged features: 2 kB an image for
+    VGG16, so they stay in memory.
+    """
     import keras
 
-    keras.utils.set_random_seed(settings.seed)
-    channels = pooled["train"].values.shape[-1]
-    features = keras.Input((1, 1, channels), name="features")
+    keras.utils.set_random_seed(settings.training_seed)
+    features = keras.Input((1, 1, validation.values.shape[-1]), name="features")
     model = keras.Model(features, network.build_head(features, spec), name="head")
     plan = training.Plan(
         phase="head",
         learning_rate=settings.head.learning_rate,
         epochs=settings.head.epochs,
         patience=settings.head.patience,
-        class_weights=training.class_weights(pooled["train"].labels.tolist()),
-        seed=settings.seed,
+        class_weights=training.class_weights(views[0].labels.tolist()),
+        seed=settings.training_seed,
         batch_size=settings.head.batch_size,
     )
-    read = {split: in_memory(averages.values[:, None, None], averages.labels) for split, averages in pooled.items()}
-    records = training.train(rank, model, plan, lambda epoch: read["train"], lambda epoch: read["validation"], say)
+    train, judged = [in_memory(view) for view in views], in_memory(validation)
+    records = training.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
     return model.get_weights(), records
 
 
-def in_memory(values: np.ndarray, labels: np.ndarray) -> training.Images:
+def in_memory(averages: reading.Averages) -> training.Images:
+    values = averages.values[:, None, None]
+
     def read(shared: np.ndarray) -> Iterator[np.ndarray]:
         return iter(values[shared[shared != sharding.NONE]])
 
-    return training.Images(np.zeros(len(labels), np.int32), labels, read)
+    return training.Images(np.zeros(len(values), np.int32), averages.labels, read)
 
 
 if __name__ == "__main__":

@@ -233,7 +233,10 @@ class Settings(Section):
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
         default=224, description="side in pixels of the stored square"
     )
-    seed: int = 0
+    seed: int = Field(default=0, description="of splits, augmentation and resamples")
+    training_seed: int = Field(
+        default=0, description="of a head's first weights, of dropout and of the order of images"
+    )
     ranks: Count = Field(default=2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
     backbone: Backbone = Backbone()
     privacy: Privacy = Privacy()

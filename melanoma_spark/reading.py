@@ -19,11 +19,12 @@ from melanoma_spark.prefetch import ahead
 from melanoma_spark.sharding import Index
 from melanoma_spark.store import quiet
 
+KEY = ("sha256", "view")  # of a row; images have no views
 Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows
 
 
-def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]]) -> dict[str, Index]:
-    """Where the rows of each split are stored; `labels` is split -> sha256 -> label.
+def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]], view: int = 0) -> dict[str, Index]:
+    """Where the rows of each split are stored; `labels` is split -> sha256 -> label, `view` that of features.
 
     Spark's tasks read the keys, the driver holds them: 80 bytes an image. Raises `DataError` when the dataset is not
     complete or lacks a row.
@@ -33,10 +34,10 @@ def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]]) -> di
     if pieces:
         names = spark.createDataFrame([(name,) for name in sorted({name for name, _ in pieces})], "file string")
         names = names.repartition(min(spark.sparkContext.defaultParallelism, len(pieces)))
-        kept = names.mapInPandas(functools.partial(_keys, url), "file string, row_group int, keys binary")
+        kept = names.mapInPandas(functools.partial(_keys, url, view), "file string, row_group int, keys binary")
         for row in kept.toLocalIterator():
             stored[row.file, row.row_group] = np.frombuffer(row.keys, "S64")
-    return {split: _index(url, pieces, stored, wanted) for split, wanted in labels.items()}
+    return {split: _index(url, pieces, stored, wanted, view) for split, wanted in labels.items()}
 
 
 def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int, read_ahead: int) -> Iterator[Any]:
@@ -56,7 +57,10 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
     threads = min(threads, len(wanted))
     largest = max(len(keys) for _, keys in wanted) * _bytes(url, column)
     ready = max(1, read_ahead // threads // max(1, largest))  # row groups that a thread may be ahead
-    streams = [ahead(_read(url, column, wanted[first::threads]), lambda rows: rows, ready) for first in range(threads)]
+    streams = [
+        ahead(_read(url, column, wanted[first::threads], index.view), lambda rows: rows, ready)
+        for first in range(threads)
+    ]
     held: dict[int, Any] = {}
     turn = itertools.cycle(streams)
     try:
@@ -69,11 +73,11 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
             stream.close()
 
 
-def _read(url: str, column: str, wanted: list[Wanted]) -> Iterator[dict[int, Any]]:
+def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[dict[int, Any]]:
     """For each of these row groups, its wanted rows: row -> value."""
     with quiet():
         try:
-            reader = _open(url, column, wanted)
+            reader = _open(url, column, wanted, view)
         except (KeyError, OSError, ValueError) as error:  # since `indexes` another job has changed it
             raise _incomplete(url, error) from error
         try:
@@ -90,11 +94,19 @@ def _read(url: str, column: str, wanted: list[Wanted]) -> Iterator[dict[int, Any
             reader.join()
 
 
-def _open(url: str, column: str, wanted: list[Wanted]) -> Any:
+def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Any:
     """A Petastorm reader of these rows, row group by row group in this order."""
-    from petastorm.predicates import in_set
+    from petastorm.predicates import in_lambda, in_set
     from petastorm.reader import Reader
     from petastorm.workers_pool.dummy_pool import DummyPool
+
+    with _dataset(url) as (_, schema):
+        key = [name for name in KEY if name in schema.fields]
+
+    def chosen(keys: dict[str, int]) -> Any:
+        if len(key) == 1:
+            return in_set(set(keys), "sha256")
+        return in_lambda(key, lambda sha256, of: of == view and sha256 in keys)
 
     class InOrder(Reader):
         """Petastorm deals whole row groups, in an order of its own; here the plan says which rows, and when."""
@@ -109,7 +121,7 @@ def _open(url: str, column: str, wanted: list[Wanted]) -> Any:
             items = [
                 {
                     "piece_index": self.pieces[place],
-                    "worker_predicate": in_set(set(keys), "sha256"),
+                    "worker_predicate": chosen(keys),
                     "shuffle_row_drop_partition": (0, 1),
                 }
                 for place, keys in wanted
@@ -119,9 +131,7 @@ def _open(url: str, column: str, wanted: list[Wanted]) -> Any:
     filesystem, path = _filesystem(url)
     # DummyPool: read in the thread that asks. Petastorm 0.13.1's thread pool can take a reader for exhausted before its
     # first row: it looks at the workers, then at the ventilator, and a short list is handed out in between.
-    return InOrder(
-        filesystem, path, schema_fields=["sha256", column], reader_pool=DummyPool(), shuffle_row_groups=False
-    )
+    return InOrder(filesystem, path, schema_fields=[*key, column], reader_pool=DummyPool(), shuffle_row_groups=False)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,9 @@ class Averages:
     labels: np.ndarray  # int8 (n,)
 
 
-def averages(spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str, int]]) -> dict[str, Averages]:
+def averages(
+    spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str, int]], view: int = 0
+) -> dict[str, Averages]:
     """Features (h, w, c) of each split's images -> their means. Spark's tasks read and average, the driver collects.
 
     Raises `DataError` when a row is missing.
@@ -145,8 +157,9 @@ def averages(spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str
             yield pd.DataFrame({"sha256": batch["sha256"], "mean": mean})
 
     session.batch_rows(spark, 64)
-    schema = f"sha256 string, `{column}` binary"
-    table = spark.read.schema(schema).parquet(url).mapInPandas(means, "sha256 string, mean binary").toPandas()
+    schema = f"sha256 string, view int, `{column}` binary"
+    of_view = spark.read.schema(schema).parquet(url).where(f"view = {view}").select("sha256", column)
+    table = of_view.mapInPandas(means, "sha256 string, mean binary").toPandas()
     mean_of = dict(zip(table["sha256"], table["mean"], strict=True))
     found = {}
     for split, wanted in labels.items():
@@ -200,8 +213,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return found
 
 
-def _keys(url: str, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """For a task of Spark: the keys of each row group of these files, in their order."""
+def _keys(url: str, view: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """For a task of Spark: each row group's keys of the view, in their order."""
     import pyarrow.parquet as pq
 
     for batch in batches:
@@ -210,13 +223,20 @@ def _keys(url: str, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
             with filesystem.open(path, "rb") as file:
                 parquet = pq.ParquetFile(file)
                 for group in range(parquet.num_row_groups):
-                    keys = parquet.read_row_group(group, ["sha256"])["sha256"].to_numpy()
-                    packed = keys.astype("S64").tobytes()
+                    table = parquet.read_row_group(group, [name for name in KEY if name in parquet.schema_arrow.names])
+                    keys = table["sha256"].to_numpy().astype("S64")
+                    packed = (
+                        keys[table["view"].to_numpy() == view] if "view" in table.column_names else keys
+                    ).tobytes()
                     yield pd.DataFrame({"file": [name], "row_group": [group], "keys": [packed]})
 
 
 def _index(
-    url: str, pieces: list[tuple[str, int]], stored: Mapping[tuple[str, int], np.ndarray], wanted: Mapping[str, int]
+    url: str,
+    pieces: list[tuple[str, int]],
+    stored: Mapping[tuple[str, int], np.ndarray],
+    wanted: Mapping[str, int],
+    view: int,
 ) -> Index:
     label_of = {key.encode(): label for key, label in wanted.items()}
     places: list[tuple[str, int]] = []
@@ -231,7 +251,7 @@ def _index(
     if len(keys) != len(wanted):
         raise _lacks(url, len(keys), len(wanted))
     labels = np.array([label_of[key] for key in keys], np.int8)
-    return Index(tuple(places), np.array(groups, np.int32), np.array(keys, "S64"), labels)
+    return Index(tuple(places), np.array(groups, np.int32), np.array(keys, "S64"), labels, view)
 
 
 def _lacks(url: str, found: int, wanted: int) -> DataError:

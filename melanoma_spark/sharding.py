@@ -22,6 +22,7 @@ class Index:
     groups: np.ndarray  # int32 (n,): where each row's row group stands in `places`
     keys: np.ndarray  # bytes (n,), S64: sha256 of the image
     labels: np.ndarray  # int8 (n,)
+    view: int = 0  # of features, see schemas.features_schema
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -15,6 +15,7 @@ from melanoma_spark.errors import DataError
 
 SHAPES = {"a": (2, 2, 3), "b": (1, 1, 4)}
 ROWS = 60
+SECOND = 12  # of which there is a second view
 
 
 def value(number: int, cut: str) -> np.ndarray:
@@ -36,14 +37,21 @@ def dataset(spark, tmp_path_factory):
 
     schema = schemas.features_schema(SHAPES, "float32")
     url = files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one"))
+    numbers = [(number, 0) for number in range(ROWS)] + [(number, 1) for number in range(SECOND)]
     rows = [
         dict_to_spark_row(
-            schema, {"sha256": key(number), "view": np.int32(0), **{cut: value(number, cut) for cut in SHAPES}}
+            schema,
+            {
+                "sha256": key(number),
+                "view": np.int32(view),
+                **{cut: value(number + 1000 * view, cut) for cut in SHAPES},
+            },
         )
-        for number in range(ROWS)
+        for number, view in numbers
     ]
     with store.petastorm(spark, url, schema, 1):
-        table = spark.createDataFrame(rows, schema.as_spark_schema()).repartitionByRange(3, "sha256")
+        table = spark.createDataFrame(rows, schema.as_spark_schema()).repartitionByRange(3, "view", "sha256")
+        table = table.sortWithinPartitions("view", "sha256")
         small = {"parquet.block.size": 1500, "parquet.page.size.row.check.min": 1, "parquet.page.size.row.check.max": 2}
         table.write.options(**small).parquet(url)
     return url
@@ -66,7 +74,8 @@ def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
         assert len(index) == len(labels[split])
         for number, (name, group) in enumerate(index.places):
             file = pq.ParquetFile(Path(dataset.removeprefix("file://")) / name)
-            stored = file.read_row_group(group, ["sha256"])["sha256"].to_pylist()
+            stored = file.read_row_group(group, ["sha256", "view"]).to_pylist()
+            stored = [row["sha256"] for row in stored if row["view"] == 0]
             assert [k.decode() for k in index.keys[index.groups == number]] == [k for k in stored if k in labels[split]]
     assert len({name for name, _ in found["train"].places}) == 3
     assert len(found["train"].places) > 3
@@ -83,6 +92,17 @@ def test_values_come_in_the_order_of_the_plan(spark, dataset, threads, read_ahea
         assert len(found) == ROWS / 2
         for number, array in zip(asked, found, strict=True):
             np.testing.assert_array_equal(array, value(number, column), strict=True)
+
+
+def test_a_view_is_read_by_itself(spark, dataset):
+    labels = wanted(range(SECOND))
+    index = reading.indexes(spark, dataset, {"train": labels}, view=1)["train"]
+    found = read(dataset, "a", index, whole(index))
+    assert [int(array.flat[0]) for array in found] == [1000 + number for number in range(SECOND)]
+    means = reading.averages(spark, dataset, "a", {"train": labels}, view=1)["train"].values
+    np.testing.assert_allclose(means, [value(1000 + n, "a").mean((0, 1)) for n in range(SECOND)])
+    with pytest.raises(DataError, match=f"gave {SECOND} of {ROWS} wanted rows"):
+        reading.indexes(spark, dataset, {"train": wanted(range(ROWS))}, view=1)
 
 
 def test_the_ranks_rows_make_up_the_whole(spark, dataset):

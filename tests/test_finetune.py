@@ -1,0 +1,75 @@
+"""What a rank of fine-tuning reads: in each epoch another view, of features as stored and of pixels as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from jobs import finetune
+from melanoma_spark import augmentation, config, reading, sharding, store
+
+AUGMENT = config.Augment(enabled=True)
+
+
+def rows(images) -> np.ndarray:
+    return np.stack(list(images.read(sharding.share(sharding.deal(images.groups, 8, 1), 0, 1))))
+
+
+@pytest.fixture(scope="module")
+def source(line) -> Callable[[str, str], finetune.Source]:
+    """A function: dataset, column -> what a phase reads of it."""
+    labels = store.labels(line.job.spark, line.job.warehouse, line.manifest("images"))
+
+    def of(name: str, column: str) -> finetune.Source:
+        url = store.data_url(line.job.warehouse, name, line.manifest(name))
+        found = reading.indexes(line.job.spark, url, labels)
+        return finetune.Source(url, column, {split: [index] for split, index in found.items()})
+
+    return of
+
+
+def test_pixels_are_augmented_by_epoch_and_image_on_any_number_of_ranks(line, source):
+    pixels = source("images", "image")
+    plain, drawn = (
+        line.job.settings.model_copy(update={"augment": augment}) for augment in (config.Augment(), AUGMENT)
+    )
+    index = pixels.indexes["train"][0]
+    dealt = sharding.deal(index.groups, 8, 1)
+    as_stored, first, again, second = (
+        rows(finetune.epoch_images(pixels, 1, chosen, "train", epoch))
+        for chosen, epoch in ((plain, 1), (drawn, 1), (drawn, 1), (drawn, 2))
+    )
+    np.testing.assert_array_equal(first, again)
+    for found, epoch in ((first, 1), (second, 2)):
+        for image, stored, row in zip(found, as_stored, dealt[dealt != sharding.NONE], strict=True):
+            generator = augmentation.generator(drawn.seed, epoch, index.keys[row].decode())
+            np.testing.assert_array_equal(image, augmentation.augmented(stored, AUGMENT, generator))
+    assert not np.array_equal(first, second)
+    images = finetune.epoch_images(pixels, 1, drawn, "train", 1)
+    of_ranks = [list(images.read(sharding.share(dealt, rank, 3))) for rank in range(3)]
+    assert sorted(image.tobytes() for part in of_ranks for image in part) == sorted(image.tobytes() for image in first)
+
+
+@pytest.mark.parametrize(("name", "column"), [("images", "image"), ("features", "block4_pool")])
+def test_validation_is_read_as_it_is(line, source, name, column):
+    read = source(name, column)
+    drawn = line.job.settings.model_copy(update={"augment": AUGMENT})
+    ones, others = (
+        rows(finetune.epoch_images(read, 1, chosen, "validation", epoch))
+        for chosen, epoch in ((line.job.settings, 1), (drawn, 2))
+    )
+    np.testing.assert_array_equal(ones, others)
+
+
+def test_features_are_read_view_after_view(line, source):
+    features = source("features", "block4_pool")
+    (index,) = features.indexes["train"]
+    other = sharding.Index(index.places, index.groups, index.keys, index.labels, view=1)
+    features.indexes["train"].append(other)
+    found = [finetune.epoch_images(features, 1, line.job.settings, "train", epoch) for epoch in (1, 2, 3)]
+    assert [images.groups is index.groups for images in found] == [True, True, True]
+    assert len(rows(found[0])) == len(rows(found[2])) == len(index)
+    with pytest.raises(Exception, match="gave 0 of"):  # of this line there is no second view
+        rows(found[1])
