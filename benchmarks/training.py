@@ -1,0 +1,270 @@
+"""What fine-tuning gains and costs: cached features over pixels, reading over the step, two ranks over one process.
+
+1. Block 5 trained from cached features at block4_pool, over the same from pixels through the frozen base: seconds an
+   epoch, and how far the weights are apart after two: features are stored as float16.
+2. Reading through Petastorm as the ranks do it, one thread, over what a training step takes; and over tf.data that
+   reads and decodes JPEG files of the same pixels with one thread.
+3. Two Horovod ranks of one thread, started by Spark, over one Keras process (`fit`) of two threads with its data in
+   memory, of the same global batch: block 5 from cached features, and the whole network from pixels. Second epochs, so
+   without tracing; with the share of a step in which gradients travel, and the seconds until ranks take a first step.
+
+VGG16 at 224 px with random weights, batches of 16. What is compared takes turns.
+
+    .venv/bin/python benchmarks/training.py             (about 15 minutes on 2 cores)
+    .venv/bin/python benchmarks/training.py --parts 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from side_by_side import Processes, Turns, start_spark
+
+from jobs import featurize, ingest
+from jobs.job import Job
+from melanoma_spark import (
+    config,
+    drawing,
+    files,
+    network,
+    ranks,
+    reading,
+    sharding,
+    store,
+    tracking,
+    training,
+    weights,
+)
+
+CUT, BATCH, AHEAD = "block4_pool", 16, 64 * 1024**2
+BACKBONE = config.Backbone(weights="random", allow_random=True)  # speed does not depend on the weights' values
+SPEC = network.Spec(backbone="vgg16", image_size=224, hidden=256, dropout=0.0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The train split at a cut, or as pixels, as ranks read it."""
+
+    url: str
+    column: str
+    index: sharding.Index
+
+    def images(self, count: int, threads: int = 1) -> training.Images:
+        index = sharding.Index(
+            self.index.places, self.index.groups[:count], self.index.keys[:count], self.index.labels[:count]
+        )
+
+        def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+            return reading.values(self.url, self.column, index, shared, threads, AHEAD)
+
+        return training.Images(index.groups, index.labels, read)
+
+    def all(self) -> training.Images:
+        """In memory, in the order of the images' keys, which is the same for features and pixels."""
+        images = self.images(len(self.index))
+        values = np.stack(list(images.read(sharding.share(sharding.deal(images.groups, 1), 0, 1))))
+        order = np.argsort(self.index.keys)
+        return in_memory(values[order], images.labels[order])
+
+
+def in_memory(values: np.ndarray, labels: np.ndarray) -> training.Images:
+    groups = np.zeros(len(values), np.int32)
+    return training.Images(groups, labels, lambda shared: iter(values[shared[shared != sharding.NONE]]))
+
+
+def taken(images: training.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and labels."""
+    rows = np.arange(count, dtype=np.int32)[:, None]
+    return np.stack(list(images.read(rows))), images.labels[:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=160, help="images an epoch of block 5 [160]")
+    parser.add_argument("--whole", type=int, default=48, help="images an epoch of the whole network [48]")
+    parser.add_argument("--rounds", type=int, default=2, help="turns [2]")
+    parser.add_argument("--parts", default="123", help="which of the three [123]")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
+        spark = start_spark(2)
+        features, pixels = made(spark, Path(folder), chosen.images)
+        if "1" in chosen.parts:
+            cached_or_not(features, pixels, chosen.images, chosen.rounds)
+        if "2" in chosen.parts:
+            pipelines(features, pixels, chosen.images, Path(folder), chosen.rounds)
+        if "3" in chosen.parts:
+            throughput(spark, "block 5 from cached features", CUT, features, chosen.images, chosen.rounds)
+            throughput(spark, "the whole network from pixels", None, pixels, chosen.whole, chosen.rounds)
+        spark.stop()
+
+
+def made(spark: Any, folder: Path, images: int) -> tuple[Rows, Rows]:
+    settings = config.parse(
+        {
+            "archive": str(folder / "archive"),
+            "warehouse": str(folder / "warehouse"),
+            "ingest": {"test_fraction": 0.1, "validation_fraction": 0.1},
+            "backbone": BACKBONE.model_dump(),
+        }
+    )
+    drawing.draw_archive(folder / "archive", images=max(images * 3 // 2, 150), size=224)
+    warehouse = files.url_of(settings.warehouse)
+    job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+    with job.tracker.run("benchmark", {}):
+        for stage in (ingest, featurize):
+            print(stage.run(job), flush=True)
+    manifest = store.need(warehouse, "images", "ingest")
+    train = {"train": store.labels(spark, warehouse, manifest)["train"]}
+    found = []
+    for name, column in (("features", CUT), ("images", "image")):
+        url = store.data_url(warehouse, name, store.need(warehouse, name, "?"))
+        found.append(Rows(url, column, reading.indexes(spark, url, train)["train"]))
+    assert len(found[0].index) >= images
+    return found[0], found[1]
+
+
+def built(cut: str | None, freeze: bool = False) -> Any:
+    """The network's part behind the cut; with `freeze`, all of it, of which only that part is trained."""
+    import keras
+
+    base = weights.resolve(BACKBONE, 0).tensors  # with which the features are made
+    keras.utils.set_random_seed(0)
+    whole = network.build(SPEC)
+    whole.set_weights([*base, *whole.get_weights()[len(base) :]])
+    part = network.tail(whole, cut)
+    if not freeze:
+        return part
+    for layer in whole.layers:
+        layer.trainable = layer in part.layers
+    return whole
+
+
+def trained(
+    rank: training.Rank, model: Any, images: training.Images, states: list[training.State] | None = None
+) -> training.EpochRecord:
+    """The second epoch of two: the first one traces."""
+    plan = training.Plan("benchmark", 1e-5, 2, 2, (1.0, 1.0), 0, BATCH)
+    few = training.Images(images.groups[:2], images.labels[:2], images.read)  # what is timed is training
+    keep = states.append if states is not None else None
+    return training.train(rank, model, plan, lambda _: images, lambda _: few, say=lambda text: None, checkpoint=keep)[
+        -1
+    ]
+
+
+def cached_or_not(features: Rows, pixels: Rows, count: int, rounds: int) -> None:
+    network.use_threads(2)
+    turns = Turns(("cached", "pixels", 3.5))
+    at_cut, whole = (in_memory(*taken(rows.all(), count)) for rows in (features, pixels))
+    for _ in range(rounds):
+        cached, frozen = built(CUT), built(CUT, freeze=True)
+        start = cached.get_weights()
+        of_cached, of_frozen = [], []
+        turns.add(
+            cached=trained(ranks.Alone(), cached, at_cut, of_cached).images_per_second,
+            pixels=trained(ranks.Alone(), frozen, whole, of_frozen).images_per_second,
+        )
+        ones, others = (state[-1].variables[-len(cached.variables) :] for state in (of_cached, of_frozen))
+        ones = [value for value, variable in zip(ones, cached.variables, strict=True) if variable.dtype == "float32"]
+        others = [value for value in others if value.dtype == np.float32]
+        apart = np.mean([np.abs(one - other).mean() for one, other in zip(ones, others, strict=True)])
+        moved = np.mean([np.abs(one - before).mean() for one, before in zip(ones, start, strict=True)])
+        print(f"weights after two epochs: apart by {apart / moved:.3f} of what they have moved")
+    turns.summary()
+
+
+def pipelines(features: Rows, pixels: Rows, count: int, folder: Path, rounds: int) -> None:
+    import tensorflow as tf
+
+    jpeg = folder / "jpeg"
+    jpeg.mkdir()
+    for number, image in enumerate(taken(pixels.all(), count)[0]):
+        Image.fromarray(image).save(jpeg / f"{number:05d}.jpg", quality=95)
+    step = trained(ranks.Alone(), built(CUT), features.images(count)).images_per_second
+    print(f"a step of block 5: {step:.1f} images/s on two threads")
+    turns = Turns(("features", "step", 3.0), ("pixels", "tf_data_of_jpeg", 0.3))
+
+    def read(rows: Rows) -> float:
+        started = time.monotonic()
+        images = rows.images(count)
+        found = sum(1 for _ in images.read(sharding.share(sharding.deal(images.groups, BATCH, 1), 0, 1)))
+        return found / (time.monotonic() - started)
+
+    def decoded(name: Any) -> Any:
+        return tf.io.decode_jpeg(tf.io.read_file(name), channels=3)
+
+    for _ in range(rounds):
+        started = time.monotonic()
+        names = sorted(map(str, jpeg.iterdir()))
+        for _batch in tf.data.Dataset.from_tensor_slices(names).map(decoded).batch(BATCH).prefetch(2):
+            pass
+        plain = len(names) / (time.monotonic() - started)
+        turns.add(step=step, features=read(features), pixels=read(pixels), tf_data_of_jpeg=plain)
+    turns.summary()
+
+
+def throughput(spark: Any, what: str, cut: str | None, rows: Rows, count: int, rounds: int) -> None:
+    print(what)
+    turns = Turns(("two_ranks", "one_process", 0.90))
+    shares, starts = [], []
+    images = rows.images(count)
+    with Processes(1, keras_process, cut, *taken(rows.all(), count)) as alone:
+        alone.seconds([1])
+        for _ in range(rounds):
+            one = count / alone.seconds([1])
+            began = time.time()
+            speed, share, first = ranks.run_on_spark(spark, 2, 180, on_rank, cut, images)[0]
+            turns.add(one_process=one, two_ranks=speed)
+            shares.append(share)
+            starts.append(first - began)
+    turns.summary()
+    print(
+        f"gradients travel in {statistics.median(shares):.1%} of a step, "
+        f"ranks take their first one after {statistics.median(starts):.1f} s"
+    )
+
+
+def on_rank(rank: Any, cut: str | None, images: training.Images) -> tuple[float, float, float]:
+    """Images/s of a second epoch, the share of a step in which gradients travel, and when the first epoch began."""
+    network.use_threads(1)
+    model = built(cut)
+    first = time.time()
+    record = trained(rank, model, images)
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    gradients = [variable.value for variable in model.trainable_variables]
+    travelled = tf.function(lambda: hvd.grouped_allreduce(gradients, op=hvd.Average))
+    travelled()
+    started = time.monotonic()
+    for _ in range(3):
+        travelled()
+    travel = (time.monotonic() - started) / 3
+    steps = -(-len(images.labels) // BATCH)
+    return record.images_per_second, travel / (record.seconds / steps), first
+
+
+def keras_process(cut: str | None, inputs: np.ndarray, labels: np.ndarray) -> Callable[[int], None]:
+    import keras
+
+    network.use_threads(2)
+    model = built(cut)
+    inputs = inputs.astype(model.input.dtype)
+    model.compile(keras.optimizers.Adam(1e-5), "binary_crossentropy", jit_compile=False)
+
+    def do(epochs: int) -> None:
+        model.fit(inputs, labels.astype(np.float32), batch_size=BATCH, epochs=epochs, verbose=0)
+
+    return do
+
+
+if __name__ == "__main__":
+    main()
