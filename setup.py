@@ -25,6 +25,7 @@ setup(
         "keras>=3.12,<4",
         "horovod==0.28.1",
         "cloudpickle>=3",
+        "psutil>=5.9",  # comes with horovod
         "mlflow>=3.17,<4",
         "setuptools<70",  # petastorm imports distutils
         "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2

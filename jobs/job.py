@@ -81,12 +81,12 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
 
 def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
     """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end."""
-    from melanoma_spark import session
+    from melanoma_spark import lease, session
 
     started = time.monotonic()
     # not where images lie: a run is shown to others
     parameters = {key: value for key, value in config.flat(job.settings).items() if key not in ("archive", "warehouse")}
-    with job.tracker.run(name, tags, parameters) as run_id:
+    with lease.held(job.warehouse, name), job.tracker.run(name, tags, parameters) as run_id:
         session.describe(job.spark, name)
         summary = stage(replace(job, run_id=run_id))
         seconds = time.monotonic() - started

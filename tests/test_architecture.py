@@ -31,6 +31,7 @@ SYSTEMS = {
     "store": set(),
     "reading": set(),
     "preflight": set(),
+    "lease": {"psutil"},
     "ranks": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
     "serving": {"mlflow"},

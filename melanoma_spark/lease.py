@@ -1,0 +1,81 @@
+"""One job of a kind at a time on a warehouse: a file says who is at it, and that it is still alive."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+
+from melanoma_spark import files
+from melanoma_spark.errors import ClusterError, MelanomaError
+
+BEAT = 10.0  # seconds between signs of life
+STALE = 120.0  # seconds without one, after which a job on another machine counts as dead; clocks may differ by less
+SETTLE = 0.2  # seconds in which of two that start at once the later one has written
+
+
+@contextmanager
+def held(warehouse: str, job: str) -> Iterator[None]:
+    """While in here, no other process gets in with the same names.
+
+    Raises `ClusterError` with who is at it. A job that was killed on this machine holds nothing any more; one on
+    another machine nothing after `STALE` seconds.
+    """
+    url = files.join(warehouse, "running", f"{job}.json")
+    _refuse(url, job, own="")
+    own = uuid.uuid4().hex
+    facts = {
+        "owner": own,
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    files.write_json(url, {**facts, "beat": time.time()})
+    time.sleep(SETTLE)
+    _refuse(url, job, own)
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(BEAT):
+            with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will say so
+                files.write_json(url, {**facts, "beat": time.time()})
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        files.remove(url)
+
+
+def _refuse(url: str, job: str, own: str) -> None:
+    try:
+        found = files.read_json(url) or {}
+    except MelanomaError:  # torn; it is written anew
+        return
+    if not found or found.get("owner") == own or not _alive(found):
+        return
+    left = STALE - (time.time() - float(found["beat"]))
+    raise ClusterError(
+        f"{job} is already running on this warehouse, since {found['since']} on {found['host']} (process "
+        f"{found['process']}); wait for it, or stop it: should it be dead, the way is free in {max(left, 0):.0f} s"
+    )
+
+
+def _alive(found: dict[str, Any]) -> bool:
+    if found["host"] == socket.gethostname():
+        with suppress(psutil.Error):
+            return bool(psutil.Process(found["process"]).create_time() == found["process_started"])
+        return False
+    return time.time() - float(found["beat"]) < STALE
