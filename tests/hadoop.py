@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -44,6 +45,11 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: Linux kills the process when these tests end, be it by a signal."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def classpath(folder: Path) -> str:
@@ -102,7 +108,9 @@ def hdfs(folder: Path, java_home: str) -> Iterator[Hdfs]:
     def start(name: str, main: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (folder / f"{name}.log").open("wb") as log:
             command = [*java, f"org.apache.hadoop.hdfs.server.{main}", *arguments]
-            return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=folder, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
+            )
 
     try:
         formatted = start("format", "namenode.NameNode", "-format", "-nonInteractive")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hadoop import free_port
+from hadoop import die_with_parent, free_port
 
 PATIENCE = 60  # seconds until it must answer
 
@@ -36,7 +36,15 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     }
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log, cwd=folder)
+        server = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
     try:
         client = boto3.client(
             "s3",

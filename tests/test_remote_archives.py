@@ -412,6 +412,7 @@ def test_a_store_that_says_nothing_is_named(other_s3, silent):
     from melanoma_spark.s3 import S3
 
     other_s3.setattr(S3, "read_timeout", 1)
+    other_s3.setattr(S3, "retries", 1)
     other_s3.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent}")
     assert "Read timeout" in refused(f"s3a://{BUCKET}/lesions")
 
@@ -426,7 +427,7 @@ def test_credentials_that_are_not_there_are_named(other_s3):
 def test_a_public_bucket_needs_no_credentials(other_s3, urls):
     other_s3.delenv("AWS_ACCESS_KEY_ID")
     other_s3.delenv("AWS_SECRET_ACCESS_KEY")
-    other_s3.setitem(fsspec.config.conf, "s3", {"anon": "true"})  # as FSSPEC_S3_ANON=true does it at the start
+    other_s3.setitem(fsspec.config.conf, "s3", {"anon": True})  # as FSSPEC_S3_ANON=true does it at the start
     assert archive.located(urls["s3a"]) == (urls["s3a"], "")
 
 
