@@ -101,8 +101,15 @@ def located(url: str | None) -> tuple[str, str]:
 
 
 def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
-    """Rows of `schemas.LISTING` for the files below a folder, containers among them with kind `container`."""
-    filesystem, top = files.filesystem(root)
+    """Rows of `schemas.LISTING` for the files below a folder, containers among them with kind `container`.
+
+    Raises `DataError` where nothing of it can be read here, though the driver could.
+    """
+    way_out = "packages, HADOOP_CONF_DIR and credentials must be the driver's on every worker"
+    try:
+        filesystem, top = files.filesystem(root)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"archive {root} cannot be read by a worker: {files.reason(error)}; {way_out}") from None
     inside = os.path.realpath(top) if root.startswith("file:") else ""
     folders = [""]
     while folders:
@@ -110,6 +117,9 @@ def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
         try:
             infos = filesystem.ls(posixpath.join(top, folder), detail=True)
         except OSError as error:
+            if not folder:
+                why = files.reason(error)
+                raise DataError(f"archive {root} cannot be read by a worker: {why}; {way_out}") from None
             yield _row(root, folder, None, 0, None, reason=GONE, detail=f"the folder: {files.reason(error)}")
             continue
         below = []

@@ -18,9 +18,10 @@ import fsspec
 import pytest
 from conftest import REPO
 from hadoop import configure
+from pyspark.errors import PySparkException
 
 from melanoma_spark import archive, config, containers, drawing, files
-from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
+from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
 
 SECONDS = 15  # the most that a failure may take to tell
 PLACES = ("hdfs", "s3a")
@@ -422,6 +423,18 @@ def test_credentials_that_are_not_there_are_named(other_s3):
     other_s3.delenv("AWS_SECRET_ACCESS_KEY")
     told = refused(f"s3a://{BUCKET}/lesions")
     assert "Unable to locate credentials; set AWS_ACCESS_KEY_ID" in told
+
+
+def test_a_worker_without_credentials_is_named(other_s3, spark, urls):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        other_s3.delitem(spark.sparkContext.environment, name)
+    with pytest.raises(PySparkException) as caught:
+        archive.listing(spark, settings_of(urls["s3a"]))
+    ours = of_executor(caught.value)
+    assert isinstance(ours, DataError)
+    told = f"archive {urls['s3a']} cannot be read by a worker: Unable to locate credentials; set AWS_ACCESS_KEY_ID"
+    assert str(ours).startswith(told)
+    assert "credentials must be the driver's on every worker" in str(ours)
 
 
 def test_a_public_bucket_needs_no_credentials(other_s3, urls):
