@@ -36,6 +36,7 @@ def run(job: Job) -> str:
         "image_size": made_of["image_size"],
         "pixels_version": PIXELS_VERSION,
         "dtype": settings.featurize.dtype,
+        "precision": settings.featurize.precision,
         "key": KEY,
     }
     known = store.manifest(warehouse, "features")
@@ -133,7 +134,8 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
         from melanoma_spark import network
 
         network.use_threads(threads)
-        return network.predictor(backbones.features(backbones.build_base(name, size, tensors.value), cuts))
+        with backbones.precision(chosen.precision):
+            return network.predictor(backbones.features(backbones.build_base(name, size, tensors.value), cuts))
 
     def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:
         image = np.asarray(pixels.codec.decode(pixels, content))
@@ -146,7 +148,7 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
 
     session.batch_rows(spark, chosen.batch_size)
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
-    model_id = f"{name} {size} {base.content_id} {cuts}"
+    model_id = f"{name} {size} {base.content_id} {cuts} {chosen.precision}"
     udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size)
     session.describe(spark, f"featurize: {name} over {rows} images")
     computed = in_order(job, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))

@@ -158,9 +158,11 @@ def train(
     import keras
 
     network.use_threads(threads)
+    network.use_gpus(rank.gpus)
     keras.utils.set_random_seed(settings.training_seed)  # before the network is built: dropout takes its seed then
-    model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
     chosen = settings.finetune
+    with backbones.precision(chosen.precision):
+        model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
     state = checkpoint_in(target)
     records = list(state.earlier) if state else []
     names = [phase.name for phase in chosen.phases]

@@ -25,6 +25,9 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Symmetries = Literal[1, 2, 4, 8]  # of a square: how many of `network.symmetries`
 
+Precision = Literal["float32", "bfloat16"]
+PRECISION = "of the arithmetic; bfloat16: faster where the processor has it, to about three digits"
+
 NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of privacy.source_names=hash
 
 
@@ -138,7 +141,8 @@ class Augment(Section):
 
 
 class Featurize(Section):
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32"] = Field(default="float16", description="in which features are stored")
+    precision: Precision = Field(default="float32", description=PRECISION)
     batch_size: Count = 16
     views: Count = Field(default=1, description="of each train image: as it is, and views - 1 augmented ones")
 
@@ -179,6 +183,7 @@ class Finetune(Section):
     rates_for_batch: Count | None = Field(
         default=None, description="rates are for this batch_size: with k times as many images a step they are k-fold"
     )
+    precision: Precision = Field(default="float32", description=PRECISION)
     accumulate: Count = Field(default=1, description="pieces in which a rank computes its part of a step: less memory")
     float16_gradients: bool = Field(default=False, description="halves what ranks send each other")
     read_ahead_mb: Count = Field(default=64, description="MiB that a rank reads before it is needed")

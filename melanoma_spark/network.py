@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from melanoma_spark import backbones, config
+from melanoma_spark.errors import ClusterError
 
 Predict = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -98,18 +99,44 @@ def classifier(spec: Spec, weights: Sequence[np.ndarray]) -> Predict:
     return predict
 
 
+def input_dtype(model: Any) -> str:
+    """Of the arrays that a model is fed with: numpy has no bfloat16, Keras casts."""
+    return "float32" if model.input.dtype == "bfloat16" else str(model.input.dtype)
+
+
 def predictor(model: Any) -> Predict:
     """A compiled forward pass for batches of any length: one trace, no training-time parts; a list of outputs."""
     import tensorflow as tf
 
-    signature = [tf.TensorSpec([None, *model.input.shape[1:]], model.input.dtype)]
-    outputs = tf.function(lambda batch: model(batch, training=False), input_signature=signature, jit_compile=False)
+    signature = [tf.TensorSpec([None, *model.input.shape[1:]], input_dtype(model))]
+
+    @tf.function(input_signature=signature, jit_compile=False)
+    def outputs(batch: Any) -> Any:
+        found = model(batch, training=False)
+        return [tf.cast(tensor, tf.float32) for tensor in (found if isinstance(found, list | tuple) else [found])]
 
     def predict(batch: np.ndarray) -> list[np.ndarray]:
-        found = outputs(batch)
-        return [tensor.numpy() for tensor in (found if isinstance(found, list | tuple) else [found])]
+        return [tensor.numpy() for tensor in outputs(batch)]
 
     return predict
+
+
+def use_gpus(addresses: Sequence[str]) -> None:
+    """Let TensorFlow see only these GPUs, which Spark gave this process by number; where it gave none, as before.
+
+    Raises `ClusterError` when TensorFlow sees no such GPU.
+    """
+    if not addresses:
+        return
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if max(map(int, addresses)) >= len(gpus):
+        raise ClusterError(
+            f"Spark gave this process GPU {', '.join(addresses)}, but TensorFlow sees {len(gpus)}; install it for GPUs "
+            "(GPU=1 make install), or take spark.executor.resource.gpu.* out of the settings of Spark"
+        )
+    tf.config.set_visible_devices([gpus[int(address)] for address in addresses], "GPU")
 
 
 def use_threads(threads: int) -> None:

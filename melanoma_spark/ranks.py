@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +27,7 @@ class Alone:
     """The in-process twin: one rank and nobody to talk to."""
 
     rank, size = 0, 1
+    gpus: Sequence[str] = ()
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> Any:
         import keras
@@ -45,8 +46,10 @@ class HorovodRank:
 
     def __init__(self) -> None:
         import horovod.tensorflow as hvd
+        from horovod.spark.task import get_available_devices
 
         hvd.init()
+        self.gpus = get_available_devices()  # that Spark gave the rank's task
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from melanoma_spark import metrics, sharding
 from melanoma_spark.errors import DataError
+from melanoma_spark.network import input_dtype, predictor
 from melanoma_spark.prefetch import ahead
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
@@ -39,6 +40,7 @@ class Rank(Protocol):
 
     rank: int
     size: int
+    gpus: Sequence[str]  # addresses of those that Spark gave it
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> Any:
         """An Adam whose gradients are averaged over the ranks before they are applied; they travel as `float16`."""
@@ -188,7 +190,7 @@ def train(
     """
     whole = model if network is None else network
     variables = model.trainable_variables
-    shape, dtype = model.input.shape[1:], model.input.dtype
+    shape, dtype = model.input.shape[1:], input_dtype(model)
     optimizer = rank.optimizer(plan.learning_rate, plan.float16_gradients)
     optimizer.build(variables)
     if state is not None:
@@ -276,11 +278,9 @@ def _compiled(model: Any, optimizer: Any) -> tuple[Any, Any, Any]:
     import keras
     import tensorflow as tf
 
-    from melanoma_spark.network import predictor
-
     variables = model.trainable_variables
     column = tf.TensorSpec([None], tf.float32)
-    signature = [tf.TensorSpec([None, *model.input.shape[1:]], model.input.dtype), column, column, tf.TensorSpec([])]
+    signature = [tf.TensorSpec([None, *model.input.shape[1:]], input_dtype(model)), column, column, tf.TensorSpec([])]
 
     # No XLA: Horovod's operations have no kernels for it.
     @tf.function(input_signature=signature, jit_compile=False)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from melanoma_spark import backbones, network
-from melanoma_spark.errors import ConfigError
+from melanoma_spark import backbones, network, ranks, sharding, training
+from melanoma_spark.errors import ClusterError, ConfigError
 
 SPEC = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
 
@@ -159,3 +159,87 @@ def test_specs_of_models_made_before_have_one_view():
 def test_tensors_of_another_network_are_refused(joined):
     with pytest.raises(ConfigError, match="weights of the network do not fit"):
         network.build(SPEC.model_copy(update={"hidden": 16}), joined.get_weights())
+
+
+@pytest.fixture(scope="module")
+def lesions_in_memory():
+    """24 images, their labels, and a network to train."""
+    draw = np.random.default_rng(2)
+    labels = np.arange(24) % 2
+    return draw.integers(0, 200, (24, 32, 32, 3), dtype=np.uint8) + 50 * labels[:, None, None, None].astype(
+        np.uint8
+    ), labels
+
+
+def trained_on(model, inputs, labels, whole=None):
+    """The weights after two epochs from the last block on, and the loss of each epoch."""
+    images = training.Images(
+        np.zeros(len(labels), int), labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]])
+    )
+    plan = training.Plan("test", 1e-4, 2, 2, (1.0, 1.0), 0, 8)
+    states = []
+    records = training.train(
+        ranks.Alone(), model, plan, lambda _: images, lambda _: images, lambda text: None, checkpoint=states.append
+    )
+    floats = [value for value in states[-1].variables if value.dtype == np.float32]
+    return floats, [record.loss for record in records[1:]]
+
+
+def start(precision="float32"):
+    with backbones.precision(precision):
+        model = network.build(SPEC.model_copy(update={"dropout": 0.0}))
+    base = backbones.random_weights("vgg16", seed=0)
+    head = (
+        network.build(SPEC).get_weights()[len(base) :] if precision != "float32" else model.get_weights()[len(base) :]
+    )
+    model.set_weights([*base, *head])
+    return model
+
+
+def test_training_from_cached_features_is_training_from_pixels_with_the_base_frozen(lesions_in_memory):
+    pixels, labels = lesions_in_memory
+    whole = start()
+    begun = whole.get_weights()
+    (features,) = network.predictor(backbones.features(whole, ["block4_pool"]))(pixels)
+    part = network.tail(whole, "block4_pool")
+    cached, losses = trained_on(part, features, labels)
+    whole.set_weights(begun)
+    for layer in whole.layers:
+        layer.trainable = layer in part.layers
+    frozen, expected = trained_on(whole, pixels, labels)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    moved = [np.abs(a - b).max() for a, b in zip(cached, begun[-len(cached) :], strict=True)]
+    assert min(moved) > 1e-5
+    for one, other in zip(cached, frozen[-len(cached) :], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-5)
+    for one, other in zip(frozen[: -len(cached)], begun[: -len(cached)], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_bfloat16_computes_about_the_same_and_keeps_its_weights_in_float32(pixels):
+    exact, fast = start(), start("bfloat16")
+    fast.set_weights(exact.get_weights())
+    assert {weight.dtype for weight in fast.get_weights()} == {np.dtype("float32")}
+    (one,), (other,) = (network.predictor(model)(pixels) for model in (exact, fast))
+    assert one.dtype == other.dtype == np.float32
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(one, other, atol=0.05)
+    (features,) = network.predictor(backbones.features(fast, ["block5_pool"]))(pixels)
+    assert features.dtype == np.float32
+    assert start().layers[-1].dtype_policy.name == "float32", "the precision ends with its block"
+
+
+def test_bfloat16_trains_behind_a_cut(lesions_in_memory):
+    pixels, labels = lesions_in_memory
+    whole = start("bfloat16")
+    (features,) = network.predictor(backbones.features(whole, ["block4_pool"]))(pixels)
+    _, losses = trained_on(network.tail(whole, "block4_pool"), features.astype(np.float16), labels)
+    assert losses[1] < losses[0]
+
+
+def test_a_gpu_that_spark_gave_and_tensorflow_does_not_see_is_an_error_that_says_what_to_do():
+    network.use_gpus(())  # none given: nothing to do
+    with pytest.raises(
+        ClusterError, match=r"GPU 97, but TensorFlow sees \d+; install it for GPUs \(GPU=1 make install\)"
+    ):
+        network.use_gpus(["97"])
