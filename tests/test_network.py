@@ -189,10 +189,7 @@ def start(precision="float32"):
     with backbones.precision(precision):
         model = network.build(SPEC.model_copy(update={"dropout": 0.0}))
     base = backbones.random_weights("vgg16", seed=0)
-    head = (
-        network.build(SPEC).get_weights()[len(base) :] if precision != "float32" else model.get_weights()[len(base) :]
-    )
-    model.set_weights([*base, *head])
+    model.set_weights([*base, *model.get_weights()[len(base) :]])
     return model
 
 
