@@ -48,6 +48,7 @@ def run(job: Job) -> str:
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
     models = {HEAD: store.need(warehouse, PLACES[HEAD], "train_head")}
+    store.check_fit(images, features, models[HEAD])
     finetuned = store.manifest(warehouse, PLACES[FINETUNED])
     if finetuned:
         models[FINETUNED] = finetuned

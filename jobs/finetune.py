@@ -55,6 +55,7 @@ def run(job: Job) -> str:
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
     head = store.need(warehouse, "models/head", "train_head")
+    store.check_fit(images, features, head)
     recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
     drawn = settings.augment.model_dump(mode="json") if settings.augment.enabled else None
     seeds = [settings.seed, settings.training_seed]

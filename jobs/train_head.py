@@ -29,6 +29,7 @@ def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
+    store.check_fit(images, features)
     views, recipe = int(features.get("views", 1)), settings.head.model_dump(mode="json")
     made_from = lineage.content_id([images["id"], features["id"], views, recipe, settings.training_seed])
     known = store.manifest(warehouse, "models/head")

@@ -201,13 +201,14 @@ def random_weights(name: str, seed: int) -> list[np.ndarray]:
 
 
 def set_weights(model: Any, weights: Sequence[np.ndarray], what: str) -> None:
-    """Raises `ConfigError` naming the first tensor that does not fit."""
+    """Raises `ConfigError` naming the first tensor that does not fit, and its layer."""
     own = [tuple(w.shape) for w in model.weights]
     given = [tuple(w.shape) for w in weights]
     if own != given:
         place = next((i for i, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), min(len(own), len(given)))
+        layer = f" ({model.weights[place].path})" if place < len(own) else ""
         raise ConfigError(
             f"{what} do not fit {model.name}: it has {len(own)} tensors, {len(given)} were given; the first "
-            f"difference is tensor {place}: expected {own[place : place + 1]}, found {given[place : place + 1]}"
+            f"difference is tensor {place}{layer}: expected {own[place : place + 1]}, found {given[place : place + 1]}"
         )
     model.set_weights(list(weights))

@@ -100,6 +100,27 @@ def parts(url: str, schema: Any) -> Callable[[Iterator[pd.DataFrame]], Iterator[
     return write
 
 
+def check_fit(images: Mapping[str, Any], features: Mapping[str, Any], head: Mapping[str, Any] | None = None) -> None:
+    """Raises `DataError` when these manifests tell of other pixels, another backbone or other weights of it.
+
+    Each of them stays what it is while another is made anew, so the last one made may not fit the others.
+    """
+    if features["image_size"] != images["image_size"]:
+        raise DataError(
+            f"features/ are of images of {features['image_size']} px, images/ holds {images['image_size']} px; run "
+            "`./spark-submit.sh featurize` first"
+        )
+    if head is None:
+        return
+    of_head = {**head["spec"], "weights": head["weights_id"]}
+    for what in ("backbone", "weights", "image_size"):
+        if of_head[what] != features[what]:
+            raise DataError(
+                f"models/head was trained on features with {what} {of_head[what]}, features/ has {features[what]}; run "
+                "`./spark-submit.sh train_head` first"
+            )
+
+
 def rows_id(table: Any, columns: Sequence[str]) -> str:
     """A content id of a DataFrame's rows: the same for the same rows in any order and any number of partitions.
 

@@ -197,3 +197,28 @@ def test_a_task_that_fails_leaves_no_part_and_a_second_attempt_writes_each_row_o
 def test_tasks_without_rows_write_no_part(spark, tmp_path):
     assert write_parts(spark, store.parts(f"file:{tmp_path}/parts", PARTS_SCHEMA), 1) == 1
     assert len(list((tmp_path / "parts").iterdir())) == 1
+
+
+IMAGES = {"image_size": 64}
+FEATURES = {"image_size": 64, "backbone": "vgg16", "weights": "w1"}
+MODEL = {"spec": {"image_size": 64, "backbone": "vgg16"}, "weights_id": "w1"}
+
+
+@pytest.mark.parametrize(
+    ("images", "features", "head", "words"),
+    [
+        ({"image_size": 32}, FEATURES, MODEL, "features/ are of images of 64 px, images/ holds 32 px; .* featurize"),
+        (
+            IMAGES,
+            {**FEATURES, "weights": "w2"},
+            MODEL,
+            "models/head .* with weights w1, features/ has w2; .* train_head",
+        ),
+        (IMAGES, {**FEATURES, "backbone": "resnet50"}, MODEL, "with backbone vgg16, features/ has resnet50"),
+        (IMAGES, FEATURES, {**MODEL, "spec": {"image_size": 32, "backbone": "vgg16"}}, "with image_size 32, features/"),
+    ],
+)
+def test_parts_that_were_made_with_others_do_not_fit(images, features, head, words):
+    store.check_fit(IMAGES, FEATURES, MODEL)
+    with pytest.raises(DataError, match=words):
+        store.check_fit(images, features, head)
