@@ -21,9 +21,10 @@ def one_line(text: str, *words: str) -> None:
 
 
 def holds_no_result(warehouse: Path) -> None:
-    """Nothing but MLflow's own files and what was decoded, for a later run: no manifest, and no rows either."""
+    """Nothing but MLflow's own files and what was decoded, for a later run: no manifest, no rows, and no lease."""
     if warehouse.exists():
-        assert {path.name for path in warehouse.iterdir()} <= {"mlflow.db", "mlartifacts", "decoded"}
+        assert {path.name for path in warehouse.iterdir()} <= {"mlflow.db", "mlartifacts", "decoded", "running"}
+        assert not list(warehouse.glob("running/*"))
 
 
 def pictures(folder: Path, count: int, name: str = "{}.jpg", first: int = 0) -> Path:
