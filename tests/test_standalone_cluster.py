@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from conftest import REPO, STAGES, Line, open_line, with_settings
+
+from melanoma_spark import store
 
 PATIENCE = 60  # seconds until master and workers must have met
 
@@ -78,20 +82,25 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             process.wait()
 
 
+def submitted(cluster: Cluster, job: str, folder: Path, archive: Path, **changes: object) -> subprocess.Popen[str]:
+    """A job on the cluster, with a warehouse in the folder."""
+    settings = with_settings(archive=str(archive), warehouse=str(folder / "warehouse"), **changes)
+    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
+    command = [str(REPO / "spark-submit.sh"), job, "--conf", str(folder / "settings.yaml")]
+    resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]
+    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command + resources, env=environment, cwd=folder, **pipes)
+
+
 @pytest.fixture(scope="module")
 def distributed(cluster: Cluster, line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, str]:
     """The pipeline of the `line` fixture, submitted to the cluster; and what it printed."""
-    import yaml
-
     folder = tmp_path_factory.mktemp("distributed")
-    settings = with_settings(archive=str(line.archive), warehouse=str(folder / "warehouse"))
-    (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
-    command = [str(REPO / "spark-submit.sh"), "pipeline", "--conf", str(folder / "settings.yaml")]
-    resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]
-    environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    done = subprocess.run(command + resources, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return open_line(line.job.spark, line.archive, folder / "warehouse"), done.stdout
+    started = submitted(cluster, "pipeline", folder, line.archive)
+    out, err = started.communicate(timeout=600)
+    assert started.returncode == 0, out + err
+    return open_line(line.job.spark, line.archive, folder / "warehouse"), out
 
 
 def by_key(table: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -134,3 +143,41 @@ def test_the_scores_are_equal(line: Line, distributed: tuple[Line, str]):
     assert list(ours["status"]) == list(theirs["status"])
     np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
     assert ours["probability"].notna().sum() > 100
+
+
+def executor_process(worker: Path) -> int:
+    """The process of the executor that runs on a worker now."""
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(ValueError, OSError):
+            command = Path(f"/proc/{int(name)}/cmdline").read_bytes()
+            if b"CoarseGrainedExecutorBackend" in command and worker in Path(f"/proc/{name}/cwd").resolve().parents:
+                return int(name)
+    raise AssertionError(f"{worker.name} runs no executor")
+
+
+def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(
+    cluster: Cluster, distributed: tuple[Line, str], line: Line, tmp_path: Path
+):
+    """The executor's whole JVM is killed, with its rank; the cluster starts another one."""
+    there, _ = distributed
+    shutil.copytree(there.folder, tmp_path / "warehouse")
+    shutil.rmtree(tmp_path / "warehouse/models/finetuned")
+    started = submitted(cluster, "finetune", tmp_path, line.archive, finetune={"checkpoint_steps": 1})
+    until = time.monotonic() + PATIENCE * 3
+    while not list(tmp_path.glob("warehouse/models/finetuned/*/checkpoint.npz")):
+        assert time.monotonic() < until
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    os.kill(executor_process(cluster.workers[1]), signal.SIGKILL)
+    out, err = started.communicate(timeout=300)
+    assert started.returncode == 0, out + err
+    assert "starting again from the last checkpoint" in out
+    assert "block5: goes on from the checkpoint in epoch 1" in out
+    again = open_line(line.job.spark, line.archive, tmp_path / "warehouse")
+    models = [which.manifest("models/finetuned") for which in (there, again)]
+    tensors = [
+        store.load_model(which.job.warehouse, "models/finetuned", facts)
+        for which, facts in zip((there, again), models, strict=True)
+    ]
+    for one, other in zip(*tensors, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
