@@ -34,11 +34,22 @@ SAME_FILE = ("source_uri", "length", "modified")
 
 
 def run(job: Job) -> str:
+    clear(job.warehouse)
     stage = files.join(job.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
     try:
         return staged(job, stage)
     finally:
         files.remove(stage)
+
+
+def clear(warehouse: str) -> None:
+    """Remove what a killed ingest left unfinished. Its lease says that no other one is at work now."""
+    decoded = files.join(warehouse, "decoded")
+    left = [files.join(warehouse, name) for name in files.matches(warehouse, "_ingest-*")]
+    for recipe in files.matches(decoded, "*"):
+        left += [files.join(decoded, recipe, name) for name in files.matches(files.join(decoded, recipe), "_part-*")]
+    for url in left:
+        files.remove(url)
 
 
 def staged(job: Job, stage: str) -> str:
