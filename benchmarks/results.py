@@ -1,0 +1,100 @@
+"""Head alone, with block 5, with the whole network: test AUC and accuracy, mean and spread over training seeds.
+
+Each recipe is trained on one split, from the same features, with several `training_seed`s, and judged on test images
+by one view and by eight (evaluate.tta). Accuracy is at the threshold that is best on validation. The recipes
+are the phases of the settings' `finetune`, one more each time.
+
+    .venv/bin/python benchmarks/results.py --conf conf/lesions.yaml --warehouse warehouse/results
+    .venv/bin/python benchmarks/results.py --seeds 0 --tta 1 finetune.precision=bfloat16
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+import pandas as pd
+from side_by_side import start_spark
+
+from jobs import evaluate, featurize, finetune, ingest, train_head
+from jobs.job import Job, run_stage
+from melanoma_spark import config, files, metrics, store, tracking
+
+Figures = dict[tuple[str, int], list[tuple[float, float]]]  # (recipe, views) -> (AUC, accuracy) of each seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conf", default="conf/lesions.yaml", help="settings file [conf/lesions.yaml]")
+    parser.add_argument("--warehouse", default="warehouse/results", help="[warehouse/results]")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds [0 1 2]")
+    parser.add_argument("--tta", type=int, nargs="+", default=[1, 8], help="views in judging [1 8]")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the file's")
+    chosen = parser.parse_args()
+    words = [*chosen.settings, f"warehouse={chosen.warehouse}"]
+    spark = start_spark(2)
+    figures: Figures = defaultdict(list)
+    for seed in chosen.seeds:
+        settings = config.load(chosen.conf, [*words, f"training_seed={seed}"])
+        phases = settings.finetune.phases
+        for count in range(1, len(phases) + 1):
+            part = settings.finetune.model_copy(update={"phases": phases[:count]})
+            judged = trained(spark, settings.model_copy(update={"finetune": part}), chosen.tta)
+            for (model, views), found in judged.items():
+                if model == evaluate.FINETUNED:
+                    figures[" + ".join(["head", *(phase.name for phase in phases[:count])]), views].append(found)
+                elif count == 1:
+                    figures["head", views].append(found)
+        print(table(figures), flush=True)
+    spark.stop()
+
+
+def trained(spark, settings: config.Settings, tta: Sequence[int]) -> dict[tuple[str, int], tuple[float, float]]:  # type: ignore[no-untyped-def]
+    """(model, views) -> test AUC and accuracy. What stands in the warehouse already is not computed again."""
+    warehouse = files.url_of(settings.warehouse)
+    tracker = tracking.Tracker(settings.mlflow, warehouse)
+    found = {}
+    job = Job(spark, settings, warehouse, tracker)
+    for name, stage in {
+        "ingest": ingest,
+        "featurize": featurize,
+        "train_head": train_head,
+        "finetune": finetune,
+    }.items():
+        run_stage(job, name, stage.run, {"stage": name})
+    for views in tta:
+        judging = settings.evaluate.model_copy(update={"tta": views})
+        job = Job(spark, settings.model_copy(update={"evaluate": judging}), warehouse, tracker)
+        run_stage(job, "evaluate", evaluate.run, {"stage": "evaluate"})
+        report = store.need(warehouse, "reports", "evaluate")
+        rows = pd.read_parquet(files.join(store.data_url(warehouse, "reports", report), "predictions"))
+        for model, own in rows.groupby("model"):
+            found[str(model), views] = measured(own)
+    return found
+
+
+def measured(rows: pd.DataFrame) -> tuple[float, float]:
+    """Test AUC, and test accuracy at the threshold of the best validation accuracy."""
+    (y, p), (y_test, p_test) = (
+        (side["label"].to_numpy(), side["probability"].to_numpy())
+        for side in (rows[rows["split"] == "validation"], rows[rows["split"] == "test"])
+    )
+    threshold = max(sorted(p), key=lambda at: ((p >= at) == y).mean())
+    return metrics.auroc(y_test, p_test), float(((p_test >= threshold) == y_test).mean())
+
+
+def table(figures: Figures) -> str:
+    lines = ["| trained | views judged | seeds | test AUC | test accuracy |", "| --- | --- | --- | --- | --- |"]
+    for (recipe, views), found in figures.items():
+        aucs, accuracies = zip(*found, strict=True)
+        cells = [
+            f"{statistics.mean(v):.4f} ± {(statistics.stdev(v) if len(v) > 1 else 0):.4f}" for v in (aucs, accuracies)
+        ]
+        lines.append(f"| {recipe} | {views} | {len(found)} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
