@@ -76,6 +76,7 @@ def _refuse(url: str, job: str, own: str) -> None:
 def _alive(found: dict[str, Any]) -> bool:
     if found["host"] == socket.gethostname():
         with suppress(psutil.Error):
-            return bool(psutil.Process(found["process"]).create_time() == found["process_started"])
+            process = psutil.Process(found["process"])
+            return bool(process.create_time() == found["process_started"] and process.status() != psutil.STATUS_ZOMBIE)
         return False
     return time.time() - float(found["beat"]) < STALE

@@ -66,7 +66,10 @@ def test_random_weights_are_the_same_for_the_same_seed_and_keep_activations_in_a
 def test_weights_of_other_shapes_are_refused_with_the_first_that_differs():
     tensors = backbones.random_weights("vgg16", seed=0)
     tensors[2] = tensors[2][..., :5]
-    with pytest.raises(ConfigError, match=r"26 tensors, 26 were given; .*tensor 2 \(block1_conv2/kernel\): expected .*64\)\], found .*5\)\]"):
+    with pytest.raises(
+        ConfigError,
+        match=r"26 tensors, 26 were given; .*tensor 2 \(block1_conv2/kernel\): expected .*64\)\], found .*5\)\]",
+    ):
         backbones.build_base("vgg16", SIZE, tensors)
     with pytest.raises(ConfigError, match="it has 26 tensors, 3 were given"):
         backbones.build_base("vgg16", SIZE, tensors[:2] + tensors[3:4])

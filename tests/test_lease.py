@@ -50,18 +50,23 @@ def test_it_is_given_back_when_the_job_fails(warehouse):
         pass
 
 
-def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse):
+@pytest.mark.parametrize("not_waited_for", [False, True])
+def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for):
     script = textwrap.dedent(f"""
         import os, signal
         from melanoma_spark import lease
         with lease.held({warehouse!r}, "score"):
             os.kill(os.getpid(), signal.SIGKILL)
     """)
-    done = subprocess.run([sys.executable, "-c", script], cwd=os.path.dirname(os.path.dirname(__file__)))
-    assert done.returncode == -9
+    started = subprocess.Popen([sys.executable, "-c", script], cwd=os.path.dirname(os.path.dirname(__file__)))
+    if not_waited_for:
+        os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    else:
+        assert started.wait() == -9
     assert files.exists(files.join(warehouse, "running/score.json"))
     with lease.held(warehouse, "score"):
         pass
+    started.wait()
 
 
 def test_another_process_of_the_same_number_keeps_nobody_out(warehouse, tmp_path):
