@@ -156,6 +156,9 @@ class Head(Section):
     epochs: Count = 60
     patience: Count = Field(default=10, description="epochs without a better validation AUROC before training stops")
     batch_size: Count = 32
+    views: Count | None = Field(
+        default=None, description="of the stored ones of each train image, learnt from in turn; default: all"
+    )
 
 
 class Phase(Section):

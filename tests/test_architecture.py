@@ -19,7 +19,7 @@ CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "operating_points", "drawing", "augmentation"),
 }
-TENSORFLOW = {"backbones", "network", "training"}
+TENSORFLOW = {"backbones", "network", "training", "head"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},

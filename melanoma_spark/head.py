@@ -1,0 +1,92 @@
+"""Fitting of a head alone, on features that are averaged already: 2 kB an image for VGG16, so they stay in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from melanoma_spark import config, network, sharding, training
+from melanoma_spark.errors import ConfigError
+
+Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
+
+
+def spec_of(chosen: config.Head, backbone: str, image_size: int) -> network.Spec:
+    """What a network with the head of these settings looks like."""
+    return network.Spec(backbone=backbone, image_size=image_size, hidden=chosen.hidden, dropout=chosen.dropout)
+
+
+def views_of(chosen: config.Head, stored: int) -> int:
+    """How many of the stored views a head learns from. Raises `ConfigError` where it wants more than there are."""
+    if chosen.views is not None and chosen.views > stored:
+        raise ConfigError(
+            f"a head with head.views={chosen.views}, but features/ holds {stored} of each train image; run featurize "
+            f"with featurize.views={chosen.views} first, or take {stored} at most"
+        )
+    return chosen.views or stored
+
+
+def fit(
+    rank: training.Rank,
+    chosen: config.Head,
+    seed: int,
+    spec: network.Spec,
+    views: Sequence[Rows],
+    validation: Rows,
+    say: Callable[[str], None] = print,
+) -> tuple[list[np.ndarray], list[training.EpochRecord]]:
+    """The tensors of the head's best epoch, and the log.
+
+    `views` are the images to learn from, once for each view in the same order; an epoch takes one of them, in turn.
+    `seed` is that of first weights, dropout and order: with the same arrays it gives the same head. Raises `DataError`
+    when a class is missing or the loss is no number.
+    """
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    features = keras.Input((1, 1, validation[0].shape[-1]), name="features")
+    model = keras.Model(features, network.build_head(features, spec), name="head")
+    plan = training.Plan(
+        phase="head",
+        learning_rate=chosen.learning_rate,
+        epochs=chosen.epochs,
+        patience=chosen.patience,
+        class_weights=training.class_weights(views[0][1].tolist()),
+        seed=seed,
+        batch_size=chosen.batch_size,
+    )
+    train, judged = [in_memory(view) for view in views], in_memory(validation)
+    records = training.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
+    return model.get_weights(), records
+
+
+def fit_without(
+    rank: training.Rank,
+    chosen: config.Head,
+    seed: int,
+    spec: network.Spec,
+    views: Sequence[np.ndarray],
+    labels: np.ndarray,
+    held: np.ndarray,
+) -> training.EpochRecord:
+    """The best epoch of a head that has not seen the images `held`, bool (n,), by what it says of these.
+
+    `views[0]` is view 0 of all n images; further ones, float32 (m, channels), are of the first m, those of the train
+    split: only they have any, and of the others view 0 is learnt from in every epoch. Images are judged by view 0.
+    Raises `DataError` as `fit` does.
+    """
+    first, labels_left = views[0], labels[~held]
+    whole = [np.concatenate([view, first[len(view) :]])[~held] for view in views[: chosen.views]]
+    validation = first[held], labels[held]
+    _, records = fit(rank, chosen, seed, spec, [(view, labels_left) for view in whole], validation, lambda _: None)
+    return training.best_of(records)
+
+
+def in_memory(rows: Rows) -> training.Images:
+    values, labels = rows[0][:, None, None], rows[1]
+
+    def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+        return iter(values[shared[shared != sharding.NONE]])
+
+    return training.Images(np.zeros(len(values), np.int32), labels, read)

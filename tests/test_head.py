@@ -1,0 +1,88 @@
+"""The head alone: the same arrays and seed give the same head, views take turns, what is held out is not learnt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from melanoma_spark import config, head, metrics, ranks, training
+from melanoma_spark.errors import ConfigError
+
+CHOSEN = config.Head(hidden=4, dropout=0.2, learning_rate=0.01, epochs=3, batch_size=8)
+SPEC = head.spec_of(CHOSEN, "vgg16", 64)
+
+
+def rows(count=40, channels=6, seed=0):
+    draw = np.random.default_rng(seed)
+    labels = (np.arange(count) % 2).astype(np.int8)
+    return (draw.standard_normal((count, channels)) + labels[:, None]).astype(np.float32), labels
+
+
+def fitted(views, validation, chosen=CHOSEN, seed=3):
+    return head.fit(ranks.Alone(), chosen, seed, SPEC, views, validation, lambda text: None)
+
+
+def without(views, labels, held, chosen=CHOSEN, seed=3):
+    return head.fit_without(ranks.Alone(), chosen, seed, SPEC, views, labels, held)
+
+
+def outcome(record):
+    return record.epoch, record.validation_auroc, record.validation_loss
+
+
+def test_its_tensors_are_those_of_the_best_epoch():
+    tensors, records = fitted([rows()], rows(20, seed=1))
+    values, labels = rows(20, seed=1)
+    hidden = np.maximum(values @ tensors[0] + tensors[1], 0)
+    probability = 1 / (1 + np.exp(-(hidden @ tensors[2] + tensors[3])[:, 0]))
+    assert metrics.auroc(labels, probability) == pytest.approx(training.best_of(records).validation_auroc)
+
+
+def test_the_seed_says_which_head_it_is():
+    one, again, other = (fitted([rows()], rows(20, seed=1), seed=seed)[0] for seed in (3, 3, 4))
+    for first, second in zip(one, again, strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(one[0], other[0])
+
+
+def test_views_take_turns():
+    """An epoch each: with two views the third epoch is over the first one again."""
+    one, other, judged = rows(), rows(seed=2), rows(20, seed=1)
+
+    def losses(*views):
+        return [record.loss for record in fitted(views, judged)[1][1:]]
+
+    assert len(losses(one)) == 3
+    assert losses(one, other) == losses(one, other, one) != losses(one, other, other)
+    assert losses(one, other)[0] == losses(one)[0]
+    assert losses(one, other)[1] != losses(one)[1]
+
+
+def test_held_out_images_are_not_learnt_from():
+    """Spoilt further views of them do no harm, and what is learnt is what the rest alone teaches."""
+    values, labels = rows()
+    other = values + 0.5
+    held = np.arange(40) % 5 == 1
+    other[held] = np.inf
+    found = without([values, other], labels, held, CHOSEN.model_copy(update={"views": 2}))
+    rest = [(values[~held], labels[~held]), (other[~held], labels[~held])]
+    assert outcome(found) == outcome(training.best_of(fitted(rest, (values[held], labels[held]))[1]))
+
+
+def test_images_without_further_views_are_taken_as_they_are():
+    values, labels = rows()
+    held = np.arange(40) < 10
+    second = np.concatenate([values[:25] * 2, values[25:]])
+    two = CHOSEN.model_copy(update={"views": 2})
+    assert outcome(without([values, values[:25] * 2], labels, held, two)) == outcome(
+        without([values, second], labels, held, two)
+    )
+    one = CHOSEN.model_copy(update={"views": 1})
+    assert outcome(without([values, values[:25] * 2], labels, held, one)) == outcome(without([values], labels, held))
+
+
+def test_views_are_those_that_are_stored():
+    assert head.views_of(CHOSEN, 3) == 3
+    assert head.views_of(CHOSEN.model_copy(update={"views": 2}), 3) == 2
+    with pytest.raises(ConfigError, match=r"head\.views=4, but features/ holds 3 .*featurize\.views=4.*3 at most"):
+        head.views_of(CHOSEN.model_copy(update={"views": 4}), 3)
