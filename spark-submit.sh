@@ -5,7 +5,7 @@
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-jobs="ingest featurize train_head finetune evaluate register score pipeline"
+jobs="ingest featurize train_head finetune evaluate register score pipeline search"
 
 usage() {
     cat <<'EOF'
@@ -19,6 +19,7 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   register    the model into MLflow's registry, under an alias
   score       images -> scores/, with a registered model
   pipeline    all of them, in one submission
+  search      which settings of a head do best on features/, by cross-validation
 
   spark-submit.sh JOB --help tells the settings of a job. Spark's own resources come from conf/spark-local.conf;
   SPARK_CONF=FILE or --properties-file FILE picks another, and --master, --conf spark.x=y, ... win over it.

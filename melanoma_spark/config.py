@@ -23,6 +23,7 @@ class Section(BaseModel):
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 Symmetries = Literal[1, 2, 4, 8]  # of a square: how many of `network.symmetries`
 
 Precision = Literal["float32", "bfloat16"]
@@ -151,7 +152,7 @@ class Head(Section):
     """Global average pooling -> dense -> dropout -> sigmoid, on the bottleneck features."""
 
     hidden: Count = 256
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    dropout: Dropout = 0.5
     learning_rate: Rate = 1e-3
     epochs: Count = 60
     patience: Count = Field(default=10, description="epochs without a better validation AUROC before training stops")
@@ -225,6 +226,30 @@ class Score(Section):
     batch_size: Count = 16
 
 
+class Search(Section):
+    """A sweep over heads. Lists are what is tried; the settings in force, those of `head`, always are."""
+
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        default=(64, 256, 1024), description="head.hidden to try"
+    )
+    dropout: Annotated[tuple[Dropout, ...], Field(min_length=1)] = Field(
+        default=(0.2, 0.5, 0.7), description="head.dropout to try"
+    )
+    learning_rate: Annotated[tuple[Rate, ...], Field(min_length=1)] = Field(
+        default=(3e-4, 1e-3, 3e-3), description="head.learning_rate to try"
+    )
+    views: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
+        default=(1,), description="head.views to try; at most as many as are stored"
+    )
+    trials: Annotated[int, Field(ge=2)] = Field(
+        default=8, description="combinations that are tried, drawn at random where there are more"
+    )
+    folds: Annotated[int, Field(ge=2)] = Field(
+        default=5, description="of the groups of train and validation images; each is held out once"
+    )
+    seeds: Count = Field(default=3, description="heads of each combination and fold, from training_seed upwards")
+
+
 class Mlflow(Section):
     tracking_uri: str | None = Field(default=None, description="default: an SQLite file in the warehouse")
     experiment: str = "melanoma"
@@ -241,7 +266,7 @@ class Settings(Section):
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
         default=224, description="side in pixels of the stored square"
     )
-    seed: int = Field(default=0, description="of splits, augmentation and resamples")
+    seed: int = Field(default=0, description="of splits, augmentation, resamples, and a search's folds and trials")
     training_seed: int = Field(
         default=0, description="of a head's first weights, of dropout and of the order of images"
     )
@@ -256,6 +281,7 @@ class Settings(Section):
     evaluate: Evaluate = Evaluate()
     register_: Register = Field(default=Register(), alias="register")
     score: Score = Score()
+    search: Search = Search()
     mlflow: Mlflow = Mlflow()
 
     @model_validator(mode="after")
@@ -300,7 +326,7 @@ def flat(settings: BaseModel, prefix: str = "") -> dict[str, str]:
             for phase in value:
                 found |= flat(phase, f"{key}.{phase.name}.")
         else:
-            found[key] = ",".join(value) if isinstance(value, tuple) else str(value)
+            found[key] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return found
 
 

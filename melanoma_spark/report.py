@@ -7,7 +7,7 @@ The page needs no script, no network and no other file, and reads on paper, a de
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -163,6 +163,29 @@ def plots(facts: Facts) -> dict[str, bytes]:
     if facts["training"]:
         drawn["training.png"] = _training(facts["training"], facts["best"])
     return {name: _png(figure) for name, figure in drawn.items()}
+
+
+def trials_plot(results: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of a search: for each of `trials.Result` that has figures the mean AUROC, with its spread and its folds.
+
+    The best is uppermost; the settings in force are bold.
+    """
+    shown = [result for result in results if not result["reason"]]
+    figure = _figure(1.2 + 0.32 * len(shown))
+    axes = figure.add_subplot()
+    for row, result in enumerate(shown):
+        colour = COLOURS[1] if result["in_force"] else COLOURS[0]
+        axes.plot(result["folds"], [row] * len(result["folds"]), "|", color=NEUTRAL, markersize=7)
+        axes.errorbar(result["mean"], row, xerr=result["std"], fmt="o", color=colour, markersize=5, capsize=3)
+    names = [", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in r["settings"].items()) for r in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=6)
+    for text, result in zip(axes.get_yticklabels(), shown, strict=True):
+        text.set_fontweight("bold" if result["in_force"] else "normal")
+    axes.invert_yaxis()
+    axes.set_xlabel("AUROC on unseen folds: mean and standard deviation,\n| each fold; bold: the settings in force")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    return _png(figure)
 
 
 def _check(facts: Facts) -> None:

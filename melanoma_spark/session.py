@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +79,29 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
         yield
     finally:
         spark.conf.set(key, before)
+
+
+@contextmanager
+def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[None]:
+    """While Spark's jobs run in here, a line every so often: how many tasks of the running stages have ended."""
+    tracker, ended = spark.sparkContext.statusTracker(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(seconds):
+            stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+            done, of = (
+                sum(getattr(stage, key) for stage in stages if stage) for key in ("numCompletedTasks", "numTasks")
+            )
+            if of:
+                print(f"  {done} of {of} {what}", flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def describe(spark: SparkSession, text: str) -> None:

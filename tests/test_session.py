@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from typing import Any
 
 import pytest
@@ -20,3 +22,20 @@ def test_a_task_has_one_core_of_the_two(spark: Any) -> None:
 )
 def test_rows_are_cut_for_slots_to_be_busy_and_tasks_to_be_long(spark: Any, rows: int, partitions: int) -> None:
     assert session.partitions_for(spark, rows) == partitions
+
+
+def test_long_work_tells_how_many_tasks_have_ended(spark, capsys):
+    def slow(batches):
+        for batch in batches:
+            time.sleep(0.8)
+            yield batch
+
+    with session.progress(spark, "slow things", seconds=0.3):
+        spark.range(0, 6, 1, 6).mapInPandas(slow, "id long").collect()
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) >= 3
+    done = [int(re.fullmatch(r"  (\d) of 6 slow things", line)[1]) for line in told]
+    assert done == sorted(done)
+    assert 0 < done[-1] <= 6
+    time.sleep(0.7)
+    assert capsys.readouterr().out == "", "when the work is done, it is quiet"

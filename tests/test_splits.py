@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark.splits import SPLITS, TEST, TRAIN, VALIDATION, split_of
+from melanoma_spark.splits import SPLITS, TEST, TRAIN, VALIDATION, fold_of, split_of
 
 GROUPS = 20_000
 
@@ -54,3 +54,32 @@ def test_known_groups_stay_where_earlier_releases_put_them():
     sides = {n: split_of(f"patient:{n}", 0, 0.15, 0.15) for n in range(24)}
     assert [n for n, side in sides.items() if side == TEST] == [1, 13]
     assert [n for n, side in sides.items() if side == VALIDATION] == [0, 3, 15, 22, 23]
+
+
+# Folds
+
+
+@given(st.text(), st.integers(1, 20), st.integers())
+def test_every_group_stands_on_one_fold_and_always_the_same(group, folds, seed):
+    fold = fold_of(group, folds, seed)
+    assert 0 <= fold < folds
+    assert fold_of(group, folds, seed) == fold
+
+
+@pytest.mark.parametrize("folds", [2, 5, 7])
+def test_folds_are_alike_in_size_also_among_the_groups_that_are_not_in_test(folds):
+    """A fold by the hash of `split_of` would lose its first groups to the test split."""
+    left = [f"patient:{n}" for n in range(GROUPS) if split_of(f"patient:{n}", 3, 0.3, 0.2) != TEST]
+    counts = Counter(fold_of(group, folds, 3) for group in left)
+    deviation = math.sqrt(len(left) / folds * (1 - 1 / folds))
+    assert set(counts) == set(range(folds))
+    assert all(abs(count - len(left) / folds) < 4 * deviation for count in counts.values())
+
+
+def test_another_seed_folds_otherwise():
+    assert [fold_of(f"patient:{n}", 5, 1) for n in range(100)] != [fold_of(f"patient:{n}", 5, 2) for n in range(100)]
+
+
+@given(st.sets(st.text(min_size=1), min_size=60, max_size=80), st.integers(2, 3), st.integers())
+def test_no_fold_is_empty_where_there_are_groups_enough(groups, folds, seed):
+    assert {fold_of(group, folds, seed) for group in groups} == set(range(folds))

@@ -1,0 +1,204 @@
+"""search: which head does best on features/, a small sweep over head.hidden, .dropout, .learning_rate and .views.
+
+Each combination is fitted once for each fold and seed, a head a Spark task, and judged by the AUROC on the images of
+the fold, which it has not seen. Folds are of groups, over train and validation images together; test images have no
+part in it. An image of the validation split has no augmented views: where a head learns from it, it does so from the
+image as it is in every epoch, and judged are images as they are. A head is that of its best epoch by the images that
+judge it, as in train_head, so the figures are a little high, for all combinations alike: they compare heads, and
+evaluate measures the chosen one.
+
+Nothing is trained for use: the last line says which settings to give to train_head. All trials are in MLflow, a nested
+run each, and under reports/search/.
+
+example: ./spark-submit.sh search warehouse=/data/warehouse search.hidden=[64,256] search.trials=6
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from jobs.job import Job, main, say
+from melanoma_spark import (
+    backbones,
+    config,
+    head,
+    lineage,
+    network,
+    ranks,
+    reading,
+    report,
+    session,
+    store,
+    trials,
+    weights,
+)
+from melanoma_spark.errors import DataError
+
+TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, reason string"  # trials.Task
+MOST_PARTITIONS = 10_000
+
+
+def run(job: Job) -> str:
+    settings, warehouse, search = job.settings, job.warehouse, job.settings.search
+    images = store.need(warehouse, "images", "ingest")
+    features = store.need(warehouse, "features", "featurize")
+    stored = int(features.get("views", 1))
+    in_force = settings.head.model_copy(update={"views": head.views_of(settings.head, stored)})
+    for views in search.views:
+        head.views_of(settings.head.model_copy(update={"views": views}), stored)
+    heads = trials.drawn(search, in_force, settings.seed)
+    seeds = [settings.training_seed + number for number in range(search.seeds)]
+    recipe = [[tried.model_dump(mode="json") for tried in heads], search.folds, seeds, settings.seed]
+    search_id = lineage.content_id([images["id"], features["id"], recipe])
+    place = f"reports/search/{search_id}"
+    known = store.manifest(warehouse, place)
+    if known:
+        return f"nothing new, {summary(known)}; {place}"
+    base = weights.resolve(settings.backbone, settings.seed)
+    if base.content_id != features["weights"]:
+        raise weights.changed(base, features["weights"], "features/", "featurize")
+
+    labels = store.labels(job.spark, warehouse, images)
+    table = job.spark.read.parquet(store.data_url(warehouse, "images", images)).where("split != 'test'")
+    group_of = {row.sha256: row.group for row in table.select("sha256", "group").collect()}
+    keys = [(split, key) for split in ("train", "validation") for key in sorted(labels[split])]  # as averages are
+    groups = [group_of[key] for _, key in keys]
+    truth = np.array([labels[split][key] for split, key in keys], np.int8)
+    folds = trials.folds_of(groups, truth, search.folds, settings.seed)
+    values = averaged(job, features, labels, max(tried.views or 1 for tried in heads))
+    spec = {"backbone": settings.backbone.name, "image_size": images["image_size"]}
+    tasks = fitted(job, heads, seeds, spec, (values, truth, folds))
+    good, failed = trials.measured(heads, tasks, search.folds, seeds)
+    for result in [*good, *failed]:
+        told = f"failed: {result['reason']}" if result["reason"] else f"AUROC {trials.told(result)}"
+        say(f"  {trials.words(result['settings'])}: {told}{', in force' if result['in_force'] else ''}")
+    facts = {
+        "id": search_id,
+        "path": "",
+        "made_from": [images["id"], features["id"]],
+        "images": len(truth),
+        "groups": len(set(groups)),
+        "folds": np.bincount(folds).tolist(),
+        "seeds": seeds,
+        "best": good[0]["settings"],
+        "trials": [*good, *failed],
+        "tasks": tasks,
+        "run_id": job.run_id,
+    }
+    log(job, facts)
+    return f"{summary(store.publish(warehouse, place, facts))}; {place}"
+
+
+def averaged(job: Job, features: dict[str, Any], labels: dict[str, dict[str, int]], views: int) -> list[np.ndarray]:
+    """For `head.fit_without`: view 0 of train and validation images, and further views of those of train."""
+    session.describe(job.spark, "search: averages of the bottleneck features")
+    url = store.data_url(job.warehouse, "features", features)
+    cut = backbones.backbone(job.settings.backbone.name).cuts[-1]
+    plain = reading.averages(job.spark, url, cut, labels)
+    train = {"train": labels["train"]}
+    more = [reading.averages(job.spark, url, cut, train, view)["train"].values for view in range(1, views)]
+    return [np.concatenate([plain["train"].values, plain["validation"].values]), *more]
+
+
+def fitted(
+    job: Job, heads: list[config.Head], seeds: list[int], spec: dict[str, Any], data: tuple[Any, ...]
+) -> list[trials.Task]:
+    """One Spark task a head. `data` is sent to each executor once: views, labels and folds of all images."""
+    spark = job.spark
+    wanted = list(itertools.product(range(len(heads)), seeds, range(job.settings.search.folds)))
+    specs = [head.spec_of(tried, **spec) for tried in heads]
+    sent = spark.sparkContext.broadcast(data)
+    fit = fitter(heads, specs, wanted, sent, session.task_threads(spark))
+    session.describe(spark, f"search: {len(wanted)} heads")
+    with session.progress(spark, "heads"):
+        rows = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS)).mapInPandas(fit, TASK).collect()
+    sent.unpersist()
+    return cast(list[trials.Task], [row.asDict() for row in rows])
+
+
+def fitter(
+    heads: list[config.Head], specs: list[network.Spec], wanted: list[tuple[int, int, int]], sent: Any, threads: int
+) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    """For a task of Spark: numbers of `wanted` -> rows of `TASK`. A head that cannot be fitted has a reason there."""
+
+    def fit(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        network.use_threads(threads)
+        # A worker compiles one head after another, which TensorFlow takes for a mistake and warns of at length.
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
+        views, labels, folds = sent.value
+        for number in itertools.chain.from_iterable(batch["id"] for batch in batches):
+            trial, seed, fold = wanted[number]
+            auroc, loss, epoch, reason = None, None, None, ""
+            try:
+                best = head.fit_without(ranks.Alone(), heads[trial], seed, specs[trial], views, labels, folds == fold)
+                auroc, loss, epoch = best.validation_auroc, best.validation_loss, best.epoch
+            except DataError as error:
+                reason = str(error)
+            task = trials.Task(trial=trial, seed=seed, fold=fold, auroc=auroc, loss=loss, epoch=epoch, reason=reason)
+            yield pd.DataFrame([task])
+
+    return fit
+
+
+def log(job: Job, facts: dict[str, Any]) -> None:
+    """All trials into the run, each as a nested run too."""
+    for result in facts["trials"]:
+        number = result["trial"]
+        tags = {"search_id": facts["id"], "in_force": str(result["in_force"]).lower()}
+        tags |= {"failed": result["reason"]} if result["reason"] else {}
+        with job.tracker.run(f"trial {number}", {"stage": "search", **tags}):
+            job.tracker.parameters({f"head.{name}": str(value) for name, value in result["settings"].items()})
+            if not result["reason"]:
+                job.tracker.metrics(as_metrics(result))
+    figures = {f"best_{key}": value for key, value in as_metrics(facts["trials"][0]).items()}
+    job.tracker.metrics({**figures, "trials": len(facts["trials"]), "failed": len(failures(facts))})
+    job.tracker.tags({"search_id": facts["id"], "best": trials.words(facts["best"])})
+    rows = [{**row, **row["settings"]} for row in facts["trials"]]
+    columns = ["trial", *trials.TRIED, "in_force", "mean", "std", "std_seeds", "reason"]
+    job.tracker.artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
+    job.tracker.artifact("tasks.csv", pd.DataFrame(facts["tasks"]).to_csv(index=False).encode())
+    job.tracker.artifact("plots/trials.png", report.trials_plot(facts["trials"]))
+
+
+def as_metrics(result: trials.Result) -> dict[str, float]:
+    """Flat names for MLflow: `auroc_mean`, `auroc_fold_0`, ..."""
+    found = {"mean": result["mean"], "std": result["std"], "std_seeds": result["std_seeds"]}
+    found |= {f"fold_{fold}": value for fold, value in enumerate(result["folds"])}
+    return {f"auroc_{key}": value for key, value in found.items() if value is not None}
+
+
+def failures(facts: dict[str, Any]) -> list[trials.Result]:
+    return [result for result in facts["trials"] if result["reason"]]
+
+
+def summary(facts: dict[str, Any]) -> str:
+    best, *others = (result for result in facts["trials"] if not result["reason"])
+
+    def behind(other: trials.Result) -> str:
+        return "{:.4f} +- {:.4f} behind".format(*trials.behind(best, other, facts["tasks"]))
+
+    parts = [
+        f"{len(facts['trials'])} trials x {len(facts['folds'])} folds x {len(facts['seeds'])} seeds over "
+        f"{facts['images']} images of {facts['groups']} groups, best {trials.words(best['settings'])}: "
+        f"AUROC {trials.told(best)}"
+    ]
+    if others:
+        parts.append(f"the runner-up {behind(others[0])}")
+    in_force = next((result for result in others if result["in_force"]), None)
+    if in_force:
+        parts.append(f"the settings in force {behind(in_force)}")
+    else:
+        parts.append("which are the settings in force" if best["in_force"] else "the settings in force failed")
+    if failures(facts):
+        parts.append(f"{len(failures(facts))} failed")
+    return ", ".join(parts)
+
+
+if __name__ == "__main__":
+    main("search", __doc__, run)

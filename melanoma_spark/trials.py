@@ -1,0 +1,145 @@
+"""A search's trials: which combinations are tried, on which folds, and which of them is best."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from melanoma_spark import config, splits
+from melanoma_spark.errors import DataError
+
+TRIED = ("hidden", "dropout", "learning_rate", "views")  # fields of config.Head
+CLASSES = ("negative", "positive")
+
+
+class Task(TypedDict):
+    """One head: what was fitted, and how well it judged the fold that it has not seen."""
+
+    trial: int
+    seed: int
+    fold: int
+    auroc: float | None  # None where it failed, as the next two
+    loss: float | None  # mean cross-entropy in nats
+    epoch: int | None  # whose weights these figures are of
+    reason: str  # why it failed, else empty
+
+
+class Result(TypedDict):
+    """One trial over all folds and seeds. Where one of its heads failed it has a reason and no figures."""
+
+    trial: int
+    settings: dict[str, float]  # of `TRIED`
+    in_force: bool
+    mean: float | None  # of the AUROC over folds and seeds
+    std: float | None  # the sample's, n - 1, over folds and seeds: mostly that some folds are harder
+    std_seeds: float | None  # the same of the means over folds of each seed; None where there is one seed
+    folds: list[float]  # the mean over seeds on each fold
+    reason: str
+
+
+def drawn(search: config.Search, in_force: config.Head, seed: int) -> list[config.Head]:
+    """The heads to try: the one in force, then others of the grid, without repeats, drawn where there are more.
+
+    `in_force.views` must be a number by now.
+    """
+    grid = itertools.product(*(dict.fromkeys(getattr(search, name)) for name in TRIED))
+    heads = [in_force.model_copy(update=dict(zip(TRIED, values, strict=True))) for values in grid]
+    others = [head for head in heads if head != in_force]
+    if len(others) >= search.trials:
+        places = np.random.default_rng(abs(seed)).choice(len(others), search.trials - 1, replace=False)
+        others = [others[place] for place in sorted(places)]
+    return [in_force, *others]
+
+
+def folds_of(groups: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each image, int (n,), by its group.
+
+    Raises `DataError` when a fold, or what is left without it, lacks a class: its AUROC would have no value. It would
+    lack it in every trial, so to leave such a fold out would be to search with fewer folds than were asked for, and
+    unnoticed; scikit-learn's `StratifiedGroupKFold` refuses what it cannot fill as well.
+    """
+    found = _folds(groups, folds, seed)
+    missing = _missing(found, labels, folds)
+    if missing is None:
+        return found
+    fewer = next((k for k in range(folds - 1, 1, -1) if _missing(_folds(groups, k, seed), labels, k) is None), None)
+    way_out = f"set search.folds={fewer}" if fewer else "a search needs this class in more groups (patients, lesions)"
+    raise DataError(f"{missing} ({len(set(groups))} groups of train and validation images); {way_out}")
+
+
+def measured(
+    heads: Sequence[config.Head], tasks: Sequence[Task], folds: int, seeds: Sequence[int]
+) -> tuple[list[Result], list[Result]]:
+    """The trials that have figures, best first (of equals the earlier), and those that failed.
+
+    Raises `DataError` when all failed.
+    """
+    good, failed = [], []
+    for number, head in enumerate(heads):
+        own = {(task["seed"], task["fold"]): task for task in tasks if task["trial"] == number}
+        told = [(seed, fold, own[seed, fold]["reason"]) for seed in seeds for fold in range(folds)]
+        bad = [f"{reason} (seed {seed}, fold {fold})" for seed, fold, reason in told if reason]
+        result = Result(
+            trial=number,
+            settings={name: getattr(head, name) for name in TRIED},
+            in_force=number == 0,
+            mean=None,
+            std=None,
+            std_seeds=None,
+            folds=[],
+            reason=bad[0] if bad else "",
+        )
+        if bad:
+            failed.append(result)
+            continue
+        aurocs = np.array([[own[seed, fold]["auroc"] for fold in range(folds)] for seed in seeds], np.float64)
+        result["mean"], result["std"] = float(aurocs.mean()), float(aurocs.std(ddof=1))
+        result["std_seeds"] = float(aurocs.mean(axis=1).std(ddof=1)) if len(seeds) > 1 else None
+        result["folds"] = aurocs.mean(axis=0).tolist()
+        good.append(result)
+    if not good:
+        raise DataError(f"all {len(heads)} trials failed, the first one by: {failed[0]['reason']}")
+    return sorted(good, key=lambda result: -(result["mean"] or 0.0)), failed
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """Of a trial, as they are given to train_head."""
+    return " ".join(f"head.{name}={settings[name]}" for name in TRIED)
+
+
+def told(result: Result) -> str:
+    """Mean and standard deviation of the AUROC."""
+    return f"{result['mean']:.4f} +- {result['std']:.4f}"
+
+
+def behind(best: Result, other: Result, tasks: Sequence[Task]) -> tuple[float, float]:
+    """By how much the AUROC of another trial is lower: mean and standard deviation over the pairs of fold and seed.
+
+    Both have met the same folds, so this spread tells more of their difference than the spread of each does.
+    """
+    auroc_of = {(task["trial"], task["seed"], task["fold"]): task["auroc"] for task in tasks}
+    pairs = sorted({(task["seed"], task["fold"]) for task in tasks})
+    first, second = (
+        np.array([auroc_of[number, *pair] for pair in pairs], np.float64) for number in (best["trial"], other["trial"])
+    )
+    return float((first - second).mean()), float((first - second).std(ddof=1))
+
+
+def _folds(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
+    return np.array([splits.fold_of(group, folds, seed) for group in groups], np.int32)
+
+
+def _missing(found: np.ndarray, labels: np.ndarray, folds: int) -> str | None:
+    """What is wrong with the first fold that lacks a class, or leaves none of it to learn from."""
+    for fold, label in itertools.product(range(folds), (0, 1)):
+        held = int(((found == fold) & (labels == label)).sum())
+        if held == 0:
+            return f"fold {fold} of search.folds={folds} holds no {CLASSES[label]} image"
+        if held == int((labels == label).sum()):
+            return (
+                f"fold {fold} of search.folds={folds} holds all {CLASSES[label]} images and leaves none to learn from"
+            )
+    return None

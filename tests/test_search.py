@@ -1,0 +1,264 @@
+"""The search over heads: every figure that of a fit by hand, the best named, what fails told, nothing done twice."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import open_line, said
+
+from jobs import search
+from jobs.job import run_stage
+from melanoma_spark import config, head, ranks, splits, training
+from melanoma_spark.errors import ConfigError, DataError
+
+CUT = "block5_pool"
+FOLDS, SEEDS = 2, 2
+SWEEP = config.Search(
+    hidden=(8,), dropout=(0.1,), learning_rate=(1e-2, 1e30), views=(1, 2), trials=5, folds=FOLDS, seeds=SEEDS
+)
+
+
+@pytest.fixture(scope="module")
+def featured(spark, lesions, shared_mlflow, tmp_path_factory):
+    """A line with features of two views, and an experiment of its own."""
+    line = open_line(
+        spark,
+        lesions,
+        tmp_path_factory.mktemp("search") / "warehouse",
+        mlflow={"tracking_uri": shared_mlflow, "experiment": "search"},
+        featurize={"views": 2},
+        augment={"enabled": True},
+        finetune={"phases": [{"name": "all", "epochs": 1}]},  # of one cut, for speed
+        training_seed=5,
+    )
+    with said():
+        line.stage("ingest")
+        line.stage("featurize")
+    return line
+
+
+def searched(line, chosen=SWEEP, **changes):
+    """All that the job says."""
+    settings = line.job.settings.model_copy(update={"search": chosen, **changes})
+    job = replace(line.job, settings=settings, tracker=line.tracker())
+    with said() as text:
+        run_stage(job, "search", search.run, {"job": "search"})
+    return text.getvalue()
+
+
+@pytest.fixture(scope="module")
+def told(featured):
+    return searched(featured)
+
+
+def found(line, told):
+    """The manifest that the summary names."""
+    place = re.search(r"reports/search/\w+", told)[0]
+    return json.loads((line.folder / place / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def facts(featured, told):
+    return found(featured, told)
+
+
+@pytest.fixture(scope="module")
+def arrays(featured):
+    """split, group, label and both views' averages of each train and validation image, from the files alone."""
+    stored = featured.read("images").select("sha256", "split", "group", "label").toPandas()
+    features = featured.read("features").select("sha256", "view", CUT).toPandas()
+    features["mean"] = [np.load(io.BytesIO(content)).astype(np.float32).mean(axis=(0, 1)) for content in features[CUT]]
+    mean_of = features.set_index(["sha256", "view"])["mean"].to_dict()
+    table = stored[stored["split"] != "test"].sort_values(["split", "sha256"], ignore_index=True)
+    table["plain"] = [mean_of[sha, 0] for sha in table["sha256"]]
+    table["other"] = [mean_of.get((sha, 1), mean_of[sha, 0]) for sha in table["sha256"]]
+    return table
+
+
+def by_trial(facts):
+    return {result["trial"]: result for result in facts["trials"]}
+
+
+def runs_of(line):
+    """The nested runs of the trials by their parent's id."""
+    line.tracker()
+    experiment = mlflow.get_experiment_by_name("search").experiment_id
+    nested: dict[str, list] = {}
+    for run in mlflow.MlflowClient().search_runs([experiment]):
+        nested.setdefault(run.data.tags.get("mlflow.parentRunId", ""), []).append(run)
+    return nested
+
+
+def test_every_trial_fold_and_seed_is_fitted_once(featured, facts, arrays):
+    tasks = pd.DataFrame(facts["tasks"])
+    assert len(tasks) == 5 * FOLDS * SEEDS
+    assert not tasks.duplicated(["trial", "seed", "fold"]).any()
+    assert set(tasks["seed"]) == {5, 6} == set(facts["seeds"])
+    tried = [result["settings"] for _, result in sorted(by_trial(facts).items())]
+    assert tried == [
+        {"hidden": 32, "dropout": 0.5, "learning_rate": 1e-3, "views": 2},  # in force
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e-2, "views": 1},
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e-2, "views": 2},
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e30, "views": 1},
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e30, "views": 2},
+    ]
+    assert [by_trial(facts)[trial]["in_force"] for trial in range(5)] == [True, False, False, False, False]
+    assert (facts["images"], facts["groups"]) == (len(arrays), arrays["group"].nunique())
+    assert facts["made_from"] == [featured.manifest("images")["id"], featured.manifest("features")["id"]]
+
+
+@pytest.mark.parametrize("trial", [0, 1, 2])
+def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
+    """Without the fold's groups, by their images as they are; an image of the validation split has no other view."""
+    chosen = config.Head(epochs=6, **by_trial(facts)[trial]["settings"])
+    fold = np.array([splits.fold_of(group, FOLDS, 0) for group in arrays["group"]])
+    assert np.bincount(fold).tolist() == facts["folds"]
+    spec = head.spec_of(chosen, "vgg16", 64)
+    expected, got = [], []
+    for task in facts["tasks"]:
+        if task["trial"] != trial:
+            continue
+        seen, held = arrays[fold != task["fold"]], arrays[fold == task["fold"]]
+        assert not set(seen["group"]) & set(held["group"])
+        columns = ["plain", "other"][: chosen.views]
+        views = [(np.stack(seen[column]), seen["label"].to_numpy(np.int8)) for column in columns]
+        judged = np.stack(held["plain"]), held["label"].to_numpy(np.int8)
+        _, records = head.fit(ranks.Alone(), chosen, task["seed"], spec, views, judged, lambda text: None)
+        best = training.best_of(records)
+        expected.append((best.validation_auroc, best.validation_loss, best.epoch))
+        got.append((task["auroc"], task["loss"], task["epoch"]))
+    assert len(got) == FOLDS * SEEDS
+    np.testing.assert_allclose(got, expected, rtol=1e-4)
+    assert len(set(got)) == len(got)
+
+
+def test_mean_and_spread_are_those_of_the_tasks(facts):
+    tasks = pd.DataFrame(facts["tasks"])
+    for result in facts["trials"][:3]:
+        own = tasks[tasks["trial"] == result["trial"]]
+        assert result["mean"] == pytest.approx(np.mean(own["auroc"]))
+        assert result["std"] == pytest.approx(np.std(own["auroc"], ddof=1))
+        assert result["std_seeds"] == pytest.approx(np.std(own.groupby("seed")["auroc"].mean(), ddof=1))
+        assert result["folds"] == pytest.approx(own.groupby("fold")["auroc"].mean().tolist())
+    means = [result["mean"] for result in facts["trials"][:3]]
+    assert means == sorted(means, reverse=True)
+    assert len(set(means)) == 3
+
+
+def test_the_last_line_says_what_to_give_to_train_head(featured, told, facts):
+    best, second, *_ = facts["trials"]
+    *before, line = told.splitlines()
+    words = re.search(r"best ((?:head\.\w+=\S+ ?)+):", line)[1]
+    assert config.load(None, words.split()).head == config.Head(**best["settings"])
+    assert facts["best"] == best["settings"]
+    assert f"5 trials x 2 folds x 2 seeds over {facts['images']} images of {facts['groups']} groups, best " in line
+    assert f": AUROC {best['mean']:.4f} +- {best['std']:.4f}, " in line
+    aurocs = pd.DataFrame(facts["tasks"]).pivot(index=["seed", "fold"], columns="trial", values="auroc").astype(float)
+
+    def behind(other):
+        pairs = aurocs[best["trial"]] - aurocs[other]
+        return f"{pairs.mean():.4f} +- {pairs.std(ddof=1):.4f} behind"
+
+    assert f"the runner-up {behind(second['trial'])}" in line
+    assert best["trial"] != 0
+    assert f"the settings in force {behind(0)}" in line
+    assert f"  {words}: AUROC {best['mean']:.4f} +- {best['std']:.4f}" in before
+    assert not list(featured.folder.glob("models/*"))
+
+
+def test_trials_that_fail_are_told_and_never_chosen(told, facts):
+    good, failed = facts["trials"][:3], facts["trials"][3:]
+    assert not any(result["reason"] for result in good)
+    for result in failed:
+        assert result["settings"]["learning_rate"] == 1e30
+        assert "the loss is" in result["reason"]
+        assert (result["mean"], result["std"], result["folds"]) == (None, None, [])
+        words = f"head.hidden=8 head.dropout=0.1 head.learning_rate=1e+30 head.views={result['settings']['views']}"
+        assert f"  {words}: failed: {result['reason']}" in told.splitlines()
+    assert ", 2 failed; reports/search/" in told
+    for task in facts["tasks"]:
+        assert (task["auroc"] is None) == bool(task["reason"])
+
+
+def test_every_trial_is_a_nested_run_and_the_jobs_run_holds_them_all(featured, facts):
+    nested = runs_of(featured)[facts["run_id"]]
+    assert len(nested) == len(facts["trials"])
+    for run in nested:
+        result = by_trial(facts)[int(run.info.run_name.removeprefix("trial "))]
+        assert run.data.params == {f"head.{name}": str(value) for name, value in result["settings"].items()}
+        if result["reason"]:
+            assert (run.data.tags["failed"], run.data.metrics) == (result["reason"], {})
+            continue
+        expected = {"auroc_mean": result["mean"], "auroc_std": result["std"], "auroc_std_seeds": result["std_seeds"]}
+        expected |= {f"auroc_fold_{fold}": value for fold, value in enumerate(result["folds"])}
+        assert run.data.metrics == pytest.approx(expected)
+    client = mlflow.MlflowClient()
+    whole = client.get_run(facts["run_id"]).data
+    assert whole.metrics["best_auroc_mean"] == pytest.approx(facts["trials"][0]["mean"])
+    assert (whole.metrics["trials"], whole.metrics["failed"]) == (5, 2)
+    with open(client.download_artifacts(facts["run_id"], "trials.csv")) as file:
+        table = pd.read_csv(file)
+    assert table["trial"].tolist() == [result["trial"] for result in facts["trials"]]
+    assert table["mean"].tolist()[:3] == pytest.approx([result["mean"] for result in facts["trials"][:3]])
+    with open(client.download_artifacts(facts["run_id"], "tasks.csv")) as file:
+        assert len(pd.read_csv(file)) == len(facts["tasks"])
+    with open(client.download_artifacts(facts["run_id"], "plots/trials.png"), "rb") as file:
+        assert file.read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_runs_and_reports_name_no_file_and_no_place(featured, facts):
+    names = re.compile(r"image_\d{6}|patient_\d{4}|lesion_\d{5}|" + re.escape(str(featured.folder.parent.parent)))
+    featured.tracker()
+    client = mlflow.MlflowClient()
+    for run in [client.get_run(facts["run_id"]), *runs_of(featured)[facts["run_id"]]]:
+        tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+        parameters = {key: value for key, value in run.data.params.items() if key != "mlflow.tracking_uri"}
+        assert not names.search(json.dumps([parameters, tags]))
+    assert not names.search(json.dumps(facts))
+
+
+def test_a_second_run_fits_nothing_and_another_search_stands_beside_it(featured, told, facts):
+    runs = len(runs_of(featured)[facts["run_id"]])
+    again = searched(featured)
+    assert again.startswith("search: nothing new, 5 trials x 2 folds")
+    assert found(featured, again) == facts
+    assert len(runs_of(featured)[facts["run_id"]]) == runs
+
+    smaller = config.Search(hidden=(8,), dropout=(0.3,), learning_rate=(1e-3,), trials=2, folds=3, seeds=1)
+    other = found(featured, searched(featured, smaller))
+    assert other["id"] != facts["id"]
+    assert len(other["tasks"]) == 2 * 3
+    assert other["trials"][0]["std_seeds"] is None
+    assert found(featured, searched(featured)) == facts
+
+
+def test_all_failing_is_an_error(featured):
+    every = config.Search(hidden=(8,), dropout=(0.1,), learning_rate=(1e30,), trials=2, folds=2, seeds=1)
+    in_force = featured.job.settings.head.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(
+        DataError, match=r"all 2 trials failed, the first one by: head: the loss is .* \(seed 5, fold 0\)"
+    ):
+        searched(featured, every, head=in_force)
+
+
+def test_more_views_than_are_stored_are_refused(featured):
+    with pytest.raises(ConfigError, match=r"head\.views=3, but features/ holds 2 .*featurize\.views=3"):
+        searched(featured, config.Search(views=(1, 3)))
+
+
+def test_train_head_takes_as_many_views_as_it_is_told(featured):
+    chosen = featured.job.settings.head
+    with pytest.raises(ConfigError, match=r"head\.views=3, but features/ holds 2 "):
+        featured.stage("train_head", head=chosen.model_copy(update={"views": 3}))
+    featured.stage("train_head")
+    both = featured.manifest("models/head")
+    assert "nothing new" in featured.stage("train_head", head=chosen.model_copy(update={"views": 2}))
+    assert "nothing new" not in featured.stage("train_head", head=chosen.model_copy(update={"views": 1}))
+    assert featured.manifest("models/head")["tensors_id"] != both["tensors_id"]
