@@ -185,7 +185,8 @@ def summary(facts: dict[str, Any]) -> str:
 
     parts = [
         f"{len(facts['trials'])} trials x {len(facts['folds'])} folds x {len(facts['seeds'])} seeds over "
-        f"{facts['images']} images of {facts['groups']} groups, best {trials.words(best['settings'])}: "
+        f"{facts['images']} images of {facts['groups']} groups, "
+        f"best {trials.words(best['settings'])}{', the settings in force' if best['in_force'] else ''}: "
         f"AUROC {trials.told(best)}"
     ]
     if others:
@@ -193,8 +194,8 @@ def summary(facts: dict[str, Any]) -> str:
     in_force = next((result for result in others if result["in_force"]), None)
     if in_force:
         parts.append(f"the settings in force {behind(in_force)}")
-    else:
-        parts.append("which are the settings in force" if best["in_force"] else "the settings in force failed")
+    elif not best["in_force"]:
+        parts.append("the settings in force failed")
     if failures(facts):
         parts.append(f"{len(failures(facts))} failed")
     return ", ".join(parts)

@@ -182,7 +182,9 @@ def trials_plot(results: Sequence[Mapping[str, Any]]) -> bytes:
     for text, result in zip(axes.get_yticklabels(), shown, strict=True):
         text.set_fontweight("bold" if result["in_force"] else "normal")
     axes.invert_yaxis()
-    axes.set_xlabel("AUROC on unseen folds: mean and standard deviation,\n| each fold; bold: the settings in force")
+    told = "AUROC on unseen folds: mean and standard deviation; |: each fold; bold: the settings in force"
+    figure.supxlabel(told, fontsize=7)
+    axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
     return _png(figure)

@@ -225,3 +225,16 @@ def test_missing_facts_are_named(facts):
     facts["models"] = []
     with pytest.raises(DataError, match="the report names no model"):
         report.plots(facts)
+
+
+def test_a_searchs_plot_shows_the_trials_that_have_figures():
+    good = {"settings": {"hidden": 8, "dropout": 0.5, "learning_rate": 1e-3, "views": 1}, "reason": ""}
+    results = [
+        {**good, "in_force": False, "mean": 0.8, "std": 0.01, "folds": [0.79, 0.81]},
+        {**good, "in_force": True, "mean": 0.7, "std": 0.02, "folds": [0.68, 0.72]},
+    ]
+    failed = {**good, "in_force": False, "mean": None, "std": None, "folds": [], "reason": "the loss is nan"}
+    drawn = report.trials_plot(results)
+    assert Image.open(io.BytesIO(drawn)).format == "PNG"
+    assert report.trials_plot([*results, failed]) == drawn
+    assert report.trials_plot(results[:1]) != drawn

@@ -232,7 +232,14 @@ def test_a_second_run_fits_nothing_and_another_search_stands_beside_it(featured,
     assert len(runs_of(featured)[facts["run_id"]]) == runs
 
     smaller = config.Search(hidden=(8,), dropout=(0.3,), learning_rate=(1e-3,), trials=2, folds=3, seeds=1)
-    other = found(featured, searched(featured, smaller))
+    shorter = searched(featured, smaller)
+    other = found(featured, shorter)
+    assert other["trials"][0]["in_force"]
+    assert (
+        "best head.hidden=32 head.dropout=0.5 head.learning_rate=0.001 head.views=2, the settings in force: AUROC "
+        in shorter
+    )
+    assert shorter.count("in force") == 2, "beside its trial and in the last line"
     assert other["id"] != facts["id"]
     assert len(other["tasks"]) == 2 * 3
     assert other["trials"][0]["std_seeds"] is None
