@@ -48,6 +48,7 @@ def run(job: Job) -> str:
     settings, warehouse, search = job.settings, job.warehouse, job.settings.search
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
+    store.check_fit(images, features)
     stored = int(features.get("views", 1))
     in_force = settings.head.model_copy(update={"views": head.views_of(settings.head, stored)})
     for views in search.views:

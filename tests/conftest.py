@@ -31,10 +31,10 @@ SETTINGS: dict[str, Any] = {
     "ranks": 2,
     "backbone": {"weights": "random", "allow_random": True},
     "ingest": {"test_fraction": 0.3, "validation_fraction": 0.2},
-    "head": {"epochs": 6, "hidden": 32},
+    "head": {"epochs": 1, "hidden": 32, "dropout": 0.0},  # a head that leaves fine-tuning much to mend
     "finetune": {
         "phases": [
-            {"name": "block5", "cut": "block4_pool", "learning_rate": 3e-5, "epochs": 1},
+            {"name": "block5", "cut": "block4_pool", "learning_rate": 1e-4, "epochs": 1},
             {"name": "all", "learning_rate": 1e-5, "epochs": 1},
         ]
     },
