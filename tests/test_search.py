@@ -36,6 +36,7 @@ def featured(spark, lesions, shared_mlflow, tmp_path_factory):
         featurize={"views": 2},
         augment={"enabled": True},
         finetune={"phases": [{"name": "all", "epochs": 1}]},  # of one cut, for speed
+        head={"epochs": 6, "hidden": 32, "dropout": 0.5},
         training_seed=5,
     )
     with said():
