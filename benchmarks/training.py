@@ -73,12 +73,7 @@ class Rows:
         images = self.images(len(self.index))
         values = np.stack(list(images.read(sharding.share(sharding.deal(images.groups, 1), 0, 1))))
         order = np.argsort(self.index.keys)
-        return in_memory(values[order], images.labels[order])
-
-
-def in_memory(values: np.ndarray, labels: np.ndarray) -> training.Images:
-    groups = np.zeros(len(values), np.int32)
-    return training.Images(groups, labels, lambda shared: iter(values[shared[shared != sharding.NONE]]))
+        return training.in_memory(values[order], images.labels[order])
 
 
 def taken(images: training.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +158,7 @@ def trained(
 def cached_or_not(features: Rows, pixels: Rows, count: int, rounds: int) -> None:
     network.use_threads(2)
     turns = Turns(("cached", "pixels", 3.5))
-    at_cut, whole = (in_memory(*taken(rows.all(), count)) for rows in (features, pixels))
+    at_cut, whole = (training.in_memory(*taken(rows.all(), count)) for rows in (features, pixels))
     for _ in range(rounds):
         cached, frozen = built(CUT), built(CUT, freeze=True)
         start = cached.get_weights()

@@ -221,8 +221,8 @@ def epoch_images(source: Source, threads: int, settings: config.Settings, split:
             drawn = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
             yield augmentation.augmented(image, settings.augment, drawn)
 
-    pixels = split == "train" and source.column == "image"
-    return training.Images(index.groups, index.labels, augmented if pixels else read)
+    drawn_anew = split == "train" and source.column == "image" and settings.augment.enabled
+    return training.Images(index.groups, index.labels, augmented if drawn_anew else read)
 
 
 def checkpoint_in(target: str) -> training.State | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from melanoma_spark import config, network, sharding, training
+from melanoma_spark import config, network, training
 from melanoma_spark.errors import ConfigError
 
 Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
@@ -56,7 +56,7 @@ def fit(
         seed=seed,
         batch_size=chosen.batch_size,
     )
-    train, judged = [in_memory(view) for view in views], in_memory(validation)
+    train, judged = [images(view) for view in views], images(validation)
     records = training.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
     return model.get_weights(), records
 
@@ -83,10 +83,5 @@ def fit_without(
     return training.best_of(records)
 
 
-def in_memory(rows: Rows) -> training.Images:
-    values, labels = rows[0][:, None, None], rows[1]
-
-    def read(shared: np.ndarray) -> Iterator[np.ndarray]:
-        return iter(values[shared[shared != sharding.NONE]])
-
-    return training.Images(np.zeros(len(values), np.int32), labels, read)
+def images(rows: Rows) -> training.Images:
+    return training.in_memory(rows[0][:, None, None], rows[1])

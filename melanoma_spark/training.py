@@ -35,6 +35,12 @@ class Images:
 EpochImages = Callable[[int], Images]
 
 
+def in_memory(values: np.ndarray, labels: np.ndarray) -> Images:
+    """Images whose inputs (n, ...) lie in an array."""
+    groups = np.zeros(len(values), np.int32)
+    return Images(groups, labels, lambda shared: iter(values[shared[shared != sharding.NONE]]))
+
+
 class Rank(Protocol):
     """What training code sees of the other ranks."""
 
@@ -323,7 +329,7 @@ def _gathered(rank: Rank, plan: Plan, own: list[float], epoch: int, done: int, s
 
 
 def _noise(network: Any) -> list[Any]:
-    """The states, uint32 (2,), of the network's random generators."""
+    """The states, int64 (2,), of the network's random generators."""
     return [layer.seed_generator.state for layer in network.layers if hasattr(layer, "seed_generator")]
 
 
