@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import zlib
 from collections import Counter
@@ -35,6 +34,7 @@ from side_by_side import Processors, start_spark
 from jobs import ingest
 from jobs.job import Job
 from melanoma_spark import config, files, tracking
+from melanoma_spark.prefetch import every
 
 SIDE = 16  # pixels
 A_TAR = 10_000
@@ -109,25 +109,18 @@ def measured(size: int) -> dict:
 def collecting(spark, heaps: list[float], processors: Processors):  # type: ignore[no-untyped-def]
     """The driver's heap in MB, after each of many garbage collections; and the time of processes that may end."""
     java = spark._jvm.java.lang
-    over = threading.Event()
 
     def watch() -> None:
-        while True:
-            last = over.wait(COLLECT_EVERY)
-            processors.seconds()
-            java.System.gc()
-            runtime = java.Runtime.getRuntime()
-            heaps.append((runtime.totalMemory() - runtime.freeMemory()) / 1024**2)
-            if last:
-                return
+        processors.seconds()
+        java.System.gc()
+        runtime = java.Runtime.getRuntime()
+        heaps.append((runtime.totalMemory() - runtime.freeMemory()) / 1024**2)
 
-    thread = threading.Thread(target=watch)
-    thread.start()
     try:
-        yield
+        with every(COLLECT_EVERY, watch):
+            yield
     finally:
-        over.set()
-        thread.join()
+        watch()
 
 
 def by_description(spark) -> dict[str, float]:  # type: ignore[no-untyped-def]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import psutil
 
 from melanoma_spark import files
 from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.prefetch import every
 
 BEAT = 10.0  # seconds between signs of life
 STALE = 120.0  # seconds without one, after which a job on another machine counts as dead; clocks may differ by less
@@ -42,20 +42,15 @@ def held(warehouse: str, job: str) -> Iterator[None]:
     files.write_json(url, {**facts, "beat": time.time()})
     time.sleep(SETTLE)
     _refuse(url, job, own)
-    over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(BEAT):
-            with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will say so
-                files.write_json(url, {**facts, "beat": time.time()})
+        with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will say so
+            files.write_json(url, {**facts, "beat": time.time()})
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
     try:
-        yield
+        with every(BEAT, beat):
+            yield
     finally:
-        over.set()
-        thread.join()
         files.remove(url)
 
 

@@ -1,10 +1,12 @@
-"""Items are fetched in a thread while earlier ones are used: reading beside computing."""
+"""What a thread does beside the work: fetch items while earlier ones are used, or something every few seconds."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -29,3 +31,21 @@ def ahead(items: Iterator[Item], prepare: Callable[[Item], Ready], count: int = 
             thread.shutdown(wait=True, cancel_futures=True)  # whoever stops early does not wait for the rest
             if hasattr(items, "close"):
                 items.close()
+
+
+@contextmanager
+def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
+    """While in here, `do()` every so many seconds, for the first time after the first of them."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            do()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pyspark.sql import SparkSession
 
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.prefetch import every
 
 
 def start(name: str) -> SparkSession:
@@ -84,24 +84,16 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
 @contextmanager
 def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[None]:
     """While Spark's jobs run in here, a line every so often: how many tasks of the running stages have ended."""
-    tracker, ended = spark.sparkContext.statusTracker(), threading.Event()
+    tracker = spark.sparkContext.statusTracker()
 
     def tell() -> None:
-        while not ended.wait(seconds):
-            stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-            done, of = (
-                sum(getattr(stage, key) for stage in stages if stage) for key in ("numCompletedTasks", "numTasks")
-            )
-            if of:
-                print(f"  {done} of {of} {what}", flush=True)
+        stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
+        done, of = (sum(getattr(stage, key) for stage in stages if stage) for key in ("numCompletedTasks", "numTasks"))
+        if of:
+            print(f"  {done} of {of} {what}", flush=True)
 
-    teller = threading.Thread(target=tell, daemon=True)
-    teller.start()
-    try:
+    with every(seconds, tell):
         yield
-    finally:
-        ended.set()
-        teller.join()
 
 
 def describe(spark: SparkSession, text: str) -> None:
