@@ -29,10 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conf", default="conf/lesions.yaml", help="settings file [conf/lesions.yaml]")
     parser.add_argument("--warehouse", default="warehouse/results", help="[warehouse/results]")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="training seeds [0 1 2]")
-    parser.add_argument("--tta", type=int, nargs="+", default=[1, 8], help="views in judging [1 8]")
+    parser.add_argument("--seeds", type=numbers, default="0,1,2", help="training seeds [0,1,2]")
+    parser.add_argument("--tta", type=numbers, default="1,8", help="views in judging [1,8]")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the file's")
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     words = [*chosen.settings, f"warehouse={chosen.warehouse}"]
     spark = start_spark(2)
     figures: Figures = defaultdict(list)
@@ -49,6 +49,10 @@ def main() -> None:
                     figures["head", views].append(found)
         print(table(figures), flush=True)
     spark.stop()
+
+
+def numbers(word: str) -> list[int]:
+    return [int(part) for part in word.split(",")]
 
 
 def trained(spark, settings: config.Settings, tta: Sequence[int]) -> dict[tuple[str, int], tuple[float, float]]:  # type: ignore[no-untyped-def]

@@ -122,7 +122,7 @@ def made(spark: Any, folder: Path, images: int) -> tuple[Rows, Rows]:
     found = []
     for name, column in (("features", CUT), ("images", "image")):
         url = store.data_url(warehouse, name, store.need(warehouse, name, "?"))
-        found.append(Rows(url, column, reading.indexes(spark, url, train)["train"]))
+        found.append(Rows(url, column, reading.indexes(spark, url, train)["train"][0]))
     assert len(found[0].index) >= images
     return found[0], found[1]
 

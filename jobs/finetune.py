@@ -59,7 +59,9 @@ def run(job: Job) -> str:
     recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
     drawn = settings.augment.model_dump(mode="json") if settings.augment.enabled else None
     seeds = [settings.seed, settings.training_seed]
-    made_from = lineage.content_id([images["id"], features["id"], views_of(features), head["id"], recipe, drawn, seeds])
+    made_from = lineage.content_id(
+        [images["id"], features["id"], store.views(features), head["id"], recipe, drawn, seeds]
+    )
     known = store.manifest(warehouse, "models/finetuned")
     if known and known["made_from"] == made_from:
         return f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}"
@@ -124,23 +126,12 @@ def sources_of(job: Job, images: dict[str, Any], features: dict[str, Any]) -> di
     found: dict[str | None, Source] = {}
     if cuts:
         url = store.data_url(job.warehouse, "features", features)
-        stored = stored_at(job, url, labels, views_of(features))
+        stored = reading.indexes(job.spark, url, labels, store.views(features))
         found |= {cut: Source(url, cut, stored) for cut in cuts}
     if not all(phase.cut for phase in settings.finetune.phases):
         url = store.data_url(job.warehouse, "images", images)
-        found[None] = Source(url, "image", stored_at(job, url, labels, 1))
+        found[None] = Source(url, "image", reading.indexes(job.spark, url, labels))
     return found
-
-
-def stored_at(job: Job, url: str, labels: dict[str, dict[str, int]], views: int) -> dict[str, list[sharding.Index]]:
-    plain = reading.indexes(job.spark, url, labels)
-    train = {"train": labels["train"]}
-    others = [reading.indexes(job.spark, url, train, view)["train"] for view in range(1, views)]
-    return {"train": [plain["train"], *others], "validation": [plain["validation"]]}
-
-
-def views_of(features: dict[str, Any]) -> int:
-    return int(features.get("views", 1))
 
 
 CHECKPOINT = "checkpoint.npz"

@@ -14,7 +14,7 @@ def run(job: Job) -> str:
     images = store.need(warehouse, "images", "ingest")
     features = store.need(warehouse, "features", "featurize")
     store.check_fit(images, features)
-    views = head.views_of(settings.head, int(features.get("views", 1)))
+    views = head.views_of(settings.head, store.views(features))
     recipe = settings.head.model_dump(mode="json", exclude={"views"})
     made_from = lineage.content_id([images["id"], features["id"], views, recipe, settings.training_seed])
     known = store.manifest(warehouse, "models/head")
@@ -28,14 +28,12 @@ def run(job: Job) -> str:
     url = store.data_url(warehouse, "features", features)
     session.describe(job.spark, "train_head: averages of the bottleneck features")
     cut = backbones.backbone(settings.backbone.name).cuts[-1]
-    pooled = reading.averages(job.spark, url, cut, labels)
-    train = {"train": labels["train"]}
-    augmented = [reading.averages(job.spark, url, cut, train, view)["train"] for view in range(1, views)]
+    pooled = reading.averages(job.spark, url, cut, labels, views)
     spec = head.spec_of(settings.head, settings.backbone.name, images["image_size"])
-    rows = [(view.values, view.labels) for view in (pooled["train"], *augmented, pooled["validation"])]
-    fitted = ranks.run_alone(head.fit, settings.head, settings.training_seed, spec, rows[:-1], rows[-1], say)
-    arrays, records = fitted[0]
-    tensors = [*base.tensors, *arrays]
+    *train, judged = [(view.values, view.labels) for view in (*pooled["train"], *pooled["validation"])]
+    fitted = ranks.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, say)
+    model, records = fitted[0]
+    tensors = [*base.tensors, *model.get_weights()]
     best = training.best_of(records)
     facts = {
         "id": lineage.content_id([made_from, lineage.tensors_id(tensors)]),

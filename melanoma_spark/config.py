@@ -227,7 +227,7 @@ class Score(Section):
 
 
 class Search(Section):
-    """A sweep over heads. Lists are what is tried; the settings in force, those of `head`, always are."""
+    """A sweep over heads. Lists are what is tried; the settings in force, of `head` and evaluate.tta, always are."""
 
     hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         default=(64, 256, 1024), description="head.hidden to try"
@@ -241,13 +241,16 @@ class Search(Section):
     views: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
         default=(1,), description="head.views to try; at most as many as are stored"
     )
+    tta: Annotated[tuple[Symmetries, ...], Field(min_length=1)] = Field(
+        default=(1,), description="evaluate.tta to judge each head by; 8: seven more passes of the base over each image"
+    )
     trials: Annotated[int, Field(ge=2)] = Field(
-        default=8, description="combinations that are tried, drawn at random where there are more"
+        default=8, description="heads that are tried, drawn at random where the lists make more"
     )
     folds: Annotated[int, Field(ge=2)] = Field(
         default=5, description="of the groups of train and validation images; each is held out once"
     )
-    seeds: Count = Field(default=3, description="heads of each combination and fold, from training_seed upwards")
+    seeds: Count = Field(default=3, description="fits of each head and fold, from training_seed upwards")
 
 
 class Mlflow(Section):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from melanoma_spark import config, network, training
+from melanoma_spark import config, metrics, network, training
 from melanoma_spark.errors import ConfigError
 
 Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
@@ -35,8 +37,8 @@ def fit(
     views: Sequence[Rows],
     validation: Rows,
     say: Callable[[str], None] = print,
-) -> tuple[list[np.ndarray], list[training.EpochRecord]]:
-    """The tensors of the head's best epoch, and the log.
+) -> tuple[Any, list[training.EpochRecord]]:
+    """The head of the best epoch, a Keras model of (n, 1, 1, channels), and the log.
 
     `views` are the images to learn from, once for each view in the same order; an epoch takes one of them, in turn.
     `seed` is that of first weights, dropout and order: with the same arrays it gives the same head. Raises `DataError`
@@ -58,7 +60,7 @@ def fit(
     )
     train, judged = [images(view) for view in views], images(validation)
     records = training.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
-    return model.get_weights(), records
+    return model, records
 
 
 def fit_without(
@@ -69,18 +71,28 @@ def fit_without(
     views: Sequence[np.ndarray],
     labels: np.ndarray,
     held: np.ndarray,
-) -> training.EpochRecord:
-    """The best epoch of a head that has not seen the images `held`, bool (n,), by what it says of these.
+    copies: np.ndarray,
+    ttas: Sequence[int],
+) -> list[training.EpochRecord]:
+    """The best epoch of a head that has not seen the images `held`, bool (n,), by what it says of these; for each tta.
 
     `views[0]` is view 0 of all n images; further ones, float32 (m, channels), are of the first m, those of the train
-    split: only they have any, and of the others view 0 is learnt from in every epoch. Images are judged by view 0.
-    Raises `DataError` as `fit` does.
+    split: only they have any, and of the others view 0 is learnt from in every epoch. Which epoch is the best is told
+    by view 0 alone, as in training. `copies`, float32 (n, k, channels), are the first k of `network.symmetries`, of
+    which a tta takes its part. Raises `DataError` as `fit` does.
     """
     first, labels_left = views[0], labels[~held]
     whole = [np.concatenate([view, first[len(view) :]])[~held] for view in views[: chosen.views]]
     validation = first[held], labels[held]
-    _, records = fit(rank, chosen, seed, spec, [(view, labels_left) for view in whole], validation, lambda _: None)
-    return training.best_of(records)
+    model, records = fit(rank, chosen, seed, spec, [(view, labels_left) for view in whole], validation, lambda _: None)
+    judged = copies[held]
+    said = network.predictor(model)(judged.reshape(-1, 1, 1, judged.shape[-1]))[0].reshape(judged.shape[:2])
+    found = []
+    for tta in ttas:
+        y, p = labels[held], said[:, :tta].mean(axis=1, dtype=np.float64)
+        auroc, loss = metrics.auroc(y, p), metrics.log_loss(y, p)
+        found.append(replace(training.best_of(records), validation_auroc=auroc, validation_loss=loss))
+    return found
 
 
 def images(rows: Rows) -> training.Images:

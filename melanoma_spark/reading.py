@@ -23,21 +23,25 @@ KEY = ("sha256", "view")  # of a row; images have no views
 Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows
 
 
-def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]], view: int = 0) -> dict[str, Index]:
-    """Where the rows of each split are stored; `labels` is split -> sha256 -> label, `view` that of features.
+def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]], views: int = 1) -> dict[str, list[Index]]:
+    """Where the rows of each split are stored, by view; `labels` is split -> sha256 -> label.
 
-    Spark's tasks read the keys, the driver holds them: 80 bytes an image. Raises `DataError` when the dataset is not
-    complete or lacks a row.
+    Of the train split `views` views are wanted, of the others one. Spark's tasks read the keys, the driver holds them:
+    80 bytes a row. Raises `DataError` when the dataset is not complete or lacks a row.
     """
     pieces = _row_groups(url)
-    stored: dict[tuple[str, int], np.ndarray] = {}
+    stored: dict[tuple[tuple[str, int], int], np.ndarray] = {}
     if pieces:
         names = spark.createDataFrame([(name,) for name in sorted({name for name, _ in pieces})], "file string")
         names = names.repartition(min(spark.sparkContext.defaultParallelism, len(pieces)))
-        kept = names.mapInPandas(functools.partial(_keys, url, view), "file string, row_group int, keys binary")
+        found = "file string, row_group int, view int, keys binary"
+        kept = names.mapInPandas(functools.partial(_keys, url, views), found)
         for row in kept.toLocalIterator():
-            stored[row.file, row.row_group] = np.frombuffer(row.keys, "S64")
-    return {split: _index(url, pieces, stored, wanted, view) for split, wanted in labels.items()}
+            stored[(row.file, row.row_group), row.view] = np.frombuffer(row.keys, "S64")
+    return {
+        split: [_index(url, pieces, stored, wanted, view) for view in _views(split, views)]
+        for split, wanted in labels.items()
+    }
 
 
 def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int, read_ahead: int) -> Iterator[Any]:
@@ -46,7 +50,7 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
     `shared` comes from `sharding.share`. Row groups are read and decoded by `threads` threads, in the order in which
     they are needed; what they have read before it is needed takes at most `read_ahead` bytes, or one row group a
     thread. Besides, the rows of one row group are held for each column of `shared`. Raises `DataError` when a row is
-    not there any more.
+    not there any more or is no number.
     """
     wanted = [
         (index.places[group], {key.decode(): row for key, row in zip(index.keys[rows], rows.tolist(), strict=True)})
@@ -87,7 +91,7 @@ def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[di
                     row = next(reader, None)
                     if row is None or row.sha256 not in keys:
                         raise _lacks(url, len(found), len(keys))
-                    found[keys[row.sha256]] = getattr(row, column)
+                    found[keys[row.sha256]] = _number(getattr(row, column), url, column, row.sha256)
                 yield found
         finally:
             reader.stop()
@@ -143,32 +147,48 @@ class Averages:
 
 
 def averages(
-    spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str, int]], view: int = 0
-) -> dict[str, Averages]:
-    """Features (h, w, c) of each split's images -> their means. Spark's tasks read and average, the driver collects.
+    spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str, int]], views: int = 1
+) -> dict[str, list[Averages]]:
+    """Features (h, w, c) of each split's images -> their means, by view, of which train has `views`, the others one.
 
-    Raises `DataError` when a row is missing.
+    Spark's tasks read and average, the driver collects. Raises `DataError` when a row is missing or is no number.
     """
 
     def means(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             values = (np.load(io.BytesIO(value), allow_pickle=False) for value in batch[column])
             mean = [value.astype(np.float32).mean(axis=(0, 1)).tobytes() for value in values]
-            yield pd.DataFrame({"sha256": batch["sha256"], "mean": mean})
+            yield batch[[*KEY]].assign(mean=mean)
 
     session.batch_rows(spark, 64)
     schema = f"sha256 string, view int, `{column}` binary"
-    of_view = spark.read.schema(schema).parquet(url).where(f"view = {view}").select("sha256", column)
-    table = of_view.mapInPandas(means, "sha256 string, mean binary").toPandas()
-    mean_of = dict(zip(table["sha256"], table["mean"], strict=True))
-    found = {}
-    for split, wanted in labels.items():
-        keys = sorted(key for key in wanted if key in mean_of)
+    wanted_views = spark.read.schema(schema).parquet(url).where(f"view < {views}")
+    table = wanted_views.mapInPandas(means, "sha256 string, view int, mean binary").toPandas()
+    mean_of = {(row.sha256, row.view): row.mean for row in table.itertuples(index=False)}
+
+    def of(wanted: Mapping[str, int], view: int) -> Averages:
+        keys = sorted(key for key in wanted if (key, view) in mean_of)
         if len(keys) != len(wanted):
             raise _lacks(url, len(keys), len(wanted))
-        values = np.stack([np.frombuffer(mean_of[key], np.float32) for key in keys])
-        found[split] = Averages(values, np.array([wanted[key] for key in keys], np.int8))
-    return found
+        values = [_number(np.frombuffer(mean_of[key, view], np.float32), url, column, key) for key in keys]
+        return Averages(np.stack(values), np.array([wanted[key] for key in keys], np.int8))
+
+    return {split: [of(wanted, view) for view in _views(split, views)] for split, wanted in labels.items()}
+
+
+def _views(split: str, views: int) -> range:
+    """Which views of a split's images there are."""
+    return range(views if split == "train" else 1)
+
+
+def _number(value: np.ndarray, url: str, column: str, sha256: str) -> np.ndarray:
+    """The value. TensorFlow on a CPU takes max(0, NaN) for 0, so a network learns from NaN and its loss is a number."""
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise DataError(
+            f"{url}: {column} of image {sha256} holds NaN or infinity, which featurize never writes; remove that "
+            "folder, and run featurize"
+        )
+    return value
 
 
 def _row_groups(url: str) -> list[tuple[str, int]]:
@@ -213,8 +233,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return found
 
 
-def _keys(url: str, view: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """For a task of Spark: each row group's keys of the view, in their order."""
+def _keys(url: str, views: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """For a task of Spark: each row group's keys of each of the first views, in their order."""
     import pyarrow.parquet as pq
 
     for batch in batches:
@@ -225,16 +245,16 @@ def _keys(url: str, view: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.D
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, [name for name in KEY if name in parquet.schema_arrow.names])
                     keys = table["sha256"].to_numpy().astype("S64")
-                    packed = (
-                        keys[table["view"].to_numpy() == view] if "view" in table.column_names else keys
-                    ).tobytes()
-                    yield pd.DataFrame({"file": [name], "row_group": [group], "keys": [packed]})
+                    of = table["view"].to_numpy() if "view" in table.column_names else np.zeros(len(keys), np.int32)
+                    for view in sorted(set(of[of < views].tolist())):
+                        packed = keys[of == view].tobytes()
+                        yield pd.DataFrame({"file": [name], "row_group": [group], "view": [view], "keys": [packed]})
 
 
 def _index(
     url: str,
     pieces: list[tuple[str, int]],
-    stored: Mapping[tuple[str, int], np.ndarray],
+    stored: Mapping[tuple[tuple[str, int], int], np.ndarray],
     wanted: Mapping[str, int],
     view: int,
 ) -> Index:
@@ -243,7 +263,7 @@ def _index(
     groups: list[int] = []
     keys: list[bytes] = []
     for place in pieces:
-        own = [key for key in stored.get(place, ()) if key in label_of]
+        own = [key for key in stored.get((place, view), ()) if key in label_of]
         if own:
             groups += [len(places)] * len(own)
             keys += own

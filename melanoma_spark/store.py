@@ -121,6 +121,11 @@ def check_fit(images: Mapping[str, Any], features: Mapping[str, Any], head: Mapp
             )
 
 
+def views(features: Mapping[str, Any]) -> int:
+    """How many views of each train image `features/` holds, after its manifest, which once did not say."""
+    return int(features.get("views", 1))
+
+
 def rows_id(table: Any, columns: Sequence[str]) -> str:
     """A content id of a DataFrame's rows: the same for the same rows in any order and any number of partitions.
 

@@ -12,11 +12,12 @@ from melanoma_spark import config, splits
 from melanoma_spark.errors import DataError
 
 TRIED = ("hidden", "dropout", "learning_rate", "views")  # fields of config.Head
+SETTINGS = {**{name: f"head.{name}" for name in TRIED}, "tta": "evaluate.tta"}  # what makes a trial
 CLASSES = ("negative", "positive")
 
 
 class Task(TypedDict):
-    """One head: what was fitted, and how well it judged the fold that it has not seen."""
+    """One trial on one fold: what was fitted, and how well it judged the images that it has not seen."""
 
     trial: int
     seed: int
@@ -31,7 +32,7 @@ class Result(TypedDict):
     """One trial over all folds and seeds. Where one of its heads failed it has a reason and no figures."""
 
     trial: int
-    settings: dict[str, float]  # of `TRIED`
+    settings: dict[str, float]  # of `SETTINGS`
     in_force: bool
     mean: float | None  # of the AUROC over folds and seeds
     std: float | None  # the sample's, n - 1, over folds and seeds: mostly that some folds are harder
@@ -70,21 +71,31 @@ def folds_of(groups: Sequence[str], labels: np.ndarray, folds: int, seed: int) -
     raise DataError(f"{missing} ({len(set(groups))} groups of train and validation images); {way_out}")
 
 
+def judged(search: config.Search, in_force: int) -> list[int]:
+    """By how many symmetries each head is judged, the number in force first."""
+    return list(dict.fromkeys([in_force, *search.tta]))
+
+
+def combined(heads: Sequence[config.Head], ttas: Sequence[int]) -> list[dict[str, float]]:
+    """The settings of each trial: every head with every tta, by head; the first is what is in force."""
+    return [{**{name: getattr(head, name) for name in TRIED}, "tta": tta} for head in heads for tta in ttas]
+
+
 def measured(
-    heads: Sequence[config.Head], tasks: Sequence[Task], folds: int, seeds: Sequence[int]
+    tried: Sequence[dict[str, float]], tasks: Sequence[Task], folds: int, seeds: Sequence[int]
 ) -> tuple[list[Result], list[Result]]:
     """The trials that have figures, best first (of equals the earlier), and those that failed.
 
     Raises `DataError` when all failed.
     """
     good, failed = [], []
-    for number, head in enumerate(heads):
+    for number, settings in enumerate(tried):
         own = {(task["seed"], task["fold"]): task for task in tasks if task["trial"] == number}
         told = [(seed, fold, own[seed, fold]["reason"]) for seed in seeds for fold in range(folds)]
         bad = [f"{reason} (seed {seed}, fold {fold})" for seed, fold, reason in told if reason]
         result = Result(
             trial=number,
-            settings={name: getattr(head, name) for name in TRIED},
+            settings=settings,
             in_force=number == 0,
             mean=None,
             std=None,
@@ -101,13 +112,13 @@ def measured(
         result["folds"] = aurocs.mean(axis=0).tolist()
         good.append(result)
     if not good:
-        raise DataError(f"all {len(heads)} trials failed, the first one by: {failed[0]['reason']}")
+        raise DataError(f"all {len(tried)} trials failed, the first one by: {failed[0]['reason']}")
     return sorted(good, key=lambda result: -(result["mean"] or 0.0)), failed
 
 
 def words(settings: Mapping[str, Any]) -> str:
-    """Of a trial, as they are given to train_head."""
-    return " ".join(f"head.{name}={settings[name]}" for name in TRIED)
+    """Of a trial, as they are given to train_head and evaluate."""
+    return " ".join(f"{key}={settings[name]}" for name, key in SETTINGS.items())
 
 
 def told(result: Result) -> str:

@@ -24,8 +24,7 @@ def source(line) -> Callable[[str, str], finetune.Source]:
 
     def of(name: str, column: str) -> finetune.Source:
         url = store.data_url(line.job.warehouse, name, line.manifest(name))
-        found = reading.indexes(line.job.spark, url, labels)
-        return finetune.Source(url, column, {split: [index] for split, index in found.items()})
+        return finetune.Source(url, column, reading.indexes(line.job.spark, url, labels))
 
     return of
 

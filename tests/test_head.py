@@ -19,11 +19,19 @@ def rows(count=40, channels=6, seed=0):
 
 
 def fitted(views, validation, chosen=CHOSEN, seed=3):
-    return head.fit(ranks.Alone(), chosen, seed, SPEC, views, validation, lambda text: None)
+    model, records = head.fit(ranks.Alone(), chosen, seed, SPEC, views, validation, lambda text: None)
+    return model.get_weights(), records
 
 
 def without(views, labels, held, chosen=CHOSEN, seed=3):
-    return head.fit_without(ranks.Alone(), chosen, seed, SPEC, views, labels, held)
+    copies = views[0][:, None]
+    return head.fit_without(ranks.Alone(), chosen, seed, SPEC, views, labels, held, copies, [1])[0]
+
+
+def said(tensors, values):
+    """The head's arithmetic by hand: probabilities of values (..., channels)."""
+    hidden = np.maximum(values @ tensors[0] + tensors[1], 0)
+    return 1 / (1 + np.exp(-(hidden @ tensors[2] + tensors[3])[..., 0]))
 
 
 def outcome(record):
@@ -33,9 +41,7 @@ def outcome(record):
 def test_its_tensors_are_those_of_the_best_epoch():
     tensors, records = fitted([rows()], rows(20, seed=1))
     values, labels = rows(20, seed=1)
-    hidden = np.maximum(values @ tensors[0] + tensors[1], 0)
-    probability = 1 / (1 + np.exp(-(hidden @ tensors[2] + tensors[3])[:, 0]))
-    assert metrics.auroc(labels, probability) == pytest.approx(training.best_of(records).validation_auroc)
+    assert metrics.auroc(labels, said(tensors, values)) == pytest.approx(training.best_of(records).validation_auroc)
 
 
 def test_the_seed_says_which_head_it_is():
@@ -79,6 +85,21 @@ def test_images_without_further_views_are_taken_as_they_are():
     )
     one = CHOSEN.model_copy(update={"views": 1})
     assert outcome(without([values, values[:25] * 2], labels, held, one)) == outcome(without([values], labels, held))
+
+
+def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
+    values, labels = rows()
+    held = np.arange(40) % 3 == 0
+    copies = np.stack([values, *(rows(seed=seed)[0] for seed in (5, 6, 7))], axis=1)
+    found = head.fit_without(ranks.Alone(), CHOSEN, 3, SPEC, [values], labels, held, copies, [4, 1, 2])
+    tensors, records = fitted([(values[~held], labels[~held])], (values[held], labels[held]))
+    best = training.best_of(records)
+    assert outcome(found[1]) == pytest.approx(outcome(best))
+    for record, tta in zip(found, [4, 1, 2], strict=True):
+        probability = said(tensors, copies[held, :tta]).mean(axis=1)
+        expected = metrics.auroc(labels[held], probability), metrics.log_loss(labels[held], probability)
+        assert outcome(record) == pytest.approx((best.epoch, *expected), rel=1e-5)
+    assert len({record.validation_loss for record in found}) == 3
 
 
 def test_views_are_those_that_are_stored():

@@ -77,7 +77,7 @@ def test_featurize_killed_goes_on_where_it_stood(line, copied, submitted, settin
     same_features(features, line.read("features").toPandas())
     # and Petastorm reads old and new files alike
     url = store.data_url(copied.job.warehouse, "features", copied.manifest("features"))
-    index = reading.indexes(copied.job.spark, url, {"all": dict.fromkeys(features["sha256"], 0)})["all"]
+    index = reading.indexes(copied.job.spark, url, {"all": dict.fromkeys(features["sha256"], 0)})["all"][0]
     shared = sharding.share(sharding.deal(index.groups, 1), 0, 1)
     assert len(list(reading.values(url, "block5_pool", index, shared, 1, 1024**2))) == images
 

@@ -190,7 +190,7 @@ def test_training_reads_exactly_the_rows_of_its_split(line, stored):
         assert labels[split] == dict(zip(rows["sha256"], rows["label"], strict=True))
     assert labels.keys() == {"train", "validation"}
     url = store.data_url(line.job.warehouse, "images", line.manifest("images"))
-    index = reading.indexes(line.job.spark, url, labels)["validation"]
+    index = reading.indexes(line.job.spark, url, labels)["validation"][0]
     shared = sharding.share(sharding.deal(index.groups, 8, 1), 0, 1)
     read = list(reading.values(url, "image", index, shared, 1, 1024**2))
     rows = stored[stored["split"] == "validation"]

@@ -32,11 +32,14 @@ def wanted(numbers) -> dict[str, int]:
 
 @pytest.fixture(scope="module")
 def dataset(spark, tmp_path_factory):
+    return written(spark, files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one")))
+
+
+def written(spark, url, value=value):
     """`ROWS` rows of features in 3 Parquet files of several row groups, written as the jobs write them."""
     from petastorm.unischema import dict_to_spark_row
 
     schema = schemas.features_schema(SHAPES, "float32")
-    url = files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one"))
     numbers = [(number, 0) for number in range(ROWS)] + [(number, 1) for number in range(SECOND)]
     rows = [
         dict_to_spark_row(
@@ -69,7 +72,7 @@ def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
     labels = {"train": wanted(range(0, ROWS, 2)), "validation": wanted(range(1, ROWS, 3))}
     found = reading.indexes(spark, dataset, labels)
     assert found.keys() == labels.keys()
-    for split, index in found.items():
+    for split, (index,) in found.items():
         assert {k.decode(): int(label) for k, label in zip(index.keys, index.labels, strict=True)} == labels[split]
         assert len(index) == len(labels[split])
         for number, (name, group) in enumerate(index.places):
@@ -77,14 +80,14 @@ def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
             stored = file.read_row_group(group, ["sha256", "view"]).to_pylist()
             stored = [row["sha256"] for row in stored if row["view"] == 0]
             assert [k.decode() for k in index.keys[index.groups == number]] == [k for k in stored if k in labels[split]]
-    assert len({name for name, _ in found["train"].places}) == 3
-    assert len(found["train"].places) > 3
+    assert len({name for name, _ in found["train"][0].places}) == 3
+    assert len(found["train"][0].places) > 3
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("read_ahead", [1, 1024**2])
 def test_values_come_in_the_order_of_the_plan(spark, dataset, threads, read_ahead):
-    index = reading.indexes(spark, dataset, {"train": wanted(range(0, ROWS, 2))})["train"]
+    index = reading.indexes(spark, dataset, {"train": wanted(range(0, ROWS, 2))})["train"][0]
     for seed, column in ((None, "a"), (1, "b")):
         shared = whole(index, 4, seed)
         found = read(dataset, column, index, shared, threads, read_ahead)
@@ -94,19 +97,21 @@ def test_values_come_in_the_order_of_the_plan(spark, dataset, threads, read_ahea
             np.testing.assert_array_equal(array, value(number, column), strict=True)
 
 
-def test_a_view_is_read_by_itself(spark, dataset):
-    labels = wanted(range(SECOND))
-    index = reading.indexes(spark, dataset, {"train": labels}, view=1)["train"]
-    found = read(dataset, "a", index, whole(index))
-    assert [int(array.flat[0]) for array in found] == [1000 + number for number in range(SECOND)]
-    means = reading.averages(spark, dataset, "a", {"train": labels}, view=1)["train"].values
-    np.testing.assert_allclose(means, [value(1000 + n, "a").mean((0, 1)) for n in range(SECOND)])
-    with pytest.raises(DataError, match=f"gave {SECOND} of {ROWS} wanted rows"):
-        reading.indexes(spark, dataset, {"train": wanted(range(ROWS))}, view=1)
+def test_each_view_of_train_images_is_read_by_itself(spark, dataset):
+    labels = {"train": wanted(range(SECOND)), "validation": wanted(range(SECOND, ROWS))}
+    found = reading.indexes(spark, dataset, labels, views=2)
+    means = reading.averages(spark, dataset, "a", labels, views=2)
+    for view, index in enumerate(found["train"]):
+        values = read(dataset, "a", index, whole(index))
+        assert [int(array.flat[0]) for array in values] == [1000 * view + number for number in range(SECOND)]
+        wanted_means = [value(1000 * view + number, "a").mean((0, 1)) for number in range(SECOND)]
+        np.testing.assert_allclose(means["train"][view].values, wanted_means)
+    for of_splits in (found, means):
+        assert {split: len(views) for split, views in of_splits.items()} == {"train": 2, "validation": 1}
 
 
 def test_the_ranks_rows_make_up_the_whole(spark, dataset):
-    index = reading.indexes(spark, dataset, {"train": wanted(range(3, ROWS))})["train"]
+    index = reading.indexes(spark, dataset, {"train": wanted(range(3, ROWS))})["train"][0]
     dealt = sharding.deal(index.groups, 8, seed=5)
     parts = [read(dataset, "a", index, sharding.share(dealt, rank, 3)) for rank in range(3)]
     assert sorted(float(array.flat[0]) for part in parts for array in part) == list(range(3, ROWS))
@@ -115,7 +120,7 @@ def test_the_ranks_rows_make_up_the_whole(spark, dataset):
 def test_only_row_groups_that_hold_a_wanted_row_are_read(spark, dataset, monkeypatch):
     from petastorm.py_dict_reader_worker import PyDictReaderWorker
 
-    index = reading.indexes(spark, dataset, {"train": wanted([0, 1, ROWS - 1])})["train"]
+    index = reading.indexes(spark, dataset, {"train": wanted([0, 1, ROWS - 1])})["train"][0]
     pieces = []
     process = PyDictReaderWorker.process
 
@@ -129,7 +134,7 @@ def test_only_row_groups_that_hold_a_wanted_row_are_read(spark, dataset, monkeyp
 
 
 def test_nothing_asked_is_nothing_read(spark, dataset):
-    index = reading.indexes(spark, dataset, {"train": wanted([0])})["train"]
+    index = reading.indexes(spark, dataset, {"train": wanted([0])})["train"][0]
     assert read(dataset, "a", index, np.full((2, 3), sharding.NONE, np.int32)) == []
 
 
@@ -137,16 +142,41 @@ def test_averages_are_those_of_each_image_in_the_order_of_their_keys(spark, data
     labels = {"train": wanted(range(ROWS - 1, 4, -1)), "validation": wanted(range(3))}
     found = reading.averages(spark, dataset, "a", labels)
     for split, numbers in (("train", range(5, ROWS)), ("validation", range(3))):
-        np.testing.assert_allclose(found[split].values, [value(n, "a").mean((0, 1)) for n in numbers], rtol=1e-6)
-        assert found[split].labels.tolist() == [n % 2 for n in numbers]
-        assert found[split].values.dtype == np.float32
+        (means,) = found[split]
+        np.testing.assert_allclose(means.values, [value(n, "a").mean((0, 1)) for n in numbers], rtol=1e-6)
+        assert means.labels.tolist() == [n % 2 for n in numbers]
+        assert means.values.dtype == np.float32
 
 
-@pytest.mark.parametrize("of", [reading.indexes, lambda *of: reading.averages(*of[:2], "a", of[2])])
+def averages(spark, url, labels, views=1):
+    return reading.averages(spark, url, "a", labels, views)
+
+
+@pytest.mark.parametrize("of", [reading.indexes, averages])
 def test_a_missing_row_is_an_error(spark, dataset, of):
     message = r"features/one gave 2 of 3 wanted rows; run the job that makes it again"
     with pytest.raises(DataError, match=message):
         of(spark, dataset, {"train": wanted(range(5)), "validation": wanted(range(ROWS - 2, ROWS + 1))})
+    with pytest.raises(DataError, match=f"gave {SECOND} of {ROWS} wanted rows"):  # of the second view
+        of(spark, dataset, {"train": wanted(range(ROWS))}, views=2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_features_that_are_no_number_are_an_error(spark, tmp_path, bad):
+    def damaged(number, cut):
+        found = value(number, cut)
+        if (number, cut) == (7, "a"):
+            found[1, 0, 2] = bad
+        return found
+
+    url = written(spark, files.url_of(str(tmp_path / "features")), damaged)
+    message = f"a of image {key(7)} holds NaN or infinity.*; remove that folder, and run featurize"
+    with pytest.raises(DataError, match=message):
+        averages(spark, url, {"train": wanted(range(ROWS))})
+    index = reading.indexes(spark, url, {"train": wanted(range(ROWS))})["train"][0]
+    with pytest.raises(DataError, match=message):
+        read(url, "a", index, whole(index))
+    assert len(read(url, "b", index, whole(index))) == ROWS
 
 
 @pytest.mark.parametrize("damage", ["no metadata", "a file more", "no dataset"])
@@ -166,14 +196,14 @@ def test_a_dataset_that_is_not_complete_is_an_error(spark, dataset, tmp_path, da
 def test_a_dataset_that_changes_after_it_was_looked_at_is_an_error(spark, dataset, tmp_path):
     folder = tmp_path / "features"
     shutil.copytree(dataset.removeprefix("file://"), folder)
-    index = reading.indexes(spark, f"file://{folder}", {"train": wanted(range(ROWS))})["train"]
+    index = reading.indexes(spark, f"file://{folder}", {"train": wanted(range(ROWS))})["train"][0]
     next(folder.glob("*.parquet")).unlink()
     with pytest.raises(DataError, match=r"features is not complete .*; run the job that makes it again"):
         read(f"file://{folder}", "a", index, whole(index))
 
 
 def test_a_reader_that_is_left_early_is_closed(spark, dataset):
-    index = reading.indexes(spark, dataset, {"train": wanted(range(ROWS))})["train"]
+    index = reading.indexes(spark, dataset, {"train": wanted(range(ROWS))})["train"][0]
     before = threading.active_count()
     values = reading.values(dataset, "a", index, whole(index), 2, 1)
     next(values)

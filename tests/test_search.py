@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 
+import cv2
 import mlflow
 import numpy as np
 import pandas as pd
@@ -15,10 +16,11 @@ from conftest import open_line, said
 
 from jobs import search
 from jobs.job import run_stage
-from melanoma_spark import config, head, ranks, splits, training
+from melanoma_spark import config, head, metrics, network, ranks, splits, training, trials, weights
 from melanoma_spark.errors import ConfigError, DataError
 
 CUT = "block5_pool"
+SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
 FOLDS, SEEDS = 2, 2
 SWEEP = config.Search(
     hidden=(8,), dropout=(0.1,), learning_rate=(1e-2, 1e30), views=(1, 2), trials=5, folds=FOLDS, seeds=SEEDS
@@ -83,6 +85,10 @@ def arrays(featured):
     return table
 
 
+def head_of(settings):
+    return config.Head(epochs=6, **{name: settings[name] for name in trials.TRIED})
+
+
 def by_trial(facts):
     return {result["trial"]: result for result in facts["trials"]}
 
@@ -104,11 +110,11 @@ def test_every_trial_fold_and_seed_is_fitted_once(featured, facts, arrays):
     assert set(tasks["seed"]) == {5, 6} == set(facts["seeds"])
     tried = [result["settings"] for _, result in sorted(by_trial(facts).items())]
     assert tried == [
-        {"hidden": 32, "dropout": 0.5, "learning_rate": 1e-3, "views": 2},  # in force
-        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e-2, "views": 1},
-        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e-2, "views": 2},
-        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e30, "views": 1},
-        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e30, "views": 2},
+        {"hidden": 32, "dropout": 0.5, "learning_rate": 1e-3, "views": 2, "tta": 1},  # in force
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e-2, "views": 1, "tta": 1},
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e-2, "views": 2, "tta": 1},
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e30, "views": 1, "tta": 1},
+        {"hidden": 8, "dropout": 0.1, "learning_rate": 1e30, "views": 2, "tta": 1},
     ]
     assert [by_trial(facts)[trial]["in_force"] for trial in range(5)] == [True, False, False, False, False]
     assert (facts["images"], facts["groups"]) == (len(arrays), arrays["group"].nunique())
@@ -118,7 +124,7 @@ def test_every_trial_fold_and_seed_is_fitted_once(featured, facts, arrays):
 @pytest.mark.parametrize("trial", [0, 1, 2])
 def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     """Without the fold's groups, by their images as they are; an image of the validation split has no other view."""
-    chosen = config.Head(epochs=6, **by_trial(facts)[trial]["settings"])
+    chosen = head_of(by_trial(facts)[trial]["settings"])
     fold = np.array([splits.fold_of(group, FOLDS, 0) for group in arrays["group"]])
     assert np.bincount(fold).tolist() == facts["folds"]
     spec = head.spec_of(chosen, "vgg16", 64)
@@ -140,6 +146,37 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     assert len(set(got)) == len(got)
 
 
+def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(featured, arrays, monkeypatch):
+    wanted = config.Search(
+        hidden=(8,), dropout=(0.1,), learning_rate=(1e-2,), trials=2, folds=2, seeds=1, tta=(2, 1, 4)
+    )
+    facts = found(featured, searched(featured, wanted))
+    assert len(facts["trials"]) == 2 * 3
+    assert len(facts["tasks"]) == 2 * 3 * 2
+    assert [by_trial(facts)[trial]["settings"]["tta"] for trial in range(3)] == [1, 2, 4], "the one in force first"
+    stored = featured.read("images").select("sha256", "image").toPandas().set_index("sha256")["image"]
+    pixels = np.stack([cv2.imdecode(np.frombuffer(stored[sha], np.uint8), 1)[..., ::-1] for sha in arrays["sha256"]])
+    fold = np.array([splits.fold_of(group, 2, 0) for group in arrays["group"]])
+    base = weights.resolve(featured.job.settings.backbone, 0)
+    for task in (task for task in facts["tasks"] if task["trial"] in (4, 5) and task["fold"] == 1):
+        settings = by_trial(facts)[task["trial"]]["settings"]
+        held = fold == 1
+        rows = [(np.stack(side["plain"]), side["label"].to_numpy(np.int8)) for side in (arrays[~held], arrays[held])]
+        model, _ = head.fit(ranks.Alone(), head_of(settings), task["seed"], SPEC, rows[:1], rows[1], lambda text: None)
+        whole = network.classifier(
+            SPEC.model_copy(update={"tta": settings["tta"]}), [*base.tensors, *model.get_weights()]
+        )
+        y, p = rows[1][1], whole(pixels[held])[0][:, 0].astype(np.float64)
+        assert task["auroc"] == pytest.approx(metrics.auroc(y, p), abs=0.02)  # stored features are float16
+        assert task["loss"] == pytest.approx(metrics.log_loss(y, p), abs=2e-3)
+
+    def never(*_):
+        raise AssertionError("the base ran again")
+
+    monkeypatch.setattr(search.inference, "over_column", never)
+    assert "AUROC" in searched(featured, wanted.model_copy(update={"seeds": 2}))
+
+
 def test_mean_and_spread_are_those_of_the_tasks(facts):
     tasks = pd.DataFrame(facts["tasks"])
     for result in facts["trials"][:3]:
@@ -156,8 +193,9 @@ def test_mean_and_spread_are_those_of_the_tasks(facts):
 def test_the_last_line_says_what_to_give_to_train_head(featured, told, facts):
     best, second, *_ = facts["trials"]
     *before, line = told.splitlines()
-    words = re.search(r"best ((?:head\.\w+=\S+ ?)+):", line)[1]
-    assert config.load(None, words.split()).head == config.Head(**best["settings"])
+    words = re.search(r"best ((?:\w+\.\w+=\S+ ?)+):", line)[1]
+    given = config.load(None, [*words.split(), "head.epochs=6"])
+    assert (given.head, given.evaluate.tta) == (head_of(best["settings"]), 1)
     assert facts["best"] == best["settings"]
     assert f"5 trials x 2 folds x 2 seeds over {facts['images']} images of {facts['groups']} groups, best " in line
     assert f": AUROC {best['mean']:.4f} +- {best['std']:.4f}, " in line
@@ -181,7 +219,8 @@ def test_trials_that_fail_are_told_and_never_chosen(told, facts):
         assert result["settings"]["learning_rate"] == 1e30
         assert "the loss is" in result["reason"]
         assert (result["mean"], result["std"], result["folds"]) == (None, None, [])
-        words = f"head.hidden=8 head.dropout=0.1 head.learning_rate=1e+30 head.views={result['settings']['views']}"
+        words = f"head.hidden=8 head.dropout=0.1 head.learning_rate=1e+30 head.views={result['settings']['views']} "
+        words += "evaluate.tta=1"
         assert f"  {words}: failed: {result['reason']}" in told.splitlines()
     assert ", 2 failed; reports/search/" in told
     for task in facts["tasks"]:
@@ -193,7 +232,7 @@ def test_every_trial_is_a_nested_run_and_the_jobs_run_holds_them_all(featured, f
     assert len(nested) == len(facts["trials"])
     for run in nested:
         result = by_trial(facts)[int(run.info.run_name.removeprefix("trial "))]
-        assert run.data.params == {f"head.{name}": str(value) for name, value in result["settings"].items()}
+        assert run.data.params == {trials.SETTINGS[name]: str(value) for name, value in result["settings"].items()}
         if result["reason"]:
             assert (run.data.tags["failed"], run.data.metrics) == (result["reason"], {})
             continue
@@ -236,10 +275,8 @@ def test_a_second_run_fits_nothing_and_another_search_stands_beside_it(featured,
     shorter = searched(featured, smaller)
     other = found(featured, shorter)
     assert other["trials"][0]["in_force"]
-    assert (
-        "best head.hidden=32 head.dropout=0.5 head.learning_rate=0.001 head.views=2, the settings in force: AUROC "
-        in shorter
-    )
+    in_force = "head.hidden=32 head.dropout=0.5 head.learning_rate=0.001 head.views=2 evaluate.tta=1"
+    assert f"best {in_force}, the settings in force: AUROC " in shorter
     assert shorter.count("in force") == 2, "beside its trial and in the last line"
     assert other["id"] != facts["id"]
     assert len(other["tasks"]) == 2 * 3

@@ -90,7 +90,7 @@ def test_figures_are_numpys_whatever_the_order_of_tasks_and_one_failed_head_fail
     heads = [IN_FORCE.model_copy(update={"hidden": 8 * n}) for n in range(1, 5)]
     tasks = tasks_of(aurocs, {(2, 1, 4)})
     np.random.default_rng(1).shuffle(tasks)
-    good, failed = trials.measured(heads, tasks, 5, [0, 1, 2])
+    good, failed = trials.measured(trials.combined(heads, [1]), tasks, 5, [0, 1, 2])
     assert [result["trial"] for result in good] == [t for t in np.argsort(-aurocs.mean(axis=(1, 2))) if t != 2]
     for result in good:
         own = aurocs[result["trial"]]
@@ -106,7 +106,16 @@ def test_figures_are_numpys_whatever_the_order_of_tasks_and_one_failed_head_fail
 
 
 def test_words_are_settings():
-    found = config.load(
-        None, trials.words({"hidden": 1_000_000, "dropout": 0.0, "learning_rate": 1 / 3, "views": 2}).split()
-    )
+    settings = {"hidden": 1_000_000, "dropout": 0.0, "learning_rate": 1 / 3, "views": 2, "tta": 8}
+    found = config.load(None, trials.words(settings).split())
     assert found.head == config.Head(hidden=1_000_000, dropout=0.0, learning_rate=1 / 3, views=2)
+    assert found.evaluate.tta == 8
+
+
+def test_every_head_is_judged_by_every_tta_the_one_in_force_first():
+    ttas = trials.judged(config.Search(tta=(1, 8, 2, 8)), 8)
+    assert ttas == [8, 1, 2]
+    heads = [IN_FORCE.model_copy(update={"hidden": hidden}) for hidden in (8, 16)]
+    tried = trials.combined(heads, ttas)
+    assert [(settings["hidden"], settings["tta"]) for settings in tried] == [*itertools.product((8, 16), ttas)]
+    assert all(settings.keys() == trials.SETTINGS.keys() for settings in tried)
