@@ -8,7 +8,7 @@
    memory, of the same global batch: block 5 from cached features, and the whole network from pixels. Second epochs, so
    without tracing; with the share of a step in which gradients travel, and the seconds until ranks take a first step.
 
-VGG16 at 224 px with random weights, batches of 16. What is compared takes turns.
+VGG16 at 224 px with random weights, batches of 32, as conf/lesions.yaml has. What is compared takes turns.
 
     .venv/bin/python benchmarks/training.py             (about 15 minutes on 2 cores)
     .venv/bin/python benchmarks/training.py --parts 2
@@ -45,7 +45,7 @@ from melanoma_spark import (
     weights,
 )
 
-CUT, BATCH, AHEAD = "block4_pool", 16, 64 * 1024**2
+CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2
 BACKBONE = config.Backbone(weights="random", allow_random=True)  # speed does not depend on the weights' values
 SPEC = network.Spec(backbone="vgg16", image_size=224, hidden=256, dropout=0.0)
 

@@ -183,7 +183,12 @@ def _views(split: str, views: int) -> range:
 
 def _number(value: np.ndarray, url: str, column: str, sha256: str) -> np.ndarray:
     """The value. TensorFlow on a CPU takes max(0, NaN) for 0, so a network learns from NaN and its loss is a number."""
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
+    if value.dtype == np.float16:
+        # An exponent of ones is no number; numpy's isfinite is slow here, a tenth of the time of reading.
+        broken = bool(((value.view(np.uint16) & 0x7C00) == 0x7C00).any())
+    else:
+        broken = value.dtype.kind == "f" and not np.isfinite(value).all()
+    if broken:
         raise DataError(
             f"{url}: {column} of image {sha256} holds NaN or infinity, which featurize never writes; remove that "
             "folder, and run featurize"

@@ -35,11 +35,11 @@ def dataset(spark, tmp_path_factory):
     return written(spark, files.url_of(str(tmp_path_factory.mktemp("store") / "features" / "one")))
 
 
-def written(spark, url, value=value):
+def written(spark, url, value=value, dtype="float32"):
     """`ROWS` rows of features in 3 Parquet files of several row groups, written as the jobs write them."""
     from petastorm.unischema import dict_to_spark_row
 
-    schema = schemas.features_schema(SHAPES, "float32")
+    schema = schemas.features_schema(SHAPES, dtype)
     numbers = [(number, 0) for number in range(ROWS)] + [(number, 1) for number in range(SECOND)]
     rows = [
         dict_to_spark_row(
@@ -161,15 +161,15 @@ def test_a_missing_row_is_an_error(spark, dataset, of):
         of(spark, dataset, {"train": wanted(range(ROWS))}, views=2)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_features_that_are_no_number_are_an_error(spark, tmp_path, bad):
+@pytest.mark.parametrize(("bad", "dtype"), [(np.nan, "float32"), (-np.inf, "float16"), (np.nan, "float16")])
+def test_features_that_are_no_number_are_an_error(spark, tmp_path, bad, dtype):
     def damaged(number, cut):
-        found = value(number, cut)
+        found = value(number, cut).astype(dtype)
         if (number, cut) == (7, "a"):
             found[1, 0, 2] = bad
         return found
 
-    url = written(spark, files.url_of(str(tmp_path / "features")), damaged)
+    url = written(spark, files.url_of(str(tmp_path / "features")), damaged, dtype)
     message = f"a of image {key(7)} holds NaN or infinity.*; remove that folder, and run featurize"
     with pytest.raises(DataError, match=message):
         averages(spark, url, {"train": wanted(range(ROWS))})
