@@ -1,6 +1,5 @@
 """Training: right batches, right weights, the best epoch kept, and the same on any number of ranks."""
 
-import functools
 import os
 import subprocess
 import sys
@@ -45,18 +44,27 @@ def test_a_step_of_the_optimizer_is_that_of_keras():
     draw = np.random.default_rng(0)
     starts = [draw.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (4,))]
     steps = [[draw.standard_normal(start.shape).astype(np.float32) for start in starts] for _ in range(5)]
-    found = []
-    for optimizer in (keras.optimizers.Adam(0.1), ranks.Alone().optimizer(0.1)):
-        variables = [keras.Variable(start) for start in starts]
-        optimizer.build(variables)
-        apply = tf.function(functools.partial(optimizer.apply, trainable_variables=variables), jit_compile=False)
-        for number, gradients in enumerate(steps):
-            optimizer.learning_rate = 0.1 / (number + 1)
-            apply([tf.constant(gradient) for gradient in gradients])
-        found.append([np.asarray(variable) for variable in (*variables, *optimizer.variables)])
-    assert np.abs(found[0][0] - starts[0]).min() > 0.1
-    for expected, values in zip(*found, strict=True):
-        np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-7)
+    expected, found = (
+        stepped(optimizer, starts, steps) for optimizer in (keras.optimizers.Adam(0.1), ranks.Alone().optimizer(0.1))
+    )
+    assert np.abs(expected[0] - starts[0]).mean() > 0.05
+    for value, of_keras in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, of_keras, rtol=1e-5, atol=1e-7)
+
+
+def stepped(optimizer, starts, steps) -> list[np.ndarray]:
+    """The variables, and the optimizer's own, after these steps at a falling rate."""
+    variables = [keras.Variable(start) for start in starts]
+    optimizer.build(variables)
+
+    @tf.function(jit_compile=False)
+    def apply(gradients):
+        optimizer.apply(gradients, variables)
+
+    for number, gradients in enumerate(steps):
+        optimizer.learning_rate = 0.1 / (number + 1)
+        apply([tf.constant(gradient) for gradient in gradients])
+    return [np.asarray(variable) for variable in (*variables, *optimizer.variables)]
 
 
 def plan(**changes) -> training.Plan:
