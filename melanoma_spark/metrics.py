@@ -142,6 +142,97 @@ def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     return float(np.sum(np.diff(true_positives, prepend=0) * precision) / positives)
 
 
+def auc_right_of_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
+    """The area under the ROC right of the point where the sensitivity is reached, down to zero: 1.0 is perfect.
+
+    `auc_sens_80` of ISIC's scorer (isic-challenge-scoring 5.6.0, `auc_above_sensitivity`); not ISIC 2024's partial AUC,
+    which is `auc_above_sensitivity` here. The ROC is a straight line between its points. NaN if a class is missing;
+    raises ConfigError unless 0 < sensitivity <= 1.
+    """
+    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    above, width = _above(true_positives, false_positives, sensitivity)
+    return float(above + sensitivity * width)
+
+
+def auc_above_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
+    """The area under the ROC and above the sensitivity: 1 - sensitivity is perfect, 0.2 by default.
+
+    The partial AUC of ISIC 2024 (`p_auc_tpr`, "pAUC above 80 % TPR"); not that of ISIC's scorer, which is
+    `auc_right_of_sensitivity`. NaN if a class is missing; raises ConfigError unless 0 < sensitivity <= 1.
+    """
+    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    return float(_above(true_positives, false_positives, sensitivity)[0])
+
+
+def sensitivity_at_specificity(labels: ArrayLike, probabilities: ArrayLike, specificity: float) -> float:
+    """The highest sensitivity of the thresholds whose specificity is at least this, on these very images.
+
+    Points of the ROC only, nothing in between: each is a threshold that one can set. 0 where only a threshold above all
+    probabilities is that specific. NaN if a class is missing.
+    """
+    fpr, tpr, _ = roc_curve(labels, probabilities)
+    return _highest(tpr, 1 - fpr, specificity)
+
+
+def specificity_at_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float) -> float:
+    """The highest specificity of the thresholds whose sensitivity is at least this; see the reverse."""
+    fpr, tpr, _ = roc_curve(labels, probabilities)
+    return _highest(1 - fpr, tpr, sensitivity)
+
+
+def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:
+    """The positive predictive value where `prevalence` of the images are positive, by Bayes' theorem.
+
+    For the prevalence where a model is used; an archive's own is rarely that. NaN where nothing would be positive, or a
+    rate is NaN. Raises ConfigError unless 0 <= prevalence <= 1.
+    """
+    _check_fraction("prevalence", prevalence)
+    true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    return true / (true + false) if true + false else float("nan")
+
+
+def npv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:
+    """The negative predictive value where `prevalence` of the images are positive; see `ppv_at_prevalence`."""
+    return ppv_at_prevalence(specificity, sensitivity, 1 - prevalence)
+
+
+def net_benefit(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> float:
+    """tp / n - fp / n * t / (1 - t): true positives, less false ones at the odds that the threshold t stands for.
+
+    Who decides at a probability of t takes 1 / t - 1 false alarms for one found melanoma (Vickers and Elkin, Medical
+    Decision Making 26, 2006). Over a range of t this is the decision curve. To treat nobody has 0; to treat all is
+    `net_benefit_of_all`. Raises ConfigError unless 0 <= threshold < 1.
+    """
+    confusion = confusion_matrix_at(labels, probabilities, threshold)
+    return _benefit(confusion.tp, confusion.fp, len(np.asarray(labels)), threshold)
+
+
+def net_benefit_of_all(labels: ArrayLike, threshold: float) -> float:
+    """The net benefit of taking every image for positive."""
+    truth, _ = _checked(labels, np.zeros(np.shape(labels)))
+    return _benefit(int(truth.sum()), int(len(truth) - truth.sum()), len(truth), threshold)
+
+
+def sensitivity_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> float:
+    """The share of positives that are among the `images` highest probabilities of their own patient.
+
+    For a worklist: what is found by who looks at so many images of each patient (ISIC 2024, second prize). Of images
+    that tie for the last places each is there with the same probability. `patients` is (n,), text or integers. NaN
+    without positives.
+    """
+    truth, scores = _checked(labels, probabilities)
+    if images < 1:
+        raise ConfigError(f"images must be at least 1, found {images}")
+    patient, _ = group_index(patients, len(truth))
+    found = 0.0
+    for one in np.unique(patient[truth == 1]):
+        own, positive = scores[patient == one], truth[patient == one] == 1
+        for score in own[positive]:
+            higher, equal = int((own > score).sum()), int((own == score).sum())
+            found += min(1.0, max(0.0, (images - higher) / equal))
+    return _ratio(found, int(truth.sum()))
+
+
 def confusion_matrix_at(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> ConfusionMatrix:
     """The confusion matrix of the decision `probability >= threshold`; raises ConfigError for a NaN threshold."""
     truth, scores = _checked(labels, probabilities)
@@ -202,7 +293,7 @@ def resampled_auroc(
     resampled alike. `groups` is (n,), text or integers; missing groups raise DataError.
     """
     truth, scores = _checked(labels, probabilities)
-    group_of, group_count = _group_index(groups, len(truth))
+    group_of, group_count = group_index(groups, len(truth))
     below, not_above = _negatives_under(truth, scores)
     of_positive = group_of[truth == 1]
     negative = np.flatnonzero(truth == 0)
@@ -230,7 +321,7 @@ def resampled_rates(
     Two (resamples,) float64, NaN where a resample lacks the class.
     """
     truth, scores = _checked(labels, probabilities)
-    group_of, group_count = _group_index(groups, len(truth))
+    group_of, group_count = group_index(groups, len(truth))
     outcome = 4 * group_of + _outcome(truth, scores, threshold)
     # Whole numbers below 2**53 are exact in float64, whose matrix product is many times faster than that of int64.
     by_group = np.bincount(outcome, minlength=4 * group_count).reshape(group_count, 4).astype(np.float64)
@@ -314,7 +405,7 @@ def _refuse(complaint: str, values: NDArray, wrong: NDArray[np.bool_]) -> None:
         raise DataError(f"{len(rows)} of {len(values)} {complaint}: {shown}{more}")
 
 
-def _group_index(groups: ArrayLike, n: int) -> tuple[Ints, int]:
+def group_index(groups: ArrayLike, n: int) -> tuple[Ints, int]:
     """Each image's group as 0 .. group_count - 1 in sorted order, so that the order of rows changes no draw."""
     named = np.asarray(groups)
     if named.shape != (n,):
@@ -366,9 +457,44 @@ def _cumulative_rate(counts: Ints) -> Floats:
     return np.append(0, counts) / total
 
 
-def _ratio(part: int, whole: int) -> float:
+def _ratio(part: float, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
 def _ratios(part: NDArray, whole: NDArray) -> Floats:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+def _above(true_positives: Ints, false_positives: Ints, sensitivity: float) -> tuple[float, float]:
+    """Of the ROC from where it reaches the sensitivity: the area between it and that level, and its width."""
+    if not 0 < sensitivity <= 1:
+        raise ConfigError(f"sensitivity must lie in (0, 1], found {sensitivity}")
+    if true_positives[-1] == 0 or false_positives[-1] == 0:
+        return float("nan"), float("nan")
+    high = _cumulative_rate(true_positives) - sensitivity
+    x = _cumulative_rate(false_positives)
+    rise = np.diff(high)
+    # the part of each piece of the line that lies above
+    part = np.clip(np.divide(high[1:], rise, out=(high[1:] >= 0).astype(np.float64), where=rise > 0), 0, 1)
+    width = part * np.diff(x)
+    return float(np.sum(width * (np.maximum(high[:-1], 0) + np.maximum(high[1:], 0)) / 2)), float(np.sum(width))
+
+
+def _highest(values: Floats, of: Floats, at_least: float) -> float:
+    """The highest of `values` where `of` reaches `at_least`."""
+    _check_fraction("the rate", at_least)
+    if np.isnan(values).any() or np.isnan(of).any():
+        return float("nan")
+    # Rates are fractions of counts: 1 - 1/10 misses 0.9 by rounding, by much less than one image of any set.
+    return float(values[of >= at_least - 1e-12].max())
+
+
+def _benefit(tp: int, fp: int, n: int, threshold: float) -> float:
+    if not 0 <= threshold < 1:
+        raise ConfigError(f"threshold must lie in [0, 1), found {threshold}")
+    return tp / n - fp / n * threshold / (1 - threshold)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name} must lie in [0, 1], found {value}")

@@ -1,7 +1,9 @@
 """Metrics against scikit-learn, the bootstrap against a plain loop over the same draws, and what is undefined."""
 
+import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +96,149 @@ def test_auroc_counts_a_tie_as_half():
 def test_decision_at_the_threshold_is_positive():
     assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
     assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
+
+
+ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # see isic_scorer.py
+
+
+@pytest.mark.parametrize("case", ISIC, ids=lambda case: str(len(case["labels"])))
+def test_figures_are_those_of_isics_scorer(case):
+    rows = case["labels"], case["probabilities"]
+    confusion = metrics.confusion_matrix_at(*rows, np.nextafter(0.5, 1))  # the scorer decides by > 0.5
+    found = {
+        "auc": metrics.auroc(*rows),
+        "auc_sens_80": metrics.auc_right_of_sensitivity(*rows, 0.8),
+        "ap": metrics.auprc(*rows),
+        **{name: getattr(confusion, name) for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv")},
+    }
+    for name, value in found.items():
+        assert value == pytest.approx(case[name], abs=1e-12), name
+
+
+def test_isics_scorer_was_asked_of_many_kinds_of_cases():
+    assert len(ISIC) == 25
+    assert min(len(set(case["probabilities"])) / len(case["labels"]) for case in ISIC) < 0.3, "ties"
+    assert max(case["auc"] for case in ISIC) - min(case["auc"] for case in ISIC) > 0.2
+
+
+def isic_2024(labels, probabilities, min_tpr):
+    """The partial AUC as ISIC 2024's metric computes it: by classes and scores turned round, and McClish undone."""
+    max_fpr = 1 - min_tpr
+    scaled = sklearn.metrics.roc_auc_score(1 - labels, 1 - probabilities, max_fpr=max_fpr)
+    return 0.5 * max_fpr**2 + (max_fpr - 0.5 * max_fpr**2) / (1.0 - 0.5) * (scaled - 0.5)
+
+
+@given(scored(), st.sampled_from([0.05, 0.5, 0.8, 0.95]))
+def test_partial_auc_above_a_sensitivity_is_that_of_isic_2024(sample, sensitivity):
+    labels, probabilities, _ = sample
+    probabilities = np.round(probabilities, 6)  # 1 - p must keep ties and order
+    expected = isic_2024(labels, probabilities, sensitivity)
+    assert metrics.auc_above_sensitivity(labels, probabilities, sensitivity) == pytest.approx(expected, abs=1e-9)
+
+
+@given(scored(), st.floats(0.01, 1))
+def test_both_partial_aucs_share_a_corner(sample, sensitivity):
+    labels, probabilities, _ = sample
+    above = metrics.auc_above_sensitivity(labels, probabilities, sensitivity)
+    right = metrics.auc_right_of_sensitivity(labels, probabilities, sensitivity)
+    assert -1e-12 <= above <= 1 - sensitivity + 1e-12
+    assert above - 1e-12 <= right <= metrics.auroc(labels, probabilities) + 1e-12
+
+
+def test_partial_aucs_of_known_curves():
+    perfect, wrong, none = (
+        ([0, 0, 1, 1], [0.2, 0.4, 0.6, 0.8]),
+        ([0, 0, 1, 1], [0.8, 0.6, 0.4, 0.2]),
+        ([0, 1], [0.5] * 2),
+    )
+    assert metrics.auc_right_of_sensitivity(*perfect) == pytest.approx(1.0)
+    assert metrics.auc_above_sensitivity(*perfect) == pytest.approx(0.2)
+    assert metrics.auc_right_of_sensitivity(*wrong) == metrics.auc_above_sensitivity(*wrong) == 0
+    # the diagonal: a triangle of side 0.2, and the trapezoid under it
+    assert metrics.auc_above_sensitivity(*none) == pytest.approx(0.02)
+    assert metrics.auc_right_of_sensitivity(*none) == pytest.approx(0.18)
+
+
+@given(scored(), st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]))
+def test_rates_at_a_rate_are_the_best_points_of_the_roc(sample, rate):
+    labels, probabilities, _ = sample
+    points = [metrics.confusion_matrix_at(labels, probabilities, t) for t in [math.inf, *probabilities]]
+    assert metrics.sensitivity_at_specificity(labels, probabilities, rate) == pytest.approx(
+        max(point.sensitivity for point in points if point.specificity >= rate)
+    )
+    assert metrics.specificity_at_sensitivity(labels, probabilities, rate) == pytest.approx(
+        max(point.specificity for point in points if point.sensitivity >= rate)
+    )
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_predictive_values_at_a_sets_own_prevalence_are_its_own(tn, fp, fn, tp):
+    confusion = ConfusionMatrix(tn=tn, fp=fp, fn=fn, tp=tp)
+    if tp + fn == 0 or tn + fp == 0:
+        return
+    rates = confusion.sensitivity, confusion.specificity, (tp + fn) / (tn + fp + fn + tp)
+    assert metrics.ppv_at_prevalence(*rates) == pytest.approx(confusion.ppv, nan_ok=True)
+    assert metrics.npv_at_prevalence(*rates) == pytest.approx(confusion.npv, nan_ok=True)
+
+
+def test_predictive_values_of_a_rare_disease():
+    assert metrics.ppv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(1 / 12)
+    assert metrics.npv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(891 / 892)
+    assert math.isnan(metrics.ppv_at_prevalence(0.0, 1.0, 0.5))
+
+
+@given(scored(), st.sampled_from([0.0, 0.1, 0.5, 0.75]))
+def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
+    labels, probabilities, _ = sample
+    decided = probabilities >= threshold
+    hits, alarms = (decided & (labels == 1)).mean(), (decided & (labels == 0)).mean()
+    expected = hits - alarms * threshold / (1 - threshold)
+    assert metrics.net_benefit(labels, probabilities, threshold) == pytest.approx(expected)
+    everybody = np.ones(len(labels))
+    assert metrics.net_benefit_of_all(labels, threshold) == metrics.net_benefit(labels, everybody, threshold)
+
+
+@given(scored(), st.integers(1, 6))
+def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
+    labels, probabilities, patients = sample
+    found = []
+    for seed in range(40):
+        order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -probabilities))
+        taken = sum(labels[[row for row in order if patients[row] == one][:images]].sum() for one in set(patients))
+        found.append(taken / labels.sum())
+    value = metrics.sensitivity_in_top(labels, probabilities, patients, images)
+    assert min(found) - 1e-12 <= value <= max(found) + 1e-12
+    if len(set(probabilities)) == len(labels):
+        assert value == pytest.approx(found[0])
+
+
+def test_sensitivity_in_top_counts_ties_by_their_chance():
+    assert metrics.sensitivity_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], ["a", "a", "a", "b"], 1) == (1 / 3 + 1) / 2
+    assert metrics.sensitivity_in_top([1, 0, 1], [0.5, 0.5, 0.5], ["a", "a", "a"], 2) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_leaves_rates_and_partial_areas_undefined(label):
+    rows = [label] * 3, [0.1, 0.5, 0.9]
+    assert math.isnan(metrics.auc_above_sensitivity(*rows))
+    assert math.isnan(metrics.auc_right_of_sensitivity(*rows))
+    assert math.isnan(metrics.sensitivity_at_specificity(*rows, 0.9))
+    assert math.isnan(metrics.specificity_at_sensitivity(*rows, 0.9))
+    assert math.isnan(metrics.sensitivity_in_top(*rows, ["a"] * 3)) == (label == 0)
+
+
+def test_shares_out_of_range_are_named():
+    rows = [0, 1], [0.1, 0.9]
+    for call in (
+        lambda: metrics.auc_above_sensitivity(*rows, 0),
+        lambda: metrics.auc_right_of_sensitivity(*rows, 1.1),
+        lambda: metrics.sensitivity_at_specificity(*rows, -0.1),
+        lambda: metrics.ppv_at_prevalence(0.9, 0.9, 2),
+        lambda: metrics.net_benefit(*rows, 1.0),
+        lambda: metrics.sensitivity_in_top(*rows, ["a", "b"], 0),
+    ):
+        with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
+            call()
 
 
 def test_rates_of_a_confusion_matrix():
@@ -252,6 +397,11 @@ def test_groups_of_text_and_of_numbers_are_the_same_groups():
 
 
 EVERY_METRIC = [
+    metrics.auc_above_sensitivity,
+    metrics.auc_right_of_sensitivity,
+    lambda labels, probabilities: metrics.sensitivity_at_specificity(labels, probabilities, 0.9),
+    lambda labels, probabilities: metrics.net_benefit(labels, probabilities, 0.5),
+    lambda labels, probabilities: metrics.sensitivity_in_top(labels, probabilities, ["a"] * len(labels)),
     metrics.counts_by_threshold,
     metrics.roc_curve,
     metrics.auroc,
