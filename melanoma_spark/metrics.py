@@ -135,11 +135,7 @@ def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     prevalence, so report both. NaN if a class is missing.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    positives, negatives = int(true_positives[-1]), int(false_positives[-1])
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    precision = true_positives / (true_positives + false_positives)
-    return float(np.sum(np.diff(true_positives, prepend=0) * precision) / positives)
+    return float(average_precision(true_positives, false_positives))
 
 
 def auc_right_of_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
@@ -150,8 +146,7 @@ def auc_right_of_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensit
     raises ConfigError unless 0 < sensitivity <= 1.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    above, width = _above(true_positives, false_positives, sensitivity)
-    return float(above + sensitivity * width)
+    return float(area_right_of_sensitivity(true_positives, false_positives, sensitivity))
 
 
 def auc_above_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
@@ -161,7 +156,7 @@ def auc_above_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivi
     `auc_right_of_sensitivity`. NaN if a class is missing; raises ConfigError unless 0 < sensitivity <= 1.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(_above(true_positives, false_positives, sensitivity)[0])
+    return float(area_above_sensitivity(true_positives, false_positives, sensitivity))
 
 
 def sensitivity_at_specificity(labels: ArrayLike, probabilities: ArrayLike, specificity: float) -> float:
@@ -170,14 +165,14 @@ def sensitivity_at_specificity(labels: ArrayLike, probabilities: ArrayLike, spec
     Points of the ROC only, nothing in between: each is a threshold that one can set. 0 where only a threshold above all
     probabilities is that specific. NaN if a class is missing.
     """
-    fpr, tpr, _ = roc_curve(labels, probabilities)
-    return _highest(tpr, 1 - fpr, specificity)
+    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    return float(best_sensitivity(true_positives, false_positives, specificity))
 
 
 def specificity_at_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float) -> float:
     """The highest specificity of the thresholds whose sensitivity is at least this; see the reverse."""
-    fpr, tpr, _ = roc_curve(labels, probabilities)
-    return _highest(1 - fpr, tpr, sensitivity)
+    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    return float(best_specificity(true_positives, false_positives, sensitivity))
 
 
 def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:
@@ -231,6 +226,44 @@ def sensitivity_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: Ar
             higher, equal = int((own > score).sum()), int((own == score).sum())
             found += min(1.0, max(0.0, (images - higher) / equal))
     return _ratio(found, int(truth.sum()))
+
+
+def average_precision(true_positives: NDArray, false_positives: NDArray) -> Floats:
+    """`auprc` of counts by threshold (..., k): one image may count several times, as in a resample. (...,) float64."""
+    both = true_positives + false_positives
+    precision = np.divide(true_positives, both, out=np.zeros(both.shape), where=both > 0)
+    return _share(
+        (np.diff(true_positives, prepend=0) * precision).sum(axis=-1), *_totals(true_positives, false_positives)
+    )
+
+
+def area_above_sensitivity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
+    """`auc_above_sensitivity` of counts by threshold; see `average_precision`."""
+    return _area(true_positives, false_positives, sensitivity)[0]
+
+
+def area_right_of_sensitivity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
+    """`auc_right_of_sensitivity` of counts by threshold; see `average_precision`."""
+    above, width = _area(true_positives, false_positives, sensitivity)
+    return above + sensitivity * width
+
+
+def best_sensitivity(true_positives: NDArray, false_positives: NDArray, specificity: float) -> Floats:
+    """`sensitivity_at_specificity` of counts by threshold; see `average_precision`."""
+    _check_fraction("specificity", specificity)
+    positives, negatives = _totals(true_positives, false_positives)
+    # Not 1 - false positive rate, whose rounding would miss a rate that is met exactly.
+    kept = _share(negatives[..., None] - false_positives, negatives[..., None]) >= specificity
+    return _share(np.where(kept, true_positives, 0).max(axis=-1), positives, negatives)
+
+
+def best_specificity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
+    """`specificity_at_sensitivity` of counts by threshold; see `average_precision`."""
+    _check_fraction("sensitivity", sensitivity)
+    positives, negatives = _totals(true_positives, false_positives)
+    kept = _share(true_positives, positives[..., None]) >= sensitivity
+    most = np.where(kept, negatives[..., None] - false_positives, 0).max(axis=-1)
+    return _share(np.where(sensitivity == 0, negatives, most), negatives, positives)
 
 
 def confusion_matrix_at(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> ConfusionMatrix:
@@ -465,30 +498,6 @@ def _ratios(part: NDArray, whole: NDArray) -> Floats:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
-def _above(true_positives: Ints, false_positives: Ints, sensitivity: float) -> tuple[float, float]:
-    """Of the ROC from where it reaches the sensitivity: the area between it and that level, and its width."""
-    if not 0 < sensitivity <= 1:
-        raise ConfigError(f"sensitivity must lie in (0, 1], found {sensitivity}")
-    if true_positives[-1] == 0 or false_positives[-1] == 0:
-        return float("nan"), float("nan")
-    high = _cumulative_rate(true_positives) - sensitivity
-    x = _cumulative_rate(false_positives)
-    rise = np.diff(high)
-    # the part of each piece of the line that lies above
-    part = np.clip(np.divide(high[1:], rise, out=(high[1:] >= 0).astype(np.float64), where=rise > 0), 0, 1)
-    width = part * np.diff(x)
-    return float(np.sum(width * (np.maximum(high[:-1], 0) + np.maximum(high[1:], 0)) / 2)), float(np.sum(width))
-
-
-def _highest(values: Floats, of: Floats, at_least: float) -> float:
-    """The highest of `values` where `of` reaches `at_least`."""
-    _check_fraction("the rate", at_least)
-    if np.isnan(values).any() or np.isnan(of).any():
-        return float("nan")
-    # Rates are fractions of counts: 1 - 1/10 misses 0.9 by rounding, by much less than one image of any set.
-    return float(values[of >= at_least - 1e-12].max())
-
-
 def _benefit(tp: int, fp: int, n: int, threshold: float) -> float:
     if not 0 <= threshold < 1:
         raise ConfigError(f"threshold must lie in [0, 1), found {threshold}")
@@ -498,3 +507,31 @@ def _benefit(tp: int, fp: int, n: int, threshold: float) -> float:
 def _check_fraction(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{name} must lie in [0, 1], found {value}")
+
+
+def _totals(true_positives: NDArray, false_positives: NDArray) -> tuple[NDArray, NDArray]:
+    """All positives and all negatives, each (...,)."""
+    return np.asarray(true_positives[..., -1]), np.asarray(false_positives[..., -1])
+
+
+def _share(part: NDArray, whole: NDArray, needed: NDArray | int = 1) -> Floats:
+    """part / whole, NaN where the whole or what is needed besides is 0."""
+    defined = (whole > 0) & (np.asarray(needed) > 0)
+    found: Floats = np.where(defined, part, np.nan) / np.where(defined, whole, 1)
+    return found
+
+
+def _area(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> tuple[Floats, Floats]:
+    """Of the ROC from where it reaches the sensitivity: the area between it and that level, and its width."""
+    if not 0 < sensitivity <= 1:
+        raise ConfigError(f"sensitivity must lie in (0, 1], found {sensitivity}")
+    positives, negatives = (total[..., None] for total in _totals(true_positives, false_positives))
+    x, y = _share(false_positives, negatives, positives), _share(true_positives, positives, negatives)
+    steps = np.diff(x, prepend=0)
+    high = y - sensitivity
+    low = np.concatenate([np.full_like(high[..., :1], -sensitivity), high[..., :-1]], axis=-1)
+    rise = high - low
+    # The part of each piece of the line that lies above; NaN stays NaN through `steps`.
+    part = np.divide(high, rise, out=(high >= 0).astype(np.float64), where=rise > 0).clip(0, 1)
+    width = part * steps
+    return (width * (np.maximum(low, 0) + np.maximum(high, 0)) / 2).sum(axis=-1), width.sum(axis=-1)
