@@ -1,4 +1,4 @@
-"""Metrics of a binary classifier: ranking, calibration, decisions at a threshold, bootstrap intervals over groups.
+"""Metrics of a binary classifier: ranking, calibration, decisions at a threshold. Their intervals are in `bootstrap`.
 
 Every function takes `labels`, shape (n,), 0 or 1 (1 is the target, say melanoma) as integers, booleans or floats, and
 `probabilities`, shape (n,), of the target, in [0, 1]; both are plain arrays or lists and are computed with as int64 and
@@ -10,7 +10,6 @@ out-of-range probabilities, and labels other than 0 and 1. Settings out of range
 `ConfigError`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,8 +21,6 @@ from melanoma_spark.errors import ConfigError, DataError
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Weights held at once by a bootstrap: 2**20 int64 are 8 MiB an array, whatever the number of images or resamples.
-WEIGHTS_AT_ONCE = 2**20
 # What log_loss moves 0 and 1 inwards by: the spacing of float64 at 1, as scikit-learn does.
 LOG_LOSS_EPSILON = float(np.finfo(np.float64).eps)
 
@@ -55,13 +52,6 @@ class Reliability(NamedTuple):
     mean_probability: Floats
     observed_fraction: Floats
     n: Ints
-
-
-class RateIntervals(NamedTuple):
-    """Intervals (low, high) of the sensitivity and the specificity at one threshold."""
-
-    sensitivity: tuple[float, float]
-    specificity: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -103,7 +93,7 @@ class ConfusionMatrix:
 
 def counts_by_threshold(labels: ArrayLike, probabilities: ArrayLike) -> ThresholdCounts:
     """Counts at every observed score, from which ROC, precision and operating points follow exactly."""
-    truth, scores = _checked(labels, probabilities)
+    truth, scores = checked(labels, probabilities)
     ascending, block = np.unique(scores, return_inverse=True)
     positives = np.bincount(block[truth == 1], minlength=len(ascending))
     negatives = np.bincount(block[truth == 0], minlength=len(ascending))
@@ -122,8 +112,8 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     The Mann-Whitney U statistic over its maximum (Hanley and McNeil, Radiology 143, 1982), in whole numbers up to the
     last division. NaN if a class is missing.
     """
-    truth, scores = _checked(labels, probabilities)
-    below, not_above = _negatives_under(truth, scores)
+    truth, scores = checked(labels, probabilities)
+    below, not_above = negatives_under(truth, scores)
     positives, negatives = len(below), len(truth) - len(below)
     return _ratio(int(below.sum() + not_above.sum()), 2 * positives * negatives)
 
@@ -204,7 +194,7 @@ def net_benefit(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -
 
 def net_benefit_of_all(labels: ArrayLike, threshold: float) -> float:
     """The net benefit of taking every image for positive."""
-    truth, _ = _checked(labels, np.zeros(np.shape(labels)))
+    truth, _ = checked(labels, np.zeros(np.shape(labels)))
     return _benefit(int(truth.sum()), int(len(truth) - truth.sum()), len(truth), threshold)
 
 
@@ -215,7 +205,7 @@ def sensitivity_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: Ar
     that tie for the last places each is there with the same probability. `patients` is (n,), text or integers. NaN
     without positives.
     """
-    truth, scores = _checked(labels, probabilities)
+    truth, scores = checked(labels, probabilities)
     if images < 1:
         raise ConfigError(f"images must be at least 1, found {images}")
     patient, _ = group_index(patients, len(truth))
@@ -268,20 +258,20 @@ def best_specificity(true_positives: NDArray, false_positives: NDArray, sensitiv
 
 def confusion_matrix_at(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> ConfusionMatrix:
     """The confusion matrix of the decision `probability >= threshold`; raises ConfigError for a NaN threshold."""
-    truth, scores = _checked(labels, probabilities)
-    tn, fp, fn, tp = np.bincount(_outcome(truth, scores, threshold), minlength=4).tolist()
+    truth, scores = checked(labels, probabilities)
+    tn, fp, fn, tp = np.bincount(outcome(truth, scores, threshold), minlength=4).tolist()
     return ConfusionMatrix(tn=tn, fp=fp, fn=fn, tp=tp)
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The Brier score, mean of (probability - label)^2, in [0, 1], lower is better (Brier, 1950, for two classes)."""
-    truth, scores = _checked(labels, probabilities)
+    truth, scores = checked(labels, probabilities)
     return float(np.mean((scores - truth) ** 2))
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean negative log-likelihood, in nats; probabilities are clipped to [2^-52, 1 - 2^-52] so that it is finite."""
-    truth, scores = _checked(labels, probabilities)
+    truth, scores = checked(labels, probabilities)
     clipped = np.clip(scores, LOG_LOSS_EPSILON, 1 - LOG_LOSS_EPSILON)
     return float(-np.mean(np.where(truth == 1, np.log(clipped), np.log1p(-clipped))))
 
@@ -291,15 +281,13 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
 
     Bin k is [k / bins, (k + 1) / bins), the last one closed. Raises ConfigError if bins < 1.
     """
-    truth, scores = _checked(labels, probabilities)
-    if bins < 1:
-        raise ConfigError(f"bins must be at least 1, found {bins}")
-    bin_of = np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
-    n = np.bincount(bin_of, minlength=bins)
+    truth, scores = checked(labels, probabilities)
+    places = bin_of(scores, bins)
+    n = np.bincount(places, minlength=bins)
     filled = np.where(n > 0, n, np.nan)
     return Reliability(
-        mean_probability=np.bincount(bin_of, weights=scores, minlength=bins) / filled,
-        observed_fraction=np.bincount(bin_of, weights=truth, minlength=bins) / filled,
+        mean_probability=np.bincount(places, weights=scores, minlength=bins) / filled,
+        observed_fraction=np.bincount(places, weights=truth, minlength=bins) / filled,
         n=n,
     )
 
@@ -316,103 +304,8 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     return float(np.sum(gap * table.n[filled]) / np.sum(table.n))
 
 
-def resampled_auroc(
-    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, resamples: int = 2000, seed: int = 0
-) -> Floats:
-    """The AUROC of every bootstrap resample of groups: (resamples,) float64, NaN where a resample lacks a class.
-
-    A resample draws as many groups as there are, with replacement; an image counts as often as its group was drawn.
-    The draws depend on `seed`, `resamples` and the number of groups only, so two models scored on the same images are
-    resampled alike. `groups` is (n,), text or integers; missing groups raise DataError.
-    """
-    truth, scores = _checked(labels, probabilities)
-    group_of, group_count = group_index(groups, len(truth))
-    below, not_above = _negatives_under(truth, scores)
-    of_positive = group_of[truth == 1]
-    negative = np.flatnonzero(truth == 0)
-    of_negative = group_of[negative[np.argsort(scores[negative], kind="stable")]]
-    areas = []
-    for drawn in _drawn_groups(group_count, resamples, seed, width=len(truth)):
-        positive_weight = drawn[:, of_positive]
-        under = np.zeros((len(drawn), len(of_negative) + 1), dtype=np.int64)
-        np.cumsum(drawn[:, of_negative], axis=1, out=under[:, 1:])
-        wins = (positive_weight * (under[:, below] + under[:, not_above])).sum(axis=1)
-        areas.append(_ratios(wins, 2 * positive_weight.sum(axis=1) * under[:, -1]))
-    return np.concatenate(areas)
-
-
-def resampled_rates(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    threshold: float,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[Floats, Floats]:
-    """Sensitivity and specificity at `threshold` of every resample, drawn as by `resampled_auroc`.
-
-    Two (resamples,) float64, NaN where a resample lacks the class.
-    """
-    truth, scores = _checked(labels, probabilities)
-    group_of, group_count = group_index(groups, len(truth))
-    outcome = 4 * group_of + _outcome(truth, scores, threshold)
-    # Whole numbers below 2**53 are exact in float64, whose matrix product is many times faster than that of int64.
-    by_group = np.bincount(outcome, minlength=4 * group_count).reshape(group_count, 4).astype(np.float64)
-    chunks = _drawn_groups(group_count, resamples, seed, width=group_count)
-    tn, fp, fn, tp = np.concatenate([drawn.astype(np.float64) @ by_group for drawn in chunks]).T
-    return _ratios(tp, tp + fn), _ratios(tn, tn + fp)
-
-
-def percentile_interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The central `level` of resampled values (Efron's percentile interval), linear between ranks.
-
-    NaN entries, resamples with no value, are left out; `np.isnan(values).sum()` is their number. (NaN, NaN) if none is
-    left. Raises ConfigError unless 0 < level < 1.
-    """
-    if not 0 < level < 1:
-        raise ConfigError(f"level must lie between 0 and 1, found {level}")
-    defined = values[~np.isnan(values)]
-    if len(defined) == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def grouped_bootstrap_auroc(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> tuple[float, float]:
-    """The bootstrap interval (low, high) of the AUROC over groups: patients, lesions, duplicates.
-
-    Images of one group are not independent; resampling images instead would make the interval too narrow. One group
-    alone tells nothing of the spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
-    """
-    areas = resampled_auroc(labels, probabilities, groups, resamples, seed)
-    return percentile_interval(_unless_one_group(areas, groups), level)
-
-
-def grouped_bootstrap_at(
-    labels: ArrayLike,
-    probabilities: ArrayLike,
-    groups: ArrayLike,
-    threshold: float,
-    resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> RateIntervals:
-    """Bootstrap intervals over groups of sensitivity and specificity at `threshold`, as `grouped_bootstrap_auroc`."""
-    sensitivity, specificity = resampled_rates(labels, probabilities, groups, threshold, resamples, seed)
-    return RateIntervals(
-        percentile_interval(_unless_one_group(sensitivity, groups), level),
-        percentile_interval(_unless_one_group(specificity, groups), level),
-    )
-
-
-def _checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:
+def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:
+    """int64 labels and float64 probabilities; raises `DataError` as all of this module does."""
     truth, scores = np.asarray(labels), np.asarray(probabilities)
     for name, values in (("labels", truth), ("probabilities", scores)):
         if values.ndim != 1:
@@ -438,6 +331,13 @@ def _refuse(complaint: str, values: NDArray, wrong: NDArray[np.bool_]) -> None:
         raise DataError(f"{len(rows)} of {len(values)} {complaint}: {shown}{more}")
 
 
+def bin_of(scores: Floats, bins: int) -> Ints:
+    """Which of `reliability`'s bins each score is in, (n,)."""
+    if bins < 1:
+        raise ConfigError(f"bins must be at least 1, found {bins}")
+    return np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
+
+
 def group_index(groups: ArrayLike, n: int) -> tuple[Ints, int]:
     """Each image's group as 0 .. group_count - 1 in sorted order, so that the order of rows changes no draw."""
     named = np.asarray(groups)
@@ -454,35 +354,18 @@ def group_index(groups: ArrayLike, n: int) -> tuple[Ints, int]:
     return index.astype(np.int64), len(names)
 
 
-def _drawn_groups(group_count: int, resamples: int, seed: int, width: int) -> Iterator[Ints]:
-    """Yields (rows, group_count): how often each resample drew each group, in chunks of about WEIGHTS_AT_ONCE."""
-    if resamples < 1:
-        raise ConfigError(f"resamples must be at least 1, found {resamples}")
-    generator = np.random.default_rng(seed)
-    rows = max(1, WEIGHTS_AT_ONCE // width)
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = generator.integers(0, group_count, size=(size, group_count))
-        drawn += np.arange(size)[:, None] * group_count
-        yield np.bincount(drawn.ravel(), minlength=size * group_count).reshape(size, group_count)
-
-
-def _negatives_under(truth: Ints, scores: Floats) -> tuple[Ints, Ints]:
+def negatives_under(truth: Ints, scores: Floats) -> tuple[Ints, Ints]:
     """For each positive, in the order of rows, how many negatives score below it and how many not above it."""
     negatives = np.sort(scores[truth == 0])
     positives = scores[truth == 1]
     return np.searchsorted(negatives, positives, side="left"), np.searchsorted(negatives, positives, side="right")
 
 
-def _outcome(truth: Ints, scores: Floats, threshold: float) -> Ints:
+def outcome(truth: Ints, scores: Floats, threshold: float) -> Ints:
     """0, 1, 2, 3 for tn, fp, fn, tp."""
     if np.isnan(threshold):
         raise ConfigError("threshold is NaN")
     return 2 * truth + (scores >= threshold)
-
-
-def _unless_one_group(values: Floats, groups: ArrayLike) -> Floats:
-    return values if len(np.unique(np.asarray(groups))) > 1 else np.full_like(values, np.nan)
 
 
 def _cumulative_rate(counts: Ints) -> Floats:
@@ -492,10 +375,6 @@ def _cumulative_rate(counts: Ints) -> Floats:
 
 def _ratio(part: float, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def _ratios(part: NDArray, whole: NDArray) -> Floats:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
 
 
 def _benefit(tp: int, fp: int, n: int, threshold: float) -> float:

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark import metrics, pages
+from melanoma_spark import bootstrap, metrics, pages
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import ConfusionMatrix, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
@@ -113,8 +113,8 @@ def model_facts(
     """
     labels, probabilities, groups = test
     threshold = operating_point.threshold
-    auroc_low, auroc_high = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples, seed)
-    rates = metrics.grouped_bootstrap_at(labels, probabilities, groups, threshold, resamples, seed)
+    auroc_low, auroc_high = bootstrap.auroc_interval(labels, probabilities, groups, resamples, seed)
+    rates = bootstrap.rate_intervals(labels, probabilities, groups, threshold, resamples, seed)
     truth, scores = np.asarray(labels), np.asarray(probabilities)
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     return ModelFacts(

@@ -17,7 +17,17 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
-    *("containers", "diagnoses", "prefetch", "tables", "metrics", "operating_points", "drawing", "augmentation"),
+    *(
+        "containers",
+        "diagnoses",
+        "prefetch",
+        "tables",
+        "metrics",
+        "bootstrap",
+        "operating_points",
+        "drawing",
+        "augmentation",
+    ),
     "trials",
 }
 TENSORFLOW = {"backbones", "network", "training", "head"}
@@ -50,7 +60,7 @@ LATER = {
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
     "preflight": {"pyspark"},
-    "ranks": {"horovod", "keras"},
+    "ranks": {"horovod", "keras", "tensorflow"},
     "tracking": {"mlflow"},
     "serving": {"tensorflow"},
     "weights": {"h5py", "keras"},

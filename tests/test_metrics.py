@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from melanoma_spark import metrics
+from melanoma_spark import bootstrap, metrics
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import ConfusionMatrix
 
@@ -31,15 +31,6 @@ def scored(draw, both_classes=True):
     probabilities = draw(arrays(np.float64, n, elements=PROBABILITIES))
     groups = draw(arrays(np.int64, n, elements=st.integers(0, 6)))
     return labels, probabilities, groups
-
-
-def grouped_sample(seed, groups=150, shift=1.0):
-    """Groups of 1 to 4 images that share a label and part of their score, as the photographs of one lesion do."""
-    generator = np.random.default_rng(seed)
-    group = np.repeat(np.arange(groups), generator.integers(1, 5, groups))
-    label = (generator.random(groups) < 0.4).astype(int)
-    score = generator.normal(shift * label, 0.9)[group] + generator.normal(0, math.sqrt(1 - 0.81), len(group))
-    return label[group], 1 / (1 + np.exp(-score)), group
 
 
 @given(scored())
@@ -275,7 +266,7 @@ def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
     assert np.isfinite(metrics.brier(labels, probabilities))
     assert np.isfinite(metrics.log_loss(labels, [0.0, 0.5, 1.0]))
     assert np.isfinite(metrics.expected_calibration_error(labels, probabilities))
-    assert all(math.isnan(bound) for bound in metrics.grouped_bootstrap_auroc(labels, probabilities, [1, 2, 3]))
+    assert all(math.isnan(bound) for bound in bootstrap.auroc_interval(labels, probabilities, [1, 2, 3]))
 
 
 @given(scored(both_classes=False), st.integers(1, 12))
@@ -304,98 +295,6 @@ def test_expected_calibration_error_of_a_known_case():
     assert metrics.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
 
 
-def resamples_of(groups, resamples, seed):
-    """The rows of each resample, by a plain loop."""
-    names = sorted(set(groups.tolist()))
-    for drawn in np.random.default_rng(seed).integers(0, len(names), size=(resamples, len(names))):
-        yield np.concatenate([np.flatnonzero(groups == names[k]) for k in drawn])
-
-
-@given(scored(both_classes=False), st.integers(0, 5))
-def test_bootstrap_equals_a_loop_over_the_same_draws(sample, seed):
-    labels, probabilities, groups = sample
-    areas = metrics.resampled_auroc(labels, probabilities, groups, resamples=20, seed=seed)
-    sensitivity, specificity = metrics.resampled_rates(labels, probabilities, groups, 0.5, resamples=20, seed=seed)
-    assert areas.shape == sensitivity.shape == specificity.shape == (20,)
-    for k, rows in enumerate(resamples_of(groups, 20, seed)):
-        np.testing.assert_equal(areas[k], metrics.auroc(labels[rows], probabilities[rows]))
-        confusion = metrics.confusion_matrix_at(labels[rows], probabilities[rows], 0.5)
-        np.testing.assert_equal(sensitivity[k], confusion.sensitivity)
-        np.testing.assert_equal(specificity[k], confusion.specificity)
-
-
-def test_bootstrap_intervals_equal_those_of_a_loop():
-    labels, probabilities, groups = grouped_sample(seed=3, groups=60)
-    resampled = list(resamples_of(groups, 200, seed=7))
-    areas = [sklearn.metrics.roc_auc_score(labels[rows], probabilities[rows]) for rows in resampled]
-    recalls = [sklearn.metrics.recall_score(labels[rows], probabilities[rows] >= 0.6) for rows in resampled]
-    found = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=200, seed=7, level=0.9)
-    at_threshold = metrics.grouped_bootstrap_at(labels, probabilities, groups, 0.6, resamples=200, seed=7, level=0.9)
-    assert found == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=1e-12)
-    assert at_threshold.sensitivity == pytest.approx(tuple(np.quantile(recalls, [0.05, 0.95])), abs=1e-12)
-    assert at_threshold.specificity[0] < at_threshold.specificity[1]
-
-
-def test_chunks_and_the_order_of_rows_change_no_resample(monkeypatch):
-    labels, probabilities, groups = grouped_sample(seed=4)
-    whole = metrics.resampled_auroc(labels, probabilities, groups, resamples=50)
-    rates = metrics.resampled_rates(labels, probabilities, groups, 0.5, resamples=50)
-    shuffled = np.random.default_rng(0).permutation(len(labels))
-    rows = labels[shuffled], probabilities[shuffled], groups[shuffled]
-    np.testing.assert_array_equal(metrics.resampled_auroc(*rows, resamples=50), whole)
-    monkeypatch.setattr(metrics, "WEIGHTS_AT_ONCE", 3 * len(labels))
-    np.testing.assert_array_equal(metrics.resampled_auroc(labels, probabilities, groups, resamples=50), whole)
-    np.testing.assert_array_equal(metrics.resampled_rates(labels, probabilities, groups, 0.5, resamples=50), rates)
-
-
-def test_copies_of_an_image_in_its_group_do_not_narrow_the_interval():
-    labels, probabilities, groups = grouped_sample(seed=5)
-    once = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=300)
-    copied = [np.repeat(values, 5) for values in (labels, probabilities, groups)]
-    assert metrics.grouped_bootstrap_auroc(*copied, resamples=300) == once
-    as_if_independent = metrics.grouped_bootstrap_auroc(copied[0], copied[1], np.arange(len(copied[0])), resamples=300)
-    assert as_if_independent[1] - as_if_independent[0] < (once[1] - once[0]) * 0.7
-
-
-def test_intervals_cover_the_true_value_about_as_often_as_they_say():
-    # Scores are N(label, 1): AUROC is Phi(1 / sqrt 2), and sensitivity at the logit 0.5 is Phi(0.5).
-    true_auroc = 0.5 * (1 + math.erf(1 / 2))
-    true_rate = 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))
-    threshold = 1 / (1 + math.exp(-0.5))
-    covered = np.zeros(2)
-    for seed in range(100):
-        sample = grouped_sample(seed)
-        low, high = metrics.grouped_bootstrap_auroc(*sample, resamples=300, seed=seed)
-        rate_low, rate_high = metrics.grouped_bootstrap_at(*sample, threshold, resamples=300, seed=seed).sensitivity
-        covered += (low <= true_auroc <= high, rate_low <= true_rate <= rate_high)
-    # 95 expected; a percentile interval on 60 positive groups is a little short.
-    assert (covered >= 87).all()
-    assert (covered <= 100).all()
-
-
-def test_one_class_resamples_are_nan_and_left_out_of_the_interval():
-    # One positive group of three: (2/3)^3 of the resamples lack it.
-    labels, probabilities, groups = [1, 0, 0], [0.9, 0.1, 0.2], ["a", "b", "c"]
-    areas = metrics.resampled_auroc(labels, probabilities, groups, resamples=1000)
-    assert 270 < np.isnan(areas).sum() < 370
-    assert metrics.grouped_bootstrap_auroc(labels, probabilities, groups) == (1.0, 1.0)
-    assert metrics.percentile_interval(np.array([np.nan, 0.5, 0.7]), 0.5) == pytest.approx((0.55, 0.65))
-
-
-def test_one_group_has_no_interval():
-    intervals = metrics.grouped_bootstrap_at([0, 1], [0.1, 0.9], ["a", "a"], 0.5)
-    assert np.isnan(intervals).all()
-    assert np.isnan(metrics.grouped_bootstrap_auroc([0, 1], [0.1, 0.9], ["a", "a"])).all()
-
-
-def test_groups_of_text_and_of_numbers_are_the_same_groups():
-    labels, probabilities, groups = grouped_sample(seed=6, groups=9)
-    expected = metrics.resampled_auroc(labels, probabilities, groups, resamples=20)
-    texts = np.array([f"lesion {group}" for group in groups])
-    for named in (texts, texts.astype(object), list(texts)):
-        np.testing.assert_array_equal(metrics.resampled_auroc(labels, probabilities, named, resamples=20), expected)
-
-
 EVERY_METRIC = [
     metrics.auc_above_sensitivity,
     metrics.auc_right_of_sensitivity,
@@ -411,8 +310,8 @@ EVERY_METRIC = [
     metrics.reliability,
     metrics.expected_calibration_error,
     lambda labels, probabilities: metrics.confusion_matrix_at(labels, probabilities, 0.5),
-    lambda labels, probabilities: metrics.grouped_bootstrap_auroc(labels, probabilities, np.arange(len(labels))),
-    lambda labels, probabilities: metrics.grouped_bootstrap_at(labels, probabilities, np.arange(len(labels)), 0.5),
+    lambda labels, probabilities: bootstrap.auroc_interval(labels, probabilities, np.arange(len(labels))),
+    lambda labels, probabilities: bootstrap.rate_intervals(labels, probabilities, np.arange(len(labels)), 0.5),
 ]
 
 
@@ -447,9 +346,9 @@ def test_invalid_arrays_are_named(metric, labels, probabilities, message):
 )
 def test_missing_groups_are_named_and_never_merged(groups, message):
     with pytest.raises(DataError, match=re.escape(message)):
-        metrics.grouped_bootstrap_auroc([0, 1, 1], [0.1, 0.2, 0.3], groups)
+        bootstrap.auroc_interval([0, 1, 1], [0.1, 0.2, 0.3], groups)
     with pytest.raises(DataError, match=re.escape(message)):
-        metrics.grouped_bootstrap_at([0, 1, 1], [0.1, 0.2, 0.3], groups, 0.5)
+        bootstrap.rate_intervals([0, 1, 1], [0.1, 0.2, 0.3], groups, 0.5)
 
 
 def test_settings_out_of_range_are_named():
@@ -457,8 +356,8 @@ def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match="bins must be at least 1, found 0"):
         metrics.reliability(labels, probabilities, bins=0)
     with pytest.raises(ConfigError, match="resamples must be at least 1, found 0"):
-        metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=0)
+        bootstrap.auroc_interval(labels, probabilities, groups, resamples=0)
     with pytest.raises(ConfigError, match="level must lie between 0 and 1, found 95"):
-        metrics.grouped_bootstrap_auroc(labels, probabilities, groups, level=95)
+        bootstrap.auroc_interval(labels, probabilities, groups, level=95)
     with pytest.raises(ConfigError, match="threshold is NaN"):
         metrics.confusion_matrix_at(labels, probabilities, math.nan)

@@ -10,7 +10,7 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import metrics, report
+from melanoma_spark import bootstrap, metrics, report
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint, choose
 
@@ -68,8 +68,8 @@ def test_model_facts_are_the_metrics_of_the_test_split():
     probabilities, validation = generator.random(80), (labels[:40], generator.random(40))
     point = OperatingPoint("triage", 0.4, "balanced")
     facts = report.model_facts("head", point, validation, (labels, probabilities, groups), resamples=40, seed=2)
-    interval = metrics.grouped_bootstrap_auroc(labels, probabilities, groups, resamples=40, seed=2)
-    rates = metrics.grouped_bootstrap_at(labels, probabilities, groups, 0.4, resamples=40, seed=2)
+    interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
+    rates = bootstrap.rate_intervals(labels, probabilities, groups, 0.4, resamples=40, seed=2)
     assert facts.keys() == report.ModelFacts.__required_keys__
     assert facts["auroc"] == metrics.auroc(labels, probabilities)
     assert (facts["auroc_low"], facts["auroc_high"]) == interval
