@@ -164,10 +164,12 @@ def measure(name: str, table: pd.DataFrame, settings: config.Settings) -> report
     validation, test = (
         (side["label"].to_numpy(), side["probability"].to_numpy()) for side in (sides["validation"], sides["test"])
     )
-    rule = settings.evaluate.operating_point
+    chosen = settings.evaluate
+    rule = chosen.operating_point
     point = operating_points.choose(*validation, rule, POINT_NAMES[operating_points.parse_rule(rule)[0]])
     groups = sides["test"]["group"].to_numpy()
-    return report.model_facts(name, point, validation, (*test, groups), settings.evaluate.resamples, settings.seed)
+    drawn = chosen.resamples, settings.seed
+    return report.model_facts(name, point, validation, (*test, groups), *drawn, chosen.prevalences)
 
 
 def as_metrics(model: report.ModelFacts) -> dict[str, float]:
@@ -177,11 +179,7 @@ def as_metrics(model: report.ModelFacts) -> dict[str, float]:
         "test_auroc": model["auroc"],
         "test_auroc_low": model["auroc_low"],
         "test_auroc_high": model["auroc_high"],
-        "test_auprc": model["auprc"],
-        "test_brier": model["brier"],
-        "test_ece": model["ece"],
-        "test_sensitivity": model["test"].sensitivity,
-        "test_specificity": model["test"].specificity,
+        **{f"test_{key}": figure.value for key, figure in model["figures"].items()},
         "threshold": model["operating_point"].threshold,
     }
     return {f"{key}_{suffix}": value for key, value in values.items()}

@@ -138,6 +138,11 @@ def percentile_interval(values: Floats, level: float = 0.95) -> tuple[float, flo
     return float(low), float(high)
 
 
+def interval(values: Floats, groups: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """`percentile_interval`, but of one group, which tells nothing of the spread between groups: (NaN, NaN)."""
+    return percentile_interval(values if len(np.unique(np.asarray(groups))) > 1 else np.array([np.nan]), level)
+
+
 def auroc_interval(
     labels: ArrayLike,
     probabilities: ArrayLike,
@@ -152,7 +157,7 @@ def auroc_interval(
     alone tells nothing of the spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
     """
     areas = resampled_auroc(labels, probabilities, groups, resamples, seed)
-    return percentile_interval(_unless_one_group(areas, groups), level)
+    return interval(areas, groups, level)
 
 
 def rate_intervals(
@@ -167,8 +172,8 @@ def rate_intervals(
     """Bootstrap intervals over groups of sensitivity and specificity at `threshold`, as `auroc_interval`."""
     sensitivity, specificity = resampled_rates(labels, probabilities, groups, threshold, resamples, seed)
     return RateIntervals(
-        percentile_interval(_unless_one_group(sensitivity, groups), level),
-        percentile_interval(_unless_one_group(specificity, groups), level),
+        interval(sensitivity, groups, level),
+        interval(specificity, groups, level),
     )
 
 
@@ -183,10 +188,6 @@ def _drawn_groups(group_count: int, resamples: int, seed: int, width: int) -> It
         drawn = generator.integers(0, group_count, size=(size, group_count))
         drawn += np.arange(size)[:, None] * group_count
         yield np.bincount(drawn.ravel(), minlength=size * group_count).reshape(size, group_count)
-
-
-def _unless_one_group(values: Floats, groups: ArrayLike) -> Floats:
-    return values if len(np.unique(np.asarray(groups))) > 1 else np.full_like(values, np.nan)
 
 
 def _ratios(part: NDArray, whole: NDArray) -> Floats:

@@ -208,6 +208,10 @@ class Finetune(Section):
 class Evaluate(Section):
     operating_point: str = Field(default="sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
     resamples: Count = Field(default=2000, description="bootstrap resamples of groups")
+    prevalences: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.02, 0.2),
+        description="of the target, to tell predictive values for; 0.02: near ISIC 2020's, 0.2: near ISIC 2017's",
+    )
     batch_size: Count = 16
     tta: Symmetries = Field(
         default=1,

@@ -271,9 +271,14 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Mean negative log-likelihood, in nats; probabilities are clipped to [2^-52, 1 - 2^-52] so that it is finite."""
+    return float(np.mean(log_losses(labels, probabilities)))
+
+
+def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
+    """What each image adds to `log_loss`, (n,)."""
     truth, scores = checked(labels, probabilities)
     clipped = np.clip(scores, LOG_LOSS_EPSILON, 1 - LOG_LOSS_EPSILON)
-    return float(-np.mean(np.where(truth == 1, np.log(clipped), np.log1p(-clipped))))
+    return -np.where(truth == 1, np.log(clipped), np.log1p(-clipped))
 
 
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark import bootstrap, metrics, pages
+from melanoma_spark import bootstrap, figures, metrics, pages
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import ConfusionMatrix, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
@@ -58,15 +58,11 @@ class ModelFacts(TypedDict):
     auroc: float
     auroc_low: float  # the bounds of the 95 % interval
     auroc_high: float
-    auprc: float
     prevalence: float
-    brier: float
-    ece: float
+    figures: Mapping[str, figures.Figure]  # what else is told, by key
     operating_point: OperatingPoint  # chosen on validation
     validation: ConfusionMatrix
     test: ConfusionMatrix
-    sensitivity_interval: tuple[float, float]
-    specificity_interval: tuple[float, float]
     roc: RocCurve
     reliability: Reliability
     histograms: Histograms
@@ -105,6 +101,7 @@ def model_facts(
     test: tuple[ArrayLike, ArrayLike, ArrayLike],
     resamples: int = 2000,
     seed: int = 0,
+    prevalences: Sequence[float] = (),
 ) -> ModelFacts:
     """Measures one model for the report.
 
@@ -114,7 +111,6 @@ def model_facts(
     labels, probabilities, groups = test
     threshold = operating_point.threshold
     auroc_low, auroc_high = bootstrap.auroc_interval(labels, probabilities, groups, resamples, seed)
-    rates = bootstrap.rate_intervals(labels, probabilities, groups, threshold, resamples, seed)
     truth, scores = np.asarray(labels), np.asarray(probabilities)
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     return ModelFacts(
@@ -122,15 +118,11 @@ def model_facts(
         auroc=metrics.auroc(labels, probabilities),
         auroc_low=auroc_low,
         auroc_high=auroc_high,
-        auprc=metrics.auprc(labels, probabilities),
         prevalence=float(np.mean(truth)),
-        brier=metrics.brier(labels, probabilities),
-        ece=metrics.expected_calibration_error(labels, probabilities),
+        figures=figures.of_split(labels, probabilities, groups, threshold, prevalences, resamples, seed),
         operating_point=operating_point,
         validation=metrics.confusion_matrix_at(*validation, threshold),
         test=metrics.confusion_matrix_at(labels, probabilities, threshold),
-        sensitivity_interval=rates.sensitivity,
-        specificity_interval=rates.specificity,
         roc=metrics.roc_curve(labels, probabilities),
         reliability=metrics.reliability(labels, probabilities),
         histograms=Histograms(

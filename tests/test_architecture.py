@@ -17,18 +17,8 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
-    *(
-        "containers",
-        "diagnoses",
-        "prefetch",
-        "tables",
-        "metrics",
-        "bootstrap",
-        "operating_points",
-        "drawing",
-        "augmentation",
-    ),
-    "trials",
+    *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
+    *("operating_points", "augmentation", "trials"),
 }
 TENSORFLOW = {"backbones", "network", "training", "head"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.

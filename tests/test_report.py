@@ -10,7 +10,7 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import bootstrap, metrics, report
+from melanoma_spark import bootstrap, figures, metrics, report
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint, choose
 
@@ -67,19 +67,16 @@ def test_model_facts_are_the_metrics_of_the_test_split():
     labels, groups = generator.integers(0, 2, 80), np.arange(80) // 3
     probabilities, validation = generator.random(80), (labels[:40], generator.random(40))
     point = OperatingPoint("triage", 0.4, "balanced")
-    facts = report.model_facts("head", point, validation, (labels, probabilities, groups), resamples=40, seed=2)
+    facts = report.model_facts("head", point, validation, (labels, probabilities, groups), 40, 2, (0.02,))
     interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
-    rates = bootstrap.rate_intervals(labels, probabilities, groups, 0.4, resamples=40, seed=2)
     assert facts.keys() == report.ModelFacts.__required_keys__
     assert facts["auroc"] == metrics.auroc(labels, probabilities)
     assert (facts["auroc_low"], facts["auroc_high"]) == interval
-    assert facts["auprc"] == metrics.auprc(labels, probabilities)
+    rows = labels, probabilities, groups
+    assert facts["figures"] == figures.of_split(*rows, 0.4, (0.02,), resamples=40, seed=2)
     assert facts["prevalence"] == labels.mean()
-    assert facts["brier"] == metrics.brier(labels, probabilities)
-    assert facts["ece"] == metrics.expected_calibration_error(labels, probabilities)
     assert facts["test"] == metrics.confusion_matrix_at(labels, probabilities, 0.4)
     assert facts["validation"] == metrics.confusion_matrix_at(*validation, 0.4)
-    assert (facts["sensitivity_interval"], facts["specificity_interval"]) == rates
     assert facts["histograms"]["negative"].sum() == (labels == 0).sum()
     assert facts["histograms"]["positive"].sum() == (labels == 1).sum()
 
@@ -121,14 +118,16 @@ def test_the_page_says_all_facts(facts):
     for told in facts["models"]:
         assert told["name"] in words
         assert f"{told['auroc']:.3f} 95 % interval {told['auroc_low']:.3f} to {told['auroc_high']:.3f}" in words
-        for rate, bounds in (
-            (told["test"].sensitivity, told["sensitivity_interval"]),
-            (told["test"].specificity, told["specificity_interval"]),
-        ):
-            assert f"{100 * rate:.1f} % {100 * bounds[0]:.1f} % to {100 * bounds[1]:.1f} %" in words
+        for figure in told["figures"].values():
+            low, high = figure.interval
+            if figure.percent:
+                shown = f"{100 * figure.value:.1f} % {100 * low:.1f} % to {100 * high:.1f} %"
+            else:
+                shown = f"{figure.value:.3f} {low:.3f} to {high:.3f}"
+            assert figure.name in words
+            assert shown in words
         assert f"{100 * told['validation'].specificity:.1f} %" in words
-        for key in ("auprc", "prevalence", "brier", "ece"):
-            assert f"{told[key]:.3f}" in words
+        assert f"{told['prevalence']:.3f}" in words
         assert f"{told['operating_point'].threshold:.4g}" in words
         table = told["test"]
         assert f"{told['name']} test {table.tp} {table.fn} {table.fp} {table.tn}" in words
@@ -203,7 +202,7 @@ def test_undefined_is_written_and_never_nan(facts):
     words = Page(report.render(facts)).words
     assert "Test AUROC undefined 95 % interval undefined" in words
     assert "Sensitivity undefined undefined Specificity" in words
-    assert "AUPRC undefined" in words
+    assert "AUPRC, test undefined" in words
     assert "No image was rejected." in words
     assert not re.search(r"\bnan\b", words, re.IGNORECASE)
 
