@@ -46,6 +46,22 @@ class RocCurve(NamedTuple):
     thresholds: Floats
 
 
+class PrecisionRecall(NamedTuple):
+    """The precision-recall curve: recall, precision, thresholds, each (k,) float64, by falling threshold."""
+
+    recall: Floats
+    precision: Floats
+    thresholds: Floats
+
+
+class DecisionCurve(NamedTuple):
+    """Net benefit by threshold, each (k,): of the model, and of taking every image for positive."""
+
+    thresholds: Floats
+    benefit: Floats
+    of_all: Floats
+
+
 class Reliability(NamedTuple):
     """A reliability plot's bins: each (bins,); mean_probability and observed_fraction are NaN where n is 0."""
 
@@ -104,6 +120,13 @@ def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> RocCurve:
     """The ROC at every observed score. Without negatives fpr is all NaN, without positives tpr is."""
     thresholds, true_positives, false_positives = counts_by_threshold(labels, probabilities)
     return RocCurve(_cumulative_rate(false_positives), _cumulative_rate(true_positives), np.append(np.inf, thresholds))
+
+
+def precision_recall_curve(labels: ArrayLike, probabilities: ArrayLike) -> PrecisionRecall:
+    """Precision and recall at every observed score. Without positives recall is all NaN."""
+    thresholds, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    precision = true_positives / (true_positives + false_positives)
+    return PrecisionRecall(_cumulative_rate(true_positives)[1:], precision, thresholds)
 
 
 def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
@@ -196,6 +219,16 @@ def net_benefit_of_all(labels: ArrayLike, threshold: float) -> float:
     """The net benefit of taking every image for positive."""
     truth, _ = checked(labels, np.zeros(np.shape(labels)))
     return _benefit(int(truth.sum()), int(len(truth) - truth.sum()), len(truth), threshold)
+
+
+def decision_curve(labels: ArrayLike, probabilities: ArrayLike, steps: int = 99) -> DecisionCurve:
+    """`net_benefit` at the thresholds 1 / (steps + 1) to steps / (steps + 1). Raises ConfigError if steps < 1."""
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, found {steps}")
+    thresholds = np.arange(1, steps + 1) / (steps + 1)
+    benefit = np.array([net_benefit(labels, probabilities, threshold) for threshold in thresholds])
+    of_all = np.array([net_benefit_of_all(labels, threshold) for threshold in thresholds])
+    return DecisionCurve(thresholds, benefit, of_all)
 
 
 def sensitivity_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> float:

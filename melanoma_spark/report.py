@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from melanoma_spark import bootstrap, figures, metrics, pages
 from melanoma_spark.errors import DataError
-from melanoma_spark.metrics import ConfusionMatrix, Reliability, RocCurve
+from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL
 
@@ -64,6 +64,8 @@ class ModelFacts(TypedDict):
     validation: ConfusionMatrix
     test: ConfusionMatrix
     roc: RocCurve
+    precision_recall: PrecisionRecall
+    decision_curve: DecisionCurve
     reliability: Reliability
     histograms: Histograms
 
@@ -124,6 +126,8 @@ def model_facts(
         validation=metrics.confusion_matrix_at(*validation, threshold),
         test=metrics.confusion_matrix_at(labels, probabilities, threshold),
         roc=metrics.roc_curve(labels, probabilities),
+        precision_recall=metrics.precision_recall_curve(labels, probabilities),
+        decision_curve=metrics.decision_curve(labels, probabilities),
         reliability=metrics.reliability(labels, probabilities),
         histograms=Histograms(
             edges=edges,
@@ -140,7 +144,8 @@ def render(facts: Facts) -> str:
 
 
 def plots(facts: Facts) -> dict[str, bytes]:
-    """PNG files by name: roc.png, calibration.png, confusion.png, histogram.png, and training.png if facts has epochs.
+    """PNG files by name: roc, precision_recall, calibration, decision_curve, confusion, histogram, and training if
+    facts has epochs.
 
     Equal facts give equal bytes. Raises DataError where a fact is missing or no model is given.
     """
@@ -148,7 +153,9 @@ def plots(facts: Facts) -> dict[str, bytes]:
     models, labels = facts["models"], facts["dataset"]["labels"]
     drawn = {
         "roc.png": _roc(models),
+        "precision_recall.png": _precision_recall(models),
         "calibration.png": _calibration(models),
+        "decision_curve.png": _decision_curve(models),
         "confusion.png": _confusion(models, labels),
         "histogram.png": _histogram(models, labels),
     }
@@ -263,6 +270,39 @@ def _roc(models: list[ModelFacts]) -> Figure:
         slot = (0.42, 0.4 - 0.1 * place)
         _label(axes, text, slot if np.isnan(point).any() else point, slot, style["color"])
     axes.text(0.98, 0.03, "AUROC by model", ha="right", color=NEUTRAL, fontsize=9)
+    return figure
+
+
+def _precision_recall(models: list[ModelFacts]) -> Figure:
+    figure = _figure(PLOT_WIDTH)
+    axes = figure.add_subplot()
+    _unit_square(axes, "recall (sensitivity)", "precision (PPV)")
+    axes.lines[0].remove()
+    axes.axhline(models[0]["prevalence"], color="#8a8a8a", linewidth=0.8, zorder=1)
+    for k, model in enumerate(models):
+        recall, precision, _ = model["precision_recall"]
+        told = f"{_plain(model['name'])}: {pages.decimal(model['figures']['auprc'].value)}"
+        # Steps whose area is AUPRC: straight lines would be too high (Davis and Goadrich, ICML 2006).
+        steps = np.append(0, recall), np.append(precision[0], precision)
+        axes.step(*steps, where="pre", linewidth=1.8, zorder=3, label=told, **_style(k))
+    axes.legend(title="AUPRC by model", loc="lower left", fontsize=9, title_fontsize=9)
+    return figure
+
+
+def _decision_curve(models: list[ModelFacts]) -> Figure:
+    figure = _figure(0.75 * PLOT_WIDTH)
+    axes = figure.add_subplot()
+    first = models[0]["decision_curve"]
+    axes.axhline(0, color="#8a8a8a", linewidth=0.8, zorder=1)
+    axes.plot(first.thresholds, first.of_all, color="#8a8a8a", linewidth=1.2, linestyle="dotted", zorder=2)
+    for k, model in enumerate(models):
+        curve = model["decision_curve"]
+        axes.plot(curve.thresholds, curve.benefit, linewidth=1.8, zorder=3, label=_plain(model["name"]), **_style(k))
+    most = max(float(models[0]["prevalence"]), 0.05)
+    axes.set(xlim=(0, 1), ylim=(-0.15 * most, 1.1 * most), xlabel="threshold probability", ylabel="net benefit")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 

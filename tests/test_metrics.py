@@ -189,6 +189,24 @@ def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
     assert metrics.net_benefit_of_all(labels, threshold) == metrics.net_benefit(labels, everybody, threshold)
 
 
+@given(scored())
+def test_precision_and_recall_are_scikit_learns(sample):
+    labels, probabilities, _ = sample
+    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
+    found = metrics.precision_recall_curve(labels, probabilities)
+    np.testing.assert_allclose(found.recall, recall[-2::-1])
+    np.testing.assert_allclose(found.precision, precision[-2::-1])
+    np.testing.assert_array_equal(found.thresholds, thresholds[::-1])
+
+
+def test_a_decision_curve_holds_the_net_benefit_at_each_threshold():
+    labels, probabilities = [0, 0, 1, 1], [0.1, 0.6, 0.4, 0.9]
+    curve = metrics.decision_curve(labels, probabilities, steps=3)
+    assert curve.thresholds.tolist() == [0.25, 0.5, 0.75]
+    assert curve.benefit.tolist() == [2 / 4 - 1 / 4 / 3, 0.0, 1 / 4]
+    assert curve.of_all.tolist() == pytest.approx([0.5 - 0.5 / 3, 0.0, 0.5 - 1.5])
+
+
 @given(scored(), st.integers(1, 6))
 def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
     labels, probabilities, patients = sample

@@ -14,7 +14,8 @@ from melanoma_spark import bootstrap, figures, metrics, report
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint, choose
 
-PLOTS = {"roc.png", "calibration.png", "confusion.png", "histogram.png", "training.png"}
+PLOTS = {"roc.png", "precision_recall.png", "calibration.png", "decision_curve.png"}
+PLOTS |= {"confusion.png", "histogram.png", "training.png"}
 HOSTILE = "<script>alert('x')</script>\" onload=\"steal() $\\frac{1}$ & <b>"
 
 
