@@ -9,7 +9,13 @@ from numpy.typing import ArrayLike
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import counts_by_threshold
 
+# Told beside the one that decides: a screening misses little, a specific test raises few false alarms.
+NAMED = {"screening": "sensitivity>=0.95", "balanced": "balanced", "specific": "specificity>=0.95"}
 VALID_RULES = "sensitivity>=X, specificity>=X (0 < X <= 1), balanced"
+
+
+class Unreached(DataError):
+    """No observed probability, taken as the threshold, meets the rule."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def choose(
         specificity = (negatives - false_positives) / negatives
         reached = np.flatnonzero(specificity >= target)
         if len(reached) == 0:
-            raise DataError(
+            raise Unreached(
                 f"no threshold reaches rule {rule!r}: the highest probability, {thresholds[0]}, "
                 f"gives a specificity of {specificity[0]:.4f} on {negatives} images of label 0"
             )
@@ -60,6 +66,20 @@ def choose(
         youden = true_positives * negatives - false_positives * positives
         chosen = np.flatnonzero(youden == youden.max())[-1]
     return OperatingPoint(name=name, threshold=float(thresholds[chosen]), rule=rule)
+
+
+def named(labels: ArrayLike, probabilities: ArrayLike) -> list[OperatingPoint]:
+    """The operating points of `NAMED`. One that no threshold reaches has the threshold inf: it finds nothing.
+
+    Raises as `choose`.
+    """
+    found = []
+    for name, rule in NAMED.items():
+        try:
+            found.append(choose(labels, probabilities, rule, name))
+        except Unreached:
+            found.append(OperatingPoint(name=name, threshold=float("inf"), rule=rule))
+    return found
 
 
 def parse_rule(rule: str) -> tuple[str, float]:

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark import bootstrap, figures, metrics, pages
+from melanoma_spark import bootstrap, figures, metrics, operating_points, pages
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
@@ -51,6 +51,14 @@ class Histograms(TypedDict):
     positive: NDArray
 
 
+class Point(TypedDict):
+    """An operating point, chosen on validation, and what it does on both splits."""
+
+    point: OperatingPoint
+    validation: ConfusionMatrix
+    test: ConfusionMatrix
+
+
 class ModelFacts(TypedDict):
     """One model. All figures are of the test split but `validation`; NaN stands for undefined."""
 
@@ -63,6 +71,7 @@ class ModelFacts(TypedDict):
     operating_point: OperatingPoint  # chosen on validation
     validation: ConfusionMatrix
     test: ConfusionMatrix
+    points: list[Point]  # that one, and those of operating_points.NAMED
     roc: RocCurve
     precision_recall: PrecisionRecall
     decision_curve: DecisionCurve
@@ -114,6 +123,15 @@ def model_facts(
     threshold = operating_point.threshold
     auroc_low, auroc_high = bootstrap.auroc_interval(labels, probabilities, groups, resamples, seed)
     truth, scores = np.asarray(labels), np.asarray(probabilities)
+    points = [
+        Point(
+            point=point,
+            validation=metrics.confusion_matrix_at(*validation, point.threshold),
+            test=metrics.confusion_matrix_at(labels, probabilities, point.threshold),
+        )
+        for point in (operating_point, *operating_points.named(*validation))
+        if point is operating_point or point.rule != operating_point.rule
+    ]
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     return ModelFacts(
         name=name,
@@ -123,8 +141,9 @@ def model_facts(
         prevalence=float(np.mean(truth)),
         figures=figures.of_split(labels, probabilities, groups, threshold, prevalences, resamples, seed),
         operating_point=operating_point,
-        validation=metrics.confusion_matrix_at(*validation, threshold),
-        test=metrics.confusion_matrix_at(labels, probabilities, threshold),
+        validation=points[0]["validation"],
+        test=points[0]["test"],
+        points=points,
         roc=metrics.roc_curve(labels, probabilities),
         precision_recall=metrics.precision_recall_curve(labels, probabilities),
         decision_curve=metrics.decision_curve(labels, probabilities),

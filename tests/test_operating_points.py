@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import confusion_matrix_at
-from melanoma_spark.operating_points import OperatingPoint, choose, parse_rule
+from melanoma_spark.operating_points import NAMED, OperatingPoint, choose, named, parse_rule
 
 TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)
 
@@ -123,3 +123,16 @@ def test_rules_parse():
 def test_invalid_arrays_raise_before_anything_is_chosen():
     with pytest.raises(DataError, match="1 of 2 probabilities are NaN"):
         choose([0, 1], [0.1, math.nan])
+
+
+def test_named_points_are_those_of_their_rules():
+    labels, probabilities = [0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9]
+    found = {point.name: point for point in named(labels, probabilities)}
+    assert found.keys() == NAMED.keys()
+    for name, rule in NAMED.items():
+        assert found[name] == choose(labels, probabilities, rule, name)
+
+
+def test_a_named_point_out_of_reach_finds_nothing():
+    found = named([0, 1, 1], [0.9, 0.9, 0.2])
+    assert [point.threshold for point in found] == [0.2, 0.2, math.inf]

@@ -10,7 +10,7 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import bootstrap, figures, metrics, report
+from melanoma_spark import bootstrap, figures, metrics, operating_points, report
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint, choose
 
@@ -78,6 +78,13 @@ def test_model_facts_are_the_metrics_of_the_test_split():
     assert facts["prevalence"] == labels.mean()
     assert facts["test"] == metrics.confusion_matrix_at(labels, probabilities, 0.4)
     assert facts["validation"] == metrics.confusion_matrix_at(*validation, 0.4)
+    others = [other for other in operating_points.named(*validation) if other.rule != point.rule]
+    assert [chosen["point"] for chosen in facts["points"]] == [point, *others]
+    assert len(others) == len(operating_points.NAMED) - 1
+    for chosen in facts["points"]:
+        threshold = chosen["point"].threshold
+        assert chosen["test"] == metrics.confusion_matrix_at(labels, probabilities, threshold)
+        assert chosen["validation"] == metrics.confusion_matrix_at(*validation, threshold)
     assert facts["histograms"]["negative"].sum() == (labels == 0).sum()
     assert facts["histograms"]["positive"].sum() == (labels == 1).sum()
 
@@ -130,8 +137,11 @@ def test_the_page_says_all_facts(facts):
         assert f"{100 * told['validation'].specificity:.1f} %" in words
         assert f"{told['prevalence']:.3f}" in words
         assert f"{told['operating_point'].threshold:.4g}" in words
-        table = told["test"]
-        assert f"{told['name']} test {table.tp} {table.fn} {table.fp} {table.tn}" in words
+        for chosen in told["points"]:
+            point, table = chosen["point"], chosen["test"]
+            rates = f"{100 * table.sensitivity:.1f} % {100 * table.specificity:.1f} %"
+            line = f"{told['name']} {point.name} {point.rule} {point.threshold:.4g} test {rates}"
+            assert f"{line} {table.tp} {table.fn} {table.fp} {table.tn}" in words
     for said in (
         "Melanoma, demo",
         "2024-05-17T09:21:44Z",
