@@ -23,10 +23,12 @@ from jobs.job import Job, main
 from melanoma_spark import (
     __version__,
     backbones,
+    bootstrap,
     config,
     files,
     inference,
     lineage,
+    metrics,
     network,
     operating_points,
     report,
@@ -77,13 +79,17 @@ def run(job: Job) -> str:
     table = job.spark.read.parquet(files.join(folder, "predictions")).toPandas()
 
     measured = [measure(name, table[table["model"] == name], settings) for name in models]
-    shown = report_facts(job, images, models, measured)
+    gain = gained(table, settings) if finetuned else None
+    shown = report_facts(job, images, models, measured, gain)
     html = report.render(shown).encode()
     files.write_bytes(files.join(folder, "report.html"), html)
     job.tracker.artifact("report.html", html)
     for name, png in report.plots(shown).items():
         job.tracker.artifact(f"plots/{name}", png)
     figures = {key: value for model in measured for key, value in as_metrics(model).items()}
+    if gain:
+        figures["test_auroc_gain"] = gain["auroc"]
+        figures["test_auroc_gain_low"], figures["test_auroc_gain_high"] = gain["interval"]
     job.tracker.metrics(figures)
     points = {m["name"]: vars(m["operating_point"]) for m in measured}
     store.publish(
@@ -172,6 +178,17 @@ def measure(name: str, table: pd.DataFrame, settings: config.Settings) -> report
     return report.model_facts(name, point, validation, (*test, groups), *drawn, chosen.prevalences)
 
 
+def gained(table: pd.DataFrame, settings: config.Settings) -> report.Gain:
+    """What fine-tuning adds to the head alone on the test split."""
+    test = table[table["split"] == "test"].sort_values("sha256")
+    head, finetuned = (test[test["model"] == name] for name in (HEAD, FINETUNED))
+    labels, groups = head["label"].to_numpy(), head["group"].to_numpy()
+    both = head["probability"].to_numpy(), finetuned["probability"].to_numpy()
+    bounds = bootstrap.auroc_difference(labels, *both, groups, settings.evaluate.resamples, settings.seed)
+    before, after = (metrics.auroc(labels, probabilities) for probabilities in both)
+    return {"of": FINETUNED, "over": HEAD, "auroc": after - before, "interval": bounds}
+
+
 def as_metrics(model: report.ModelFacts) -> dict[str, float]:
     """Flat names for MLflow: `test_auroc_finetuned`, ..."""
     suffix = {HEAD: "head", FINETUNED: "finetuned"}[model["name"]]
@@ -186,7 +203,11 @@ def as_metrics(model: report.ModelFacts) -> dict[str, float]:
 
 
 def report_facts(
-    job: Job, images: dict[str, Any], models: dict[str, dict[str, Any]], measured: list[report.ModelFacts]
+    job: Job,
+    images: dict[str, Any],
+    models: dict[str, dict[str, Any]],
+    measured: list[report.ModelFacts],
+    gain: report.Gain | None,
 ) -> report.Facts:
     counts = {
         split: {"negative": images["counts"][f"{split}_0"], "positive": images["counts"][f"{split}_1"]}
@@ -226,6 +247,7 @@ def report_facts(
             "commit": lineage.commit(),
         },
         "models": measured,
+        "gain": gain,
         "training": epochs,
         "best": best,
         "limits": limits,

@@ -160,6 +160,20 @@ def auroc_interval(
     return interval(areas, groups, level)
 
 
+def auroc_difference(
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    others: ArrayLike,
+    groups: ArrayLike,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """The interval of the AUROC of `others` less that of `probabilities`, on the same images: a paired bootstrap."""
+    one, other = (resampled_auroc(labels, p, groups, resamples, seed) for p in (probabilities, others))
+    return interval(other - one, groups, level)
+
+
 def rate_intervals(
     labels: ArrayLike,
     probabilities: ArrayLike,

@@ -28,9 +28,9 @@ def render(template: str, **facts: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for form in (decimal, significant, percent, count, interval, points, short):
+    for form in (decimal, difference, significant, percent, count, interval, points, short):
         environment.filters[form.__name__] = form
-    environment.globals.update(decimal=decimal, percent=percent)  # as arguments of interval
+    environment.globals.update(decimal=decimal, difference=difference, percent=percent)  # as arguments of interval
     environment.globals.update(colours=COLOURS, neutral=NEUTRAL, research=RESEARCH)
     return environment.get_template(template).render(**facts)
 
@@ -60,6 +60,11 @@ def points(value: float) -> str:
     if math.isnan(value):
         return "undefined"
     return "0.0" if f"{100 * abs(value):.1f}" == "0.0" else f"{sign}{100 * abs(value):.1f}"
+
+
+def difference(value: float) -> str:
+    """Of two figures between 0 and 1, with its sign."""
+    return "undefined" if math.isnan(value) else f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: int) -> str:

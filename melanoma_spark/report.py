@@ -79,6 +79,15 @@ class ModelFacts(TypedDict):
     histograms: Histograms
 
 
+class Gain(TypedDict):
+    """AUROC on the test split of one model less that of another, with its 95 % interval by a paired bootstrap."""
+
+    of: str
+    over: str
+    auroc: float
+    interval: tuple[float, float]
+
+
 class Epoch(TypedDict):
     """One epoch of training. Losses are mean cross-entropies in nats."""
 
@@ -99,6 +108,7 @@ class Facts(TypedDict):
     settings: Mapping[str, str]
     lineage: Mapping[str, str]  # what -> id: weights, dataset, package version, commit
     models: list[ModelFacts]
+    gain: Gain | None  # of the last model over the first
     training: list[Epoch]
     best: Mapping[str, int]  # phase -> the epoch whose weights were kept
     limits: list[str]  # one sentence each

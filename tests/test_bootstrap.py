@@ -77,6 +77,8 @@ def test_two_models_meet_the_same_resamples():
     both = [bootstrap.resampled_auroc(labels, p, groups, resamples=400) for p in (probabilities, worse)]
     paired, alone = np.std(both[0] - both[1]), np.hypot(*(np.std(areas) for areas in both))
     assert paired < alone / 3
+    bounds = bootstrap.auroc_difference(labels, worse, probabilities, groups, resamples=400)
+    assert bounds == pytest.approx(tuple(np.quantile(both[0] - both[1], [0.025, 0.975])))
 
 
 def test_bootstrap_intervals_equal_those_of_a_loop():

@@ -52,6 +52,7 @@ def facts(measured):
         settings={"target": "malignant", "tracking": "https://mlflow.example/"},
         lineage={"weights": "sha256:bfe5", "git commit": "3f2d9c4"},
         models=copy.deepcopy(measured),
+        gain={"of": "fine-tuned", "over": "head alone", "auroc": 0.134, "interval": (-0.0021, 0.2)},
         training=[
             {"phase": "head", "epoch": 1, "loss": 0.51, "validation_loss": 0.61, "validation_auroc": 0.81},
             {"phase": "head", "epoch": 2, "loss": 0.4444, "validation_loss": 0.5555, "validation_auroc": 0.8765},
@@ -154,6 +155,8 @@ def test_the_page_says_all_facts(facts):
         "segmentation mask 2,074",
         "head, kept 2 0.4444 0.5555 0.8765",
         "block5, kept 1 0.3900 0.4100 undefined",
+        "AUROC of fine-tuned less that of head alone, on the same images: +0.134, 95 % interval -0.002 to "
+        "+0.200 (paired bootstrap).",
         "target malignant",
         "tracking https://mlflow.example/",
         "weights sha256:bfe5",
@@ -169,6 +172,11 @@ def test_the_headline_stands_before_plots_and_tables(facts):
     html = report.render(facts)
     places = [html.index(part) for part in ("95&nbsp;% interval", "<img", "Figures by model", "Lineage", "Limits")]
     assert places == sorted(places)
+
+
+def test_one_model_has_no_gain(facts):
+    facts["gain"] = None
+    assert "on the same images" not in Page(report.render(facts)).words
 
 
 def test_the_page_names_no_source_file(facts):
