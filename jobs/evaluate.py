@@ -75,7 +75,7 @@ def run(job: Job) -> str:
     if finetuned:
         predictions = predictions.unionByName(judge_network(job, images, finetuned, FINETUNED))
     session.describe(job.spark, "evaluate: predict validation and test")
-    predictions.coalesce(1).write.mode("overwrite").parquet(files.join(folder, "predictions"))
+    predictions.write.mode("overwrite").parquet(files.join(folder, "predictions"))
     table = job.spark.read.parquet(files.join(folder, "predictions")).toPandas()
 
     measured = [measure(name, table[table["model"] == name], settings) for name in models]

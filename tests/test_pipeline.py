@@ -243,6 +243,12 @@ def test_the_report_judges_both_models_on_every_image_of_both_splits(stored, pre
     assert len(predictions) == 2 * len(judged)
 
 
+def test_every_slot_judges(line):
+    """A file a task: one file would mean that a single task had run the networks."""
+    folder = line.folder / "reports" / line.manifest("reports")["path"] / "predictions"
+    assert len(list(folder.glob("part-*.parquet"))) >= 2 * 2  # models times slots
+
+
 def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
     rows = stored[stored["split"] != "train"].iloc[::5]
     pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
@@ -382,7 +388,8 @@ def test_report_and_plots_are_artifacts(line, runs):
     run_id = runs["evaluate"].info.run_id
     assert "report.html" in {artifact.path for artifact in client.list_artifacts(run_id)}
     plots = {artifact.path for artifact in client.list_artifacts(run_id, "plots")}
-    assert plots == {f"plots/{name}.png" for name in ("roc", "calibration", "confusion", "histogram", "training")}
+    names = "roc precision_recall calibration decision_curve confusion histogram training"
+    assert plots == {f"plots/{name}.png" for name in names.split()}
     kept = (line.folder / "reports" / line.manifest("reports")["path"] / "report.html").read_bytes()
     assert Path(client.download_artifacts(run_id, "report.html")).read_bytes() == kept
     metrics = runs["evaluate"].data.metrics
