@@ -7,6 +7,7 @@
 3. Two Horovod ranks of one thread, started by Spark, over one Keras process (`fit`) of two threads with its data in
    memory, of the same global batch: block 5 from cached features, and the whole network from pixels. Second epochs, so
    without tracing; with the share of a step in which gradients travel, and the seconds until ranks take a first step.
+   And over two such Keras processes of one thread and half a batch, which exchange nothing: no two ranks can do better.
 
 VGG16 at 224 px with random weights, batches of 32, as conf/lesions.yaml has. What is compared takes turns.
 
@@ -208,16 +209,23 @@ def pipelines(features: Rows, pixels: Rows, count: int, folder: Path, rounds: in
 
 def throughput(spark: Any, what: str, cut: str | None, rows: Rows, count: int, rounds: int) -> None:
     print(what)
-    turns = Turns(("two_ranks", "one_process", 0.90))
+    turns = Turns(("two_ranks", "one_process", 0.90), ("two_ranks", "two_bare_processes", 0.90))
     shares, starts = [], []
     images = rows.images(count)
-    with Processes(1, keras_process, cut, *taken(rows.all(), count)) as alone:
+    inputs, labels = taken(rows.all(), count)
+    half = count // 2
+    with (
+        Processes(1, keras_process, cut, 2, BATCH, inputs, labels) as alone,
+        Processes(2, keras_process, cut, 1, BATCH // 2, inputs[:half], labels[:half]) as pair,
+    ):
         alone.seconds([1])
+        pair.seconds([1, 1])
         for _ in range(rounds):
             one = count / alone.seconds([1])
+            bare = 2 * half / pair.seconds([1, 1])
             began = time.time()
             speed, share, first = ranks.run_on_spark(spark, 2, 180, on_rank, cut, images)[0]
-            turns.add(one_process=one, two_ranks=speed)
+            turns.add(one_process=one, two_bare_processes=bare, two_ranks=speed)
             shares.append(share)
             starts.append(first - began)
     turns.summary()
@@ -247,16 +255,18 @@ def on_rank(rank: Any, cut: str | None, images: training.Images) -> tuple[float,
     return record.images_per_second, travel / (record.seconds / steps), first
 
 
-def keras_process(cut: str | None, inputs: np.ndarray, labels: np.ndarray) -> Callable[[int], None]:
+def keras_process(
+    cut: str | None, threads: int, batch: int, inputs: np.ndarray, labels: np.ndarray
+) -> Callable[[int], None]:
     import keras
 
-    network.use_threads(2)
+    network.use_threads(threads)
     model = built(cut)
     inputs = inputs.astype(model.input.dtype)
     model.compile(keras.optimizers.Adam(1e-5), "binary_crossentropy", jit_compile=False)
 
     def do(epochs: int) -> None:
-        model.fit(inputs, labels.astype(np.float32), batch_size=BATCH, epochs=epochs, verbose=0)
+        model.fit(inputs, labels.astype(np.float32), batch_size=batch, epochs=epochs, verbose=0)
 
     return do
 
