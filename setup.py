@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["melanoma_spark*", "jobs*"]),
-    package_data={"melanoma_spark": ["*.html", "*.csv"]},
+    package_data={"melanoma_spark": ["*.html", "*.csv", "*.md"]},
     install_requires=[
         "pyspark>=3.5,<4.1",  # 4.1 needs pyarrow >= 15, petastorm cannot follow
         "petastorm>=0.13.1,<0.14",
@@ -31,6 +31,7 @@ setup(
         "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2
         "pillow>=11",
         "pydicom>=3",  # archives of hospitals; pure Python
+        "scikit-learn>=1.5",  # comes with mlflow
         "scipy>=1.13",  # connected components of patients, lesions and duplicates
         "pydantic>=2",
         "pyyaml>=6",
@@ -55,7 +56,6 @@ setup(
             "moto[s3]>=5",  # its server, which needs of moto[server] only Flask
             "flask>=3",
             "flask-cors>=6",
-            "scikit-learn>=1.5",
             "ruff>=0.15",
             "mypy>=1.15",
             "types-PyYAML",

@@ -154,7 +154,7 @@ from pathlib import Path
 repo, target = Path(sys.argv[1]), sys.argv[2]
 with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
     for path in sorted(p for package in ("melanoma_spark", "jobs") for p in (repo / package).rglob("*")):
-        if path.suffix in (".py", ".html", ".csv"):
+        if path.suffix in (".py", ".html", ".csv", ".md"):
             archive.writestr(zipfile.ZipInfo(str(path.relative_to(repo))), path.read_bytes(), zipfile.ZIP_DEFLATED)
 EOF
 

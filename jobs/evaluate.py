@@ -9,7 +9,7 @@ example: ./spark-submit.sh evaluate warehouse=/data/warehouse evaluate.operating
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,13 +19,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, main
+from jobs.job import Job, dataset, main
 from melanoma_spark import (
     __version__,
     backbones,
     bootstrap,
+    calibration,
     config,
+    figures,
     files,
+    gradcam,
     inference,
     lineage,
     metrics,
@@ -34,21 +37,22 @@ from melanoma_spark import (
     report,
     schemas,
     session,
+    shortcuts,
     store,
+    subgroups,
 )
 from melanoma_spark.errors import DataError
 
 POINT_NAMES = {"sensitivity": "screening", "specificity": "specific", "balanced": "balanced"}
-HEAD, FINETUNED = "head alone", "fine-tuned"
+HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"
 PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
 JUDGED = "split in ('validation', 'test')"
-RESULT = t.StructType([t.StructField("probability", t.DoubleType())])
 
 
 def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
-    images = store.need(warehouse, "images", "ingest")
-    features = store.need(warehouse, "features", "featurize")
+    images = dataset(job, "images", "ingest")
+    features = dataset(job, "features", "featurize")
     models = {HEAD: store.need(warehouse, PLACES[HEAD], "train_head")}
     store.check_fit(images, features, models[HEAD])
     finetuned = store.manifest(warehouse, PLACES[FINETUNED])
@@ -74,23 +78,46 @@ def run(job: Job) -> str:
         predictions = judge_network(job, images, models[HEAD], HEAD)
     if finetuned:
         predictions = predictions.unionByName(judge_network(job, images, finetuned, FINETUNED))
+    deciding = list(models)[-1]  # the one that register takes
+    if settings.evaluate.shortcuts:
+        painted = judge_network(job, images, models[deciding], deciding, PAINTED, shortcuts.without_lesion)
+        predictions = predictions.unionByName(painted.where("split = 'test'"))
     session.describe(job.spark, "evaluate: predict validation and test")
-    predictions.write.mode("overwrite").parquet(files.join(folder, "predictions"))
-    table = job.spark.read.parquet(files.join(folder, "predictions")).toPandas()
+    judged = pd.DataFrame(predictions.toPandas())
+    painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
+    calibrations, table = calibrated(judged[judged["model"] != PAINTED], settings.evaluate.calibration)
+    files.write_bytes(files.join(folder, "predictions", "predictions.parquet"), table.to_parquet(index=False))
 
-    measured = [measure(name, table[table["model"] == name], settings) for name in models]
+    test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
+    measured = [measure(name, table[table["model"] == name], calibrations[name], settings) for name in models]
+    threshold = measured[-1]["operating_point"].threshold
+    found = report.Deciding(
+        name=deciding,
+        subgroups=by_subgroup(job, images, test, threshold),
+        subgroup_minimum=settings.evaluate.subgroup_minimum,
+        shortcuts=without_the_lesion(job, images, test, painted_over) if settings.evaluate.shortcuts else None,
+        mistakes=mistakes(job, images, models[deciding], PLACES[deciding], test, threshold),
+    )
     gain = gained(table, settings) if finetuned else None
-    shown = report_facts(job, images, models, measured, gain)
+    shown = report_facts(job, images, models, measured, gain, found)
     html = report.render(shown).encode()
     files.write_bytes(files.join(folder, "report.html"), html)
     job.tracker.artifact("report.html", html)
+    card = report.card(shown).encode()
+    files.write_bytes(files.join(folder, "model_card.md"), card)
+    job.tracker.artifact("model_card.md", card)
     for name, png in report.plots(shown).items():
         job.tracker.artifact(f"plots/{name}", png)
-    figures = {key: value for model in measured for key, value in as_metrics(model).items()}
+    logged = {key: value for model in measured for key, value in as_metrics(model).items()}
     if gain:
-        figures["test_auroc_gain"] = gain["auroc"]
-        figures["test_auroc_gain_low"], figures["test_auroc_gain_high"] = gain["interval"]
-    job.tracker.metrics(figures)
+        logged["test_auroc_gain"] = gain["auroc"]
+        logged["test_auroc_gain_low"], logged["test_auroc_gain_high"] = gain["interval"]
+    if found["shortcuts"]:
+        logged["test_auroc_without_lesion"] = found["shortcuts"]["painted"].value
+        logged["test_auroc_of_colours"] = found["shortcuts"]["colours"].value
+    for gap in subgroups.largest_gaps(found["subgroups"]):
+        logged[f"test_{gap.figure}_gap_of_subgroups"] = gap.value
+    job.tracker.metrics(logged)
     points = {m["name"]: vars(m["operating_point"]) for m in measured}
     store.publish(
         warehouse,
@@ -101,15 +128,17 @@ def run(job: Job) -> str:
             "made_from": images["id"],
             "models": {name: facts["id"] for name, facts in models.items()},
             "operating_points": points,
+            "calibrations": {name: vars(found) for name, found in calibrations.items()},
             "tta": settings.evaluate.tta,
-            "metrics": {key: value for key, value in figures.items() if value == value},
+            "metrics": {key: value for key, value in logged.items() if value == value},
+            "subgroups": [subgroup.as_record() for subgroup in found["subgroups"]],
             "run_id": job.run_id,
         },
     )
     told = "; ".join(
         f"{m['name']} test AUC {m['auroc']:.4f} [{m['auroc_low']:.4f}-{m['auroc_high']:.4f}]" for m in measured
     )
-    return f"{(table['split'] == 'test').sum() // len(models)} test images, {told}; report {folder}/report.html"
+    return f"{len(test)} test images, {told}; report {folder}/report.html"
 
 
 def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any]) -> DataFrame:
@@ -126,56 +155,137 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
     def prepare(content: bytes) -> np.ndarray:
         return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
 
-    udf = inference.over_column(f"head {model['id']}", load, prepare, finish, RESULT, job.settings.evaluate.batch_size)
+    batch = job.settings.evaluate.batch_size
+    udf = inference.over_column(
+        f"head {model['id']}", load, prepare, inference.probabilities, inference.PROBABILITY, batch
+    )
     stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).where("view = 0")
     judged = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
     rows = judged.select("sha256", "split", "group", "label").join(stored.select("sha256", cut), "sha256", "inner")
     return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
 
 
-def judge_network(job: Job, images: dict[str, Any], model: dict[str, Any], name: str) -> DataFrame:
-    """Predictions of a whole network on the stored pixels, over as many views of them as the settings say."""
+def judge_network(
+    job: Job,
+    images: dict[str, Any],
+    model: dict[str, Any],
+    name: str,
+    label: str = "",
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> DataFrame:
+    """Predictions of a whole network on the stored pixels, over as many views of them as the settings say.
+
+    `change` is done to the pixels before; the rows are then told apart by `label`.
+    """
     spec = network.Spec.model_validate({**model["spec"], "tta": job.settings.evaluate.tta})
-    tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, PLACES[name], model))
-    pixels = schemas.images_schema(spec.image_size).fields["image"]
-    udf = inference.over_column(
-        f"network {model['id']} tta {spec.tta}",
-        inference.network_loader(spec, tensors, session.task_threads(job.spark)),
-        lambda content: np.asarray(pixels.codec.decode(pixels, content)),
-        finish,
-        RESULT,
-        job.settings.evaluate.batch_size,
-    )
     rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
-    count = rows.count()
-    spread = rows.repartitionByRange(session.partitions_for(job.spark, count), "split", "sha256")
-    return predictions(spread.select("*", udf("image").alias("found")), name)
-
-
-def finish(outputs: list[np.ndarray | None], errors: Sequence[Any]) -> pd.DataFrame:
-    assert outputs[0] is not None, "stored pixels always decode"
-    return pd.DataFrame({"probability": outputs[0].reshape(-1).astype(np.float64)})
+    tensors = store.load_model(job.warehouse, PLACES[name], model)
+    batch = job.settings.evaluate.batch_size
+    found = inference.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change)
+    return predictions(found, label or name)
 
 
 def predictions(rows: DataFrame, model: str) -> DataFrame:
-    """Rows of `schemas.PREDICTIONS`."""
-    named = rows.withColumn("model", f.lit(model)).withColumn("probability", f.col("found.probability"))
-    return named.select(*(f.col(name) for name in schemas.PREDICTIONS.names))
+    """Rows of `schemas.PREDICTIONS`, but for what calibration adds."""
+    named = rows.withColumn("model", f.lit(model)).withColumn("raw_probability", f.col("found.raw_probability"))
+    return named.select(*(f.col(name) for name in schemas.PREDICTIONS.names if name != "probability"))
 
 
-def measure(name: str, table: pd.DataFrame, settings: config.Settings) -> report.ModelFacts:
-    """The figures of one model: its operating point from validation, everything else on test."""
-    table = table.sort_values("sha256")
-    sides = {split: table[table["split"] == split] for split in ("validation", "test")}
+def calibrated(
+    raw: pd.DataFrame, method: config.CalibrationMethod
+) -> tuple[dict[str, calibration.Calibration], pd.DataFrame]:
+    """Each model's calibration, from its validation images alone, and the rows with calibrated probabilities."""
+    found, parts = {}, []
+    for name, rows in raw.sort_values(["model", "sha256"]).groupby("model"):
+        fitted = rows[rows["split"] == "validation"]
+        found[str(name)] = calibration.fit(fitted["label"], fitted["raw_probability"], method)
+        parts.append(rows.assign(probability=found[str(name)].apply(rows["raw_probability"])))
+    return found, pd.concat(parts)[schemas.PREDICTIONS.names]
+
+
+def measure(
+    name: str, table: pd.DataFrame, fitted: calibration.Calibration, settings: config.Settings
+) -> report.ModelFacts:
+    """The figures of one model: calibration and operating point from validation, everything else on test."""
     validation, test = (
-        (side["label"].to_numpy(), side["probability"].to_numpy()) for side in (sides["validation"], sides["test"])
+        tuple(side[column].to_numpy() for column in ("label", "raw_probability", "group"))
+        for side in (table[table["split"] == split].sort_values("sha256") for split in ("validation", "test"))
     )
     chosen = settings.evaluate
     rule = chosen.operating_point
-    point = operating_points.choose(*validation, rule, POINT_NAMES[operating_points.parse_rule(rule)[0]])
-    groups = sides["test"]["group"].to_numpy()
-    drawn = chosen.resamples, settings.seed
-    return report.model_facts(name, point, validation, (*test, groups), *drawn, chosen.prevalences)
+    name_of_point = POINT_NAMES[operating_points.parse_rule(rule)[0]]
+    point = operating_points.choose(validation[0], fitted.apply(validation[1]), rule, name_of_point)
+    return report.model_facts(
+        name, fitted, point, validation[:2], test, chosen.resamples, settings.seed, chosen.prevalences
+    )
+
+
+def by_subgroup(job: Job, images: dict[str, Any], test: pd.DataFrame, threshold: float) -> list[subgroups.Subgroup]:
+    """Of the deciding model, on the rows of `test`."""
+    columns = [name for name in subgroups.ATTRIBUTES if name != "size"]
+    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where("split = 'test'")
+    told = pd.DataFrame(stored.select("sha256", "width", "height", *columns).toPandas()).set_index("sha256")
+    told = told.loc[test["sha256"]]
+    sides = told[["width", "height"]].min(axis=1).to_numpy()
+    values = subgroups.values({name: told[name].tolist() for name in columns}, sides, images["image_size"])
+    chosen = job.settings.evaluate
+    labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
+    drawn = chosen.resamples, job.settings.seed
+    return subgroups.of_split(values, labels, probabilities, groups, threshold, chosen.subgroup_minimum, *drawn)
+
+
+def without_the_lesion(
+    job: Job, images: dict[str, Any], test: pd.DataFrame, painted_over: pd.DataFrame
+) -> report.Shortcuts:
+    """How well the deciding model ranks painted-over test images, and colour histograms alone rank them."""
+    pixels = schemas.images_schema(images["image_size"]).fields["image"]
+    rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+    train = sum(count for key, count in images["counts"].items() if key.startswith("train_"))
+    some = f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < f.lit(2**32 * shortcuts.MOST_TRAIN // train)
+    rows = rows.where((f.col("split") == "test") | ((f.col("split") == "train") & some))
+    udf = inference.over_column(
+        "colour histograms",
+        lambda: lambda batch: [batch],
+        lambda content: shortcuts.colour_histogram(pixels.codec.decode(pixels, content)),
+        lambda outputs, errors: pd.DataFrame({"shares": list(outputs[0])}),  # type: ignore[arg-type]
+        t.StructType([t.StructField("shares", t.ArrayType(t.FloatType()))]),
+        job.settings.evaluate.batch_size,
+    )
+    session.describe(job.spark, "evaluate: colours alone")
+    table = pd.DataFrame(rows.select("sha256", "split", "label", udf("image").alias("found")).toPandas())
+    table = table.sort_values("sha256")
+    histograms = np.array([row["shares"] for row in table["found"]], np.float32)
+    learnt, judged = ((table["split"] == split).to_numpy() for split in ("train", "test"))
+    colours = shortcuts.judged_by_colours(histograms[learnt], table["label"].to_numpy()[learnt], histograms[judged])
+    labels, groups = test["label"].to_numpy(), test["group"].to_numpy()
+    drawn = job.settings.evaluate.resamples, job.settings.seed
+    return {
+        key: figures.Figure("AUROC", metrics.auroc(labels, p), bootstrap.auroc_interval(labels, p, groups, *drawn))
+        for key, p in (("painted", painted_over["raw_probability"].to_numpy()), ("colours", colours))
+    }  # type: ignore[return-value]
+
+
+def mistakes(
+    job: Job, images: dict[str, Any], model: dict[str, Any], place: str, test: pd.DataFrame, threshold: float
+) -> list[report.Mistake]:
+    """The surest wrong decisions of each kind, missed ones first, with what they rest on. Of the image as it is."""
+    most = job.settings.evaluate.mistakes
+    missed = test[(test["label"] == 1) & (test["probability"] < threshold)].nsmallest(most, "probability")
+    alarms = test[(test["label"] == 0) & (test["probability"] >= threshold)].nlargest(most, "probability")
+    wrong = pd.concat([missed, alarms])
+    if not len(wrong):
+        return []
+    spec = network.Spec.model_validate(model["spec"])
+    field = schemas.images_schema(spec.image_size).fields["image"]
+    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+    content = {r.sha256: r.image for r in stored.where(f.col("sha256").isin(*wrong["sha256"])).collect()}
+    pixels = np.stack([field.codec.decode(field, content[sha256]) for sha256 in wrong["sha256"]])
+    positive = (wrong["label"] == 0).tolist()
+    heat = gradcam.heatmaps(spec, store.load_model(job.warehouse, place, model), pixels, positive)
+    return [
+        report.Mistake(label=int(row.label), probability=float(row.probability), image=image, heat=own)
+        for row, image, own in zip(wrong.itertuples(), pixels, heat, strict=True)
+    ]
 
 
 def gained(table: pd.DataFrame, settings: config.Settings) -> report.Gain:
@@ -202,12 +312,20 @@ def as_metrics(model: report.ModelFacts) -> dict[str, float]:
     return {f"{key}_{suffix}": value for key, value in values.items()}
 
 
+def told_of(job: Job, images: dict[str, Any], column: str) -> list[str]:
+    """What the archive says of its images in a column, most images first; at most ten."""
+    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(f.col(column).isNotNull())
+    rows = stored.groupBy(column).count().orderBy(f.desc("count"), column).limit(10).collect()
+    return [str(row[0]) for row in rows]
+
+
 def report_facts(
     job: Job,
     images: dict[str, Any],
     models: dict[str, dict[str, Any]],
     measured: list[report.ModelFacts],
     gain: report.Gain | None,
+    deciding: report.Deciding,
 ) -> report.Facts:
     counts = {
         split: {"negative": images["counts"][f"{split}_0"], "positive": images["counts"][f"{split}_1"]}
@@ -236,6 +354,8 @@ def report_facts(
             "counts": counts,
             "groups": images["groups"],
             "rejects": images["reasons"],
+            "sources": told_of(job, images, "source"),
+            "licences": told_of(job, images, "licence"),
         },
         "settings": {k: v for k, v in config.flat(job.settings).items() if k not in ("archive", "warehouse")},
         "lineage": {
@@ -248,6 +368,7 @@ def report_facts(
         },
         "models": measured,
         "gain": gain,
+        "deciding": deciding,
         "training": epochs,
         "best": best,
         "limits": limits,

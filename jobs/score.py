@@ -70,7 +70,7 @@ def scored(job: Job, todo: DataFrame, count: int, scorer: serving.Scorer, versio
     """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
     spark, settings = job.spark, job.settings
     tensors = spark.sparkContext.broadcast(scorer.tensors)
-    kinds = {"probability": t.DoubleType(), "threshold": t.DoubleType()}
+    kinds = dict.fromkeys(serving.NUMBERS, t.DoubleType())
     result = t.StructType([t.StructField(key, kinds.get(key, t.StringType())) for key in serving.OUTPUTS])
     # The closures below travel to the executors; the weights go once, as the broadcast.
     light = serving.without_tensors(scorer)
@@ -85,7 +85,9 @@ def scored(job: Job, todo: DataFrame, count: int, scorer: serving.Scorer, versio
     return (
         found.withColumnRenamed("length", "source_bytes")
         .withColumnRenamed("modified", "source_modified")
-        .withColumn("probability", f.when(f.col("status") == "scored", f.col("probability")))
+        .withColumns(
+            {key: f.when(f.col("status") == "scored", f.col(key)) for key in ("probability", "raw_probability")}
+        )
         .withColumn("model_name", f.lit(version.name))
         .withColumn("model_version", f.lit(str(version.version)))
         .withColumn("run_id", f.lit(job.run_id))

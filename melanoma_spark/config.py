@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+CalibrationMethod = Literal["platt", "temperature", "none"]
 Symmetries = Literal[1, 2, 4, 8]  # of a square: how many of `network.symmetries`
 
 Precision = Literal["float32", "bfloat16"]
@@ -207,10 +208,21 @@ class Finetune(Section):
 
 class Evaluate(Section):
     operating_point: str = Field(default="sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
+    calibration: CalibrationMethod = Field(
+        default="platt",
+        description="platt, temperature or none: of probabilities, fitted on validation; the registered model has it",
+    )
     resamples: Count = Field(default=2000, description="bootstrap resamples of groups")
     prevalences: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         default=(0.02, 0.2),
         description="of the target, to tell predictive values for; 0.02: near ISIC 2020's, 0.2: near ISIC 2017's",
+    )
+    subgroup_minimum: Count = Field(default=30, description="test images below which a subgroup has no figures")
+    shortcuts: bool = Field(
+        default=True, description="judge test images with the lesion painted over, and colours alone: one pass more"
+    )
+    mistakes: Annotated[int, Field(ge=0, le=20)] = Field(
+        default=3, description="of each kind shown in the report, with Grad-CAM; 0: no image leaves images/"
     )
     batch_size: Count = 16
     tta: Symmetries = Field(
@@ -220,9 +232,36 @@ class Evaluate(Section):
     )
 
 
+Name = Annotated[str, Field(pattern=r"^[^./:\\\s][^/:\\]*$")]  # as MLflow has them, and of a folder
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Gate(Section):
+    """Rules that a model must hold on the test images to take the alias; null is none.
+
+    How many may be missed is for those who use the scores to say, so the floors have no default.
+    """
+
+    auroc_margin: Share | None = Field(
+        default=0.02, description="by which AUROC may at most be below the champion's: 95 % bound, paired bootstrap"
+    )
+    sensitivity: Share | None = Field(default=None, description="at the operating point, at least: 0.9")
+    calibration_error: Share | None = Field(default=None, description="expected calibration error, at most: 0.1")
+    subgroup_auroc: Share | None = Field(
+        default=None, description="of every subgroup with enough images, at least: 0.8"
+    )
+    apart: bool = Field(default=True, description="no test image, nor one of its group, is among the training images")
+
+
 class Register(Section):
-    name: str = "melanoma"
-    alias: str = "champion"
+    name: Name = "melanoma"
+    alias: Name = Field(
+        default="champion", description="what a model that holds all rules takes; challenger until then"
+    )
+    action: Literal["promote", "rollback", "history"] = Field(
+        default="promote", description="`register rollback` and `register history` are short for two of them"
+    )
+    gate: Gate = Gate()
 
 
 class Score(Section):
@@ -260,6 +299,7 @@ class Search(Section):
 class Mlflow(Section):
     tracking_uri: str | None = Field(default=None, description="default: an SQLite file in the warehouse")
     experiment: str = "melanoma"
+    system_metrics: bool = Field(default=True, description="processor, memory and network of the driver's machine")
 
 
 class Settings(Section):

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import DataFrame
 from pyspark.sql import types as t
 from pyspark.sql.functions import pandas_udf
 
+from melanoma_spark import schemas, session
 from melanoma_spark.errors import ImageError
 from melanoma_spark.prefetch import ahead
 
@@ -22,6 +24,8 @@ Predict = Callable[[np.ndarray], list[np.ndarray]]
 Load = Callable[[], Predict]
 Prepare = Callable[..., np.ndarray]
 Finish = Callable[[list[np.ndarray | None], Sequence[ImageError | None]], pd.DataFrame]
+
+PROBABILITY = t.StructType([t.StructField("raw_probability", t.DoubleType())])
 
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
@@ -41,6 +45,38 @@ def over_column(
     # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
     compute.__annotations__ = {"columns": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.DataFrame]}
     return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
+
+
+def judged(
+    rows: DataFrame,
+    spec: Any,
+    tensors: list[np.ndarray],
+    model_id: str,
+    batch_size: int,
+    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> DataFrame:
+    """Rows of images/ with a column `found` more, of `PROBABILITY`: what the network of a spec says of their pixels.
+
+    Sorted by split and hash over as many tasks as there are slots. `change` is done to the pixels before.
+    """
+    spark = rows.sparkSession
+    pixels = schemas.images_schema(spec.image_size).fields["image"]
+    udf = over_column(
+        model_id,
+        network_loader(spec, spark.sparkContext.broadcast(tensors), session.task_threads(spark)),
+        lambda content: change(pixels.codec.decode(pixels, content)),
+        probabilities,
+        PROBABILITY,
+        batch_size,
+    )
+    spread = rows.repartitionByRange(session.partitions_for(spark, rows.count()), "split", "sha256")
+    return spread.select("*", udf("image").alias("found"))
+
+
+def probabilities(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+    """A `finish` for what is in the warehouse."""
+    assert outputs[0] is not None, "stored pixels and features always decode"
+    return pd.DataFrame({"raw_probability": outputs[0].reshape(-1).astype(np.float64)})
 
 
 def over_batches(

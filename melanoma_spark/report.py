@@ -11,18 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from melanoma_spark import bootstrap, figures, metrics, operating_points, pages
+from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL
+from melanoma_spark.subgroups import ATTRIBUTES, Subgroup, largest_gaps
 
 # Beside the colours, for print.
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
@@ -31,6 +35,7 @@ HISTOGRAM_BINS = 20
 # Wide enough for a phone's column at nearly full size: text of 10 pt stays readable there.
 PLOT_WIDTH = 4.7
 PLOT_DPI = 200
+MISTAKE_SIDE = 224  # pixels
 
 
 class Dataset(TypedDict):
@@ -41,6 +46,8 @@ class Dataset(TypedDict):
     counts: Mapping[str, Mapping[str, int]]  # split -> label name -> images
     groups: Mapping[str, int]  # split -> groups (patients, lesions, duplicates); empty where none are known
     rejects: Mapping[str, int]  # reason -> images
+    sources: list[str]  # datasets or institutions, and licences, as far as the archive tells
+    licences: list[str]
 
 
 class Histograms(TypedDict):
@@ -49,6 +56,13 @@ class Histograms(TypedDict):
     edges: NDArray
     negative: NDArray
     positive: NDArray
+
+
+class Uncalibrated(TypedDict):
+    """What the network's own probabilities are like, before calibration: test split, keys of `figures.of_split`."""
+
+    reliability: Reliability
+    figures: Mapping[str, float]  # ece, brier, log_loss
 
 
 class Point(TypedDict):
@@ -76,6 +90,8 @@ class ModelFacts(TypedDict):
     precision_recall: PrecisionRecall
     decision_curve: DecisionCurve
     reliability: Reliability
+    calibration: Calibration  # fitted on validation
+    uncalibrated: Uncalibrated
     histograms: Histograms
 
 
@@ -86,6 +102,32 @@ class Gain(TypedDict):
     over: str
     auroc: float
     interval: tuple[float, float]
+
+
+class Shortcuts(TypedDict):
+    """AUROC on the test split of what cannot see the lesion."""
+
+    painted: figures.Figure  # the deciding model, on images whose lesion is painted over
+    colours: figures.Figure  # a logistic regression on colour histograms
+
+
+class Mistake(TypedDict):
+    """A wrong decision on a test image: image uint8 RGB (size, size, 3), heat (h, w) in [0, 1] of `gradcam`."""
+
+    label: int
+    probability: float
+    image: NDArray[np.uint8]
+    heat: NDArray[np.float32]
+
+
+class Deciding(TypedDict):
+    """What is told of the last of the models alone, the one that is registered. All of the test split."""
+
+    name: str
+    subgroups: list[Subgroup]
+    subgroup_minimum: int
+    shortcuts: Shortcuts | None
+    mistakes: list[Mistake]  # missed ones first
 
 
 class Epoch(TypedDict):
@@ -109,6 +151,7 @@ class Facts(TypedDict):
     lineage: Mapping[str, str]  # what -> id: weights, dataset, package version, commit
     models: list[ModelFacts]
     gain: Gain | None  # of the last model over the first
+    deciding: Deciding
     training: list[Epoch]
     best: Mapping[str, int]  # phase -> the epoch whose weights were kept
     limits: list[str]  # one sentence each
@@ -117,6 +160,7 @@ class Facts(TypedDict):
 
 def model_facts(
     name: str,
+    calibration: Calibration,
     operating_point: OperatingPoint,
     validation: tuple[ArrayLike, ArrayLike],
     test: tuple[ArrayLike, ArrayLike, ArrayLike],
@@ -126,10 +170,14 @@ def model_facts(
 ) -> ModelFacts:
     """Measures one model for the report.
 
-    validation: labels and probabilities, each (n,). test: labels, probabilities and groups, each (m,), as in `metrics`.
-    Models measured with the same groups and seed are resampled alike. Raises DataError as `metrics` does.
+    validation: labels and the network's probabilities, each (n,). test: labels, the network's probabilities and groups,
+    each (m,), as in `metrics`. All figures but `uncalibrated` are of the calibrated probabilities, and so is
+    `operating_point`. Models measured with the same groups and seed are resampled alike. Raises DataError as `metrics`
+    does.
     """
-    labels, probabilities, groups = test
+    labels, raw, groups = test
+    probabilities = calibration.apply(raw)
+    validation = validation[0], calibration.apply(validation[1])
     threshold = operating_point.threshold
     auroc_low, auroc_high = bootstrap.auroc_interval(labels, probabilities, groups, resamples, seed)
     truth, scores = np.asarray(labels), np.asarray(probabilities)
@@ -158,6 +206,15 @@ def model_facts(
         precision_recall=metrics.precision_recall_curve(labels, probabilities),
         decision_curve=metrics.decision_curve(labels, probabilities),
         reliability=metrics.reliability(labels, probabilities),
+        calibration=calibration,
+        uncalibrated=Uncalibrated(
+            reliability=metrics.reliability(labels, raw),
+            figures={
+                "ece": metrics.expected_calibration_error(labels, raw),
+                "brier": metrics.brier(labels, raw),
+                "log_loss": metrics.log_loss(labels, raw),
+            },
+        ),
         histograms=Histograms(
             edges=edges,
             negative=np.histogram(scores[truth == 0], edges)[0],
@@ -169,7 +226,42 @@ def model_facts(
 def render(facts: Facts) -> str:
     """The report as one HTML document, plots inside. Raises DataError where a fact is missing or no model is given."""
     images = {name: base64.b64encode(png).decode("ascii") for name, png in plots(facts).items()}
-    return pages.render("report.html", facts=facts, images=images)
+    deciding = facts["deciding"]
+    return pages.render(
+        "report.html",
+        facts=facts,
+        images=images,
+        attributes=ATTRIBUTES,
+        gaps=largest_gaps(deciding["subgroups"]),
+        mistakes=[
+            dict(mistake, picture=base64.b64encode(_explained(mistake)).decode("ascii"))
+            for mistake in deciding["mistakes"]
+        ],
+    )
+
+
+def card(facts: Facts) -> str:
+    """The deciding model's card in Markdown; text from outside is escaped as in HTML. Raises as `render`."""
+    _check(facts)
+    return pages.render("card.md", facts=facts, attributes=ATTRIBUTES)
+
+
+def _explained(mistake: Mistake) -> bytes:
+    """JPEG of the image and, to its right, the same under its heat map."""
+    image = Image.fromarray(mistake["image"])
+    size = min(image.width, MISTAKE_SIDE)
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
+    heat = Image.fromarray((255 * mistake["heat"]).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    strength = np.asarray(heat, np.float32) / 255
+    warm = 255 * colormaps["inferno"](strength)[..., :3]
+    share = 0.65 * strength[..., None]
+    over = Image.fromarray(((1 - share) * np.asarray(image, np.float32) + share * warm).astype(np.uint8))
+    both = Image.new("RGB", (2 * size + 4, size), "white")
+    both.paste(image, (0, 0))
+    both.paste(over, (size + 4, 0))
+    file = io.BytesIO()
+    both.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 def plots(facts: Facts) -> dict[str, bytes]:
@@ -220,6 +312,7 @@ def trials_plot(results: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _check(facts: Facts) -> None:
     pages.check_keys("the report", facts, Facts.__required_keys__)
+    pages.check_keys("the report's deciding model", facts["deciding"], Deciding.__required_keys__)
     pages.check_keys("the report's dataset", facts["dataset"], Dataset.__required_keys__)
     if not facts["models"]:
         raise DataError("the report names no model")
@@ -341,6 +434,11 @@ def _calibration(models: list[ModelFacts]) -> Figure:
     _unit_square(axes, "mean predicted probability", "observed fraction")
     for k, model in enumerate(models):
         table, style = model["reliability"], _style(k)
+        if model["calibration"].method != "none":
+            before = model["uncalibrated"]["reliability"]
+            kept = np.asarray(before.n) > 0
+            x, y = np.asarray(before.mean_probability)[kept], np.asarray(before.observed_fraction)[kept]
+            axes.plot(x, y, linewidth=0.9, alpha=0.45, zorder=2, color=style["color"], linestyle="dotted")
         filled = np.flatnonzero(np.asarray(table.n) > 0)
         x, y = np.asarray(table.mean_probability)[filled], np.asarray(table.observed_fraction)[filled]
         area = 12 + 160 * np.asarray(table.n)[filled] / np.sum(table.n)

@@ -120,7 +120,8 @@ PREDICTIONS = _columns(
     ("split", t.StringType()),
     ("group", t.StringType()),
     ("label", t.IntegerType()),
-    ("probability", t.DoubleType()),
+    ("raw_probability", t.DoubleType()),  # the network's
+    ("probability", t.DoubleType()),  # calibrated
 )
 
 SCORES = _columns(
@@ -129,7 +130,8 @@ SCORES = _columns(
     ("source_bytes", t.LongType()),
     ("source_modified", t.TimestampType()),
     ("sha256", t.StringType()),
-    ("probability", t.DoubleType()),  # of malignancy
+    ("probability", t.DoubleType()),  # of the target, calibrated
+    ("raw_probability", t.DoubleType()),  # the network's
     ("decision", t.StringType()),  # positive, negative; empty where rejected
     ("operating_point", t.StringType()),
     ("threshold", t.DoubleType()),

@@ -18,19 +18,24 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 
 from melanoma_spark import __version__, files, images, lineage, network
+from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
 
-ARTIFACTS = ("model.json", "weights.npz")
-OUTPUTS = ("probability", "decision", "operating_point", "threshold", "status", "reason", "detail")
+CONTENTS = ("model.json", "weights.npz")
+MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS
+ARTIFACTS = (*CONTENTS, MANIFEST)
+NUMBERS = ("probability", "raw_probability", "threshold")  # of OUTPUTS; the others are text
+OUTPUTS = ("probability", "raw_probability", "decision", "operating_point", "threshold", "status", "reason", "detail")
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network's spec and tensors with the operating point that was chosen for it."""
+    """A network's spec and tensors with the calibration and the operating point that were found for it."""
 
     spec: network.Spec
     tensors: list[np.ndarray]
+    calibration: Calibration
     operating_point: OperatingPoint
     min_side: int
     max_pixels: int
@@ -46,15 +51,20 @@ class Scorer:
         return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels)
 
     def finish(self, outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected."""
+        """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected.
+
+        `raw_probability` is the network's, `probability` the calibrated one, by which the decision is made.
+        """
         found = outputs[0]
-        probability = np.full(len(errors), np.nan) if found is None else found.reshape(-1).astype(np.float64)
+        raw = np.full(len(errors), np.nan) if found is None else found.reshape(-1).astype(np.float64)
+        probability = self.calibration.apply(raw)
         point = self.operating_point
         good = np.asarray([error is None for error in errors], dtype=bool)
         positive = np.nan_to_num(probability, nan=-1.0) >= point.threshold
         return pd.DataFrame(
             {
                 "probability": probability,
+                "raw_probability": raw,
                 "decision": np.where(good, np.where(positive, "positive", "negative"), ""),
                 "operating_point": point.name,
                 "threshold": point.threshold,
@@ -71,10 +81,11 @@ def without_tensors(scorer: Scorer) -> Scorer:
 
 
 def pack(scorer: Scorer) -> dict[str, bytes]:
-    """The scorer as the files of `ARTIFACTS`: JSON and plain arrays."""
+    """The scorer as the files of `ARTIFACTS`: JSON and plain arrays, and their SHA-256."""
     description = {
         "format": 1,
         "spec": scorer.spec.model_dump(),
+        "calibration": vars(scorer.calibration),
         "operating_point": {
             "name": scorer.operating_point.name,
             "threshold": scorer.operating_point.threshold,
@@ -86,19 +97,30 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
         "package": __version__,
         "warning": "research software; not a diagnosis, not a medical device",
     }
-    return {
+    contents = {
         "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
         "weights.npz": files.pack_tensors(scorer.tensors),
     }
+    sums = {name: images.sha256(content) for name, content in contents.items()}
+    return contents | {MANIFEST: json.dumps(sums, indent=1, sort_keys=True).encode()}
 
 
 def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
     """The scorer in those files. Raises `DataError` when they do not belong together or were changed."""
     try:
+        sums = json.loads(artifacts[MANIFEST])
+        for name in CONTENTS:
+            found = images.sha256(artifacts[name])
+            if found != sums[name]:
+                raise DataError(
+                    f"the model's {name} was changed after it was registered: SHA-256 {found}, "
+                    f"{MANIFEST} has {sums[name]}; register it again"
+                )
         description = json.loads(artifacts["model.json"])
         scorer = Scorer(
             spec=network.Spec.model_validate(description["spec"]),
             tensors=files.unpack_tensors(artifacts["weights.npz"]),
+            calibration=Calibration(**description.get("calibration", {})),  # version 0.1 had none
             operating_point=OperatingPoint(**description["operating_point"]),
             min_side=int(description["min_side"]),
             max_pixels=int(description["max_pixels"]),
@@ -127,10 +149,11 @@ def from_files(paths: Mapping[str, str]) -> Scorer:
 def signature() -> ModelSignature:
     """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
     texts = dict.fromkeys(OUTPUTS, DataType.string)
-    kinds = texts | {"probability": DataType.double, "threshold": DataType.double}
+    kinds = texts | dict.fromkeys(NUMBERS, DataType.double)
+    missing = ("probability", "raw_probability", "reason", "detail")
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
-        outputs=Schema([ColSpec(kinds[n], n, required=n not in ("probability", "reason", "detail")) for n in OUTPUTS]),
+        outputs=Schema([ColSpec(kinds[name], name, required=name not in missing) for name in OUTPUTS]),
     )
 
 

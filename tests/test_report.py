@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import io
 import re
 
@@ -10,12 +11,14 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import bootstrap, figures, metrics, operating_points, report
+from melanoma_spark import bootstrap, figures, metrics, operating_points, report, subgroups
+from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint, choose
 
 PLOTS = {"roc.png", "precision_recall.png", "calibration.png", "decision_curve.png"}
 PLOTS |= {"confusion.png", "histogram.png", "training.png"}
+FITTED = Calibration("platt", 0.7, -0.2)
 HOSTILE = "<script>alert('x')</script>\" onload=\"steal() $\\frac{1}$ & <b>"
 
 
@@ -24,10 +27,32 @@ def model(name, shift, seed, one_class=False):
     labels = np.repeat([0, 1], [70, 30])
     groups = np.arange(100) // 2
     probabilities = 1 / (1 + np.exp(-generator.normal(shift * (labels - 0.5), 1)))
-    point = choose(labels, probabilities)
+    point = choose(labels, FITTED.apply(probabilities))
     test_labels = np.zeros(100, dtype=int) if one_class else labels
     return report.model_facts(
-        name, point, (labels, probabilities), (test_labels, probabilities, groups), resamples=50, seed=1
+        name, FITTED, point, (labels, probabilities), (test_labels, probabilities, groups), resamples=50, seed=1
+    )
+
+
+def deciding():
+    generator = np.random.default_rng(5)
+    labels, groups = generator.integers(0, 2, 90), np.arange(90)
+    probabilities = np.clip(labels * 0.3 + generator.random(90) * 0.7, 0, 1)
+    columns = {"sex": ["female"] * 40 + ["male"] * 45 + ["unknown"] * 5, "site": ["back"] * 50 + ["arm"] * 40}
+    image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    heat = generator.random((2, 2)).astype(np.float32)
+    return report.Deciding(
+        name="fine-tuned",
+        subgroups=subgroups.of_split(columns, labels, probabilities, groups, 0.5, 30, resamples=20),
+        subgroup_minimum=30,
+        shortcuts={
+            "painted": figures.Figure("AUROC", 0.8123, (0.7, 0.9)),
+            "colours": figures.Figure("AUROC", 0.9012, (0.8, 0.95)),
+        },
+        mistakes=[
+            {"label": 1, "probability": 0.0123, "image": image, "heat": heat},
+            {"label": 0, "probability": 0.9876, "image": image, "heat": 0 * heat},
+        ],
     )
 
 
@@ -48,11 +73,14 @@ def facts(measured):
             "counts": {"train": {"benign": 14622, "malignant": 3120}, "test": {"benign": 70, "malignant": 30}},
             "groups": {"test": 50},
             "rejects": {"truncated": 3, "segmentation mask": 2074},
+            "sources": ["a hospital | <b>"],
+            "licences": ["CC BY-NC 4.0"],
         },
         settings={"target": "malignant", "tracking": "https://mlflow.example/"},
         lineage={"weights": "sha256:bfe5", "git commit": "3f2d9c4"},
         models=copy.deepcopy(measured),
         gain={"of": "fine-tuned", "over": "head alone", "auroc": 0.134, "interval": (-0.0021, 0.2)},
+        deciding=deciding(),
         training=[
             {"phase": "head", "epoch": 1, "loss": 0.51, "validation_loss": 0.61, "validation_auroc": 0.81},
             {"phase": "head", "epoch": 2, "loss": 0.4444, "validation_loss": 0.5555, "validation_auroc": 0.8765},
@@ -67,9 +95,11 @@ def facts(measured):
 def test_model_facts_are_the_metrics_of_the_test_split():
     generator = np.random.default_rng(3)
     labels, groups = generator.integers(0, 2, 80), np.arange(80) // 3
-    probabilities, validation = generator.random(80), (labels[:40], generator.random(40))
+    raw, raw_validation = generator.random(80), generator.random(40)
+    probabilities, validation = FITTED.apply(raw), (labels[:40], FITTED.apply(raw_validation))
     point = OperatingPoint("triage", 0.4, "balanced")
-    facts = report.model_facts("head", point, validation, (labels, probabilities, groups), 40, 2, (0.02,))
+    given = (labels[:40], raw_validation), (labels, raw, groups)
+    facts = report.model_facts("head", FITTED, point, *given, 40, 2, (0.02,))
     interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
     assert facts.keys() == report.ModelFacts.__required_keys__
     assert facts["auroc"] == metrics.auroc(labels, probabilities)
@@ -77,6 +107,10 @@ def test_model_facts_are_the_metrics_of_the_test_split():
     rows = labels, probabilities, groups
     assert facts["figures"] == figures.of_split(*rows, 0.4, (0.02,), resamples=40, seed=2)
     assert facts["prevalence"] == labels.mean()
+    assert facts["calibration"] == FITTED
+    before = facts["uncalibrated"]
+    assert before["figures"]["brier"] == metrics.brier(labels, raw) != metrics.brier(labels, probabilities)
+    np.testing.assert_equal(before["reliability"], metrics.reliability(labels, raw))
     assert facts["test"] == metrics.confusion_matrix_at(labels, probabilities, 0.4)
     assert facts["validation"] == metrics.confusion_matrix_at(*validation, 0.4)
     others = [other for other in operating_points.named(*validation) if other.rule != point.rule]
@@ -109,17 +143,22 @@ def test_without_epochs_there_is_no_training_plot(facts):
 
 
 def test_the_page_holds_every_plot_and_nothing_from_outside(facts):
-    html = report.render(facts)
-    page = Page(html)
+    document = report.render(facts)
+    page = Page(document)
     pictures = [value for name, value in page.attributes if name == "src"]
-    assert all(picture.startswith("data:image/png;base64,") for picture in pictures)
-    assert {base64.b64decode(picture.partition(",")[2]) for picture in pictures} == set(report.plots(facts).values())
+    assert all(re.match("data:image/(png|jpeg);base64,", picture) for picture in pictures)
+    shown = [base64.b64decode(picture.partition(",")[2]) for picture in pictures]
+    assert set(report.plots(facts).values()) < set(shown)
+    mistakes = [picture for picture in shown if picture.startswith(b"\xff\xd8")]
+    assert len(mistakes) == 2
+    with Image.open(io.BytesIO(mistakes[0])) as both:
+        assert both.size == (2 * 32 + 4, 32)
     assert not {"script", "link", "iframe", "object", "base"} & set(page.tags)
     assert not any(name in ("href", "srcset", "action") or name.startswith("on") for name, _ in page.attributes)
-    assert not re.search(r"url\(|@import", html)
+    assert not re.search(r"url\(|@import", document)
     assert ("name", "viewport") in page.attributes
-    assert "@media print" in html
-    assert html.startswith("<!doctype html>")
+    assert "@media print" in document
+    assert document.startswith("<!doctype html>")
 
 
 def test_the_page_says_all_facts(facts):
@@ -138,6 +177,8 @@ def test_the_page_says_all_facts(facts):
         assert f"{100 * told['validation'].specificity:.1f} %" in words
         assert f"{told['prevalence']:.3f}" in words
         assert f"{told['operating_point'].threshold:.4g}" in words
+        assert f"{told['uncalibrated']['figures']['ece']:.3f}" in words
+        assert "platt slope 0.700, intercept -0.200" in words
         for chosen in told["points"]:
             point, table = chosen["point"], chosen["test"]
             rates = f"{100 * table.sensitivity:.1f} % {100 * table.specificity:.1f} %"
@@ -190,6 +231,48 @@ def test_random_weights_are_said_loudly_and_only_then(facts):
     page = Page(report.render(facts))
     assert "Random weights: demo only" in page.words
     assert ("role", "alert") in page.attributes
+
+
+def test_the_page_says_what_is_left_without_the_lesion_and_who_is_judged_worse(facts):
+    words = Page(report.render(facts)).words
+    assert "still ranks with an AUROC of 0.812 (0.700 to 0.900)" in words
+    assert "and no shape, has 0.901 (0.800 to 0.950)" in words
+    gap = subgroups.largest_gaps(facts["deciding"]["subgroups"])[0]
+    assert f"Largest gap in AUROC, by {gap.attribute}: {gap.best.value} {gap.best.auroc.value:.3f}" in words
+    for own in facts["deciding"]["subgroups"]:
+        told = f"{own.auroc.value:.3f}" if own.sufficient else "insufficient"
+        assert f"{own.value} {own.n} {100 * own.prevalence:.1f} % {told}" in words
+    assert "malignant, decided benign: probability of malignant 0.0123" in words
+    assert "benign, decided malignant: probability of malignant 0.9876" in words
+
+
+def test_the_model_card_says_the_same(facts):
+    card = report.card(facts)
+    told = facts["models"][1]
+    assert f"| AUROC | {told['auroc']:.3f} | {told['auroc_low']:.3f} to {told['auroc_high']:.3f} |" in card
+    for figure in told["figures"].values():
+        assert f"| {figure.name} | " in html.unescape(card)
+    assert f"from {told['operating_point'].threshold:.4g} on" in card
+    assert "calibrated (platt, slope 0.700, intercept" in card
+    for own in facts["deciding"]["subgroups"]:
+        figure = f"{own.auroc.value:.3f} (" if own.sufficient else "insufficient | | |"
+        assert f"| {own.attribute} | {own.value} | {own.n} | {figure}" in card
+    assert "painted over it still has an AUROC of 0.812" in card
+    assert "CC BY-NC 4.0" in card
+    assert "not a medical device" in card
+    assert "<b>" not in card
+    assert "[14, 23b]" in card
+    tables = [line for line in card.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in tables)
+    facts["deciding"] |= {"shortcuts": None, "subgroups": []}
+    assert "no subgroup could be looked at" in report.card(facts)
+
+
+def test_what_was_not_looked_at_has_no_section(facts):
+    facts["deciding"] |= {"shortcuts": None, "mistakes": [], "subgroups": []}
+    words = Page(report.render(facts)).words
+    for heading in ("Without the lesion", "Subgroups", "The surest mistakes"):
+        assert heading not in words
 
 
 def test_hostile_text_is_shown_and_never_obeyed(facts):

@@ -17,9 +17,11 @@ import pytest
 from conftest import REPO
 
 from melanoma_spark import drawing, files, images, lineage, network, serving
+from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
 
+POINT = OperatingPoint("screening", 0.25, "sensitivity>=0.9")
 # What a server that has MLflow, but neither this repository nor its package, does with the model and a table.
 ELSEWHERE = """
 import sys
@@ -49,6 +51,19 @@ def registered(line, tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def copied_registry(line):
+    """The tracker, and the folder of the registered files, which are put back afterwards."""
+    tracker = line.tracker()
+    source = mlflow.MlflowClient().get_model_version_by_alias("melanoma", "champion").source
+    logged = mlflow.get_logged_model(source.removeprefix("models:/")) if source.startswith("models:/") else None
+    folder = Path((logged.artifact_location if logged else source).removeprefix("file://")) / "artifacts"
+    before = {name: (folder / name).read_bytes() for name in serving.ARTIFACTS}
+    yield tracker, folder
+    for name, content in before.items():
+        (folder / name).write_bytes(content)
+
+
 def predict_elsewhere(model: Path, table: pd.DataFrame, folder: Path) -> tuple[pd.DataFrame, str]:
     """The model's answers in a process that cannot import this package, and what it printed."""
     table.to_parquet(folder / "table.parquet")
@@ -68,7 +83,8 @@ def test_elsewhere_it_gives_the_scores_of_the_score_job(line, registered, tmp_pa
     found, printed = predict_elsewhere(registered, table, tmp_path)
     assert str(registered) in printed, "the model did not run the code that was registered with it"
     assert list(found.columns) == list(serving.OUTPUTS)
-    np.testing.assert_allclose(found["probability"], scores["probability"].astype(float), atol=1e-6)
+    for column in ("probability", "raw_probability"):
+        np.testing.assert_allclose(found[column], scores[column].astype(float), atol=1e-6)
     assert found["probability"].notna().sum() == (scores["status"] == "scored").sum() > 100
     for column in ("decision", "operating_point", "threshold", "status", "reason", "detail"):
         assert list(found[column].fillna("")) == list(scores[column].fillna("")), column
@@ -98,15 +114,33 @@ def test_it_names_what_it_needs_and_what_it_is(registered, line):
     assert "not a medical device" in description["warning"]
 
 
-def test_tampered_weights_are_refused(registered, tmp_path, line):
+@pytest.mark.parametrize("sums_too", [False, True])
+def test_tampered_weights_are_refused(registered, tmp_path, line, sums_too):
     copy = tmp_path / "model"
     shutil.copytree(registered, copy)
-    path = copy / "artifacts/weights.npz"
+    path, manifest = copy / "artifacts/weights.npz", copy / "artifacts/manifest.json"
     tensors = files.unpack_tensors(path.read_bytes())
     tensors[5].flat[0] += 1e-3
     path.write_bytes(files.pack_tensors(tensors))
-    with pytest.raises(DataError, match=r"weights were changed after it was registered: content id .*, expected"):
+    told = r"weights\.npz was changed after it was registered: SHA-256 .*, manifest\.json has"
+    if sums_too:
+        sums = json.loads(manifest.read_text()) | {"weights.npz": images.sha256(path.read_bytes())}
+        manifest.write_text(json.dumps(sums))
+        told = "weights were changed after it was registered: content id .*, expected"
+    with pytest.raises(DataError, match=told):
         mlflow.pyfunc.load_model(str(copy))
+
+
+def test_a_changed_model_is_not_what_the_registry_knows(line, copied_registry):
+    """All sums of the bundle are right, but it is another one: a threshold that finds nothing."""
+    tracker, folder = copied_registry
+    packed = {name: (folder / name).read_bytes() for name in serving.ARTIFACTS}
+    scorer = serving.unpack(packed)
+    silent = replace(scorer, operating_point=replace(scorer.operating_point, threshold=1.0))
+    (folder / "model.json").write_bytes(serving.pack(silent)["model.json"])
+    (folder / "manifest.json").write_bytes(serving.pack(silent)["manifest.json"])
+    with pytest.raises(DataError, match=r"melanoma@champion is not the one that was registered: its manifest\.json"):
+        tracker.model_files("melanoma@champion")
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +152,20 @@ def scorer():
     keras.utils.set_random_seed(0)
     tensors = [value.astype(np.float32) for value in network.build(spec).get_weights()]
     facts = {"id": "m1", "tensors_id": lineage.tensors_id(tensors), "dataset_id": "d1"}
-    return serving.Scorer(spec, tensors, OperatingPoint("screening", 0.25, "sensitivity>=0.9"), 16, 10_000, facts)
+    return serving.Scorer(spec, tensors, Calibration("platt", 0.8, -0.1), POINT, 16, 10_000, facts)
+
+
+def signed(packed):
+    """The same files with sums that are right."""
+    sums = {name: images.sha256(packed[name]) for name in serving.CONTENTS}
+    return packed | {serving.MANIFEST: json.dumps(sums).encode()}
 
 
 def test_a_scorer_is_packed_and_unpacked_whole(scorer):
     again = serving.unpack(serving.pack(scorer))
-    assert (again.spec, again.operating_point, again.min_side, again.max_pixels, again.facts) == (
+    assert (again.spec, again.calibration, again.operating_point, again.min_side, again.max_pixels, again.facts) == (
         scorer.spec,
+        scorer.calibration,
         scorer.operating_point,
         16,
         10_000,
@@ -151,7 +192,8 @@ def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tt
     views = [pixels, pixels[:, :, ::-1], pixels[:, ::-1], pixels[:, ::-1, ::-1]]
     views += [view.swapaxes(1, 2) for view in views]
     expected = np.mean([plain(np.ascontiguousarray(view))[0][:, 0] for view in views[:tta]], axis=0)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, scorer.calibration.apply(expected), atol=1e-6)
+    assert np.abs(found - expected).max() > 1e-3, "the test cannot tell calibrated from not"
 
 
 def test_workers_tell_models_of_other_views_apart(scorer):
@@ -160,45 +202,51 @@ def test_workers_tell_models_of_other_views_apart(scorer):
     assert len(ids) == 4
 
 
-def test_a_model_registered_before_there_were_views_is_unpacked(scorer):
+def test_a_model_registered_before_there_were_views_and_calibration_is_unpacked(scorer):
     packed = serving.pack(scorer)
     description = json.loads(packed["model.json"])
-    del description["spec"]["tta"]
+    del description["spec"]["tta"], description["calibration"]
     packed["model.json"] = json.dumps(description).encode()
-    assert serving.unpack(packed).spec == scorer.spec
+    again = serving.unpack(signed(packed))
+    assert (again.spec, again.calibration) == (scorer.spec, Calibration())
 
 
 def test_packing_is_the_same_every_time(scorer):
     assert serving.pack(scorer)["model.json"] == serving.pack(scorer)["model.json"]
 
 
-@pytest.mark.parametrize("damage", ["no json", "missing", "spec", "empty weights", "text weights"])
+@pytest.mark.parametrize("damage", ["no json", "missing", "spec", "calibration", "empty weights", "text weights"])
 def test_damaged_files_are_refused_in_one_line(scorer, damage):
     packed = serving.pack(scorer)
     description = json.loads(packed["model.json"])
     if damage == "no json":
-        packed["model.json"] = b"{"
+        packed["manifest.json"] = b"{"
     elif damage == "missing":
         del description["operating_point"]
         packed["model.json"] = json.dumps(description).encode()
     elif damage == "spec":
         description["spec"]["image_size"] = "large"
         packed["model.json"] = json.dumps(description).encode()
+    elif damage == "calibration":
+        description["calibration"]["slope"] = -1
+        packed["model.json"] = json.dumps(description).encode()
     else:
         packed["weights.npz"] = b"" if damage == "empty weights" else b"no archive"
     with pytest.raises(DataError) as caught:
-        serving.unpack(packed)
+        serving.unpack(packed if damage == "no json" else signed(packed))
+    assert "was changed after" not in str(caught.value), "the sums are right"
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_rows_say_what_was_decided_and_why(scorer):
     broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
     outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
-    found = scorer.finish(outputs, [None, broken, None, None])
+    found = replace(scorer, calibration=Calibration()).finish(outputs, [None, broken, None, None])
     assert list(found.columns) == list(serving.OUTPUTS)
     assert list(found["decision"]) == ["positive", "", "negative", "positive"]  # at the threshold: positive
     assert list(found["status"]) == ["scored", "rejected", "scored", "scored"]
-    assert found["probability"].isna().tolist() == [False, True, False, False]
+    for column in ("probability", "raw_probability"):
+        assert found[column].isna().tolist() == [False, True, False, False]
     assert list(found["reason"]) == [None, "corrupt", None, None]
     assert list(found["detail"]) == [None, "OSError while decoding 64 x 64 pixels", None, None]
     assert set(found["threshold"]) == {0.25}

@@ -1,0 +1,182 @@
+"""Subgroups: the figures of a model by age, sex, site, skin type, source, image type and size of the file.
+
+What the archive says of an image is taken as ingest stored it. An image of which nothing is said is `unknown`, a
+subgroup like the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from melanoma_spark import bootstrap, metrics
+from melanoma_spark.figures import Figure
+
+# Column of images/ -> how it is told. `size` is made of width and height.
+ATTRIBUTES = {
+    "age": "age",
+    "sex": "sex",
+    "site": "site",
+    "skin_type": "skin type (Fitzpatrick)",
+    "source": "source",
+    "image_type": "image type",
+    "size": "size of the file",
+}
+UNKNOWN, OTHERS, ENOUGH = "unknown", "all others", "large enough"
+AGES = (0, 30, 40, 50, 60, 70, 80)  # where bands of years begin
+MOST_VALUES = 12  # of an attribute, by number of images; the rest are taken together
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """A value of an attribute, and a model's figures on its test images.
+
+    `sufficient` is False where there are fewer images than were asked for, or only one label: then the figures are NaN,
+    because they would be read.
+    """
+
+    attribute: str
+    value: str
+    n: int
+    positives: int
+    sufficient: bool
+    auroc: Figure
+    sensitivity: Figure
+    specificity: Figure
+
+    @property
+    def prevalence(self) -> float:
+        return self.positives / self.n
+
+    def as_record(self) -> dict[str, Any]:
+        """For JSON: undefined figures are None."""
+        told = {key: getattr(self, key).value for key in ("auroc", "sensitivity", "specificity")}
+        plain = {"attribute": self.attribute, "value": self.value, "n": self.n, "positives": self.positives}
+        return plain | {key: None if math.isnan(value) else value for key, value in told.items()}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest difference in a figure between two subgroups of one attribute."""
+
+    attribute: str
+    figure: str  # auroc, sensitivity or specificity
+    best: Subgroup
+    worst: Subgroup
+
+    @property
+    def value(self) -> float:
+        return float(getattr(self.best, self.figure).value - getattr(self.worst, self.figure).value)
+
+
+def values(told: Mapping[str, Sequence[str | None]], sides: NDArray, image_size: int) -> dict[str, list[str]]:
+    """Attribute -> the subgroup of each image; attributes of which nothing is known of any image are left out.
+
+    told: column of images/ -> its values, text or None. sides: (n,), the shorter side of each file in pixels.
+    """
+    found: dict[str, list[str]] = {}
+    for name in ATTRIBUTES:
+        if name == "size":
+            found[name] = [f"enlarged to {image_size} px" if side < image_size else ENOUGH for side in sides]
+        else:
+            band = age_band if name == "age" else str.strip
+            found[name] = [(band(text) if text else "") or UNKNOWN for text in told[name]]
+    found = {name: merged(column) for name, column in found.items()}
+    return {name: column for name, column in found.items() if set(column) - {UNKNOWN} not in (set(), {ENOUGH})}
+
+
+def merged(column: list[str]) -> list[str]:
+    """At most `MOST_VALUES` values besides `unknown`: the rarest become `all others`."""
+    ranked = sorted(
+        Counter(value for value in column if value != UNKNOWN).items(), key=lambda item: (-item[1], item[0])
+    )
+    kept = {value for value, _ in (ranked if len(ranked) <= MOST_VALUES else ranked[: MOST_VALUES - 1])}
+    return [value if value in kept or value == UNKNOWN else OTHERS for value in column]
+
+
+def age_band(text: str) -> str:
+    """`45.0` -> `40-49`; of an interval its middle counts. What is no age is `unknown`."""
+    parts = text.replace("\N{EN DASH}", "-").strip("[]()+ ").replace(",", "-").split("-")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        return UNKNOWN
+    years = sum(numbers) / len(numbers)
+    if not 0 <= years < 150:
+        return UNKNOWN
+    place = int(np.searchsorted(AGES, years, side="right")) - 1
+    if place == 0:
+        return f"under {AGES[1]}"
+    return f"{AGES[place]} and over" if place == len(AGES) - 1 else f"{AGES[place]}-{AGES[place + 1] - 1}"
+
+
+def of_split(
+    columns: Mapping[str, Sequence[str]],
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    threshold: float,
+    least: int = 30,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Subgroup]:
+    """Figures with 95 % intervals of every value of `columns`, as `values` makes them; those of few images are empty.
+
+    Rows as in `metrics`; bootstrap over `groups` within each subgroup. `least`: images below which a subgroup has no
+    figures. Raises DataError as `metrics` does.
+    """
+    truth, scores = metrics.checked(labels, probabilities)
+    of_group = np.asarray(groups)
+    found = []
+    for attribute, column in columns.items():
+        each = np.asarray(column)
+        for value in sorted(set(column), key=lambda name: (name in (UNKNOWN, OTHERS), name != "under 30", name)):
+            rows = each == value
+            n, positives = int(rows.sum()), int(truth[rows].sum())
+            sufficient = n >= least and 0 < positives < n
+            auroc = sensitivity = specificity = math.nan
+            bounds = [(math.nan, math.nan)] * 3
+            if sufficient:
+                given = truth[rows], scores[rows]
+                decided = metrics.confusion_matrix_at(*given, threshold)
+                auroc, sensitivity, specificity = metrics.auroc(*given), decided.sensitivity, decided.specificity
+                drawn = {"resamples": resamples, "seed": seed}
+                rates = bootstrap.rate_intervals(*given, of_group[rows], threshold, **drawn)
+                bounds = [bootstrap.auroc_interval(*given, of_group[rows], **drawn), *rates]
+            found.append(
+                Subgroup(
+                    attribute,
+                    value,
+                    n,
+                    positives,
+                    sufficient,
+                    Figure("AUROC", auroc, bounds[0]),
+                    Figure("Sensitivity", sensitivity, bounds[1], percent=True),
+                    Figure("Specificity", specificity, bounds[2], percent=True),
+                )
+            )
+    return found
+
+
+def largest_gaps(found: Sequence[Subgroup]) -> list[Gap]:
+    """For each of AUROC, sensitivity and specificity the widest gap between two sufficient subgroups of an attribute.
+
+    `unknown` and `all others` are no population, and take no part.
+    """
+    gaps = []
+    for figure in ("auroc", "sensitivity", "specificity"):
+        candidates = []
+        for attribute in dict.fromkeys(subgroup.attribute for subgroup in found):
+            own = [s for s in found if s.attribute == attribute and s.sufficient and s.value not in (UNKNOWN, OTHERS)]
+            own = [s for s in own if not math.isnan(getattr(s, figure).value)]
+            if len(own) > 1:
+                ranked = sorted(own, key=lambda s: getattr(s, figure).value)
+                candidates.append(Gap(attribute, figure, best=ranked[-1], worst=ranked[0]))
+        gaps += sorted(candidates, key=lambda gap: gap.value)[-1:]
+    return gaps

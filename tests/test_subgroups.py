@@ -1,0 +1,118 @@
+"""Subgroups: each image in one value of each attribute, the figures those of its rows alone, no figure of too few."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melanoma_spark import bootstrap, metrics, subgroups
+
+
+def told(n, **columns):
+    return {name: columns.get(name, [None] * n) for name in subgroups.ATTRIBUTES if name != "size"}
+
+
+@pytest.mark.parametrize(
+    ("text", "band"),
+    [
+        ("45.0", "40-49"),
+        ("0", "under 30"),
+        ("29.9", "under 30"),
+        ("30", "30-39"),
+        ("79", "70-79"),
+        ("80", "80 and over"),
+        ("85+", "80 and over"),
+        ("45-50", "40-49"),
+        ("[45, 55)", "50-59"),
+        ("-3", "unknown"),
+        ("old", "unknown"),
+        ("", "unknown"),
+        ("1e9", "unknown"),
+        ("nan", "unknown"),
+    ],
+)
+def test_ages_fall_into_bands(text, band):
+    assert subgroups.age_band(text) == band
+
+
+@given(st.text(max_size=12))
+def test_any_text_has_a_band(text):
+    assert subgroups.age_band(text)
+
+
+def test_values_name_what_is_known_and_leave_out_what_is_of_no_image():
+    given = told(4, sex=["female", "male", None, ""], site=["back", "back", "back", "back"])
+    found = subgroups.values(given, np.array([100, 300, 224, 223]), 224)
+    assert found == {
+        "sex": ["female", "male", "unknown", "unknown"],
+        "site": ["back"] * 4,
+        "size": ["enlarged to 224 px", "large enough", "large enough", "enlarged to 224 px"],
+    }
+    assert subgroups.values(told(2), np.array([224, 300]), 224) == {}
+
+
+def test_of_many_values_the_rarest_are_taken_together():
+    column = [f"site {k:02}" for k in range(40) for _ in range(40 - k)] + ["unknown"] * 3
+    found = subgroups.merged(column)
+    assert len(found) == len(column)
+    assert set(found) == {f"site {k:02}" for k in range(subgroups.MOST_VALUES - 1)} | {"all others", "unknown"}
+    assert all(after in (before, "all others") for before, after in zip(column, found, strict=True))
+
+
+@pytest.fixture
+def rows():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 300)
+    probabilities = np.clip(0.5 + (labels - 0.5) * generator.uniform(-0.3, 1, 300), 0, 1)
+    return labels, probabilities, np.arange(300) // 2, generator.choice(["a", "b", "c"], 300, p=[0.6, 0.35, 0.05])
+
+
+def test_figures_are_those_of_the_rows_alone(rows):
+    labels, probabilities, groups, column = rows
+    found = subgroups.of_split({"site": list(column)}, labels, probabilities, groups, 0.5, 30, resamples=60, seed=3)
+    assert [(s.attribute, s.value) for s in found] == [("site", "a"), ("site", "b"), ("site", "c")]
+    assert sum(s.n for s in found) == 300
+    assert sum(s.positives for s in found) == labels.sum()
+    for subgroup in found[:2]:
+        own = column == subgroup.value
+        given = labels[own], probabilities[own]
+        decided = metrics.confusion_matrix_at(*given, 0.5)
+        assert subgroup.sufficient
+        assert subgroup.auroc.value == metrics.auroc(*given)
+        assert subgroup.auroc.interval == bootstrap.auroc_interval(*given, groups[own], resamples=60, seed=3)
+        assert (subgroup.sensitivity.value, subgroup.specificity.value) == (decided.sensitivity, decided.specificity)
+        rates = bootstrap.rate_intervals(*given, groups[own], 0.5, resamples=60, seed=3)
+        assert (subgroup.sensitivity.interval, subgroup.specificity.interval) == tuple(rates)
+        assert subgroup.prevalence == labels[own].mean()
+
+
+def test_few_images_or_one_label_have_no_figures(rows):
+    labels, probabilities, groups, column = rows
+    few = subgroups.of_split({"site": list(column)}, labels, probabilities, groups, 0.5, 30, resamples=20)[2]
+    assert 0 < few.n < 30
+    one_label = subgroups.of_split(
+        {"truth": list(labels.astype(str))}, labels, probabilities, groups, 0.5, 30, resamples=20
+    )
+    for subgroup in (few, *one_label):
+        assert not subgroup.sufficient
+        assert all(math.isnan(f.value) for f in (subgroup.auroc, subgroup.sensitivity, subgroup.specificity))
+
+
+def test_the_largest_gap_is_within_an_attribute_and_of_populations_alone():
+    generator = np.random.default_rng(1)
+    labels = generator.integers(0, 2, 1200)
+    noise = np.repeat([0.2, 0.2, 2.0, 5.0], 300)  # of female, male, back, unknown
+    probabilities = 1 / (1 + np.exp(-(2 * labels - 1 + generator.normal(0, noise))))
+    sex = ["female"] * 300 + ["male"] * 300 + ["unknown"] * 600
+    site = ["arm"] * 600 + ["back"] * 300 + ["unknown"] * 300
+    found = subgroups.of_split(
+        {"sex": sex, "site": site}, labels, probabilities, np.arange(1200), 0.5, 30, resamples=20
+    )
+    gaps = {gap.figure: gap for gap in subgroups.largest_gaps(found)}
+    assert gaps.keys() == {"auroc", "sensitivity", "specificity"}
+    for gap in gaps.values():
+        assert (gap.attribute, gap.best.value, gap.worst.value) == ("site", "arm", "back")
+        assert gap.value > 0.1
+    assert subgroups.largest_gaps([s for s in found if s.value in ("female", "back")]) == []
