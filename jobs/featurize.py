@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, main
+from jobs.job import Job, dataset, main
 from melanoma_spark import augmentation, backbones, files, inference, lineage, schemas, session, store, weights
 from melanoma_spark.images import PIXELS_VERSION
 
@@ -26,7 +26,7 @@ KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they o
 
 def run(job: Job) -> str:
     spark, settings, warehouse = job.spark, job.settings, job.warehouse
-    made_of = store.need(warehouse, "images", "ingest")
+    made_of = dataset(job, "images", "ingest")
     base = weights.resolve(settings.backbone, settings.seed)
     weights.announce(base)
     recipe: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.job import Job, main, say
+from jobs.job import Job, dataset, main, say
 from melanoma_spark import (
     augmentation,
     backbones,
@@ -52,8 +52,8 @@ class Source:
 
 def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
-    images = store.need(warehouse, "images", "ingest")
-    features = store.need(warehouse, "features", "featurize")
+    images = dataset(job, "images", "ingest")
+    features = dataset(job, "features", "featurize")
     head = store.need(warehouse, "models/head", "train_head")
     store.check_fit(images, features, head)
     recipe = settings.finetune.model_dump(mode="json", exclude=HOW)

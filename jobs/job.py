@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,15 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 
+def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
+    """The manifest of what stands under `name`; MLflow is told that the run reads it. Raises as `store.need`."""
+    from melanoma_spark import store
+
+    facts = store.need(job.warehouse, name, made_by)
+    job.tracker.reads(name, facts["id"])
+    return facts
+
+
 def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
     """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end."""
     from melanoma_spark import lease, session
@@ -103,10 +115,21 @@ def _run(name: str, settings: config.Settings, stage: Stage) -> int:
     try:
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         job = Job(spark, settings, warehouse, tracker)
-        run_stage(job, name, stage, {"job": name, "commit": lineage.commit(), "version": __version__})
+        tags = {"job": name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
+        run_stage(job, name, stage, tags)
         return 0
     finally:
         spark.stop()
+
+
+def stack() -> str:
+    """The versions on which figures may depend."""
+    names = ("pyspark", "tensorflow-cpu", "tensorflow", "keras", "horovod", "petastorm", "mlflow", "numpy")
+    found = [f"python {platform.python_version()}"]
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return ", ".join(found)
 
 
 def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:

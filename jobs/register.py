@@ -1,62 +1,209 @@
-"""register: the evaluated network -> a self-contained model in MLflow's registry, under an alias.
+"""register: the evaluated network -> a self-contained model in MLflow's registry: challenger, and champion if it may.
 
-Image bytes in, probability and decision out; preprocessing, weights and operating point are inside.
+Image bytes in, probability and decision out; preprocessing, weights, calibration and operating point are inside. Each
+model is a version under the alias `challenger`. It takes the alias `champion` when it holds the rules of register.gate,
+on the same test images as the champion; every move is kept under registry/ in the warehouse.
 
-example: ./spark-submit.sh register warehouse=/data/warehouse register.alias=champion
+`register rollback` gives the alias back to the version before; `register history` tells the moves.
+
+example: ./spark-submit.sh register warehouse=/data/warehouse register.gate.sensitivity=0.9
 """
 
 from __future__ import annotations
 
-import pandas as pd
+import sys
+from typing import Any
 
-from jobs.job import Job, main
-from melanoma_spark import lineage, network, serving, store
+import numpy as np
+import pandas as pd
+from pyspark.sql import functions as f
+
+from jobs.job import Job, main, say
+from melanoma_spark import files, gate, history, inference, lineage, network, serving, session, store
+from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint
 
+CHALLENGER = "challenger"
+ACTIONS = ("rollback", "history")
+PLACES = {"fine-tuned": "models/finetuned", "head alone": "models/head"}
+SUFFIXES = {"fine-tuned": "finetuned", "head alone": "head"}
+
 
 def run(job: Job) -> str:
+    settings = job.settings.register_
+    reconcile(job)
+    if settings.action == "history":
+        found = history.moves(job.warehouse, settings.name, settings.alias)
+        say(history.told(found))
+        return f"{len(found)} moves of {settings.name}@{settings.alias}"
+    if settings.action == "rollback":
+        return rollback(job)
+    return promote(job)
+
+
+def reconcile(job: Job) -> None:
+    """The alias is what its moves say: one that a killed job wrote is made now; one by other hands is written down."""
+    settings, warehouse = job.settings.register_, job.warehouse
+    standing = job.tracker.version(f"{settings.name}@{settings.alias}")
+    found = history.moves(warehouse, settings.name, settings.alias)
+    now = str(standing.version) if standing else None
+    last = found[-1] if found else {"from": None, "to": None}
+    if now == last["to"]:
+        return
+    if now == last["from"]:
+        job.tracker.point(settings.name, settings.alias, last["to"])
+    elif now:
+        why = "the alias was moved without `register`, in MLflow's UI or by another warehouse"
+        history.append(warehouse, settings.name, settings.alias, history.OUTSIDE, last["to"], now, why, {})
+
+
+def rollback(job: Job) -> str:
+    settings = job.settings.register_
+    found = history.moves(job.warehouse, settings.name, settings.alias)
+    target = history.previous(found, settings.name, settings.alias)
+    if job.tracker.version(f"{settings.name}/{target}") is None:
+        raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
+    move(job, history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
+    return f"{settings.name} version {target} is {settings.alias} again, version {found[-1]['to']} is not any more"
+
+
+def move(job: Job, action: str, before: str | None, after: str, why: str, evidence: dict[str, Any]) -> None:
+    """Written first: a job that is killed between the two is completed by the next one."""
+    settings = job.settings.register_
+    evidence = evidence | {"run_id": job.run_id}
+    history.append(job.warehouse, settings.name, settings.alias, action, before, after, why, evidence)
+    job.tracker.point(settings.name, settings.alias, after)
+
+
+def promote(job: Job) -> str:
     settings, warehouse = job.settings.register_, job.warehouse
     evaluated = store.need(warehouse, "reports", "evaluate")
     name = "fine-tuned" if "fine-tuned" in evaluated["models"] else "head alone"
-    place = {"fine-tuned": "models/finetuned", "head alone": "models/head"}[name]
-    model = store.need(warehouse, place, "finetune")
+    model = store.need(warehouse, PLACES[name], "finetune")
     if model["id"] != evaluated["models"][name]:
-        raise DataError(f"{place} is not the model of the last report; run `./spark-submit.sh evaluate` first")
+        raise DataError(f"{PLACES[name]} is not the model of the last report; run `./spark-submit.sh evaluate` first")
     standing = job.tracker.version(f"{settings.name}@{settings.alias}")
     if standing is not None and standing.tags.get("report_id") == evaluated["id"]:
         return f"nothing new, {settings.name} version {standing.version} is {settings.alias} already"
 
+    waiting = job.tracker.version(f"{settings.name}@{CHALLENGER}")
+    if waiting is not None and waiting.tags.get("report_id") == evaluated["id"]:
+        version = str(waiting.version)  # judged again: rules or champion may be others now
+    else:
+        version = registered(job, evaluated, name, model)
+        job.tracker.point(settings.name, CHALLENGER, version)
+    found = judged(job, evaluated, name, standing)
+    told = "; ".join(f"{verdict.rule}: {verdict.found}" for verdict in found if not verdict.holds)
+    record = [vars(verdict) for verdict in found]
+    job.tracker.tag_version(settings.name, version, {"gate": f"refused: {told}" if told else "passed"})
+    files.write_json(files.join(warehouse, "registry", settings.name, "verdicts", f"{version}.json"), {"rules": record})
+    if told:
+        kept = f"version {standing.version} stays {settings.alias}" if standing else f"there is no {settings.alias}"
+        return f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}"
+    before = str(standing.version) if standing else None
+    evidence = {"report_id": evaluated["id"], "rules": record}
+    move(job, history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
+    return f"{settings.name} version {version} is {settings.alias} now ({name}), {len(found)} rules hold"
+
+
+def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, Any]) -> str:
+    """The new version."""
+    settings = job.settings
     scorer = serving.Scorer(
         # by as many views as the operating point was chosen for
         spec=network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)}),
-        tensors=store.load_model(warehouse, place, model),
+        tensors=store.load_model(job.warehouse, PLACES[name], model),
+        calibration=Calibration(**evaluated.get("calibrations", {}).get(name, {})),
         operating_point=OperatingPoint(**evaluated["operating_points"][name]),
-        min_side=job.settings.ingest.min_side,
-        max_pixels=job.settings.ingest.max_pixels,
+        min_side=settings.ingest.min_side,
+        max_pixels=settings.ingest.max_pixels,
         facts={
             key: model[key]
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")
         },
     )
-    suffix = {"fine-tuned": "finetuned", "head alone": "head"}[name]
     figures = {
-        key: f"{evaluated['metrics'][f'{key}_{suffix}']:.4f}"
+        key: f"{evaluated['metrics'][f'{key}_{SUFFIXES[name]}']:.4f}"
         for key in ("test_auroc", "test_auroc_low", "test_auroc_high", "test_sensitivity", "test_specificity")
-        if f"{key}_{suffix}" in evaluated["metrics"]
+        if f"{key}_{SUFFIXES[name]}" in evaluated["metrics"]
     }
     tags = {
         **figures,
         "model": name,
         "report_id": evaluated["id"],
+        "report_run_id": evaluated["run_id"],
         "tta": str(scorer.spec.tta),
         "dataset_id": model["dataset_id"],
         "weights_id": model["weights_id"],
         "weights_origin": model["weights_origin"],
         "commit": lineage.commit(),
     }
-    version, uri = job.tracker.register(settings.name, settings.alias, serving.pack(scorer), example(job, scorer), tags)
-    return f"{settings.name} version {version} is {settings.alias} now ({name}, {uri})"
+    auroc, low, high = (figures.get(f"test_auroc{end}", "undefined") for end in ("", "_low", "_high"))
+    description = (
+        f"{name}, {scorer.spec.backbone} at {scorer.spec.image_size} px: test AUROC {auroc} [{low}-{high}] on dataset "
+        f"{model['dataset_id']}. "
+        f"Report and model card: artifacts report.html and model_card.md of run {evaluated['run_id']}. "
+        "Research software; not a diagnosis, not a medical device."
+    )
+    return str(
+        job.tracker.register(settings.register_.name, serving.pack(scorer), example(job, scorer), tags, description)
+    )
+
+
+def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> list[gate.Verdict]:
+    """The challenger's predictions are the report's; the champion judges the same test images now."""
+    settings, warehouse = job.settings, job.warehouse
+    images = store.need(warehouse, "images", "ingest")
+    if images["id"] != evaluated["made_from"]:
+        raise DataError("images/ has changed since the last report; run `./spark-submit.sh evaluate` first")
+    table = pd.read_parquet(files.join(warehouse, "reports", evaluated["path"], "predictions"))
+    test = table[(table["model"] == name) & (table["split"] == "test")].sort_values("sha256")
+    champion = None
+    if standing is not None and settings.register_.gate.auroc_margin is not None:
+        champion = judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
+    return gate.verdicts(
+        settings.register_.gate,
+        test["label"].to_numpy(),
+        test["group"].to_numpy(),
+        test["probability"].to_numpy(),
+        evaluated["operating_points"][name]["threshold"],
+        champion,
+        evaluated.get("subgroups", []),
+        overlap(job, images),
+        settings.evaluate.resamples,
+        settings.seed,
+    )
+
+
+def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
+    """Calibrated probabilities of a registered model, of the rows of `test`."""
+    _, artifacts = job.tracker.model_files(reference)
+    scorer = serving.unpack(artifacts)
+    if scorer.spec.image_size != images["image_size"]:
+        raise DataError(
+            f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images['image_size']} px, so the "
+            "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
+        )
+    session.batch_rows(job.spark, job.settings.evaluate.batch_size)
+    session.describe(job.spark, f"register: {reference} on the test images")
+    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where("split = 'test'")
+    batch = job.settings.evaluate.batch_size
+    rows = inference.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
+    raw = pd.DataFrame(rows.select("sha256", "found.raw_probability").toPandas()).set_index("sha256")
+    return scorer.calibration.apply(raw.loc[test["sha256"], "raw_probability"])
+
+
+def overlap(job: Job, images: dict[str, Any]) -> int:
+    """Test images that are, or look as, or are of a group of, images of train or validation."""
+    rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+    seen = rows.where("split != 'test'")
+    test = rows.where("split = 'test'")
+    parts = [
+        test.join(seen.select(key).distinct(), key, "left_semi").select("sha256")
+        for key in ("sha256", "pixel_sha256", "group")
+    ]
+    return int(parts[0].union(parts[1]).union(parts[2]).agg(f.countDistinct("sha256")).collect()[0][0])
 
 
 def example(job: Job, scorer: serving.Scorer) -> pd.DataFrame:
@@ -67,4 +214,5 @@ def example(job: Job, scorer: serving.Scorer) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = [f"register.action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
     main("register", __doc__, run)

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import types as t
 
-from jobs.job import Job, main, say
+from jobs.job import Job, dataset, main, say
 from melanoma_spark import (
     backbones,
     config,
@@ -50,8 +50,8 @@ MOST_PARTITIONS = 10_000
 
 def run(job: Job) -> str:
     settings, warehouse, search = job.settings, job.warehouse, job.settings.search
-    images = store.need(warehouse, "images", "ingest")
-    features = store.need(warehouse, "features", "featurize")
+    images = dataset(job, "images", "ingest")
+    features = dataset(job, "features", "featurize")
     store.check_fit(images, features)
     stored = store.views(features)
     in_force = settings.head.model_copy(update={"views": head.views_of(settings.head, stored)})

@@ -5,14 +5,14 @@ example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_ra
 
 from __future__ import annotations
 
-from jobs.job import Job, main, say
+from jobs.job import Job, dataset, main, say
 from melanoma_spark import backbones, head, lineage, ranks, reading, session, store, training, weights
 
 
 def run(job: Job) -> str:
     settings, warehouse = job.settings, job.warehouse
-    images = store.need(warehouse, "images", "ingest")
-    features = store.need(warehouse, "features", "featurize")
+    images = dataset(job, "images", "ingest")
+    features = dataset(job, "features", "featurize")
     store.check_fit(images, features)
     views = head.views_of(settings.head, store.views(features))
     recipe = settings.head.model_dump(mode="json", exclude={"views"})

@@ -106,6 +106,25 @@ def write_bytes(url: str, content: bytes) -> None:
         raise ClusterError(f"cannot write {url}: {reason(error)}; choose another warehouse=URL") from None
 
 
+def write_new(url: str, content: bytes) -> bool:
+    """Write whole, unless there is such a file: then False. Of two that try at once on `file`, one gets True."""
+    if exists(url):
+        return False
+    store, path = filesystem(url)
+    if "file" not in store.protocol:
+        write_bytes(url, content)
+        return True
+    beside = f"{url}.{uuid.uuid4().hex[:8]}.tmp"
+    write_bytes(beside, content)
+    try:
+        os.link(filesystem(beside)[1], path)
+    except FileExistsError:
+        return False
+    finally:
+        remove(beside)
+    return True
+
+
 def _replace(store: Any, old: str, new: str) -> None:
     """Rename, over what stands there; on `file` and `hdfs` this is atomic."""
     if "file" in store.protocol:

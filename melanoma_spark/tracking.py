@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.resources
 import io
 import logging
@@ -23,6 +24,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 # MLflow's UI then opens the experiment with runs and charts, not with the traces of language models.
+BUNDLE_TAG = "manifest_sha256"  # of a registered version: the sum of the sums of its files
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -43,7 +45,7 @@ def unpacked_package(folder: Path) -> Path:
     target = folder / "melanoma_spark"
     target.mkdir()
     for source in importlib.resources.files("melanoma_spark").iterdir():
-        if source.name.endswith((".py", ".html", ".csv")):
+        if source.name.endswith((".py", ".html", ".csv", ".md")):
             (target / source.name).write_bytes(source.read_bytes())
     return target
 
@@ -58,6 +60,7 @@ class Tracker:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self._mlflow = mlflow
+        self._system_metrics = settings.system_metrics
         self.uri = tracking_uri(settings, warehouse)
         embedded = self.uri.startswith("sqlite:")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -80,10 +83,19 @@ class Tracker:
     def run(self, name: str, tags: Mapping[str, str], parameters: Mapping[str, str] | None = None) -> Iterator[str]:
         """A run, nested when one is open already; the outermost gets the parameters. Its status tells how it ended."""
         nested = self._mlflow.active_run() is not None
-        with self._mlflow.start_run(run_name=name, nested=nested, tags=dict(tags)) as run:
+        # of the driver's machine, in the outermost run alone: a sample every ten seconds
+        system = None if nested else self._system_metrics
+        with self._mlflow.start_run(run_name=name, nested=nested, tags=dict(tags), log_system_metrics=system) as run:
             if not nested and parameters:
                 self.parameters(parameters)
             yield str(run.info.run_id)
+
+    def reads(self, name: str, digest: str) -> None:
+        """Log a dataset of the warehouse as an input of the run: by name and content id, not by where it lies."""
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+
+        self._mlflow.log_input(MetaDataset(CodeDatasetSource(tags={}), name=name, digest=digest))  # type: ignore[abstract]
 
     def parameters(self, values: Mapping[str, str]) -> None:
         self._mlflow.log_params({key: value[:6000] for key, value in values.items()})
@@ -111,12 +123,9 @@ class Tracker:
             self._mlflow.log_artifact(str(path), None if parent == "." else parent)
 
     def register(
-        self, name: str, alias: str, artifacts: Mapping[str, bytes], example: Any, tags: Mapping[str, str]
-    ) -> tuple[str, str]:
-        """Log a self-contained scorer into the open run, register it and point the alias at it.
-
-        Returns the version and the model's URI.
-        """
+        self, name: str, artifacts: Mapping[str, bytes], example: Any, tags: dict[str, str], description: str
+    ) -> str:
+        """Log a self-contained scorer into the open run and register it; returns the version."""
         from melanoma_spark import serving
 
         with tempfile.TemporaryDirectory() as folder:
@@ -140,10 +149,19 @@ class Tracker:
                 )
         client = self._mlflow.MlflowClient()
         version = str(info.registered_model_version)
-        for key, value in tags.items():
+        sums = {BUNDLE_TAG: hashlib.sha256(artifacts[serving.MANIFEST]).hexdigest()}
+        for key, value in (tags | sums).items():
             client.set_model_version_tag(name, version, key, value)
-        client.set_registered_model_alias(name, alias, version)
-        return version, str(info.model_uri)
+        client.update_model_version(name, version, description=description)
+        return version
+
+    def point(self, name: str, alias: str, version: str) -> None:
+        """Move an alias."""
+        self._mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
+
+    def tag_version(self, name: str, version: str, values: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            self._mlflow.MlflowClient().set_model_version_tag(name, version, key, value)
 
     def version(self, reference: str) -> Any:
         """The registered version behind `NAME@ALIAS` or `NAME/VERSION`, or None where there is none."""
@@ -177,4 +195,12 @@ class Tracker:
             path = self._mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
             )
-            return version, {key: (Path(path) / "artifacts" / key).read_bytes() for key in serving.ARTIFACTS}
+            artifacts = {key: (Path(path) / "artifacts" / key).read_bytes() for key in serving.ARTIFACTS}
+        found = hashlib.sha256(artifacts[serving.MANIFEST]).hexdigest()
+        expected = version.tags.get(BUNDLE_TAG)
+        if expected != found:
+            raise DataError(
+                f"model {reference} is not the one that was registered: its {serving.MANIFEST} has SHA-256 {found}, "
+                f"the registry's tag {BUNDLE_TAG} is {expected}; register it again"
+            )
+        return version, artifacts

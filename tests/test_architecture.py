@@ -18,9 +18,9 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
-    *("operating_points", "augmentation", "trials"),
+    *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate"),
 }
-TENSORFLOW = {"backbones", "network", "training", "head"}
+TENSORFLOW = {"backbones", "network", "training", "head", "gradcam"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
@@ -43,6 +43,7 @@ SYSTEMS = {
     "hdfs": {"hdfs_native"},  # file systems of fsspec, which files names to it
     "s3": {"botocore", "s3fs"},
     "weights": set(),
+    "history": set(),
 }
 # ... and what it may import inside its functions besides.
 LATER = {
@@ -70,7 +71,7 @@ PLAIN = set(sys.stdlib_module_names) | {"numpy"}
 OF_CORE = PLAIN | {"PIL", "yaml", "pydantic", "scipy"}
 OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
-BESIDES = {"augmentation": {"cv2"}}
+BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}
 # Jobs that make nothing which another one reads.
 BESIDE_THE_LINE = {"search"}
 HEAVY = {"tensorflow", "keras", "horovod"}

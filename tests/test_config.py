@@ -33,7 +33,7 @@ SENSIBLE = {
     "head.learning_rate": st.floats(1e-12, 1e12),
     "finetune.batch_size": st.integers(1, 4096),
     "evaluate.operating_point": st.sampled_from(["balanced", "sensitivity>=0.95", "specificity>=0.8"]),
-    "register.name": WORDS,
+    "register.name": WORDS.filter(lambda word: "/" not in word),
     "score.model": WORDS.map("melanoma@".__add__),
     "mlflow.tracking_uri": WORDS.map("http://server:5000/".__add__),
 }
@@ -70,7 +70,7 @@ def leaves(model, prefix=""):
         ("imagesize=64", "imagesize", "image_size", "archive, augment, backbone, evaluate"),
         ("register_.name=x", "register_", "register", "ranks, register, score"),
         ("head.hiden=3", "head.hiden", "hidden", "batch_size, dropout, epochs, hidden, learning_rate, patience"),
-        ("register.nam=x", "register.nam", "name", "alias, name"),
+        ("register.nam=x", "register.nam", "name", "action, alias, gate, name"),
         ("ingest.labels.positve=[a]", "ingest.labels.positve", "positive", "negative, positive"),
         (
             "finetune.phases=[{name: a}, {name: b, epoch: 3}]",
@@ -328,7 +328,13 @@ def test_valid_keys_show_default_and_description():
     valid = config.valid_keys()
     assert valid["ranks"] == "[2] Horovod ranks in fine-tuning; each takes one Spark slot"
     assert valid["finetune.phases"].startswith("[last_block, all]")
-    assert valid["register.alias"] == "[champion]"
+    assert valid["mlflow.experiment"] == "[melanoma]"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a:1", " x"])
+def test_names_of_models_are_those_of_folders(name):
+    with pytest.raises(ConfigError, match=r"register\.name"):
+        config.parse({"register": {"name": name}})
 
 
 def test_every_default_may_be_given_as_a_word_again():

@@ -15,6 +15,7 @@ from conftest import STAGES
 from PIL import Image
 
 from melanoma_spark import (
+    calibration,
     config,
     drawing,
     images,
@@ -240,13 +241,18 @@ def test_the_report_judges_both_models_on_every_image_of_both_splits(stored, pre
         expected = judged[["sha256", "split", "group", "label"]].reset_index(drop=True)
         pd.testing.assert_frame_equal(found[list(expected.columns)], expected, check_dtype=False)
         assert found["probability"].between(0, 1).all()
+        assert found["raw_probability"].between(0, 1).all()
     assert len(predictions) == 2 * len(judged)
 
 
-def test_every_slot_judges(line):
-    """A file a task: one file would mean that a single task had run the networks."""
-    folder = line.folder / "reports" / line.manifest("reports")["path"] / "predictions"
-    assert len(list(folder.glob("part-*.parquet"))) >= 2 * 2  # models times slots
+def test_probabilities_are_calibrated_on_validation_alone(line, predictions):
+    for name, found in line.manifest("reports")["calibrations"].items():
+        rows = predictions[predictions["model"] == name]
+        validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
+        expected = calibration.fit(validation["label"], validation["raw_probability"])
+        assert found == vars(expected)
+        assert found != vars(calibration.fit(test["label"], test["raw_probability"]))
+        np.testing.assert_array_equal(rows["probability"], expected.apply(rows["raw_probability"]))
 
 
 def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
@@ -256,7 +262,7 @@ def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
         facts = line.manifest(place)
         spec = network.Spec.model_validate(facts["spec"])
         model = network.build(spec, store.load_model(line.job.warehouse, place, facts))
-        found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "probability"]
+        found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "raw_probability"]
         np.testing.assert_allclose(found, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
 
 
@@ -352,6 +358,17 @@ def test_one_run_with_a_nested_one_for_each_stage(runs):
         assert runs[name].data.metrics["seconds"] > 0
     assert "mlflow.parentRunId" not in parent.data.tags
     assert {"test_auroc_head", "test_auroc_finetuned"} <= parent.data.metrics.keys()
+
+
+def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
+    images, features = line.manifest("images")["id"], line.manifest("features")["id"]
+    read = {name: {(d.dataset.name, d.dataset.digest) for d in runs[name].inputs.dataset_inputs} for name in STAGES}
+    both = {("images", images), ("features", features)}
+    assert read["featurize"] == {("images", images)}
+    assert read["train_head"] == read["finetune"] == read["evaluate"] == both
+    for name in STAGES:
+        for given in runs[name].inputs.dataset_inputs:
+            assert str(line.folder) not in given.dataset.source, "where images lie is nobody's business"
 
 
 def test_settings_are_parameters_of_the_run(line, runs):

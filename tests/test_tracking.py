@@ -158,6 +158,8 @@ def test_a_damaged_database_is_told_in_one_line(tmp_path, damage):
 def test_the_package_is_unpacked_whole(tmp_path):
     target = tracking.unpacked_package(tmp_path)
     package = Path(tracking.__file__).parent
-    expected = {path.name: path.read_bytes() for path in package.iterdir() if path.suffix in (".py", ".html", ".csv")}
+    expected = {
+        path.name: path.read_bytes() for path in package.iterdir() if path.suffix in (".py", ".html", ".csv", ".md")
+    }
     assert {path.name: path.read_bytes() for path in target.iterdir()} == expected
     assert "serving.py" in expected

@@ -1,0 +1,97 @@
+"""The gate: each rule alone lets a model pass and refuses it, with its figures; what is undefined never passes."""
+
+import numpy as np
+import pytest
+
+from melanoma_spark import bootstrap, config, gate, metrics
+
+NONE = {"auroc_margin": None, "sensitivity": None, "calibration_error": None, "subgroup_auroc": None, "apart": False}
+
+
+@pytest.fixture
+def rows():
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 150)
+    logit = generator.normal(2.5 * labels - 1.25, 1)
+    return labels, np.arange(300) // 2, 1 / (1 + np.exp(-logit)), generator.random(300)
+
+
+def verdicts(rows, rule, champion=None, swapped=False, subgroups=(), overlap=0):
+    labels, groups, good, poor = rows
+    rules = config.Gate(**{**NONE, **rule})
+    own = poor if swapped else good
+    return gate.verdicts(rules, labels, groups, own, 0.5, champion, subgroups, overlap, resamples=200)
+
+
+def test_without_rules_there_is_no_verdict(rows):
+    assert verdicts(rows, {}) == []
+
+
+def test_every_rule_has_a_verdict(rows):
+    found = gate.verdicts(config.Gate(), *rows[:3], 0.5, rows[3], [], 0, resamples=20)
+    assert [verdict.rule for verdict in found] == list(config.Gate.model_fields)
+
+
+def test_a_model_that_is_better_or_as_good_passes_and_a_worse_one_does_not(rows):
+    labels, groups, good, poor = rows
+    rule = {"auroc_margin": 0.02}
+    (better,) = verdicts(rows, rule, champion=poor)
+    (same,) = verdicts(rows, rule, champion=good)
+    (worse,) = verdicts(rows, rule, champion=good, swapped=True)
+    (alone,) = verdicts(rows, rule)
+    assert (better.holds, same.holds, worse.holds, alone.holds) == (True, True, False, True)
+    gain = metrics.auroc(labels, poor) - metrics.auroc(labels, good)
+    low, high = bootstrap.auroc_difference(labels, good, poor, groups, resamples=200)
+    assert worse.found.startswith(f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}]")
+
+
+def test_a_little_worse_passes_within_the_margin_alone(rows):
+    labels, groups, good, _ = rows
+    little = np.where(np.arange(300) % 50 == 0, 1 - good, good)
+    low, _ = bootstrap.auroc_difference(labels, good, little, groups, resamples=200)
+    assert low < 0
+    for margin, passes in ((-low + 1e-6, True), (max(-low - 1e-6, 0), False)):
+        rules = config.Gate(**NONE | {"auroc_margin": margin})
+        (found,) = gate.verdicts(rules, labels, groups, little, 0.5, good, [], 0, resamples=200)
+        assert found.holds is passes
+
+
+@pytest.mark.parametrize(("rule", "figure"), [("sensitivity", "sensitivity"), ("calibration_error", "error")])
+def test_floors_and_ceilings_are_at_the_figure_itself(rows, rule, figure):
+    labels, _, good, _ = rows
+    if rule == "sensitivity":
+        value, easier, harder = metrics.confusion_matrix_at(labels, good, 0.5).sensitivity, -1e-9, 1e-9
+    else:
+        value, easier, harder = metrics.expected_calibration_error(labels, good), 1e-9, -1e-9
+    assert verdicts(rows, {rule: value})[0].holds
+    assert verdicts(rows, {rule: value + easier})[0].holds
+    refused = verdicts(rows, {rule: value + harder})[0]
+    assert not refused.holds
+    assert f"{value:.4f}" in refused.found
+
+
+def test_the_worst_subgroup_decides_and_those_without_figures_do_not(rows):
+    own = [
+        {"attribute": "sex", "value": "male", "auroc": 0.8},
+        {"attribute": "site", "value": "back", "auroc": 0.55},
+        {"attribute": "site", "value": "arm", "auroc": None},
+    ]
+    (refused,) = verdicts(rows, {"subgroup_auroc": 0.6}, subgroups=own)
+    assert not refused.holds
+    assert "2 subgroups with enough images, the lowest AUROC 0.5500 (site: back)" in refused.found
+    assert verdicts(rows, {"subgroup_auroc": 0.55}, subgroups=own)[0].holds
+    assert verdicts(rows, {"subgroup_auroc": 0.6})[0].holds
+
+
+def test_a_training_image_in_the_test_set_is_refused(rows):
+    assert verdicts(rows, {"apart": True})[0].holds
+    assert verdicts(rows, {"apart": True}, overlap=1)[0] == gate.Verdict(
+        "apart", False, "1 test images that training has seen, wanted: 0"
+    )
+
+
+def test_what_is_undefined_holds_no_rule():
+    labels, groups, probabilities = np.zeros(40, int), np.arange(40), np.linspace(0, 1, 40)
+    rules = config.Gate(**NONE | {"auroc_margin": 1.0, "sensitivity": 0.0})
+    found = gate.verdicts(rules, labels, groups, probabilities, 0.5, probabilities, [], 0, resamples=20)
+    assert [verdict.holds for verdict in found] == [False, False]

@@ -1,0 +1,84 @@
+"""The moves of an alias: in order, once each, never rewritten, and a way back."""
+
+import multiprocessing
+import pathlib
+
+import pytest
+
+from melanoma_spark import files, history
+from melanoma_spark.errors import ClusterError, DataError
+
+
+@pytest.fixture
+def place(tmp_path):
+    return files.url_of(str(tmp_path)), "melanoma", "champion"
+
+
+def move(place, action, before, after):
+    return history.append(*place, action, before, after, "because", {"report_id": "r"})
+
+
+def test_moves_are_numbered_and_kept_as_they_were_written(place, tmp_path):
+    first = move(place, history.PROMOTE, None, "1")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    second = move(place, history.PROMOTE, "1", "2")
+    assert history.moves(*place) == [first, second]
+    assert (second["number"], second["from"], second["to"], second["why"]) == (2, "1", "2", "because")
+    assert second["evidence"] == {"report_id": "r"}
+    assert second["by"]
+    assert second["at"].endswith("+00:00")
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(list(tmp_path.rglob("*"))) == 5, "a temporary file was left"
+    assert history.told([first, second]).splitlines()[1].endswith("promote: version 1 -> 2; because")
+
+
+def test_the_way_back_is_to_the_version_before(place):
+    with pytest.raises(DataError, match="melanoma@champion was never moved by `register`"):
+        history.previous([], *place[1:])
+    moves = [move(place, history.PROMOTE, None, "1")]
+    with pytest.raises(DataError, match="melanoma@champion has no version before 1"):
+        history.previous(moves, *place[1:])
+    moves += [move(place, history.PROMOTE, "1", "2"), move(place, history.PROMOTE, "2", "5")]
+    assert history.previous(moves, *place[1:]) == "2"
+    moves += [move(place, history.ROLLBACK, "5", "2")]
+    assert history.previous(moves, *place[1:]) == "1"  # not back to what was left for a reason
+    moves += [move(place, history.OUTSIDE, "2", "7")]
+    assert history.previous(moves, *place[1:]) == "2"
+
+
+@pytest.mark.parametrize("damage", ["removed", "changed", "no json"])
+def test_a_log_that_was_tampered_with_is_refused(place, tmp_path, damage):
+    for number in (1, 2, 3):
+        move(place, history.PROMOTE, None, str(number))
+    second = tmp_path / "registry/melanoma/champion/000002.json"
+    if damage == "removed":
+        second.unlink()
+    else:
+        second.write_text('{"number": 7}' if damage == "changed" else "{")
+    with pytest.raises(DataError, match="00000"):
+        history.moves(*place)
+
+
+def one_of_many(folder, barrier, answers):
+    barrier.wait()
+    try:
+        history.append(files.url_of(folder), "melanoma", "champion", "promote", None, "1", "", {})
+        answers.put("written")
+    except ClusterError as error:
+        answers.put(str(error))
+
+
+def test_of_many_at_once_each_move_has_a_number_of_its_own(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(6), context.Queue()
+    jobs = [context.Process(target=one_of_many, args=(str(tmp_path), barrier, answers)) for _ in range(6)]
+    for job in jobs:
+        job.start()
+    told = [answers.get(timeout=60) for _ in jobs]
+    for job in jobs:
+        job.join()
+    moves = history.moves(files.url_of(str(tmp_path)), "melanoma", "champion")
+    assert len(moves) == told.count("written") >= 1
+    for refused in set(told) - {"written"}:
+        assert "another job moved melanoma@champion at the same time" in refused
+    assert pathlib.Path(tmp_path / "registry/melanoma/champion/000001.json").exists()

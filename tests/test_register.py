@@ -1,0 +1,119 @@
+"""Register: a worse model is refused with the reason, a better one promoted, and every move kept, told and undone."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import pytest
+from conftest import Line
+
+from melanoma_spark import config, files, history, lineage, store
+from melanoma_spark.errors import DataError
+
+OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, subgroup_auroc=None, apart=False)
+
+
+def register(line: Line, **changes) -> str:
+    return line.told("register", register_=line.job.settings.register_.model_copy(update=changes))
+
+
+def champion(line: Line) -> str:
+    return str(line.tracker().version("melanoma@champion").version)
+
+
+def moves(line: Line):
+    return history.moves(line.job.warehouse, "melanoma", "champion")
+
+
+@pytest.fixture
+def worse(copied):
+    """The line with a fine-tuned network that says the opposite, evaluated."""
+    facts = copied.manifest("models/finetuned")
+    tensors = store.load_model(copied.job.warehouse, "models/finetuned", facts)
+    tensors[-2], tensors[-1] = -tensors[-2], -tensors[-1]
+    changed = facts | {"id": "opposite", "tensors_id": lineage.tensors_id(tensors)}
+    store.save_model(copied.job.warehouse, "models/finetuned", tensors, changed)
+    copied.stage("evaluate")
+    return copied
+
+
+def test_the_first_model_is_champion_and_challenger(line):
+    tracker = line.tracker()
+    for alias in ("champion", "challenger"):
+        assert str(tracker.version(f"melanoma@{alias}").version) == "1"
+    (move,) = moves(line)
+    assert (move["action"], move["from"], move["to"]) == ("promote", None, "1")
+    assert move["evidence"]["report_id"] == line.manifest("reports")["id"]
+    assert [rule["rule"] for rule in move["evidence"]["rules"]] == ["auroc_margin", "apart"]
+    version = tracker.version("melanoma@champion")
+    assert version.tags["gate"] == "passed"
+    assert "model_card.md" in version.description
+    assert "not a medical device" in version.description
+
+
+def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_back(worse):
+    told = register(worse)
+    assert (
+        "melanoma version 2 is challenger only, version 1 stays champion; refused by auroc_margin: AUROC less" in told
+    )
+    assert champion(worse) == "1"
+    tracker = worse.tracker()
+    version = tracker.version("melanoma@challenger")
+    assert str(version.version) == "2"
+    assert version.tags["gate"].startswith("refused: auroc_margin: AUROC less the champion's -")
+    assert len(moves(worse)) == 1
+    verdicts = json.loads((worse.folder / "registry/melanoma/verdicts/2.json").read_text())["rules"]
+    assert {rule["rule"]: rule["holds"] for rule in verdicts}["auroc_margin"] is False
+
+    assert "version 2 is challenger only" in register(worse), "the same again, and no version 3"
+    assert len(mlflow.MlflowClient().search_model_versions("name='melanoma'")) == 2
+
+    assert "melanoma version 2 is champion now (fine-tuned), 0 rules hold" in register(worse, gate=OFF)
+    assert champion(worse) == "2"
+    assert "nothing new, melanoma version 2 is champion already" in register(worse)
+
+    assert "melanoma version 1 is champion again, version 2 is not any more" in register(worse, action="rollback")
+    assert champion(worse) == "1"
+    with pytest.raises(DataError, match="melanoma@champion has no version before 1"):
+        register(worse, action="rollback")
+    told = register(worse, action="history")
+    lines = [line for line in told.splitlines() if ": version" in line]
+    assert [line.split(";")[0].split("  ", 3)[-1].split("  ")[-1] for line in lines] == [
+        "promote: version none -> 1",
+        "promote: version 1 -> 2",
+        "rollback: version 2 -> 1",
+    ]
+    assert [(move["from"], move["to"]) for move in moves(worse)] == [(None, "1"), ("1", "2"), ("2", "1")]
+
+
+def test_a_move_that_a_killed_job_wrote_is_made_by_the_next(copied):
+    tracker = copied.tracker()
+    with tracker.run("again", {}):
+        version = mlflow.MlflowClient().create_model_version("melanoma", tracker.version("melanoma@champion").source)
+    history.append(copied.job.warehouse, "melanoma", "champion", "promote", "1", str(version.version), "", {})
+    assert champion(copied) == "1"
+    register(copied, action="history")
+    assert champion(copied) == str(version.version)
+    assert len(moves(copied)) == 2
+
+
+def test_a_move_by_other_hands_is_written_down(copied):
+    tracker = copied.tracker()
+    client = mlflow.MlflowClient()
+    version = str(client.create_model_version("melanoma", tracker.version("melanoma@champion").source).version)
+    client.set_registered_model_alias("melanoma", "champion", version)
+    told = register(copied, action="history")
+    assert f"outside: version 1 -> {version}; the alias was moved without `register`" in told
+    assert champion(copied) == version
+    assert register(copied, action="history").count(": version") == 2, "told once"
+
+
+def test_another_test_set_is_evaluated_first(copied):
+    facts = files.read_json(f"{copied.job.warehouse}/images/manifest.json")
+    files.write_json(f"{copied.job.warehouse}/images/manifest.json", facts | {"id": "other"})
+    name = copied.job.settings.register_.model_copy(update={"name": "another model"})
+    with pytest.raises(
+        DataError, match=r"images/ has changed since the last report; run `\./spark-submit\.sh evaluate`"
+    ):
+        copied.told("register", register_=name)
