@@ -90,7 +90,7 @@ def test_unknown_key_is_named_with_a_near_match_and_its_valid_siblings(word, key
 def test_unknown_key_without_a_near_match_lists_the_valid_ones_only():
     with pytest.raises(ConfigError) as error:
         config.load(None, ["mlflow.xyzzy=1"])
-    assert str(error.value) == "unknown setting 'mlflow.xyzzy': valid here: experiment, tracking_uri"
+    assert str(error.value) == "unknown setting 'mlflow.xyzzy': valid here: experiment, system_metrics, tracking_uri"
 
 
 def test_unknown_keys_of_a_file_are_all_named_at_once(file):
