@@ -15,8 +15,8 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   featurize   images/ -> features/: every image through VGG16's base, once
   train_head  features/ -> a head
   finetune    head and base trained on, over Horovod ranks
-  evaluate    the test split: metrics at an operating point, a report
-  register    the model into MLflow's registry, under an alias
+  evaluate    the test split: metrics at an operating point, a report; of another archive when one is named
+  register    the model into MLflow's registry, champion if it may; also: register history, register rollback
   score       images -> scores/, with a registered model
   pipeline    all of them, in one submission
   search      which settings of a head do best on features/, by cross-validation

@@ -3,6 +3,9 @@
 A Spark pass over validation and test. The operating point is chosen on validation and applied unchanged to test.
 evaluate.tta=8 judges the same networks by the mean over eight mirror images and turns of each image, without training.
 
+With `archive` naming another archive than images/ was made from, the registered model of score.model is judged on all
+of it, less what training has seen: an external set. That report lies under external/.
+
 example: ./spark-submit.sh evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.95'
 """
 
@@ -17,8 +20,8 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
-from pyspark.sql import types as t
 
+from jobs import judging
 from jobs.job import Job, dataset, main
 from melanoma_spark import (
     __version__,
@@ -26,9 +29,7 @@ from melanoma_spark import (
     bootstrap,
     calibration,
     config,
-    figures,
     files,
-    gradcam,
     inference,
     lineage,
     metrics,
@@ -93,21 +94,23 @@ def run(job: Job) -> str:
     threshold = measured[-1]["operating_point"].threshold
     found = report.Deciding(
         name=deciding,
-        subgroups=by_subgroup(job, images, test, threshold),
+        subgroups=judging.by_subgroup(job, images, test, threshold),
         subgroup_minimum=settings.evaluate.subgroup_minimum,
-        shortcuts=without_the_lesion(job, images, test, painted_over) if settings.evaluate.shortcuts else None,
-        mistakes=mistakes(job, images, models[deciding], PLACES[deciding], test, threshold),
+        shortcuts=judging.without_the_lesion(job, images, test, painted_over) if settings.evaluate.shortcuts else None,
+        mistakes=judging.mistakes(
+            job,
+            images,
+            network.Spec.model_validate(models[deciding]["spec"]),
+            store.load_model(warehouse, PLACES[deciding], models[deciding]),
+            test,
+            threshold,
+        ),
     )
+    for file, content in judging.in_isics_format(job, images, test).items():
+        files.write_bytes(files.join(folder, "isic", file), content)
     gain = gained(table, settings) if finetuned else None
     shown = report_facts(job, images, models, measured, gain, found)
-    html = report.render(shown).encode()
-    files.write_bytes(files.join(folder, "report.html"), html)
-    job.tracker.artifact("report.html", html)
-    card = report.card(shown).encode()
-    files.write_bytes(files.join(folder, "model_card.md"), card)
-    job.tracker.artifact("model_card.md", card)
-    for name, png in report.plots(shown).items():
-        job.tracker.artifact(f"plots/{name}", png)
+    judging.publish(job, folder, shown)
     logged = {key: value for model in measured for key, value in as_metrics(model).items()}
     if gain:
         logged["test_auroc_gain"] = gain["auroc"]
@@ -220,74 +223,6 @@ def measure(
     )
 
 
-def by_subgroup(job: Job, images: dict[str, Any], test: pd.DataFrame, threshold: float) -> list[subgroups.Subgroup]:
-    """Of the deciding model, on the rows of `test`."""
-    columns = [name for name in subgroups.ATTRIBUTES if name != "size"]
-    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where("split = 'test'")
-    told = pd.DataFrame(stored.select("sha256", "width", "height", *columns).toPandas()).set_index("sha256")
-    told = told.loc[test["sha256"]]
-    sides = told[["width", "height"]].min(axis=1).to_numpy()
-    values = subgroups.values({name: told[name].tolist() for name in columns}, sides, images["image_size"])
-    chosen = job.settings.evaluate
-    labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
-    drawn = chosen.resamples, job.settings.seed
-    return subgroups.of_split(values, labels, probabilities, groups, threshold, chosen.subgroup_minimum, *drawn)
-
-
-def without_the_lesion(
-    job: Job, images: dict[str, Any], test: pd.DataFrame, painted_over: pd.DataFrame
-) -> report.Shortcuts:
-    """How well the deciding model ranks painted-over test images, and colour histograms alone rank them."""
-    pixels = schemas.images_schema(images["image_size"]).fields["image"]
-    rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
-    train = sum(count for key, count in images["counts"].items() if key.startswith("train_"))
-    some = f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < f.lit(2**32 * shortcuts.MOST_TRAIN // train)
-    rows = rows.where((f.col("split") == "test") | ((f.col("split") == "train") & some))
-    udf = inference.over_column(
-        "colour histograms",
-        lambda: lambda batch: [batch],
-        lambda content: shortcuts.colour_histogram(pixels.codec.decode(pixels, content)),
-        lambda outputs, errors: pd.DataFrame({"shares": list(outputs[0])}),  # type: ignore[arg-type]
-        t.StructType([t.StructField("shares", t.ArrayType(t.FloatType()))]),
-        job.settings.evaluate.batch_size,
-    )
-    session.describe(job.spark, "evaluate: colours alone")
-    table = pd.DataFrame(rows.select("sha256", "split", "label", udf("image").alias("found")).toPandas())
-    table = table.sort_values("sha256")
-    histograms = np.array([row["shares"] for row in table["found"]], np.float32)
-    learnt, judged = ((table["split"] == split).to_numpy() for split in ("train", "test"))
-    colours = shortcuts.judged_by_colours(histograms[learnt], table["label"].to_numpy()[learnt], histograms[judged])
-    labels, groups = test["label"].to_numpy(), test["group"].to_numpy()
-    drawn = job.settings.evaluate.resamples, job.settings.seed
-    return {
-        key: figures.Figure("AUROC", metrics.auroc(labels, p), bootstrap.auroc_interval(labels, p, groups, *drawn))
-        for key, p in (("painted", painted_over["raw_probability"].to_numpy()), ("colours", colours))
-    }  # type: ignore[return-value]
-
-
-def mistakes(
-    job: Job, images: dict[str, Any], model: dict[str, Any], place: str, test: pd.DataFrame, threshold: float
-) -> list[report.Mistake]:
-    """The surest wrong decisions of each kind, missed ones first, with what they rest on. Of the image as it is."""
-    most = job.settings.evaluate.mistakes
-    missed = test[(test["label"] == 1) & (test["probability"] < threshold)].nsmallest(most, "probability")
-    alarms = test[(test["label"] == 0) & (test["probability"] >= threshold)].nlargest(most, "probability")
-    wrong = pd.concat([missed, alarms])
-    if not len(wrong):
-        return []
-    spec = network.Spec.model_validate(model["spec"])
-    field = schemas.images_schema(spec.image_size).fields["image"]
-    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
-    content = {r.sha256: r.image for r in stored.where(f.col("sha256").isin(*wrong["sha256"])).collect()}
-    pixels = np.stack([field.codec.decode(field, content[sha256]) for sha256 in wrong["sha256"]])
-    positive = (wrong["label"] == 0).tolist()
-    heat = gradcam.heatmaps(spec, store.load_model(job.warehouse, place, model), pixels, positive)
-    return [
-        report.Mistake(label=int(row.label), probability=float(row.probability), image=image, heat=own)
-        for row, image, own in zip(wrong.itertuples(), pixels, heat, strict=True)
-    ]
-
-
 def gained(table: pd.DataFrame, settings: config.Settings) -> report.Gain:
     """What fine-tuning adds to the head alone on the test split."""
     test = table[table["split"] == "test"].sort_values("sha256")
@@ -312,13 +247,6 @@ def as_metrics(model: report.ModelFacts) -> dict[str, float]:
     return {f"{key}_{suffix}": value for key, value in values.items()}
 
 
-def told_of(job: Job, images: dict[str, Any], column: str) -> list[str]:
-    """What the archive says of its images in a column, most images first; at most ten."""
-    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(f.col(column).isNotNull())
-    rows = stored.groupBy(column).count().orderBy(f.desc("count"), column).limit(10).collect()
-    return [str(row[0]) for row in rows]
-
-
 def report_facts(
     job: Job,
     images: dict[str, Any],
@@ -327,10 +255,6 @@ def report_facts(
     gain: report.Gain | None,
     deciding: report.Deciding,
 ) -> report.Facts:
-    counts = {
-        split: {"negative": images["counts"][f"{split}_0"], "positive": images["counts"][f"{split}_1"]}
-        for split in ("train", "validation", "test")
-    }
     head = models[HEAD]
     epochs: list[report.Epoch] = []
     best: dict[str, int] = {}
@@ -348,16 +272,8 @@ def report_facts(
         "title": f"Melanoma classification, dataset {images['id']}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": job.run_id,
-        "dataset": {
-            "id": images["id"],
-            "labels": ("negative", "positive"),
-            "counts": counts,
-            "groups": images["groups"],
-            "rejects": images["reasons"],
-            "sources": told_of(job, images, "source"),
-            "licences": told_of(job, images, "licence"),
-        },
-        "settings": {k: v for k, v in config.flat(job.settings).items() if k not in ("archive", "warehouse")},
+        "dataset": judging.dataset_facts(job, images),
+        "settings": judging.settings_shown(job.settings),
         "lineage": {
             "dataset": images["id"],
             "backbone": f"{head['spec']['backbone']}, {head['weights_origin']} weights {head['weights_id']}",
@@ -377,4 +293,6 @@ def report_facts(
 
 
 if __name__ == "__main__":
-    main("evaluate", __doc__, run)
+    from jobs import external  # which needs this module
+
+    main("evaluate", __doc__, external.either)

@@ -42,6 +42,11 @@ def run(job: Job) -> str:
         files.remove(stage)
 
 
+def archive_id(archive: str) -> str:
+    """Which archive this is, without telling where it lies."""
+    return lineage.content_id([files.url_of(archive)])
+
+
 def clear(warehouse: str) -> None:
     """Remove what a killed ingest left unfinished. Its lease says that no other one is at work now."""
     decoded = files.join(warehouse, "decoded")
@@ -69,6 +74,8 @@ def staged(job: Job, stage: str) -> str:
     made_from = lineage.content_id([store.rows_id(listed, ("path", "length", "modified", "reason")), *chosen(settings)])
     known = store.manifest(warehouse, "images")
     if known and known["made_from"] == made_from:
+        if known.get("archive") != archive_id(str(settings.archive)):  # the same files at another place
+            store.publish(warehouse, "images", known | {"archive": archive_id(str(settings.archive))})
         return f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/"
 
     heads, tables = archive.table_heads(listed, settings)
@@ -103,7 +110,8 @@ def staged(job: Job, stage: str) -> str:
             f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the "
             "archive changed meanwhile; run ingest again"
         )
-    selection.check(counts, reasons, [row.detail for row in unknown])
+    among = ("test",) if settings.split == "test" else splits.SPLITS
+    selection.check(counts, reasons, [row.detail for row in unknown], among)
     absent = keep("unmatched", census.rows_without_image(candidates, records, named))
     unmatched = census.unmatched(absent, decisions, layout)
     if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
@@ -125,6 +133,7 @@ def staged(job: Job, stage: str) -> str:
         "id": dataset_id,
         "path": path,
         "made_from": made_from,
+        "archive": archive_id(str(settings.archive)),
         "grew_from": known["id"] if known else None,
         "layout": layout.summary,
         "target": settings.target,

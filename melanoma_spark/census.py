@@ -98,7 +98,7 @@ def card(
             split: {
                 "images": pair,
                 "groups": groups[split],
-                "asked": None if settings.split == "from_layout" else asked[split],
+                "asked": asked[split] if settings.split == "hash" else None,
             }
             for split, pair in found.items()
         },

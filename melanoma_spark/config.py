@@ -308,7 +308,9 @@ class Settings(Section):
     archive: str | None = Field(default=None, description="URL or path of the archive: a folder, a zip or a tar")
     layout: str | None = Field(default=None, description="the archive's layout, where it is not recognised by itself")
     target: Literal["melanoma", "malignant"] = Field(default="malignant", description="what label 1 means")
-    split: Literal["hash", "from_layout"] = Field(default="hash", description="by hash of the group, or as shipped")
+    split: Literal["hash", "from_layout", "test"] = Field(
+        default="hash", description="by hash of the group; as shipped; or all of it test, to judge a model by"
+    )
     warehouse: str = Field(default="warehouse", description="URL or path under which everything made is kept")
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
         default=224, description="side in pixels of the stored square"

@@ -69,7 +69,7 @@ class Point(TypedDict):
     """An operating point, chosen on validation, and what it does on both splits."""
 
     point: OperatingPoint
-    validation: ConfusionMatrix
+    validation: ConfusionMatrix | None
     test: ConfusionMatrix
 
 
@@ -83,7 +83,7 @@ class ModelFacts(TypedDict):
     prevalence: float
     figures: Mapping[str, figures.Figure]  # what else is told, by key
     operating_point: OperatingPoint  # chosen on validation
-    validation: ConfusionMatrix
+    validation: ConfusionMatrix | None  # of which there is none for an external set
     test: ConfusionMatrix
     points: list[Point]  # that one, and those of operating_points.NAMED
     roc: RocCurve
@@ -162,7 +162,7 @@ def model_facts(
     name: str,
     calibration: Calibration,
     operating_point: OperatingPoint,
-    validation: tuple[ArrayLike, ArrayLike],
+    validation: tuple[ArrayLike, ArrayLike] | None,
     test: tuple[ArrayLike, ArrayLike, ArrayLike],
     resamples: int = 2000,
     seed: int = 0,
@@ -170,24 +170,24 @@ def model_facts(
 ) -> ModelFacts:
     """Measures one model for the report.
 
-    validation: labels and the network's probabilities, each (n,). test: labels, the network's probabilities and groups,
-    each (m,), as in `metrics`. All figures but `uncalibrated` are of the calibrated probabilities, and so is
-    `operating_point`. Models measured with the same groups and seed are resampled alike. Raises DataError as `metrics`
-    does.
+    validation: labels and the network's probabilities, each (n,); None where neither was fitted here. test: labels, the
+    network's probabilities and groups, each (m,), as in `metrics`. All figures but `uncalibrated` are of the calibrated
+    probabilities, and so is `operating_point`. Models measured with the same groups and seed are resampled alike.
+    Raises DataError as `metrics` does.
     """
     labels, raw, groups = test
     probabilities = calibration.apply(raw)
-    validation = validation[0], calibration.apply(validation[1])
+    fitted_on = None if validation is None else (validation[0], calibration.apply(validation[1]))
     threshold = operating_point.threshold
     auroc_low, auroc_high = bootstrap.auroc_interval(labels, probabilities, groups, resamples, seed)
     truth, scores = np.asarray(labels), np.asarray(probabilities)
     points = [
         Point(
             point=point,
-            validation=metrics.confusion_matrix_at(*validation, point.threshold),
+            validation=None if fitted_on is None else metrics.confusion_matrix_at(*fitted_on, point.threshold),
             test=metrics.confusion_matrix_at(labels, probabilities, point.threshold),
         )
-        for point in (operating_point, *operating_points.named(*validation))
+        for point in (operating_point, *(operating_points.named(*fitted_on) if fitted_on else ()))
         if point is operating_point or point.rule != operating_point.rule
     ]
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
@@ -528,7 +528,8 @@ def _training(epochs: list[Epoch], best: Mapping[str, int]) -> Figure:
         if number:
             for axes in (losses, areas):
                 axes.axvline(x[0] - 0.5, color="#8a8a8a", linewidth=0.8)
-        losses.text(x.mean(), 1.02, _plain(phase, 14), ha="center", transform=losses.get_xaxis_transform(), fontsize=9)
+        above = 1.02 + 0.09 * (number % 2)  # phases of few epochs are narrower than their names
+        losses.text(x.mean(), above, _plain(phase, 14), ha="center", transform=losses.get_xaxis_transform(), fontsize=9)
         for axes, key, line in ((losses, "loss", 0), (losses, "validation_loss", 1), (areas, "validation_auroc", 0)):
             values = np.array([epochs[k][key] for k in rows])  # type: ignore[literal-required]
             name = key.replace("_", " ") if number == 0 and axes is losses else None

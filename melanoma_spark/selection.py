@@ -5,7 +5,7 @@ All of it is a plan for Spark's executors: the driver sees counts and examples, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,8 +154,9 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
 
     Of files with the same pixels the one with the smallest SHA-256 is kept; if their labels differ none is. With
     `split=from_layout` a group stands where the archive put it; without a shipped validation split, that is cut from
-    training by hash. Raises `DataError` listing the groups that the archive has on two sides, unless it is to repair
-    them: then the images outside of the test (or else validation) split are left out.
+    training by hash. `split=test` makes all of them test images. Raises `DataError` listing the groups that the archive
+    has on two sides, unless it is to repair them: then the images outside of the test (or else validation) split are
+    left out.
     """
     limits, seed = settings.ingest, settings.seed
     shipped = settings.split == "from_layout"
@@ -193,7 +194,7 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
 
     new = same.withColumns({"detail": detail, "reason": reason}).drop("labels", "copies", "place", "kept")
     hashed = new.mapInPandas(placed, schemas.add(new.schema, "hashed"))  # type: ignore[arg-type]
-    split: Column = f.col("hashed")
+    split: Column = f.col("hashed") if settings.split != "test" else f.lit("test")
     if shipped:
         carved = f.coalesce(f.col("shipped"), f.lit("train"))
         cut = (carved == "train") & ~f.col("validation_is_shipped")
@@ -238,8 +239,13 @@ def _as_shipped(usable: DataFrame, validation: bool, settings: config.Settings) 
     )
 
 
-def check(counts: dict[str, int], reasons: dict[str, int], unknown: list[str]) -> None:
-    """Whether there is enough to train on. Raises `DataError`."""
+def check(
+    counts: dict[str, int], reasons: dict[str, int], unknown: list[str], among: Sequence[str] = splits.SPLITS
+) -> None:
+    """Whether there is enough to train on, or to judge: images of both labels in each of the splits `among`.
+
+    Raises `DataError`.
+    """
     told = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     if unknown:
         told += f" ({layouts.some(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
@@ -253,7 +259,7 @@ def check(counts: dict[str, int], reasons: dict[str, int], unknown: list[str]) -
             f"{'positive' if present else 'negative'} label; rejected: {told}; check the label words in "
             "ingest.labels.positive and ingest.labels.negative, and target"
         )
-    for split in splits.SPLITS:
+    for split in among:
         if not counts[f"{split}_0"] or not counts[f"{split}_1"]:
             raise DataError(
                 f"the {split} split has {counts[f'{split}_0']} negative and {counts[f'{split}_1']} positive images of "

@@ -280,6 +280,21 @@ def test_auroc_is_that_of_scikit_learn(line, predictions):
         assert low <= metrics[f"test_auroc_{suffix}"] <= high
 
 
+def test_test_images_are_exported_as_isics_scorer_wants_them(line, stored, predictions):
+    folder = line.folder / "reports" / line.manifest("reports")["path"] / "isic"
+    truth, prediction = (pd.read_csv(folder / f"{name}.csv") for name in ("truth", "prediction"))
+    test = predictions[(predictions["model"] == "fine-tuned") & (predictions["split"] == "test")]
+    test = test.merge(stored[["sha256", "image_id"]], on="sha256")
+    assert sorted(truth["image"]) == sorted(test["image_id"])
+    for table, column in ((truth, "label"), (prediction, "probability")):
+        assert list(table.columns) == ["image", "malignant", "other"]
+        assert table["image"].is_unique
+        assert list(table.dtypes[1:]) == [float, float]
+        expected = test.set_index("image_id").loc[table["image"], column]
+        np.testing.assert_allclose(table["malignant"], expected, rtol=1e-12)
+        np.testing.assert_allclose(table["other"], 1 - expected, rtol=1e-9, atol=1e-12)
+
+
 def test_the_threshold_comes_from_validation_alone(line, predictions):
     facts = line.manifest("reports")
     rule = line.job.settings.evaluate.operating_point
@@ -438,7 +453,7 @@ def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):
     names = re.compile(rb"image_\d{6}|broken_[a-z]+|unlabelled\.jpg|patient_\d{4}|lesion_\d{5}")
     assert names.search((line.archive / "metadata.csv").read_bytes())
     shown = [path for folder in ("reports", "mlartifacts") for path in listed_files(line.folder / folder)]
-    shown = [path for path in shown if path.parent.name != "predictions"]
+    shown = [path for path in shown if path.parent.name not in ("predictions", "isic")]  # tables of the warehouse
     assert {"report.html", "MLmodel", "model.json", "weights.npz", "serving.py", "drawing.py"} <= {
         p.name for p in shown
     }

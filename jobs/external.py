@@ -1,0 +1,149 @@
+"""external: a registered model over a labelled archive that it has never seen -> `external/<archive>/`, and a report.
+
+What `evaluate archive=URL` does where images/ was made from another archive. Nothing is chosen here: calibration and
+operating point are the registered model's. Images that training has seen are left out, and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+from pyspark.sql import DataFrame
+
+from jobs import evaluate, ingest, judging
+from jobs.job import Job, say
+from melanoma_spark import __version__, files, inference, lineage, report, serving, session, store, subgroups
+from melanoma_spark.errors import DataError
+
+HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
+
+
+def either(job: Job) -> str:
+    """The job `evaluate`: of the warehouse's own test split, or of another archive when one is named."""
+    images = store.manifest(job.warehouse, "images") or {}
+    archive = job.settings.archive
+    if archive and images.get("archive", "") not in ("", ingest.archive_id(archive)):
+        return run(job)
+    return evaluate.run(job)
+
+
+def run(job: Job) -> str:
+    settings = job.settings
+    version, artifacts = job.tracker.model_files(settings.score.model)
+    scorer = serving.unpack(artifacts)
+    place = files.join(job.warehouse, "external", ingest.archive_id(str(settings.archive)))
+    changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
+    own = replace(job, warehouse=place, settings=settings.model_copy(update=changes))
+    say(f"ingest: {ingest.run(own)}")
+    images = store.need(place, "images", "evaluate")
+    job.tracker.reads("images", images["id"])
+    if images["target"] != trained_target(job, scorer):
+        raise DataError(
+            f"{settings.score.model} tells {trained_target(job, scorer)}, target={images['target']} was asked for; "
+            f"run it with target={trained_target(job, scorer)}"
+        )
+    rows = judging.pixels_of(own, images)
+    seen = seen_in_training(job, scorer, rows)
+    unseen = rows.join(seen, "sha256", "left_anti")
+    known = seen.count()
+    if known == images["accepted"]:
+        raise DataError(f"training has seen all {known} images of {settings.archive}: it is no external set")
+
+    session.batch_rows(job.spark, settings.evaluate.batch_size)
+    session.describe(job.spark, f"evaluate: {settings.score.model} on another archive")
+    batch = settings.evaluate.batch_size
+    judged = inference.judged(unseen, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
+    columns = ("sha256", "split", "group", "label", "found.raw_probability")
+    test = pd.DataFrame(judged.select(*columns).toPandas()).sort_values("sha256")
+    test["probability"] = scorer.calibration.apply(test["raw_probability"])
+    if test["label"].nunique() < 2:
+        raise DataError(
+            f"all {len(test)} images of {settings.archive} that training has not seen have label "
+            f"{int(test['label'].iloc[0])}; sensitivity and specificity need both"
+        )
+    name = f"{version.name} version {version.version}"
+    facts = report_facts(own, images, scorer, name, test, known)
+    folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
+    files.write_bytes(files.join(folder, "predictions", "predictions.parquet"), test.to_parquet(index=False))
+    for file, content in judging.in_isics_format(own, images, test).items():
+        files.write_bytes(files.join(folder, "isic", file), content)
+    judging.publish(own, folder, facts)
+    (measured,) = facts["models"]
+    auroc, low, high = measured["auroc"], measured["auroc_low"], measured["auroc_high"]
+    figures = {f"external_{key}": figure.value for key, figure in measured["figures"].items()}
+    job.tracker.metrics(
+        {**figures, "external_auroc": auroc, "external_auroc_low": low, "external_auroc_high": high, "seen": known}
+    )
+    job.tracker.tags({"dataset_id": images["id"], "model_version": str(version.version), "external": "true"})
+    return (
+        f"{len(test)} images of another archive, {known} left out that training has seen; {name} AUC {auroc:.4f} "
+        f"[{low:.4f}-{high:.4f}]; report {folder}/report.html"
+    )
+
+
+def training_images(job: Job, scorer: serving.Scorer) -> dict[str, Any]:
+    """The manifest of the images that a model learnt from. Raises `DataError` where this warehouse has others."""
+    images = store.need(job.warehouse, "images", "ingest")
+    if images["id"] != scorer.facts.get("dataset_id"):
+        raise DataError(
+            f"{job.settings.score.model} was trained on dataset {scorer.facts.get('dataset_id')}, images/ holds "
+            f"{images['id']}, so what it has seen cannot be told; name the warehouse on which it was trained"
+        )
+    return images
+
+
+def trained_target(job: Job, scorer: serving.Scorer) -> str:
+    return str(training_images(job, scorer)["target"])
+
+
+def seen_in_training(job: Job, scorer: serving.Scorer, rows: DataFrame) -> DataFrame:
+    """`sha256` of the rows that have the bytes or the pixels of an image of train or validation."""
+    own = judging.pixels_of(job, training_images(job, scorer)).where("split != 'test'")
+    parts = [rows.join(own.select(key).distinct(), key, "left_semi").select("sha256") for key in HASHES]
+    return parts[0].union(parts[1]).distinct().cache()
+
+
+def report_facts(
+    job: Job, images: dict[str, Any], scorer: serving.Scorer, name: str, test: pd.DataFrame, known: int
+) -> report.Facts:
+    chosen = job.settings.evaluate
+    point = scorer.operating_point
+    rows = tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group"))
+    drawn = chosen.resamples, job.settings.seed, chosen.prevalences
+    measured = report.model_facts(name, scorer.calibration, point, None, rows, *drawn)
+    own: list[subgroups.Subgroup] = judging.by_subgroup(job, images, test, point.threshold)
+    return {
+        "title": f"{name} on another archive, dataset {images['id']}",
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run_id": job.run_id,
+        "dataset": judging.dataset_facts(job, images),
+        "settings": judging.settings_shown(job.settings),
+        "lineage": {
+            "dataset": images["id"],
+            "model": name,
+            **{key: str(value) for key, value in scorer.facts.items()},
+            "package": __version__,
+            "commit": lineage.commit(),
+        },
+        "models": [measured],
+        "gain": None,
+        "deciding": {
+            "name": name,
+            "subgroups": own,
+            "subgroup_minimum": chosen.subgroup_minimum,
+            "shortcuts": None,
+            "mistakes": judging.mistakes(job, images, scorer.spec, scorer.tensors, test, point.threshold),
+        },
+        "training": [],
+        "best": {},
+        "limits": [
+            f"{known} images were left out, because training has seen their bytes or their pixels; copies that were "
+            "cropped or turned are not found, and ids of patients are not compared between archives.",
+            "Calibration and operating point are those of the model's own validation images; this archive had no part.",
+            "A high AUROC on archive images shows that the pipeline works, not that it diagnoses.",
+        ],
+        "weights_are_random": scorer.facts.get("weights_origin") == "random",
+    }

@@ -1,0 +1,103 @@
+"""An external set: judged by the registered model as it is, without what training has seen, and told in a report."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from jobs import external
+from jobs.job import run_stage
+from melanoma_spark import drawing, images, metrics, network, store
+from melanoma_spark.errors import DataError
+
+
+def evaluated(line, archive, **changes):
+    """What the job `evaluate` says with another archive, and the rows it judged."""
+    import contextlib
+    import io
+    from dataclasses import replace
+
+    settings = line.job.settings.model_copy(update={"archive": str(archive), **changes})
+    job = replace(line.job, settings=settings, tracker=line.tracker())
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        run_stage(job, "evaluate", external.either, {"stage": "evaluate"})
+    told = text.getvalue()
+    if "report file://" not in told:
+        return told, None
+    folder = Path(told.split("report file://")[1].split("/report.html")[0])
+    return told, (folder, pd.read_parquet(folder / "predictions"))
+
+
+@pytest.fixture
+def another(tmp_path):
+    """60 lesions drawn with another seed."""
+    drawing.draw_archive(tmp_path / "another", images=60, size=64, seed=1234)
+    return tmp_path / "another"
+
+
+def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, another):
+    stored = copied.read("images").toPandas()
+    train = stored[stored["split"] == "train"].head(3)
+    kept = stored[stored["split"] == "test"].head(2)
+    table = (another / "metadata.csv").read_text()
+    for number, row in enumerate([*train.itertuples(), *kept.itertuples()]):
+        shutil.copy(row.source_uri.removeprefix("file:"), another / f"known_{number}.jpg")
+        table += f"known_{number},{'malignant' if row.label else 'benign'},other_{number},lesion_{number}x\n"
+    (another / "metadata.csv").write_text(table)
+    told, (folder, rows) = evaluated(copied, another)
+
+    assert "melanoma version 1 AUC" in told
+    left_out = int(told.split(" left out that training has seen")[0].split()[-1])
+    assert left_out == 3
+    assert not set(train["sha256"]) & set(rows["sha256"])
+    assert set(kept["sha256"]) <= set(rows["sha256"]), "training has not seen test images"
+    own = copied.manifest("images")["id"]
+    external_images = store.need(copied.job.warehouse + f"/external/{folder.parts[-3]}", "images", "?")
+    assert external_images["id"] != own == copied.manifest("models/finetuned")["dataset_id"]
+    assert len(rows) + left_out == external_images["accepted"]
+    assert set(rows["split"]) == {"test"}
+
+    facts = copied.manifest("models/finetuned")
+    tensors = store.load_model(copied.job.warehouse, "models/finetuned", facts)
+    model = network.build(network.Spec.model_validate(facts["spec"]), tensors)
+    files = {images.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
+    some = rows.iloc[::7]
+    pixels = np.stack([images.decode(files[sha256].read_bytes(), 64) for sha256 in some["sha256"]])
+    np.testing.assert_allclose(some["raw_probability"], model.predict(pixels, verbose=0)[:, 0], atol=1e-5)
+
+    auroc = metrics.auroc(rows["label"], rows["probability"])
+    assert f"AUC {auroc:.4f}" in told
+    page = (folder / "report.html").read_text()
+    assert f"{left_out} images were left out" in page
+    assert "Sensitivity, validation" not in page
+    assert (folder / "model_card.md").exists()
+    assert (folder / "isic/prediction.csv").exists()
+
+
+def test_a_copy_of_the_training_archive_leaves_its_test_split(copied, tmp_path):
+    """The same figures as `evaluate` by its other path."""
+    shutil.copytree(copied.archive, tmp_path / "again", copy_function=shutil.copy2)
+    told, (_, rows) = evaluated(copied, tmp_path / "again")
+    stored = copied.read("images").toPandas()
+    assert set(rows["sha256"]) == set(stored[stored["split"] == "test"]["sha256"])
+    reported = copied.manifest("reports")["metrics"]["test_auroc_finetuned"]
+    assert f"AUC {reported:.4f}" in told
+    assert metrics.auroc(rows["label"], rows["probability"]) == pytest.approx(reported)
+
+
+def test_the_archive_of_the_warehouse_is_no_external_one(line):
+    told, _ = evaluated(line, line.archive)
+    assert "nothing new, the report stands at" in told
+
+
+def test_a_model_of_another_warehouse_is_refused(copied, another):
+    from melanoma_spark import files
+
+    url = f"{copied.job.warehouse}/images/manifest.json"
+    files.write_json(url, files.read_json(url) | {"id": "other"})
+    with pytest.raises(DataError, match=r"was trained on dataset .*, images/ holds other, so what it has seen cannot"):
+        evaluated(copied, another)
