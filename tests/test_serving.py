@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +95,67 @@ def test_elsewhere_it_gives_the_scores_of_the_score_job(line, registered, tmp_pa
     assert found["probability"].notna().sum() == (scores["status"] == "scored").sum() > 100
     for column in ("decision", "operating_point", "threshold", "status", "reason", "detail"):
         assert list(found[column].fillna("")) == list(scores[column].fillna("")), column
+
+
+@pytest.fixture(scope="module")
+def some(line):
+    """Scores of a few images and of what is rejected, with the bytes."""
+    scores = line.scores()
+    scores = scores[~scores["reason"].isin(["hidden", "empty"])]
+    rows = pd.concat([scores[scores["status"] == status].head(5) for status in ("scored", "rejected")])
+    return rows.assign(image=[Path(uri[5:]).read_bytes() for uri in rows["source_uri"]]).reset_index(drop=True)
+
+
+def test_as_a_udf_of_spark_it_gives_the_scores_of_the_score_job(line, registered, some):
+    from pyspark.sql.functions import struct
+
+    kinds = "probability double, decision string, status string"
+    udf = mlflow.pyfunc.spark_udf(line.job.spark, str(registered), result_type=kinds, env_manager="local")
+    table = line.job.spark.createDataFrame([(bytes(image),) for image in some["image"]], "image binary")
+    found = table.select(udf(struct("image")).alias("found")).select("found.*").toPandas()
+    np.testing.assert_allclose(found["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
+    assert list(found["decision"]) == list(some["decision"])
+    assert list(found["status"]) == list(some["status"]) == ["scored"] * 5 + ["rejected"] * 5
+
+
+def test_served_over_http_it_gives_the_scores_of_the_score_job(registered, some, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(registered), "--env-manager", "local"]
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--workers", "1"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # it looks for uvicorn
+        )
+    try:
+        body = {"columns": ["image"], "data": [[base64.b64encode(image).decode()] for image in some["image"]]}
+        answer = posted(f"http://127.0.0.1:{port}/invocations", {"dataframe_split": body}, server)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    found = pd.DataFrame(answer["predictions"])
+    np.testing.assert_allclose(found["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
+    assert list(found["decision"]) == list(some["decision"])
+
+
+def posted(url, body, server):
+    """The answer, as soon as the server has started."""
+    until = time.monotonic() + 120
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()[:2000]) from None
+        except OSError:
+            assert server.poll() is None, "the server has ended"
+            assert time.monotonic() < until, "the server does not answer"
+            time.sleep(0.5)
 
 
 def test_signature_and_example_are_there(registered):
