@@ -108,13 +108,14 @@ def run(job: Job) -> str:
     )
     for file, content in judging.in_isics_format(job, images, test).items():
         files.write_bytes(files.join(folder, "isic", file), content)
-    gain = gained(table, settings) if finetuned else None
-    shown = report_facts(job, images, models, measured, gain, found)
+    gains = [gained(table, settings)] if finetuned else []
+    gains += against_champion(job, test, deciding)
+    shown = report_facts(job, images, models, measured, gains, found)
     judging.publish(job, folder, shown)
     logged = {key: value for model in measured for key, value in as_metrics(model).items()}
-    if gain:
-        logged["test_auroc_gain"] = gain["auroc"]
-        logged["test_auroc_gain_low"], logged["test_auroc_gain_high"] = gain["interval"]
+    if finetuned:
+        logged["test_auroc_gain"] = gains[0]["auroc"]
+        logged["test_auroc_gain_low"], logged["test_auroc_gain_high"] = gains[0]["interval"]
     if found["shortcuts"]:
         logged["test_auroc_without_lesion"] = found["shortcuts"]["painted"].value
         logged["test_auroc_of_colours"] = found["shortcuts"]["colours"].value
@@ -227,11 +228,32 @@ def gained(table: pd.DataFrame, settings: config.Settings) -> report.Gain:
     """What fine-tuning adds to the head alone on the test split."""
     test = table[table["split"] == "test"].sort_values("sha256")
     head, finetuned = (test[test["model"] == name] for name in (HEAD, FINETUNED))
-    labels, groups = head["label"].to_numpy(), head["group"].to_numpy()
-    both = head["probability"].to_numpy(), finetuned["probability"].to_numpy()
+    return difference(settings, FINETUNED, finetuned, HEAD, head)
+
+
+def against_champion(job: Job, test: pd.DataFrame, name: str) -> list[report.Gain]:
+    """The deciding model beside the champion, where this warehouse has its predictions of the same test images."""
+    register = job.settings.register_
+    standing = job.tracker.version(f"{register.name}@{register.alias}")
+    if standing is None or "report_id" not in standing.tags:
+        return []
+    url = files.join(job.warehouse, "reports", standing.tags["report_id"], "predictions")
+    if not files.exists(url):
+        return []
+    rows = pd.read_parquet(url)
+    own = rows[(rows["split"] == "test") & (rows["model"] == standing.tags.get("model"))].sort_values("sha256")
+    if list(own["sha256"]) != list(test["sha256"]):
+        return []
+    return [difference(job.settings, name, test, f"{register.alias}, version {standing.version}", own)]
+
+
+def difference(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> report.Gain:
+    """AUROC of one model's rows less that of others', of the same images in the same order."""
+    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    both = others["probability"].to_numpy(), rows["probability"].to_numpy()
     bounds = bootstrap.auroc_difference(labels, *both, groups, settings.evaluate.resamples, settings.seed)
     before, after = (metrics.auroc(labels, probabilities) for probabilities in both)
-    return {"of": FINETUNED, "over": HEAD, "auroc": after - before, "interval": bounds}
+    return {"of": of, "over": over, "auroc": after - before, "interval": bounds}
 
 
 def as_metrics(model: report.ModelFacts) -> dict[str, float]:
@@ -252,7 +274,7 @@ def report_facts(
     images: dict[str, Any],
     models: dict[str, dict[str, Any]],
     measured: list[report.ModelFacts],
-    gain: report.Gain | None,
+    gains: list[report.Gain],
     deciding: report.Deciding,
 ) -> report.Facts:
     head = models[HEAD]
@@ -273,7 +295,7 @@ def report_facts(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": job.run_id,
         "dataset": judging.dataset_facts(job, images),
-        "settings": judging.settings_shown(job.settings),
+        "settings": config.shown(job.settings),
         "lineage": {
             "dataset": images["id"],
             "backbone": f"{head['spec']['backbone']}, {head['weights_origin']} weights {head['weights_id']}",
@@ -283,7 +305,7 @@ def report_facts(
             "commit": lineage.commit(),
         },
         "models": measured,
-        "gain": gain,
+        "gains": gains,
         "deciding": deciding,
         "training": epochs,
         "best": best,

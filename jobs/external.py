@@ -15,7 +15,7 @@ from pyspark.sql import DataFrame
 
 from jobs import evaluate, ingest, judging
 from jobs.job import Job, say
-from melanoma_spark import __version__, files, inference, lineage, report, serving, session, store, subgroups
+from melanoma_spark import __version__, config, files, inference, lineage, report, serving, session, store, subgroups
 from melanoma_spark.errors import DataError
 
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
@@ -120,7 +120,7 @@ def report_facts(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": job.run_id,
         "dataset": judging.dataset_facts(job, images),
-        "settings": judging.settings_shown(job.settings),
+        "settings": config.shown(job.settings),
         "lineage": {
             "dataset": images["id"],
             "model": name,
@@ -129,7 +129,7 @@ def report_facts(
             "commit": lineage.commit(),
         },
         "models": [measured],
-        "gain": None,
+        "gains": [],
         "deciding": {
             "name": name,
             "subgroups": own,

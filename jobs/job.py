@@ -96,9 +96,10 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
     from melanoma_spark import lease, session
 
     started = time.monotonic()
-    # not where images lie: a run is shown to others
-    parameters = {key: value for key, value in config.flat(job.settings).items() if key not in ("archive", "warehouse")}
-    with lease.held(job.warehouse, name), job.tracker.run(name, tags, parameters) as run_id:
+    with lease.held(job.warehouse, name), job.tracker.run(name, tags, config.compared(job.settings)) as run_id:
+        if "job" in tags:  # the outermost run
+            text = "".join(f"{key}: {value}\n" for key, value in config.shown(job.settings).items())
+            job.tracker.artifact("settings.txt", text.encode())
         session.describe(job.spark, name)
         summary = stage(replace(job, run_id=run_id))
         seconds = time.monotonic() - started

@@ -13,7 +13,6 @@ from pyspark.sql import types as t
 from jobs.job import Job
 from melanoma_spark import (
     bootstrap,
-    config,
     figures,
     files,
     gradcam,
@@ -58,11 +57,6 @@ def dataset_facts(job: Job, images: dict[str, Any]) -> report.Dataset:
         "sources": told_of(job, images, "source"),
         "licences": told_of(job, images, "licence"),
     }
-
-
-def settings_shown(settings: config.Settings) -> dict[str, str]:
-    """Not where images lie: a report is shown to others."""
-    return {key: value for key, value in config.flat(settings).items() if key not in ("archive", "warehouse")}
 
 
 def by_subgroup(job: Job, images: dict[str, Any], test: pd.DataFrame, threshold: float) -> list[subgroups.Subgroup]:

@@ -379,6 +379,37 @@ def flat(settings: BaseModel, prefix: str = "") -> dict[str, str]:
     return found
 
 
+# Where images lie is nobody's business who looks at a run, and a server's address may hold a password.
+PRIVATE = ("archive", "warehouse", "mlflow.tracking_uri")
+OF_MODELS = (
+    "target",
+    "split",
+    "image_size",
+    "seed",
+    "training_seed",
+    "ranks",
+    "backbone",
+    "featurize",
+    "head",
+    "finetune",
+)
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """`flat`, without what is private: for reports and runs."""
+    return {key: value for key, value in flat(settings).items() if key not in PRIVATE}
+
+
+def compared(settings: Settings) -> dict[str, str]:
+    """Of those, what makes one model another, and whatever is not as by default: what people compare runs by."""
+    usual = flat(Settings())
+    return {
+        key: value
+        for key, value in shown(settings).items()
+        if key.partition(".")[0] in OF_MODELS or usual.get(key) != value
+    }
+
+
 def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
     """Every dotted key with its default and description, for `--help`."""
     found: dict[str, str] = {}

@@ -331,6 +331,16 @@ def test_valid_keys_show_default_and_description():
     assert valid["mlflow.experiment"] == "[melanoma]"
 
 
+def test_what_is_shown_holds_no_place_and_no_password():
+    words = ["archive=/data/ward7", "warehouse=/data/w", "mlflow.tracking_uri=http://user:secret@host:5000", "ranks=3"]
+    settings = config.load(None, [*words, "search.trials=5"])
+    for found in (config.shown(settings), config.compared(settings)):
+        assert not any("ward7" in text or "/data/w" in text or "secret" in text for text in found.values())
+        assert (found["ranks"], found["search.trials"]) == ("3", "5")
+    assert config.shown(settings).keys() - config.compared(settings).keys() >= {"search.folds", "ingest.min_side"}
+    assert "search.trials" not in config.compared(config.Settings())
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a:1", " x"])
 def test_names_of_models_are_those_of_folders(name):
     with pytest.raises(ConfigError, match=r"register\.name"):

@@ -78,6 +78,38 @@ def test_confusion_matrix_lies_on_the_roc_curve(sample):
         assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)
 
 
+def test_a_thousand_random_cases_agree_with_scikit_learn():
+    """Of one image to 60, one label or both, few distinct probabilities or many, 0 and 1 among them."""
+    generator = np.random.default_rng(0)
+    degenerate = 0
+    for _ in range(1000):
+        n = int(generator.integers(1, 60))
+        labels = (generator.random(n) < generator.choice([0, 0.1, 0.5, 0.9, 1])).astype(int)
+        probabilities = np.round(generator.random(n), int(generator.choice([0, 1, 2, 12])))
+        decided = probabilities >= 0.5
+        one_label = len(set(labels)) == 1
+        degenerate += one_label or len(set(probabilities)) == 1
+        matrix = metrics.confusion_matrix_at(labels, probabilities, 0.5)
+        expected = {
+            "auroc": np.nan if one_label else sklearn.metrics.roc_auc_score(labels, probabilities),
+            # of positives alone scikit-learn says 1, whatever the scores: no ranking, so undefined here
+            "auprc": np.nan if one_label else sklearn.metrics.average_precision_score(labels, probabilities),
+            "brier": np.mean((probabilities - labels) ** 2),
+            "log_loss": sklearn.metrics.log_loss(labels, probabilities, labels=[0, 1]),
+            "sensitivity": sklearn.metrics.recall_score(labels, decided, zero_division=np.nan),
+            "specificity": sklearn.metrics.recall_score(labels, decided, pos_label=0, zero_division=np.nan),
+            "ppv": sklearn.metrics.precision_score(labels, decided, zero_division=np.nan),
+            "npv": sklearn.metrics.precision_score(labels, decided, pos_label=0, zero_division=np.nan),
+            "accuracy": sklearn.metrics.accuracy_score(labels, decided),
+        }
+        if not one_label:
+            expected["balanced_accuracy"] = sklearn.metrics.balanced_accuracy_score(labels, decided)
+        for name, value in expected.items():
+            found = getattr(matrix, name) if hasattr(matrix, name) else getattr(metrics, name)(labels, probabilities)
+            np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=f"{name} {labels} {probabilities}")
+    assert degenerate > 200
+
+
 def test_auroc_counts_a_tie_as_half():
     assert metrics.auroc([0, 1], [0.5, 0.5]) == 0.5
     assert metrics.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4

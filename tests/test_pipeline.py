@@ -386,11 +386,21 @@ def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
             assert str(line.folder) not in given.dataset.source, "where images lie is nobody's business"
 
 
-def test_settings_are_parameters_of_the_run(line, runs):
-    expected = config.flat(line.job.settings)
-    assert runs["pipeline"].data.params == {
-        key: value for key, value in expected.items() if key not in ("archive", "warehouse")
-    }
+def test_what_makes_the_model_is_a_parameter_of_the_run_and_all_settings_are_an_artifact(line, runs):
+    line.tracker()
+    expected = config.compared(line.job.settings)
+    assert runs["pipeline"].data.params == expected
+    assert {"head.hidden", "finetune.batch_size", "ingest.test_fraction"} <= expected.keys(), "the last is no default"
+    assert "search.trials" not in expected
+    text = Path(mlflow.MlflowClient().download_artifacts(runs["pipeline"].info.run_id, "settings.txt")).read_text()
+    assert text == "".join(f"{key}: {value}\n" for key, value in config.shown(line.job.settings).items())
+    assert str(line.folder) not in text
+
+
+def test_the_outermost_run_has_system_metrics(runs):
+    for name, run in runs.items():
+        found = {key for key in run.data.metrics if key.startswith("system/")}
+        assert ("system/cpu_utilization_percentage" in found) == (name == "pipeline"), name
 
 
 def test_counts_and_ids_are_logged(line, runs):

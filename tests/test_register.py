@@ -53,6 +53,8 @@ def test_the_first_model_is_champion_and_challenger(line):
 
 
 def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_back(worse):
+    page = (worse.folder / "reports" / worse.manifest("reports")["path"] / "report.html").read_text()
+    assert "less that of <b>champion, version 1</b>" in page
     told = register(worse)
     assert (
         "melanoma version 2 is challenger only, version 1 stays champion; refused by auroc_margin: AUROC less" in told

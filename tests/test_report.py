@@ -79,7 +79,7 @@ def facts(measured):
         settings={"target": "malignant", "tracking": "https://mlflow.example/"},
         lineage={"weights": "sha256:bfe5", "git commit": "3f2d9c4"},
         models=copy.deepcopy(measured),
-        gain={"of": "fine-tuned", "over": "head alone", "auroc": 0.134, "interval": (-0.0021, 0.2)},
+        gains=[{"of": "fine-tuned", "over": "head alone", "auroc": 0.134, "interval": (-0.0021, 0.2)}],
         deciding=deciding(),
         training=[
             {"phase": "head", "epoch": 1, "loss": 0.51, "validation_loss": 0.61, "validation_auroc": 0.81},
@@ -216,7 +216,7 @@ def test_the_headline_stands_before_plots_and_tables(facts):
 
 
 def test_one_model_has_no_gain(facts):
-    facts["gain"] = None
+    facts["gains"] = []
     assert "on the same images" not in Page(report.render(facts)).words
 
 
@@ -266,6 +266,13 @@ def test_the_model_card_says_the_same(facts):
     assert all(line.endswith("|") for line in tables)
     facts["deciding"] |= {"shortcuts": None, "subgroups": []}
     assert "no subgroup could be looked at" in report.card(facts)
+
+
+def test_the_page_says_licences_and_what_others_have_reached(facts):
+    words = Page(report.render(facts)).words
+    assert "Sources: a hospital | <b>. Licences: CC BY-NC 4.0" in words
+    for told in report.PUBLISHED:
+        assert f"{told.data} {told.result} {told.source}" in words
 
 
 def test_what_was_not_looked_at_has_no_section(facts):
