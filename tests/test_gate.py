@@ -28,7 +28,8 @@ def test_without_rules_there_is_no_verdict(rows):
 
 
 def test_every_rule_has_a_verdict(rows):
-    found = gate.verdicts(config.Gate(), *rows[:3], 0.5, rows[3], [], 0, resamples=20)
+    rules = config.Gate(sensitivity=0.9, calibration_error=0.1, subgroup_auroc=0.8)
+    found = gate.verdicts(rules, *rows[:3], 0.5, rows[3], [], 0, resamples=20)
     assert [verdict.rule for verdict in found] == list(config.Gate.model_fields)
 
 

@@ -61,5 +61,5 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name):
     pooled = plain.predict(module.preprocess_input(pixels.astype(np.float32)), verbose=0).mean(axis=(1, 2))
     expected = 1 / (1 + np.exp(-(np.maximum(pooled @ hidden + hidden_bias, 0) @ last + last_bias)[:, 0]))
     assert len(rows) > 10
-    np.testing.assert_allclose(rows["probability"], expected, atol=1e-4)
+    np.testing.assert_allclose(rows["raw_probability"], expected, atol=1e-4)
     assert pd.Series(expected).nunique() > 5

@@ -154,7 +154,7 @@ def test_gradients_are_averaged_before_they_are_applied(two):
         optimizer.apply([np.full((2, 3), 1.0, "float32"), np.float32(step - 0.5)], variables)
     for one in two[0]:
         for found, expected in zip(one["stepped"], variables, strict=True):
-            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6)
+            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_two_ranks_train_to_equal_weights_and_to_those_of_one(two, alone):
