@@ -13,28 +13,19 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import DataFrame
 
-from jobs import evaluate, ingest, judging
-from jobs.job import Job, say
+from jobs import ingest, judging
+from jobs.job import Job, archive_id, say
 from melanoma_spark import __version__, config, files, inference, lineage, report, serving, session, store, subgroups
 from melanoma_spark.errors import DataError
 
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
 
 
-def either(job: Job) -> str:
-    """The job `evaluate`: of the warehouse's own test split, or of another archive when one is named."""
-    images = store.manifest(job.warehouse, "images") or {}
-    archive = job.settings.archive
-    if archive and images.get("archive", "") not in ("", ingest.archive_id(archive)):
-        return run(job)
-    return evaluate.run(job)
-
-
 def run(job: Job) -> str:
     settings = job.settings
     version, artifacts = job.tracker.model_files(settings.score.model)
     scorer = serving.unpack(artifacts)
-    place = files.join(job.warehouse, "external", ingest.archive_id(str(settings.archive)))
+    place = files.join(job.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
     own = replace(job, warehouse=place, settings=settings.model_copy(update=changes))
     say(f"ingest: {ingest.run(own)}")

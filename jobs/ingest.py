@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
-from jobs.job import Job, main
+from jobs.job import Job, archive_id, main
 from melanoma_spark import (
     archive,
     census,
@@ -40,11 +40,6 @@ def run(job: Job) -> str:
         return staged(job, stage)
     finally:
         files.remove(stage)
-
-
-def archive_id(archive: str) -> str:
-    """Which archive this is, without telling where it lies."""
-    return lineage.content_id([files.url_of(archive)])
 
 
 def clear(warehouse: str) -> None:

@@ -82,6 +82,11 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 
+def archive_id(archive: str) -> str:
+    """Which archive this is, without telling where it lies."""
+    return lineage.content_id([files.url_of(archive)])
+
+
 def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
     """The manifest of what stands under `name`; MLflow is told that the run reads it. Raises as `store.need`."""
     from melanoma_spark import store

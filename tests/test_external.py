@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs import external
+from jobs import evaluate
 from jobs.job import run_stage
 from melanoma_spark import drawing, images, metrics, network, store
 from melanoma_spark.errors import DataError
@@ -24,7 +24,7 @@ def evaluated(line, archive, **changes):
     settings = line.job.settings.model_copy(update={"archive": str(archive), **changes})
     job = replace(line.job, settings=settings, tracker=line.tracker())
     with contextlib.redirect_stdout(io.StringIO()) as text:
-        run_stage(job, "evaluate", external.either, {"stage": "evaluate"})
+        run_stage(job, "evaluate", evaluate.either, {"stage": "evaluate"})
     told = text.getvalue()
     if "report file://" not in told:
         return told, None
