@@ -90,7 +90,8 @@ def run(job: Job) -> str:
     files.write_bytes(files.join(folder, "predictions", "predictions.parquet"), table.to_parquet(index=False))
 
     test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
-    measured = [measure(name, table[table["model"] == name], calibrations[name], settings) for name in models]
+    patients = judging.patients_of(job, images, test)
+    measured = [measure(name, table[table["model"] == name], calibrations[name], settings, patients) for name in models]
     threshold = measured[-1]["operating_point"].threshold
     found = report.Deciding(
         name=deciding,
@@ -208,9 +209,16 @@ def calibrated(
 
 
 def measure(
-    name: str, table: pd.DataFrame, fitted: calibration.Calibration, settings: config.Settings
+    name: str,
+    table: pd.DataFrame,
+    fitted: calibration.Calibration,
+    settings: config.Settings,
+    patients: list[str | None],
 ) -> report.ModelFacts:
-    """The figures of one model: calibration and operating point from validation, everything else on test."""
+    """The figures of one model: calibration and operating point from validation, everything else on test.
+
+    `patients` are those of the test images by `sha256`.
+    """
     validation, test = (
         tuple(side[column].to_numpy() for column in ("label", "raw_probability", "group"))
         for side in (table[table["split"] == split].sort_values("sha256") for split in ("validation", "test"))
@@ -220,7 +228,7 @@ def measure(
     name_of_point = POINT_NAMES[operating_points.parse_rule(rule)[0]]
     point = operating_points.choose(validation[0], fitted.apply(validation[1]), rule, name_of_point)
     return report.model_facts(
-        name, fitted, point, validation[:2], test, chosen.resamples, settings.seed, chosen.prevalences
+        name, fitted, point, validation[:2], test, chosen.resamples, settings.seed, chosen.prevalences, patients
     )
 
 

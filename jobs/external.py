@@ -104,7 +104,8 @@ def report_facts(
     point = scorer.operating_point
     rows = tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group"))
     drawn = chosen.resamples, job.settings.seed, chosen.prevalences
-    measured = report.model_facts(name, scorer.calibration, point, None, rows, *drawn)
+    patients = judging.patients_of(job, images, test)
+    measured = report.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
     own: list[subgroups.Subgroup] = judging.by_subgroup(job, images, test, point.threshold)
     return {
         "title": f"{name} on another archive, dataset {images['id']}",

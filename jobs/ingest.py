@@ -187,7 +187,7 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
     url = files.join(job.warehouse, "decoded", recipe_id)
     todo = readable
     if files.matches(url, "*.parquet"):
-        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{archive.GONE}'")
+        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{images.GONE}'")
         keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
         same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
         todo = readable.join(keys, same, "left_anti")

@@ -33,6 +33,7 @@ class Job:
     warehouse: str
     tracker: Any
     run_id: str = ""
+    lease: Any = None
 
 
 Stage = Callable[[Job], str]
@@ -101,12 +102,15 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
     from melanoma_spark import lease, session
 
     started = time.monotonic()
-    with lease.held(job.warehouse, name), job.tracker.run(name, tags, config.compared(job.settings)) as run_id:
+    with (
+        lease.held(job.warehouse, name, job.settings.wait) as own,
+        job.tracker.run(name, tags, config.compared(job.settings)) as run_id,
+    ):
         if "job" in tags:  # the outermost run
             text = "".join(f"{key}: {value}\n" for key, value in config.shown(job.settings).items())
             job.tracker.artifact("settings.txt", text.encode())
         session.describe(job.spark, name)
-        summary = stage(replace(job, run_id=run_id))
+        summary = stage(replace(job, run_id=run_id, lease=own))
         seconds = time.monotonic() - started
         job.tracker.metrics({"seconds": seconds})
     say(f"{name}: {summary}; {seconds:.1f} s")

@@ -149,6 +149,13 @@ def in_isics_format(job: Job, images: dict[str, Any], test: pd.DataFrame) -> dic
     return found
 
 
+def patients_of(job: Job, images: dict[str, Any], test: pd.DataFrame) -> list[str | None]:
+    """Of each row of `test`."""
+    stored = pixels_of(job, images).where("split = 'test'").select("sha256", "patient_id")
+    told = pd.DataFrame(stored.toPandas()).set_index("sha256")["patient_id"]
+    return [None if pd.isna(patient) else str(patient) for patient in told.loc[test["sha256"]]]
+
+
 def told_of(job: Job, images: dict[str, Any], column: str) -> list[str]:
     """What the archive says of its images in a column, most images first; at most ten."""
     stored = pixels_of(job, images).where(f.col(column).isNotNull())

@@ -6,7 +6,7 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
-from jobs.job import Job, main, run_stage, say
+from jobs.job import Job, dataset, main, run_stage, say
 from melanoma_spark import files, store
 
 STAGES = {
@@ -28,6 +28,7 @@ def run(job: Job) -> str:
 
 def closing(job: Job) -> str:
     """The figures and places a person asks for first."""
+    dataset(job, "images", "ingest")
     report = store.need(job.warehouse, "reports", "evaluate")
     job.tracker.metrics(report["metrics"])
     folder = store.data_url(job.warehouse, "reports", report)

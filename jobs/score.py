@@ -1,100 +1,229 @@
-"""score: an archive through the model behind an alias -> `scores/`, a row for every image.
+"""score: what is new in an archive through the model behind an alias -> `scores/`, one row for every image.
 
-What the same model version has scored before is not read again: a second run over the same archive adds nothing.
+A file that was scored before, by name, size and time, is not read again; a copy of an image that was, by content, has
+no second row. A batch is in `scores/` whole or not at all; a killed run is gone on with by the next one.
+
+`score status` tells the last batches.
+
+exit status: 0 done, or nothing to do; 5 another score job is at work on the warehouse (wait=SECONDS waits for it);
+2, 3, 4 settings, cluster, data, as every job
 
 example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
 
 from __future__ import annotations
 
+import math
+import sys
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
-from pyspark.sql import types as t
 
-from jobs.job import Job, main
-from melanoma_spark import archive, files, inference, schemas, serving, session
+from jobs.job import Job, archive_id, main, say
+from melanoma_spark import archive, inference, ledger, lineage, schemas, serving, session, store
+from melanoma_spark.errors import ClusterError
+
+LOST = 0.05  # of a batch may be computed twice after a kill
+ROWS_A_PARTITION = 100_000  # of a join
+MOST_WAITING = 512  # rows that a task keeps to itself
+
+
+@dataclass(frozen=True)
+class Run:
+    """What there is when a run begins."""
+
+    job: Job
+    model: str
+    version: str
+    scorer: serving.Scorer
+    place: str  # where its rows wait until all are there
+    listing: DataFrame  # of images, with `source_key`
+    listed: int
+    done: DataFrame  # `schemas.LEDGER`
+    before: DataFrame  # `schemas.SCORED`: rows that a killed run has left
+    kept: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model} version {self.version}"
+
+
+@dataclass(frozen=True)
+class New:
+    """What an archive holds that was not there before."""
+
+    rows: DataFrame  # of the listing, with `source_key`: a row for each content, and for each file that is not read
+    copies: DataFrame  # `schemas.LEDGER`: files whose content was, or will be, scored under another name
+    computed: int
+    copied: int
+    known: int  # files that were there before
+    unreadable: int  # of these, those that still cannot be read
 
 
 def run(job: Job) -> str:
-    spark, settings = job.spark, job.settings
-    version, artifacts = job.tracker.model_files(settings.score.model)
-    scorer = serving.unpack(artifacts)
-    listing = archive.listing(spark, settings).where("role = 'image'").persist()
-    todo = new_files(job, listing, version).persist()
-    listed, new = listing.count(), todo.count()
-    name = f"{version.name} version {version.version}"
-    if not new:
-        return f"{listed} images listed, all scored before by {name}; nothing to do"
+    if job.settings.score.action == "status":
+        return status(job)
+    return batch(job)
 
-    batch = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    session.describe(spark, f"score: {new} images with {name}")
-    # Written beside and moved in place whole: readers of scores/ skip names that start with an underscore.
-    staged = files.join(job.warehouse, "scores", f"_staged-{batch}")
-    target = files.join(job.warehouse, "scores", f"batch_id={batch}")
+
+def status(job: Job) -> str:
+    found = ledger.batches(job.warehouse, job.settings.score.shown)
+    for facts in found:
+        counts = facts.get("counts", {})
+        told = ", ".join(f"{counts[key]} {key}" for key in ("scored", "rejected", "copies") if key in counts)
+        model = f"{facts['model']} version {facts['model_version']}" if "model" in facts else "of before version 0.2"
+        verdict = facts.get("verdict", "")
+        say(f"{facts['batch_id']}  {facts.get('committed_at', '')}  {model}  {told}  {verdict}".rstrip())
+    return f"{len(ledger.committed(job.warehouse))} batches in scores/, {len(found)} shown, the newest first"
+
+
+def batch(job: Job) -> str:
+    spark, warehouse, settings = job.spark, job.warehouse, job.settings
+    found, artifacts = job.tracker.model_files(settings.score.model)
+    scorer, model, version = serving.unpack(artifacts), str(found.name), str(found.version)
+    ledger.tidy(spark, warehouse)
+    done = ledger.known(spark, warehouse, model, version if settings.score.anew else None)
+    work = lineage.content_id([model, version, scorer.model_id, settings.privacy.model_dump(mode="json")])
+    place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
+    before = ledger.waiting(spark, place, done)  # not persisted: Spark would then give these rows for later ones
+    listing = ledger.keyed(archive.listing(spark, settings).where("role = 'image'")).persist()
+    own = Run(job, model, version, scorer, place, listing, listing.count(), done, before, before.count())
     try:
-        rows = scored(job, todo, new, scorer, version)
-        rows.write.parquet(staged)
-        counts = {row.status: row["count"] for row in spark.read.parquet(staged).groupBy("status").count().collect()}
-        files.rename(staged, target)
+        with session.shuffle_partitions(spark, session.slots(spark) + (own.listed + own.kept) // ROWS_A_PARTITION):
+            return whole(own)
     finally:
-        files.remove(staged)
-    job.tracker.metrics({"listed": listed, "scored_before": listed - new, **counts})
-    job.tracker.tags({"batch_id": batch, "model_version": str(version.version)})
-    told = " + ".join(f"{counts.get(status, 0)} {status}" for status in ("scored", "rejected"))
-    return f"{listed} images listed = {told} + {listed - new} scored before, by {name}; {target}"
+        listing.unpersist()
 
 
-def new_files(job: Job, listing: DataFrame, version: Any) -> DataFrame:
-    """The listed files that this model version has no row for: by path, size and time of modification."""
-    if not files.matches(files.join(job.warehouse, "scores"), "batch_id=*"):
-        return listing
-    done = (
-        job.spark.read.parquet(files.join(job.warehouse, "scores"))
-        .where((f.col("model_name") == version.name) & (f.col("model_version") == str(version.version)))
-        .where(f.col("reason").isNull() | (f.col("reason") != archive.GONE))
-        .select("source_uri", "source_bytes", "source_modified")
+def whole(own: Run) -> str:
+    """Computes what is new, and commits it with what waits."""
+    new = news(own)
+    total = own.kept + new.computed
+    if not total + new.copied:
+        ledger.remove(own.place)
+        left = f", of which {new.unreadable} still cannot be read" if new.unreadable else ""
+        return f"{own.listed} images listed, all scored before by {own.name}{left}; nothing to do"
+    if own.kept:
+        say(f"  a killed run has left {own.kept} rows, which are not computed again")
+    if new.computed:
+        compute(own, new)
+    batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    return committed(own, new, batch_id, total)
+
+
+def committed(own: Run, new: New, batch_id: str, total: int) -> str:
+    """Makes all rows that wait a batch of `scores/`."""
+    job, warehouse = own.job, own.job.warehouse
+    rows = ledger.waiting(job.spark, own.place, own.done)
+    staged = ledger.stage(rows, warehouse, batch_id, total)
+    written = job.spark.read.schema(schemas.SCORED).parquet(staged)
+    statuses = {row.status: row["count"] for row in written.groupBy("status").count().collect()}
+    counts = {
+        "listed": own.listed,
+        "scored": statuses.get("scored", 0),
+        "rejected": statuses.get("rejected", 0),
+        "copies": new.copied,
+        "scored_before": new.known,
+        "left_by_a_killed_run": own.kept,
+    }
+    facts = {
+        "batch_id": batch_id,
+        "committed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": own.model,
+        "model_version": own.version,
+        "archive_id": archive_id(str(job.settings.archive)),
+        "run_id": job.run_id,
+        "counts": counts,
+    }
+    job.tracker.metrics(counts)
+    job.tracker.tags({"batch_id": batch_id, "model_version": own.version})
+    index = ledger.entries(written).unionByName(new.copies)
+    if job.lease:
+        job.lease.check()
+    target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts)
+    ledger.remove(own.place)
+    told = " + ".join(f"{counts[key]} {key}" for key in ("scored", "rejected", "copies"))
+    return f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {target}"
+
+
+def news(own: Run) -> New:
+    """What of a listing has neither a row in `scores/` nor one that waits, by name and then by content."""
+    waits = ledger.entries(own.before)
+    settled = own.done.where("done").unionByName(waits.where("done"))
+    todo = ledger.unknown(own.listing, own.listed, settled).persist()
+    count = todo.count()
+    known = own.listed - count
+    if own.kept:
+        known -= own.listing.join(waits.where("done").select("source_key"), "source_key", "left_semi").count()
+    if not count:
+        return New(todo, waits.limit(0), 0, 0, known, 0)
+    session.describe(own.job.spark, f"score: the content of {count} files")
+    with session.progress(own.job.spark, "parts read"):
+        read = archive.hashed(todo, count, own.job.settings).persist()
+        read.count()
+    told = todo.select("source_key", "source_uri").join(read, "source_key")
+    contents = told.where("sha256 is not null").withColumn("content", f.unhex("sha256"))
+    seen = settled.where("sha256 is not null").select(f.col("sha256").alias("content")).distinct()
+    fresh = contents.join(seen, "content", "left_anti")
+    by_name = f.min_by("source_key", f.struct("source_uri", "source_key")).alias("source_key")
+    first = fresh.groupBy("content").agg(by_name)
+    copies = contents.join(first, "source_key", "left_anti").select(
+        "source_key", "source_uri", "image_id", f.col("content").alias("sha256"), f.lit(True).alias("done")
     )
-    same = (
-        (listing["source_uri"] == done["source_uri"])
-        & (listing["length"] == done["source_bytes"])
-        & listing["modified"].eqNullSafe(done["source_modified"])
+    # what cannot be read is told once, and tried again by every run
+    told_before = own.done.unionByName(waits).where("not done").select("source_key").distinct()
+    lost = told.where("sha256 is null").join(told_before, "source_key", "left_anti")
+    nothing = f.lit(None).cast("string")
+    chosen = (
+        first.select("source_key", nothing.alias("why"), nothing.alias("what"))
+        .unionByName(lost.select("source_key", f.col("reason").alias("why"), f.col("detail").alias("what")))
+        .persist()
     )
-    return listing.join(done, same, "left_anti")
+    rows = todo.join(chosen, "source_key").withColumns({"reason": f.col("why"), "detail": f.col("what")})
+    computed, copied = chosen.count(), copies.persist().count()
+    unreadable = count - computed - copied
+    return New(rows, copies, computed, copied, known + unreadable, unreadable)
 
 
-def scored(job: Job, todo: DataFrame, count: int, scorer: serving.Scorer, version: Any) -> DataFrame:
-    """Rows of `schemas.SCORES`, but for the batch, which the folder names."""
-    spark, settings = job.spark, job.settings
+def compute(own: Run, new: New) -> None:
+    """Rows of `schemas.SCORED` for all that is new, as files in the run's place: what was finished is not lost."""
+    spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
+    session.describe(spark, f"score: {new.computed} images with {own.name}")
     tensors = spark.sparkContext.broadcast(scorer.tensors)
-    kinds = dict.fromkeys(serving.NUMBERS, t.DoubleType())
-    result = t.StructType([t.StructField(key, kinds.get(key, t.StringType())) for key in serving.OUTPUTS])
     # The closures below travel to the executors; the weights go once, as the broadcast.
     light = serving.without_tensors(scorer)
-    compute = inference.over_batches(
+    size = settings.score.batch_size
+    predict = inference.over_batches(
         f"score {scorer.model_id}",
         inference.network_loader(scorer.spec, tensors, session.task_threads(spark)),
         light.prepare,
         light.finish,
-        settings.score.batch_size,
+        size,
     )
-    found = archive.computed(todo, count, settings, compute, result, settings.score.batch_size)
-    return (
-        found.withColumnRenamed("length", "source_bytes")
-        .withColumnRenamed("modified", "source_modified")
-        .withColumns(
-            {key: f.when(f.col("status") == "scored", f.col(key)) for key in ("probability", "raw_probability")}
-        )
-        .withColumn("model_name", f.lit(version.name))
-        .withColumn("model_version", f.lit(str(version.version)))
-        .withColumn("run_id", f.lit(job.run_id))
-        .withColumn("scored_at", f.lit(datetime.now(UTC)).cast("timestamp"))
-        .select(*(name for name in schemas.SCORES.names if name != "batch_id"))
-    )
+    facts = {
+        "model_name": own.model,
+        "model_version": own.version,
+        "run_id": own.job.run_id,
+        "scored_at": datetime.now(UTC),
+    }
+    most = min(MOST_WAITING, max(size, math.floor(LOST * new.computed / session.slots(spark))))
+    write = store.parts(own.place, schemas.SCORED, most)
+    names = {"length": "source_bytes", "modified": "source_modified"}
+
+    def written(frames: Any) -> Any:
+        return write(frame.rename(columns=names).assign(**facts)[schemas.SCORED.names] for frame in frames)
+
+    told = archive.computed(new.rows, new.computed, settings, predict, size, written, store.PARTS)
+    with session.progress(spark, "parts scored"):
+        total = told.agg(f.sum("rows")).collect()[0][0]
+    if total != new.computed:
+        raise ClusterError(f"{total} rows were computed of {new.computed} images; run score again")
 
 
 if __name__ == "__main__":
-    main("score", __doc__, run, needs_archive=True)
+    sys.argv[1:] = ["score.action=status" if word == "status" else word for word in sys.argv[1:]]
+    main("score", __doc__, run, needs_archive="score.action=status" not in sys.argv)

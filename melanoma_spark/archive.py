@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
-from pyspark.sql import types as t
 
 from melanoma_spark import config, containers, files, images, layouts, schemas, session
 from melanoma_spark.errors import ConfigError, DataError, ImageError
@@ -40,8 +39,6 @@ IMAGE = schemas.DECODED.names.index("image")
 Item = TypeVar("Item")
 Write = Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]
 Compute = Callable[[Iterator[list[bytes | ImageError]]], Iterator[pd.DataFrame]]
-
-GONE = "unreadable"  # the only reason that says nothing of the content: such a file is tried again by the next ingest
 
 
 def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
@@ -120,7 +117,7 @@ def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
             if not folder:
                 why = files.reason(error)
                 raise DataError(f"archive {root} cannot be read by a worker: {why}; {way_out}") from None
-            yield _row(root, folder, None, 0, None, reason=GONE, detail=f"the folder: {files.reason(error)}")
+            yield _row(root, folder, None, 0, None, reason=images.GONE, detail=f"the folder: {files.reason(error)}")
             continue
         below = []
         for info in sorted(infos, key=lambda info: info["name"]):
@@ -187,7 +184,7 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
                     root, container.file, "file", **whole, reason="empty", detail=f"a {kind} without files in it"
                 )
     except OSError as error:
-        yield _row(root, container.file, "file", **whole, reason=GONE, detail=files.reason(error))
+        yield _row(root, container.file, "file", **whole, reason=images.GONE, detail=files.reason(error))
 
 
 def _member(root: str, container: Any, kind: str, member: containers.Member) -> tuple[Any, ...]:
@@ -336,7 +333,9 @@ def in_reading_order(rows: DataFrame, count: int) -> DataFrame:
     chunk = place.otherwise((f.col("index") / CHUNK).cast("int"))
     spread = min(max(session.slots(rows.sparkSession), -(-count // CHUNK)), 20_000)
     unread = f.col("reason").isNotNull()
-    return in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", unread, "offset")
+    return (
+        in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", unread, "offset", "path")
+    )
 
 
 def contents(root: str, batches: Iterable[pd.DataFrame], max_bytes: int) -> Iterator[tuple[Any, bytes | ImageError]]:
@@ -366,10 +365,10 @@ def _bytes_of(root: str, row: Any, max_bytes: int) -> bytes | ImageError:
                 return ImageError("too_many_bytes", f"over {max_bytes} bytes when it was read")
             return content
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            return ImageError(GONE, files.reason(error))
+            return ImageError(images.GONE, files.reason(error))
         except OSError as error:
             if attempt == ATTEMPTS:
-                return ImageError(GONE, f"{files.reason(error)} ({ATTEMPTS} attempts)")
+                return ImageError(images.GONE, f"{files.reason(error)} ({ATTEMPTS} attempts)")
             time.sleep(attempt)
     raise AssertionError("unreachable")
 
@@ -397,7 +396,7 @@ def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterato
     for _ in members:  # those that were not asked for any more
         pass
     for row in asked.values():
-        yield row, ImageError(GONE, detail)
+        yield row, ImageError(images.GONE, detail)
 
 
 def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tuple[Any, bytes | ImageError]]:
@@ -435,13 +434,37 @@ def decode(
     return in_reading_order(listed, count).mapInPandas(written, told)  # type: ignore[arg-type]
 
 
-def computed(
-    listed: DataFrame, count: int, settings: config.Settings, compute: Compute, result: t.StructType, batch_size: int
-) -> DataFrame:
-    """Each of `count` rows of a listing as a row of `schemas.SOURCE` and `result`.
+def hashed(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
+    """Each of `count` rows of a listing, with `source_key`, as a row of `schemas.READ`: what its content is."""
+    root, _ = located(settings.archive)
+    max_bytes, name = settings.ingest.max_bytes, naming(settings)
 
-    `compute` is handed the files' bytes, or why there are none, `batch_size` at a time, and gives a frame of `result`
-    for each, in one stage with the reading: images do not travel to the JVM and back, and a slot has one worker.
+    def told(row: Any, content: bytes | ImageError) -> tuple[Any, ...]:
+        if isinstance(content, ImageError):
+            return (row.source_key, name(row.image_id), None, content.reason, content.detail)
+        return (row.source_key, name(row.image_id), images.sha256(content), None, None)
+
+    def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        found = read_ahead(contents(root, batches, max_bytes))
+        yield from frames((told(row, content) for row, content in found), schemas.READ)
+
+    return in_reading_order(listed, count).mapInPandas(rows, schemas.READ)  # type: ignore[arg-type]
+
+
+def computed(
+    listed: DataFrame,
+    count: int,
+    settings: config.Settings,
+    compute: Compute,
+    batch_size: int,
+    write: Write,
+    told: Any,
+) -> DataFrame:
+    """Each of `count` rows of a listing as a row of `schemas.SOURCE` and what `compute` finds, handed to `write`.
+
+    `compute` is handed the files' bytes, or why there are none, `batch_size` at a time, and gives a frame for each, in
+    one stage with the reading: images do not travel to the JVM and back, and a slot has one worker. What `write` tells
+    of the rows, of schema `told`, comes back.
     """
     root, _ = located(settings.archive)
     max_bytes, name = settings.ingest.max_bytes, naming(settings)
@@ -461,8 +484,10 @@ def computed(
             places = [read.popleft() for _ in range(len(frame))]
             yield pd.concat([pd.DataFrame(places, columns=schemas.SOURCE.names, dtype=object), frame], axis=1)
 
-    schema = t.StructType([*schemas.SOURCE, *result])
-    return in_reading_order(listed, count).mapInPandas(rows, schema)  # type: ignore[arg-type]
+    def written(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        return write(rows(batches))
+
+    return in_reading_order(listed, count).mapInPandas(written, told)  # type: ignore[arg-type]
 
 
 def image_id(path: str, kind: str) -> str:

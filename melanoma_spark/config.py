@@ -267,6 +267,11 @@ class Register(Section):
 class Score(Section):
     model: str = Field(default="melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
     batch_size: Count = 16
+    anew: bool = Field(
+        default=True, description="a new version scores again what others have; false: what no version has scored"
+    )
+    action: Literal["score", "status"] = Field(default="score", description="`score status` is short for one of them")
+    shown: Count = Field(default=20, description="batches that `score status` tells")
 
 
 class Search(Section):
@@ -320,6 +325,9 @@ class Settings(Section):
         default=0, description="of a head's first weights, of dropout and of the order of images"
     )
     ranks: Count = Field(default=2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
+    wait: Annotated[float, Field(ge=0)] = Field(
+        default=0, description="seconds to wait for another job of the kind on the warehouse before leaving with 5"
+    )
     backbone: Backbone = Backbone()
     privacy: Privacy = Privacy()
     ingest: Ingest = Ingest()

@@ -21,6 +21,12 @@ class ClusterError(MelanomaError):
     exit_status = 3
 
 
+class BusyError(ClusterError):
+    """Another job of the kind is at work on the warehouse. A schedule may leave it at that."""
+
+    exit_status = 5
+
+
 class DataError(MelanomaError):
     """The archive or a dataset made from it is not usable as it is."""
 
@@ -46,7 +52,7 @@ class ImageError(DataError):
 def of_executor(error: object) -> MelanomaError | None:
     """The error of this package that a Spark task ended with, by the text of Spark's own; None where it was another."""
     found = re.search(r"^melanoma_spark\.errors\.(\w+Error): (.+)$", str(error), re.MULTILINE)
-    kinds = {kind.__name__: kind for kind in (ConfigError, ClusterError, DataError)}
+    kinds = {kind.__name__: kind for kind in (ConfigError, ClusterError, BusyError, DataError)}
     return kinds[found[1]](found[2]) if found and found[1] in kinds else None
 
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from melanoma_spark import bootstrap, metrics
 from melanoma_spark.metrics import Floats
 
+TOP = 15  # images of a patient that a person looks at: ISIC 2024's second prize
 RATES = (0.90, 0.95)  # at which sensitivity and specificity are told
 
 
@@ -31,10 +32,12 @@ def of_split(
     prevalences: Sequence[float] = (),
     resamples: int = 2000,
     seed: int = 0,
+    patients: Sequence[str | None] | None = None,
 ) -> dict[str, Figure]:
     """Key, as MLflow has it, -> figure; by the bootstrap over `groups`, and decisions at `threshold`.
 
-    Takes and raises what `metrics` does. Predictive values are told for each of `prevalences`.
+    Takes and raises what `metrics` does. Predictive values are told for each of `prevalences`. `patients` is (n,): what
+    a worklist by patient finds is told of the images that have one, where there are any.
     """
     y, p = metrics.checked(labels, probabilities)
     drawn = {"resamples": resamples, "seed": seed}
@@ -111,4 +114,14 @@ def of_split(
                 resampled,
                 percent=True,
             )
+    known = np.array([patient is not None for patient in patients or ()], bool)
+    if known.any():
+        own = metrics.found_in_top(y[known], p[known], [patient for patient in patients or () if patient], TOP)
+        sums = bootstrap.resampled_sums(np.stack([own, y[known]], axis=1), np.asarray(groups)[known], **drawn)
+        shares = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+        name = f"Sensitivity among the {TOP} highest of each patient ({known.sum()} images name theirs)"
+        whole = float(own.sum() / y[known].sum()) if y[known].any() else float("nan")
+        found[f"sensitivity_in_top_{TOP}"] = Figure(
+            name, whole, bootstrap.interval(shares, np.asarray(groups)[known]), percent=True
+        )
     return found

@@ -25,7 +25,7 @@ from melanoma_spark.errors import ImageError
 REASONS = {
     "empty": "the file has no bytes",
     "hidden": "made by an operating system, or its name, or a folder's, starts with a dot; rename it to have it read",
-    "unreadable": "the file system did not give it; the next ingest tries again",
+    "unreadable": "the file system did not give it; the next job tries again",
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
     "archive_by_another_name": "the content is a zip, tar or gzip archive; rename it to .zip, .tar or .tar.gz to have "
     "it read",
@@ -46,6 +46,8 @@ REASONS = {
     "split_overlap": "its group stands on the other side of the shipped split; see ingest.split_overlap",
     "duplicate": "another image with the same pixels is kept",
 }
+
+GONE = "unreadable"  # the only reason that says nothing of the content: such a file is tried again by the next job
 
 # Part of every dataset's and feature's id. Raise it whenever `decode` gives other pixels for the same bytes.
 # 2: libjpeg scales down to WORKING_SIDE at most, so JPEGs of 512 pixels and more differ at sizes under 224.

@@ -8,29 +8,58 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import psutil
 
 from melanoma_spark import files
-from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.errors import BusyError, MelanomaError
 from melanoma_spark.prefetch import every
 
 BEAT = 10.0  # seconds between signs of life
 STALE = 120.0  # seconds without one, after which a job on another machine counts as dead; clocks may differ by less
+AGAIN = 2.0  # seconds after which one that waits looks again
 SETTLE = 0.2  # seconds in which of two that start at once the later one has written
 
 
+@dataclass(frozen=True)
+class Lease:
+    """What a job holds."""
+
+    url: str
+    job: str
+    owner: str
+
+    def check(self) -> None:
+        """Raises `BusyError` when another job has taken it, which a machine that stood still for minutes allows."""
+        _refuse(self.url, self.job, self.owner)
+
+
 @contextmanager
-def held(warehouse: str, job: str) -> Iterator[None]:
+def held(warehouse: str, job: str, wait: float = 0) -> Iterator[Lease]:
     """While in here, no other process gets in with the same names.
 
-    Raises `ClusterError` with who is at it. A job that was killed on this machine holds nothing any more; one on
-    another machine nothing after `STALE` seconds.
+    Raises `BusyError` with who is at it, after `wait` seconds. A job that was killed on this machine holds nothing any
+    more; one on another machine nothing after `STALE` seconds.
     """
     url = files.join(warehouse, "running", f"{job}.json")
-    _refuse(url, job, own="")
+    until = time.monotonic() + wait
+    while True:
+        try:
+            with _taken(url, job) as lease:
+                yield lease
+                return
+        except _Refused as refused:
+            if time.monotonic() > until:
+                raise BusyError(str(refused)) from None
+        time.sleep(min(AGAIN, max(0.0, until - time.monotonic())))
+
+
+@contextmanager
+def _taken(url: str, job: str) -> Iterator[Lease]:
+    _refuse(url, job, own="", kind=_Refused)
     own = uuid.uuid4().hex
     facts = {
         "owner": own,
@@ -41,20 +70,28 @@ def held(warehouse: str, job: str) -> Iterator[None]:
     }
     files.write_json(url, {**facts, "beat": time.time()})
     time.sleep(SETTLE)
-    _refuse(url, job, own)
+    _refuse(url, job, own, kind=_Refused)
+    lease = Lease(url, job, own)
 
     def beat() -> None:
         with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will say so
+            lease.check()  # what another one holds is not taken back
             files.write_json(url, {**facts, "beat": time.time()})
 
     try:
         with every(BEAT, beat):
-            yield
+            yield lease
     finally:
-        files.remove(url)
+        with suppress(BusyError):
+            lease.check()
+            files.remove(url)
 
 
-def _refuse(url: str, job: str, own: str) -> None:
+class _Refused(BusyError):
+    """Of `held` alone: somebody was there first."""
+
+
+def _refuse(url: str, job: str, own: str, kind: type[BusyError] = BusyError) -> None:
     try:
         found = files.read_json(url) or {}
     except MelanomaError:  # torn; it is written anew
@@ -62,7 +99,7 @@ def _refuse(url: str, job: str, own: str) -> None:
     if not found or found.get("owner") == own or not _alive(found):
         return
     left = STALE - (time.time() - float(found["beat"]))
-    raise ClusterError(
+    raise kind(
         f"{job} is already running on this warehouse, since {found['since']} on {found['host']} (process "
         f"{found['process']}); wait for it, or stop it: should it be dead, the way is free in {max(left, 0):.0f} s"
     )

@@ -238,17 +238,24 @@ def sensitivity_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: Ar
     that tie for the last places each is there with the same probability. `patients` is (n,), text or integers. NaN
     without positives.
     """
+    found = found_in_top(labels, probabilities, patients, images)
+    return _ratio(float(found.sum()), int(np.sum(labels)))
+
+
+def found_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> Floats:
+    """Of each image the probability that `sensitivity_in_top` counts it as found, (n,); 0 of negatives."""
     truth, scores = checked(labels, probabilities)
     if images < 1:
         raise ConfigError(f"images must be at least 1, found {images}")
     patient, _ = group_index(patients, len(truth))
-    found = 0.0
+    found = np.zeros(len(truth))
     for one in np.unique(patient[truth == 1]):
-        own, positive = scores[patient == one], truth[patient == one] == 1
-        for score in own[positive]:
-            higher, equal = int((own > score).sum()), int((own == score).sum())
-            found += min(1.0, max(0.0, (images - higher) / equal))
-    return _ratio(found, int(truth.sum()))
+        rows = np.flatnonzero(patient == one)
+        own = scores[rows]
+        for place in rows[truth[rows] == 1]:
+            higher, equal = int((own > scores[place]).sum()), int((own == scores[place]).sum())
+            found[place] = min(1.0, max(0.0, (images - higher) / equal))
+    return found
 
 
 def average_precision(true_positives: NDArray, false_positives: NDArray) -> Floats:

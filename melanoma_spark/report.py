@@ -196,13 +196,14 @@ def model_facts(
     resamples: int = 2000,
     seed: int = 0,
     prevalences: Sequence[float] = (),
+    patients: Sequence[str | None] | None = None,
 ) -> ModelFacts:
     """Measures one model for the report.
 
     validation: labels and the network's probabilities, each (n,); None where neither was fitted here. test: labels, the
-    network's probabilities and groups, each (m,), as in `metrics`. All figures but `uncalibrated` are of the calibrated
-    probabilities, and so is `operating_point`. Models measured with the same groups and seed are resampled alike.
-    Raises DataError as `metrics` does.
+    network's probabilities and groups, each (m,), as in `metrics`; `patients` as in `figures.of_split`. All
+    figures but `uncalibrated` are of the calibrated probabilities, and so is `operating_point`. Models measured with
+    the same groups and seed are resampled alike. Raises DataError as `metrics` does.
     """
     labels, raw, groups = test
     probabilities = calibration.apply(raw)
@@ -226,7 +227,7 @@ def model_facts(
         auroc_low=auroc_low,
         auroc_high=auroc_high,
         prevalence=float(np.mean(truth)),
-        figures=figures.of_split(labels, probabilities, groups, threshold, prevalences, resamples, seed),
+        figures=figures.of_split(labels, probabilities, groups, threshold, prevalences, resamples, seed, patients),
         operating_point=operating_point,
         validation=points[0]["validation"],
         test=points[0]["test"],

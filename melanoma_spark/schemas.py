@@ -145,6 +145,24 @@ SCORES = _columns(
     ("scored_at", t.TimestampType()),
 )
 
+SCORED = t.StructType([field for field in SCORES if field.name != "batch_id"])  # which the folder's name tells
+
+LEDGER = _columns(  # a file of an archive that a version of a model has been given
+    ("source_key", t.BinaryType()),  # by name, size and time of modification
+    ("source_uri", t.StringType()),
+    ("image_id", t.StringType()),
+    ("sha256", t.BinaryType()),  # null where it was not read
+    ("done", t.BooleanType()),  # false: to be tried again
+)
+
+READ = _columns(  # a file of an archive that was read to know its content, not decoded
+    ("source_key", t.BinaryType()),
+    ("image_id", t.StringType()),  # or its keyed hash
+    ("sha256", t.StringType()),
+    ("reason", t.StringType()),  # why it could not be
+    ("detail", t.StringType()),
+)
+
 RECORDS = t.StructType(  # tables.Record: what one row of an archive's table says of one image
     [
         t.StructField("image_id", t.StringType()),

@@ -59,11 +59,12 @@ def petastorm(spark: Any, url: str, schema: Any, row_group_mb: int) -> Iterator[
         files.remove(files.join(url, "_common_metadata"))
 
 
-def parts(url: str, schema: Any) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
-    """For a task of Spark: writes its frames of `schema` as one Parquet file into the folder `url`, and tells `PARTS`.
+def parts(url: str, schema: Any, most: int | None = None) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
+    """For a task of Spark: writes its frames of `schema` as Parquet into the folder `url`, and tells `PARTS`.
 
-    Images so do not travel to the JVM, which would copy them several times. A file gets its name when it is whole, and
-    always the same name for the same partition, so that what two attempts of a task write stands there once.
+    Images so do not travel to the JVM, which would copy them several times. A task writes one file, or, so that what is
+    done outlives it, one as soon as there are `most` rows for it. A file gets its name when it is whole, and always the
+    same name for the same rows of a partition, so that what two attempts of a task write stands there once.
     """
     from pyspark.sql.pandas.types import to_arrow_schema
 
@@ -77,11 +78,13 @@ def parts(url: str, schema: Any) -> Callable[[Iterator[pd.DataFrame]], Iterator[
 
         task = TaskContext.get()
         assert task is not None
-        part = f"part-{batch}-{task.partitionId():05d}.parquet"
-        unfinished = files.join(url, f"_{part}-{task.taskAttemptId()}")  # readers skip names with an underscore
-        count = 0
-        first = next(frames, None)
-        if first is not None:
+        for number in itertools.count():
+            first = next(frames, None)
+            if first is None:
+                break
+            count = 0
+            part = f"part-{batch}-{task.partitionId():05d}{f'-{number:05d}' if most else ''}.parquet"
+            unfinished = files.join(url, f"_{part}-{task.taskAttemptId()}")  # readers skip names with an underscore
             filesystem, path = files.filesystem(unfinished)
             filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
@@ -92,10 +95,12 @@ def parts(url: str, schema: Any) -> Callable[[Iterator[pd.DataFrame]], Iterator[
                     for frame in itertools.chain([first], frames):
                         writer.write_table(pa.Table.from_pandas(frame, columns, preserve_index=False))
                         count += len(frame)
+                        if most and count >= most:
+                            break
                 files.rename(unfinished, files.join(url, part))
             finally:
                 files.remove(unfinished)
-        yield pd.DataFrame({"rows": [count]})
+            yield pd.DataFrame({"rows": [count]})
 
     return write
 

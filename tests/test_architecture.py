@@ -44,6 +44,7 @@ SYSTEMS = {
     "s3": {"botocore", "s3fs"},
     "weights": set(),
     "history": set(),
+    "ledger": {"pyspark"},
 }
 # ... and what it may import inside its functions besides.
 LATER = {

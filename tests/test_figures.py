@@ -61,3 +61,20 @@ def test_one_class_and_one_group_are_undefined_and_not_an_error():
     assert found["specificity"].value == pytest.approx(1 / 3)
     alone = figures.of_split([0, 1], [0.1, 0.9], ["a", "a"], THRESHOLD, resamples=20)
     assert all(np.isnan(figure.interval).all() for figure in alone.values())
+
+
+def test_what_a_worklist_finds_is_told_where_patients_are_known():
+    labels = np.array([1, *[0] * 19, 1, 0, 1])
+    probabilities = np.array([0.1, *np.linspace(0.2, 0.9, 19), 0.5, 0.6, 0.01])
+    patients = ["a"] * 20 + ["b"] * 2 + [None]
+    groups = [patient or "c" for patient in patients]
+    found = figures.of_split(labels, probabilities, groups, THRESHOLD, resamples=20, patients=patients)
+    told = found["sensitivity_in_top_15"]
+    assert told.value == 0.5, "of a's only melanoma and b's; the third has no patient"
+    assert "22 images name theirs" in told.name
+    assert told.interval == (0, 1)
+    assert not figures.of_split(
+        [0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=[None, None]
+    ).keys() & {"sensitivity_in_top_15"}
+    without = figures.of_split([0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=["x", None])
+    assert math.isnan(without["sensitivity_in_top_15"].value)

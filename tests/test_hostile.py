@@ -556,7 +556,7 @@ def test_of_any_damage_each_row_comes_out_once_with_a_known_reason(spark, tmp_pa
     for row in decoded:
         assert (row.image is None) == (row.reason is not None) == (row.detail is not None)
         assert row.reason is None or row.reason in known
-        assert row.reason != archive.GONE, row
+        assert row.reason != images.GONE, row
         if row.image is not None:
             assert len(row.sha256) == len(row.pixel_sha256) == 64
     # The damage is such that much is lost and much is left, of loose files and of members.

@@ -20,7 +20,7 @@ import pyarrow.dataset
 import pytest
 
 from jobs import finetune
-from melanoma_spark import files, reading, sharding, store
+from melanoma_spark import drawing, files, ledger, reading, sharding, store
 from melanoma_spark.errors import DataError
 
 PATIENCE = 120  # seconds until a job must have come half-way
@@ -190,45 +190,66 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error_that_names_it(copied, cont
 
 
 def test_score_killed_leaves_no_half_batch(line, copied, submitted, settings_file):
-    """The archive lies at another place than the one scored before, so that all of it is new."""
-    scores = copied.folder / "scores"
-    before = pyarrow.dataset.dataset(scores, partitioning="hive").to_table().num_rows
-    settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder))
+    """Killed while it computes: nothing is seen of the batch, and what was finished is not computed again."""
+    scores, waiting = copied.folder / "scores", copied.folder / "scoring"
+    before = len(copied.scores())
+    (new := copied.archive / "new").mkdir()
+    for seed in range(80):
+        (new / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(1000 + seed, size=64))
+    settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder), score={"batch_size": 4})
     started = submitted("score", "--conf", settings, "--master", "local[1]")
-    killed_when(started, lambda: list(scores.glob("_staged-*/_temporary/*/*")))
-    assert list(scores.glob("_staged-*"))
-    assert len(list(scores.glob("batch_id=*"))) == 1
+    killed_when(started, lambda: list(waiting.rglob("*/part-*.parquet")))
+    kept = list(waiting.rglob("*/part-*.parquet"))
+    done = len(pd.concat([pd.read_parquet(path) for path in kept]))
+    assert 0 < done < 80
     # Spark, Arrow and pandas see what was complete before, and no more
+    assert len(list(scores.glob("batch_id=*"))) == 1
     assert len(copied.scores()) == before
     assert pyarrow.dataset.dataset(scores, partitioning="hive").to_table().num_rows == before
     assert len(pd.read_parquet(scores)) == before
 
-    listed = before
-    assert f"{listed} images listed = 121 scored + 9 rejected + 0 scored before" in copied.stage("score")
+    told = copied.told("score", score=copied.job.settings.score.model_copy(update={"batch_size": 4}))
+    assert f"a killed run has left {done} rows, which are not computed again" in told
+    assert re.search(r"210 images listed = 80 scored \+ \d rejected \+ 12\d copies \+ 0 scored before", told)
     found = copied.scores()
-    assert found["source_uri"].is_unique
-    assert len(found) == 2 * before
+    assert found["sha256"].dropna().is_unique
+    assert len(found) == before + 80 + found["sha256"].isna().sum() // 2
+    assert not waiting.exists() or not list(waiting.rglob("*.parquet"))
     assert "nothing to do" in copied.stage("score")
-    here = found[found["source_uri"].str.startswith(f"file:{copied.archive}/")].set_index("image_id").sort_index()
-    there = line.scores().set_index("image_id").sort_index()
-    pd.testing.assert_series_equal(here["probability"], there["probability"], atol=1e-6)
 
 
-def test_the_first_batch_killed_leaves_nothing_to_read(line, copied, monkeypatch):
-    """Killed between the writing and the moving of the batch."""
+@pytest.mark.parametrize("moment", ["stage", "commit", "rename", "remove"])
+def test_score_killed_around_its_commit(line, copied, monkeypatch, moment):
+    """Each step of docs/decisions/once-and-only-once.md is the last one that was made, or half of it."""
 
-    def killed(source, target):
-        raise KeyboardInterrupt
+    class Killed(BaseException):
+        pass
 
-    shutil.rmtree(copied.folder / "scores")
+    def killed(*arguments, **words):
+        raise Killed
+
+    place = files if moment == "rename" else ledger
+    for name in ("scores", "ledger", "batches"):
+        shutil.rmtree(copied.folder / name)
     with monkeypatch.context() as only_here:
-        only_here.setattr(files, "rename", killed)
+        if moment == "rename":  # files of Spark's tasks are renamed as well, in other processes
+            only_here.setattr(files, "rename", killed)
+        else:
+            only_here.setattr(place, moment, killed)
         only_here.setattr(files, "remove", lambda url: None)  # as if killed by a signal that nothing can catch
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Killed):
             copied.stage("score")
-    assert [path.name[:8] for path in (copied.folder / "scores").iterdir()] == ["_staged-"]
     shutil.rmtree(copied.folder / "running")  # the process that holds the lease is dead only as far as scores go
-    with pytest.raises(Exception, match="UNABLE_TO_INFER_SCHEMA"):
-        copied.scores()
-    assert "0 scored before" in copied.stage("score")
-    assert copied.scores()["source_uri"].is_unique
+    there = [path.name[:8] for path in (copied.folder / "scores").glob("*")]
+    assert there == {"stage": [], "commit": ["_staged-"], "rename": ["_staged-"], "remove": ["batch_id"]}[moment]
+    expected = line.scores()
+    told = copied.told("score")
+    if moment == "remove":
+        assert "nothing to do" in told
+    else:
+        assert f"a killed run has left {len(expected)} rows, which are not computed again" in told
+    found = copied.scores()
+    assert len(found) == len(expected)
+    assert found["sha256"].dropna().is_unique
+    assert [path.name[:8] for path in (copied.folder / "scores").iterdir()] == ["batch_id"]
+    assert not list((copied.folder / "scoring").rglob("*.parquet"))

@@ -19,6 +19,7 @@ from melanoma_spark import (
     config,
     drawing,
     images,
+    ledger,
     network,
     operating_points,
     reading,
@@ -327,9 +328,17 @@ def test_score_rows_hold_all_that_is_promised(line, scores):
     assert scores["scored_at"].notna().all()
 
 
-def test_every_image_file_has_one_score_row(line, scores):
-    expected = sorted(f"file:{path}" for path in listed_files(line.archive) if path.suffix not in (".csv", ".txt"))
-    assert sorted(scores["source_uri"]) == expected
+def test_every_image_has_one_score_row(line, scores):
+    listed = sorted(path for path in listed_files(line.archive) if path.suffix not in (".csv", ".txt"))
+    assert sorted(ledger.known(line.job.spark, line.job.warehouse, "melanoma", "1").toPandas()["source_uri"]) == [
+        f"file:{path}" for path in listed
+    ]
+    read = scores[scores["sha256"].notna()]
+    assert read["sha256"].is_unique
+    contents = {images.sha256(path.read_bytes()) for path in listed}
+    unread = scores[scores["sha256"].isna()]
+    assert set(unread["reason"]) == {"empty", "hidden"}
+    assert contents == set(read["sha256"]) | {images.sha256(Path(uri[5:]).read_bytes()) for uri in unread["source_uri"]}
     scored = scores[scores["status"] == "scored"]
     rejected = scores[scores["status"] == "rejected"]
     assert len(scored) + len(rejected) == len(scores)
@@ -381,7 +390,9 @@ def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
     both = {("images", images), ("features", features)}
     assert read["featurize"] == {("images", images)}
     assert read["train_head"] == read["finetune"] == read["evaluate"] == both
-    for name in STAGES:
+    whole = [(d.dataset.name, d.dataset.digest) for d in runs["pipeline"].inputs.dataset_inputs]
+    assert whole == [("images", images)], "the column Dataset of MLflow's list of runs"
+    for name in ("pipeline", *STAGES):
         for given in runs[name].inputs.dataset_inputs:
             assert str(line.folder) not in given.dataset.source, "where images lie is nobody's business"
 
@@ -521,20 +532,25 @@ def test_a_second_run_computes_nothing_and_says_so(line, stored, stage):
 def test_only_what_is_new_is_scored(copied):
     """One image more in a copy of the archive, one changed and one broken: three new rows, and a batch of their own."""
     new = copied.archive / "benign" / "new image, [50%20].jpg"
-    first = copied.stage("score")  # the same images at another place are other images
-    assert "121 scored + 9 rejected + 0 scored before" in first
+    before = len(copied.scores())
+    first = copied.stage("score")  # the same images at another place are copies of those scored before
+    assert re.search(r"130 images listed = 0 scored \+ \d rejected \+ 12\d copies \+ 0 scored before", first)
     new.write_bytes(drawing.lesion_jpeg(77, size=64))
-    assert "131 images listed = 1 scored + 0 rejected + 130 scored before" in copied.stage("score")
+    told = "131 images listed = 1 scored + 0 rejected + 0 copies + 130 scored before"
+    assert told in copied.stage("score")
     scores = copied.scores()
     rows = scores[scores["source_uri"] == f"file:{new}"]
     assert list(rows["image_id"]) == ["new image, [50%20]"]
     assert rows["probability"].between(0, 1).all()
-    assert sorted(scores.groupby("batch_id").size()) == [1, 130, 130]
+    unread = scores["sha256"].isna().sum() // 2  # of these nobody knows whether they are copies
+    assert sorted(scores.groupby("batch_id").size()) == sorted([1, before, unread])
 
     (copied.archive / "benign" / "also new.jpg").touch()
-    assert "132 images listed = 0 scored + 1 rejected + 131 scored before" in copied.stage("score")
+    told = "132 images listed = 0 scored + 1 rejected + 0 copies + 131 scored before"
+    assert told in copied.stage("score")
     new.write_bytes(drawing.lesion_jpeg(78, size=64))
-    assert "132 images listed = 1 scored + 0 rejected + 131 scored before" in copied.stage("score")
+    told = "132 images listed = 1 scored + 0 rejected + 0 copies + 131 scored before"
+    assert told in copied.stage("score")
     assert copied.scores()["source_uri"].value_counts()[f"file:{new}"] == 2
 
 

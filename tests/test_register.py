@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 
 import mlflow
 import pytest
-from conftest import Line
+from conftest import Line, open_line
 
 from melanoma_spark import config, files, history, lineage, store
 from melanoma_spark.errors import DataError
@@ -119,3 +126,60 @@ def test_another_test_set_is_evaluated_first(copied):
         DataError, match=r"images/ has changed since the last report; run `\./spark-submit\.sh evaluate`"
     ):
         copied.told("register", register_=name)
+
+
+def test_two_jobs_that_promote_at_once_end_in_one_state(worse, submitted, settings_file):
+    conf = settings_file(archive=str(worse.archive), warehouse=str(worse.folder))
+    off = [f"register.gate.{key}=null" for key in ("auroc_margin", "sensitivity", "calibration_error")]
+    arguments = ("register", "--conf", conf, "--master", "local[1]", *off, "register.gate.apart=false")
+    started = [submitted(*arguments) for _ in range(2)]
+    ends = [(process, *process.communicate(timeout=300)) for process in started]
+    told = sorted((process.returncode, out.strip().splitlines()[-1:], err) for process, out, err in ends)
+    assert told[0][0] == 0, told
+    assert told[1][0] == 0 or "register is already running on this warehouse" in told[1][2], told
+    assert champion(worse) == "2"
+    assert [(move["from"], move["to"]) for move in moves(worse)] == [(None, "1"), ("1", "2")]
+    worse.tracker()
+    assert len(mlflow.MlflowClient().search_model_versions("name='melanoma'")) == 2
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a running MLflow server with a database and a store of artifacts of its own."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{held.getsockname()[1]}"
+    words = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "art")]
+    command = [sys.executable, "-m", "mlflow", "server", *words, "--port", address.rsplit(":", 1)[1], "--workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, OSError):
+                assert process.poll() is None, "the server has ended"
+                assert time.monotonic() < until
+                time.sleep(0.5)
+        yield address
+        process.terminate()
+
+
+def test_with_a_tracking_server_it_is_the_same(copied, server):
+    there = open_line(copied.job.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
+    for folder in ("registry", "scores", "reports"):
+        shutil.rmtree(there.folder / folder)
+    there.stage("evaluate")
+    assert "melanoma version 1 is champion now" in there.stage("register")
+    assert "130 images listed" in there.stage("score")
+    ours, theirs = (line.scores().set_index("source_uri").sort_index() for line in (copied, there))
+    assert list(theirs["model_version"].unique()) == ["1"]
+    assert list(ours["probability"].dropna()) == list(theirs["probability"].dropna())
+    client = mlflow.MlflowClient(server)
+    (experiment,) = (e for e in client.search_experiments() if e.name == there.job.settings.mlflow.experiment)
+    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert found.keys() == {"evaluate", "register", "score"}
+    assert {path.path for path in client.list_artifacts(found["evaluate"].info.run_id)} >= {"report.html", "plots"}
+    assert {d.dataset.name for d in found["evaluate"].inputs.dataset_inputs} == {"images", "features"}
+    version = client.get_model_version_by_alias("melanoma", "champion")
+    assert version.tags["gate"] == "passed"

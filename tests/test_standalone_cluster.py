@@ -89,7 +89,7 @@ def submitted(cluster: Cluster, job: str, folder: Path, archive: Path, **changes
     command = [str(REPO / "spark-submit.sh"), job, "--conf", str(folder / "settings.yaml")]
     resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen(command + resources, env=environment, cwd=folder, **pipes)
 
 

@@ -1,0 +1,257 @@
+"""Scoring: every image once for each model version, whatever files are renamed, copied, lost or changed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from conftest import Line
+
+from jobs import score
+from melanoma_spark import drawing, files, images, lease, ledger, schemas
+from melanoma_spark.errors import BusyError, ClusterError
+
+KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
+
+
+@pytest.fixture
+def scored(copied):
+    """The line with a small archive of its own, nothing of which has been scored."""
+    shutil.rmtree(copied.folder / "scores")
+    shutil.rmtree(copied.folder / "ledger")
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    for seed in range(6):
+        (copied.archive / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=64))
+    (copied.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    return copied
+
+
+def rows(line: Line) -> pd.DataFrame:
+    return line.scores().sort_values("source_uri", ignore_index=True)
+
+
+def of_ledger(line: Line) -> pd.DataFrame:
+    return ledger.known(line.job.spark, line.job.warehouse, "melanoma", None).toPandas()
+
+
+def once(line: Line) -> None:
+    """Every content has one row for each model version, and every file is in the ledger."""
+    found = rows(line)
+    contents = found[found["sha256"].notna()]
+    assert not contents.duplicated(["sha256", "model_version"]).any()
+    here = {
+        images.sha256(path.read_bytes())
+        for path in line.archive.rglob("*")
+        if path.is_file() and path.suffix not in (".zip", ".csv") and os.access(path, os.R_OK)
+    }
+    assert here <= set(contents["sha256"])
+    assert not (line.folder / "scoring").exists() or not list((line.folder / "scoring").rglob("*.parquet"))
+
+
+def test_a_batch_holds_every_file_once(scored):
+    told = scored.stage("score")
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
+    once(scored)
+    assert sorted(rows(scored).columns) == sorted(schemas.SCORES.names)
+    index = of_ledger(scored)
+    assert len(index) == 7
+    assert index["done"].all()
+    before = rows(scored)
+    assert "7 images listed, all scored before by melanoma version 1; nothing to do" in scored.stage("score")
+    pd.testing.assert_frame_equal(rows(scored), before)
+
+
+def test_a_renamed_file_and_copies_have_no_second_row(scored):
+    shutil.copy(scored.archive / "0.jpg", scored.archive / "twin.jpg")
+    assert "8 images listed = 6 scored + 1 rejected + 1 copies + 0 scored before" in scored.stage("score")
+    (scored.archive / "1.jpg").rename(scored.archive / "renamed.jpg")
+    os.utime(scored.archive / "2.jpg", (1, 1))
+    with zipfile.ZipFile(scored.archive / "more.zip", "w") as more:
+        more.write(scored.archive / "3.jpg", "again.jpg")
+        more.writestr("new.jpg", drawing.lesion_jpeg(100, size=64))
+    with zipfile.ZipFile(scored.archive / "most.zip", "w") as most:
+        most.writestr("new_too.jpg", drawing.lesion_jpeg(100, size=64))
+    told = scored.stage("score")
+    assert "11 images listed = 1 scored + 0 rejected + 4 copies + 6 scored before" in told
+    once(scored)
+    found = rows(scored)
+    assert len(found) == 8
+    assert found["source_uri"].str.endswith("more.zip!/new.jpg").sum() == 1, "the first by name has the row"
+    index = of_ledger(scored)
+    assert index["source_uri"].str.endswith("renamed.jpg").sum() == 1
+    assert "11 images listed, all scored before" in scored.stage("score")
+
+
+def test_a_changed_file_is_another_image(scored):
+    scored.stage("score")
+    (scored.archive / "0.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    assert "= 1 scored + 0 rejected + 0 copies + 6 scored before" in scored.stage("score")
+    assert (rows(scored)["source_uri"].str.endswith("/0.jpg")).sum() == 2
+    once(scored)
+
+
+def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):
+    """A file that vanishes between the listing and the reading: root may read everything else."""
+    whole, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
+    listing = score.archive.listing
+
+    def vanishing(spark, settings):
+        listed = listing(spark, settings).localCheckpoint()
+        whole.rename(away)
+        return listed
+
+    for told in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
+        with monkeypatch.context() as only_here:
+            only_here.setattr(score.archive, "listing", vanishing)
+            assert told in scored.stage("score")
+        away.rename(whole)
+        assert set(rows(scored)["reason"].dropna()) == {"corrupt", images.GONE}
+        assert len(rows(scored)) == 7, "it is not told every night"
+    assert "7 images listed = 1 scored + 0 rejected" in scored.stage("score")
+    assert "nothing to do" in scored.stage("score")
+    once(scored)
+
+
+def test_a_new_version_scores_anew_or_not(scored):
+    scored.stage("score")
+    tracker = scored.tracker()
+    client = mlflow.MlflowClient()
+    first = tracker.version("melanoma@champion")
+    second = client.create_model_version("melanoma", first.source)
+    for key, value in first.tags.items():
+        client.set_model_version_tag("melanoma", second.version, key, value)
+    client.set_registered_model_alias("melanoma", "champion", second.version)
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    settings = scored.job.settings.score
+    told = scored.stage("score", score=settings.model_copy(update={"anew": False}))
+    assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in told
+    told = scored.stage("score")
+    assert "8 images listed = 6 scored + 1 rejected + 0 copies + 1 scored before, by melanoma version 2" in told
+    once(scored)
+    found = rows(scored)
+    assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
+
+
+def test_a_lost_ledger_is_made_anew_from_the_scores(scored):
+    """Or one that never was: before version 0.2 there was none."""
+    scored.stage("score")
+    before = of_ledger(scored).sort_values("source_uri", ignore_index=True)
+    shutil.rmtree(scored.folder / "ledger")
+    assert "nothing to do" in scored.stage("score")
+    pd.testing.assert_frame_equal(of_ledger(scored).sort_values("source_uri", ignore_index=True), before)
+
+
+def test_what_killed_runs_left_is_no_result_and_goes(scored):
+    scored.stage("score")
+    (batch,) = ledger.committed(scored.job.warehouse)
+    scores, top = scored.folder / "scores", scored.folder / "ledger/melanoma/1"
+    shutil.copytree(scores / f"batch_id={batch}", scores / "_staged-dead")
+    shutil.copytree(top / f"batch_id={batch}", top / "batch_id=dead")
+    shutil.copytree(scored.folder / "batches" / batch, scored.folder / "batches/dead")
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    assert len(rows(scored)) == 7
+    assert "1 scored + 0 rejected + 0 copies + 7 scored before" in scored.stage("score")
+    assert not list(scored.folder.rglob("*dead*"))
+
+
+def test_what_waits_of_another_model_is_not_taken(scored):
+    scored.stage("score")
+    name = score.archive_id(str(scored.archive))
+    other = scored.folder / "scoring" / name / "another model"
+    other.mkdir(parents=True)
+    (other / "part.parquet").write_bytes(b"no parquet")
+    theirs = scored.folder / "scoring" / "another archive" / "another model"
+    theirs.mkdir(parents=True)
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    assert "1 scored" in scored.stage("score")
+    assert not other.exists()
+    assert theirs.exists(), "the next run on that archive goes on with it"
+
+
+def test_a_batch_with_a_row_missing_is_not_committed(scored, monkeypatch):
+    whole = ledger.stage
+    monkeypatch.setattr(score.ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
+    with pytest.raises(ClusterError, match=r"batch .* has 3 rows, expected 7, so it is not committed"):
+        scored.stage("score")
+    assert not list((scored.folder / "scores").glob("*"))
+    monkeypatch.undo()
+    told = scored.told("score")
+    assert "a killed run has left 7 rows, which are not computed again" in told
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
+    once(scored)
+
+
+def test_who_comes_second_leaves_with_a_status_of_its_own_or_waits(scored):
+    with (
+        lease.held(scored.job.warehouse, "score"),
+        pytest.raises(BusyError, match="score is already running") as caught,
+    ):
+        scored.stage("score")
+    assert caught.value.exit_status == 5
+    assert not (scored.folder / "scores").exists()
+
+
+def test_who_lost_its_lease_does_not_commit(scored, monkeypatch):
+    """A machine that stood still for minutes: another one took over meanwhile."""
+    whole = ledger.stage
+
+    def slow(*arguments):
+        facts = files.read_json(f"{scored.job.warehouse}/running/score.json")
+        files.write_json(f"{scored.job.warehouse}/running/score.json", facts | {"owner": "another"})
+        return whole(*arguments)
+
+    monkeypatch.setattr(score.ledger, "stage", slow)
+    with pytest.raises(BusyError):
+        scored.stage("score")
+    assert not list((scored.folder / "scores").glob("batch_id=*"))
+    shutil.rmtree(scored.folder / "running")
+    monkeypatch.undo()
+    assert "6 scored" in scored.stage("score")
+    once(scored)
+
+
+def test_status_tells_the_batches(scored):
+    scored.stage("score")
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    scored.stage("score")
+    shown = scored.job.settings.score.model_copy(update={"action": "status"})
+    told = scored.told("score", score=shown).splitlines()
+    assert "melanoma version 1  1 scored, 0 rejected, 0 copies" in told[0], "the newest first"
+    assert "melanoma version 1  6 scored, 1 rejected, 0 copies" in told[1]
+    assert told[2].startswith("score: 2 batches in scores/, 2 shown")
+    shutil.rmtree(scored.folder / "batches")
+    assert "of before version 0.2" in scored.told("score", score=shown)
+
+
+def test_names_are_hashed_where_they_are_private(scored, monkeypatch):
+    monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
+    privacy = scored.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    told = scored.told("score", privacy=privacy)
+    assert "6 scored + 1 rejected" in told
+    everything = b"".join(path.read_bytes() for path in scored.folder.glob("scores/**/*") if path.is_file())
+    assert b"broken" not in everything
+    assert Path(rows(scored)["source_uri"][0]).name != "0.jpg"
+    assert "nothing to do" in scored.stage("score", privacy=privacy)
+
+
+def test_model_and_archive_may_change_places(scored, tmp_path):
+    """Two archives on one warehouse: a copy in the second has its row already."""
+    scored.stage("score")
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(scored.archive / "0.jpg", other / "a.jpg")
+    (other / "b.jpg").write_bytes(drawing.lesion_jpeg(70, size=64))
+    there = replace(
+        scored,
+        archive=other,
+        job=replace(scored.job, settings=scored.job.settings.model_copy(update={"archive": str(other)})),
+    )
+    assert "2 images listed = 1 scored + 0 rejected + 1 copies + 0 scored before" in there.stage("score")
+    once(scored)
