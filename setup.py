@@ -24,6 +24,8 @@ setup(
         "pandas>=2.2,<2.4",
         "keras>=3.12,<4",
         "horovod==0.28.1",
+        "onnxruntime>=1.20",  # 18 MB on an executor, where inference needs no TensorFlow
+        "tf2onnx>=1.16.1",  # exports a network, in the driver
         "cloudpickle>=3",
         "psutil>=5.9",  # comes with horovod
         "mlflow>=3.17,<4",

@@ -226,7 +226,9 @@ def measure(
     chosen = settings.evaluate
     rule = chosen.operating_point
     name_of_point = POINT_NAMES[operating_points.parse_rule(rule)[0]]
-    point = operating_points.choose(validation[0], fitted.apply(validation[1]), rule, name_of_point)
+    probabilities = fitted.apply(validation[1])
+    point = operating_points.choose(validation[0], probabilities, rule, name_of_point)
+    point = operating_points.with_room(point, probabilities)
     return report.model_facts(
         name, fitted, point, validation[:2], test, chosen.resamples, settings.seed, chosen.prevalences, patients
     )

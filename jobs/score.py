@@ -16,17 +16,37 @@ from __future__ import annotations
 import math
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
+from jobs import worklist
 from jobs.job import Job, archive_id, main, say
-from melanoma_spark import archive, inference, ledger, lineage, schemas, serving, session, store
-from melanoma_spark.errors import ClusterError
+from melanoma_spark import (
+    archive,
+    config,
+    exported,
+    files,
+    images,
+    inference,
+    ledger,
+    lineage,
+    network,
+    quality,
+    schemas,
+    serving,
+    session,
+    store,
+)
+from melanoma_spark.errors import ClusterError, ImageError
 
+EXPORT_TAG = "onnx_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
@@ -41,7 +61,8 @@ class Run:
     version: str
     scorer: serving.Scorer
     place: str  # where its rows wait until all are there
-    listing: DataFrame  # of images, with `source_key`
+    everything: DataFrame  # the listing, with `source_key`
+    listing: DataFrame  # of images
     listed: int
     done: DataFrame  # `schemas.LEDGER`
     before: DataFrame  # `schemas.SCORED`: rows that a killed run has left
@@ -74,7 +95,9 @@ def status(job: Job) -> str:
     found = ledger.batches(job.warehouse, job.settings.score.shown)
     for facts in found:
         counts = facts.get("counts", {})
-        told = ", ".join(f"{counts[key]} {key}" for key in ("scored", "rejected", "copies") if key in counts)
+        told = ", ".join(
+            f"{counts[key]} {key}" for key in ("scored", "abstained", "rejected", "copies") if counts.get(key)
+        )
         model = f"{facts['model']} version {facts['model_version']}" if "model" in facts else "of before version 0.2"
         verdict = facts.get("verdict", "")
         say(f"{facts['batch_id']}  {facts.get('committed_at', '')}  {model}  {told}  {verdict}".rstrip())
@@ -87,16 +110,19 @@ def batch(job: Job) -> str:
     scorer, model, version = serving.unpack(artifacts), str(found.name), str(found.version)
     ledger.tidy(spark, warehouse)
     done = ledger.known(spark, warehouse, model, version if settings.score.anew else None)
-    work = lineage.content_id([model, version, scorer.model_id, settings.privacy.model_dump(mode="json")])
+    work = lineage.content_id(
+        [model, version, scorer.model_id, settings.privacy.model_dump(mode="json"), settings.score.quality.model_dump()]
+    )
     place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
     before = ledger.waiting(spark, place, done)  # not persisted: Spark would then give these rows for later ones
-    listing = ledger.keyed(archive.listing(spark, settings).where("role = 'image'")).persist()
-    own = Run(job, model, version, scorer, place, listing, listing.count(), done, before, before.count())
+    everything = ledger.keyed(archive.listing(spark, settings)).persist()
+    listing = everything.where("role = 'image'")
+    own = Run(job, model, version, scorer, place, everything, listing, listing.count(), done, before, before.count())
     try:
         with session.shuffle_partitions(spark, session.slots(spark) + (own.listed + own.kept) // ROWS_A_PARTITION):
             return whole(own)
     finally:
-        listing.unpersist()
+        everything.unpersist()
 
 
 def whole(own: Run) -> str:
@@ -125,6 +151,7 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
     counts = {
         "listed": own.listed,
         "scored": statuses.get("scored", 0),
+        "abstained": statuses.get("abstained", 0),
         "rejected": statuses.get("rejected", 0),
         "copies": new.copied,
         "scored_before": new.known,
@@ -138,16 +165,22 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
         "archive_id": archive_id(str(job.settings.archive)),
         "run_id": job.run_id,
         "counts": counts,
+        "rows": total,
     }
     job.tracker.metrics(counts)
     job.tracker.tags({"batch_id": batch_id, "model_version": own.version})
     index = ledger.entries(written).unionByName(new.copies)
+    page = worklist.write(job, written, own.listing, own.scorer, facts, counts)
     if job.lease:
         job.lease.check()
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts)
     ledger.remove(own.place)
-    told = " + ".join(f"{counts[key]} {key}" for key in ("scored", "rejected", "copies"))
-    return f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {target}"
+    told = " + ".join(
+        f"{counts[key]} {key}"
+        for key in ("scored", "abstained", "rejected", "copies")
+        if counts[key] or key != "abstained"
+    )
+    return f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {target}; {page}"
 
 
 def news(own: Run) -> New:
@@ -193,18 +226,25 @@ def compute(own: Run, new: New) -> None:
     """Rows of `schemas.SCORED` for all that is new, as files in the run's place: what was finished is not lost."""
     spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
     session.describe(spark, f"score: {new.computed} images with {own.name}")
-    tensors = spark.sparkContext.broadcast(scorer.tensors)
-    # The closures below travel to the executors; the weights go once, as the broadcast.
+    # The closures below travel to the executors; the weights go once, as a broadcast.
     light = serving.without_tensors(scorer)
-    size = settings.score.batch_size
-    predict = inference.over_batches(
-        f"score {scorer.model_id}",
-        inference.network_loader(scorer.spec, tensors, session.task_threads(spark)),
-        light.prepare,
-        light.finish,
-        size,
-    )
+    size, threads, engine = settings.score.batch_size, session.task_threads(spark), settings.score.engine
+    if engine == "onnxruntime":
+        load = inference.exported_loader(scorer.spec.tta, spark.sparkContext.broadcast(network_as_onnx(own)), threads)
+    else:
+        load = inference.network_loader(scorer.spec, spark.sparkContext.broadcast(scorer.tensors), threads)
+    limits = settings.score.quality
+
+    def measuring() -> inference.Predict:
+        forward = load()
+        return lambda pixels: [*forward(pixels), quality.measures(pixels)]
+
+    def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        return with_quality(light.finish(outputs[:2], errors), outputs[-1], limits)
+
+    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, light.prepare, finish, size)
     facts = {
+        "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,
         "model_version": own.version,
         "run_id": own.job.run_id,
@@ -217,11 +257,46 @@ def compute(own: Run, new: New) -> None:
     def written(frames: Any) -> Any:
         return write(frame.rename(columns=names).assign(**facts)[schemas.SCORED.names] for frame in frames)
 
-    told = archive.computed(new.rows, new.computed, settings, predict, size, written, store.PARTS)
+    whose = worklist.patients(own.job, own.everything)
+    rows = new.rows.withColumn("id", f.lower("image_id")).join(whose, "id", "left").drop("id")
+    told = archive.computed(rows, new.computed, settings, predict, size, written, store.PARTS)
     with session.progress(spark, "parts scored"):
         total = told.agg(f.sum("rows")).collect()[0][0]
     if total != new.computed:
         raise ClusterError(f"{total} rows were computed of {new.computed} images; run score again")
+
+
+def with_quality(rows: pd.DataFrame, measured: np.ndarray | None, limits: config.Quality) -> pd.DataFrame:
+    """Rows of `serving.OUTPUTS` with what `quality` says of them; it may let the model abstain, never judge."""
+    if measured is None:
+        measured = np.full((len(rows), len(quality.MEASURES)), np.nan, np.float32)
+    flags = quality.flags(measured, limits)
+    rows = rows.assign(flags=[",".join(names) or None for names in flags])
+    rows[list(quality.MEASURES)] = measured
+    if limits.action == "abstain":
+        flagged = rows["flags"].notna().to_numpy()
+        rows.loc[flagged, ["status", "decision"]] = ["abstained", ""]
+        rows.loc[flagged, "probability"] = np.nan  # the network's own stays, for those who look into it
+        rows.loc[flagged, "reason"] = "quality"
+        rows.loc[flagged, "detail"] = [quality.told(names) for names in flags if names]
+    return rows
+
+
+def network_as_onnx(own: Run) -> bytes:
+    """The network, exported at its first use and kept in the warehouse; the registry knows its SHA-256."""
+    job, spec = own.job, own.scorer.spec.model_copy(update={"tta": 1})
+    name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), exported.OPSET])
+    url = files.join(job.warehouse, "models", "onnx", f"{name}.onnx")
+    version = job.tracker.version(f"{own.model}/{own.version}")
+    if files.exists(url):
+        content = files.read_bytes(url)
+        if version.tags.get(EXPORT_TAG) == images.sha256(content):
+            return content
+    say("  exporting the network to ONNX, once")
+    content = exported.export(network.judge(spec, own.scorer.tensors))
+    files.write_bytes(url, content)
+    job.tracker.tag_version(own.model, own.version, {EXPORT_TAG: images.sha256(content)})
+    return content
 
 
 if __name__ == "__main__":

@@ -477,7 +477,8 @@ def computed(
             while batch := list(islice(found, batch_size)):
                 for row, content in batch:
                     sha256 = None if isinstance(content, ImageError) else images.sha256(content)
-                    read.append((row.source_uri, row.length, moment(row.modified), name(row.image_id), sha256))
+                    whose = name(getattr(row, "patient_id", None))
+                    read.append((row.source_uri, row.length, moment(row.modified), name(row.image_id), whose, sha256))
                 yield [content for _, content in batch]
 
         for frame in compute(held()):

@@ -264,12 +264,44 @@ class Register(Section):
     gate: Gate = Gate()
 
 
+class Quality(Section):
+    """Limits of `melanoma_spark.quality`, of pixels at the model's size; null is none."""
+
+    action: Literal["flag", "abstain"] = Field(
+        default="flag", description="what passes a limit keeps its score and is flagged; or it is not judged"
+    )
+    sharpness: Annotated[float, Field(ge=0)] | None = Field(
+        default=25, description="least variance of the Laplacian, in grey levels squared, at 224 px"
+    )
+    darkest: Share | None = Field(default=0.3, description="least mean grey")
+    brightest: Share | None = Field(default=0.85, description="largest mean grey")
+    clipped: Share | None = Field(default=0.1, description="largest share of white pixels")
+    dark_border: Share | None = Field(default=0.35, description="largest share of the border that is black")
+    warm: Share | None = Field(default=0.5, description="least share of pixels that are redder than blue")
+
+
+class Worklist(Section):
+    """The page of a batch."""
+
+    rows: Count = Field(default=2000, description="on the page, the highest risks; the CSV holds all")
+    pictures: Annotated[int, Field(ge=0)] = Field(
+        default=100, description="of these that show the image and Grad-CAM: about a second each; 0: no image leaves"
+    )
+
+
+Engine = Literal["onnxruntime", "tensorflow"]
+ENGINE = "what computes: onnxruntime starts faster, the network is exported once; tensorflow for GPUs"
+
+
 class Score(Section):
     model: str = Field(default="melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
     batch_size: Count = 16
+    engine: Engine = Field(default="onnxruntime", description=ENGINE)
     anew: bool = Field(
         default=True, description="a new version scores again what others have; false: what no version has scored"
     )
+    quality: Quality = Quality()
+    worklist: Worklist = Worklist()
     action: Literal["score", "status"] = Field(default="score", description="`score status` is short for one of them")
     shown: Count = Field(default=20, description="batches that `score status` tells")
 

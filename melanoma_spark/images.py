@@ -45,6 +45,7 @@ REASONS = {
     "contradictory_rows": "two rows of the archive's tables give it another patient, lesion or split",
     "split_overlap": "its group stands on the other side of the shipped split; see ingest.split_overlap",
     "duplicate": "another image with the same pixels is kept",
+    "quality": "it passes a limit of score.quality, and score.quality.action is abstain",
 }
 
 GONE = "unreadable"  # the only reason that says nothing of the content: such a file is tried again by the next job

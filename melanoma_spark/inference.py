@@ -149,3 +149,14 @@ def network_loader(spec: Any, tensors: Any, threads: int) -> Load:
         return network.classifier(spec, tensors.value)
 
     return load
+
+
+def exported_loader(tta: int, content: Any, threads: int) -> Load:
+    """Load a network that was exported to ONNX; `content` is a Spark broadcast of it. Without TensorFlow."""
+
+    def load() -> Predict:
+        from melanoma_spark import exported, network
+
+        return network.over_views(exported.predictor(content.value, threads), tta)
+
+    return load

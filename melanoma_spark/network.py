@@ -82,19 +82,34 @@ def symmetries(images: np.ndarray, count: int) -> Iterator[np.ndarray]:
     return itertools.islice((kind[flip] for kind in pair for flip in flips), count)
 
 
-def classifier(spec: Spec, weights: Sequence[np.ndarray]) -> Predict:
-    """What a network says of images: uint8 RGB (n, size, size, 3) -> [probability (n, 1), float32].
+def judge(spec: Spec, weights: Sequence[np.ndarray]) -> Any:
+    """The whole network with what it decides by: images -> [probability (n, 1), averaged features (n, c)]."""
+    import keras
 
-    All that judges images asks here: evaluation, scoring, the served model. It is the arithmetic mean of the
-    probabilities of `spec.tta` symmetries (test-time augmentation; so do Perez et al. 2018 with augmented copies and
-    Ha et al. 2020 with these eight). Not the mean of logits, which have no bound: one view that is sure to saturation
-    would decide for all. Views go through the network one after the other, in the memory of one.
+    whole = build(spec, weights)
+    return keras.Model(whole.input, [whole.output, whole.get_layer(HEAD_LAYERS[0]).output], name="judge")
+
+
+def classifier(spec: Spec, weights: Sequence[np.ndarray]) -> Predict:
+    """What a network says of images, by TensorFlow; see `over_views`."""
+    return over_views(predictor(judge(spec, weights)), spec.tta)
+
+
+def over_views(forward: Predict, count: int) -> Predict:
+    """uint8 RGB (n, size, size, 3) -> [probability (n, 1), its spread (n, 1), features (n, c)], all float32.
+
+    All that judges images asks here: evaluation, scoring, the served model. `forward` is that of a `judge`. The
+    probability is the arithmetic mean of those of `count` symmetries (test-time augmentation; so do Perez et al. 2018
+    with augmented copies and Ha et al. 2020 with these eight). Not the mean of logits, which have no bound: one view
+    that is sure to saturation would decide for all. The spread is their standard deviation, NaN of one view; the
+    features are of the image as it is. Views go through the network one after the other, in the memory of one.
     """
-    forward = predictor(build(spec, weights))
 
     def predict(images: np.ndarray) -> list[np.ndarray]:
-        views = symmetries(images, spec.tta)
-        return [np.mean([forward(np.ascontiguousarray(view))[0] for view in views], axis=0)]
+        found = [forward(np.ascontiguousarray(view)) for view in symmetries(images, count)]
+        probabilities = np.stack([of_view[0] for of_view in found])
+        spread = probabilities.std(axis=0) if count > 1 else np.full_like(probabilities[0], np.nan)
+        return [probabilities.mean(axis=0), spread, found[0][1]]
 
     return predict
 

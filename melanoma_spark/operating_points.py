@@ -1,7 +1,8 @@
 """Operating points: thresholds chosen by a rule, on the validation split only, and applied unchanged afterwards."""
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +12,7 @@ from melanoma_spark.metrics import counts_by_threshold
 
 # Told beside the one that decides: a screening misses little, a specific test raises few false alarms.
 NAMED = {"screening": "sensitivity>=0.95", "balanced": "balanced", "specific": "specificity>=0.95"}
+ROOM = 1e-4  # what probabilities of two engines may differ by
 VALID_RULES = "sensitivity>=X, specificity>=X (0 < X <= 1), balanced"
 
 
@@ -66,6 +68,19 @@ def choose(
         youden = true_positives * negatives - false_positives * positives
         chosen = np.flatnonzero(youden == youden.max())[-1]
     return OperatingPoint(name=name, threshold=float(thresholds[chosen]), rule=rule)
+
+
+def with_room(point: OperatingPoint, probabilities: ArrayLike) -> OperatingPoint:
+    """The same decisions on these probabilities, by a threshold a little under the observed one.
+
+    The very image that set the threshold would else change sides where another engine or processor rounds otherwise.
+    At most `ROOM`, and half-way to the next lower probability.
+    """
+    observed = np.asarray(probabilities, np.float64)
+    under = observed[observed < point.threshold]
+    gap = point.threshold - (float(under.max()) if len(under) else 0.0)
+    room = min(ROOM, gap / 2)
+    return point if math.isinf(point.threshold) else replace(point, threshold=point.threshold - room)
 
 
 def named(labels: ArrayLike, probabilities: ArrayLike) -> list[OperatingPoint]:

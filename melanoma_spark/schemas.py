@@ -10,6 +10,8 @@ from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
 from petastorm.unischema import Unischema, UnischemaField
 from pyspark.sql import types as t
 
+from melanoma_spark import quality
+
 
 @functools.cache
 def images_schema(size: int) -> Unischema:
@@ -95,6 +97,7 @@ _CONTENT = (
 SOURCE = _columns(  # a file of an archive that was read
     *_FILE,
     ("image_id", t.StringType()),
+    ("patient_id", t.StringType()),  # where the archive names it
     ("sha256", t.StringType()),  # null where there are no bytes
 )
 
@@ -126,18 +129,23 @@ PREDICTIONS = _columns(
 
 SCORES = _columns(
     ("image_id", t.StringType()),
+    ("patient_id", t.StringType()),  # as the archive's tables have it
     ("source_uri", t.StringType()),
     ("source_bytes", t.LongType()),
     ("source_modified", t.TimestampType()),
     ("sha256", t.StringType()),
     ("probability", t.DoubleType()),  # of the target, calibrated
     ("raw_probability", t.DoubleType()),  # the network's
-    ("decision", t.StringType()),  # positive, negative; empty where rejected
+    ("spread", t.DoubleType()),  # its standard deviation over test-time views, null of one
+    ("decision", t.StringType()),  # positive, negative; empty where rejected or abstained
     ("operating_point", t.StringType()),
     ("threshold", t.DoubleType()),
-    ("status", t.StringType()),  # scored, rejected
+    ("status", t.StringType()),  # scored, abstained, rejected
     ("reason", t.StringType()),
     ("detail", t.StringType()),
+    ("flags", t.StringType()),  # of melanoma_spark.quality, with commas between; null of none
+    *((name, t.FloatType()) for name in quality.MEASURES),
+    ("dataset_id", t.StringType()),  # that the model was trained on
     ("model_name", t.StringType()),
     ("model_version", t.StringType()),
     ("run_id", t.StringType()),

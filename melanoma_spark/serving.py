@@ -25,8 +25,11 @@ from melanoma_spark.operating_points import OperatingPoint
 CONTENTS = ("model.json", "weights.npz")
 MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS
 ARTIFACTS = (*CONTENTS, MANIFEST)
-NUMBERS = ("probability", "raw_probability", "threshold")  # of OUTPUTS; the others are text
-OUTPUTS = ("probability", "raw_probability", "decision", "operating_point", "threshold", "status", "reason", "detail")
+NUMBERS = ("probability", "raw_probability", "spread", "threshold")  # of OUTPUTS; the others are text
+OUTPUTS = (
+    *("probability", "raw_probability", "spread", "decision", "operating_point", "threshold"),
+    *("status", "reason", "detail"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,13 @@ class Scorer:
     def finish(self, outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected.
 
-        `raw_probability` is the network's, `probability` the calibrated one, by which the decision is made.
+        `raw_probability` is the network's, `probability` the calibrated one, by which the decision is made. `spread` is
+        the standard deviation of the network's over several views, NaN of one.
         """
-        found = outputs[0]
-        raw = np.full(len(errors), np.nan) if found is None else found.reshape(-1).astype(np.float64)
+        nothing = np.full(len(errors), np.nan)
+        raw, spread = (
+            nothing if found is None else found.reshape(-1).astype(np.float64) for found in (*outputs, None)[:2]
+        )
         probability = self.calibration.apply(raw)
         point = self.operating_point
         good = np.asarray([error is None for error in errors], dtype=bool)
@@ -65,6 +71,7 @@ class Scorer:
             {
                 "probability": probability,
                 "raw_probability": raw,
+                "spread": spread,
                 "decision": np.where(good, np.where(positive, "positive", "negative"), ""),
                 "operating_point": point.name,
                 "threshold": point.threshold,
@@ -150,7 +157,7 @@ def signature() -> ModelSignature:
     """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
     texts = dict.fromkeys(OUTPUTS, DataType.string)
     kinds = texts | dict.fromkeys(NUMBERS, DataType.double)
-    missing = ("probability", "raw_probability", "reason", "detail")
+    missing = ("probability", "raw_probability", "spread", "reason", "detail")
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema([ColSpec(kinds[name], name, required=name not in missing) for name in OUTPUTS]),
@@ -181,11 +188,14 @@ class LesionScorer(PythonModel):
                 errors.append(None)
             except ImageError as error:
                 errors.append(error)
-        spread: np.ndarray | None = None
+        outputs: list[np.ndarray | None] = [None, None]
         if inputs:
-            spread = np.full((len(errors), 1), np.nan, np.float32)
-            spread[[place for place, error in enumerate(errors) if error is None]] = self.forward(np.stack(inputs))[0]
-        return self.scorer.finish([spread], errors)
+            good = [place for place, error in enumerate(errors) if error is None]
+            for place, found in enumerate(self.forward(np.stack(inputs))[:2]):
+                every = np.full((len(errors), 1), np.nan, np.float32)
+                every[good] = found
+                outputs[place] = every
+        return self.scorer.finish(outputs, errors)
 
 
 set_model(LesionScorer())

@@ -39,6 +39,7 @@ SETTINGS: dict[str, Any] = {
         ]
     },
     "evaluate": {"resamples": 50},
+    "score": {"worklist": {"pictures": 2}},
 }
 STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score")
 

@@ -132,13 +132,13 @@ def test_of_views_the_classifier_gives_the_mean_of_their_probabilities(joined, p
     np.testing.assert_array_equal(plain(pixels)[0], network.predictor(joined)(pixels)[0])
     each = np.stack([plain(np.ascontiguousarray(view))[0] for view in turned(pixels)])
     assert np.ptp(each, axis=0).min() > 1e-4, "the test cannot tell the views apart"
-    (found,) = network.classifier(SPEC.model_copy(update={"tta": 8}), weights)(pixels)
+    found, *_ = network.classifier(SPEC.model_copy(update={"tta": 8}), weights)(pixels)
     assert (found.shape, found.dtype) == ((5, 1), np.float32)
     np.testing.assert_allclose(found, each.mean(axis=0), atol=1e-6)
     assert np.abs(found - plain(pixels)[0]).max() > 1e-4
-    (two,) = network.classifier(SPEC.model_copy(update={"tta": 2}), weights)(pixels)
+    two, *_ = network.classifier(SPEC.model_copy(update={"tta": 2}), weights)(pixels)
     np.testing.assert_allclose(two, each[[0, 4]].mean(axis=0), atol=1e-6)
-    (four,) = network.classifier(SPEC.model_copy(update={"tta": 4}), weights)(pixels)
+    four, *_ = network.classifier(SPEC.model_copy(update={"tta": 4}), weights)(pixels)
     np.testing.assert_allclose(four, each[[0, 2, 4, 6]].mean(axis=0), atol=1e-6)
 
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import confusion_matrix_at
-from melanoma_spark.operating_points import NAMED, OperatingPoint, choose, named, parse_rule
+from melanoma_spark.operating_points import NAMED, ROOM, OperatingPoint, choose, named, parse_rule, with_room
 
 TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)
 
@@ -136,3 +136,22 @@ def test_named_points_are_those_of_their_rules():
 def test_a_named_point_out_of_reach_finds_nothing():
     found = named([0, 1, 1], [0.9, 0.9, 0.2])
     assert [point.threshold for point in found] == [0.2, 0.2, math.inf]
+
+
+@given(sample=scored())
+def test_room_under_a_threshold_changes_no_decision(sample):
+    labels, probabilities = sample
+    point = choose(labels, probabilities, "balanced")
+    roomy = with_room(point, probabilities)
+    assert point.threshold - ROOM <= roomy.threshold <= point.threshold
+    decided = [np.asarray(probabilities) >= each.threshold for each in (point, roomy)]
+    np.testing.assert_array_equal(*decided)
+    if point.threshold > 1e-3:
+        assert roomy.threshold < point.threshold
+
+
+def test_room_is_half_of_what_there_is_at_most():
+    point = choose([0, 1], [0.5, 0.50001], "balanced")
+    assert with_room(point, [0.5, 0.50001]).threshold == pytest.approx(0.500005)
+    never = OperatingPoint("specific", math.inf, "specificity>=0.95")
+    assert with_room(never, [0.5]) == never

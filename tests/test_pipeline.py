@@ -303,7 +303,10 @@ def test_the_threshold_comes_from_validation_alone(line, predictions):
         rows = predictions[predictions["model"] == name]
         validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
         chosen = operating_points.choose(validation["label"], validation["probability"], rule).threshold
-        assert facts["operating_points"][name]["threshold"] == facts["metrics"][f"threshold_{suffix}"] == chosen
+        stands = facts["operating_points"][name]["threshold"]
+        assert 0 < chosen - stands <= operating_points.ROOM
+        assert facts["metrics"][f"threshold_{suffix}"] == stands
+        assert ((validation["probability"] >= stands) == (validation["probability"] >= chosen)).all()
         on_test = operating_points.choose(test["label"], test["probability"], rule).threshold
         assert on_test != chosen, "the test cannot tell the splits apart"
         positives = test[test["label"] == 1]["probability"]
@@ -358,7 +361,7 @@ def test_scores_equal_the_predictions_of_the_evaluated_model(scores, predictions
     """Training saw stored pixels, scoring decodes the file: the same function, so the same probability."""
     judged = predictions[predictions["model"] == "fine-tuned"].set_index("sha256")["probability"]
     scored = scores[scores["status"] == "scored"].drop_duplicates("sha256").set_index("sha256")["probability"]
-    np.testing.assert_allclose(scored.loc[judged.index], judged, atol=1e-6)
+    np.testing.assert_allclose(scored.loc[judged.index], judged, atol=1e-5)
 
 
 def test_a_score_can_be_walked_back_to_its_training_images(line, scores, runs):

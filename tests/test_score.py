@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import Line
+from PIL import Image
 
 from jobs import score
 from melanoma_spark import drawing, files, images, lease, ledger, schemas
@@ -223,8 +225,8 @@ def test_status_tells_the_batches(scored):
     scored.stage("score")
     shown = scored.job.settings.score.model_copy(update={"action": "status"})
     told = scored.told("score", score=shown).splitlines()
-    assert "melanoma version 1  1 scored, 0 rejected, 0 copies" in told[0], "the newest first"
-    assert "melanoma version 1  6 scored, 1 rejected, 0 copies" in told[1]
+    assert told[0].endswith("melanoma version 1  1 scored"), "the newest first"
+    assert told[1].endswith("melanoma version 1  6 scored, 1 rejected")
     assert told[2].startswith("score: 2 batches in scores/, 2 shown")
     shutil.rmtree(scored.folder / "batches")
     assert "of before version 0.2" in scored.told("score", score=shown)
@@ -255,3 +257,27 @@ def test_model_and_archive_may_change_places(scored, tmp_path):
     )
     assert "2 images listed = 1 scored + 0 rejected + 1 copies + 0 scored before" in there.stage("score")
     once(scored)
+
+
+def test_an_image_that_is_not_fit_is_flagged_or_not_judged(scored):
+    noise = np.random.default_rng(0).integers(0, 25, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(scored.archive / "dark.png")
+    assert "7 scored + 1 rejected" in scored.stage("score")
+    found = rows(scored).set_index("image_id")
+    dark = found.loc["dark"]
+    assert set(dark["flags"].split(",")) >= {"dark", "heavy_border"}
+    assert (dark["status"], dark["reason"]) == ("scored", None)
+    assert dark["brightness"] < 0.1
+    assert found.loc["0", "flags"] is None
+    assert found.loc["0", "dataset_id"] == scored.manifest("images")["id"]
+
+    shutil.rmtree(scored.folder / "scores")
+    section = scored.job.settings.score
+    strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
+    told = scored.stage("score", score=strict)
+    assert " 1 abstained + " in told
+    row = rows(scored).set_index("image_id").loc["dark"]
+    assert (row["status"], row["decision"], row["reason"]) == ("abstained", "", "quality")
+    assert "dark: underexposed" in row["detail"]
+    assert np.isnan(row["probability"])
+    assert 0 <= row["raw_probability"] <= 1

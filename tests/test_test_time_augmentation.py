@@ -59,12 +59,12 @@ def test_the_same_models_judged_by_eight_views_are_registered_and_score_so(line,
     version, artifacts = evaluated.tracker().model_files("melanoma@champion")
     assert serving.unpack(artifacts).spec.tta == 8
     assert version.tags["tta"] == "8"
-    assert "121 scored" in evaluated.stage("score")
+    assert "119 scored" in evaluated.stage("score")
     scores = evaluated.scores()
     scores = scores[(scores["model_version"] == "2") & (scores["status"] == "scored")]
     scores = scores.drop_duplicates("sha256").set_index("sha256")["raw_probability"]
     judged = found.loc["fine-tuned"]
-    np.testing.assert_allclose(scores.loc[judged.index], judged, atol=1e-6)
+    np.testing.assert_allclose(scores.loc[judged.index], judged, atol=1e-5)
 
     # and back: one view is another result again
     assert "test AUC" in evaluated.stage("evaluate")

@@ -1,0 +1,174 @@
+"""worklist: what a person looks at of a batch -> `batches/<batch>/`: worklist.html with its pictures, worklist.csv.
+
+Part of score, before the batch is committed; it tells of the batch that is staged, and changes nothing in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as f
+from pyspark.sql import types as t
+
+from jobs.job import Job, say
+from melanoma_spark import archive, files, gradcam, layouts, ledger, schemas, selection, serving, session, worklist
+from melanoma_spark.errors import ConfigError, DataError, ImageError
+
+PICTURES = t.StructType(
+    [*schemas.SOURCE, t.StructField("image", t.BinaryType()), t.StructField("heat", t.BinaryType())]
+)
+FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet would run, from names that others gave
+
+
+def patients(job: Job, listed: DataFrame) -> DataFrame:
+    """`id` (a lower-case image id) -> `patient_id`, by the archive's tables; no rows where they name none.
+
+    An archive for scoring needs no tables, so one that cannot be understood costs the patients alone, and is told.
+    """
+    nobody = job.spark.createDataFrame([], "id string, patient_id string")
+    settings = job.settings
+    heads, tables = archive.table_heads(listed, settings)
+    if not heads:
+        return nobody
+    words = settings.ingest.labels
+    try:
+        folders = archive.folders(listed)
+        own = (*words.positive, *words.negative)
+        layout = layouts.recognise(heads, folders, settings.layout, settings.ingest.columns, own)
+        records = selection.merged(archive.records(job.spark, layout, tables, settings))
+        return records.where("patient_id is not null").select("id", "patient_id").localCheckpoint()
+    except (ConfigError, DataError) as error:
+        say(f"  images are not sorted by patient: {error}")
+        return nobody
+
+
+def write(
+    job: Job,
+    rows: DataFrame,
+    listing: DataFrame,
+    scorer: serving.Scorer,
+    told: Mapping[str, Any],
+    counts: Mapping[str, int],
+) -> str:
+    """The worklist of a staged batch, of which `told` is batch.json; returns the page's URL."""
+    chosen = job.settings.score.worklist
+    folder = files.join(job.warehouse, "batches", told["batch_id"])
+    ordered = ranked(rows).persist()
+    as_csv(ordered, files.join(folder, "worklist.csv"))
+    first = [row.asDict() for row in ordered.where(f.col("rank") <= chosen.rows).orderBy("rank").collect()]
+    seen = [row for row in first if row["status"] != "rejected"][: chosen.pictures]
+    shown = pictures(job, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
+    point = scorer.operating_point
+    judged = ordered.where("status = 'scored'")
+    figures = judged.agg(
+        f.mean("probability").alias("mean"),
+        f.sum((f.col("decision") == "positive").cast("int")).alias("positive"),
+    ).collect()[0]
+    flags = ordered.where("flags is not null").select(f.explode(f.split("flags", ",")).alias("flag"))
+    facts: worklist.Facts = {
+        "batch_id": told["batch_id"],
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "model": f"{told['model']} version {told['model_version']}",
+        "target": job.settings.target,
+        "operating_point": f"{point.name}, {point.rule}",
+        "threshold": point.threshold,
+        "counts": {**counts, "positive": int(figures.positive or 0)},
+        "reasons": counted(ordered.where("reason is not null"), "reason"),
+        "flags": counted(flags, "flag"),
+        "patients": ordered.where("patient_id is not null").select("patient_id").distinct().count(),
+        "rows": [worklist.row(row, row["rank"], shown) for row in first],
+        "left_out": max(0, int(told["rows"]) - len(first)),
+        "expected": 100 * (float("nan") if figures["mean"] is None else figures["mean"]),
+    }
+    ordered.unpersist()
+    url = files.join(folder, "worklist.html")
+    files.write_bytes(url, worklist.render(facts).encode())
+    return url
+
+
+def ranked(rows: DataFrame) -> DataFrame:
+    """Rows of scores/ with `rank`: by the highest risk of a patient, what was not judged as the highest of all.
+
+    Within a patient by risk. What could not be read has no patient and comes last, with its reason.
+    """
+    nobody = f.coalesce(f.col("sha256"), f.col("source_uri"))
+    one = f.coalesce(f.col("patient_id"), nobody)
+    risk = f.when(f.col("status") == "abstained", 2.0).otherwise(f.coalesce("probability", f.lit(-1.0)))
+    top = f.max(risk).over(Window.partitionBy("patient"))
+    order: list[Column | str] = [f.desc("top"), "patient", f.desc("risk"), "source_uri"]
+    placed = rows.withColumns({"patient": one, "risk": risk}).withColumn("top", top)
+    last = (f.col("status") == "rejected").cast("int")
+    place = f.row_number().over(Window.orderBy([last, *order])).alias("rank")
+    return placed.select(place, *rows.columns)
+
+
+def as_csv(ordered: DataFrame, url: str) -> None:
+    """All rows, by rank, as one CSV file with a header."""
+    folder = f"{url}.parts"
+    kinds = dict(ordered.dtypes)
+    columns = [safe(name) if kinds[name] == "string" else f.col(name) for name in worklist.COLUMNS]
+    told = ordered.orderBy("rank").select(*columns).coalesce(1)
+    told.write.mode("overwrite").option("header", "true").option("escape", '"').csv(folder)
+    (part,) = files.matches(folder, "part-*.csv")
+    files.rename(files.join(folder, part), url)
+    files.remove(folder)
+
+
+def safe(name: str) -> Column:
+    """A column of text in which nothing is a formula."""
+    column = f.col(name)
+    return f.when(column.rlike(FORMULA), f.concat(f.lit("'"), column)).otherwise(column).alias(name)
+
+
+def pictures(
+    job: Job, listing: DataFrame, scorer: serving.Scorer, wanted: set[str], rows: DataFrame, folder: str
+) -> dict[str, tuple[str, str]]:
+    """SHA-256 -> names of two files beside the page: the crop that the model saw, and the same with Grad-CAM."""
+    if not wanted:
+        return {}
+    own = rows.where(f.col("sha256").isin(*wanted)).withColumn(
+        "source_key", ledger.key("source_uri", "source_bytes", "source_modified")
+    )
+    found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
+    spec, light = scorer.spec, serving.without_tensors(scorer)
+    tensors = job.spark.sparkContext.broadcast(scorer.tensors)
+
+    def drawn(batches: Iterator[list[bytes | ImageError]]) -> Iterator[pd.DataFrame]:
+        for batch in batches:
+            parts: list[tuple[bytes | None, bytes | None]] = []
+            pixels: list[np.ndarray | None] = []
+            for content in batch:
+                try:
+                    pixels.append(None if isinstance(content, ImageError) else light.prepare(content))
+                except ImageError:  # it has changed since
+                    pixels.append(None)
+            good = [image for image in pixels if image is not None]
+            heat = iter(gradcam.heatmaps(spec, tensors.value, np.stack(good), [True] * len(good)) if good else ())
+            for image in pixels:
+                if image is None:
+                    parts.append((None, None))
+                else:
+                    parts.append((worklist.picture(image), worklist.overlaid(image, next(heat))))
+            yield pd.DataFrame(parts, columns=["image", "heat"], dtype=object)
+
+    session.describe(job.spark, f"score: pictures of {len(wanted)} images")
+    drawing = archive.computed(
+        found, len(wanted), job.settings, drawn, job.settings.score.batch_size, lambda frames: frames, PICTURES
+    )
+    shown = {}
+    for row in drawing.where("image is not null").collect():
+        shown[row.sha256] = (f"pictures/{row.sha256[:16]}.jpg", f"pictures/{row.sha256[:16]}-gradcam.jpg")
+        for name, content in zip(shown[row.sha256], (row.image, row.heat), strict=True):
+            files.write_bytes(files.join(folder, name), bytes(content))
+    return shown
+
+
+def counted(rows: DataFrame, column: str) -> dict[str, int]:
+    return {
+        row[column]: row["count"] for row in rows.groupBy(column).count().orderBy(f.desc("count"), column).collect()
+    }

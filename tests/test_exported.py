@@ -1,0 +1,75 @@
+"""A network in ONNX says what it says in TensorFlow, or is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from melanoma_spark import backbones, exported, network
+from melanoma_spark.errors import DataError
+
+SIZES = {"vgg16": 32, "resnet50": 32, "inception_v3": 75, "xception": 71}
+
+
+def joined(name, size):
+    spec = network.Spec(backbone=name, image_size=size, hidden=8, dropout=0.5)
+    return spec, network.build(spec).get_weights()
+
+
+@pytest.fixture(scope="module")
+def small():
+    spec, weights = joined("vgg16", 32)
+    return spec, weights, exported.export(network.judge(spec, weights))
+
+
+def pixels(size, count=5):
+    return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+def test_every_backbone_says_the_same(name):
+    spec, weights = joined(name, SIZES[name])
+    judge = network.judge(spec, weights)
+    content = exported.export(judge)
+    images = pixels(SIZES[name])
+    ours, theirs = exported.predictor(content, 2)(images), network.predictor(judge)(images)
+    assert [(found.shape, found.dtype) for found in ours] == [(found.shape, found.dtype) for found in theirs]
+    assert len(ours) == 2
+    np.testing.assert_allclose(ours[0], theirs[0], atol=exported.TOLERANCE)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=exported.TOLERANCE * max(1, np.abs(theirs[1]).max()))
+    assert np.ptp(theirs[1]) > 0, "the test cannot tell images apart"
+
+
+def test_batches_of_any_length_and_views(small):
+    spec, weights, content = small
+    for count in (1, 5):
+        ours = network.over_views(exported.predictor(content, 1), 4)(pixels(32, count))
+        theirs = network.classifier(spec.model_copy(update={"tta": 4}), weights)(pixels(32, count))
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert ours[1].min() > 0
+
+
+def test_another_network_is_refused(small):
+    spec, weights, content = small
+    changed = [*weights[:-1], weights[-1] + 0.01]
+    with pytest.raises(DataError, match=r"ONNX Runtime's output 0 is 0\.00\d+ off TensorFlow's, 0\.0001 is allowed"):
+        exported.check(content, network.judge(spec, changed))
+    exported.check(content, network.judge(spec, weights))
+
+
+def test_it_runs_without_tensorflow(small, tmp_path):
+    (tmp_path / "network.onnx").write_bytes(small[2])
+    code = f"""
+import sys, pathlib, numpy
+from melanoma_spark import exported, network
+content = pathlib.Path({str(tmp_path / "network.onnx")!r}).read_bytes()
+found = network.over_views(exported.predictor(content, 1), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
+assert found[0].shape == (2, 1) and numpy.isnan(found[1]).all()
+print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow", "onnx", "tf2onnx")))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == []

@@ -1,0 +1,175 @@
+"""The worklist: nothing not judged is at the bottom, names from outside are text, and pictures are of what was seen."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from page import Page
+from PIL import Image
+
+from jobs import worklist as job
+from melanoma_spark import drawing, quality, worklist
+from melanoma_spark.errors import DataError
+
+NAN = float("nan")
+
+
+def row(**changes) -> worklist.Row:
+    plain = {"rank": 1, "patient": "p", "image_id": "i", "status": "scored", "decision": "positive", "probability": 0.7}
+    plain |= {"spread": NAN, "flags": (), "reason": "", "image": "", "heat": ""}
+    return worklist.Row(**{**plain, **changes})
+
+
+def facts(**changes) -> worklist.Facts:
+    plain = {"batch_id": "b", "created_at": "2026-11-24T02:00:00+00:00", "model": "melanoma version 1"}
+    plain |= {"operating_point": "screening, sensitivity>=0.9", "threshold": 0.3, "target": "malignant"}
+    plain |= {"counts": {"scored": 3, "abstained": 0, "rejected": 2, "copies": 1, "positive": 2}, "patients": 2}
+    plain |= {"reasons": {"corrupt": 2}, "flags": {}, "rows": [row()], "left_out": 0, "expected": 12.3}
+    return worklist.Facts(**{**plain, **changes})
+
+
+def test_the_page_says_what_it_is_and_what_it_is_not():
+    page = Page(worklist.render(facts()), apart=("dt", "dd", "label", "b", "span", "th"))
+    for words in ("Worklist of 2026-11-24", "gives no diagnosis and is not a medical device", "70.0 %", "corrupt 2"):
+        assert words in page.words
+    assert "script" not in page.tags
+    assert len(re.findall("more, of lower risk", worklist.render(facts(left_out=1234)))) == 1
+
+
+def test_names_are_text_and_not_markup():
+    bad = '<script>alert("x")</script>"><img src=x onerror=y>'
+    html = worklist.render(facts(rows=[row(image_id=bad, patient=bad, reason=bad)], reasons={bad: 1}))
+    page = Page(html)
+    assert "script" not in page.tags
+    assert not [name for name, _ in page.attributes if name == "onerror"]
+
+
+def test_pictures_come_when_they_are_looked_at():
+    page = Page(worklist.render(facts(rows=[row(image="pictures/a.jpg", heat="pictures/b.jpg")] * 3)))
+    assert [value for name, value in page.attributes if name == "src"] == ["pictures/a.jpg", "pictures/b.jpg"] * 3
+    assert [value for name, value in page.attributes if name == "loading"] == ["lazy"] * 6
+
+
+def test_thousands_of_rows_are_light():
+    rows = [row(rank=place, image_id=f"ISIC_{place:07d}", flags=("blurred",)) for place in range(5000)]
+    assert len(worklist.render(facts(rows=rows))) < 5000 * 800
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(DataError, match="a worklist lacks expected, rows"):
+        worklist.render({key: value for key, value in facts().items() if key not in ("rows", "expected")})
+
+
+def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
+    pixels = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    assert worklist.overlaid(pixels, np.zeros((4, 4), np.float32)) == worklist.picture(pixels)
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 0] = 1
+    found = np.asarray(Image.open(io.BytesIO(worklist.overlaid(pixels, heat))).convert("RGB")).astype(int)
+    plain = np.asarray(Image.open(io.BytesIO(worklist.picture(pixels))).convert("RGB")).astype(int)
+    changed = np.abs(found - plain).mean(axis=2)
+    assert found.shape == (worklist.THUMBNAIL, worklist.THUMBNAIL, 3)
+    assert changed[:20, :20].mean() > 30
+    assert changed[-40:, -40:].mean() < 1
+
+
+def test_every_flag_has_a_text():
+    html = worklist.render(facts(rows=[row(flags=tuple(quality.FLAGS))], flags=dict.fromkeys(quality.FLAGS, 1)))
+    for name, text in quality.FLAGS.items():
+        assert f"{name} ({text})" in Page(html).words
+
+
+# --- of a batch
+
+
+@pytest.fixture
+def wards(copied):
+    """Three patients, one of them with an image that is not fit, a file that is no image, and names with formulas."""
+    for name in ("scores", "ledger", "batches"):
+        shutil.rmtree(copied.folder / name)
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    table = [("image_id", "patient_id", "diagnosis")]
+    for seed in range(9):
+        name = f"=cmd{seed}" if seed == 4 else f"img{seed}"
+        (copied.archive / f"{name}.jpg").write_bytes(drawing.lesion_jpeg(seed, malignant=seed % 2 == 0, size=64))
+        table.append((name, f"patient {seed % 3}", "nevus"))
+    noise = np.random.default_rng(0).integers(0, 25, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(copied.archive / "dark.png")
+    table.append(("dark", "patient 1", "nevus"))
+    (copied.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (copied.archive / "metadata.csv").write_text("".join(",".join(line) + "\n" for line in table))
+    return copied
+
+
+def test_a_batch_has_its_worklist(wards):
+    section = wards.job.settings.score
+    strict = section.quality.model_copy(update={"action": "abstain"})
+    few = section.worklist.model_copy(update={"pictures": 3})
+    told = wards.stage("score", score=section.model_copy(update={"quality": strict, "worklist": few}))
+    assert "11 images listed = 9 scored + 1 abstained + 1 rejected + 0 copies" in told
+    (folder,) = (wards.folder / "batches").iterdir()
+    assert json.loads((folder / "batch.json").read_text())["rows"] == 11
+    assert {path.name for path in folder.iterdir()} == {"batch.json", "worklist.html", "worklist.csv", "pictures"}
+
+    rows = list(csv.DictReader((folder / "worklist.csv").open()))
+    assert list(rows[0]) == list(worklist.COLUMNS)
+    assert [int(line["rank"]) for line in rows] == list(range(1, 12))
+    assert (rows[0]["image_id"], rows[0]["status"], rows[0]["patient_id"]) == ("dark", "abstained", "patient 1")
+    assert "dark: underexposed" in rows[0]["detail"]
+    assert [line["patient_id"] for line in rows[:4]] == ["patient 1"] * 4, "one patient's images stand together"
+    assert (rows[-1]["image_id"], rows[-1]["status"]) == ("broken", "rejected")
+    found = wards.scores().set_index("image_id")["probability"]
+    own: dict[str, list[float]] = {}
+    for line in rows[1:-1]:
+        name = line["image_id"].removeprefix("'")
+        assert float(line["probability"]) == pytest.approx(found[name])
+        own.setdefault(line["patient_id"], []).append(found[name])
+    assert all(values == sorted(values, reverse=True) for values in own.values())
+    others = [max(own[patient]) for patient in own if patient != "patient 1"]
+    assert others == sorted(others, reverse=True)
+    assert [line["image_id"] for line in rows if "cmd" in line["image_id"]] == ["'=cmd4"], "no formula"
+
+    html = (folder / "worklist.html").read_text()
+    page = Page(html, apart=("b", "span", "small", "dt", "dd"))
+    for words in ("patient 2", "not judged", "not readable", "=cmd4", "dark", "corrupt"):
+        assert words in page.words
+    shown = [value for name, value in page.attributes if name == "src"]
+    assert len(shown) == 6
+    assert {path.name for path in (folder / "pictures").iterdir()} == {name.removeprefix("pictures/") for name in shown}
+    image = Image.open(folder / shown[0])
+    assert image.size == (worklist.THUMBNAIL, worklist.THUMBNAIL)
+    assert not image.getexif()
+
+
+def test_a_table_that_nobody_understands_costs_the_patients_alone(wards):
+    (wards.archive / "metadata.csv").write_text("a,b\n1,2\n")
+    off = wards.job.settings.score.worklist.model_copy(update={"pictures": 0})
+    told = wards.told("score", score=wards.job.settings.score.model_copy(update={"worklist": off}))
+    assert "images are not sorted by patient" in told or "10 scored" in told
+    assert wards.scores()["patient_id"].isna().all()
+    (folder,) = (wards.folder / "batches").iterdir()
+    assert "patients" not in Page((folder / "worklist.html").read_text()).words.split("Show")[0].split("copies")[0]
+    assert not (folder / "pictures").exists()
+
+
+def test_the_order_is_the_same_for_the_same_rows(spark):
+    columns = "source_uri string, sha256 string, patient_id string, status string, probability double"
+    rows = [
+        ("a", "1", "x", "scored", 0.9),
+        ("b", "2", "y", "scored", 0.95),
+        ("c", "3", "x", "scored", 0.1),
+        ("d", "4", "y", "abstained", None),
+        ("e", None, None, "rejected", None),
+        ("f", "6", None, "scored", 0.92),
+        ("g", "7", None, "scored", 0.92),
+    ]
+    for some in (rows, rows[::-1]):
+        found = job.ranked(spark.createDataFrame(some, columns)).orderBy("rank").collect()
+        assert "".join(line.source_uri for line in found) == "dbfgace"
