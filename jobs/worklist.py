@@ -16,7 +16,19 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, say
-from melanoma_spark import archive, files, gradcam, layouts, ledger, schemas, selection, serving, session, worklist
+from melanoma_spark import (
+    archive,
+    files,
+    gradcam,
+    layouts,
+    ledger,
+    network,
+    schemas,
+    selection,
+    serving,
+    session,
+    worklist,
+)
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 
 PICTURES = t.StructType(
@@ -135,10 +147,11 @@ def pictures(
         "source_key", ledger.key("source_uri", "source_bytes", "source_modified")
     )
     found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
-    spec, light = scorer.spec, serving.without_tensors(scorer)
+    spec, light, threads = scorer.spec, serving.without_tensors(scorer), session.task_threads(job.spark)
     tensors = job.spark.sparkContext.broadcast(scorer.tensors)
 
     def drawn(batches: Iterator[list[bytes | ImageError]]) -> Iterator[pd.DataFrame]:
+        network.use_threads(threads)
         for batch in batches:
             parts: list[tuple[bytes | None, bytes | None]] = []
             pixels: list[np.ndarray | None] = []

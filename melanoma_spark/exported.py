@@ -5,6 +5,9 @@ TensorFlow is the reference: what is exported is held against it before it is us
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,8 @@ def export(model: Any) -> bytes:
         parts = found if isinstance(found, list | tuple) else [found]
         return {f"output_{place:02d}": tf.cast(part, tf.float32) for place, part in enumerate(parts)}
 
-    found, _ = tf2onnx.convert.from_function(outputs, input_signature=signature, opset=OPSET)
+    with _quiet():
+        found, _ = tf2onnx.convert.from_function(outputs, input_signature=signature, opset=OPSET)
     # Constants that Keras holds as tensors, such as ImageNet's mean, come out as further inputs: they are put back.
     captured = outputs.get_concrete_function().graph.captures
     held = {inner.name: outer for outer, inner in captured if outer.dtype != tf.resource}
@@ -46,6 +50,19 @@ def export(model: Any) -> bytes:
     content = bytes(found.SerializeToString())
     check(content, model)
     return content
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what TensorFlow's optimiser of graphs prints from C++, whatever the level of its logs."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def check(content: bytes, model: Any) -> None:

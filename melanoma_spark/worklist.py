@@ -24,7 +24,7 @@ COLUMNS = (
 # Blue to yellow to red would say "traffic light"; magma is even in lightness and read by the colour-blind
 # (Smith and van der Walt, 2015). Five of its colours, from nothing to most.
 MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float32)
-STRENGTH = 0.55  # of the colours over the picture where it rests most
+STRENGTH = 0.7  # of the colours over the picture where it rests most
 
 
 class Row(TypedDict):
