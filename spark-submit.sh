@@ -17,7 +17,7 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   finetune    head and base trained on, over Horovod ranks
   evaluate    the test split: metrics at an operating point, a report; of another archive when one is named
   register    the model into MLflow's registry, champion if it may; also: register history, register rollback
-  score       images -> scores/, with a registered model
+  score       what is new in an archive -> scores/, with a registered model; also: score status
   pipeline    all of them, in one submission
   search      which settings of a head do best on features/, by cross-validation
 

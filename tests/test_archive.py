@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from pyspark.errors import PySparkException
+from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
 from melanoma_spark import archive, config, containers, drawing, images, layouts, schemas
@@ -369,7 +370,8 @@ def contents(listed, count, settings):
             )
 
     result = StructType.fromDDL("content binary, reason string, detail string")
-    return archive.computed(listed, count, settings, compute, result, 2)
+    told = StructType([*schemas.SOURCE, *result])
+    return archive.computed(listed, count, settings, compute, 2, lambda frames: frames, told)
 
 
 def test_contents_are_the_files(listed, rows, settings, odd):
@@ -390,6 +392,15 @@ def test_contents_are_the_files(listed, rows, settings, odd):
         assert (bytes(row.content), row.reason, row.detail) == (expected, None, None)
         assert row.sha256 == images.sha256(expected)
         assert row.image_id == place.image_id == layouts.image_id(place.path)
+
+
+def test_hashes_are_those_of_the_contents(listed, settings):
+    named = listed.withColumn("source_key", encode("source_uri", "utf-8"))
+    found = archive.hashed(named, listed.count(), settings).collect()
+    expected = contents(listed, listed.count(), settings).collect()
+    told = {bytes(row.source_key).decode(): (row.image_id, row.sha256, row.reason, row.detail) for row in found}
+    assert len(told) == len(found)
+    assert told == {row.source_uri: (row.image_id, row.sha256, row.reason, row.detail) for row in expected}
 
 
 def test_ids_are_without_the_number_of_a_name_that_came_twice():
