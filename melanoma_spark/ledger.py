@@ -36,7 +36,7 @@ def keyed(listing: DataFrame) -> DataFrame:
 def committed(warehouse: str) -> list[str]:
     """The ids of the batches in `scores/`, the oldest first."""
     names = files.matches(files.join(warehouse, "scores"), f"{BATCH}*")
-    return sorted(name.removeprefix(BATCH) for name in names)
+    return sorted(map(_id, names))
 
 
 def known(spark: SparkSession, warehouse: str, model: str, version: str | None) -> DataFrame:
@@ -152,7 +152,7 @@ def commit(
 
 
 def remove(place: str) -> None:
-    """What `unfinished` named, once its rows are in `scores/`; and the folder above where it is the last."""
+    """Removes what `unfinished` named, once its rows are in `scores/`."""
     files.remove(place)
 
 
