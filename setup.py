@@ -58,6 +58,7 @@ setup(
             "moto[s3]>=5",  # its server, which needs of moto[server] only Flask
             "flask>=3",
             "flask-cors>=6",
+            "psycopg2-binary>=2.9",  # MLflow's server on PostgreSQL
             "ruff>=0.15",
             "mypy>=1.15",
             "types-PyYAML",

@@ -6,7 +6,7 @@ evaluate.tta=8 judges the same networks by the mean over eight mirror images and
 With `archive` naming another archive than images/ was made from, the registered model of score.model is judged on all
 of it, less what training has seen: an external set. That report lies under external/.
 
-example: ./spark-submit.sh evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.95'
+example: ./spark-submit.sh evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.90'
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ from melanoma_spark import (
 )
 from melanoma_spark.errors import DataError
 
-POINT_NAMES = {"sensitivity": "screening", "specificity": "specific", "balanced": "balanced"}
 HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"
 PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
 JUDGED = "split in ('validation', 'test')"
@@ -66,7 +65,8 @@ def run(job: Job) -> str:
                 "run train_head and finetune again"
             )
     ids = [facts["id"] for facts in models.values()]
-    report_id = lineage.content_id([images["id"], ids, settings.evaluate.model_dump(mode="json"), settings.seed])
+    chosen = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
+    report_id = lineage.content_id([images["id"], ids, *chosen])
     folder = files.join(warehouse, "reports", report_id)
     known = store.manifest(warehouse, "reports")
     if known and known["id"] == report_id:
@@ -90,14 +90,20 @@ def run(job: Job) -> str:
     files.write_bytes(files.join(folder, "predictions", "predictions.parquet"), table.to_parquet(index=False))
 
     test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
-    patients = judging.patients_of(job, images, test)
+    told = judging.told_of_test(job, images, test)
+    patients = judging.patients_of(told)
     measured = [measure(name, table[table["model"] == name], calibrations[name], settings, patients) for name in models]
     threshold = measured[-1]["operating_point"].threshold
+    train = judging.pixels_of(job, images).where("split = 'train'")
+    spec = network.Spec.model_validate({**models[deciding]["spec"], "tta": settings.evaluate.tta})
     found = report.Deciding(
         name=deciding,
-        subgroups=judging.by_subgroup(job, images, test, threshold),
+        about=about(spec, deciding, models),
+        subgroups=judging.by_subgroup(job, images, test, told, threshold),
         subgroup_minimum=settings.evaluate.subgroup_minimum,
-        shortcuts=judging.without_the_lesion(job, images, test, painted_over) if settings.evaluate.shortcuts else None,
+        shortcuts=judging.without_the_lesion(job, images, train, test, painted_over)
+        if settings.evaluate.shortcuts
+        else None,
         mistakes=judging.mistakes(
             job,
             images,
@@ -107,11 +113,11 @@ def run(job: Job) -> str:
             threshold,
         ),
     )
-    for file, content in judging.in_isics_format(job, images, test).items():
+    for file, content in judging.in_isics_format(images, test, told).items():
         files.write_bytes(files.join(folder, "isic", file), content)
     gains = [gained(table, settings)] if finetuned else []
-    gains += against_champion(job, test, deciding)
-    shown = report_facts(job, images, models, measured, gains, found)
+    champion = against_champion(job, images, test, deciding)
+    shown = report_facts(job, images, models, measured, gains, champion, found)
     judging.publish(job, folder, shown)
     logged = {key: value for model in measured for key, value in as_metrics(model).items()}
     if finetuned:
@@ -140,10 +146,10 @@ def run(job: Job) -> str:
             "run_id": job.run_id,
         },
     )
-    told = "; ".join(
+    summary = "; ".join(
         f"{m['name']} test AUC {m['auroc']:.4f} [{m['auroc_low']:.4f}-{m['auroc_high']:.4f}]" for m in measured
     )
-    return f"{len(test)} test images, {told}; report {folder}/report.html"
+    return f"{len(test)} test images, {summary}; report {folder}/report.html"
 
 
 def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any]) -> DataFrame:
@@ -224,8 +230,7 @@ def measure(
         for side in (table[table["split"] == split].sort_values("sha256") for split in ("validation", "test"))
     )
     chosen = settings.evaluate
-    rule = chosen.operating_point
-    name_of_point = POINT_NAMES[operating_points.parse_rule(rule)[0]]
+    name_of_point, rule = operating_points.by_name(chosen.operating_point)
     probabilities = fitted.apply(validation[1])
     point = operating_points.choose(validation[0], probabilities, rule, name_of_point)
     point = operating_points.with_room(point, probabilities)
@@ -241,20 +246,29 @@ def gained(table: pd.DataFrame, settings: config.Settings) -> report.Gain:
     return difference(settings, FINETUNED, finetuned, HEAD, head)
 
 
-def against_champion(job: Job, test: pd.DataFrame, name: str) -> list[report.Gain]:
-    """The deciding model beside the champion, where this warehouse has its predictions of the same test images."""
+def against_champion(job: Job, images: dict[str, Any], test: pd.DataFrame, name: str) -> report.Gain | str:
+    """The deciding model beside the champion, on the same test images; else why there is none to stand beside."""
     register = job.settings.register_
-    standing = job.tracker.version(f"{register.name}@{register.alias}")
-    if standing is None or "report_id" not in standing.tags:
-        return []
-    url = files.join(job.warehouse, "reports", standing.tags["report_id"], "predictions")
-    if not files.exists(url):
-        return []
+    reference = f"{register.name}@{register.alias}"
+    standing = job.tracker.version(reference)
+    if standing is None:
+        return f"No model has been {register.alias} before."
+    known = known_predictions(job, standing)
+    if known is None or list(known["sha256"]) != list(test["sha256"]):
+        try:
+            known = test.assign(probability=judging.judged_by(job, images, reference, test))
+        except DataError as error:
+            return f"Not compared with the {register.alias}, version {standing.version}: {error}."
+    return difference(job.settings, name, test, f"{register.alias}, version {standing.version}", known)
+
+
+def known_predictions(job: Job, standing: Any) -> pd.DataFrame | None:
+    """A registered version's rows of the test images it was evaluated on, where this warehouse has them."""
+    url = files.join(job.warehouse, "reports", standing.tags.get("report_id", ""), "predictions")
+    if not standing.tags.get("report_id") or not files.exists(url):
+        return None
     rows = pd.read_parquet(url)
-    own = rows[(rows["split"] == "test") & (rows["model"] == standing.tags.get("model"))].sort_values("sha256")
-    if list(own["sha256"]) != list(test["sha256"]):
-        return []
-    return [difference(job.settings, name, test, f"{register.alias}, version {standing.version}", own)]
+    return rows[(rows["split"] == "test") & (rows["model"] == standing.tags.get("model"))].sort_values("sha256")
 
 
 def difference(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> report.Gain:
@@ -279,12 +293,22 @@ def as_metrics(model: report.ModelFacts) -> dict[str, float]:
     return {f"{key}_{suffix}": value for key, value in values.items()}
 
 
+def about(spec: network.Spec, name: str, models: dict[str, dict[str, Any]]) -> str:
+    """What the deciding model is, and how it was trained."""
+    trained = f"The head was trained first (epoch {models[HEAD]['best']['head']} was kept)"
+    if name == FINETUNED:
+        phases = ", ".join(f"{phase} (epoch {epoch})" for phase, epoch in models[FINETUNED]["best"].items())
+        trained += f", then more of the network by phases: {phases}; epoch 0 is the start"
+    return f"{judging.about(name, spec, models[HEAD]['weights_origin'])} {trained}."
+
+
 def report_facts(
     job: Job,
     images: dict[str, Any],
     models: dict[str, dict[str, Any]],
     measured: list[report.ModelFacts],
     gains: list[report.Gain],
+    champion: report.Gain | str,
     deciding: report.Deciding,
 ) -> report.Facts:
     head = models[HEAD]
@@ -315,7 +339,8 @@ def report_facts(
             "commit": lineage.commit(),
         },
         "models": measured,
-        "gains": gains,
+        "gains": gains if isinstance(champion, str) else [*gains, champion],
+        "champion": champion if isinstance(champion, str) else "",
         "deciding": deciding,
         "training": epochs,
         "best": best,

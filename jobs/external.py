@@ -15,7 +15,19 @@ from pyspark.sql import DataFrame
 
 from jobs import ingest, judging
 from jobs.job import Job, archive_id, say
-from melanoma_spark import __version__, config, files, inference, lineage, report, serving, session, store, subgroups
+from melanoma_spark import (
+    __version__,
+    config,
+    files,
+    inference,
+    lineage,
+    report,
+    serving,
+    session,
+    shortcuts,
+    store,
+    subgroups,
+)
 from melanoma_spark.errors import DataError
 
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
@@ -56,10 +68,18 @@ def run(job: Job) -> str:
             f"{int(test['label'].iloc[0])}; sensitivity and specificity need both"
         )
     name = f"{version.name} version {version.version}"
-    facts = report_facts(own, images, scorer, name, test, known)
+    told = judging.told_of_test(own, images, test)
+    left = None
+    if settings.evaluate.shortcuts:
+        given = f"network {scorer.model_id} painted over", batch, shortcuts.without_lesion
+        over = inference.judged(unseen, scorer.spec, scorer.tensors, *given)
+        painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
+        train = judging.pixels_of(job, training_images(job, scorer)).where("split = 'train'")
+        left = judging.without_the_lesion(own, images, train, test, painted_over)
+    facts = report_facts(own, images, scorer, name, test, told, known, left)
     folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
     files.write_bytes(files.join(folder, "predictions", "predictions.parquet"), test.to_parquet(index=False))
-    for file, content in judging.in_isics_format(own, images, test).items():
+    for file, content in judging.in_isics_format(images, test, told).items():
         files.write_bytes(files.join(folder, "isic", file), content)
     judging.publish(own, folder, facts)
     (measured,) = facts["models"]
@@ -98,15 +118,22 @@ def seen_in_training(job: Job, scorer: serving.Scorer, rows: DataFrame) -> DataF
 
 
 def report_facts(
-    job: Job, images: dict[str, Any], scorer: serving.Scorer, name: str, test: pd.DataFrame, known: int
+    job: Job,
+    images: dict[str, Any],
+    scorer: serving.Scorer,
+    name: str,
+    test: pd.DataFrame,
+    told: pd.DataFrame,
+    known: int,
+    left: report.Shortcuts | None,
 ) -> report.Facts:
     chosen = job.settings.evaluate
     point = scorer.operating_point
     rows = tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group"))
     drawn = chosen.resamples, job.settings.seed, chosen.prevalences
-    patients = judging.patients_of(job, images, test)
+    patients = judging.patients_of(told)
     measured = report.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
-    own: list[subgroups.Subgroup] = judging.by_subgroup(job, images, test, point.threshold)
+    own: list[subgroups.Subgroup] = judging.by_subgroup(job, images, test, told, point.threshold)
     return {
         "title": f"{name} on another archive, dataset {images['id']}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,11 +149,13 @@ def report_facts(
         },
         "models": [measured],
         "gains": [],
+        "champion": "",
         "deciding": {
             "name": name,
+            "about": judging.about(name, scorer.spec, str(scorer.facts.get("weights_origin", "unknown"))),
             "subgroups": own,
             "subgroup_minimum": chosen.subgroup_minimum,
-            "shortcuts": None,
+            "shortcuts": left,
             "mistakes": judging.mistakes(job, images, scorer.spec, scorer.tensors, test, point.threshold),
         },
         "training": [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,19 @@ from melanoma_spark import (
     files,
     gradcam,
     inference,
+    layouts,
     metrics,
     network,
+    quality,
     report,
     schemas,
+    serving,
     session,
     shortcuts,
     store,
     subgroups,
 )
+from melanoma_spark.errors import DataError
 
 
 def pixels_of(job: Job, images: dict[str, Any]) -> DataFrame:
@@ -43,59 +48,90 @@ def publish(job: Job, folder: str, facts: report.Facts) -> None:
         job.tracker.artifact(f"plots/{name}", png)
 
 
+def about(name: str, spec: network.Spec, weights: str) -> str:
+    """What a model is, in a sentence or two."""
+    views = f" It judges by the mean over {spec.tta} mirror images and turns of an image." if spec.tta > 1 else ""
+    return (
+        f"{name.capitalize()}: the convolutional base of {spec.backbone} ({weights} weights) and a head of "
+        f"{spec.hidden} units on it, for images of {spec.image_size} x {spec.image_size} pixels.{views}"
+    )
+
+
 def dataset_facts(job: Job, images: dict[str, Any]) -> report.Dataset:
+    labels = f"not {images['target']}", images["target"]
     counts = {
-        split: {"negative": images["counts"][f"{split}_0"], "positive": images["counts"][f"{split}_1"]}
+        split: {name: images["counts"][f"{split}_{label}"] for label, name in enumerate(labels)}
         for split in ("train", "validation", "test")
     }
     return {
         "id": images["id"],
-        "labels": ("negative", "positive"),
+        "labels": labels,
         "counts": counts,
         "groups": images["groups"],
         "rejects": images["reasons"],
         "sources": told_of(job, images, "source"),
-        "licences": told_of(job, images, "licence"),
+        "licences": licences(job, images),
     }
 
 
-def by_subgroup(job: Job, images: dict[str, Any], test: pd.DataFrame, threshold: float) -> list[subgroups.Subgroup]:
-    """Of a model, on the rows of `test`."""
-    columns = [name for name in subgroups.ATTRIBUTES if name != "size"]
+def told_of_test(job: Job, images: dict[str, Any], test: pd.DataFrame) -> pd.DataFrame:
+    """What is known of each row of `test`, in its order: ids, `subgroups.COLUMNS`, sides of the file, quality flags."""
     stored = pixels_of(job, images).where("split = 'test'")
-    told = pd.DataFrame(stored.select("sha256", "width", "height", *columns).toPandas()).set_index("sha256")
-    told = told.loc[test["sha256"].tolist()]
+    measured = of_pixels(job, images, "quality", quality.measures)
+    columns = ("sha256", "image_id", "patient_id", "width", "height", *subgroups.COLUMNS)
+    session.describe(job.spark, "evaluate: what is known of the test images")
+    told = pd.DataFrame(stored.select(*columns, measured("image").alias("found")).toPandas()).set_index("sha256")
+    told = told.loc[test["sha256"]]
+    found = np.array([row["values"] for row in told.pop("found")], np.float32)
+    return told.assign(flags=quality.flags(found, job.settings.score.quality))
+
+
+def by_subgroup(
+    job: Job, images: dict[str, Any], test: pd.DataFrame, told: pd.DataFrame, threshold: float
+) -> list[subgroups.Subgroup]:
+    """Of a model, on the rows of `test`, of which `told_of_test` tells."""
     sides = told[["width", "height"]].min(axis=1).to_numpy()
-    values = subgroups.values({name: told[name].tolist() for name in columns}, sides, images["image_size"])
+    known = {name: told[name].tolist() for name in subgroups.COLUMNS}
+    values = subgroups.values(known, sides, images["image_size"], told["flags"].tolist())
     chosen = job.settings.evaluate
     labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
     drawn = chosen.resamples, job.settings.seed
     return subgroups.of_split(values, labels, probabilities, groups, threshold, chosen.subgroup_minimum, *drawn)
 
 
-def without_the_lesion(
-    job: Job, images: dict[str, Any], test: pd.DataFrame, painted_over: pd.DataFrame
-) -> report.Shortcuts:
-    """How well the deciding model ranks painted-over test images, and colour histograms alone rank them."""
+def of_pixels(job: Job, images: dict[str, Any], name: str, measure: Callable[[np.ndarray], np.ndarray]) -> Any:
+    """A UDF over the column `image`: what `measure` says of uint8 (n, size, size, 3), float32 (n, m), as `values`."""
     pixels = schemas.images_schema(images["image_size"]).fields["image"]
-    rows = pixels_of(job, images)
-    train = sum(count for key, count in images["counts"].items() if key.startswith("train_"))
-    some = f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < f.lit(2**32 * shortcuts.MOST_TRAIN // train)
-    rows = rows.where((f.col("split") == "test") | ((f.col("split") == "train") & some))
-    udf = inference.over_column(
-        "colour histograms",
-        lambda: lambda batch: [batch],
-        lambda content: shortcuts.colour_histogram(pixels.codec.decode(pixels, content)),
-        lambda outputs, errors: pd.DataFrame({"shares": list(outputs[0])}),  # type: ignore[arg-type]
-        t.StructType([t.StructField("shares", t.ArrayType(t.FloatType()))]),
+    return inference.over_column(
+        name,
+        lambda: lambda batch: [measure(batch)],
+        lambda content: pixels.codec.decode(pixels, content),
+        lambda outputs, errors: pd.DataFrame({"values": list(outputs[0])}),  # type: ignore[arg-type]
+        t.StructType([t.StructField("values", t.ArrayType(t.FloatType()))]),
         job.settings.evaluate.batch_size,
     )
+
+
+def without_the_lesion(
+    job: Job, images: dict[str, Any], learnt: DataFrame, test: pd.DataFrame, painted_over: pd.DataFrame
+) -> report.Shortcuts:
+    """How well a model ranks painted-over test images, and colour histograms alone, learnt from train, rank them.
+
+    `learnt` are rows of train images, at the size of `images`; both frames have their rows by `sha256`.
+    """
+    share = f.lit(2**32 * shortcuts.MOST_TRAIN // max(1, learnt.count()))
+    some = learnt.where(f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < share)
+    judged = pixels_of(job, images).where("split = 'test'")
+    columns = of_pixels(job, images, "colour histograms", shortcuts.colour_histograms)
     session.describe(job.spark, "evaluate: colours alone")
-    table = pd.DataFrame(rows.select("sha256", "split", "label", udf("image").alias("found")).toPandas())
-    table = table.sort_values("sha256")
-    histograms = np.array([row["shares"] for row in table["found"]], np.float32)
-    learnt, judged = ((table["split"] == split).to_numpy() for split in ("train", "test"))
-    colours = shortcuts.judged_by_colours(histograms[learnt], table["label"].to_numpy()[learnt], histograms[judged])
+    tables = []
+    for rows in (some, judged):
+        found = pd.DataFrame(rows.select("sha256", "label", columns("image").alias("found")).toPandas())
+        found = found.set_index("sha256").sort_index()
+        tables.append(found.assign(shares=[row["values"] for row in found["found"]]))
+    own = tables[1].loc[test["sha256"]]
+    shares = [np.array(table["shares"].tolist(), np.float32) for table in (tables[0], own)]
+    colours = shortcuts.judged_by_colours(shares[0], tables[0]["label"].to_numpy(), shares[1])
     labels, groups = test["label"].to_numpy(), test["group"].to_numpy()
     drawn = job.settings.evaluate.resamples, job.settings.seed
     return {
@@ -131,14 +167,12 @@ def mistakes(
     ]
 
 
-def in_isics_format(job: Job, images: dict[str, Any], test: pd.DataFrame) -> dict[str, bytes]:
+def in_isics_format(images: dict[str, Any], test: pd.DataFrame, told: pd.DataFrame) -> dict[str, bytes]:
     """CSV files as `isic-challenge-scoring` reads them: truth and calibrated probabilities of the test images.
 
     They hold image ids, which may name people, so they stay in the warehouse.
     """
-    stored = pixels_of(job, images).where("split = 'test'")
-    told = pd.DataFrame(stored.select("sha256", "image_id").toPandas()).set_index("sha256")
-    ids = told.loc[test["sha256"], "image_id"]
+    ids = told["image_id"]
     again = ids.duplicated(keep=False)  # the scorer refuses these: of files with one name the content tells them apart
     ids = ids.where(~again, ids + "_" + ids.index.str[:8])
     found = {}
@@ -149,11 +183,35 @@ def in_isics_format(job: Job, images: dict[str, Any], test: pd.DataFrame) -> dic
     return found
 
 
-def patients_of(job: Job, images: dict[str, Any], test: pd.DataFrame) -> list[str | None]:
-    """Of each row of `test`."""
-    stored = pixels_of(job, images).where("split = 'test'").select("sha256", "patient_id")
-    told = pd.DataFrame(stored.toPandas()).set_index("sha256")["patient_id"]
-    return [None if pd.isna(patient) else str(patient) for patient in told.loc[test["sha256"]]]
+def patients_of(told: pd.DataFrame) -> list[str | None]:
+    """Of each row of `told_of_test`."""
+    return [None if pd.isna(patient) else str(patient) for patient in told["patient_id"]]
+
+
+def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
+    """Calibrated probabilities of a registered model, of the rows of `test`. Raises `DataError` for another size."""
+    _, artifacts = job.tracker.model_files(reference)
+    scorer = serving.unpack(artifacts)
+    if scorer.spec.image_size != images["image_size"]:
+        raise DataError(
+            f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images['image_size']} px, so the "
+            "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
+        )
+    session.batch_rows(job.spark, job.settings.evaluate.batch_size)
+    session.describe(job.spark, f"{reference} on the test images")
+    stored = pixels_of(job, images).where("split = 'test'")
+    batch = job.settings.evaluate.batch_size
+    rows = inference.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
+    raw = pd.DataFrame(rows.select("sha256", "found.raw_probability").toPandas()).set_index("sha256")
+    return scorer.calibration.apply(raw.loc[test["sha256"], "raw_probability"])
+
+
+def licences(job: Job, images: dict[str, Any]) -> list[str]:
+    """What the archive says of its images, else what its layout is published under."""
+    layout = images.get("layout", "").partition(":")[0]
+    published = layouts.LICENCES.get(layout)
+    told = told_of(job, images, "licence")
+    return told or ([f"{published} (of {layout} as published; the archive tells none)"] if published else [])
 
 
 def told_of(job: Job, images: dict[str, Any], column: str) -> list[str]:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pyspark.sql import functions as f
 
+from jobs import judging
 from jobs.job import Job, main, say
-from melanoma_spark import files, gate, history, inference, lineage, network, serving, session, store
+from melanoma_spark import files, gate, history, lineage, network, serving, store
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint
@@ -161,7 +161,7 @@ def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> lis
     test = table[(table["model"] == name) & (table["split"] == "test")].sort_values("sha256")
     champion = None
     if standing is not None and settings.register_.gate.auroc_margin is not None:
-        champion = judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
+        champion = judging.judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
     return gate.verdicts(
         settings.register_.gate,
         test["label"].to_numpy(),
@@ -174,24 +174,6 @@ def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> lis
         settings.evaluate.resamples,
         settings.seed,
     )
-
-
-def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
-    """Calibrated probabilities of a registered model, of the rows of `test`."""
-    _, artifacts = job.tracker.model_files(reference)
-    scorer = serving.unpack(artifacts)
-    if scorer.spec.image_size != images["image_size"]:
-        raise DataError(
-            f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images['image_size']} px, so the "
-            "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
-        )
-    session.batch_rows(job.spark, job.settings.evaluate.batch_size)
-    session.describe(job.spark, f"register: {reference} on the test images")
-    stored = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where("split = 'test'")
-    batch = job.settings.evaluate.batch_size
-    rows = inference.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
-    raw = pd.DataFrame(rows.select("sha256", "found.raw_probability").toPandas()).set_index("sha256")
-    return scorer.calibration.apply(raw.loc[test["sha256"], "raw_probability"])
 
 
 def overlap(job: Job, images: dict[str, Any]) -> int:

@@ -207,7 +207,11 @@ class Finetune(Section):
 
 
 class Evaluate(Section):
-    operating_point: str = Field(default="sensitivity>=0.90", description="sensitivity>=X, specificity>=X or balanced")
+    operating_point: str = Field(
+        default="screening",
+        description="chosen on validation: screening (sensitivity>=0.95), balanced (the greatest Youden index), "
+        "specific (specificity>=0.95), or another sensitivity>=X or specificity>=X",
+    )
     calibration: CalibrationMethod = Field(
         default="platt",
         description="platt, temperature or none: of probabilities, fitted on validation; the registered model has it",

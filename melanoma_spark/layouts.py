@@ -31,6 +31,7 @@ from melanoma_spark.tables import (
 __all__ = [
     "FIELDS",
     "LAYOUTS",
+    "LICENCES",
     "Layout",
     "Record",
     "Table",
@@ -57,6 +58,8 @@ LAYOUTS: Mapping[str, str] = {
     "folders": "folders named like diagnoses (benign, malignant, melanoma, nevus, ...)",
     "plain": "nothing but images",
 }
+# Of images in these layouts, as ISIC and Harvard publish them, where the archive itself tells none.
+LICENCES: Mapping[str, str] = dict.fromkeys(("isic_2018", "isic_2019", "isic_2020", "ham10000"), "CC BY-NC 4.0")
 MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
 HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")

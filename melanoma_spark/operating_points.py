@@ -13,7 +13,7 @@ from melanoma_spark.metrics import counts_by_threshold
 # Told beside the one that decides: a screening misses little, a specific test raises few false alarms.
 NAMED = {"screening": "sensitivity>=0.95", "balanced": "balanced", "specific": "specificity>=0.95"}
 ROOM = 1e-4  # what probabilities of two engines may differ by
-VALID_RULES = "sensitivity>=X, specificity>=X (0 < X <= 1), balanced"
+VALID_RULES = "sensitivity>=X, specificity>=X (0 < X <= 1), " + ", ".join(NAMED)
 
 
 class Unreached(DataError):
@@ -97,14 +97,26 @@ def named(labels: ArrayLike, probabilities: ArrayLike) -> list[OperatingPoint]:
     return found
 
 
+def by_name(told: str) -> tuple[str, str]:
+    """Name and rule of what settings say, which may be either: `screening` -> ("screening", "sensitivity>=0.95").
+
+    A rule that has no name in `NAMED` is its own. Raises ConfigError as `parse_rule`.
+    """
+    rule = NAMED.get(told.strip(), told.strip())
+    parse_rule(rule)
+    return next((name for name, known in NAMED.items() if known == rule), rule), rule
+
+
 def parse_rule(rule: str) -> tuple[str, float]:
     """`sensitivity>=0.95` -> ("sensitivity", 0.95), `balanced` -> ("balanced", NaN); ConfigError for anything else.
 
-    Call it when settings are read: hours lie between them and the first validation scores.
+    A name of `NAMED` stands for its rule. Call it when settings are read: hours lie between them and the first
+    validation scores.
     """
-    if rule.strip() == "balanced":
+    if NAMED.get(rule.strip()) == "balanced":
         return "balanced", float("nan")
-    found = re.fullmatch(r"\s*(sensitivity|specificity)\s*>=\s*([0-9]*\.?[0-9]+)\s*", rule)
+    named_rule = NAMED.get(rule.strip(), rule)
+    found = re.fullmatch(r"\s*(sensitivity|specificity)\s*>=\s*([0-9]*\.?[0-9]+)\s*", named_rule)
     if found is None:
         raise ConfigError(f"unknown operating point rule {rule!r}; valid rules: {VALID_RULES}")
     target = float(found[2])

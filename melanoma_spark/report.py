@@ -20,13 +20,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from melanoma_spark import bootstrap, figures, metrics, operating_points, pages
+from melanoma_spark import bootstrap, figures, metrics, operating_points, pages, quality
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import REASONS
 from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL
-from melanoma_spark.subgroups import ATTRIBUTES, Subgroup, largest_gaps
+from melanoma_spark.subgroups import ATTRIBUTES, FEWEST, Subgroup, largest_gaps
 
 # Beside the colours, for print.
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
@@ -153,6 +154,7 @@ class Deciding(TypedDict):
     """What is told of the last of the models alone, the one that is registered. All of the test split."""
 
     name: str
+    about: str  # what it is: architecture, weights, how it was trained
     subgroups: list[Subgroup]
     subgroup_minimum: int
     shortcuts: Shortcuts | None
@@ -180,6 +182,7 @@ class Facts(TypedDict):
     lineage: Mapping[str, str]  # what -> id: weights, dataset, package version, commit
     models: list[ModelFacts]
     gains: list[Gain]  # of the last model over the first, over the champion
+    champion: str  # why there is no gain over one; empty where there is
     deciding: Deciding
     training: list[Epoch]
     best: Mapping[str, int]  # phase -> the epoch whose weights were kept
@@ -263,6 +266,9 @@ def render(facts: Facts) -> str:
         images=images,
         attributes=ATTRIBUTES,
         published=PUBLISHED,
+        fewest=FEWEST,
+        flags=quality.FLAGS,
+        reasons=REASONS,
         gaps=largest_gaps(deciding["subgroups"]),
         mistakes=[
             dict(mistake, picture=base64.b64encode(_explained(mistake)).decode("ascii"))
@@ -274,7 +280,8 @@ def render(facts: Facts) -> str:
 def card(facts: Facts) -> str:
     """The deciding model's card in Markdown; text from outside is escaped as in HTML. Raises as `render`."""
     _check(facts)
-    return pages.render("card.md", facts=facts, attributes=ATTRIBUTES)
+    gaps = largest_gaps(facts["deciding"]["subgroups"])
+    return pages.render("card.md", facts=facts, attributes=ATTRIBUTES, gaps=gaps, fewest=FEWEST)
 
 
 def _explained(mistake: Mistake) -> bytes:
@@ -382,47 +389,23 @@ def _unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.8, zorder=1)
 
 
-def _label(axes: Axes, text: str, point: tuple[float, float], place: tuple[float, float], colour: str) -> None:
-    """Writes a line's name beside it, in its colour, with a thin leader to one of its points."""
-    axes.annotate(
-        text,
-        xy=point,
-        xytext=place,
-        color=colour,
-        fontsize=9,
-        fontweight="bold",
-        va="center",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkB": 0, "relpos": (0, 0.5)},
-        zorder=5,
-    )
-
-
 def _roc(models: list[ModelFacts]) -> Figure:
     figure = _figure(PLOT_WIDTH)
     axes = figure.add_subplot()
     _unit_square(axes, "1 - specificity", "sensitivity")
-    # Names stand in the empty corner, the best model's uppermost; lower names point further left, past the upper ones.
-    by_area = sorted(range(len(models)), key=lambda k: np.nan_to_num(models[k]["auroc"], nan=-1), reverse=True)
-    for place, k in enumerate(by_area):
-        model, style = models[k], _style(k)
-        fpr, tpr = np.asarray(model["roc"].fpr), np.asarray(model["roc"].tpr)
-        axes.plot(fpr, tpr, linewidth=1.8, zorder=3, **style)
+    for k, model in enumerate(models):
+        told = f"{_plain(model['name'])}: {pages.decimal(model['auroc'])}"
+        axes.plot(model["roc"].fpr, model["roc"].tpr, linewidth=1.8, zorder=3, label=told, **_style(k))
         axes.plot(
             1 - model["test"].specificity,
             model["test"].sensitivity,
             marker=MARKERS[k % len(MARKERS)],
             markersize=8,
-            color=style["color"],
+            color=_style(k)["color"],
             markeredgecolor="white",
             zorder=4,
         )
-        text = f"{_plain(model['name'])}: {pages.decimal(model['auroc'])}"
-        at = 0.16 + 0.1 * (len(models) - 1 - place)
-        point = (at, float(np.interp(at, fpr, tpr)))
-        slot = (0.42, 0.4 - 0.1 * place)
-        _label(axes, text, slot if np.isnan(point).any() else point, slot, style["color"])
-    axes.text(0.98, 0.03, "AUROC by model", ha="right", color=NEUTRAL, fontsize=9)
+    axes.legend(title="AUROC by model", loc="lower right", fontsize=9, title_fontsize=9)
     return figure
 
 
@@ -473,13 +456,11 @@ def _calibration(models: list[ModelFacts]) -> Figure:
         filled = np.flatnonzero(np.asarray(table.n) > 0)
         x, y = np.asarray(table.mean_probability)[filled], np.asarray(table.observed_fraction)[filled]
         area = 12 + 160 * np.asarray(table.n)[filled] / np.sum(table.n)
-        axes.plot(x, y, linewidth=1.4, zorder=3, **style)
+        axes.plot(x, y, linewidth=1.4, zorder=3, label=_plain(model["name"]), **style)
         axes.scatter(
             x, y, area, marker=MARKERS[k % len(MARKERS)], color=style["color"], edgecolor="white", zorder=4, alpha=0.9
         )
-        nearest = int(np.argmin(np.abs(x - (0.75 - 0.2 * k))))
-        place = (0.58, 0.03 + 0.09 * (len(models) - 1 - k))
-        _label(axes, _plain(model["name"]), (x[nearest], y[nearest]), place, style["color"])
+    axes.legend(loc="upper left", fontsize=9)
     return figure
 
 
@@ -487,7 +468,7 @@ def _confusion(models: list[ModelFacts], labels: tuple[str, str]) -> Figure:
     columns = min(2, len(models))
     rows = math.ceil(len(models) / columns)
     figure = _figure(0.3 + 2.6 * rows)
-    names = [_plain(label, 12) for label in labels]
+    names = [_plain(label, 14) for label in labels]
     for k, model in enumerate(models):
         axes = figure.add_subplot(rows, columns, k + 1)
         table, tint = model["test"], _style(k)["color"]

@@ -69,6 +69,11 @@ def colour_histogram(image: Image) -> NDArray[np.float32]:
     return (counts / len(boxes)).astype(np.float32)
 
 
+def colour_histograms(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """`colour_histogram` of each: (n, h, w, 3) -> (n, 64)."""
+    return np.stack([colour_histogram(image) for image in images])
+
+
 def judged_by_colours(train: NDArray[np.float32], labels: Ints, test: NDArray[np.float32]) -> Floats:
     """Probabilities of test images (m,), from `colour_histogram` alone (m, 64): a logistic regression fitted on train.
 

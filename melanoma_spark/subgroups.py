@@ -1,7 +1,7 @@
-"""Subgroups: the figures of a model by age, sex, site, skin type, source, image type and size of the file.
+"""Subgroups: the figures of a model by age, sex, site, skin type, source, image type, size of the file and quality.
 
 What the archive says of an image is taken as ingest stored it. An image of which nothing is said is `unknown`, a
-subgroup like the others.
+subgroup like the others. Of quality flags an image may have several, and is then in several subgroups.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from melanoma_spark import bootstrap, metrics
 from melanoma_spark.figures import Figure
 
-# Column of images/ -> how it is told. `size` is made of width and height.
+# Attribute -> how it is told.
 ATTRIBUTES = {
     "age": "age",
     "sex": "sex",
@@ -27,9 +27,14 @@ ATTRIBUTES = {
     "source": "source",
     "image_type": "image type",
     "size": "size of the file",
+    "quality": "quality",
 }
+COLUMNS = tuple(name for name in ATTRIBUTES if name not in ("size", "quality"))  # of images/: what the archive says
 UNKNOWN, OTHERS, ENOUGH = "unknown", "all others", "large enough"
+NO_FLAG, ANY_FLAG = "no flag", "any flag"
+FIRST = ("under 30", NO_FLAG, ANY_FLAG)  # else by alphabet
 AGES = (0, 30, 40, 50, 60, 70, 80)  # where bands of years begin
+FEWEST = 5  # images of each label: of fewer a rate is what one image says
 MOST_VALUES = 12  # of an attribute, by number of images; the rest are taken together
 
 
@@ -37,8 +42,8 @@ MOST_VALUES = 12  # of an attribute, by number of images; the rest are taken tog
 class Subgroup:
     """A value of an attribute, and a model's figures on its test images.
 
-    `sufficient` is False where there are fewer images than were asked for, or only one label: then the figures are NaN,
-    because they would be read.
+    `sufficient` is False where there are fewer images than were asked for, or fewer than `FEWEST` of a label: then the
+    figures are NaN, because they would be read.
     """
 
     attribute: str
@@ -75,20 +80,26 @@ class Gap:
         return float(getattr(self.best, self.figure).value - getattr(self.worst, self.figure).value)
 
 
-def values(told: Mapping[str, Sequence[str | None]], sides: NDArray, image_size: int) -> dict[str, list[str]]:
-    """Attribute -> the subgroup of each image; attributes of which nothing is known of any image are left out.
+def values(
+    told: Mapping[str, Sequence[str | None]], sides: NDArray, image_size: int, flags: Sequence[tuple[str, ...]]
+) -> dict[str, list[tuple[str, ...]]]:
+    """Attribute -> the subgroups of each image, one but for quality; left out is what is known of no image.
 
-    told: column of images/ -> its values, text or None. sides: (n,), the shorter side of each file in pixels.
+    told: `COLUMNS` -> their values, text or None. sides: (n,), the shorter side of each file in pixels. flags: those of
+    `quality.flags` of each image.
     """
     found: dict[str, list[str]] = {}
-    for name in ATTRIBUTES:
-        if name == "size":
-            found[name] = [f"enlarged to {image_size} px" if side < image_size else ENOUGH for side in sides]
-        else:
-            band = age_band if name == "age" else str.strip
-            found[name] = [(band(text) if text else "") or UNKNOWN for text in told[name]]
-    found = {name: merged(column) for name, column in found.items()}
-    return {name: column for name, column in found.items() if set(column) - {UNKNOWN} not in (set(), {ENOUGH})}
+    for name in COLUMNS:
+        band = age_band if name == "age" else str.strip
+        found[name] = [(band(text) if text else "") or UNKNOWN for text in told[name]]
+    found["size"] = [f"enlarged to {image_size} px" if side < image_size else ENOUGH for side in sides]
+    known = {name: merged(column) for name, column in found.items() if set(column) - {UNKNOWN} not in (set(), {ENOUGH})}
+    each: dict[str, list[tuple[str, ...]]] = {name: [(value,) for value in known[name]] for name in known}
+    return each | {"quality": [(ANY_FLAG, *map(in_words, names)) if names else (NO_FLAG,) for names in flags]}
+
+
+def in_words(flag: str) -> str:
+    return flag.replace("_", " ")
 
 
 def merged(column: list[str]) -> list[str]:
@@ -117,7 +128,7 @@ def age_band(text: str) -> str:
 
 
 def of_split(
-    columns: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Sequence[tuple[str, ...]]],
     labels: ArrayLike,
     probabilities: ArrayLike,
     groups: ArrayLike,
@@ -135,11 +146,10 @@ def of_split(
     of_group = np.asarray(groups)
     found = []
     for attribute, column in columns.items():
-        each = np.asarray(column)
-        for value in sorted(set(column), key=lambda name: (name in (UNKNOWN, OTHERS), name != "under 30", name)):
-            rows = each == value
+        for value in sorted({value for own in column for value in own}, key=_place):
+            rows = np.array([value in own for own in column])
             n, positives = int(rows.sum()), int(truth[rows].sum())
-            sufficient = n >= least and 0 < positives < n
+            sufficient = n >= least and min(positives, n - positives) >= FEWEST
             auroc = sensitivity = specificity = math.nan
             bounds = [(math.nan, math.nan)] * 3
             if sufficient:
@@ -162,6 +172,10 @@ def of_split(
                 )
             )
     return found
+
+
+def _place(value: str) -> tuple[bool, int, str]:
+    return value in (UNKNOWN, OTHERS), FIRST.index(value) if value in FIRST else len(FIRST), value
 
 
 def largest_gaps(found: Sequence[Subgroup]) -> list[Gap]:

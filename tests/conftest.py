@@ -89,6 +89,22 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield running
 
 
+@pytest.fixture
+def postgresql() -> Iterator[str]:
+    """The address of an empty database, see `postgres.postgres`."""
+    import hadoop
+    import postgres
+
+    with contextlib.ExitStack() as until_the_end:
+        try:
+            running = until_the_end.enter_context(postgres.postgres())
+        except hadoop.Missing as missing:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(str(missing))
+        yield running
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a client of a running S3 server."""

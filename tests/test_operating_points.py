@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import confusion_matrix_at
-from melanoma_spark.operating_points import NAMED, ROOM, OperatingPoint, choose, named, parse_rule, with_room
+from melanoma_spark.operating_points import NAMED, ROOM, OperatingPoint, by_name, choose, named, parse_rule, with_room
 
 TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)
 
@@ -102,7 +102,7 @@ def test_an_unknown_rule_names_the_valid_ones(rule):
     with pytest.raises(ConfigError) as caught:
         choose([0, 1], [0.1, 0.9], rule)
     assert repr(rule) in str(caught.value)
-    for valid in ("sensitivity>=X", "specificity>=X", "balanced"):
+    for valid in ("sensitivity>=X", "specificity>=X", "balanced", "screening", "specific"):
         assert valid in str(caught.value)
 
 
@@ -115,9 +115,26 @@ def test_a_target_that_is_no_fraction_is_refused(rule):
 def test_rules_parse():
     assert parse_rule("sensitivity>=0.95") == ("sensitivity", 0.95)
     assert parse_rule(" specificity >= .9 ") == ("specificity", 0.9)
+    assert parse_rule(" specific ") == ("specificity", 0.95)
     kind, target = parse_rule("balanced")
     assert kind == "balanced"
     assert math.isnan(target)
+
+
+@pytest.mark.parametrize(
+    ("told", "name", "rule"),
+    [
+        ("screening", "screening", "sensitivity>=0.95"),
+        ("sensitivity>=0.95", "screening", "sensitivity>=0.95"),
+        (" specific ", "specific", "specificity>=0.95"),
+        ("balanced", "balanced", "balanced"),
+        ("sensitivity>=0.90", "sensitivity>=0.90", "sensitivity>=0.90"),
+    ],
+)
+def test_only_a_point_of_that_rule_has_its_name(told, name, rule):
+    assert by_name(told) == (name, rule)
+    with pytest.raises(ConfigError, match="unknown operating point rule 'triage'"):
+        by_name("triage")
 
 
 def test_invalid_arrays_raise_before_anything_is_chosen():

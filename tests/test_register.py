@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import urllib.request
 
 import mlflow
 import pytest
+import sqlalchemy
 from conftest import Line, open_line
 
 from melanoma_spark import config, files, history, lineage, store
@@ -144,28 +146,50 @@ def test_two_jobs_that_promote_at_once_end_in_one_state(worse, submitted, settin
 
 
 @pytest.fixture
-def server(tmp_path):
-    """The address of a running MLflow server with a database and a store of artifacts of its own."""
+def database(request, tmp_path) -> str:
+    """The address of an empty database for MLflow's server."""
+    if request.param == "SQLite":
+        return f"sqlite:///{tmp_path}/server.db"
+    return request.getfixturevalue("postgresql")
+
+
+@pytest.fixture
+def server(database, tmp_path):
+    """The address of a running MLflow server with that database, through which artifacts go too."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{held.getsockname()[1]}"
-    words = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", str(tmp_path / "art")]
-    command = [sys.executable, "-m", "mlflow", "server", *words, "--port", address.rsplit(":", 1)[1], "--workers", "1"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    words = ["--artifacts-destination", str(tmp_path / "art"), "--port", address.rsplit(":", 1)[1], "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", *words]
+    known = os.environ | {"MLFLOW_BACKEND_STORE_URI": database}  # not among the words: it holds a password
+    with (
+        (tmp_path / "server.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=known) as process,
+    ):
         until = time.monotonic() + 120
         while True:
             try:
                 urllib.request.urlopen(f"{address}/health", timeout=5).close()
                 break
             except (urllib.error.URLError, OSError):
-                assert process.poll() is None, "the server has ended"
+                assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
                 assert time.monotonic() < until
                 time.sleep(0.5)
         yield address
         process.terminate()
 
 
-def test_with_a_tracking_server_it_is_the_same(copied, server):
+def told_by(database: str) -> dict[str, str]:
+    """Runs in a database of MLflow: name -> status. Read without MLflow."""
+    engine = sqlalchemy.create_engine(database)
+    with engine.connect() as connection:
+        rows = connection.execute(sqlalchemy.text("select name, status from runs")).all()
+    engine.dispose()
+    return dict(rows)
+
+
+@pytest.mark.parametrize("database", ["SQLite", "PostgreSQL"], indirect=True)
+def test_with_a_tracking_server_it_is_the_same(copied, server, database):
     there = open_line(copied.job.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
     for folder in ("registry", "scores", "reports"):
         shutil.rmtree(there.folder / folder)
@@ -183,3 +207,6 @@ def test_with_a_tracking_server_it_is_the_same(copied, server):
     assert {d.dataset.name for d in found["evaluate"].inputs.dataset_inputs} == {"images", "features"}
     version = client.get_model_version_by_alias("melanoma", "champion")
     assert version.tags["gate"] == "passed"
+    assert told_by(database) == dict.fromkeys(found, "FINISHED")
+    for file in there.folder.rglob("*"):
+        assert not file.is_file() or database.encode() not in file.read_bytes(), "its address holds a password"

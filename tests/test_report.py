@@ -38,11 +38,16 @@ def deciding():
     generator = np.random.default_rng(5)
     labels, groups = generator.integers(0, 2, 90), np.arange(90)
     probabilities = np.clip(labels * 0.3 + generator.random(90) * 0.7, 0, 1)
-    columns = {"sex": ["female"] * 40 + ["male"] * 45 + ["unknown"] * 5, "site": ["back"] * 50 + ["arm"] * 40}
+    columns = {
+        "sex": [("female",)] * 40 + [("male",)] * 45 + [("unknown",)] * 5,
+        "site": [("back",)] * 50 + [("arm",)] * 40,
+        "quality": [("no flag",)] * 50 + [("any flag", "not_skin")] * 40,
+    }
     image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     heat = generator.random((2, 2)).astype(np.float32)
     return report.Deciding(
         name="fine-tuned",
+        about="A base and a head, 64 x 64 pixels.",
         subgroups=subgroups.of_split(columns, labels, probabilities, groups, 0.5, 30, resamples=20),
         subgroup_minimum=30,
         shortcuts={
@@ -80,6 +85,7 @@ def facts(measured):
         lineage={"weights": "sha256:bfe5", "git commit": "3f2d9c4"},
         models=copy.deepcopy(measured),
         gains=[{"of": "fine-tuned", "over": "head alone", "auroc": 0.134, "interval": (-0.0021, 0.2)}],
+        champion="",
         deciding=deciding(),
         training=[
             {"phase": "head", "epoch": 1, "loss": 0.51, "validation_loss": 0.61, "validation_auroc": 0.81},
@@ -182,7 +188,8 @@ def test_the_page_says_all_facts(facts):
         for chosen in told["points"]:
             point, table = chosen["point"], chosen["test"]
             rates = f"{100 * table.sensitivity:.1f} % {100 * table.specificity:.1f} %"
-            line = f"{told['name']} {point.name} {point.rule} {point.threshold:.4g} test {rates}"
+            rule = "" if point.rule == point.name else f" {point.rule}"
+            line = f"{told['name']} {point.name}{rule} {point.threshold:.4g} test {rates}"
             assert f"{line} {table.tp} {table.fn} {table.fp} {table.tn}" in words
     for said in (
         "Melanoma, demo",
@@ -211,7 +218,7 @@ def test_the_page_says_all_facts(facts):
 
 def test_the_headline_stands_before_plots_and_tables(facts):
     html = report.render(facts)
-    places = [html.index(part) for part in ("95&nbsp;% interval", "<img", "Figures by model", "Lineage", "Limits")]
+    places = [html.index(part) for part in ("95&nbsp;% interval", "<img", "Figures by model", "Limits", "Lineage")]
     assert places == sorted(places)
 
 
@@ -238,7 +245,11 @@ def test_the_page_says_what_is_left_without_the_lesion_and_who_is_judged_worse(f
     assert "still ranks with an AUROC of 0.812 (0.700 to 0.900)" in words
     assert "and no shape, has 0.901 (0.800 to 0.950)" in words
     gap = subgroups.largest_gaps(facts["deciding"]["subgroups"])[0]
-    assert f"Largest gap in AUROC, by {gap.attribute}: {gap.best.value} {gap.best.auroc.value:.3f}" in words
+    low, high = gap.best.auroc.interval
+    told = f"{gap.best.value} {gap.best.auroc.value:.3f} ({low:.3f} to {high:.3f})"
+    assert f"Largest gap in AUROC, by {gap.attribute}: {told}" in words
+    assert "no flag 50" in words
+    assert "not skin: few pixels are redder than blue" in words
     for own in facts["deciding"]["subgroups"]:
         told = f"{own.auroc.value:.3f}" if own.sufficient else "insufficient"
         assert f"{own.value} {own.n} {100 * own.prevalence:.1f} % {told}" in words
@@ -256,7 +267,8 @@ def test_the_model_card_says_the_same(facts):
     assert "calibrated (platt, slope 0.700, intercept" in card
     for own in facts["deciding"]["subgroups"]:
         figure = f"{own.auroc.value:.3f} (" if own.sufficient else "insufficient | | |"
-        assert f"| {own.attribute} | {own.value} | {own.n} | {figure}" in card
+        share = f"{100 * own.prevalence:.1f}\N{NO-BREAK SPACE}%"
+        assert f"| {own.attribute} | {own.value} | {own.n} | {share} | {figure}" in card
     assert "painted over it still has an AUROC of 0.812" in card
     assert "CC BY-NC 4.0" in card
     assert "not a medical device" in card

@@ -11,7 +11,12 @@ from melanoma_spark import bootstrap, metrics, subgroups
 
 
 def told(n, **columns):
-    return {name: columns.get(name, [None] * n) for name in subgroups.ATTRIBUTES if name != "size"}
+    return {name: columns.get(name, [None] * n) for name in subgroups.COLUMNS}
+
+
+def alone(column):
+    """Each image in one subgroup."""
+    return [(value,) for value in column]
 
 
 @pytest.mark.parametrize(
@@ -44,13 +49,26 @@ def test_any_text_has_a_band(text):
 
 def test_values_name_what_is_known_and_leave_out_what_is_of_no_image():
     given = told(4, sex=["female", "male", None, ""], site=["back", "back", "back", "back"])
-    found = subgroups.values(given, np.array([100, 300, 224, 223]), 224)
+    found = subgroups.values(given, np.array([100, 300, 224, 223]), 224, [(), ("dark",), (), ("blurred", "dark")])
     assert found == {
-        "sex": ["female", "male", "unknown", "unknown"],
-        "site": ["back"] * 4,
-        "size": ["enlarged to 224 px", "large enough", "large enough", "enlarged to 224 px"],
+        "sex": alone(["female", "male", "unknown", "unknown"]),
+        "site": alone(["back"] * 4),
+        "size": alone(["enlarged to 224 px", "large enough", "large enough", "enlarged to 224 px"]),
+        "quality": [("no flag",), ("any flag", "dark"), ("no flag",), ("any flag", "blurred", "dark")],
     }
-    assert subgroups.values(told(2), np.array([224, 300]), 224) == {}
+    assert subgroups.values(told(2), np.array([224, 300]), 224, [(), ()]) == {"quality": alone(["no flag"] * 2)}
+
+
+def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
+    labels, probabilities, groups, _ = rows
+    flags = [(), ("dark",), ("blurred", "dark")] * 100
+    columns = {"quality": subgroups.values(told(300), np.full(300, 500), 224, flags)["quality"]}
+    found = subgroups.of_split(columns, labels, probabilities, groups, 0.5, 30, resamples=20)
+    counts = [("no flag", 100), ("any flag", 200), ("blurred", 100), ("dark", 200)]
+    assert [(own.value, own.n) for own in found] == counts
+    blurred = np.arange(300) % 3 == 2
+    assert found[2].auroc.value == metrics.auroc(labels[blurred], probabilities[blurred])
+    assert found[1].auroc == found[3].auroc
 
 
 def test_of_many_values_the_rarest_are_taken_together():
@@ -71,7 +89,7 @@ def rows():
 
 def test_figures_are_those_of_the_rows_alone(rows):
     labels, probabilities, groups, column = rows
-    found = subgroups.of_split({"site": list(column)}, labels, probabilities, groups, 0.5, 30, resamples=60, seed=3)
+    found = subgroups.of_split({"site": alone(column)}, labels, probabilities, groups, 0.5, 30, resamples=60, seed=3)
     assert [(s.attribute, s.value) for s in found] == [("site", "a"), ("site", "b"), ("site", "c")]
     assert sum(s.n for s in found) == 300
     assert sum(s.positives for s in found) == labels.sum()
@@ -90,10 +108,10 @@ def test_figures_are_those_of_the_rows_alone(rows):
 
 def test_few_images_or_one_label_have_no_figures(rows):
     labels, probabilities, groups, column = rows
-    few = subgroups.of_split({"site": list(column)}, labels, probabilities, groups, 0.5, 30, resamples=20)[2]
+    few = subgroups.of_split({"site": alone(column)}, labels, probabilities, groups, 0.5, 30, resamples=20)[2]
     assert 0 < few.n < 30
     one_label = subgroups.of_split(
-        {"truth": list(labels.astype(str))}, labels, probabilities, groups, 0.5, 30, resamples=20
+        {"truth": alone(labels.astype(str))}, labels, probabilities, groups, 0.5, 30, resamples=20
     )
     for subgroup in (few, *one_label):
         assert not subgroup.sufficient
@@ -108,7 +126,7 @@ def test_the_largest_gap_is_within_an_attribute_and_of_populations_alone():
     sex = ["female"] * 300 + ["male"] * 300 + ["unknown"] * 600
     site = ["arm"] * 600 + ["back"] * 300 + ["unknown"] * 300
     found = subgroups.of_split(
-        {"sex": sex, "site": site}, labels, probabilities, np.arange(1200), 0.5, 30, resamples=20
+        {"sex": alone(sex), "site": alone(site)}, labels, probabilities, np.arange(1200), 0.5, 30, resamples=20
     )
     gaps = {gap.figure: gap for gap in subgroups.largest_gaps(found)}
     assert gaps.keys() == {"auroc", "sensitivity", "specificity"}
