@@ -143,6 +143,7 @@ def run(job: Job) -> str:
             "tta": settings.evaluate.tta,
             "metrics": {key: value for key, value in logged.items() if value == value},
             "subgroups": [subgroup.as_record() for subgroup in found["subgroups"]],
+            "licences": shown["dataset"]["licences"],
             "run_id": job.run_id,
         },
     )

@@ -139,11 +139,15 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
         "weights_origin": model["weights_origin"],
         "commit": lineage.commit(),
     }
+    if evaluated.get("licences"):
+        tags["licences"] = "; ".join(evaluated["licences"])
+    run_id = evaluated["run_id"]
     auroc, low, high = (figures.get(f"test_auroc{end}", "undefined") for end in ("", "_low", "_high"))
     description = (
         f"{name}, {scorer.spec.backbone} at {scorer.spec.image_size} px: test AUROC {auroc} [{low}-{high}] on dataset "
         f"{model['dataset_id']}. "
-        f"Report and model card: artifacts report.html and model_card.md of run {evaluated['run_id']}. "
+        f"[Report]({job.tracker.page(run_id, 'report.html')}) and "
+        f"[model card]({job.tracker.page(run_id, 'model_card.md')}): artifacts of run {run_id}. "
         "Research software; not a diagnosis, not a medical device."
     )
     return str(

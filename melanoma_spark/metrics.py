@@ -72,7 +72,10 @@ class Reliability(NamedTuple):
 
 @dataclass(frozen=True)
 class ConfusionMatrix:
-    """Numbers of images by truth and decision; rates whose denominator is zero are NaN."""
+    """Numbers of images by truth and decision; rates whose denominator is zero are NaN.
+
+    Rates as in Altman and Bland, Diagnostic tests 1 and 2 (BMJ 308 and 309, 1994).
+    """
 
     tn: int
     fp: int
@@ -103,7 +106,7 @@ class ConfusionMatrix:
 
     @property
     def balanced_accuracy(self) -> float:
-        """The mean of sensitivity and specificity."""
+        """The mean of sensitivity and specificity (Brodersen et al., ICPR 2010)."""
         return (self.sensitivity + self.specificity) / 2
 
 
@@ -117,7 +120,10 @@ def counts_by_threshold(labels: ArrayLike, probabilities: ArrayLike) -> Threshol
 
 
 def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> RocCurve:
-    """The ROC at every observed score. Without negatives fpr is all NaN, without positives tpr is."""
+    """The ROC at every observed score (Fawcett, Pattern Recognition Letters 27, 2006).
+
+    Without negatives fpr is all NaN, without positives tpr is.
+    """
     thresholds, true_positives, false_positives = counts_by_threshold(labels, probabilities)
     return RocCurve(_cumulative_rate(false_positives), _cumulative_rate(true_positives), np.append(np.inf, thresholds))
 
@@ -189,7 +195,8 @@ def specificity_at_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sens
 
 
 def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:
-    """The positive predictive value where `prevalence` of the images are positive, by Bayes' theorem.
+    """The positive predictive value where `prevalence` of the images are positive, by Bayes' theorem (Altman and Bland,
+    BMJ 309, 1994).
 
     For the prevalence where a model is used; an archive's own is rarely that. NaN where nothing would be positive, or a
     rate is NaN. Raises ConfigError unless 0 <= prevalence <= 1.
@@ -310,7 +317,10 @@ def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 
 def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Mean negative log-likelihood, in nats; probabilities are clipped to [2^-52, 1 - 2^-52] so that it is finite."""
+    """Mean negative log-likelihood, in nats (Good, Journal of the Royal Statistical Society B 14, 1952).
+
+    Probabilities are clipped to [2^-52, 1 - 2^-52], as scikit-learn does, so that it is finite.
+    """
     return float(np.mean(log_losses(labels, probabilities)))
 
 
@@ -322,7 +332,8 @@ def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
 
 
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
-    """Mean probability and observed fraction of label 1 in `bins` bins of equal width.
+    """Mean probability and observed fraction of label 1 in `bins` bins of equal width (DeGroot and Fienberg, The
+    Statistician 32, 1983).
 
     Bin k is [k / bins, (k + 1) / bins), the last one closed. Raises ConfigError if bins < 1.
     """

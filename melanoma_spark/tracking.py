@@ -122,6 +122,12 @@ class Tracker:
             parent = str(Path(name).parent)
             self._mlflow.log_artifact(str(path), None if parent == "." else parent)
 
+    def page(self, run_id: str, artifact: str) -> str:
+        """Where MLflow's UI shows an artifact of a run of the experiment, as a link within it. In an open run."""
+        open_run = self._mlflow.active_run()
+        assert open_run is not None
+        return f"#/experiments/{open_run.info.experiment_id}/runs/{run_id}/artifacts/{artifact}"
+
     def register(
         self, name: str, artifacts: Mapping[str, bytes], example: Any, tags: dict[str, str], description: str
     ) -> str:

@@ -76,9 +76,9 @@ def postgres() -> Iterator[str]:
                 command, cwd=folder, stdout=log, stderr=log, preexec_fn=die_with_parent, start_new_session=True, **user
             )
         try:
-            address = f"postgresql://tests:{password}@127.0.0.1:{port}/postgres"
-            _wait(address, process, folder / "log")
-            yield address
+            address = f"tests:{password}@127.0.0.1:{port}/postgres"
+            _wait(f"postgresql://{address}", process, folder / "log")
+            yield f"postgresql+psycopg2://{address}"  # SQLAlchemy would else take psycopg, or psycopg2, by its version
         finally:
             process.send_signal(signal.SIGINT)  # a fast shutdown: open sessions are ended
             try:
