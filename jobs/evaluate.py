@@ -330,7 +330,7 @@ def report_facts(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": job.run_id,
         "dataset": judging.dataset_facts(job, images),
-        "settings": config.shown(job.settings),
+        "settings": config.compared(job.settings),
         "lineage": {
             "dataset": images["id"],
             "backbone": f"{head['spec']['backbone']}, {head['weights_origin']} weights {head['weights_id']}",

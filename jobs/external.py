@@ -139,7 +139,7 @@ def report_facts(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": job.run_id,
         "dataset": judging.dataset_facts(job, images),
-        "settings": config.shown(job.settings),
+        "settings": config.compared(job.settings),
         "lineage": {
             "dataset": images["id"],
             "model": name,

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import evaluate
 from jobs.job import run_stage
-from melanoma_spark import drawing, images, metrics, network, store
+from melanoma_spark import drawing, images, metrics, network, shortcuts, store
 from melanoma_spark.errors import DataError
 
 
@@ -74,6 +74,9 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     page = (folder / "report.html").read_text()
     assert f"{left_out} images were left out" in page
     assert "Sensitivity, validation" not in page
+    over = [shortcuts.without_lesion(images.decode(files[sha256].read_bytes(), 64)) for sha256 in rows["sha256"]]
+    painted = metrics.auroc(rows["label"], model.predict(np.stack(over), verbose=0)[:, 0])
+    assert f"still ranks with an AUROC of <b>{painted:.3f}</b>" in page
     assert (folder / "model_card.md").exists()
     assert (folder / "isic/prediction.csv").exists()
 

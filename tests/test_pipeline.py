@@ -22,6 +22,7 @@ from melanoma_spark import (
     ledger,
     network,
     operating_points,
+    quality,
     reading,
     schemas,
     sharding,
@@ -281,6 +282,20 @@ def test_auroc_is_that_of_scikit_learn(line, predictions):
         assert low <= metrics[f"test_auroc_{suffix}"] <= high
 
 
+def test_flagged_images_are_subgroups_of_the_report(line, stored, predictions):
+    test = stored[stored["split"] == "test"]
+    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in test["source_uri"]])
+    flags = quality.flags(quality.measures(pixels), line.job.settings.score.quality)
+    found = {own["value"]: own for own in line.manifest("reports")["subgroups"] if own["attribute"] == "quality"}
+    assert found.keys() == {"any flag", "no flag"} | {name.replace("_", " ") for names in flags for name in names}
+    assert found["any flag"]["n"] == sum(map(bool, flags))
+    for name in quality.FLAGS:
+        own = np.array([name in names for names in flags])
+        if own.any():
+            told = found[name.replace("_", " ")]
+            assert (told["n"], told["positives"]) == (own.sum(), test["label"].to_numpy()[own].sum())
+
+
 def test_test_images_are_exported_as_isics_scorer_wants_them(line, stored, predictions):
     folder = line.folder / "reports" / line.manifest("reports")["path"] / "isic"
     truth, prediction = (pd.read_csv(folder / f"{name}.csv") for name in ("truth", "prediction"))
@@ -469,6 +484,7 @@ def test_the_version_is_registered_under_its_alias_with_tags(line, runs):
         }.items()
     )
     assert version.tags["commit"]
+    assert "licences" not in version.tags, "drawn images have none"
 
 
 def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):

@@ -101,6 +101,13 @@ def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_bac
     assert [(move["from"], move["to"]) for move in moves(worse)] == [(None, "1"), ("1", "2"), ("2", "1")]
 
 
+def test_a_champion_whose_predictions_are_gone_judges_the_test_images_for_the_report(copied):
+    shutil.rmtree(copied.folder / "reports")
+    copied.stage("evaluate")
+    page = (copied.folder / "reports" / copied.manifest("reports")["path"] / "report.html").read_text()
+    assert "less that of <b>champion, version 1</b>, on the same images:\n+0.000" in page
+
+
 def test_a_move_that_a_killed_job_wrote_is_made_by_the_next(copied):
     tracker = copied.tracker()
     with tracker.run("again", {}):
