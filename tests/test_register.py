@@ -11,10 +11,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import mlflow
 import pytest
 import sqlalchemy
+import yaml
 from conftest import Line, open_line
 
 from melanoma_spark import config, files, history, lineage, store
@@ -62,6 +64,20 @@ def test_the_first_model_is_champion_and_challenger(line):
         assert f"/runs/{run_id}/artifacts/{page})" in version.description
         assert page in {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(run_id)}
     assert "not a medical device" in version.description
+
+
+def test_what_is_registered_holds_no_pickle(line):
+    line.tracker()
+    folder = Path(mlflow.artifacts.download_artifacts("models:/melanoma@champion"))
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"model.json", "weights.npz", "manifest.json", "serving.py", "MLmodel"} <= {path.name for path in found}
+    assert not {path.suffix for path in found} & {".pkl", ".pickle", ".joblib", ".cloudpickle", ".keras"}
+    pickled = [path.name for path in found if path.read_bytes()[:2] in {bytes([0x80, k]) for k in range(6)}]
+    assert pickled == []
+    flavor = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
+    assert "python_model" not in flavor, "MLflow would unpickle it"
+    assert flavor["model_code_path"].endswith("/serving.py")
+    assert flavor["loader_module"] == "mlflow.pyfunc.loaders.code_model"
 
 
 def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_back(worse):
