@@ -298,7 +298,9 @@ def about(spec: network.Spec, name: str, models: dict[str, dict[str, Any]]) -> s
     """What the deciding model is, and how it was trained."""
     trained = f"The head was trained first (epoch {models[HEAD]['best']['head']} was kept)"
     if name == FINETUNED:
-        phases = ", ".join(f"{phase} (epoch {epoch})" for phase, epoch in models[FINETUNED]["best"].items())
+        best = models[FINETUNED]["best"]
+        order = dict.fromkeys(epoch["phase"] for epoch in models[FINETUNED]["training"])
+        phases = ", ".join(f"{phase} (epoch {best[phase]})" for phase in order)
         trained += f", then more of the network by phases: {phases}; epoch 0 is the start"
     return f"{judging.about(name, spec, models[HEAD]['weights_origin'])} {trained}."
 

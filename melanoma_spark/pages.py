@@ -46,7 +46,9 @@ def decimal(value: float, digits: int = 3) -> str:
 
 
 def significant(value: float) -> str:
-    """Thresholds may be far below 0.001 where the target is rare."""
+    """Thresholds may be far below 0.001 where the target is rare, and infinite where none does what was asked."""
+    if math.isinf(value):
+        return "none"
     return "undefined" if math.isnan(value) else f"{value:.4g}"
 
 

@@ -463,6 +463,10 @@ def test_report_and_plots_are_artifacts(line, runs):
     assert plots == {f"plots/{name}.png" for name in names.split()}
     kept = (line.folder / "reports" / line.manifest("reports")["path"] / "report.html").read_bytes()
     assert Path(client.download_artifacts(run_id, "report.html")).read_bytes() == kept
+    phases = ", ".join(
+        f"{name} (epoch {line.manifest('models/finetuned')['best'][name]})" for name in ("block5", "all")
+    )
+    assert f"then more of the network by phases: {phases}; epoch 0 is the start" in kept.decode()
     metrics = runs["evaluate"].data.metrics
     assert metrics.items() >= line.manifest("reports")["metrics"].items()
 
