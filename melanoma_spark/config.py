@@ -263,7 +263,7 @@ class Register(Section):
     )
     gate: Gate = Gate()
     reference: Annotated[int, Field(ge=0)] = Field(
-        default=1000,
+        default=500,
         description="train and validation images, of each at most so many, by which the new version knows what is "
         "unlike them: a pass of the network over them; 0: it does not",
     )

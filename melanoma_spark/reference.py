@@ -30,9 +30,11 @@ ARRAYS = ("mean", "axes", "variances", "noise", "unit")
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """A normal distribution of averaged features (c,): probabilistic PCA (Tipping and Bishop, 1999).
+    """A normal distribution of averaged features (c,) of length 1: probabilistic PCA (Tipping and Bishop, 1999).
 
     Along `axes` (k, c), which are orthonormal, the variance is `variances` (k,); across them it is `noise` everywhere.
+    Features are brought to length 1 first: else all that a network sees little in lies near the mean (Mueller and Hein,
+    "Mahalanobis++", 2025; docs/decisions/drift.md has what was measured here).
     """
 
     mean: NDArray[np.float32]
@@ -46,22 +48,29 @@ class FeatureSpace:
 
         NaN where a feature is.
         """
-        centred = np.asarray(features, np.float64) - self.mean
+        centred = directions(features) - self.mean
         along = centred @ self.axes.T.astype(np.float64)
         across = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
         return np.asarray(np.sqrt((along**2 / self.variances).sum(axis=1) + across / self.noise) / self.unit)
 
 
-def fit(train: ArrayLike, validation: ArrayLike) -> FeatureSpace:
+def directions(features: ArrayLike) -> NDArray[np.float64]:
+    """(n, c) -> the same, each of length 1; zeros stay zeros."""
+    rows = np.asarray(features, np.float64)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+
+
+def fit(train: NDArray, validation: NDArray) -> FeatureSpace:
     """The distribution of the features (n, c) of train images; the unit is of validation's, which training never saw.
 
     Raises `DataError` where there are fewer than two train images or no validation images.
     """
     from sklearn.decomposition import PCA
 
-    rows, held_out = (np.asarray(features, np.float64) for features in (train, validation))
-    if len(rows) < 2 or not len(held_out):
-        raise DataError(f"{len(rows)} train and {len(held_out)} validation images are too few to learn their look from")
+    if len(train) < 2 or not len(validation):
+        found = f"{len(train)} train and {len(validation)} validation images"
+        raise DataError(f"{found} are too few to learn their look from; add images, or set register.reference=0")
+    rows = directions(train)
     most = max(1, min(MOST_AXES, len(rows) // 4))  # a direction takes several images to know its variance
     with np.errstate(invalid="ignore"):  # of images that are all the same
         found = PCA(n_components=min(most, rows.shape[1] - 1), svd_solver="full").fit(rows)
@@ -77,7 +86,7 @@ def fit(train: ArrayLike, validation: ArrayLike) -> FeatureSpace:
         noise=max(float(found.noise_variance_), least),
         unit=1.0,
     )
-    unit = float(np.quantile(space.distances(held_out), WITHIN))
+    unit = float(np.quantile(space.distances(validation), WITHIN))
     return FeatureSpace(**{**vars(space), "unit": max(unit, 1e-12)})
 
 

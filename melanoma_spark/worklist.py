@@ -18,18 +18,8 @@ from melanoma_spark import drift, pages, quality
 THUMBNAIL = 160  # pixels, the side
 COLUMNS = (
     *("rank", "patient_id", "image_id", "status", "decision", "probability", "raw_probability", "threshold", "spread"),
-    *(
-        "distance",
-        "operating_point",
-        "flags",
-        "reason",
-        "detail",
-        "sha256",
-        "source_uri",
-        "model_name",
-        "model_version",
-    ),
-    *("scored_at",),
+    *("distance", "operating_point", "flags", "reason", "detail", "sha256", "source_uri"),
+    *("model_name", "model_version", "scored_at"),
 )
 # Blue to yellow to red would say "traffic light"; magma is even in lightness and read by the colour-blind
 # (Smith and van der Walt, 2015). Five of its colours, from nothing to most.

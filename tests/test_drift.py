@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+from pathlib import Path
 from typing import get_args
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import Line, said
 from hypothesis import given
 from hypothesis import strategies as st
+from page import Page
+from PIL import Image, ImageDraw
 from scipy import stats
 
-from melanoma_spark import config, drift, reference
+from jobs import drift as job
+from jobs import pipeline, score
+from jobs.job import Marked, run_stage
+from melanoma_spark import config, drift, images, network, reference, serving, weights
 
+SHARED = Path(__file__).parents[2] / "shared"
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
 
@@ -186,3 +199,204 @@ def test_what_tables_say_is_counted_in_bands_and_as_it_is():
         *("40-49", "80 and over", "unknown", "unknown", "unknown"),
     ]
     assert [drift.category("site", text) for text in (" arm ", None)] == ["arm", "unknown"]
+
+
+# --- of the registered model, and of batches
+
+
+@pytest.fixture(scope="module")
+def registered(line) -> serving.Scorer:
+    _, artifacts = line.tracker().model_files("melanoma@champion")
+    assert sum(len(artifacts[name]) for name in reference.FILES) < 2_000_000
+    return serving.unpack(artifacts)
+
+
+def test_the_registered_model_knows_its_training_images(line, registered):
+    images = line.read("images").where("split != 'test'").toPandas()
+    known = registered.reference
+    assert known.images == images["split"].value_counts().to_dict()
+    assert known.histograms.keys() == drift.NUMBERS.keys()
+    for name, histogram in known.histograms.items():
+        expected = len(images) if name not in ("raw_probability", "distance") else known.images["validation"]
+        assert sum(histogram.counts) == expected, name
+    assert known.histograms["side"].edges == (64.0,)
+    report = line.manifest("reports")
+    table = pd.read_parquet(line.folder / "reports" / report["path"] / "predictions")
+    raw = table[(table["model"] == "fine-tuned") & (table["split"] == "validation")]["raw_probability"]
+    assert known.histograms["raw_probability"] == reference.histogram(raw)
+
+
+def test_score_and_the_served_model_tell_the_same_distances(line, registered):
+    found = line.scores()
+    scored = found[found["status"] == "scored"]
+    assert scored["distance"].notna().all()
+    assert found.loc[found["status"] == "rejected", "distance"].isna().all()
+    assert scored["side"].min() >= 32
+    validation = line.read("images").where("split = 'validation'").select("sha256").toPandas()["sha256"]
+    own = scored[scored["sha256"].isin(validation)]["distance"]
+    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=1e-3), "by ONNX Runtime as by TensorFlow"
+    model = serving.LesionScorer()
+    model.scorer, model.forward = registered, network.classifier(registered.spec, registered.tensors)
+    some = scored.head(4)
+    table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in some["source_uri"]]})
+    np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=1e-3)
+
+
+def test_the_batch_of_the_line_is_as_in_training(line):
+    (folder,) = (line.folder / "batches").iterdir()
+    facts = json.loads((folder / "batch.json").read_text())
+    assert facts["verdict"] == drift.AS_TRAINED, facts["drift"]
+    assert "Beside the training images: as in training" in Page((folder / "worklist.html").read_text()).words
+
+
+def test_counts_of_spark_are_those_of_numpy(spark):
+    values = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    histogram = reference.histogram(values)
+    now = np.concatenate([values[:100], values[:50] + 1, [np.nan], histogram.edges])
+    rows = spark.createDataFrame(pd.DataFrame({"x": now.astype(np.float32), "y": [1.0] * len(now)}))
+    rows = rows.unionByName(spark.createDataFrame([(None, None)], "x float, y double"))
+    found = job.in_bins(rows, {"x": histogram, "y": reference.Histogram((), (0,)), "z": histogram})
+    assert found == {"x": binned(histogram, now[~np.isnan(now)].astype(np.float32)), "y": [len(now)]}
+
+
+def test_a_model_without_reference_says_so(spark):
+    found = job.of_batch(None, None, None, None)
+    assert found.verdict == "no training reference: the version was registered without one"
+
+
+@pytest.fixture
+def noise(copied) -> Line:
+    """60 images of noise, with a table, and a warehouse in which nothing of it has been scored."""
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    rng = np.random.default_rng(0)
+    table = ["image_id,sex,age_approx,diagnosis"]
+    for place in range(60):
+        size = 48 if place < 3 else 80
+        image = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        image.save(copied.archive / f"noise{place}.png")
+        table.append(f"noise{place},{'male' if place % 2 else 'female'},45,nevus")
+    (copied.archive / "metadata.csv").write_text("\n".join(table) + "\n")
+    return copied
+
+
+def test_a_batch_beyond_the_limit_is_committed_and_marked(noise, submit, settings_file):
+    before = len(noise.scores())
+    conf = settings_file(archive=str(noise.archive), warehouse=str(noise.folder))
+    done = submit("score", "--conf", conf, "--master", "local[1]", "score.worklist.pictures=0")
+    assert done.returncode == score.BEYOND == 6, done.stdout + done.stderr
+    assert "60 scored + 0 rejected" in done.stdout
+    assert "beyond the limit: " in done.stdout
+    rows = noise.scores()
+    assert len(rows) == before + 60
+    own = rows[rows["image_id"].str.startswith("noise")]
+    assert own["flags"].str.contains("unlike").all()
+    assert own["flags"].str.contains("too_small").sum() == 3
+    assert (own["side"] == 48).sum() == 3
+    assert (own["distance"] > 1).all()
+
+    (batch_id,) = own["batch_id"].unique()
+    facts = json.loads((noise.folder / "batches" / batch_id / "batch.json").read_text())
+    told = {one["name"]: one for one in facts["drift"]["measures"]}
+    assert {"distance", "unlike", "sharpness", "side"} <= {k for k, one in told.items() if one["state"] == drift.BEYOND}
+    assert told["unlike"]["share"] == 1
+    page = (noise.folder / "batches" / batch_id / "worklist.html").read_text()
+    assert facts["verdict"] in Page(page, apart=("b",)).words
+
+    noise.tracker()
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("melanoma-drift")
+    newest, oldest = client.search_runs([experiment.experiment_id])
+    assert newest.info.run_name == newest.data.tags["batch_id"] == batch_id
+    assert newest.data.tags["verdict"] == facts["verdict"]
+    assert newest.data.metrics["share/unlike"] == 1
+    assert newest.data.metrics["rows"] == 60
+    assert (
+        newest.data.metrics.keys() >= oldest.data.metrics.keys() >= {"psi/distance", "ks/distance", "mean_probability"}
+    )
+    assert newest.info.status == "FINISHED"
+
+    section = noise.job.settings.score
+    status = noise.told("score", score=section.model_copy(update={"action": "status"}))
+    assert facts["verdict"] in status.splitlines()[0]
+    assert "nothing to do" in noise.stage("score")
+
+
+def test_unlike_images_are_not_judged_where_flags_abstain(noise):
+    section = noise.job.settings.score
+    strict = section.quality.model_copy(update={"action": "abstain"})
+    calm = section.drift.model_copy(update={"minimum": 100})
+    told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
+    assert "0 scored + 60 abstained" in told
+    assert "too few to tell: 60 images, 100 are needed" in told
+    rows = noise.scores()
+    own = rows[rows["status"] == "abstained"]
+    assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
+    assert own["probability"].isna().all()
+
+
+def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
+    (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    seen = {}
+    with pytest.MonkeyPatch.context() as only_here:
+        held_against = drift.held_against
+        only_here.setattr(drift, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told))
+        noise.stage("score")
+    assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
+    assert seen["metadata"]["age"] == {"40-49": 60}
+    assert seen["metadata"]["site"] == {"unknown": 60}
+
+
+def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
+    ran = []
+    stages = {"first": lambda job: ran.append("first") or "done", "marked": lambda job: Marked("done", 6)}
+    monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
+    with said() as text:
+        assert run_stage(line.job, "pipeline", pipeline.run, {"job": "pipeline"}) == 6
+        assert run_stage(line.job, "first", stages["first"], {"job": "first"}) == 0
+    assert ran == ["first"] * 3
+    assert "pipeline: 3 stages" in text.getvalue()
+
+
+# --- on real images
+
+
+def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray]:
+    """What is no skin, uint8 (size, size, 3)."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        if kind == "noise":
+            found.append(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        elif kind == "gradient":
+            ends, part = rng.integers(0, 256, (2, 3)), np.linspace(0, 1, size)[:, None, None]
+            found.append(np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (size, size, 3)).astype(np.uint8))
+        else:
+            page = Image.new("RGB", (size, size), (235, 235, 228))
+            for top in range(4, size - 8, 14):
+                line_of_text = "".join(map(chr, rng.integers(97, 123, size // 6)))
+                ImageDraw.Draw(page).text((6, top), line_of_text, fill=(20, 20, 20))
+            found.append(np.asarray(page))
+    return found
+
+
+@pytest.mark.skipif(not (SHARED / "data/lesions").is_dir(), reason="../shared is not there")
+def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
+    """VGG16 of ImageNet at 64 px; docs/decisions/drift.md has figures at 224."""
+    size = 64
+    paths = sorted(
+        (SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: hashlib.sha256(path.name.encode()).digest()
+    )
+    lesions = [images.decode(path.read_bytes(), size) for path in paths[:360]]
+    spec = network.Spec(backbone="vgg16", image_size=size, hidden=4, dropout=0.0)
+    file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    base = weights.resolve(config.Backbone(weights=str(file)), 0).tensors
+    head = network.build(spec).get_weights()[len(base) :]
+    forward = network.predictor(network.judge(spec, [*base, *head]))
+    of = {"lesions": forward(np.stack(lesions))[1]}
+    for kind in ("noise", "gradient", "text"):
+        of[kind] = forward(np.stack(pictures(kind, 12, size)))[1]
+    space = reference.fit(of["lesions"][:200], of["lesions"][200:280])
+    assert np.mean(space.distances(of["lesions"][280:]) > 1) <= 0.08
+    for kind in ("noise", "gradient", "text"):
+        assert np.mean(space.distances(of[kind]) > 1) >= 0.9, kind
