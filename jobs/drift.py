@@ -21,7 +21,7 @@ from pyspark.sql import types as t
 
 from jobs import judging
 from jobs.job import Job
-from melanoma_spark import drift, inference, network, quality, reference, schemas, session
+from melanoma_spark import drift, inference, network, quality, reference, schemas, serving, session, store
 from melanoma_spark.errors import ImageError
 
 FOUND = t.StructType([t.StructField(name, t.ArrayType(t.FloatType())) for name in ("features", "measures")])
@@ -93,12 +93,25 @@ def looked_at(
 # --- of a batch
 
 
-def of_batch(job: Job, rows: DataFrame, metadata: DataFrame, known: reference.Reference | None) -> drift.Drift:
-    """A staged batch against the reference of its model. `metadata` has a row of `drift.METADATA` for each image."""
+def told_by(job: Job, rows: DataFrame, scorer: serving.Scorer) -> DataFrame:
+    """The rows of a batch that tell of drift: what the network has seen, and had not seen before in training.
+
+    What it learnt from is nearer to it, and it is surer of that. Which images those are is known where this warehouse
+    made the model.
+    """
+    judged = rows.where("raw_probability is not null")
+    images = store.manifest(job.warehouse, "images")
+    if images is None or images["id"] != scorer.facts.get("dataset_id"):
+        return judged
+    learnt = judging.pixels_of(job, images).where("split != 'test'").select("sha256")
+    return judged.join(learnt, "sha256", "left_anti")
+
+
+def of_batch(job: Job, judged: DataFrame, metadata: DataFrame, known: reference.Reference | None) -> drift.Drift:
+    """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
     if known is None:
         return drift.Drift(drift.NO_REFERENCE, detail="the version was registered without one")
     session.describe(job.spark, "score: drift")
-    judged = rows.where("raw_probability is not null")
     limit = job.settings.score.quality.distance
     counts = judged.agg(
         f.count("*").alias("rows"),

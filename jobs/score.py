@@ -177,7 +177,9 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
         "counts": counts,
         "rows": total,
     }
-    drifted = drift.of_batch(job, written, metadata(own, written), own.scorer.reference)
+    telling = drift.told_by(job, written, own.scorer).persist()
+    drifted = drift.of_batch(job, telling, metadata(own, telling), own.scorer.reference)
+    telling.unpersist()
     facts |= {"verdict": drifted.verdict, "drift": drifted.as_record()}
     job.tracker.metrics(counts)
     job.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
@@ -200,10 +202,10 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
     return Marked(summary, BEYOND) if drifted.beyond else summary
 
 
-def metadata(own: Run, written: DataFrame) -> DataFrame:
-    """What the archive's tables say of each image of a batch that the network has seen."""
+def metadata(own: Run, rows: DataFrame) -> DataFrame:
+    """What the archive's tables say of the image of each row."""
     key = ledger.key("source_uri", "source_bytes", "source_modified").alias("source_key")
-    keys = written.where("raw_probability is not null").select(key)
+    keys = rows.select(key)
     names = own.listing.join(keys, "source_key", "left_semi").select(f.lower("image_id").alias("id"))
     return names.join(own.tables, "id", "left")
 

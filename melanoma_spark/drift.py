@@ -138,14 +138,14 @@ def held_against(
     unlike: int | None,
     limits: config.Drift,
 ) -> Drift:
-    """The verdict on a batch of `rows` images that the network has seen.
+    """The verdict on a batch of `rows` images that the network has judged.
 
     `numbers` are counts in the bins of the reference's histograms, `metadata` counts by `category`; `unlike` is how
     many images are, or None where that has no limit. What the archive says of too few images is no measure, and images
     of which it says nothing have no part in it.
     """
     if rows < limits.minimum:
-        return Drift(TOO_FEW, detail=f"{rows} images, {limits.minimum} are needed")
+        return Drift(TOO_FEW, detail=f"{rows} images that training has not seen, {limits.minimum} are needed")
     found = [
         _number(name, reference.histograms[name].counts, numbers[name], limits)
         for name in NUMBERS

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -148,7 +148,7 @@ def test_a_small_batch_must_move_more_than_chance():
 
 def test_too_few_images_tell_nothing():
     found = held(known(), batch(49), 49)
-    assert found.verdict == "too few to tell: 49 images, 50 are needed"
+    assert found.verdict == "too few to tell: 49 images that training has not seen, 50 are needed"
     assert (found.measures, found.metrics, found.beyond) == ((), {}, False)
 
 
@@ -242,11 +242,27 @@ def test_score_and_the_served_model_tell_the_same_distances(line, registered):
     np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=1e-3)
 
 
-def test_the_batch_of_the_line_is_as_in_training(line):
+def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
+    scores = line.job.spark.read.parquet(f"{line.job.warehouse}/scores")
+    telling = job.told_by(line.job, scores, registered)
+    test = line.read("images").where("split = 'test'").select("sha256").toPandas()["sha256"]
+    own = telling.toPandas()
+    assert set(test) <= set(own["sha256"])
+    learnt = line.read("images").where("split != 'test'").select("sha256").toPandas()["sha256"]
+    assert not set(own["sha256"]) & set(learnt)
+    assert len(own) + scores.join(line.read("images").where("split != 'test'"), "sha256", "left_semi").count() == (
+        scores.where("status = 'scored'").count()
+    )
+    nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in drift.METADATA))
+    few = line.job.settings.score.drift.model_copy(update={"minimum": 10})
+    score_ = line.job.settings.score.model_copy(update={"drift": few})
+    calm = replace(line.job, settings=line.job.settings.model_copy(update={"score": score_}))
+    found = job.of_batch(calm, telling, nothing, registered.reference)
+    assert found.state == drift.AS_TRAINED, found
     (folder,) = (line.folder / "batches").iterdir()
     facts = json.loads((folder / "batch.json").read_text())
-    assert facts["verdict"] == drift.AS_TRAINED, facts["drift"]
-    assert "Beside the training images: as in training" in Page((folder / "worklist.html").read_text()).words
+    assert facts["verdict"] == f"too few to tell: {len(own)} images that training has not seen, 50 are needed"
+    assert facts["verdict"] in Page((folder / "worklist.html").read_text(), apart=("b",)).words
 
 
 def test_counts_of_spark_are_those_of_numpy(spark):
@@ -311,9 +327,8 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(noise, submit, setting
     assert newest.data.tags["verdict"] == facts["verdict"]
     assert newest.data.metrics["share/unlike"] == 1
     assert newest.data.metrics["rows"] == 60
-    assert (
-        newest.data.metrics.keys() >= oldest.data.metrics.keys() >= {"psi/distance", "ks/distance", "mean_probability"}
-    )
+    assert newest.data.metrics.keys() >= {"state", "psi/distance", "ks/distance", "mean_probability", "share_flagged"}
+    assert "state" not in oldest.data.metrics, "of too few images nothing is charted"
     assert newest.info.status == "FINISHED"
 
     section = noise.job.settings.score
@@ -328,7 +343,7 @@ def test_unlike_images_are_not_judged_where_flags_abstain(noise):
     calm = section.drift.model_copy(update={"minimum": 100})
     told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
     assert "0 scored + 60 abstained" in told
-    assert "too few to tell: 60 images, 100 are needed" in told
+    assert "too few to tell: 60 images that training has not seen, 100 are needed" in told
     rows = noise.scores()
     own = rows[rows["status"] == "abstained"]
     assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
@@ -384,9 +399,7 @@ def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray
 def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
     """VGG16 of ImageNet at 64 px; docs/decisions/drift.md has figures at 224."""
     size = 64
-    paths = sorted(
-        (SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: hashlib.sha256(path.name.encode()).digest()
-    )
+    paths = sorted((SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: images.sha256(path.name.encode()))
     lesions = [images.decode(path.read_bytes(), size) for path in paths[:360]]
     spec = network.Spec(backbone="vgg16", image_size=size, hidden=4, dropout=0.0)
     file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
