@@ -36,6 +36,17 @@ class Job:
     lease: Any = None
 
 
+class Marked(str):
+    """A summary of what was done and yet deserves an exit status of its own: a schedule is to look at it."""
+
+    exit_status: int
+
+    def __new__(cls, summary: str, exit_status: int) -> Marked:
+        marked = super().__new__(cls, summary)
+        marked.exit_status = exit_status
+        return marked
+
+
 Stage = Callable[[Job], str]
 
 
@@ -44,7 +55,7 @@ def say(text: str) -> None:
 
 
 def main(name: str, description: str, stage: Stage, needs_archive: bool = False) -> None:
-    """Run one stage as a job and leave with its exit status: 0, or that of the error."""
+    """Run one stage as a job and leave with its exit status: 0, that of a `Marked` summary, or of the error."""
     arguments = _arguments(name, description)
     try:
         settings = config.load(arguments.conf, arguments.settings)
@@ -97,8 +108,11 @@ def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
     return facts
 
 
-def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
-    """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end."""
+def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
+    """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
+
+    Returns the exit status: 0, or that of a `Marked` summary.
+    """
     from melanoma_spark import lease, session
 
     started = time.monotonic()
@@ -114,6 +128,7 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
         seconds = time.monotonic() - started
         job.tracker.metrics({"seconds": seconds})
     say(f"{name}: {summary}; {seconds:.1f} s")
+    return getattr(summary, "exit_status", 0)
 
 
 def _run(name: str, settings: config.Settings, stage: Stage) -> int:
@@ -126,8 +141,7 @@ def _run(name: str, settings: config.Settings, stage: Stage) -> int:
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         job = Job(spark, settings, warehouse, tracker)
         tags = {"job": name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
-        run_stage(job, name, stage, tags)
-        return 0
+        return run_stage(job, name, stage, tags)
     finally:
         spark.stop()
 

@@ -6,7 +6,7 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
-from jobs.job import Job, dataset, main, run_stage, say
+from jobs.job import Job, Marked, dataset, main, run_stage, say
 from melanoma_spark import files, store
 
 STAGES = {
@@ -21,9 +21,8 @@ STAGES = {
 
 
 def run(job: Job) -> str:
-    for name, stage in STAGES.items():
-        run_stage(job, name, stage, {"stage": name})
-    return closing(job)
+    statuses = [run_stage(job, name, stage, {"stage": name}) for name, stage in STAGES.items()]
+    return Marked(closing(job), max(statuses))  # a stage that failed has ended it
 
 
 def closing(job: Job) -> str:

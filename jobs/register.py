@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import functions as f
 
-from jobs import judging
+from jobs import drift, judging
 from jobs.job import Job, main, say
 from melanoma_spark import files, gate, history, lineage, network, serving, store
 from melanoma_spark.calibration import Calibration
@@ -110,10 +110,15 @@ def promote(job: Job) -> str:
 def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, Any]) -> str:
     """The new version."""
     settings = job.settings
+    # by as many views as the operating point was chosen for
+    spec = network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)})
+    tensors = store.load_model(job.warehouse, PLACES[name], model)
+    images = the_images(job, evaluated)
+    table = pd.read_parquet(files.join(job.warehouse, "reports", evaluated["path"], "predictions"))
+    raw = table.loc[(table["model"] == name) & (table["split"] == "validation"), "raw_probability"].to_numpy()
     scorer = serving.Scorer(
-        # by as many views as the operating point was chosen for
-        spec=network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)}),
-        tensors=store.load_model(job.warehouse, PLACES[name], model),
+        spec=spec,
+        tensors=tensors,
         calibration=Calibration(**evaluated.get("calibrations", {}).get(name, {})),
         operating_point=OperatingPoint(**evaluated["operating_points"][name]),
         min_side=settings.ingest.min_side,
@@ -122,6 +127,7 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
             key: model[key]
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")
         },
+        reference=drift.of_training(job, images, f"network {model['id']}", spec, tensors, raw),
     )
     figures = {
         key: f"{evaluated['metrics'][f'{key}_{SUFFIXES[name]}']:.4f}"
@@ -155,12 +161,18 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
     )
 
 
+def the_images(job: Job, evaluated: dict[str, Any]) -> dict[str, Any]:
+    """The manifest of the images that were evaluated. Raises `DataError` where images/ holds others by now."""
+    images = store.need(job.warehouse, "images", "ingest")
+    if images["id"] != evaluated["made_from"]:
+        raise DataError("images/ has changed since the last report; run `./spark-submit.sh evaluate` first")
+    return images
+
+
 def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> list[gate.Verdict]:
     """The challenger's predictions are the report's; the champion judges the same test images now."""
     settings, warehouse = job.settings, job.warehouse
-    images = store.need(warehouse, "images", "ingest")
-    if images["id"] != evaluated["made_from"]:
-        raise DataError("images/ has changed since the last report; run `./spark-submit.sh evaluate` first")
+    images = the_images(job, evaluated)
     table = pd.read_parquet(files.join(warehouse, "reports", evaluated["path"], "predictions"))
     test = table[(table["model"] == name) & (table["split"] == "test")].sort_values("sha256")
     champion = None

@@ -5,8 +5,11 @@ no second row. A batch is in `scores/` whole or not at all; a killed run is gone
 
 `score status` tells the last batches.
 
+Each batch is held against the training images: its verdict stands in the worklist, in `score status`, and in MLflow's
+experiment NAME-drift, whose charts show batch after batch.
+
 exit status: 0 done, or nothing to do; 5 another score job is at work on the warehouse (wait=SECONDS waits for it);
-2, 3, 4 settings, cluster, data, as every job
+6 done, the batch is in scores/ and beyond the limits of `score.drift`; 2, 3, 4 settings, cluster, data, as every job
 
 example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
@@ -19,6 +22,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,8 +30,8 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
-from jobs import worklist
-from jobs.job import Job, archive_id, main, say
+from jobs import drift, worklist
+from jobs.job import Job, Marked, archive_id, main, say
 from melanoma_spark import (
     archive,
     config,
@@ -46,6 +50,7 @@ from melanoma_spark import (
 )
 from melanoma_spark.errors import ClusterError, ImageError
 
+BEYOND = 6  # exit status
 EXPORT_TAG = "onnx_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
@@ -67,6 +72,11 @@ class Run:
     done: DataFrame  # `schemas.LEDGER`
     before: DataFrame  # `schemas.SCORED`: rows that a killed run has left
     kept: int
+
+    @cached_property
+    def tables(self) -> DataFrame:
+        """What the archive's tables say of its images."""
+        return worklist.said(self.job, self.everything)
 
     @property
     def name(self) -> str:
@@ -167,20 +177,37 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
         "counts": counts,
         "rows": total,
     }
+    telling = drift.told_by(job, written, own.scorer).persist()
+    drifted = drift.of_batch(job, telling, metadata(own, telling), own.scorer.reference)
+    telling.unpersist()
+    facts |= {"verdict": drifted.verdict, "drift": drifted.as_record()}
     job.tracker.metrics(counts)
-    job.tracker.tags({"batch_id": batch_id, "model_version": own.version})
+    job.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
     index = ledger.entries(written).unionByName(new.copies)
-    page = worklist.write(job, written, own.listing, own.scorer, facts, counts)
+    page = worklist.write(job, written, own.listing, own.scorer, facts, counts, drifted)
     if job.lease:
         job.lease.check()
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts)
     ledger.remove(own.place)
+    drift.chart(job, drifted, facts, job.spark.read.schema(schemas.SCORED).parquet(target))
     told = " + ".join(
         f"{counts[key]} {key}"
         for key in ("scored", "abstained", "rejected", "copies")
         if counts[key] or key != "abstained"
     )
-    return f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {target}; {page}"
+    summary = (
+        f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}; {target}; "
+        f"{page}"
+    )
+    return Marked(summary, BEYOND) if drifted.beyond else summary
+
+
+def metadata(own: Run, rows: DataFrame) -> DataFrame:
+    """What the archive's tables say of the image of each row."""
+    key = ledger.key("source_uri", "source_bytes", "source_modified").alias("source_key")
+    keys = rows.select(key)
+    names = own.listing.join(keys, "source_key", "left_semi").select(f.lower("image_id").alias("id"))
+    return names.join(own.tables, "id", "left")
 
 
 def news(own: Run) -> New:
@@ -237,12 +264,13 @@ def compute(own: Run, new: New) -> None:
 
     def measuring() -> inference.Predict:
         forward = load()
-        return lambda pixels: [*forward(pixels), quality.measures(pixels)]
+        return lambda seen: [*forward(seen["pixels"]), quality.measures(seen["pixels"]), seen["side"]]
 
     def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        return with_quality(light.finish(outputs[:2], errors), outputs[-1], limits)
+        measured, side = outputs[-2:] if len(outputs) > 1 else (None, None)
+        return with_quality(light.finish(outputs[:3], errors), measured, side, scorer.spec.image_size, limits)
 
-    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, light.prepare, finish, size)
+    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, light.prepare_sized, finish, size)
     facts = {
         "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,
@@ -257,7 +285,7 @@ def compute(own: Run, new: New) -> None:
     def written(frames: Any) -> Any:
         return write(frame.rename(columns=names).assign(**facts)[schemas.SCORED.names] for frame in frames)
 
-    whose = worklist.patients(own.job, own.everything)
+    whose = own.tables.select("id", "patient_id")
     rows = new.rows.withColumn("id", f.lower("image_id")).join(whose, "id", "left").drop("id")
     told = archive.computed(rows, new.computed, settings, predict, size, written, store.PARTS)
     with session.progress(spark, "parts scored"):
@@ -266,12 +294,18 @@ def compute(own: Run, new: New) -> None:
         raise ClusterError(f"{total} rows were computed of {new.computed} images; run score again")
 
 
-def with_quality(rows: pd.DataFrame, measured: np.ndarray | None, limits: config.Quality) -> pd.DataFrame:
-    """Rows of `serving.OUTPUTS` with what `quality` says of them; it may let the model abstain, never judge."""
-    if measured is None:
-        measured = np.full((len(rows), len(quality.MEASURES)), np.nan, np.float32)
-    flags = quality.flags(measured, limits)
-    rows = rows.assign(flags=[",".join(names) or None for names in flags])
+def with_quality(
+    rows: pd.DataFrame, measured: np.ndarray | None, side: np.ndarray | None, image_size: int, limits: config.Quality
+) -> pd.DataFrame:
+    """Rows of `serving.OUTPUTS` with what `quality` says of them; it may let the model abstain, never judge.
+
+    measured: (n, 5) as `quality.measures`; side: (n,), the shorter one of each file in pixels; None where no image
+    could be decoded.
+    """
+    if measured is None or side is None:
+        measured, side = np.full((len(rows), len(quality.MEASURES)), np.nan, np.float32), np.full(len(rows), np.nan)
+    flags = quality.flags(measured, limits, side / image_size, rows["distance"].to_numpy())
+    rows = rows.assign(flags=[",".join(names) or None for names in flags], side=side)
     rows[list(quality.MEASURES)] = measured
     if limits.action == "abstain":
         flagged = rows["flags"].notna().to_numpy()

@@ -18,6 +18,7 @@ from pyspark.sql import types as t
 from jobs.job import Job, say
 from melanoma_spark import (
     archive,
+    drift,
     files,
     gradcam,
     layouts,
@@ -37,26 +38,27 @@ PICTURES = t.StructType(
 FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet would run, from names that others gave
 
 
-def patients(job: Job, listed: DataFrame) -> DataFrame:
-    """`id` (a lower-case image id) -> `patient_id`, by the archive's tables; no rows where they name none.
+def said(job: Job, listed: DataFrame) -> DataFrame:
+    """`id` (a lower-case image id), `patient_id` and `drift.METADATA`, by the archive's tables; without them no rows.
 
-    An archive for scoring needs no tables, so one that cannot be understood costs the patients alone, and is told.
+    An archive for scoring needs no tables, so one that cannot be understood costs what they say alone, and is told.
     """
-    nobody = job.spark.createDataFrame([], "id string, patient_id string")
+    columns = ("id", "patient_id", *drift.METADATA)
+    nothing = job.spark.createDataFrame([], ", ".join(f"{name} string" for name in columns))
     settings = job.settings
     heads, tables = archive.table_heads(listed, settings)
     if not heads:
-        return nobody
+        return nothing
     words = settings.ingest.labels
     try:
         folders = archive.folders(listed)
         own = (*words.positive, *words.negative)
         layout = layouts.recognise(heads, folders, settings.layout, settings.ingest.columns, own)
         records = selection.merged(archive.records(job.spark, layout, tables, settings))
-        return records.where("patient_id is not null").select("id", "patient_id").localCheckpoint()
+        return records.select(*(f.col(name).cast("string") for name in columns)).localCheckpoint()
     except (ConfigError, DataError) as error:
         say(f"  images are not sorted by patient: {error}")
-        return nobody
+        return nothing
 
 
 def write(
@@ -66,6 +68,7 @@ def write(
     scorer: serving.Scorer,
     told: Mapping[str, Any],
     counts: Mapping[str, int],
+    drifted: drift.Drift,
 ) -> str:
     """The worklist of a staged batch, of which `told` is batch.json; returns the page's URL."""
     chosen = job.settings.score.worklist
@@ -96,6 +99,7 @@ def write(
         "rows": [worklist.row(row, row["rank"], shown) for row in first],
         "left_out": max(0, int(told["rows"]) - len(first)),
         "expected": 100 * (float("nan") if figures["mean"] is None else figures["mean"]),
+        "drift": drifted,
     }
     ordered.unpersist()
     url = files.join(folder, "worklist.html")

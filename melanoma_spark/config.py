@@ -266,10 +266,15 @@ class Register(Section):
         default="promote", description="`register rollback` and `register history` are short for two of them"
     )
     gate: Gate = Gate()
+    reference: Annotated[int, Field(ge=0)] = Field(
+        default=500,
+        description="train and validation images, of each at most so many, by which the new version knows what is "
+        "unlike them: a pass of the network over them; 0: it does not",
+    )
 
 
 class Quality(Section):
-    """Limits of `melanoma_spark.quality`, of pixels at the model's size; null is none."""
+    """Limits of `melanoma_spark.quality`, of pixels at the model's size, and of what is known besides; null is none."""
 
     action: Literal["flag", "abstain"] = Field(
         default="flag", description="what passes a limit keeps its score and is flagged; or it is not judged"
@@ -282,6 +287,50 @@ class Quality(Section):
     clipped: Share | None = Field(default=0.1, description="largest share of white pixels")
     dark_border: Share | None = Field(default=0.35, description="largest share of the border that is black")
     warm: Share | None = Field(default=0.5, description="least share of pixels that are redder than blue")
+    side: Annotated[float, Field(ge=0)] | None = Field(
+        default=1, description="least shorter side of the file, in sides of the model's input; under 1 it is enlarged"
+    )
+    distance: Annotated[float, Field(gt=0)] | None = Field(
+        default=1, description="largest in feature space; 99 % of the validation images are nearer than 1"
+    )
+
+
+# fmt: off
+DriftMeasure = Literal[
+    "raw_probability", "distance", "sharpness", "brightness", "clipped", "dark_border", "warm", "side",
+    "age", "sex", "site", "skin_type", "image_type", "unlike",
+]
+# fmt: on
+PSI = "population stability index of a measure against the training images, at most"
+KS = "Kolmogorov-Smirnov statistic of a measure against the training images, at most"
+UNLIKE = "share of images that are flagged as unlike, at most"
+
+
+class DriftWarning(Section):
+    """Over one of these a batch is drifting; null is none."""
+
+    psi: Annotated[float, Field(ge=0)] | None = Field(default=0.1, description=PSI)
+    ks: Share | None = Field(default=0.125, description=KS)
+    unlike: Share | None = Field(default=0.05, description=UNLIKE)
+
+
+class DriftLimit(Section):
+    """Over one of these a batch is beyond the limit; null is none."""
+
+    psi: Annotated[float, Field(ge=0)] | None = Field(default=0.25, description=PSI)
+    ks: Share | None = Field(default=0.2, description=KS)
+    unlike: Share | None = Field(default=0.2, description=UNLIKE)
+
+
+class Drift(Section):
+    """A batch against the training images: `melanoma_spark.drift` has the figures, and where the limits come from."""
+
+    minimum: Count = Field(default=50, description="images below which a batch is too small to tell")
+    warn: DriftWarning = DriftWarning()
+    limit: DriftLimit = DriftLimit()
+    ignore: tuple[DriftMeasure, ...] = Field(
+        default=(), description="told, but set no verdict: [raw_probability] where the target is known to be rarer"
+    )
 
 
 class Worklist(Section):
@@ -305,6 +354,7 @@ class Score(Section):
         default=True, description="a new version scores again what others have; false: what no version has scored"
     )
     quality: Quality = Quality()
+    drift: Drift = Drift()
     worklist: Worklist = Worklist()
     action: Literal["score", "status"] = Field(default="score", description="`score status` is short for one of them")
     shown: Count = Field(default=20, description="batches that `score status` tells")

@@ -161,8 +161,15 @@ def decode(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_0
     The whole image is kept rather than a centre crop: lesions often reach the border. Raises `ImageError` with one of
     `REASONS`.
     """
+    return decode_sized(content, size, min_side, max_pixels)[0]
+
+
+def decode_sized(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000) -> tuple[np.ndarray, int]:
+    """What `decode` gives, and the shorter side of the image as it came, in pixels."""
     with _quiet():
-        return _square(_decoded(_opened(content, min_side, max_pixels), max(WORKING_SIDE, 2 * size)), size)
+        source = _opened(content, min_side, max_pixels)
+        pixels = _square(_decoded(source, max(WORKING_SIDE, 2 * size)), size)
+    return pixels, min(source.width, source.height)
 
 
 def sha256(content: bytes) -> str:

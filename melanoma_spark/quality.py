@@ -1,7 +1,7 @@
-"""Whether an image is fit to be judged: measures of its pixels, and flags where they pass a limit.
+"""Whether an image is fit to be judged: measures of it, and flags where they pass a limit.
 
-All are taken at the size the network sees. The default limits are those that less than one in a hundred of 660 ISIC
-Archive images at 224 px passes, each (docs/decisions/quality.md).
+Measures of pixels are taken at the size the network sees. Their default limits are those that less than one in a
+hundred of 660 ISIC Archive images at 224 px passes, each (docs/decisions/quality.md).
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ FLAGS = {
     "clipped": "much of it is white: a reflection, or overexposed",
     "heavy_border": "the border is black: a dermatoscope's edge, or a frame",
     "not_skin": "few pixels are redder than blue, as skin is",
+    "too_small": "the file has fewer pixels than the model takes, so it was enlarged",
+    "unlike": "far from the training images in feature space",
 }
 AT_ONCE = 32  # images measured in one go
 
@@ -56,9 +58,15 @@ def _measures(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def flags(found: NDArray[np.float32], limits: config.Quality) -> list[tuple[str, ...]]:
-    """The `FLAGS` of each row of `measures`; none where a measure is NaN."""
+def flags(
+    found: NDArray[np.float32], limits: config.Quality, side: NDArray | None = None, distance: NDArray | None = None
+) -> list[tuple[str, ...]]:
+    """The `FLAGS` of each row of `measures`; none where a measure is NaN, or is not given.
+
+    side: (n,), the shorter side of the file over that of the model's input; distance: (n,), see `reference`.
+    """
     sharpness, brightness, clipped, dark_border, warm = found.T
+    unknown = np.full(len(found), np.nan)
     passed = {
         "blurred": _under(sharpness, limits.sharpness),
         "dark": _under(brightness, limits.darkest),
@@ -66,6 +74,8 @@ def flags(found: NDArray[np.float32], limits: config.Quality) -> list[tuple[str,
         "clipped": _over(clipped, limits.clipped),
         "heavy_border": _over(dark_border, limits.dark_border),
         "not_skin": _under(warm, limits.warm),
+        "too_small": _under(unknown if side is None else side, limits.side),
+        "unlike": _over(unknown if distance is None else distance, limits.distance),
     }
     return [tuple(name for name in FLAGS if passed[name][row]) for row in range(len(found))]
 

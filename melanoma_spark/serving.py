@@ -21,20 +21,26 @@ from melanoma_spark import __version__, files, images, lineage, network
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.reference import FILES as OPTIONAL
+from melanoma_spark.reference import Reference
+from melanoma_spark.reference import unpack as unpack_reference
 
 CONTENTS = ("model.json", "weights.npz")
-MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS
-ARTIFACTS = (*CONTENTS, MANIFEST)
-NUMBERS = ("probability", "raw_probability", "spread", "threshold")  # of OUTPUTS; the others are text
+MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS, and of the reference where there is one
+ARTIFACTS = (*CONTENTS, *OPTIONAL, MANIFEST)
+NUMBERS = ("probability", "raw_probability", "spread", "distance", "threshold")  # of OUTPUTS; the others are text
 OUTPUTS = (
-    *("probability", "raw_probability", "spread", "decision", "operating_point", "threshold"),
+    *("probability", "raw_probability", "spread", "distance", "decision", "operating_point", "threshold"),
     *("status", "reason", "detail"),
 )
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network's spec and tensors with the calibration and the operating point that were found for it."""
+    """A network's spec and tensors with the calibration and the operating point that were found for it.
+
+    `reference` is of the images that it learnt from; a model that was registered without it knows no distances.
+    """
 
     spec: network.Spec
     tensors: list[np.ndarray]
@@ -43,6 +49,7 @@ class Scorer:
     min_side: int
     max_pixels: int
     facts: Mapping[str, Any]
+    reference: Reference | None = None
 
     @property
     def model_id(self) -> str:
@@ -53,16 +60,24 @@ class Scorer:
         """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
         return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels)
 
+    def prepare_sized(self, content: bytes) -> np.ndarray:
+        """A record of `prepare`'s `pixels` and `side`, the shorter one of the image as it came. Raises as it does."""
+        size = self.spec.image_size
+        found = images.decode_sized(content, size, self.min_side, self.max_pixels)
+        return np.array(found, np.dtype([("pixels", np.uint8, (size, size, 3)), ("side", np.float32)]))
+
     def finish(self, outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected.
 
-        `raw_probability` is the network's, `probability` the calibrated one, by which the decision is made. `spread` is
-        the standard deviation of the network's over several views, NaN of one.
+        `outputs` are those of `network.over_views`. `raw_probability` is the network's, `probability` the calibrated
+        one, by which the decision is made. `spread` is the standard deviation of the network's over several views, NaN
+        of one. `distance` is that of `reference.FeatureSpace`, NaN without a reference.
         """
         nothing = np.full(len(errors), np.nan)
-        raw, spread = (
-            nothing if found is None else found.reshape(-1).astype(np.float64) for found in (*outputs, None)[:2]
-        )
+        found = (*outputs, None, None)[:3]
+        raw, spread = (nothing if each is None else each.reshape(-1).astype(np.float64) for each in found[:2])
+        known = self.reference is not None and found[2] is not None
+        distance = self.reference.space.distances(found[2]) if known else nothing  # type: ignore[union-attr,arg-type]
         probability = self.calibration.apply(raw)
         point = self.operating_point
         good = np.asarray([error is None for error in errors], dtype=bool)
@@ -72,6 +87,7 @@ class Scorer:
                 "probability": probability,
                 "raw_probability": raw,
                 "spread": spread,
+                "distance": distance,
                 "decision": np.where(good, np.where(positive, "positive", "negative"), ""),
                 "operating_point": point.name,
                 "threshold": point.threshold,
@@ -88,7 +104,7 @@ def without_tensors(scorer: Scorer) -> Scorer:
 
 
 def pack(scorer: Scorer) -> dict[str, bytes]:
-    """The scorer as the files of `ARTIFACTS`: JSON and plain arrays, and their SHA-256."""
+    """The scorer as files of `ARTIFACTS`: JSON and plain arrays, and their SHA-256."""
     description = {
         "format": 1,
         "spec": scorer.spec.model_dump(),
@@ -107,6 +123,7 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
     contents = {
         "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
         "weights.npz": files.pack_tensors(scorer.tensors),
+        **(scorer.reference.pack() if scorer.reference else {}),
     }
     sums = {name: images.sha256(content) for name, content in contents.items()}
     return contents | {MANIFEST: json.dumps(sums, indent=1, sort_keys=True).encode()}
@@ -116,7 +133,8 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
     """The scorer in those files. Raises `DataError` when they do not belong together or were changed."""
     try:
         sums = json.loads(artifacts[MANIFEST])
-        for name in CONTENTS:
+        referenced = any(name in sums for name in OPTIONAL)
+        for name in (*CONTENTS, *(OPTIONAL if referenced else ())):
             found = images.sha256(artifacts[name])
             if found != sums[name]:
                 raise DataError(
@@ -132,6 +150,7 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
             min_side=int(description["min_side"]),
             max_pixels=int(description["max_pixels"]),
             facts=description["facts"],
+            reference=unpack_reference(artifacts) if referenced else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]  # pydantic tells over several lines
@@ -148,8 +167,9 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
 def from_files(paths: Mapping[str, str]) -> Scorer:
     contents = {}
     for key in ARTIFACTS:
-        with open(paths[key], "rb") as file:
-            contents[key] = file.read()
+        if key in paths:
+            with open(paths[key], "rb") as file:
+                contents[key] = file.read()
     return unpack(contents)
 
 
@@ -157,7 +177,7 @@ def signature() -> ModelSignature:
     """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
     texts = dict.fromkeys(OUTPUTS, DataType.string)
     kinds = texts | dict.fromkeys(NUMBERS, DataType.double)
-    missing = ("probability", "raw_probability", "spread", "reason", "detail")
+    missing = ("probability", "raw_probability", "spread", "distance", "reason", "detail")
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema([ColSpec(kinds[name], name, required=name not in missing) for name in OUTPUTS]),
@@ -188,13 +208,13 @@ class LesionScorer(PythonModel):
                 errors.append(None)
             except ImageError as error:
                 errors.append(error)
-        outputs: list[np.ndarray | None] = [None, None]
+        outputs: list[np.ndarray | None] = []
         if inputs:
             good = [place for place, error in enumerate(errors) if error is None]
-            for place, found in enumerate(self.forward(np.stack(inputs))[:2]):
-                every = np.full((len(errors), 1), np.nan, np.float32)
+            for found in self.forward(np.stack(inputs)):
+                every = np.full((len(errors), *found.shape[1:]), np.nan, np.float32)
                 every[good] = found
-                outputs[place] = every
+                outputs.append(every)
         return self.scorer.finish(outputs, errors)
 
 

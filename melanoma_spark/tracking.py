@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,12 +73,34 @@ class Tracker:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.closing(sqlite3.connect(path)) as database:  # MLflow would try for 100 s
                     database.execute("PRAGMA schema_version")
-            if mlflow.get_experiment_by_name(settings.experiment) is None:
-                place = files.join(warehouse, "mlartifacts") if embedded else None
-                mlflow.create_experiment(settings.experiment, artifact_location=place, tags=EXPERIMENT_TAGS)
-            mlflow.set_experiment(settings.experiment)
+            self._artifacts = files.join(warehouse, "mlartifacts") if embedded else None
+            self._experiment = settings.experiment
+            mlflow.set_experiment(experiment_id=self._experiment_id(settings.experiment))
         except Exception as error:
             raise ClusterError(f"MLflow at {self.uri} cannot be used: {str(error).splitlines()[0][:300]}") from None
+
+    def _experiment_id(self, name: str) -> str:
+        """Of an experiment, which is made where there is none."""
+        found = self._mlflow.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        place = self._artifacts
+        return str(self._mlflow.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
+
+    def beside(self, kind: str, name: str, tags: Mapping[str, str], values: Mapping[str, float]) -> str:
+        """A run by itself in the experiment `<experiment>-<kind>`, ended at once: a point of what is charted over runs.
+
+        Returns its id. The open run stays what it is.
+        """
+        from mlflow.entities import Metric
+
+        client, now = self._mlflow.MlflowClient(), int(1000 * time.time())
+        experiment = self._experiment_id(f"{self._experiment}-{kind}")
+        run = client.create_run(experiment, start_time=now, tags=dict(tags), run_name=name)
+        known = [Metric(key, float(value), now, 0) for key, value in values.items() if value == value]
+        client.log_batch(run.info.run_id, metrics=known)
+        client.set_terminated(run.info.run_id)
+        return str(run.info.run_id)
 
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str], parameters: Mapping[str, str] | None = None) -> Iterator[str]:
@@ -201,7 +224,10 @@ class Tracker:
             path = self._mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
             )
-            artifacts = {key: (Path(path) / "artifacts" / key).read_bytes() for key in serving.ARTIFACTS}
+            there = {key: Path(path) / "artifacts" / key for key in serving.ARTIFACTS}
+            artifacts = {
+                key: file.read_bytes() for key, file in there.items() if key not in serving.OPTIONAL or file.exists()
+            }
         found = hashlib.sha256(artifacts[serving.MANIFEST]).hexdigest()
         expected = version.tags.get(BUNDLE_TAG)
         if expected != found:

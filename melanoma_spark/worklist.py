@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from melanoma_spark import pages, quality
+from melanoma_spark import drift, pages, quality
 
 THUMBNAIL = 160  # pixels, the side
 COLUMNS = (
     *("rank", "patient_id", "image_id", "status", "decision", "probability", "raw_probability", "threshold", "spread"),
-    *("operating_point", "flags", "reason", "detail", "sha256", "source_uri", "model_name", "model_version"),
-    *("scored_at",),
+    *("distance", "operating_point", "flags", "reason", "detail", "sha256", "source_uri"),
+    *("model_name", "model_version", "scored_at"),
 )
 # Blue to yellow to red would say "traffic light"; magma is even in lightness and read by the colour-blind
 # (Smith and van der Walt, 2015). Five of its colours, from nothing to most.
@@ -59,12 +59,16 @@ class Facts(TypedDict):
     rows: Sequence[Row]
     left_out: int  # rows that only the CSV holds
     expected: float  # positives among a hundred by the calibrated probabilities
+    drift: drift.Drift
 
 
 def render(facts: Facts) -> str:
     """One HTML page; its pictures lie beside it and are loaded when they come into view. No script, no network."""
     pages.check_keys("a worklist", facts, Facts.__required_keys__)
-    return pages.render("worklist.html", facts=facts, flags=quality.FLAGS, side=THUMBNAIL)
+    open_ = facts["drift"].state in (drift.DRIFTING, drift.BEYOND)  # what a person should see without asking
+    return pages.render(
+        "worklist.html", facts=facts, flags=quality.FLAGS, measures=drift.MEASURES, told=open_, side=THUMBNAIL
+    )
 
 
 def picture(pixels: NDArray[np.uint8]) -> bytes:

@@ -19,6 +19,7 @@ CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
+    *("reference", "drift"),
 }
 TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -50,6 +51,7 @@ SYSTEMS = {
 # ... and what it may import inside its functions besides.
 LATER = {
     "exported": {"onnx", "onnxruntime", "tf2onnx"},
+    "reference": {"sklearn"},  # at registration
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
@@ -77,7 +79,7 @@ OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
 BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}
 # Jobs that make nothing which another one reads.
-BESIDE_THE_LINE = {"search", "external", "worklist"}
+BESIDE_THE_LINE = {"search", "external", "worklist", "drift"}
 HEAVY = {"tensorflow", "keras", "horovod"}
 
 
@@ -234,7 +236,8 @@ def test_only_the_pipeline_imports_other_stages(name):
     elif name == "external":
         assert others == {"ingest", "judging", "job"}
     else:
-        assert others <= {"job", "judging"} | {"evaluate": {"external"}, "score": {"worklist"}}.get(name, set())
+        parts = {"evaluate": {"external"}, "register": {"drift"}, "score": {"worklist", "drift"}}
+        assert others <= {"job", "judging"} | parts.get(name, set())
 
 
 def test_what_all_jobs_share_imports_no_stage():

@@ -77,6 +77,15 @@ def test_a_limit_of_null_flags_nothing_and_nan_is_no_flag():
     assert quality.flags(np.full((1, 5), np.nan, np.float32), LIMITS) == [()]
 
 
+def test_small_files_and_what_is_far_from_the_training_images_are_flagged():
+    measured = np.full((4, 5), np.nan, np.float32)
+    side, distance = np.array([1.0, 0.99, 2, np.nan]), np.array([1.0, 0.5, 1.01, np.nan])
+    assert quality.flags(measured, LIMITS, side, distance) == [(), ("too_small",), ("unlike",), ()]
+    off = config.Quality(side=None, distance=None)
+    assert quality.flags(measured, off, side, distance) == [()] * 4
+    assert quality.flags(measured, LIMITS) == [()] * 4, "a model without reference knows no distances"
+
+
 def test_every_flag_is_told():
     assert quality.told(["blurred", "dark"]).startswith("blurred: sharpness is low")
     assert set(quality.told(list(quality.FLAGS)).split("; ")) == {f"{k}: {v}" for k, v in quality.FLAGS.items()}

@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 from conftest import REPO
 
-from melanoma_spark import drawing, files, images, lineage, network, serving
+from melanoma_spark import drawing, files, images, lineage, network, reference, serving
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
@@ -180,6 +180,25 @@ def test_it_names_what_it_needs_and_what_it_is(registered, line):
     assert description["facts"]["dataset_id"] == facts["dataset_id"]
     assert description["facts"]["id"] == facts["id"]
     assert "not a medical device" in description["warning"]
+
+
+def test_the_reference_is_under_the_same_sums(scorer):
+    rng = np.random.default_rng(0)
+    space = reference.fit(rng.random((40, 512)), rng.random((20, 512)))
+    known = reference.Reference(space, {"side": reference.histogram([1, 2, 3])}, {"sex": {"f": 9}}, {"train": 40})
+    packed = serving.pack(replace(scorer, reference=known))
+    again = serving.unpack(packed)
+    outputs = [np.array([[0.5]]), np.array([[np.nan]]), rng.random((1, 512))]
+    np.testing.assert_allclose(again.finish(outputs, [None])["distance"], space.distances(outputs[2]))
+    assert scorer.finish(outputs, [None])["distance"].isna().all(), "without one there is no distance"
+    for name in reference.FILES:
+        with pytest.raises(DataError, match=f"the model's {name} was changed after it was registered"):
+            serving.unpack(packed | {name: packed[name] + b" "})
+    for name in reference.FILES:
+        damaged = packed | {name: b"no reference"}
+        sums = {key: images.sha256(content) for key, content in damaged.items() if key != serving.MANIFEST}
+        with pytest.raises(DataError, match="the model's description is damaged"):
+            serving.unpack(damaged | {serving.MANIFEST: json.dumps(sums).encode()})
 
 
 @pytest.mark.parametrize("sums_too", [False, True])

@@ -76,6 +76,23 @@ def test_stages_are_nested_in_the_pipeline(tracker):
     assert mlflow.active_run() is None
 
 
+def test_what_is_charted_over_jobs_is_a_run_of_an_experiment_beside(tracker):
+    with tracker.run("score", {}) as run_id:
+        own = [tracker.beside("drift", name, {"batch_id": name}, {"psi/x": 0.25, "nan": float("nan")}) for name in "ab"]
+        tracker.metrics({"seconds": 1})
+    experiment = mlflow.get_experiment_by_name("melanoma-drift")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "mlartifacts" in experiment.artifact_location
+    for name, found in zip("ab", map(stored, own), strict=True):
+        assert found.info.experiment_id == experiment.experiment_id
+        assert (found.info.run_name, found.info.status) == (name, "FINISHED")
+        assert found.data.metrics == {"psi/x": 0.25}
+        assert found.data.tags["batch_id"] == name
+        assert "mlflow.parentRunId" not in found.data.tags
+    assert stored(run_id).data.metrics == {"seconds": 1}, "the open run stays what it is"
+    assert stored(run_id).info.experiment_id != experiment.experiment_id
+
+
 def test_a_run_that_ends_by_an_error_is_marked(tracker):
     with pytest.raises(ZeroDivisionError), tracker.run("pipeline", {}) as parent, tracker.run("ingest", {}) as child:
         raise ZeroDivisionError
