@@ -20,7 +20,7 @@ CORE = {
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
 }
-TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported"}
+TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
@@ -50,6 +50,7 @@ SYSTEMS = {
 # ... and what it may import inside its functions besides.
 LATER = {
     "exported": {"onnx", "onnxruntime", "tf2onnx"},
+    "winograd": {"ncnn"},
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
