@@ -26,6 +26,7 @@ setup(
         "horovod==0.28.1",
         "onnxruntime>=1.20",  # 18 MB on an executor, where inference needs no TensorFlow
         "tf2onnx>=1.16.1",  # exports a network, in the driver
+        "ncnn>=1.0.20260114",  # Winograd convolutions, for VGG16; 15 MB
         "cloudpickle>=3",
         "psutil>=5.9",  # comes with horovod
         "mlflow>=3.17,<4",

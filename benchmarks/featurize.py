@@ -1,8 +1,8 @@
-"""featurize's images/s over the bare TensorFlow loop's: same network, same batch, same threads, same run.
+"""featurize's images/s, by two engines, over the bare TensorFlow loop's: same network, batch, threads and run.
 
 The job: stored PNG -> decoded pixels -> VGG16 at two cuts -> Parquet through Petastorm, in a Spark whose workers have
 loaded the model. The ceiling: the same forward pass over pixels that lie in memory, in as many processes with as many
-threads each as the job has workers. The two take turns, so that a machine whose speed drifts treats both alike.
+threads each as the job has workers. They take turns, so that a machine whose speed drifts treats all alike.
 
     make bench                                          (first of the two; about 6 minutes on 2 cores)
     .venv/bin/python benchmarks/featurize.py --images 64 --rounds 1
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from side_by_side import Processes, Turns, start_spark
 from jobs import featurize, ingest
 from jobs.job import Job
 from melanoma_spark import backbones, config, drawing, files, schemas, session, store, tracking, weights
+
+ENGINES = ("ncnn", "tensorflow")
 
 
 def main() -> None:
@@ -64,11 +67,13 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     schema = schemas.features_schema(shapes, settings.featurize.dtype)
     recipe = {"backbone": settings.backbone.name, "image_size": chosen.size, "cuts": cuts}
 
-    def job_seconds(name: str, table: DataFrame, count: int) -> float:
-        target = files.join(warehouse, "bench", name)
+    def job_seconds(name: str, table: DataFrame, count: int, engine: str) -> float:
+        target = files.join(warehouse, "bench", f"{name}-{engine}")
+        chosen_engine = settings.featurize.model_copy(update={"engine": engine})
+        own = replace(job, settings=settings.model_copy(update={"featurize": chosen_engine}))
         started = time.monotonic()
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
-            featurize.compute(job, table, count, base, recipe, target)
+            featurize.compute(own, table, count, base, recipe, target)
         return time.monotonic() - started
 
     pixels = schemas.images_schema(chosen.size).fields["image"]
@@ -76,15 +81,15 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     threads = session.task_threads(spark)
     print(f"{rows} images of {chosen.size} px, batches of {settings.featurize.batch_size}, {base.origin} weights")
     print(f"Spark: {chosen.slots} tasks of {threads} thread; bare loop: {chosen.slots} processes of {threads} thread")
-    turns = Turns(("featurize", "bare_loop", 0.90))
+    turns = Turns(("ncnn", "bare_loop", 1.15), ("tensorflow", "bare_loop", 0.90))
     with Processes(chosen.slots, bare_loop, threads, decoded, base.tensors, settings) as bare:
-        job_seconds("warm-up", todo.limit(32 * chosen.slots), 32 * chosen.slots)  # one task a slot
         bare.seconds([settings.featurize.batch_size] * chosen.slots)
         for turn in range(1, chosen.rounds + 1):
-            turns.add(
-                bare_loop=rows / bare.seconds([rows // chosen.slots] * chosen.slots),
-                featurize=rows / job_seconds(f"turn-{turn}", todo, rows),
-            )
+            speeds = {"bare_loop": rows / bare.seconds([rows // chosen.slots] * chosen.slots)}
+            for engine in ENGINES:  # a worker keeps one model, so that each loads its own in a small job before
+                job_seconds(f"warm-up-{turn}", todo.limit(32 * chosen.slots), 32 * chosen.slots, engine)
+                speeds[engine] = rows / job_seconds(f"turn-{turn}", todo, rows, engine)
+            turns.add(**speeds)
     turns.summary()
     spark.stop()
 

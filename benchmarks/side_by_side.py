@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from melanoma_spark import session
+from melanoma_spark import prefetch, session
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -26,11 +26,7 @@ def start_spark(slots: int = 2, master: str = ""):  # type: ignore[no-untyped-de
     """A local Spark with the settings of conf/, on the Java and the Python that spark-submit.sh takes."""
     conf = REPO / "conf"
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    if "JAVA_HOME" not in os.environ:
-        found = subprocess.run([conf / "find-java.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        if found != str(conf / "java"):
-            os.environ["REAL_JAVA_HOME"] = found
-        os.environ["JAVA_HOME"] = str(conf / "java")
+    find_java()
     words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", master or f"local[{slots}]"]
     here = ["--conf", f"spark.executorEnv.PYTHONPATH={REPO}"]  # executors of a cluster run in folders of their own
     os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
@@ -38,6 +34,15 @@ def start_spark(slots: int = 2, master: str = ""):  # type: ignore[no-untyped-de
     )
     os.environ["SPARK_SUBMIT_OPTS"] = f'"-Dlog4j2.configurationFile=file:{conf}/log4j2.properties"'
     return session.start("benchmark")
+
+
+def find_java() -> None:
+    conf = REPO / "conf"
+    if "JAVA_HOME" not in os.environ:
+        found = subprocess.run([conf / "find-java.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        if found != str(conf / "java"):
+            os.environ["REAL_JAVA_HOME"] = found
+        os.environ["JAVA_HOME"] = str(conf / "java")
 
 
 class Processes:
@@ -82,6 +87,52 @@ def _serve(end: Connection, prepare: Callable[..., Callable[[Any], None]], argum
         end.send("done")
 
 
+def family(top: int) -> dict[int, int]:
+    """Process -> its processor time in ticks, of a process and all below it."""
+    below, ticks = defaultdict(list), {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            facts = (folder / "stat").read_text().rpartition(")")[2].split()
+            below[int(facts[1])].append(int(folder.name))
+            ticks[int(folder.name)] = int(facts[11]) + int(facts[12])
+    found, todo = {}, [top]
+    while todo:
+        process = todo.pop()
+        found[process] = ticks.get(process, 0)
+        todo += below[process]
+    return found
+
+
+class Memory:
+    """Peaks in MB of a process and all below it while in here: of the largest worker's, and of all together (PSS).
+
+    A worker is a Python of Spark's or an actor of Ray's.
+    """
+
+    def __init__(self, top: int) -> None:
+        self._top, self.largest, self.all = top, 0.0, 0.0
+        self._watch = prefetch.every(0.5, self._look)
+
+    def __enter__(self) -> Memory:
+        self._watch.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.__exit__(None, None, None)
+
+    def _look(self) -> None:
+        total = 0.0
+        for process in family(self._top):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{process}/cmdline").read_bytes()
+                rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
+                own = next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+                total += own
+                if b"pyspark.daemon" in words or b"ray::" in words:
+                    self.largest = max(self.largest, own)
+        self.all = max(self.all, total)
+
+
 class Processors:
     """Processor time of this process and all below it, as often as it is asked: those that ended since are kept."""
 
@@ -91,17 +142,7 @@ class Processors:
         self._before = self.seconds()
 
     def seconds(self) -> float:
-        below, ticks = defaultdict(list), {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # ended meanwhile
-                facts = (folder / "stat").read_text().rpartition(")")[2].split()
-                below[int(facts[1])].append(int(folder.name))
-                ticks[int(folder.name)] = int(facts[11]) + int(facts[12])
-        todo = [os.getpid()]
-        while todo:
-            process = todo.pop()
-            self._ticks[process] = ticks.get(process, 0)
-            todo += below[process]
+        self._ticks |= family(os.getpid())
         return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK") - self._before
 
 

@@ -18,7 +18,18 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, dataset, main
-from melanoma_spark import augmentation, backbones, files, inference, lineage, schemas, session, store, weights
+from melanoma_spark import (
+    augmentation,
+    backbones,
+    exported,
+    files,
+    inference,
+    lineage,
+    schemas,
+    session,
+    store,
+    weights,
+)
 from melanoma_spark.images import PIXELS_VERSION
 
 KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they once had no views
@@ -26,6 +37,7 @@ KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they o
 
 def run(job: Job) -> str:
     spark, settings, warehouse = job.spark, job.settings, job.warehouse
+    engine = engine_of(job)
     made_of = dataset(job, "images", "ingest")
     base = weights.resolve(settings.backbone, settings.seed)
     weights.announce(base)
@@ -81,6 +93,8 @@ def run(job: Job) -> str:
         "images": made_of["accepted"],
         "views": views,
         "augment": None,
+        # that computed last; no part of the id: docs/decisions/engine.md
+        "engine": engine if missing or not known else known.get("engine"),
         **recipe,
     }
     store.publish(warehouse, "features", facts)
@@ -91,6 +105,12 @@ def run(job: Job) -> str:
         f"{what} = {missing} computed + {rows - missing} computed before, "
         f"at {', '.join(cuts)} of {settings.backbone.name} ({base.origin} weights {base.content_id})"
     )
+
+
+def engine_of(job: Job) -> str:
+    """Raises `ConfigError` where the chosen one cannot compute this backbone at this precision."""
+    chosen, gpus = job.settings.featurize, session.task_gpus(job.spark)
+    return exported.engine_for(chosen.engine, job.settings.backbone.name, chosen.precision, gpus)
 
 
 def views_of(views: int) -> Column:
@@ -127,15 +147,21 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     spark, chosen, augment, seed = job.spark, job.settings.featurize, job.settings.augment, job.settings.seed
     size, name, cuts = recipe["image_size"], recipe["backbone"], recipe["cuts"]
     pixels = schemas.images_schema(size).fields["image"]
-    tensors = spark.sparkContext.broadcast(list(base.tensors))
-    threads = session.task_threads(spark)
+    threads, engine = session.task_threads(spark), engine_of(job)
 
-    def load() -> inference.Predict:
+    def by_tensorflow() -> inference.Predict:
         from melanoma_spark import network
 
         network.use_threads(threads)
         with backbones.precision(chosen.precision):
-            return network.predictor(backbones.features(backbones.build_base(name, size, tensors.value), cuts))
+            return network.predictor(backbones.features(backbones.build_base(name, size, sent.value), cuts))
+
+    if engine == "tensorflow":
+        sent, load = spark.sparkContext.broadcast(list(base.tensors)), by_tensorflow
+    else:
+        model = backbones.features(backbones.build_base(name, size, base.tensors), cuts)
+        sent = spark.sparkContext.broadcast(exported.export(model, engine))
+        load = inference.exported_loader(engine, sent, threads)
 
     def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:
         image = np.asarray(pixels.codec.decode(pixels, content))
@@ -148,12 +174,12 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
 
     session.batch_rows(spark, chosen.batch_size)
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
-    model_id = f"{name} {size} {base.content_id} {cuts} {chosen.precision}"
+    model_id = f"{name} {size} {base.content_id} {cuts} {chosen.precision} {engine}"
     udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size)
     session.describe(spark, f"featurize: {name} over {rows} images")
     computed = in_order(job, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
-    tensors.unpersist()
+    sent.unpersist()
 
 
 def stored(values: np.ndarray | None, dtype: str) -> list[bytes]:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import __version__, backbones, config, files, lineage, operating_points
+from melanoma_spark import __version__, backbones, config, exported, files, lineage, operating_points
 from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, root_cause
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
@@ -91,6 +91,7 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     if needs_archive and not settings.archive:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
     backbones.check(settings)
+    exported.engine_for(settings.featurize.engine, settings.backbone.name, settings.featurize.precision)
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 

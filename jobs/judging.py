@@ -160,7 +160,7 @@ def mistakes(
     content = {r.sha256: r.image for r in stored.where(f.col("sha256").isin(*wrong["sha256"])).collect()}
     pixels = np.stack([field.codec.decode(field, content[sha256]) for sha256 in wrong["sha256"]])
     positive = (wrong["label"] == 0).tolist()
-    heat = gradcam.heatmaps(spec, tensors, pixels, positive)
+    heat = gradcam.heatmaps(spec, tensors)(pixels, positive)
     return [
         report.Mistake(label=int(row.label), probability=float(row.probability), image=image, heat=own)
         for row, image, own in zip(wrong.itertuples(), pixels, heat, strict=True)

@@ -51,7 +51,7 @@ from melanoma_spark import (
 from melanoma_spark.errors import ClusterError, ImageError
 
 BEYOND = 6  # exit status
-EXPORT_TAG = "onnx_sha256"  # of a registered version
+EXPORT_TAG = "{engine}_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
@@ -255,11 +255,13 @@ def compute(own: Run, new: New) -> None:
     session.describe(spark, f"score: {new.computed} images with {own.name}")
     # The closures below travel to the executors; the weights go once, as a broadcast.
     light = serving.without_tensors(scorer)
-    size, threads, engine = settings.score.batch_size, session.task_threads(spark), settings.score.engine
-    if engine == "onnxruntime":
-        load = inference.exported_loader(scorer.spec.tta, spark.sparkContext.broadcast(network_as_onnx(own)), threads)
-    else:
+    size, threads = settings.score.batch_size, session.task_threads(spark)
+    engine = exported.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
+    if engine == "tensorflow":
         load = inference.network_loader(scorer.spec, spark.sparkContext.broadcast(scorer.tensors), threads)
+    else:
+        content = spark.sparkContext.broadcast(exported_network(own, engine))
+        load = inference.exported_loader(engine, content, threads, scorer.spec.tta)
     limits = settings.score.quality
 
     def measuring() -> inference.Predict:
@@ -316,20 +318,20 @@ def with_quality(
     return rows
 
 
-def network_as_onnx(own: Run) -> bytes:
+def exported_network(own: Run, engine: str) -> bytes:
     """The network, exported at its first use and kept in the warehouse; the registry knows its SHA-256."""
     job, spec = own.job, own.scorer.spec.model_copy(update={"tta": 1})
-    name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), exported.OPSET])
-    url = files.join(job.warehouse, "models", "onnx", f"{name}.onnx")
+    name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), exported.FORMATS[engine]])
+    url, tag = files.join(job.warehouse, "models", "exported", f"{name}.{engine}"), EXPORT_TAG.format(engine=engine)
     version = job.tracker.version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
-        if version.tags.get(EXPORT_TAG) == images.sha256(content):
+        if version.tags.get(tag) == images.sha256(content):
             return content
-    say("  exporting the network to ONNX, once")
-    content = exported.export(network.judge(spec, own.scorer.tensors))
+    say(f"  exporting the network for {engine}, once")
+    content = exported.export(network.judge(spec, own.scorer.tensors), engine)
     files.write_bytes(url, content)
-    job.tracker.tag_version(own.model, own.version, {EXPORT_TAG: images.sha256(content)})
+    job.tracker.tag_version(own.model, own.version, {tag: images.sha256(content)})
     return content
 
 

@@ -5,7 +5,7 @@ Part of score, before the batch is committed; it tells of the batch that is stag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +21,7 @@ from melanoma_spark import (
     drift,
     files,
     gradcam,
+    inference,
     layouts,
     ledger,
     network,
@@ -154,29 +155,27 @@ def pictures(
     spec, light, threads = scorer.spec, serving.without_tensors(scorer), session.task_threads(job.spark)
     tensors = job.spark.sparkContext.broadcast(scorer.tensors)
 
-    def drawn(batches: Iterator[list[bytes | ImageError]]) -> Iterator[pd.DataFrame]:
+    def load() -> inference.Predict:
         network.use_threads(threads)
-        for batch in batches:
-            parts: list[tuple[bytes | None, bytes | None]] = []
-            pixels: list[np.ndarray | None] = []
-            for content in batch:
-                try:
-                    pixels.append(None if isinstance(content, ImageError) else light.prepare(content))
-                except ImageError:  # it has changed since
-                    pixels.append(None)
-            good = [image for image in pixels if image is not None]
-            heat = iter(gradcam.heatmaps(spec, tensors.value, np.stack(good), [True] * len(good)) if good else ())
-            for image in pixels:
-                if image is None:
-                    parts.append((None, None))
-                else:
-                    parts.append((worklist.picture(image), worklist.overlaid(image, next(heat))))
-            yield pd.DataFrame(parts, columns=["image", "heat"], dtype=object)
+        heat_of = gradcam.heatmaps(spec, tensors.value)
 
+        def drawn(pixels: np.ndarray) -> list[np.ndarray]:
+            heats = heat_of(pixels, [True] * len(pixels))
+            over = [worklist.overlaid(image, heat) for image, heat in zip(pixels, heats, strict=True)]
+            return [np.array([worklist.picture(image) for image in pixels], object), np.array(over, object)]
+
+        return drawn
+
+    def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        none = np.full(len(errors), None)  # what has changed since has no pictures
+        image, heat = outputs if len(outputs) == 2 else (none, none)
+        frame = pd.DataFrame({"image": image, "heat": heat}, dtype=object)
+        return frame.where(frame.notna(), None)
+
+    size = job.settings.score.batch_size
+    draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
     session.describe(job.spark, f"score: pictures of {len(wanted)} images")
-    drawing = archive.computed(
-        found, len(wanted), job.settings, drawn, job.settings.score.batch_size, lambda frames: frames, PICTURES
-    )
+    drawing = archive.computed(found, len(wanted), job.settings, draw, size, lambda frames: frames, PICTURES)
     shown = {}
     for row in drawing.where("image is not null").collect():
         shown[row.sha256] = (f"pictures/{row.sha256[:16]}.jpg", f"pictures/{row.sha256[:16]}-gradcam.jpg")

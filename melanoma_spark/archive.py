@@ -325,13 +325,16 @@ def opened(root: str, name: str, raw: bytes | None) -> Any:
     return filesystem.open(posixpath.join(top, os.fsdecode(raw) if raw else name), "rb")
 
 
-def in_reading_order(rows: DataFrame, count: int) -> DataFrame:
-    """Rows of a listing spread over tasks so that each reads runs of neighbours; a tar.gz is read by one task."""
+def in_reading_order(rows: DataFrame, count: int, tasks: int = 0, run: int = CHUNK) -> DataFrame:
+    """Rows of a listing spread over tasks so that each reads runs of neighbours; a tar.gz is read by one task.
+
+    Without `tasks` there is one for `CHUNK` rows, one a slot at the least.
+    """
     place = f.when(f.col("kind") == "tar.gz", f.lit(0)).when(
         f.col("kind") == "file", f.abs(f.xxhash64("path")) % 1_000_000
     )
-    chunk = place.otherwise((f.col("index") / CHUNK).cast("int"))
-    spread = min(max(session.slots(rows.sparkSession), -(-count // CHUNK)), 20_000)
+    chunk = place.otherwise((f.col("index") / run).cast("int"))
+    spread = tasks or min(max(session.slots(rows.sparkSession), -(-count // CHUNK)), 20_000)
     unread = f.col("reason").isNotNull()
     return (
         in_microseconds(rows).repartition(spread, "file", chunk).sortWithinPartitions("file", unread, "offset", "path")
@@ -488,7 +491,9 @@ def computed(
     def written(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         return write(rows(batches))
 
-    return in_reading_order(listed, count).mapInPandas(written, told)  # type: ignore[arg-type]
+    # Tasks that take seconds each, so that no slot waits long for the last one of another
+    tasks = session.partitions_for(listed.sparkSession, count)
+    return in_reading_order(listed, count, tasks, batch_size).mapInPandas(written, told)  # type: ignore[arg-type]
 
 
 def image_id(path: str, kind: str) -> str:

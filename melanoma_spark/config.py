@@ -142,9 +142,17 @@ class Augment(Section):
     )
 
 
+Engine = Literal["auto", "ncnn", "onnxruntime", "tensorflow"]
+ENGINE = (
+    "what computes, in float32: ncnn, vgg16 alone and the fastest; onnxruntime, every backbone; tensorflow, the "
+    "reference, also for GPUs and bfloat16; auto: the first of these that can"
+)
+
+
 class Featurize(Section):
     dtype: Literal["float16", "float32"] = Field(default="float16", description="in which features are stored")
     precision: Precision = Field(default="float32", description=PRECISION)
+    engine: Engine = Field(default="auto", description=ENGINE)
     batch_size: Count = 16
     views: Count = Field(default=1, description="of each train image: as it is, and views - 1 augmented ones")
 
@@ -342,14 +350,10 @@ class Worklist(Section):
     )
 
 
-Engine = Literal["onnxruntime", "tensorflow"]
-ENGINE = "what computes: onnxruntime starts faster, the network is exported once; tensorflow for GPUs"
-
-
 class Score(Section):
     model: str = Field(default="melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
     batch_size: Count = 16
-    engine: Engine = Field(default="onnxruntime", description=ENGINE)
+    engine: Engine = Field(default="auto", description=ENGINE)
     anew: bool = Field(
         default=True, description="a new version scores again what others have; false: what no version has scored"
     )

@@ -1,6 +1,7 @@
-"""A network as ONNX, for inference without TensorFlow: the same outputs, from workers that start sooner.
+"""A network for another engine than TensorFlow: the same outputs, from workers that start sooner.
 
-TensorFlow is the reference: what is exported is held against it before it is used. See docs/decisions/engine.md.
+`ncnn` computes VGG16 by Winograd's convolutions (`winograd`), `onnxruntime` every backbone, as ONNX. TensorFlow is the
+reference: what is exported is held against it before it is used. See docs/decisions/engine.md.
 """
 
 from __future__ import annotations
@@ -12,16 +13,42 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import network
-from melanoma_spark.errors import DataError
+from melanoma_spark import network, winograd
+from melanoma_spark.errors import ConfigError, DataError
 
 TOLERANCE = 1e-4  # of probabilities; of other outputs relative to their largest
 OPSET = 17  # of 2022: what ONNX Runtime has known since 1.12
+FORMATS = {"ncnn": 1, "onnxruntime": OPSET}  # engine -> what a kept export is of
 CHECKED = 4  # images that both engines judge
 
 
-def export(model: Any) -> bytes:
-    """A Keras model with one input of images as ONNX; outputs keep their order. Raises as `check`."""
+def engine_for(chosen: str, backbone: str, precision: str = "float32", gpus: bool = False) -> str:
+    """What `auto` is for this backbone: `tensorflow` where there are GPUs or precision is bfloat16, else the fastest.
+
+    Raises `ConfigError` where the chosen engine cannot do it.
+    """
+    if chosen == "auto":
+        if gpus or precision != "float32":
+            return "tensorflow"
+        return "ncnn" if backbone in winograd.BACKBONES else "onnxruntime"
+    if chosen != "tensorflow" and precision != "float32":
+        raise ConfigError(
+            f"engine={chosen} computes in float32 alone; take engine=tensorflow for precision={precision}"
+        )
+    if chosen == "ncnn" and backbone not in winograd.BACKBONES:
+        known = ", ".join(winograd.BACKBONES)
+        raise ConfigError(f"engine=ncnn computes {known} alone; take engine=onnxruntime for {backbone}")
+    return chosen
+
+
+def export(model: Any, engine: str) -> bytes:
+    """A Keras model with one input of images, for an engine; outputs keep their order. Raises as `check`."""
+    content = winograd.export(model) if engine == "ncnn" else _onnx(model)
+    check(content, model, engine)
+    return content
+
+
+def _onnx(model: Any) -> bytes:
     import logging
 
     import onnx
@@ -47,9 +74,7 @@ def export(model: Any) -> bytes:
         if extra.name in used:
             found.graph.initializer.append(onnx.numpy_helper.from_array(held[extra.name].numpy(), extra.name))
         found.graph.input.remove(extra)
-    content = bytes(found.SerializeToString())
-    check(content, model)
-    return content
+    return bytes(found.SerializeToString())
 
 
 @contextmanager
@@ -65,23 +90,25 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def check(content: bytes, model: Any) -> None:
-    """Raises `DataError` unless ONNX Runtime says of some images what the Keras model says."""
+def check(content: bytes, model: Any, engine: str) -> None:
+    """Raises `DataError` unless the engine says of some images what the Keras model says."""
     pixels = np.random.default_rng(0).integers(0, 256, (CHECKED, *model.input.shape[1:]), dtype=np.uint8)
     pixels[1:] = pixels[1:] // np.array([2, 8, 64], np.uint8)[:, None, None, None]
     for place, (one, other) in enumerate(
-        zip(network.predictor(model)(pixels), predictor(content, threads=1)(pixels), strict=True)
+        zip(network.predictor(model)(pixels), predictor(content, 1, engine)(pixels), strict=True)
     ):
         off = float(np.abs(one - other).max() / max(1.0, float(np.abs(one).max())))
         if not off <= TOLERANCE:
             raise DataError(
-                f"ONNX Runtime's output {place} is {off:.2g} off TensorFlow's, {TOLERANCE:g} is allowed; "
+                f"{engine}'s output {place} is {off:.2g} off TensorFlow's, {TOLERANCE:g} is allowed; "
                 "use engine=tensorflow"
             )
 
 
-def predictor(content: bytes, threads: int) -> network.Predict:
-    """What `network.predictor` gives, of an exported network."""
+def predictor(content: bytes, threads: int, engine: str) -> network.Predict:
+    """What `network.predictor` gives, of a network that was exported for an engine."""
+    if engine == "ncnn":
+        return winograd.predictor(content, threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -151,12 +151,16 @@ def network_loader(spec: Any, tensors: Any, threads: int) -> Load:
     return load
 
 
-def exported_loader(tta: int, content: Any, threads: int) -> Load:
-    """Load a network that was exported to ONNX; `content` is a Spark broadcast of it. Without TensorFlow."""
+def exported_loader(engine: str, content: Any, threads: int, tta: int | None = None) -> Load:
+    """Load what was exported for an engine, without TensorFlow; `content` is a Spark broadcast of it.
+
+    With `tta` it is a judge that is asked for so many views of an image.
+    """
 
     def load() -> Predict:
         from melanoma_spark import exported, network
 
-        return network.over_views(exported.predictor(content.value, threads), tta)
+        forward = exported.predictor(content.value, threads, engine)
+        return forward if tta is None else network.over_views(forward, tta)
 
     return load

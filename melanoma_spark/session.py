@@ -37,6 +37,11 @@ def task_threads(spark: SparkSession) -> int:
     return max(1, int(spark.conf.get("spark.task.cpus", "1") or 1))
 
 
+def task_gpus(spark: SparkSession) -> bool:
+    """Whether Spark gives each task a GPU."""
+    return float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0) > 0
+
+
 def slots(spark: SparkSession) -> int:
     """Tasks that can run at once now, at least one."""
     return max(1, _slots(spark))

@@ -21,7 +21,7 @@ CORE = {
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
     *("reference", "drift"),
 }
-TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported"}
+TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
@@ -51,6 +51,7 @@ SYSTEMS = {
 # ... and what it may import inside its functions besides.
 LATER = {
     "exported": {"onnx", "onnxruntime", "tf2onnx"},
+    "winograd": {"ncnn"},
     "reference": {"sklearn"},  # at registration
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},

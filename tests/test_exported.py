@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from melanoma_spark import backbones, exported, network
-from melanoma_spark.errors import DataError
+from melanoma_spark.errors import ConfigError, DataError
 
+ENGINES = ("ncnn", "onnxruntime")
 SIZES = {"vgg16": 32, "resnet50": 32, "inception_v3": 75, "xception": 71}
 
 
@@ -22,7 +23,7 @@ def joined(name, size):
 @pytest.fixture(scope="module")
 def small():
     spec, weights = joined("vgg16", 32)
-    return spec, weights, exported.export(network.judge(spec, weights))
+    return spec, weights, {engine: exported.export(network.judge(spec, weights), engine) for engine in ENGINES}
 
 
 def pixels(size, count=5):
@@ -33,9 +34,9 @@ def pixels(size, count=5):
 def test_every_backbone_says_the_same(name):
     spec, weights = joined(name, SIZES[name])
     judge = network.judge(spec, weights)
-    content = exported.export(judge)
+    content = exported.export(judge, "onnxruntime")
     images = pixels(SIZES[name])
-    ours, theirs = exported.predictor(content, 2)(images), network.predictor(judge)(images)
+    ours, theirs = exported.predictor(content, 2, "onnxruntime")(images), network.predictor(judge)(images)
     assert [(found.shape, found.dtype) for found in ours] == [(found.shape, found.dtype) for found in theirs]
     assert len(ours) == 2
     np.testing.assert_allclose(ours[0], theirs[0], atol=exported.TOLERANCE)
@@ -43,33 +44,48 @@ def test_every_backbone_says_the_same(name):
     assert np.ptp(theirs[1]) > 0, "the test cannot tell images apart"
 
 
-def test_batches_of_any_length_and_views(small):
-    spec, weights, content = small
+@pytest.mark.parametrize("engine", ENGINES)
+def test_batches_of_any_length_and_views(small, engine):
+    spec, weights, contents = small
     for count in (1, 5):
-        ours = network.over_views(exported.predictor(content, 1), 4)(pixels(32, count))
+        ours = network.over_views(exported.predictor(contents[engine], 1, engine), 4)(pixels(32, count))
         theirs = network.classifier(spec.model_copy(update={"tta": 4}), weights)(pixels(32, count))
         for one, other in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
     assert ours[1].min() > 0
 
 
-def test_another_network_is_refused(small):
-    spec, weights, content = small
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_network_is_refused(small, engine):
+    spec, weights, contents = small
     changed = [*weights[:-1], weights[-1] + 0.01]
-    with pytest.raises(DataError, match=r"ONNX Runtime's output 0 is 0\.00\d+ off TensorFlow's, 0\.0001 is allowed"):
-        exported.check(content, network.judge(spec, changed))
-    exported.check(content, network.judge(spec, weights))
+    with pytest.raises(DataError, match=rf"{engine}'s output 0 is 0\.00\d+ off TensorFlow's, 0\.0001 is allowed"):
+        exported.check(contents[engine], network.judge(spec, changed), engine)
+    exported.check(contents[engine], network.judge(spec, weights), engine)
 
 
-def test_it_runs_without_tensorflow(small, tmp_path):
-    (tmp_path / "network.onnx").write_bytes(small[2])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_runs_without_tensorflow(small, tmp_path, engine):
+    (tmp_path / "network").write_bytes(small[2][engine])
     code = f"""
 import sys, pathlib, numpy
 from melanoma_spark import exported, network
-content = pathlib.Path({str(tmp_path / "network.onnx")!r}).read_bytes()
-found = network.over_views(exported.predictor(content, 1), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
+content = pathlib.Path({str(tmp_path / "network")!r}).read_bytes()
+found = network.over_views(exported.predictor(content, 1, {engine!r}), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
 assert found[0].shape == (2, 1) and numpy.isnan(found[1]).all()
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow", "onnx", "tf2onnx")))
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split() == []
+
+
+def test_auto_is_the_fastest_that_can_and_what_cannot_is_refused():
+    assert exported.engine_for("auto", "vgg16") == "ncnn"
+    assert exported.engine_for("auto", "xception") == "onnxruntime"
+    assert exported.engine_for("auto", "vgg16", precision="bfloat16") == "tensorflow"
+    assert exported.engine_for("auto", "vgg16", gpus=True) == "tensorflow"
+    assert exported.engine_for("onnxruntime", "vgg16", gpus=True) == "onnxruntime"
+    with pytest.raises(ConfigError, match="engine=ncnn computes vgg16 alone; take engine=onnxruntime for resnet50"):
+        exported.engine_for("ncnn", "resnet50")
+    with pytest.raises(ConfigError, match="take engine=tensorflow for precision=bfloat16"):
+        exported.engine_for("onnxruntime", "vgg16", precision="bfloat16")

@@ -18,7 +18,7 @@ def built(name, size=80):
 def test_every_backbone_has_maps_between_0_and_1(name):
     spec, tensors = built(name)
     images = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
-    found = gradcam.heatmaps(spec, tensors, images, [True, False])
+    found = gradcam.heatmaps(spec, tensors)(images, [True, False])
     assert found.shape[0] == 2
     assert found.ndim == 3
     assert found.dtype == np.float32
@@ -50,7 +50,7 @@ def test_the_map_is_that_of_small_changes_of_each_channel():
     for positive in (True, False):
         heat = np.maximum(0, (maps[0] * strength).sum(axis=-1) * (1 if positive else -1))
         expected = heat / heat.max() if heat.max() > 0 else heat
-        found = gradcam.heatmaps(spec, tensors, image, [positive])[0]
+        found = gradcam.heatmaps(spec, tensors)(image, [positive])[0]
         np.testing.assert_allclose(found, expected, atol=0.05)
 
 
@@ -58,6 +58,6 @@ def test_a_network_that_is_sure_still_has_a_map():
     spec, tensors = built("vgg16", 64)
     tensors[-1] = np.array([60.0], np.float32)  # the probability is 1, its gradient 0
     image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    assert gradcam.heatmaps(spec, tensors, image, [True]).max() == 1 or (
-        gradcam.heatmaps(spec, tensors, image, [False]).max() == 1
+    assert gradcam.heatmaps(spec, tensors)(image, [True]).max() == 1 or (
+        gradcam.heatmaps(spec, tensors)(image, [False]).max() == 1
     )

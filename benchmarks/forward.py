@@ -1,0 +1,47 @@
+"""VGG16's forward pass by each engine, one thread each, in turns: images per second of processor time, and the ratios.
+
+By processor time, so that what else runs on the machine counts as little as it can.
+
+    .venv/bin/python benchmarks/forward.py              (about 2 minutes on 2 cores)
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+from side_by_side import Turns
+
+from melanoma_spark import drawing, exported, images, network
+
+SIZE = 224
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="images a call [16]")
+    parser.add_argument("--rounds", type=int, default=5, help="turns [5]")
+    chosen = parser.parse_args()
+    network.use_threads(1)
+    spec = network.Spec(backbone="vgg16", image_size=SIZE, hidden=256, dropout=0.5)
+    judge = network.judge(spec, network.build(spec).get_weights())
+    ways = {"tensorflow": network.predictor(judge)}
+    for engine in exported.FORMATS:
+        ways[engine] = exported.predictor(exported.export(judge, engine), 1, engine)
+    pixels = np.stack([images.decode(drawing.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(chosen.batch)])
+    for predict in ways.values():
+        predict(pixels)
+    turns = Turns(("ncnn", "tensorflow", 1.15), ("onnxruntime", "tensorflow", 0.95))
+    for _ in range(chosen.rounds):
+        speeds = {}
+        for name, predict in ways.items():
+            started = time.process_time()
+            predict(pixels)
+            speeds[name] = chosen.batch / (time.process_time() - started)
+        turns.add(**speeds)
+    turns.summary()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""What else scores a folder of JPEG files on Spark, each as its own documentation shows it: for benchmarks/score.py.
+
+naive: a pandas UDF that loads the model in the function and asks it row by row. iterator: an iterator pandas UDF that
+loads it once a task and takes batches from tf.data, as Databricks' reference solution for image inference does. mlflow:
+`mlflow.pyfunc.spark_udf` on the registered model. All decode with this package's decoder, write path and probability
+as Parquet, and have what is not theirs to lose: one TensorFlow thread a core, batches of 16.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pyspark.sql import functions as f
+from side_by_side import start_spark
+
+from melanoma_spark import files, images, network, session
+
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("way", choices=("naive", "iterator", "mlflow"))
+    parser.add_argument("archive")
+    parser.add_argument("target")
+    parser.add_argument("--weights", help="an npz of the network's tensors")
+    parser.add_argument("--model", help="the registered model's URI, of mlflow")
+    parser.add_argument("--tracking", help="MLflow's address")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--slots", type=int, default=2)
+    chosen = parser.parse_args()
+    spark = start_spark(chosen.slots)
+    session.batch_rows(spark, BATCH if chosen.way == "mlflow" else 10_000)
+    found = spark.read.format("binaryFile").option("pathGlobFilter", "*.jpg").load(chosen.archive)
+    found = found.repartition(4 * chosen.slots)
+    if chosen.way == "mlflow":
+        import mlflow
+
+        mlflow.set_tracking_uri(chosen.tracking)
+        udf = mlflow.pyfunc.spark_udf(spark, chosen.model, result_type="probability double", env_manager="local")
+        judged = found.select("path", udf(f.struct(f.col("content").alias("image"))).alias("found"))
+        judged = judged.select("path", "found.probability")
+    else:
+        spec = network.Spec(backbone="vgg16", image_size=chosen.size, hidden=256, dropout=0.5)
+        udf = (naive if chosen.way == "naive" else iterator)(spec, chosen.weights)
+        judged = found.select("path", udf("content").alias("probability"))
+    judged.write.parquet(chosen.target)
+    spark.stop()
+
+
+def naive(spec: network.Spec, weights: str) -> Any:
+    @f.pandas_udf("double")
+    def judge(contents: pd.Series) -> pd.Series:
+        network.use_threads(1)
+        with open(weights, "rb") as file:
+            model = network.build(spec, files.unpack_tensors(file.read()))
+        return contents.map(lambda c: float(model(images.decode(c, spec.image_size)[None], training=False)[0, 0]))
+
+    return judge
+
+
+def iterator(spec: network.Spec, weights: str) -> Any:
+    @f.pandas_udf("double")
+    def judge(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+        import tensorflow as tf
+
+        network.use_threads(1)
+        with open(weights, "rb") as file:
+            model = network.build(spec, files.unpack_tensors(file.read()))
+        shape = (spec.image_size, spec.image_size, 3)
+
+        def decoded(content: Any) -> Any:
+            pixels = tf.numpy_function(lambda c: images.decode(c, spec.image_size), [content], tf.uint8)
+            return tf.ensure_shape(pixels, shape)
+
+        for contents in batches:
+            pixels = tf.data.Dataset.from_tensor_slices(contents.to_numpy()).map(decoded).batch(BATCH).prefetch(1)
+            yield pd.Series(np.asarray(model.predict(pixels, verbose=0))[:, 0].astype(float))
+
+    return judge
+
+
+if __name__ == "__main__":
+    main()
