@@ -255,12 +255,12 @@ def test_score_and_the_served_model_tell_the_same_distances(line, registered):
     assert scored["side"].min() >= 32
     validation = line.read("images").where("split = 'validation'").select("sha256").toPandas()["sha256"]
     own = scored[scored["sha256"].isin(validation)]["distance"]
-    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=1e-3), "by ONNX Runtime as by TensorFlow"
+    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=0.01), "by any engine as by TensorFlow"
     model = serving.LesionScorer()
     model.scorer, model.forward = registered, network.classifier(registered.spec, registered.tensors)
     some = scored.head(4)
     table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in some["source_uri"]]})
-    np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=1e-3)
+    np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=0.01)
 
 
 def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
