@@ -24,11 +24,12 @@ AS_TRAINED, DRIFTING, BEYOND = "as in training", "drifting", "beyond the limit"
 STATES = (AS_TRAINED, DRIFTING, BEYOND)  # rising
 TOO_FEW, NO_REFERENCE = "too few to tell", "no training reference"
 CHANCE = 1e-3  # that a figure of as few images is as large though nothing has changed
+MOST_NAMED = 4  # measures in a verdict
 UNLIKE = "unlike"  # as a measure: the share of images that are
 
 # What is held against the reference -> how people are told of it.
 NUMBERS = {
-    "raw_probability": "probability, by the network",
+    "raw_probability": "the network's probability",
     "distance": "distance in feature space",
     "sharpness": "sharpness",
     "brightness": "brightness",
@@ -38,7 +39,7 @@ NUMBERS = {
     "side": "shorter side of the file",
 }
 METADATA = {name: subgroups.ATTRIBUTES[name] for name in ("age", "sex", "site", "skin_type", "image_type")}
-MEASURES = {**NUMBERS, **METADATA, UNLIKE: "share of images unlike the training images"}
+MEASURES = {**NUMBERS, **METADATA, UNLIKE: "share of images that are unlike"}
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,15 @@ def _shares(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     return counts / total if total else counts
 
 
-def _tenths(counts: Sequence[int]) -> NDArray[np.int64]:
-    """Every two bins taken together: PSI's limits are those of ten bins."""
-    return np.add.reduceat(np.asarray(counts, np.int64), np.arange(0, len(counts), 2))
+def _tenths(before: Sequence[int], now: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Bins taken together whose middle lies in the same tenth of the reference: PSI's limits are those of ten bins.
+
+    What lies beyond a value that nearly all images have is a bin by itself.
+    """
+    counts = np.asarray(before, np.int64)
+    middles = np.cumsum(counts) - counts / 2
+    _, starts = np.unique(np.floor(10 * middles / counts.sum()), return_index=True)
+    return np.add.reduceat(counts, starts), np.add.reduceat(np.asarray(now, np.int64), starts)
 
 
 def category(attribute: str, text: str | None) -> str:
@@ -160,14 +167,16 @@ def held_against(
         found.append(_unlike(unlike, rows, limits))
     worst = max((STATES.index(one.state) for one in found if one.name not in limits.ignore), default=0)
     named = [MEASURES[one.name] for one in found if one.name not in limits.ignore and one.state == STATES[worst]]
-    return Drift(STATES[worst], found, ", ".join(named) if worst else "")
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return Drift(STATES[worst], found, ", ".join(named[:MOST_NAMED]) + more if worst else "")
 
 
 def _number(name: str, before: Sequence[int], now: Sequence[int], limits: config.Drift) -> Measure:
-    figures = {"psi": psi(_tenths(before), _tenths(now)), "ks": ks(before, now)}
+    tenths = _tenths(before, now)
+    figures = {"psi": psi(*tenths), "ks": ks(before, now)}
     sizes = sum(before), sum(now)
-    chance = {"psi": psi_by_chance(len(_tenths(before)), *sizes), "ks": ks_by_chance(*sizes)}
-    shares = [_shares(_tenths(counts).astype(np.float64)).tolist() for counts in (before, now)]
+    chance = {"psi": psi_by_chance(len(tenths[0]), *sizes), "ks": ks_by_chance(*sizes)}
+    shares = [_shares(counts.astype(np.float64)).tolist() for counts in tenths]
     state = _state(figures, chance, limits)
     return Measure(name, sizes[1], state, figures["psi"], figures["ks"], before=shares[0], now=shares[1])
 

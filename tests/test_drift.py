@@ -101,16 +101,29 @@ def test_ks_is_near_that_of_the_values_and_never_over_it():
 
 def test_chance_is_rarely_passed_where_nothing_has_changed():
     histogram = reference.histogram(normal(400, 1))
-    tenths = drift._tenths
     passed = np.zeros(2, int)
     for seed in range(1000):
         before, now = normal(400, 2000 + seed), normal(80, 5000 + seed)
         counts = [binned(histogram, values) for values in (before, now)]
         passed += [
-            drift.psi(tenths(counts[0]), tenths(counts[1])) > drift.psi_by_chance(10, 400, 80),
+            drift.psi(*drift._tenths(*counts)) > drift.psi_by_chance(10, 400, 80),
             drift.ks(*counts) > drift.ks_by_chance(400, 80),
         ]
     assert passed.max() <= 8  # of 1000, one is expected of each
+
+
+def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
+    for rows in (20, 57, 400, 601):
+        before = reference.histogram(normal(rows, 1)).counts
+        tenths, same = drift._tenths(before, before)
+        assert len(tenths) == 10
+        assert sum(tenths) == sum(same) == rows
+    side = reference.histogram([224] * 600)
+    before, now = drift._tenths(side.counts, binned(side, [600] * 100))
+    assert before.tolist() == [600, 0]
+    assert now.tolist() == [0, 100]
+    some = reference.histogram([0.0] * 380 + list(normal(20, 2) + 9))
+    assert drift._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
 
 
 # --- verdicts
@@ -136,6 +149,14 @@ def test_a_measure_that_moved_is_named_by_how_far():
     assert states(much)["sharpness"] == drift.DRIFTING
     wider = held(known(), batch(rows, warm=normal(rows, 3, 0, 2.5)), rows)
     assert states(wider)["warm"] == drift.BEYOND, "PSI sees what has no other middle"
+
+
+def test_a_verdict_names_a_few():
+    rows = 500
+    found = held(known(), {name: normal(rows, 1, 3) for name in drift.NUMBERS}, rows)
+    assert found.verdict == (
+        "beyond the limit: the network's probability, distance in feature space, sharpness, brightness and 4 more"
+    )
 
 
 def test_a_small_batch_must_move_more_than_chance():
@@ -234,12 +255,12 @@ def test_score_and_the_served_model_tell_the_same_distances(line, registered):
     assert scored["side"].min() >= 32
     validation = line.read("images").where("split = 'validation'").select("sha256").toPandas()["sha256"]
     own = scored[scored["sha256"].isin(validation)]["distance"]
-    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=1e-3), "by ONNX Runtime as by TensorFlow"
+    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=0.01), "by any engine as by TensorFlow"
     model = serving.LesionScorer()
     model.scorer, model.forward = registered, network.classifier(registered.spec, registered.tensors)
     some = scored.head(4)
     table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in some["source_uri"]]})
-    np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=1e-3)
+    np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=0.01)
 
 
 def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
