@@ -9,6 +9,7 @@ import tarfile
 import time
 import zipfile
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
-from melanoma_spark import archive, config, containers, drawing, images, layouts, schemas
+from melanoma_spark import archive, config, containers, drawing, images, layouts, schemas, session
 from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
@@ -582,6 +583,23 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
     ours = of_executor(caught.value)
     assert isinstance(ours, DataError)
     assert re.fullmatch(told, str(ours))
+
+
+def test_what_takes_long_is_dealt_out_in_more_tasks_of_runs_of_neighbours(spark, tmp_path):
+    (tmp_path / "many.zip").write_bytes(zipped({f"{number:03d}.jpg": b"x" for number in range(300)}))
+    listed = archive.listing(spark, settings_of(tmp_path)).localCheckpoint()
+
+    def dealt(*words):
+        parts = archive.in_reading_order(listed, 300, *words).select("index").rdd.glom().collect()
+        return [[row["index"] for row in part] for part in parts]
+
+    whole, finer = dealt(), dealt(12, 10)
+    assert (len(whole), len(finer)) == (session.slots(spark), 12)
+    assert sum(1 for part in finer if part) > 6
+    for part in finer:
+        assert part == sorted(part)
+        assert all({at // 10 * 10 + step for step in range(10)} <= set(part) for at in part), "runs stay together"
+    assert sorted(chain(*finer)) == sorted(chain(*whole)) == list(range(300))
 
 
 def test_an_archive_without_tables_has_none(spark, small):
