@@ -92,10 +92,21 @@ esac
 command -v "$python" >/dev/null || fail 3 "no Python at $python: run \`make install\`, or set PYSPARK_PYTHON"
 
 run_job() { # in this process, without Spark
-    PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH} "$python" -m "jobs.$job" "$@"
+    PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH} "$python" -m "jobs.${module:-$job}" "$@"
 }
 if [ -n "$help" ]; then
     run_job --help
+    exit
+fi
+# What reads a few small files, or asks MLflow alone, is not worth a JVM.
+for word in "${job_args[@]}"; do
+    case $job:$word in
+        score:status | score:score.action=status) module=status ;;
+        register:history | register:rollback | register:register.action=history | register:register.action=rollback) module=register ;;
+    esac
+done
+if [ -n "${module:-}" ]; then
+    run_job "${job_args[@]}"
     exit
 fi
 
@@ -116,7 +127,7 @@ else
     spark_submit=$(command -v spark-submit) || fail 3 "no Spark found: run \`make install\`, or set SPARK_HOME"
 fi
 
-run_job --check "${job_args[@]}" || exit
+checked=$(run_job --check "${job_args[@]}") || exit
 
 # --- Submit ---
 
@@ -158,16 +169,28 @@ with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(zipfile.ZipInfo(str(path.relative_to(repo))), path.read_bytes(), zipfile.ZIP_DEFLATED)
 EOF
 
+submit() {
+    # A job that ends by itself at a signal needs its JVM until then: what is ignored here, the JVM ignores, too.
+    [ "$checked" != graceful ] || trap '' HUP INT TERM
+    MELANOMA_ERROR_FILE=$tmp/error exec "$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" \
+        "${spark_args[@]}" "$repo/jobs/$job.py" "${job_args[@]}" </dev/null
+}
 # In a process group of its own, so that a signal to this script reaches the JVM and Python alike.
 set -m
-MELANOMA_ERROR_FILE=$tmp/error "$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" "${spark_args[@]}" \
-    "$repo/jobs/$job.py" "${job_args[@]}" </dev/null &
+submit &
 submitted=$!
 
 forward() { # SIGNAL
-    kill "-$1" -- "-$submitted" 2>/dev/null
-    wait "$submitted"
-    exit $?
+    status=0
+    kill "-$1" -- "-$submitted" 2>/dev/null || true
+    # Again and again to one that ends by itself: the first may come before it listens.
+    while [ "$checked" = graceful ] && kill -0 "$submitted" 2>/dev/null; do
+        sleep 2
+        kill -TERM -- "-$submitted" 2>/dev/null || true
+    done
+    wait "$submitted" || status=$?
+    [ ! -s "$tmp/error" ] || cat "$tmp/error" >&2
+    exit $status
 }
 trap 'forward HUP' HUP
 trap 'forward INT' INT

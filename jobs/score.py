@@ -3,10 +3,17 @@
 A file that was scored before, by name, size and time, is not read again; a copy of an image that was, by content, has
 no second row. A batch is in `scores/` whole or not at all; a killed run is gone on with by the next one.
 
-`score status` tells the last batches.
+`score status` tells the last batches, without Spark. `score --follow` looks at the archive every so often, and scores
+what has landed, until SIGTERM or Ctrl-C: it ends after the batch in hand, with 0. Its settings are `score.follow.*`.
 
-exit status: 0 done, or nothing to do; 5 another score job is at work on the warehouse (wait=SECONDS waits for it);
-2, 3, 4 settings, cluster, data, as every job
+exit status, docs/operations.md tells what to do at each:
+  0  done, or nothing to do
+  1  an error of nobody's making but ours, or of Spark
+  2  a setting is wrong
+  3  Java, Spark, the warehouse or MLflow cannot be used
+  4  the archive, or the registered model, cannot be used
+  5  another score job is at work on the warehouse (wait=SECONDS waits for it)
+  6  done: the batch is in scores/, and drifted beyond the limits
 
 example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
@@ -16,8 +23,9 @@ from __future__ import annotations
 import math
 import sys
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -26,10 +34,11 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
-from jobs import worklist
-from jobs.job import Job, archive_id, main, say
+from jobs import follow, status, worklist
+from jobs.job import Job, Stage, archive_id, main, run_stage, say
 from melanoma_spark import (
     archive,
+    batches,
     config,
     exported,
     files,
@@ -37,6 +46,7 @@ from melanoma_spark import (
     inference,
     ledger,
     lineage,
+    logs,
     network,
     quality,
     schemas,
@@ -50,6 +60,9 @@ EXPORT_TAG = "onnx_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
+
+
+Opened = Callable[[Job], AbstractContextManager[Job]]
 
 
 @dataclass(frozen=True)
@@ -87,24 +100,13 @@ class New:
 
 def run(job: Job) -> str:
     if job.settings.score.action == "status":
-        return status(job)
-    return batch(job)
+        return status.run(job.settings)
+    with session.let_go(job.spark):
+        return batch(job)
 
 
-def status(job: Job) -> str:
-    found = ledger.batches(job.warehouse, job.settings.score.shown)
-    for facts in found:
-        counts = facts.get("counts", {})
-        told = ", ".join(
-            f"{counts[key]} {key}" for key in ("scored", "abstained", "rejected", "copies") if counts.get(key)
-        )
-        model = f"{facts['model']} version {facts['model_version']}" if "model" in facts else "of before version 0.2"
-        verdict = facts.get("verdict", "")
-        say(f"{facts['batch_id']}  {facts.get('committed_at', '')}  {model}  {told}  {verdict}".rstrip())
-    return f"{len(ledger.committed(job.warehouse))} batches in scores/, {len(found)} shown, the newest first"
-
-
-def batch(job: Job) -> str:
+def batch(job: Job, opened: Opened = nullcontext) -> str:
+    """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
     scorer, model, version = serving.unpack(artifacts), str(found.name), str(found.version)
@@ -115,17 +117,18 @@ def batch(job: Job) -> str:
     )
     place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
     before = ledger.waiting(spark, place, done)  # not persisted: Spark would then give these rows for later ones
-    everything = ledger.keyed(archive.listing(spark, settings)).persist()
+    settle = settings.score.follow.settle if settings.score.action == "follow" else 0
+    everything = ledger.keyed(archive.settled(archive.listing(spark, settings), settle)).persist()
     listing = everything.where("role = 'image'")
     own = Run(job, model, version, scorer, place, everything, listing, listing.count(), done, before, before.count())
     try:
         with session.shuffle_partitions(spark, session.slots(spark) + (own.listed + own.kept) // ROWS_A_PARTITION):
-            return whole(own)
+            return whole(own, opened)
     finally:
         everything.unpersist()
 
 
-def whole(own: Run) -> str:
+def whole(own: Run, opened: Opened) -> str:
     """Computes what is new, and commits it with what waits."""
     new = news(own)
     total = own.kept + new.computed
@@ -133,12 +136,15 @@ def whole(own: Run) -> str:
         ledger.remove(own.place)
         left = f", of which {new.unreadable} still cannot be read" if new.unreadable else ""
         return f"{own.listed} images listed, all scored before by {own.name}{left}; nothing to do"
-    if own.kept:
-        say(f"  a killed run has left {own.kept} rows, which are not computed again")
-    if new.computed:
-        compute(own, new)
     batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    return committed(own, new, batch_id, total)
+    with opened(own.job) as job:
+        own = replace(own, job=job)
+        logs.add(batch_id=batch_id)
+        if own.kept:
+            say(f"  a killed run has left {own.kept} rows, which are not computed again", "resumed", left=own.kept)
+        if new.computed:
+            compute(own, new)
+        return committed(own, new, batch_id, total)
 
 
 def committed(own: Run, new: New, batch_id: str, total: int) -> str:
@@ -167,6 +173,7 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
         "counts": counts,
         "rows": total,
     }
+    logs.add(counts=counts)
     job.tracker.metrics(counts)
     job.tracker.tags({"batch_id": batch_id, "model_version": own.version})
     index = ledger.entries(written).unionByName(new.copies)
@@ -175,11 +182,7 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
         job.lease.check()
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts)
     ledger.remove(own.place)
-    told = " + ".join(
-        f"{counts[key]} {key}"
-        for key in ("scored", "abstained", "rejected", "copies")
-        if counts[key] or key != "abstained"
-    )
+    told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
     return f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {target}; {page}"
 
 
@@ -230,9 +233,9 @@ def compute(own: Run, new: New) -> None:
     light = serving.without_tensors(scorer)
     size, threads, engine = settings.score.batch_size, session.task_threads(spark), settings.score.engine
     if engine == "onnxruntime":
-        load = inference.exported_loader(scorer.spec.tta, spark.sparkContext.broadcast(network_as_onnx(own)), threads)
+        load = inference.exported_loader(scorer.spec.tta, session.broadcast(spark, network_as_onnx(own)), threads)
     else:
-        load = inference.network_loader(scorer.spec, spark.sparkContext.broadcast(scorer.tensors), threads)
+        load = inference.network_loader(scorer.spec, session.broadcast(spark, scorer.tensors), threads)
     limits = settings.score.quality
 
     def measuring() -> inference.Predict:
@@ -299,6 +302,29 @@ def network_as_onnx(own: Run) -> bytes:
     return content
 
 
+WORDS = {"status": "score.action=status", "--follow": "score.action=follow"}
+
+
+def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
+    """`run_stage`, or batch after batch, each with an MLflow run of its own."""
+    if job.settings.score.action != "follow":
+        return run_stage(job, name, stage, tags)
+
+    def one(job: Job, opened: Opened) -> str:
+        with session.let_go(job.spark):
+            return batch(job, opened)
+
+    return follow.run(job, name, one, tags)
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = ["score.action=status" if word == "status" else word for word in sys.argv[1:]]
-    main("score", __doc__, run, needs_archive="score.action=status" not in sys.argv)
+    sys.argv[1:] = [WORDS.get(word, word) for word in sys.argv[1:]]
+    main(
+        "score",
+        __doc__,
+        run,
+        needs_archive=not {"status", "score.action=status"} & set(sys.argv),
+        runner=runner,
+        needs_spark=lambda settings: settings.score.action != "status",
+        graceful=lambda settings: settings.score.action == "follow",
+    )

@@ -19,6 +19,7 @@ CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
+    "logs",
 }
 TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -46,6 +47,8 @@ SYSTEMS = {
     "history": set(),
     "worklist": set(),
     "ledger": {"pyspark"},
+    "batches": set(),
+    "landing": {"pyspark"},
 }
 # ... and what it may import inside its functions besides.
 LATER = {
@@ -69,6 +72,8 @@ EXCEPTIONS = {
     ("serving", "network"): "the model that MLflow serves is the network",
     ("weights", "backbones"): "what a backbone's file is called, and its id, stand with the backbone",
     ("reading", "store"): "what one writes through Petastorm the other reads, with the same warnings",
+    ("landing", "archive"): "what lands is what a listing walks over",
+    ("ledger", "batches"): "which batches there are is told without Spark, too",
     ("tracking", "serving"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}
@@ -77,7 +82,7 @@ OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
 BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}
 # Jobs that make nothing which another one reads.
-BESIDE_THE_LINE = {"search", "external", "worklist"}
+BESIDE_THE_LINE = {"search", "external", "worklist", "status", "follow"}
 HEAVY = {"tensorflow", "keras", "horovod"}
 
 
@@ -234,7 +239,9 @@ def test_only_the_pipeline_imports_other_stages(name):
     elif name == "external":
         assert others == {"ingest", "judging", "job"}
     else:
-        assert others <= {"job", "judging"} | {"evaluate": {"external"}, "score": {"worklist"}}.get(name, set())
+        assert others <= {"job", "judging"} | {"evaluate": {"external"}, "score": {"worklist", "status", "follow"}}.get(
+            name, set()
+        )
 
 
 def test_what_all_jobs_share_imports_no_stage():
