@@ -326,6 +326,9 @@ class Score(Section):
         default="score", description="`score status` and `score --follow` are short for two of them"
     )
     shown: Count = Field(default=20, description="batches that `score status` tells")
+    within: Rate | None = Field(
+        default=None, description="hours; `score status` leaves with 4 when no batch is so young, for alerts"
+    )
 
 
 class Search(Section):

@@ -25,12 +25,13 @@ from melanoma_spark.errors import BusyError, DataError
 PATIENCE = 180  # seconds
 
 
-def drop(folder: Path, *seeds: int, seconds: float = 60) -> None:
-    """Drawn lesions that have not changed for some seconds."""
+def drop(folder: Path, *seeds: int, seconds: float = 5000) -> None:
+    """Drawn lesions that have not changed for some seconds; renamed into place, as who lands files does."""
     for seed in seeds:
-        path = folder / f"{seed}.jpg"
+        path = folder.parent / f"{seed}.jpg"
         path.write_bytes(drawing.lesion_jpeg(seed, size=64))
         os.utime(path, (time.time() - seconds,) * 2)
+        path.rename(folder / path.name)
 
 
 @pytest.fixture
@@ -108,14 +109,14 @@ def test_once_takes_what_has_settled_and_ends(landing):
     assert "score: 0 batches, nothing more" in followed(landing, once=True)
     drop(landing.archive, 0, 1, 2)
     drop(landing.archive, 3, seconds=0)
-    told = followed(landing, once=True, settle=30)
+    told = followed(landing, once=True, settle=1000)
     assert "3 images listed = 3 scored + 0 rejected + 0 copies + 0 scored before" in told
     assert "score: 1 batches, nothing more" in told
     once(landing, 3)
-    told = followed(landing, once=True, settle=30)
+    told = followed(landing, once=True, settle=1000)
     assert "3 images listed, all scored before" in told
     assert runs(landing) == runs_before + 1, "what does nothing is no run"
-    os.utime(landing.archive / "3.jpg", (time.time() - 60,) * 2)
+    drop(landing.archive, 3)
     assert "4 images listed = 1 scored + 0 rejected + 0 copies + 3 scored before" in followed(landing, once=True)
     once(landing, 4)
     facts = batches.facts(landing.job.warehouse, batches.committed(landing.job.warehouse)[-1])
@@ -131,11 +132,12 @@ def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landi
     def lands() -> None:
         for number in range(4):
             if number == 2:
-                with zipfile.ZipFile(landing.archive / "more.zip", "w") as zipped:
+                with zipfile.ZipFile(landing.folder.parent / "more.zip", "w") as zipped:
                     zipped.write(landing.archive / "0.jpg", "again.jpg")
                     for seed in (20, 21):
                         zipped.writestr(f"{seed}.jpg", drawing.lesion_jpeg(seed, size=64))
-                os.utime(landing.archive / "more.zip", (1000, 1000))
+                os.utime(landing.folder.parent / "more.zip", (1000, 1000))
+                (landing.folder.parent / "more.zip").rename(landing.archive / "more.zip")
             else:
                 drop(landing.archive, 2 * number, 2 * number + 1)
             wait_for(lambda: committed(landing) == number + 1, f"no batch {number + 1}")  # noqa: B023
@@ -238,12 +240,7 @@ def test_killed_and_told_to_end_through_spark_submit(landing, submitted, submit,
     """kill -9 in the middle of a batch, a schedule that meets it, and SIGTERM in the middle of another batch."""
     drop(landing.archive, *range(40))
     words = ["--master", "local[1]", "--follow", "score.follow.interval=1", "log.format=json"]
-    settings = settings_file(
-        archive=str(landing.archive),
-        warehouse=str(landing.folder),
-        score={"batch_size": 2},
-        backbone={"weights": "random"},
-    )
+    settings = settings_file(archive=str(landing.archive), warehouse=str(landing.folder), score={"batch_size": 2})
     scoring = landing.folder / "scoring"
     first = submitted("score", "--conf", settings, *words)
     try:

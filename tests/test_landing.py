@@ -51,22 +51,15 @@ def test_the_digest_is_of_names_sizes_and_times_in_any_order(tmp_path):
 
 
 def test_what_is_still_being_written_is_left_for_later(tmp_path, spark):
-    drop(tmp_path / "old.jpg", 100)
-    drop(tmp_path / "young.jpg", 10)
-    with zipfile.ZipFile(tmp_path / "young.zip", "w") as zipped:
+    drop(tmp_path / "old.jpg", 100_000)
+    drop(tmp_path / "young.jpg", 10_000)
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as zipped:
         zipped.writestr("member.jpg", b"x")
-    assert seen(tmp_path, 30)[0] == 1
-    assert seen(tmp_path, 5)[0] == 2
-    assert seen(tmp_path, 0)[0] == 3
+    assert [seen(tmp_path, settle)[0] for settle in (30_000, 3000, 0)] == [1, 2, 3]
     listed = archive.listing(spark, config.parse({"archive": str(tmp_path)}))
-    assert [row.path for row in archive.settled(listed, 30).collect()] == ["old.jpg"]
+    assert {row.path for row in archive.settled(listed, 30_000).collect()} == {"old.jpg"}
+    assert {row.path for row in archive.settled(listed, 3000).collect()} == {"old.jpg", "young.jpg"}
     assert archive.settled(listed, 0).count() == 3
-    time.sleep(1.1)
-    assert {row.path for row in archive.settled(listed, 1).collect()} == {
-        "old.jpg",
-        "young.jpg",
-        "young.zip/member.jpg",
-    }
 
 
 def test_offsets_tell_of_the_folder_and_of_what_is_asked_for(tmp_path):
@@ -80,7 +73,7 @@ def test_offsets_tell_of_the_folder_and_of_what_is_asked_for(tmp_path):
     (tmp_path / "landing").mkdir()
     looks = landing.Landing(options).streamReader(None)
     assert looks.latestOffset() == looks.initialOffset() == landing.NOTHING
-    drop(tmp_path / "landing/a.jpg", 100)
+    drop(tmp_path / "landing/a.jpg", 1000)
     first = looks.latestOffset()
     assert first == looks.latestOffset()
     assert first["files"] == 1
