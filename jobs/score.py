@@ -306,8 +306,11 @@ WORDS = {"status": "score.action=status", "--follow": "score.action=follow"}
 
 
 def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
-    """`run_stage`, or batch after batch, each with an MLflow run of its own."""
-    if job.settings.score.action != "follow":
+    """`run_stage`; or what is told without an MLflow run; or batch after batch, each with a run of its own."""
+    if job.settings.score.action == "status":
+        say(f"{name}: {status.run(job.settings)}", "done")
+        return 0
+    if job.settings.score.action == "score":
         return run_stage(job, name, stage, tags)
 
     def one(job: Job, opened: Opened) -> str:
