@@ -22,7 +22,7 @@ from typing import Any
 
 from jobs.job import Job, in_one_line, in_run, say
 from melanoma_spark import archive, files, lease, logs
-from melanoma_spark.errors import BusyError, ClusterError
+from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 
 LOOK = 1.0  # seconds after which a signal is met at the latest
 Batch = Callable[..., str]  # of a job, and of what opens its MLflow run
@@ -45,7 +45,8 @@ def run(job: Job, name: str, batch: Batch, tags: dict[str, str]) -> int:
         tempfile.TemporaryDirectory() as folder,
     ):
         following = Following(replace(job, lease=own), name, batch, tags, over, Path(folder))
-        logs.mark("started")
+        every = f"a look every {job.settings.score.follow.interval:g} s"
+        say(f"{name}: following the archive, {every}; a signal ends it after the batch in hand", "started")
         try:
             following.until_over()
         finally:
@@ -161,7 +162,12 @@ class Following:
         self.looked = now
         if retry:
             self.retries, self.due = self.retries + 1, False
-        version = self.job.tracker.version(self.job.settings.score.model)  # None where MLflow does not answer
+        try:
+            version = self.job.tracker.version(self.job.settings.score.model)
+        except ConfigError:
+            raise
+        except Exception:  # MLflow is away, in one of its many ways: the batch that needs it says so
+            version = None
         self.model = str(version.version) if version else self.model
         beside = self.folder / "asked.new"
         beside.write_text(f"version {self.model}, retry {self.retries}")

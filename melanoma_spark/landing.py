@@ -15,7 +15,7 @@ from typing import Any
 
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 
-from melanoma_spark import archive, schemas
+from melanoma_spark import archive, logs, schemas
 from melanoma_spark.errors import MelanomaError
 
 NOTHING = {"files": 0, "digest": "", "asked": ""}  # the offset of an empty folder
@@ -54,7 +54,7 @@ class Looks(DataSourceStreamReader):
         try:
             count, digest = seen(url, int(self.options["max_bytes"]), settle)
         except MelanomaError as error:  # told by the batch that meets it, too
-            count, digest = 1, str(error)
+            count, digest = 1, logs.without_passwords(str(error))  # Spark's UI shows it
         return {"files": count, "digest": digest, "asked": asked} if count else NOTHING
 
     def partitions(self, start: dict[str, Any], end: dict[str, Any]) -> list[InputPartition]:

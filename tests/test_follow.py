@@ -148,7 +148,7 @@ def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landi
         told = followed(landing)
     assert told.splitlines()[-1] == "score: 4 batches, told to end"
     assert "= 2 scored + 0 rejected + 1 copies + 4 scored before" in told
-    assert len(told.splitlines()) == 5, "idle looks say nothing"
+    assert len(told.splitlines()) == 6, "idle looks say nothing"
     once(landing, 8)
     assert runs(landing) == runs_before + 4
     assert held == [held[0]] * 4, "RDDs persisted, and files of broadcasts, after each batch"
