@@ -17,9 +17,10 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   finetune    head and base trained on, over Horovod ranks
   evaluate    the test split: metrics at an operating point, a report; of another archive when one is named
   register    the model into MLflow's registry, champion if it may; also: register history, register rollback
-  score       what is new in an archive -> scores/, with a registered model; also: score status
+  score       what is new in an archive -> scores/, with a registered model; also: score status, score --follow
   pipeline    all of them, in one submission
   search      which settings of a head do best on features/, by cross-validation
+  package     FILE.zip: what goes to the executors, for those who call spark-submit themselves (examples/schedules)
 
   spark-submit.sh JOB --help tells the settings of a job. Spark's own resources come from conf/spark-local.conf;
   SPARK_CONF=FILE or --properties-file FILE picks another, and --master, --conf spark.x=y, ... win over it.
@@ -44,7 +45,7 @@ case ${1:-} in
 esac
 job=$1
 shift
-[[ " $jobs " == *" $job "* ]] || fail 2 "no job '$job': one of $jobs"
+[[ " $jobs package " == *" $job "* ]] || fail 2 "no job '$job': one of $jobs"
 
 settings=() job_args=() spark_args=() help="" master="" cluster="" py_files=""
 properties=${SPARK_CONF:-}
@@ -91,11 +92,42 @@ case $python in
 esac
 command -v "$python" >/dev/null || fail 3 "no Python at $python: run \`make install\`, or set PYSPARK_PYTHON"
 
+package() { # FILE: the package as --py-files takes it
+    "$python" - "$repo" "$1" <<'EOF'
+import sys
+import zipfile
+from pathlib import Path
+
+# The same sources give the same zip: sorted, and without times.
+repo, target = Path(sys.argv[1]), sys.argv[2]
+with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+    for path in sorted(p for package in ("melanoma_spark", "jobs") for p in (repo / package).rglob("*")):
+        if path.suffix in (".py", ".html", ".csv", ".md"):
+            archive.writestr(zipfile.ZipInfo(str(path.relative_to(repo))), path.read_bytes(), zipfile.ZIP_DEFLATED)
+EOF
+}
+if [ "$job" = package ]; then
+    [ ${#job_args[@]} = 1 ] || fail 2 "package takes the name of the zip to make: package melanoma_spark.zip"
+    package "${job_args[0]}"
+    exit
+fi
+
 run_job() { # in this process, without Spark
-    PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH} "$python" -m "jobs.$job" "$@"
+    PYTHONPATH=$repo${PYTHONPATH:+:$PYTHONPATH} "$python" -m "jobs.${module:-$job}" "$@"
 }
 if [ -n "$help" ]; then
     run_job --help
+    exit
+fi
+# What reads a few small files, or asks MLflow alone, is not worth a JVM.
+for word in "${job_args[@]}"; do
+    case $job:$word in
+        score:status | score:score.action=status) module=status ;;
+        register:history | register:rollback | register:register.action=history | register:register.action=rollback) module=register ;;
+    esac
+done
+if [ -n "${module:-}" ]; then
+    run_job "${job_args[@]}"
     exit
 fi
 
@@ -116,7 +148,7 @@ else
     spark_submit=$(command -v spark-submit) || fail 3 "no Spark found: run \`make install\`, or set SPARK_HOME"
 fi
 
-run_job --check "${job_args[@]}" || exit
+checked=$(run_job --check "${job_args[@]}") || exit
 
 # --- Submit ---
 
@@ -145,29 +177,30 @@ export SPARK_SUBMIT_OPTS="\"-Dlog4j2.configurationFile=file:$repo/conf/log4j2.pr
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-"$python" - "$repo" "$tmp/melanoma_spark.zip" <<'EOF'
-import sys
-import zipfile
-from pathlib import Path
+package "$tmp/melanoma_spark.zip"
 
-# The same sources give the same zip: sorted, and without times.
-repo, target = Path(sys.argv[1]), sys.argv[2]
-with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-    for path in sorted(p for package in ("melanoma_spark", "jobs") for p in (repo / package).rglob("*")):
-        if path.suffix in (".py", ".html", ".csv", ".md"):
-            archive.writestr(zipfile.ZipInfo(str(path.relative_to(repo))), path.read_bytes(), zipfile.ZIP_DEFLATED)
-EOF
-
+submit() {
+    # A job that ends by itself at a signal needs its JVM until then: what is ignored here, the JVM ignores, too.
+    [ "$checked" != graceful ] || trap '' HUP INT TERM
+    MELANOMA_ERROR_FILE=$tmp/error exec "$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" \
+        "${spark_args[@]}" "$repo/jobs/$job.py" "${job_args[@]}" </dev/null
+}
 # In a process group of its own, so that a signal to this script reaches the JVM and Python alike.
 set -m
-MELANOMA_ERROR_FILE=$tmp/error "$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" "${spark_args[@]}" \
-    "$repo/jobs/$job.py" "${job_args[@]}" </dev/null &
+submit &
 submitted=$!
 
 forward() { # SIGNAL
-    kill "-$1" -- "-$submitted" 2>/dev/null
-    wait "$submitted"
-    exit $?
+    status=0
+    kill "-$1" -- "-$submitted" 2>/dev/null || true
+    # Again and again to one that ends by itself: the first may come before it listens.
+    while [ "$checked" = graceful ] && kill -0 "$submitted" 2>/dev/null; do
+        sleep 2
+        kill -TERM -- "-$submitted" 2>/dev/null || true
+    done
+    wait "$submitted" || status=$?
+    [ ! -s "$tmp/error" ] || cat "$tmp/error" >&2
+    exit $status
 }
 trap 'forward HUP' HUP
 trap 'forward INT' INT

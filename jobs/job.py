@@ -6,16 +6,19 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import __version__, backbones, config, exported, files, lineage, operating_points
+from melanoma_spark import __version__, backbones, config, exported, files, lineage, logs, operating_points
 from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, root_cause
+from melanoma_spark.logs import say as say
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
@@ -26,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is given."""
+    """What a stage is given. `spark` is None where its action needs none."""
 
     spark: Any
     settings: config.Settings
@@ -48,36 +51,79 @@ class Marked(str):
 
 
 Stage = Callable[[Job], str]
+GRACEFUL = "graceful"  # what --check prints of a job that ends by itself at a signal
 
 
-def say(text: str) -> None:
-    print(text, flush=True)
+def main(
+    name: str,
+    description: str,
+    stage: Stage,
+    needs_archive: bool = False,
+    runner: Callable[[Job, str, Stage, dict[str, str]], int] | None = None,
+    needs_spark: Callable[[config.Settings], bool] = lambda settings: True,
+    graceful: Callable[[config.Settings], bool] = lambda settings: False,
+) -> None:
+    """Run one stage as a job and leave with its exit status: 0, or that of the error.
+
+    `runner` takes the place of `run_stage`. `graceful` says whether the stage ends by itself at a signal.
+    """
+    with _reported(name, description) as (settings, only_check):
+        check(settings, needs_archive)
+        if not only_check:
+            sys.exit(_run(name, settings, stage, runner or run_stage, needs_spark(settings)))
+        if graceful(settings):
+            print(GRACEFUL)
 
 
-def main(name: str, description: str, stage: Stage, needs_archive: bool = False) -> None:
-    """Run one stage as a job and leave with its exit status: 0, that of a `Marked` summary, or of the error."""
+def alone(name: str, description: str, tell: Callable[[config.Settings], str]) -> None:
+    """As `main`, of what only reads small files: `tell` does it without Spark, MLflow and a lease."""
+    with _reported(name, description) as (settings, only_check):
+        if not only_check:
+            say(f"{name}: {tell(settings)}", "done")
+
+
+@contextlib.contextmanager
+def _reported(name: str, description: str) -> Iterator[tuple[config.Settings, bool]]:
+    """The settings, and whether to check them only; what goes wrong is told in a line and ends the process."""
     arguments = _arguments(name, description)
+    logs.set_up(name, config.log_format(arguments.conf, arguments.settings))
+    private = False
     try:
         settings = config.load(arguments.conf, arguments.settings)
-        check(settings, needs_archive)
-        if arguments.check:
-            return
-        sys.exit(_run(name, settings, stage))
-    except MelanomaError as error:
-        _fail(str(error), error.exit_status)
+        private = settings.privacy.source_names == "hash"
+        yield settings, arguments.check
     except Exception as error:
-        from pyspark.errors import PySparkException
-
-        if not isinstance(error, PySparkException) or os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        ours = of_executor(error)
-        if ours:
-            _fail(str(ours), ours.exit_status)
-        _fail(f"Spark: {root_cause(error)} (set {TRACEBACK_VARIABLE}=1 to see where)", 1)
+        told = in_one_line(error, private)
+        if told:
+            _fail(*told)
+        if logs.in_json():
+            _fail(f"{type(error).__name__}: {error}", 1, traceback=traceback.format_exc())
+        raise
 
 
-def _fail(message: str, status: int) -> None:
-    line = f"error: {message}\n"
+def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
+    """An error's message and exit status; None where it is nobody's but ours, or where its traceback is asked for.
+
+    Of Spark's own errors, which may name files, a `private` one tells no more than the kind.
+    """
+    if isinstance(error, MelanomaError):
+        return str(error), error.exit_status
+    from pyspark.errors import PySparkException
+
+    if not isinstance(error, PySparkException) or os.environ.get(TRACEBACK_VARIABLE):
+        return None
+    ours = of_executor(error)
+    if ours:
+        return str(ours), ours.exit_status
+    cause = root_cause(error)
+    if private:
+        found = re.match(r"[\w.$]+", cause)
+        cause = found[0] if found else type(error).__name__
+    return f"Spark: {cause} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
+
+
+def _fail(message: str, status: int, **fields: Any) -> None:
+    line = logs.failure(message, status, **fields) + "\n"
     try:
         # Spark gives out its driver's stderr as its own stdout; spark-submit.sh knows the real one.
         Path(os.environ[ERROR_VARIABLE]).write_text(line)
@@ -114,37 +160,46 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
 
     Returns the exit status: 0, or that of a `Marked` summary.
     """
-    from melanoma_spark import lease, session
+    from melanoma_spark import lease
 
     started = time.monotonic()
-    with (
-        lease.held(job.warehouse, name, job.settings.wait) as own,
-        job.tracker.run(name, tags, config.compared(job.settings)) as run_id,
-    ):
+    with logs.about(stage=name):
+        logs.mark("started")
+        with lease.held(job.warehouse, name, job.settings.wait) as own, in_run(job, name, tags) as running:
+            if job.spark is not None:
+                job.spark.sparkContext.setJobDescription(name)
+            summary = stage(replace(running, lease=own))
+            seconds = time.monotonic() - started
+            job.tracker.metrics({"seconds": seconds})
+        say(f"{name}: {summary}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
+    return int(getattr(summary, "exit_status", 0))
+
+
+@contextlib.contextmanager
+def in_run(job: Job, name: str, tags: dict[str, str]) -> Iterator[Job]:
+    """The job with an MLflow run open, nested in one that is open already."""
+    with job.tracker.run(name, tags, config.compared(job.settings)) as run_id:
         if "job" in tags:  # the outermost run
             text = "".join(f"{key}: {value}\n" for key, value in config.shown(job.settings).items())
             job.tracker.artifact("settings.txt", text.encode())
-        session.describe(job.spark, name)
-        summary = stage(replace(job, run_id=run_id, lease=own))
-        seconds = time.monotonic() - started
-        job.tracker.metrics({"seconds": seconds})
-    say(f"{name}: {summary}; {seconds:.1f} s")
-    return getattr(summary, "exit_status", 0)
+        logs.add(run_id=run_id)
+        yield replace(job, run_id=run_id)
 
 
-def _run(name: str, settings: config.Settings, stage: Stage) -> int:
+def _run(name: str, settings: config.Settings, stage: Stage, runner: Callable[..., int], needs_spark: bool) -> int:
     from melanoma_spark import session, tracking
 
     warehouse = files.url_of(settings.warehouse)
     files.check_writable(warehouse)
-    spark = session.start(name)
+    spark = session.start(name) if needs_spark else None
     try:
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         job = Job(spark, settings, warehouse, tracker)
         tags = {"job": name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
-        return run_stage(job, name, stage, tags)
+        return runner(job, name, stage, tags)
     finally:
-        spark.stop()
+        if spark is not None:
+            spark.stop()
 
 
 def stack() -> str:

@@ -213,4 +213,4 @@ def example(job: Job, scorer: serving.Scorer) -> pd.DataFrame:
 
 if __name__ == "__main__":
     sys.argv[1:] = [f"register.action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
-    main("register", __doc__, run)
+    main("register", __doc__, run, needs_spark=lambda settings: settings.register_.action == "promote")

@@ -3,13 +3,20 @@
 A file that was scored before, by name, size and time, is not read again; a copy of an image that was, by content, has
 no second row. A batch is in `scores/` whole or not at all; a killed run is gone on with by the next one.
 
-`score status` tells the last batches.
+`score status` tells the last batches, without Spark. `score --follow` looks at the archive every so often, and scores
+what has landed, until SIGTERM or Ctrl-C: it ends after the batch in hand, with 0. Its settings are `score.follow.*`.
 
 Each batch is held against the training images: its verdict stands in the worklist, in `score status`, and in MLflow's
 experiment NAME-drift, whose charts show batch after batch.
 
-exit status: 0 done, or nothing to do; 5 another score job is at work on the warehouse (wait=SECONDS waits for it);
-6 done, the batch is in scores/ and beyond the limits of `score.drift`; 2, 3, 4 settings, cluster, data, as every job
+exit status, docs/operations.md tells what to do at each:
+  0  done, or nothing to do
+  1  an error of nobody's making but ours, or of Spark
+  2  a setting is wrong
+  3  Java, Spark, the warehouse or MLflow cannot be used
+  4  the archive, or the registered model, cannot be used
+  5  another score job is at work on the warehouse (wait=SECONDS waits for it)
+  6  done: the batch is in scores/, and beyond the limits of `score.drift`
 
 example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
@@ -19,8 +26,9 @@ from __future__ import annotations
 import math
 import sys
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -30,10 +38,11 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
-from jobs import drift, worklist
-from jobs.job import Job, Marked, archive_id, main, say
+from jobs import drift, follow, status, worklist
+from jobs.job import Job, Marked, Stage, archive_id, main, run_stage, say
 from melanoma_spark import (
     archive,
+    batches,
     config,
     exported,
     files,
@@ -41,6 +50,7 @@ from melanoma_spark import (
     inference,
     ledger,
     lineage,
+    logs,
     network,
     quality,
     schemas,
@@ -55,6 +65,9 @@ EXPORT_TAG = "{engine}_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
+
+
+Opened = Callable[[Job], AbstractContextManager[Job]]
 
 
 @dataclass(frozen=True)
@@ -97,24 +110,13 @@ class New:
 
 def run(job: Job) -> str:
     if job.settings.score.action == "status":
-        return status(job)
-    return batch(job)
+        return status.run(job.settings)
+    with session.let_go(job.spark):
+        return batch(job)
 
 
-def status(job: Job) -> str:
-    found = ledger.batches(job.warehouse, job.settings.score.shown)
-    for facts in found:
-        counts = facts.get("counts", {})
-        told = ", ".join(
-            f"{counts[key]} {key}" for key in ("scored", "abstained", "rejected", "copies") if counts.get(key)
-        )
-        model = f"{facts['model']} version {facts['model_version']}" if "model" in facts else "of before version 0.2"
-        verdict = facts.get("verdict", "")
-        say(f"{facts['batch_id']}  {facts.get('committed_at', '')}  {model}  {told}  {verdict}".rstrip())
-    return f"{len(ledger.committed(job.warehouse))} batches in scores/, {len(found)} shown, the newest first"
-
-
-def batch(job: Job) -> str:
+def batch(job: Job, opened: Opened = nullcontext) -> str:
+    """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
     scorer, model, version = serving.unpack(artifacts), str(found.name), str(found.version)
@@ -125,17 +127,18 @@ def batch(job: Job) -> str:
     )
     place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
     before = ledger.waiting(spark, place, done)  # not persisted: Spark would then give these rows for later ones
-    everything = ledger.keyed(archive.listing(spark, settings)).persist()
+    settle = settings.score.follow.settle if settings.score.action == "follow" else 0
+    everything = ledger.keyed(archive.settled(archive.listing(spark, settings), settle)).persist()
     listing = everything.where("role = 'image'")
     own = Run(job, model, version, scorer, place, everything, listing, listing.count(), done, before, before.count())
     try:
         with session.shuffle_partitions(spark, session.slots(spark) + (own.listed + own.kept) // ROWS_A_PARTITION):
-            return whole(own)
+            return whole(own, opened)
     finally:
         everything.unpersist()
 
 
-def whole(own: Run) -> str:
+def whole(own: Run, opened: Opened) -> str:
     """Computes what is new, and commits it with what waits."""
     new = news(own)
     total = own.kept + new.computed
@@ -143,12 +146,15 @@ def whole(own: Run) -> str:
         ledger.remove(own.place)
         left = f", of which {new.unreadable} still cannot be read" if new.unreadable else ""
         return f"{own.listed} images listed, all scored before by {own.name}{left}; nothing to do"
-    if own.kept:
-        say(f"  a killed run has left {own.kept} rows, which are not computed again")
-    if new.computed:
-        compute(own, new)
     batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    return committed(own, new, batch_id, total)
+    with opened(own.job) as job:
+        own = replace(own, job=job)
+        logs.add(batch_id=batch_id)
+        if own.kept:
+            say(f"  a killed run has left {own.kept} rows, which are not computed again", "resumed", left=own.kept)
+        if new.computed:
+            compute(own, new)
+        return committed(own, new, batch_id, total)
 
 
 def committed(own: Run, new: New, batch_id: str, total: int) -> str:
@@ -177,6 +183,7 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
         "counts": counts,
         "rows": total,
     }
+    logs.add(counts=counts)
     telling = drift.told_by(job, written, own.scorer).persist()
     drifted = drift.of_batch(job, telling, metadata(own, telling), own.scorer.reference)
     telling.unpersist()
@@ -190,11 +197,7 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts)
     ledger.remove(own.place)
     drift.chart(job, drifted, facts, job.spark.read.schema(schemas.SCORED).parquet(target))
-    told = " + ".join(
-        f"{counts[key]} {key}"
-        for key in ("scored", "abstained", "rejected", "copies")
-        if counts[key] or key != "abstained"
-    )
+    told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
     summary = (
         f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}; {target}; "
         f"{page}"
@@ -258,9 +261,9 @@ def compute(own: Run, new: New) -> None:
     size, threads = settings.score.batch_size, session.task_threads(spark)
     engine = exported.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
     if engine == "tensorflow":
-        load = inference.network_loader(scorer.spec, spark.sparkContext.broadcast(scorer.tensors), threads)
+        load = inference.network_loader(scorer.spec, session.broadcast(spark, scorer.tensors), threads)
     else:
-        content = spark.sparkContext.broadcast(exported_network(own, engine))
+        content = session.broadcast(spark, exported_network(own, engine))
         load = inference.exported_loader(engine, content, threads, scorer.spec.tta)
     limits = settings.score.quality
 
@@ -335,6 +338,32 @@ def exported_network(own: Run, engine: str) -> bytes:
     return content
 
 
+WORDS = {"status": "score.action=status", "--follow": "score.action=follow"}
+
+
+def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
+    """`run_stage`; or what is told without an MLflow run; or batch after batch, each with a run of its own."""
+    if job.settings.score.action == "status":
+        say(f"{name}: {status.run(job.settings)}", "done")
+        return 0
+    if job.settings.score.action == "score":
+        return run_stage(job, name, stage, tags)
+
+    def one(job: Job, opened: Opened) -> str:
+        with session.let_go(job.spark):
+            return batch(job, opened)
+
+    return follow.run(job, name, one, tags)
+
+
 if __name__ == "__main__":
-    sys.argv[1:] = ["score.action=status" if word == "status" else word for word in sys.argv[1:]]
-    main("score", __doc__, run, needs_archive="score.action=status" not in sys.argv)
+    sys.argv[1:] = [WORDS.get(word, word) for word in sys.argv[1:]]
+    main(
+        "score",
+        __doc__,
+        run,
+        needs_archive=not {"status", "score.action=status"} & set(sys.argv),
+        runner=runner,
+        needs_spark=lambda settings: settings.score.action != "status",
+        graceful=lambda settings: settings.score.action == "follow",
+    )

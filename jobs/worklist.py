@@ -58,7 +58,9 @@ def said(job: Job, listed: DataFrame) -> DataFrame:
         records = selection.merged(archive.records(job.spark, layout, tables, settings))
         return records.select(*(f.col(name).cast("string") for name in columns)).localCheckpoint()
     except (ConfigError, DataError) as error:
-        say(f"  images are not sorted by patient: {error}")
+        # the error may name files of the archive
+        why = "a table of the archive is not understood" if settings.privacy.source_names == "hash" else str(error)
+        say(f"  images are not sorted by patient: {why}", "no_patients", "warning")
         return nothing
 
 
@@ -153,7 +155,7 @@ def pictures(
     )
     found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
     spec, light, threads = scorer.spec, serving.without_tensors(scorer), session.task_threads(job.spark)
-    tensors = job.spark.sparkContext.broadcast(scorer.tensors)
+    tensors = session.broadcast(job.spark, scorer.tensors)
 
     def load() -> inference.Predict:
         network.use_threads(threads)

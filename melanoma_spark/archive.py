@@ -97,6 +97,27 @@ def located(url: str | None) -> tuple[str, str]:
     return folder, name
 
 
+def empty(url: str) -> bool:
+    """Whether a folder is there and holds nothing; False for all else, of which `located` knows more."""
+    try:
+        filesystem, path = files.filesystem(url)
+        return bool(filesystem.isdir(path)) and not filesystem.ls(path, detail=False)
+    except (OSError, ValueError, ImportError):
+        return False
+
+
+def settled_until(seconds: float) -> datetime:
+    """What has not changed since then has settled: nobody is writing it any more."""
+    return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def settled(listed: DataFrame, seconds: float) -> DataFrame:
+    """The rows of a listing whose file, or whose container's, has settled; all of them for 0 seconds."""
+    if not seconds:
+        return listed
+    return listed.where(f.col("modified").isNull() | (f.col("modified") <= f.lit(settled_until(seconds))))
+
+
 def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
     """Rows of `schemas.LISTING` for the files below a folder, containers among them with kind `container`.
 

@@ -350,6 +350,25 @@ class Worklist(Section):
     )
 
 
+class Follow(Section):
+    """`score --follow`: how a landing folder is looked at."""
+
+    interval: Rate = Field(default=60, description="seconds from one look at the archive to the next")
+    settle: Annotated[float, Field(ge=0)] = Field(
+        default=30, description="seconds for which a file must not have changed; a younger one is left for a later look"
+    )
+    once: bool = Field(default=False, description="end when there is nothing more, for tests and cron")
+    longest_wait: Rate = Field(
+        default=900, description="seconds; after a batch that failed the wait doubles, from interval up to this"
+    )
+
+
+class Log(Section):
+    format: Literal["text", "json"] = Field(
+        default="text", description="json: a line of JSON for each that is told, docs/operations.md"
+    )
+
+
 class Score(Section):
     model: str = Field(default="melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
     batch_size: Count = 16
@@ -360,8 +379,14 @@ class Score(Section):
     quality: Quality = Quality()
     drift: Drift = Drift()
     worklist: Worklist = Worklist()
-    action: Literal["score", "status"] = Field(default="score", description="`score status` is short for one of them")
+    follow: Follow = Follow()
+    action: Literal["score", "status", "follow"] = Field(
+        default="score", description="`score status` and `score --follow` are short for two of them"
+    )
     shown: Count = Field(default=20, description="batches that `score status` tells")
+    within: Rate | None = Field(
+        default=None, description="hours; `score status` leaves with 4 when no batch is so young, for alerts"
+    )
 
 
 class Search(Section):
@@ -430,6 +455,7 @@ class Settings(Section):
     score: Score = Score()
     search: Search = Search()
     mlflow: Mlflow = Mlflow()
+    log: Log = Log()
 
     @model_validator(mode="after")
     def _views_differ(self) -> Settings:
@@ -446,12 +472,26 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Settings:
 
     Raises `ConfigError` naming the file or the key, what was found there and what is valid.
     """
+    return parse(_values(path, overrides))
+
+
+def _values(path: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if path is not None:
         values = _read_yaml(Path(path))
     for word in overrides:
         _set(values, *_split(word))
-    return parse(values)
+    return values
+
+
+def log_format(path: str | Path | None, overrides: Iterable[str] = ()) -> str:
+    """log.format of settings that may be wrong elsewhere, so that the line which says so has it, too."""
+    try:
+        values = _values(path, overrides)
+    except ConfigError:
+        values = _values(None, [word for word in overrides if word.startswith("log.format=")])
+    section = values.get("log")
+    return "json" if isinstance(section, dict) and section.get("format") == "json" else "text"
 
 
 def parse(values: Mapping[str, Any]) -> Settings:

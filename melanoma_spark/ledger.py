@@ -14,10 +14,11 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import files, images, schemas
-from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark import batches, files, images, schemas
+from melanoma_spark.batches import committed
+from melanoma_spark.errors import ClusterError
 
-BATCH = "batch_id="
+BATCH = batches.PREFIX
 STAGED = "_staged-"  # readers of Parquet pass over names that start with an underscore
 BROADCAST = 200_000  # rows of a listing that are sent to every executor rather than the ledger shuffled
 
@@ -33,12 +34,6 @@ def keyed(listing: DataFrame) -> DataFrame:
     return listing.withColumn("source_key", key("source_uri", "length", "modified"))
 
 
-def committed(warehouse: str) -> list[str]:
-    """The ids of the batches in `scores/`, the oldest first."""
-    names = files.matches(files.join(warehouse, "scores"), f"{BATCH}*")
-    return sorted(map(_id, names))
-
-
 def known(spark: SparkSession, warehouse: str, model: str, version: str | None) -> DataFrame:
     """Rows of `schemas.LEDGER` of the files that a version of a model has been given; None: any version of it."""
     there = set(committed(warehouse))
@@ -46,7 +41,9 @@ def known(spark: SparkSession, warehouse: str, model: str, version: str | None) 
     found = []
     for one in files.matches(top, "*") if version is None else [version]:
         folder = files.join(top, one)
-        found += [files.join(folder, name) for name in files.matches(folder, f"{BATCH}*") if _id(name) in there]
+        found += [
+            files.join(folder, name) for name in files.matches(folder, f"{BATCH}*") if batches.id_of(name) in there
+        ]
     if not found:
         return spark.createDataFrame([], schemas.LEDGER)
     return spark.read.schema(schemas.LEDGER).parquet(*found)
@@ -73,8 +70,8 @@ def tidy(spark: SparkSession, warehouse: str) -> None:
         for version in files.matches(files.join(top, model), "*"):
             folder = files.join(top, model, version)
             for name in files.matches(folder, f"{BATCH}*"):
-                if _id(name) in there:
-                    indexed.add(_id(name))
+                if batches.id_of(name) in there:
+                    indexed.add(batches.id_of(name))
                 else:
                     files.remove(files.join(folder, name))
     for batch in sorted(there - indexed):
@@ -156,21 +153,5 @@ def remove(place: str) -> None:
     files.remove(place)
 
 
-def batches(warehouse: str, most: int) -> list[dict[str, Any]]:
-    """What is known of the last batches, the newest first; of one without `batch.json` its id alone."""
-    found = []
-    for batch in reversed(committed(warehouse)[-most:]):
-        try:
-            facts = files.read_json(files.join(warehouse, "batches", batch, "batch.json"))
-        except DataError:
-            facts = None
-        found.append(facts or {"batch_id": batch})
-    return found
-
-
 def _index_url(warehouse: str, model: str, version: str, batch: str) -> str:
     return files.join(warehouse, "ledger", model, version, f"{BATCH}{batch}")
-
-
-def _id(name: str) -> str:
-    return name.removeprefix(BATCH)

@@ -19,7 +19,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from melanoma_spark import session
+from melanoma_spark import logs, session
 from melanoma_spark.errors import ClusterError, MelanomaError, of_executor
 
 
@@ -120,7 +120,7 @@ def run_on_spark(
             if not left:
                 raise
             again = "the last one" if left == 1 else f"one of {left} more"
-            print(f"  {error}; starting again from the last checkpoint, {again}", flush=True)
+            logs.say(f"  {error}; starting again from the last checkpoint, {again}", "ranks_lost", "warning")
     raise AssertionError("range(retries, -1, -1) is not empty")
 
 

@@ -6,9 +6,11 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pyspark.sql import SparkSession
 
+from melanoma_spark import logs
 from melanoma_spark.errors import ClusterError
 from melanoma_spark.prefetch import every
 
@@ -86,6 +88,35 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
         spark.conf.set(key, before)
 
 
+_SENT: list[Any] = []  # what `broadcast` has sent and `let_go` not yet taken back
+
+
+def broadcast(spark: SparkSession, value: Any) -> Any:
+    """`value` to all executors, until the end of the `let_go` around it."""
+    sent = spark.sparkContext.broadcast(value)
+    _SENT.append(sent)
+    return sent
+
+
+@contextmanager
+def let_go(spark: SparkSession) -> Iterator[None]:
+    """What is persisted, checkpointed or `broadcast` in here is let go at the end, on the driver and the executors.
+
+    A job that ends lets go of all. One that lives for weeks would fill memory and disk.
+    """
+    context, sent = spark.sparkContext._jsc, len(_SENT)
+    before = set(context.getPersistentRDDs().keySet())
+    try:
+        yield
+    finally:
+        spark.catalog.clearCache()  # tables; Spark computes again what somebody else would still want
+        persisted = context.getPersistentRDDs()
+        for number in set(persisted.keySet()) - before:
+            persisted.get(number).unpersist(False)
+        while len(_SENT) > sent:
+            _SENT.pop().destroy()
+
+
 @contextmanager
 def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[None]:
     """While Spark's jobs run in here, a line every so often: how many tasks of the running stages have ended."""
@@ -95,7 +126,7 @@ def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[
         stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
         done, of = (sum(getattr(stage, key) for stage in stages if stage) for key in ("numCompletedTasks", "numTasks"))
         if of:
-            print(f"  {done} of {of} {what}", flush=True)
+            logs.say(f"  {done} of {of} {what}", "progress", done=done, of=of)
 
     with every(seconds, tell):
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from melanoma_spark import backbones, config, files, lineage
+from melanoma_spark import backbones, config, files, lineage, logs
 from melanoma_spark.errors import ConfigError
 
 FILE_VARIABLE = "MELANOMA_WEIGHTS"
@@ -67,7 +67,7 @@ def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigE
 def announce(weights: Weights) -> None:
     """Say in one line where random weights are used: their features mean nothing."""
     if weights.are_random:
-        print("random weights are used, for this demo only: no ImageNet weights at hand (README, Weights)", flush=True)
+        logs.say("random weights are used, for this demo only: no ImageNet weights at hand (README, Weights)")
 
 
 def at_hand(name: str) -> Path | None:

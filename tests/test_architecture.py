@@ -19,7 +19,7 @@ CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
-    *("reference", "drift"),
+    *("reference", "drift", "logs"),
 }
 TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -47,6 +47,8 @@ SYSTEMS = {
     "history": set(),
     "worklist": set(),
     "ledger": {"pyspark"},
+    "batches": set(),
+    "landing": {"pyspark"},
 }
 # ... and what it may import inside its functions besides.
 LATER = {
@@ -72,6 +74,8 @@ EXCEPTIONS = {
     ("serving", "network"): "the model that MLflow serves is the network",
     ("weights", "backbones"): "what a backbone's file is called, and its id, stand with the backbone",
     ("reading", "store"): "what one writes through Petastorm the other reads, with the same warnings",
+    ("landing", "archive"): "what lands is what a listing walks over",
+    ("ledger", "batches"): "which batches there are is told without Spark, too",
     ("tracking", "serving"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}
@@ -80,7 +84,7 @@ OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
 BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}
 # Jobs that make nothing which another one reads.
-BESIDE_THE_LINE = {"search", "external", "worklist", "drift"}
+BESIDE_THE_LINE = {"search", "external", "worklist", "drift", "status", "follow"}
 HEAVY = {"tensorflow", "keras", "horovod"}
 
 
@@ -237,7 +241,11 @@ def test_only_the_pipeline_imports_other_stages(name):
     elif name == "external":
         assert others == {"ingest", "judging", "job"}
     else:
-        parts = {"evaluate": {"external"}, "register": {"drift"}, "score": {"worklist", "drift"}}
+        parts = {
+            "evaluate": {"external"},
+            "register": {"drift"},
+            "score": {"worklist", "drift", "status", "follow"},
+        }
         assert others <= {"job", "judging"} | parts.get(name, set())
 
 

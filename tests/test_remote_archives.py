@@ -20,7 +20,7 @@ from conftest import REPO
 from hadoop import configure
 from pyspark.errors import PySparkException
 
-from melanoma_spark import archive, config, containers, drawing, files
+from melanoma_spark import archive, config, containers, drawing, files, landing
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
 
 SECONDS = 15  # the most that a failure may take to tell
@@ -195,6 +195,20 @@ def test_a_listing_is_of_what_is_there_now(spark, roots, place):
     for count in (1, 2):
         PUT[place](settings.archive, {f"{count}.jpg": b"content"})
         assert archive.listing(spark, settings).count() == count
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_landing_folder_is_seen_as_it_is_now(spark, roots, place):
+    url = f"{roots[place]}/landing"
+    PUT[place](url, {"1.jpg": b"content"})
+    before = landing.seen(url, 2**28, 0)
+    assert before == landing.seen(url, 2**28, 0)
+    PUT[place](url, {"2.jpg": b"content"})
+    after = landing.seen(url, 2**28, 0)
+    assert (before[0], after[0]) == (1, 2)
+    assert before[1] != after[1]
+    assert landing.seen(url, 2**28, 3600) == (0, ""), "nothing has settled"
+    assert archive.settled(archive.listing(spark, settings_of(url)), 3600).count() == 0
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,0 +1,37 @@
+"""score status: the last batches of `scores/`, by their JSON files, without Spark and MLflow.
+
+example: ./spark-submit.sh score status warehouse=/data/warehouse score.shown=5
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+
+from jobs.job import alone, say
+from melanoma_spark import batches, config, files
+from melanoma_spark.errors import DataError
+
+FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows", "counts", "verdict")
+
+
+def run(settings: config.Settings) -> str:
+    """Tells them, the newest first; returns a summary. Raises `DataError` where none is within score.within."""
+    warehouse = files.url_of(settings.warehouse)
+    there = batches.committed(warehouse)
+    shown = there[-settings.score.shown :]
+    for batch in reversed(shown):
+        found = batches.facts(warehouse, batch)
+        say(batches.told(found), "batch", **{key: found[key] for key in FIELDS if key in found})
+    if settings.score.within is not None:
+        newest = batches.facts(warehouse, there[-1]).get("committed_at") if there else None
+        age = newest and (datetime.now(UTC) - datetime.fromisoformat(newest)).total_seconds() / 3600
+        if age is None or age > settings.score.within:
+            when = f"the newest batch is of {newest}, {age:.1f} hours ago" if newest else "there is no batch"
+            raise DataError(f"{when}; expected one within {settings.score.within:g} hours (score.within)")
+    return f"{len(there)} batches in scores/, {len(shown)} shown, the newest first"
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = [word for word in sys.argv[1:] if word != "status"]
+    alone("score", __doc__, run)

@@ -1,0 +1,136 @@
+"""What a job tells: as text for people, as JSON lines for machines, and without a password in either."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jobs.job import in_one_line
+from melanoma_spark import config, logs, session
+from melanoma_spark.errors import BusyError, DataError
+
+
+@pytest.fixture
+def as_json():
+    logs.set_up("score", "json")
+    yield
+    logs.set_up("", "text")
+
+
+def told(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_text_is_what_was_said_and_no_more(capsys):
+    logs.mark("started")
+    with logs.about(stage="score"):
+        logs.say("  3 of 4 parts", "progress", done=3, of=4)
+    logs.say("")
+    assert capsys.readouterr().out == "  3 of 4 parts\n\n"
+    assert logs.failure("no such thing", 4) == "error: no such thing"
+
+
+def test_json_has_the_fields_of_what_it_is_about(as_json, capsys):
+    with logs.about(stage="pipeline"):
+        with logs.about(stage="score"):
+            logs.mark("started")
+            logs.add(run_id="r", batch_id="b")
+            logs.add(counts={"scored": 3})
+            logs.say("  3 of 4\nparts é", "progress", done=3, of=4)
+        logs.say("over", level="warning")
+    logs.say("")
+    first, second, third = told(capsys)
+    assert first["event"] == first["message"] == "started"
+    time = second.pop("time")
+    assert len(time) == len("2026-01-01T00:00:00.000Z")
+    assert time.endswith("Z")
+    assert second == {
+        "level": "info",
+        "job": "score",
+        "event": "progress",
+        "stage": "score",
+        "run_id": "r",
+        "batch_id": "b",
+        "counts": {"scored": 3},
+        "done": 3,
+        "of": 4,
+        "message": "3 of 4\nparts é",
+    }
+    assert (third["stage"], third["level"]) == ("pipeline", "warning")
+    assert "run_id" not in third
+    failed = json.loads(logs.failure("no such thing", 4))
+    assert (failed["level"], failed["exit_status"], failed["message"]) == ("error", 4, "no such thing")
+
+
+def test_progress_is_told_as_json_too(spark, as_json, capsys):
+    import time
+
+    with session.progress(spark, "slow things", seconds=0.2):
+        spark.range(0, 2, 1, 2).mapInPandas(lambda batches: (time.sleep(1.5), *batches)[1:], "id long").collect()
+    assert {line["event"] for line in told(capsys)} == {"progress"}
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("archive s3a://KEY:SE/CRET@b/x holds", "archive s3a://KEY:SE/CRET@b/x holds"),  # no URL: a slash ends the host
+        ("archive s3a://KEY:SECRET@b/x holds", "archive s3a://***@b/x holds"),
+        ("at postgresql://me:pass@host:5432/db?sslmode=x", "at postgresql://***@host:5432/db?***"),
+        ("https://h/a.zip?X-Amz-Signature=abc&y=1, then", "https://h/a.zip?***, then"),
+        ("what? a=b me@example.org", "what? a=b me@example.org"),
+        ("file:///data/me@home/x", "file:///data/me@home/x"),
+    ],
+)
+def test_passwords_are_not_told(text, shown, as_json, capsys):
+    assert logs.without_passwords(text) == shown
+    with logs.about(stage=text, counts={"of": [text]}):
+        logs.say(text)
+    (line,) = told(capsys)
+    assert (line["message"], line["stage"], line["counts"]) == (shown, shown, {"of": [shown]})
+
+
+def test_the_form_is_known_of_settings_that_are_wrong(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("log: {format: json}\nnonsense: 1\n")
+    assert config.log_format(path) == "json"
+    assert config.log_format(path, ["log.format=text"]) == "text"
+    assert config.log_format(None, ["x", "log.format=json"]) == "json"
+    assert config.log_format(tmp_path / "nowhere.yaml") == "text"
+    assert config.log_format(None, ["log=json"]) == "text"
+    assert config.log_format(None) == "text"
+
+
+def test_an_error_of_spark_names_no_file_where_names_are_private(spark):
+    from pyspark.errors import PySparkException
+
+    with pytest.raises(PySparkException) as caught:
+        spark.read.parquet("/nowhere/Jane Doe.parquet")
+    assert "Jane" in in_one_line(caught.value, private=False)[0]
+    message, status = in_one_line(caught.value, private=True)
+    assert "Jane" not in message
+    assert message.startswith("Spark: ")
+    assert status == 1
+    assert in_one_line(DataError("told"), private=True) == ("told", 4)
+    assert in_one_line(BusyError("told"), private=True) == ("told", 5)
+    assert in_one_line(ValueError("ours"), private=True) is None
+
+
+def test_hashed_names_are_in_no_line(copied, monkeypatch, as_json, capsys):
+    """A whole batch, with a table that cannot be understood, and a file that cannot be decoded."""
+    monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
+    from melanoma_spark import drawing
+
+    (copied.archive / "Jane Doe.jpg").write_bytes(drawing.lesion_jpeg(900, size=64))
+    (copied.archive / "John Roe.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    (copied.archive / "Jane Roe.csv").write_text("a,b\n1\n")
+    (copied.archive / "metadata.csv").unlink(missing_ok=True)
+    privacy = copied.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    lines = copied.told("score", privacy=privacy)
+    assert "Jane" not in lines
+    assert "John" not in lines
+    last = json.loads(lines.splitlines()[-1])
+    assert last["event"] == "done"
+    assert last["counts"]["listed"] > 2
+    assert last["batch_id"]
+    assert last["run_id"]
