@@ -7,15 +7,16 @@ import contextlib
 import os
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from melanoma_spark import __version__, backbones, config, files, lineage, operating_points
-from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, root_cause
+from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, of_storage, root_cause
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
@@ -98,11 +99,15 @@ def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
 
 
 def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
-    """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end."""
+    """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
+
+    Raises `ClusterError` where a file system was full, or away.
+    """
     from melanoma_spark import lease, session
 
     started = time.monotonic()
     with (
+        one_line(job),
         lease.held(job.warehouse, name, job.settings.wait) as own,
         job.tracker.run(name, tags, config.compared(job.settings)) as run_id,
     ):
@@ -114,6 +119,20 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> None:
         seconds = time.monotonic() - started
         job.tracker.metrics({"seconds": seconds})
     say(f"{name}: {summary}; {seconds:.1f} s")
+
+
+@contextlib.contextmanager
+def one_line(job: Job) -> Iterator[None]:
+    """Around what writes: the errors of a full or lost file system, whoever met them, as one that tells the place."""
+    scratch = os.environ.get("SPARK_LOCAL_DIRS") or job.spark.conf.get("spark.local.dir", tempfile.gettempdir())
+    places = {"the warehouse": job.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
+    try:
+        yield
+    except Exception as error:
+        told = None if isinstance(error, MelanomaError) else of_storage(error, places)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _run(name: str, settings: config.Settings, stage: Stage) -> int:
