@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.job import Job, in_one_line, in_run, say
+from jobs.job import Job, in_one_line, in_run, one_line, say
 from melanoma_spark import archive, files, lease, logs
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 
@@ -91,7 +91,7 @@ class Following:
     def one(self) -> None:
         """A batch, in an MLflow run of its own where there is anything new."""
         started = time.monotonic()
-        with logs.about(stage=self.name):
+        with logs.about(stage=self.name), one_line(self.job):
             try:
                 told = self.batch(self.job, partial(in_run, name=self.name, tags=self.tags))
             finally:

@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma_spark import __version__, backbones, config, exported, files, lineage, logs, operating_points
-from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, root_cause
+from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, of_storage, root_cause
 from melanoma_spark.logs import say as say
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
@@ -158,12 +159,13 @@ def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
 def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
     """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
 
-    Returns the exit status: 0, or that of a `Marked` summary.
+    Returns the exit status: 0, or that of a `Marked` summary. Raises `ClusterError` where a file system was full, or
+    away.
     """
     from melanoma_spark import lease
 
     started = time.monotonic()
-    with logs.about(stage=name):
+    with logs.about(stage=name), one_line(job):
         logs.mark("started")
         with lease.held(job.warehouse, name, job.settings.wait) as own, in_run(job, name, tags) as running:
             if job.spark is not None:
@@ -184,6 +186,22 @@ def in_run(job: Job, name: str, tags: dict[str, str]) -> Iterator[Job]:
             job.tracker.artifact("settings.txt", text.encode())
         logs.add(run_id=run_id)
         yield replace(job, run_id=run_id)
+
+
+@contextlib.contextmanager
+def one_line(job: Job) -> Iterator[None]:
+    """Around what writes: the errors of a full or lost file system, whoever met them, as one that tells the place."""
+    scratch = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
+    if job.spark is not None:
+        scratch = job.spark.conf.get("spark.local.dir", scratch)
+    places = {"the warehouse": job.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
+    try:
+        yield
+    except Exception as error:
+        told = None if isinstance(error, MelanomaError) else of_storage(error, places)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _run(name: str, settings: config.Settings, stage: Stage, runner: Callable[..., int], needs_spark: bool) -> int:

@@ -65,6 +65,7 @@ EXPORT_TAG = "{engine}_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
+FEW = 10  # files of a batch that cannot be read are no sign that the archive is away
 
 
 Opened = Callable[[Job], AbstractContextManager[Job]]
@@ -120,13 +121,14 @@ def batch(job: Job, opened: Opened = nullcontext) -> str:
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
     scorer, model, version = serving.unpack(artifacts), str(found.name), str(found.version)
-    ledger.tidy(spark, warehouse)
-    done = ledger.known(spark, warehouse, model, version if settings.score.anew else None)
+    ledger.tidy(spark, warehouse, check_of(job))
+    done = known(job, model, version)
     work = lineage.content_id(
         [model, version, scorer.model_id, settings.privacy.model_dump(mode="json"), settings.score.quality.model_dump()]
     )
     place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
-    before = ledger.waiting(spark, place, done)  # not persisted: Spark would then give these rows for later ones
+    # not persisted: Spark would then give these rows for later ones
+    before = ledger.waiting(spark, place, done, job.run_id)
     settle = settings.score.follow.settle if settings.score.action == "follow" else 0
     everything = ledger.keyed(archive.settled(archive.listing(spark, settings), settle)).persist()
     listing = everything.where("role = 'image'")
@@ -136,6 +138,18 @@ def batch(job: Job, opened: Opened = nullcontext) -> str:
             return whole(own, opened)
     finally:
         everything.unpersist()
+
+
+def check_of(job: Job) -> ledger.Check:
+    """Raises where the warehouse is away, or another job has taken it."""
+    return job.lease.check if job.lease else lambda: None
+
+
+def known(job: Job, model: str, version: str) -> DataFrame:
+    """What of the ledger counts as scored."""
+    found = ledger.known(job.spark, job.warehouse, model, version if job.settings.score.anew else None)
+    check_of(job)()  # a warehouse that is away for a moment looks as if it had never scored anything
+    return found
 
 
 def whole(own: Run, opened: Opened) -> str:
@@ -160,9 +174,10 @@ def whole(own: Run, opened: Opened) -> str:
 def committed(own: Run, new: New, batch_id: str, total: int) -> str:
     """Makes all rows that wait a batch of `scores/`."""
     job, warehouse = own.job, own.job.warehouse
-    rows = ledger.waiting(job.spark, own.place, own.done)
+    rows = ledger.waiting(job.spark, own.place, own.done, job.run_id)
     staged = ledger.stage(rows, warehouse, batch_id, total)
     written = job.spark.read.schema(schemas.SCORED).parquet(staged)
+    refuse_lost(written, total, job.settings.score.most_unreadable)
     statuses = {row.status: row["count"] for row in written.groupBy("status").count().collect()}
     counts = {
         "listed": own.listed,
@@ -192,9 +207,8 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
     job.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
     index = ledger.entries(written).unionByName(new.copies)
     page = worklist.write(job, written, own.listing, own.scorer, facts, counts, drifted)
-    if job.lease:
-        job.lease.check()
-    target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts)
+    ledger.refuse_twice(written, total, known(job, own.model, own.version))
+    target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts, check_of(job))
     ledger.remove(own.place)
     drift.chart(job, drifted, facts, job.spark.read.schema(schemas.SCORED).parquet(target))
     told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
@@ -211,6 +225,22 @@ def metadata(own: Run, rows: DataFrame) -> DataFrame:
     keys = rows.select(key)
     names = own.listing.join(keys, "source_key", "left_semi").select(f.lower("image_id").alias("id"))
     return names.join(own.tables, "id", "left")
+
+
+def refuse_lost(rows: DataFrame, total: int, most: float) -> None:
+    """Raises `ClusterError` where more files than a share, and more than a few, were listed and could not be read.
+
+    One of them is a row. Many of them are a part of the archive that is away, or rights that changed.
+    """
+    lost = rows.where(f.col("reason") == images.GONE)
+    count = lost.count()
+    if count > max(FEW, most * total):
+        (first,) = lost.select("detail").limit(1).collect()
+        raise ClusterError(
+            f"{count} of {total} new files were listed and cannot be read ({first.detail}), so nothing is committed; "
+            "see that all of the archive is there and may be read, and run score again, what was computed is kept; "
+            "score.most_unreadable=1 makes each of them a row"
+        )
 
 
 def news(own: Run) -> New:
@@ -230,12 +260,16 @@ def news(own: Run) -> New:
         read.count()
     told = todo.select("source_key", "source_uri").join(read, "source_key")
     contents = told.where("sha256 is not null").withColumn("content", f.unhex("sha256"))
-    seen = settled.where("sha256 is not null").select(f.col("sha256").alias("content")).distinct()
-    fresh = contents.join(seen, "content", "left_anti")
+    fresh = ledger.unknown(contents, count, ledger.contents(settled), "content")
     by_name = f.min_by("source_key", f.struct("source_uri", "source_key")).alias("source_key")
     first = fresh.groupBy("content").agg(by_name)
     copies = contents.join(first, "source_key", "left_anti").select(
-        "source_key", "source_uri", "image_id", f.col("content").alias("sha256"), f.lit(True).alias("done")
+        "source_key",
+        "source_uri",
+        "image_id",
+        f.col("content").alias("sha256"),
+        f.lit(True).alias("done"),
+        f.lit(None).cast("string").alias("batch_id"),
     )
     # what cannot be read is told once, and tried again by every run
     told_before = own.done.unionByName(waits).where("not done").select("source_key").distinct()
@@ -283,7 +317,8 @@ def compute(own: Run, new: New) -> None:
         "run_id": own.job.run_id,
         "scored_at": datetime.now(UTC),
     }
-    most = min(MOST_WAITING, max(size, math.floor(LOST * new.computed / session.slots(spark))))
+    share = math.floor(LOST * new.computed / session.slots(spark))
+    most = min(MOST_WAITING, max(size, share // size * size))  # whole batches: a file ends with one
     write = store.parts(own.place, schemas.SCORED, most)
     names = {"length": "source_bytes", "modified": "source_modified"}
 

@@ -24,7 +24,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, containers, files, images, layouts, schemas, session
-from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
 from melanoma_spark.prefetch import ahead
 
 CHUNK = 256  # files or members that are read by one task, one after the other
@@ -34,6 +34,8 @@ FILES_AHEAD, BYTES_AHEAD = 32, 4 * 1024 * 1024  # read in one go while others ar
 HEAD_BYTES = 64 * 1024  # of a table, to recognise it
 MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
+AWAY = 120.0  # seconds that a task waits for an archive that is away
+AGAIN = 1.0  # seconds after which it looks again
 
 IMAGE = schemas.DECODED.names.index("image")
 Item = TypeVar("Item")
@@ -138,6 +140,9 @@ def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
             if not folder:
                 why = files.reason(error)
                 raise DataError(f"archive {root} cannot be read by a worker: {why}; {way_out}") from None
+            if returned(root):
+                folders.append(folder)
+                continue
             yield _row(root, folder, None, 0, None, reason=images.GONE, detail=f"the folder: {files.reason(error)}")
             continue
         below = []
@@ -184,6 +189,7 @@ def _too_long(length: int, max_bytes: int) -> tuple[str, str] | None:
 def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[tuple[Any, ...]]:
     """Rows of `schemas.LISTING` for the members of a container, or for a file that is none in spite of its name."""
     whole = {"raw": container.raw, "length": container.length, "modified": moment(container.modified)}
+    told = 0
     try:
         with opened(root, container.file, container.raw) as file:
             head = file.read(512)
@@ -200,11 +206,15 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
             for member in containers.members(file, kind or "zip", limits):
                 none = False
                 yield _member(root, container, kind or "zip", member)
+                told += 1
             if none:
                 yield _row(
                     root, container.file, "file", **whole, reason="empty", detail=f"a {kind} without files in it"
                 )
     except OSError as error:
+        if returned(root):
+            yield from islice(expanded(root, container, limits), told, None)
+            return
         yield _row(root, container.file, "file", **whole, reason=images.GONE, detail=files.reason(error))
 
 
@@ -346,6 +356,37 @@ def opened(root: str, name: str, raw: bytes | None) -> Any:
     return filesystem.open(posixpath.join(top, os.fsdecode(raw) if raw else name), "rb")
 
 
+def returned(root: str) -> bool:
+    """Where a file could not be read: whether its archive was away, and is there again.
+
+    False where the archive is there, so that it is the file's own fate. Raises `ClusterError` when the archive stays
+    away: one unmounted disk is not ten thousand images that cannot be read.
+    """
+    if _there(root):
+        return False
+    until = time.monotonic() + AWAY
+    while time.monotonic() < until:
+        time.sleep(AGAIN)
+        if _there(root):
+            return True
+    raise ClusterError(
+        f"archive {root} was there when the job began and has been away for {AWAY:.0f} s; mount it again and run the "
+        "job again, what was finished is kept"
+    )
+
+
+def _there(root: str) -> bool:
+    """A disk that is not mounted leaves an empty folder behind, or none."""
+    try:
+        filesystem, top = files.filesystem(root)
+        if not root.startswith("file:"):
+            return bool(filesystem.info(top))
+        with os.scandir(top) as entries:
+            return next(entries, None) is not None
+    except OSError:
+        return False
+
+
 def in_reading_order(rows: DataFrame, count: int, tasks: int = 0, run: int = CHUNK) -> DataFrame:
     """Rows of a listing spread over tasks so that each reads runs of neighbours; a tar.gz is read by one task.
 
@@ -381,20 +422,25 @@ def contents(root: str, batches: Iterable[pd.DataFrame], max_bytes: int) -> Iter
 
 
 def _bytes_of(root: str, row: Any, max_bytes: int) -> bytes | ImageError:
-    for attempt in range(1, ATTEMPTS + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             with opened(root, row.file, row.raw) as file:
                 content = bytes(file.read(max_bytes + 1))
             if len(content) > max_bytes:
                 return ImageError("too_many_bytes", f"over {max_bytes} bytes when it was read")
             return content
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            return ImageError(images.GONE, files.reason(error))
         except OSError as error:
-            if attempt == ATTEMPTS:
+            if returned(root):
+                attempt = 0
+            elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
+                if attempt > 1:  # the archive may just have come back
+                    return ImageError(images.GONE, files.reason(error))
+            elif attempt == ATTEMPTS:
                 return ImageError(images.GONE, f"{files.reason(error)} ({ATTEMPTS} attempts)")
-            time.sleep(attempt)
-    raise AssertionError("unreachable")
+            else:
+                time.sleep(attempt)
 
 
 def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterator[tuple[Any, bytes | ImageError]]:
@@ -402,21 +448,27 @@ def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterato
     first = next(rows)
     asked: dict[int, Any] = {}  # rows whose bytes have not come yet
 
-    def wanted() -> Iterator[containers.Member]:
-        for row in chain((first,), rows):
+    def wanted(rows: Iterable[Any]) -> Iterator[containers.Member]:
+        for row in rows:
             asked[int(row.index)] = row
             crc = None if pd.isna(row.crc) else int(row.crc)
             numbers = (int(row.index), int(row.offset), int(row.stored), int(row.length), int(row.method))
             yield containers.Member(row.member, *numbers, crc)
 
-    members = wanted()
-    try:
-        with opened(root, name, first.raw) as file:
-            for member, content in containers.read(file, kind, members):
-                yield asked.pop(member.index), content
-        detail = "the container ends before it"
-    except OSError as error:
-        detail = files.reason(error)
+    left = chain((first,), rows)
+    members = wanted(left)
+    detail = ""
+    while not detail:
+        try:
+            with opened(root, name, first.raw) as file:
+                for member, content in containers.read(file, kind, members):
+                    yield asked.pop(member.index), content
+            detail = "the container ends before it"
+        except OSError as error:
+            if returned(root):
+                members = wanted(chain(list(asked.values()), left))
+            else:
+                detail = files.reason(error)
     for _ in members:  # those that were not asked for any more
         pass
     for row in asked.values():

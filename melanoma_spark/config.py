@@ -376,6 +376,9 @@ class Score(Section):
     anew: bool = Field(
         default=True, description="a new version scores again what others have; false: what no version has scored"
     )
+    most_unreadable: Share = Field(
+        default=0.1, description="of a batch, of files that the file system does not give; more stop it, 1: none does"
+    )
     quality: Quality = Quality()
     drift: Drift = Drift()
     worklist: Worklist = Worklist()

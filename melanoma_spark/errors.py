@@ -1,6 +1,16 @@
 """What can go wrong, by who can mend it. Each message is one line: what was found, and what would work."""
 
 import re
+import shutil
+from collections.abc import Iterator, Mapping
+
+# What file systems, databases on them and Spark say of a place that is full, or away.
+FULL = r"No space left on device|database or disk is full|[Qq]uota ?[Ee]xceeded"
+AWAY = (
+    r"Input/output error|Stale file handle|Transport endpoint is not connected|Host is down|No such device"
+    r"|disk I/O error|unable to open database file|readonly database"
+)
+MISSING = r"No such file or directory|[Dd]oes not exist|FileNotFoundException|cannot find"
 
 
 class MelanomaError(Exception):
@@ -54,6 +64,43 @@ def of_executor(error: object) -> MelanomaError | None:
     found = re.search(r"^melanoma_spark\.errors\.(\w+Error): (.+)$", str(error), re.MULTILINE)
     kinds = {kind.__name__: kind for kind in (ConfigError, ClusterError, BusyError, DataError)}
     return kinds[found[1]](found[2]) if found and found[1] in kinds else None
+
+
+def of_storage(error: BaseException, places: Mapping[str, str]) -> MelanomaError | None:
+    """What an error tells of a full file system, or of one that was away; None where it tells of something else.
+
+    `places` are folders by what they are, the warehouse first; those on this machine are told with what is free there.
+    """
+    chain = list(_chain(error))
+    ours = [one for one in chain if isinstance(one, MelanomaError)]
+    text = "\n".join(f"{one} {getattr(one, 'java_exception', None) or ''}" for one in chain)
+    if ours or of_executor(text):
+        return ours[-1] if ours else of_executor(text)
+    if found := re.search(FULL, text):
+        free = ", ".join(f"{name} {place} has {_free(place)}" for name, place in places.items())
+        return ClusterError(f"{found[0]}: {free}; make room and run the job again, what was finished is kept")
+    warehouse = next(iter(places.values()))
+    found = re.search(AWAY, text) or (re.search(MISSING, text) if warehouse in text else None)
+    if found:
+        return ClusterError(
+            f"{found[0]}: the warehouse {warehouse} was away while the job ran, or something in it was removed; see "
+            "that it is there and run the job again, what was finished is kept"
+        )
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it, the last one first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _free(place: str) -> str:
+    try:
+        return f"{shutil.disk_usage(place).free / 1e6:.0f} MB free"
+    except OSError:
+        return "unknown space"
 
 
 def root_cause(error: object) -> str:

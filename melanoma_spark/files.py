@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import io
 import json
 import os
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import fsspec
@@ -63,11 +65,13 @@ def spelt(url: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Raises `ConfigError` for a URL of a kind that nothing installed can read, or of a server that does not answer."""
+    """Raises `ConfigError` for a URL of a kind that nothing installed can read, `ClusterError` where none answers."""
     try:
         store, path = filesystem(url)
         return bool(store.exists(path))
-    except (OSError, ValueError, ImportError) as error:
+    except OSError as error:
+        raise ClusterError(f"{url}: {reason(error)}") from None
+    except (ValueError, ImportError) as error:
         raise ConfigError(f"{url}: {reason(error)}") from None
 
 
@@ -92,6 +96,7 @@ def read_bytes(url: str) -> bytes:
 
 def write_bytes(url: str, content: bytes) -> None:
     """Write beside the target, then rename: a reader sees the old content or the new, never a part."""
+    beside = ""
     try:
         store, path = filesystem(url)
         if "s3" in store.protocol:
@@ -103,7 +108,10 @@ def write_bytes(url: str, content: bytes) -> None:
         store.pipe_file(beside, content)
         _replace(store, beside, path)
     except (OSError, ValueError, ImportError) as error:
-        raise ClusterError(f"cannot write {url}: {reason(error)}; choose another warehouse=URL") from None
+        with suppress(OSError):
+            if beside:
+                store.rm_file(beside)
+        raise _unwritten(url, error) from None
 
 
 def write_new(url: str, content: bytes) -> bool:
@@ -139,6 +147,21 @@ def _replace(store: Any, old: str, new: str) -> None:
         if store.exists(new):
             store.rm(new, recursive=True)
         store.mv(old, new, recursive=True)
+
+
+def _unwritten(url: str, error: Exception) -> ClusterError:
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    way_out = f"{'make room, or ' if full else ''}choose another warehouse=URL"
+    return ClusterError(f"cannot write {url}: {reason(error)}; {way_out}")
+
+
+def make_folder(url: str) -> None:
+    """Raises `ClusterError` where it cannot be."""
+    try:
+        store, path = filesystem(url)
+        store.makedirs(path, exist_ok=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise _unwritten(url, error) from None
 
 
 def check_writable(url: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from melanoma_spark import files
-from melanoma_spark.errors import BusyError, MelanomaError
+from melanoma_spark.errors import BusyError, ClusterError, MelanomaError
 from melanoma_spark.prefetch import every
 
 BEAT = 10.0  # seconds between signs of life
@@ -33,8 +33,20 @@ class Lease:
     owner: str
 
     def check(self) -> None:
-        """Raises `BusyError` when another job has taken it, which a machine that stood still for minutes allows."""
+        """Raises `BusyError` when another job has it, which a machine that stood still for minutes allows.
+
+        Raises `ClusterError` when it is gone: another job has had it, or the warehouse is another one than it was.
+        """
         _refuse(self.url, self.job, self.owner)
+        try:
+            owner = (files.read_json(self.url) or {}).get("owner")
+        except MelanomaError:
+            owner = None
+        if owner != self.owner:
+            raise ClusterError(
+                f"{self.url} is not this job's any more: the warehouse was away, or the job stood still and another "
+                f"one ran meanwhile; nothing more is changed, run {self.job} again"
+            )
 
 
 @contextmanager
@@ -82,7 +94,7 @@ def _taken(url: str, job: str) -> Iterator[Lease]:
         with every(BEAT, beat):
             yield lease
     finally:
-        with suppress(BusyError):
+        with suppress(MelanomaError, OSError):  # where it cannot be given back it ends with the process
             lease.check()
             files.remove(url)
 

@@ -163,6 +163,7 @@ LEDGER = _columns(  # a file of an archive that a version of a model has been gi
     ("image_id", t.StringType()),
     ("sha256", t.BinaryType()),  # null where it was not read
     ("done", t.BooleanType()),  # false: to be tried again
+    ("batch_id", t.StringType()),  # null of what has not been committed
 )
 
 READ = _columns(  # a file of an archive that was read to know its content, not decoded

@@ -27,6 +27,8 @@ def start(name: str) -> SparkSession:
         .config("spark.executorEnv.TF_CPP_MIN_LOG_LEVEL", "2")
         # What is broadcast passes through the driver, whose memory must not grow with the number of images.
         .config("spark.sql.autoBroadcastJoinThreshold", "1m")
+        # Each table that is broadcast, be it of ten rows, holds a page: of 64 MB, if Spark chooses.
+        .config("spark.buffer.pageSize", "4m")
         .config("spark.sql.sources.parallelPartitionDiscovery.threshold", "1000")
         .getOrCreate()
     )

@@ -65,8 +65,13 @@ def parts(url: str, schema: Any, most: int | None = None) -> Callable[[Iterator[
     Images so do not travel to the JVM, which would copy them several times. A task writes one file, or, so that what is
     done outlives it, one as soon as there are `most` rows for it. A file gets its name when it is whole, and always the
     same name for the same rows of a partition, so that what two attempts of a task write stands there once.
+
+    The folder is made here, once: where a disk is mounted, a task that made it would write beside the disk when that
+    is away.
     """
     from pyspark.sql.pandas.types import to_arrow_schema
+
+    files.make_folder(url)
 
     columns = to_arrow_schema(schema)
     batch = uuid.uuid4().hex[:12]
@@ -86,7 +91,6 @@ def parts(url: str, schema: Any, most: int | None = None) -> Callable[[Iterator[
             part = f"part-{batch}-{task.partitionId():05d}{f'-{number:05d}' if most else ''}.parquet"
             unfinished = files.join(url, f"_{part}-{task.taskAttemptId()}")  # readers skip names with an underscore
             filesystem, path = files.filesystem(unfinished)
-            filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
                 with (
                     filesystem.open(path, "wb") as sink,

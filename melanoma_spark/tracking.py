@@ -60,6 +60,7 @@ class Tracker:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tells at length what it raises, too
         self._mlflow = mlflow
         self._system_metrics = settings.system_metrics
         self.uri = tracking_uri(settings, warehouse)

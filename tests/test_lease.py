@@ -94,6 +94,28 @@ def test_a_torn_file_keeps_nobody_out(warehouse, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("content", [None, '{"owner"', '{"owner": "o", "host": "elsewhere", "beat": 0}'])
+def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, content):
+    """Another job has had it and has ended, or this is not the file system that it was."""
+    file = tmp_path / "running/score.json"
+    with lease.held(warehouse, "score") as own:
+        own.check()
+        file.unlink()
+        if content:
+            file.write_text(content)
+        with pytest.raises(ClusterError, match="is not this job's any more: the warehouse was away, or the job stood"):
+            own.check()
+    assert file.exists() == bool(content), "what is not its own it does not remove"
+
+
+def test_signs_of_life_do_not_bring_back_a_lease_that_is_gone(warehouse, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with lease.held(warehouse, "score"):
+        (tmp_path / "running/score.json").unlink()
+        time.sleep(0.3)
+        assert not (tmp_path / "running/score.json").exists()
+
+
 def test_a_job_gives_signs_of_life(warehouse, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.05)
     with lease.held(warehouse, "score"):

@@ -1,0 +1,127 @@
+"""How long a whole score takes that finds nothing new, or ten new images, by the size of the ledger.
+
+Ledgers of 100,000, 1,000,000 and 10,000,000 rows over 3,650 batches, ten years of nights, each with an index of its own
+as older versions of score have left it: the first run merges them. Then ./spark-submit.sh score, start of Spark
+included, on an archive of 1,000 images and on one of 100,000, all of them scored before; and with ten images that were
+not.
+
+    .venv/bin/python benchmarks/ledger_scale.py                  (about 15 minutes on 2 cores, 4 GB of disk)
+    .venv/bin/python benchmarks/ledger_scale.py 10000000 --nights 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import yaml
+from ingest_scale import SIDE, fill
+from score import registered
+from side_by_side import REPO, start_spark
+
+from jobs.job import Job
+from melanoma_spark import archive, config, drawing, files, ledger, schemas, tracking
+
+SIZE = 32  # pixels, of the network
+ARCHIVES = {"small": 1_000, "large": 100_000}  # images
+NEW = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", type=int, default=[100_000, 1_000_000, 10_000_000], help="of the ledger")
+    parser.add_argument("--nights", type=int, default=3_650, help="batches [3650]")
+    parser.add_argument("--only-generate", type=Path, help=argparse.SUPPRESS)  # in a process of its own
+    chosen = parser.parse_args()
+    if chosen.only_generate:
+        generate(chosen.only_generate, chosen.rows[0], chosen.nights)
+        return
+    for rows in chosen.rows:
+        with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as name:
+            folder = Path(name)
+            same = ["--nights", str(chosen.nights), "--only-generate", name]
+            subprocess.run([sys.executable, __file__, str(rows), *same], check=True, stdout=subprocess.DEVNULL)
+            print(f"{rows} rows of {chosen.nights} batches:", flush=True)
+            measure(folder)
+
+
+def measure(folder: Path) -> None:
+    told("the first run, which merges them", folder, "small")
+    told("nothing new in 1,000 images", folder, "small")
+    told("nothing new in 100,000 images", folder, "large")
+    for seed in range(NEW):
+        (folder / f"small/new-{seed}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=SIDE * 4))
+    told(f"{NEW} new images beside 1,000", folder, "small")
+
+
+def told(what: str, folder: Path, which: str) -> None:
+    """One line about a run of score over one of the archives."""
+    command = [str(REPO / "spark-submit.sh"), "score", "--conf", str(folder / f"{which}.yaml"), "--master", "local[2]"]
+    started = time.monotonic()
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    seconds = time.monotonic() - started
+    own = re.search(r"; ([\d.]+) s$", done.stdout.strip())
+    print(f"    {what}: {seconds:.1f} s, of which the job {own[1] if own else '?'} s", flush=True)
+
+
+def generate(folder: Path, rows: int, nights: int) -> None:
+    """A warehouse with a model and a ledger, and archives that are all in it."""
+    for name, images in ARCHIVES.items():
+        fill(folder / name, images)
+        values = {"archive": str(folder / name), "warehouse": str(folder / "warehouse"), "image_size": SIZE}
+        small = {"ingest": {"min_side": SIDE}, "score": {"worklist": {"pictures": 0}}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**values, **small}))
+    spark = start_spark()
+    for name in ARCHIVES:
+        settings = config.load(str(folder / f"{name}.yaml"), [])
+        warehouse = files.url_of(settings.warehouse)
+        job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+        if name == "small":
+            registered(job, SIZE)
+            model = job.tracker.version("melanoma@champion")
+        listed = ledger.keyed(archive.listing(spark, settings)).where("role = 'image'")
+        index = listed.selectExpr(
+            "source_key", "source_uri", "image_id", "unhex(sha2(source_uri, 256)) sha256", "true done", "'x' batch_id"
+        )
+        place = files.join(warehouse, "ledger", model.name, model.version, f"{ledger.BATCH}19990101-{name}")
+        index.coalesce(1).write.parquet(place)
+        files.make_folder(files.join(warehouse, "scores", f"{ledger.BATCH}19990101-{name}"))
+    spark.stop()
+    top = folder / "warehouse"
+    rng = np.random.default_rng(0)
+    for night in range(nights):
+        batch = f"{datetime(2016, 1, 1, 2, tzinfo=UTC) + timedelta(days=night):%Y%m%dT%H%M%SZ}-{night:06x}"
+        own = rows * (night + 1) // nights - rows * night // nights
+        table = index_of(rng, night, own)
+        for place in (top / "ledger" / model.name / model.version, top / "scores"):
+            (place / f"{ledger.BATCH}{batch}").mkdir(parents=True)
+        target = top / "ledger" / model.name / model.version / f"{ledger.BATCH}{batch}" / "part-00000.parquet"
+        pyarrow.parquet.write_table(table, target)
+        one = pa.table({name: pa.nulls(1) for name in ("image_id", "sha256")})  # a file for those who list scores/
+        pyarrow.parquet.write_table(one, top / "scores" / f"{ledger.BATCH}{batch}" / "part-00000.parquet")
+
+
+def index_of(rng: np.random.Generator, night: int, count: int) -> pa.Table:
+    """Rows of `schemas.LEDGER` of files that nobody has."""
+
+    def noise(length: int) -> pa.Array:
+        content = pa.py_buffer(rng.bytes(length * count))
+        return pa.FixedSizeBinaryArray.from_buffers(pa.binary(length), count, [None, content]).cast(pa.binary())
+
+    names = pa.array([f"night-{night:04d}-image-{place:07d}" for place in range(count)])
+    uris = pa.array([f"file:/data/archive/{name}.jpg" for name in names.to_pylist()])
+    done, batch = pa.array(np.ones(count, bool)), pa.nulls(count, pa.string())
+    return pa.table([noise(16), uris, names, noise(32), done, batch], names=schemas.LEDGER.names)
+
+
+if __name__ == "__main__":
+    main()
