@@ -27,7 +27,7 @@ from melanoma_spark.images import REASONS
 from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL
-from melanoma_spark.subgroups import ATTRIBUTES, FEWEST, Subgroup, largest_gaps
+from melanoma_spark.subgroups import ATTRIBUTES, FEWEST, Subgroup, in_words, largest_gaps
 
 # Beside the colours, for print.
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
@@ -260,6 +260,7 @@ def render(facts: Facts) -> str:
     """The report as one HTML document, plots inside. Raises DataError where a fact is missing or no model is given."""
     images = {name: base64.b64encode(png).decode("ascii") for name, png in plots(facts).items()}
     deciding = facts["deciding"]
+    found = {subgroup.value for subgroup in deciding["subgroups"] if subgroup.attribute == "quality"}
     return pages.render(
         "report.html",
         facts=facts,
@@ -267,7 +268,7 @@ def render(facts: Facts) -> str:
         attributes=ATTRIBUTES,
         published=PUBLISHED,
         fewest=FEWEST,
-        flags=quality.FLAGS,
+        flags={in_words(flag): meaning for flag, meaning in quality.FLAGS.items() if in_words(flag) in found},
         reasons=REASONS,
         gaps=largest_gaps(deciding["subgroups"]),
         mistakes=[

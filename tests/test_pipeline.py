@@ -282,18 +282,26 @@ def test_auroc_is_that_of_scikit_learn(line, predictions):
         assert low <= metrics[f"test_auroc_{suffix}"] <= high
 
 
-def test_flagged_images_are_subgroups_of_the_report(line, stored, predictions):
+def test_flagged_images_are_subgroups_of_the_report(copied, stored):
     test = stored[stored["split"] == "test"]
     pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in test["source_uri"]])
-    flags = quality.flags(quality.measures(pixels), line.job.settings.score.quality)
-    found = {own["value"]: own for own in line.manifest("reports")["subgroups"] if own["attribute"] == "quality"}
-    assert found.keys() == {"any flag", "no flag"} | {name.replace("_", " ") for names in flags for name in names}
-    assert found["any flag"]["n"] == sum(map(bool, flags))
-    for name in quality.FLAGS:
-        own = np.array([name in names for names in flags])
-        if own.any():
-            told = found[name.replace("_", " ")]
-            assert (told["n"], told["positives"]) == (own.sum(), test["label"].to_numpy()[own].sum())
+    measured = quality.measures(pixels)
+    sharpness, brightness = (
+        float(np.median(measured[:, quality.MEASURES.index(k)])) for k in ("sharpness", "brightness")
+    )
+    chosen = copied.job.settings.score
+    limits = chosen.quality.model_copy(update={"sharpness": sharpness, "brightest": brightness})
+    flags = quality.flags(measured, limits)
+    assert {(), ("blurred",), ("bright",), ("blurred", "bright")} >= set(flags)
+    told = copied.stage("evaluate", score=chosen.model_copy(update={"quality": limits}))
+    assert "nothing new" not in told, "other limits are another report"
+    found = {own["value"]: own for own in copied.manifest("reports")["subgroups"] if own["attribute"] == "quality"}
+    assert found.keys() == {"no flag", "any flag", "blurred", "bright"}
+    labels = test["label"].to_numpy()
+    of = {name: np.array([name in names for names in flags]) for name in ("blurred", "bright")}
+    of |= {"any flag": of["blurred"] | of["bright"], "no flag": ~(of["blurred"] | of["bright"])}
+    for name, own in of.items():
+        assert (found[name]["n"], found[name]["positives"]) == (own.sum(), labels[own].sum())
 
 
 def test_test_images_are_exported_as_isics_scorer_wants_them(line, stored, predictions):

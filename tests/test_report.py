@@ -41,7 +41,7 @@ def deciding():
     columns = {
         "sex": [("female",)] * 40 + [("male",)] * 45 + [("unknown",)] * 5,
         "site": [("back",)] * 50 + [("arm",)] * 40,
-        "quality": [("no flag",)] * 50 + [("any flag", "not_skin")] * 40,
+        "quality": [("no flag",)] * 50 + [("any flag", "not skin")] * 40,
     }
     image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     heat = generator.random((2, 2)).astype(np.float32)
@@ -249,7 +249,8 @@ def test_the_page_says_what_is_left_without_the_lesion_and_who_is_judged_worse(f
     told = f"{gap.best.value} {gap.best.auroc.value:.3f} ({low:.3f} to {high:.3f})"
     assert f"Largest gap in AUROC, by {gap.attribute}: {told}" in words
     assert "no flag 50" in words
-    assert "not skin: few pixels are redder than blue" in words
+    assert "not skin: few pixels are redder than blue, as skin is." in words
+    assert "underexposed" not in words, "no image is"
     for own in facts["deciding"]["subgroups"]:
         told = f"{own.auroc.value:.3f}" if own.sufficient else "insufficient"
         assert f"{own.value} {own.n} {100 * own.prevalence:.1f} % {told}" in words
