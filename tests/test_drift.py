@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import mlflow
@@ -299,6 +300,8 @@ def test_counts_of_spark_are_those_of_numpy(spark):
 def test_a_model_without_reference_says_so(spark):
     found = job.of_batch(None, None, None, None)
     assert found.verdict == "no training reference: the version was registered without one"
+    off = config.load(None, ["register.reference=0"])
+    assert job.of_training(SimpleNamespace(settings=off), {}, "", None, [], None) is None
 
 
 @pytest.fixture
