@@ -151,7 +151,7 @@ def environment(folder: Path) -> Path:
     outside = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT")}
     subprocess.run([*uv, "venv", "--python", sys.executable, str(folder)], check=True, env=outside)
     python = folder / "bin/python"
-    packages = [f"ray[data]=={RAY}", *ours]
+    packages = [f"ray[data]=={RAY}", "pyarrow<20", *ours]  # later ones need another numpy than ours
     subprocess.run([*uv, "pip", "install", "--python", str(python), *packages], check=True, env=outside)
     return python
 

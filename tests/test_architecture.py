@@ -37,6 +37,7 @@ SYSTEMS = {
     "ranks": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
     "serving": {"mlflow"},
+    "bundle": set(),
     "pages": {"jinja2"},
     "report": {"matplotlib"},
     "datacard": set(),  # its pages come from pages, its contact sheet from Pillow
@@ -71,7 +72,9 @@ BENEATH = {"files", "pages", "session"}
 EXCEPTIONS = {
     ("inference", "exported"): "the same, without TensorFlow",
     ("inference", "network"): "loads on the executor, inside a function, what the job named by its spec",
+    ("bundle", "network"): "what is registered is a network, and what its answers mean",
     ("serving", "network"): "the model that MLflow serves is the network",
+    ("serving", "bundle"): "the same, without MLflow, which workers of score do not import",
     ("weights", "backbones"): "what a backbone's file is called, and its id, stand with the backbone",
     ("reading", "store"): "what one writes through Petastorm the other reads, with the same warnings",
     ("landing", "archive"): "what lands is what a listing walks over",

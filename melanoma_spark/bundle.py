@@ -1,0 +1,169 @@
+"""A registered model as files: network, calibration, operating point and reference, and what they say of images.
+
+Without MLflow, whose import takes a worker longer than loading the network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from melanoma_spark import __version__, files, images, lineage, network
+from melanoma_spark.calibration import Calibration
+from melanoma_spark.errors import DataError, ImageError
+from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.reference import FILES as OPTIONAL
+from melanoma_spark.reference import Reference
+from melanoma_spark.reference import unpack as unpack_reference
+
+CONTENTS = ("model.json", "weights.npz")
+MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS, and of the reference where there is one
+ARTIFACTS = (*CONTENTS, *OPTIONAL, MANIFEST)
+NUMBERS = ("probability", "raw_probability", "spread", "distance", "threshold")  # of OUTPUTS; the others are text
+OUTPUTS = (
+    *("probability", "raw_probability", "spread", "distance", "decision", "operating_point", "threshold"),
+    *("status", "reason", "detail"),
+)
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A network's spec and tensors with the calibration and the operating point that were found for it.
+
+    `reference` is of the images that it learnt from; a model that was registered without it knows no distances.
+    """
+
+    spec: network.Spec
+    tensors: list[np.ndarray]
+    calibration: Calibration
+    operating_point: OperatingPoint
+    min_side: int
+    max_pixels: int
+    facts: Mapping[str, Any]
+    reference: Reference | None = None
+
+    @property
+    def model_id(self) -> str:
+        """Of what it answers: other views of an image give other probabilities."""
+        return f"{self.facts['id']} tta {self.spec.tta}"
+
+    def prepare(self, content: bytes) -> np.ndarray:
+        """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
+        return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels)
+
+    def prepare_sized(self, content: bytes) -> np.ndarray:
+        """A record of `prepare`'s `pixels` and `side`, the shorter one of the image as it came. Raises as it does."""
+        size = self.spec.image_size
+        found = images.decode_sized(content, size, self.min_side, self.max_pixels)
+        return np.array(found, np.dtype([("pixels", np.uint8, (size, size, 3)), ("side", np.float32)]))
+
+    def finish(self, outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected.
+
+        `outputs` are those of `network.over_views`. `raw_probability` is the network's, `probability` the calibrated
+        one, by which the decision is made. `spread` is the standard deviation of the network's over several views, NaN
+        of one. `distance` is that of `reference.FeatureSpace`, NaN without a reference.
+        """
+        nothing = np.full(len(errors), np.nan)
+        found = (*outputs, None, None)[:3]
+        raw, spread = (nothing if each is None else each.reshape(-1).astype(np.float64) for each in found[:2])
+        known = self.reference is not None and found[2] is not None
+        distance = self.reference.space.distances(found[2]) if known else nothing  # type: ignore[union-attr,arg-type]
+        probability = self.calibration.apply(raw)
+        point = self.operating_point
+        good = np.asarray([error is None for error in errors], dtype=bool)
+        positive = np.nan_to_num(probability, nan=-1.0) >= point.threshold
+        return pd.DataFrame(
+            {
+                "probability": probability,
+                "raw_probability": raw,
+                "spread": spread,
+                "distance": distance,
+                "decision": np.where(good, np.where(positive, "positive", "negative"), ""),
+                "operating_point": point.name,
+                "threshold": point.threshold,
+                "status": np.where(good, "scored", "rejected"),
+                "reason": [error.reason if error else None for error in errors],
+                "detail": [error.detail if error else None for error in errors],
+            }
+        )
+
+
+def without_tensors(scorer: Scorer) -> Scorer:
+    """The scorer for closures that travel to executors, where the weights come by another way."""
+    return replace(scorer, tensors=[])
+
+
+def pack(scorer: Scorer) -> dict[str, bytes]:
+    """The scorer as files of `ARTIFACTS`: JSON and plain arrays, and their SHA-256."""
+    description = {
+        "format": 1,
+        "spec": scorer.spec.model_dump(),
+        "calibration": vars(scorer.calibration),
+        "operating_point": {
+            "name": scorer.operating_point.name,
+            "threshold": scorer.operating_point.threshold,
+            "rule": scorer.operating_point.rule,
+        },
+        "min_side": scorer.min_side,
+        "max_pixels": scorer.max_pixels,
+        "facts": dict(scorer.facts),
+        "package": __version__,
+        "warning": "research software; not a diagnosis, not a medical device",
+    }
+    contents = {
+        "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
+        "weights.npz": files.pack_tensors(scorer.tensors),
+        **(scorer.reference.pack() if scorer.reference else {}),
+    }
+    sums = {name: images.sha256(content) for name, content in contents.items()}
+    return contents | {MANIFEST: json.dumps(sums, indent=1, sort_keys=True).encode()}
+
+
+def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
+    """The scorer in those files. Raises `DataError` when they do not belong together or were changed."""
+    try:
+        sums = json.loads(artifacts[MANIFEST])
+        referenced = any(name in sums for name in OPTIONAL)
+        for name in (*CONTENTS, *(OPTIONAL if referenced else ())):
+            found = images.sha256(artifacts[name])
+            if found != sums[name]:
+                raise DataError(
+                    f"the model's {name} was changed after it was registered: SHA-256 {found}, "
+                    f"{MANIFEST} has {sums[name]}; register it again"
+                )
+        description = json.loads(artifacts["model.json"])
+        scorer = Scorer(
+            spec=network.Spec.model_validate(description["spec"]),
+            tensors=files.unpack_tensors(artifacts["weights.npz"]),
+            calibration=Calibration(**description.get("calibration", {})),  # version 0.1 had none
+            operating_point=OperatingPoint(**description["operating_point"]),
+            min_side=int(description["min_side"]),
+            max_pixels=int(description["max_pixels"]),
+            facts=description["facts"],
+            reference=unpack_reference(artifacts) if referenced else None,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]  # pydantic tells over several lines
+        raise DataError(f"the model's description is damaged: {reason}; register it again") from None
+    found = lineage.tensors_id(scorer.tensors)
+    if found != scorer.facts.get("tensors_id"):
+        raise DataError(
+            f"the model's weights were changed after it was registered: content id {found}, "
+            f"expected {scorer.facts.get('tensors_id')}; register it again"
+        )
+    return scorer
+
+
+def from_files(paths: Mapping[str, str]) -> Scorer:
+    contents = {}
+    for key in ARTIFACTS:
+        if key in paths:
+            with open(paths[key], "rb") as file:
+                contents[key] = file.read()
+    return unpack(contents)

@@ -1,0 +1,31 @@
+"""What a worker of score unpickles brings neither MLflow nor TensorFlow along, whose imports take it seconds."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+
+from melanoma_spark import bundle, network
+from melanoma_spark.calibration import Calibration
+from melanoma_spark.operating_points import OperatingPoint
+
+
+def test_a_worker_of_score_imports_neither_mlflow_nor_tensorflow(tmp_path):
+    spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
+    point = OperatingPoint("screening", 0.5, "sensitivity>=0.90")
+    scorer = bundle.Scorer(spec, [np.zeros(3, np.float32)], Calibration(), point, 1, 10_000, {"id": "x"})
+    (tmp_path / "scorer").write_bytes(pickle.dumps(bundle.without_tensors(scorer)))
+    code = f"""
+import pickle, sys
+with open({str(tmp_path / "scorer")!r}, "rb") as file:
+    scorer = pickle.load(file)
+import melanoma_spark.archive, melanoma_spark.exported, melanoma_spark.inference, melanoma_spark.quality
+import melanoma_spark.store
+assert scorer.model_id == "x tta 1"
+print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow")))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == []
