@@ -108,7 +108,7 @@ def draw(samples: list[Sample], images: int, target: Path) -> None:
     axes.plot(seconds, python, label="the driver's Python, resident")
     axes.set(xlabel="seconds", ylabel="MB", ylim=(0, None), title=f"score of {images:,} images: the driver's memory")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="center right")
     figure.tight_layout()
     figure.savefig(target)
 

@@ -305,6 +305,7 @@ def test_a_warehouse_that_is_away_for_a_moment_ends_the_job_and_nothing_else(sco
         assert not list(scored.folder.glob("scores/batch_id=*"))
         shutil.rmtree(scored.folder)
     disk.back()
+    shutil.rmtree(scored.folder / "running")  # it could not be given back, and this process lives on
     assert not list(scored.folder.glob("scores/batch_id=*"))
     assert "7 images listed = 6 scored + 1 rejected + 0 copies" in scored.stage("score")
     once(scored)
