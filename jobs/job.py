@@ -137,6 +137,12 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     """What can be known of the settings before Spark starts. Raises `ConfigError`."""
     if needs_archive and not settings.archive:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
+    for key, url in (("archive", settings.archive), ("warehouse", settings.warehouse)):
+        if logs.CREDENTIALS.search(str(url)):  # servers and libraries would tell it, each in words of its own
+            raise ConfigError(
+                f"{key}={url} has a user or a key in its address; name the bucket or host alone: S3's keys come from "
+                "the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE), HDFS's user is HADOOP_USER_NAME"
+            )
     backbones.check(settings)
     exported.engine_for(settings.featurize.engine, settings.backbone.name, settings.featurize.precision)
     operating_points.parse_rule(settings.evaluate.operating_point)
