@@ -56,7 +56,7 @@ def said(job: Job, listed: DataFrame) -> DataFrame:
         own = (*words.positive, *words.negative)
         layout = layouts.recognise(heads, folders, settings.layout, settings.ingest.columns, own)
         records = selection.merged(archive.records(job.spark, layout, tables, settings))
-        return records.select(*(f.col(name).cast("string") for name in columns)).localCheckpoint()
+        return session.fixed(records.select(*(f.col(name).cast("string") for name in columns)))
     except (ConfigError, DataError) as error:
         # the error may name files of the archive
         why = "a table of the archive is not understood" if settings.privacy.source_names == "hash" else str(error)

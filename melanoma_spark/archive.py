@@ -67,7 +67,7 @@ def listing(spark: SparkSession, settings: config.Settings) -> DataFrame:
             for row in batch.itertuples(index=False):
                 yield from named(expanded(root, row, limits))
 
-    found = spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING).localCheckpoint()  # type: ignore[arg-type]
+    found = session.fixed(spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING))  # type: ignore[arg-type]
     inside = in_microseconds(found.where("kind = 'container'").repartition(session.slots(spark), "file"))
     members = inside.mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
     return found.where("kind != 'container'").unionByName(members)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark import StorageLevel
+from pyspark.sql import DataFrame, SparkSession
 
 from melanoma_spark import logs
 from melanoma_spark.errors import ClusterError
@@ -88,6 +90,16 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
         yield
     finally:
         spark.conf.set(key, before)
+
+
+def fixed(table: DataFrame) -> DataFrame:
+    """The table as it is now, whatever becomes of what it was made from; computed at once.
+
+    It lies on two executors, where there are two, so that losing one loses none of it. Spark 3.5 keeps it on one.
+    """
+    if "storageLevel" not in inspect.signature(table.localCheckpoint).parameters:
+        return table.localCheckpoint()
+    return table.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2)
 
 
 _SENT: list[Any] = []  # what `broadcast` has sent and `let_go` not yet taken back
