@@ -225,8 +225,8 @@ def test_status_tells_the_batches(scored):
     scored.stage("score")
     shown = scored.job.settings.score.model_copy(update={"action": "status"})
     told = scored.told("score", score=shown).splitlines()
-    assert told[0].endswith("melanoma version 1  1 scored"), "the newest first"
-    assert told[1].endswith("melanoma version 1  6 scored, 1 rejected")
+    assert "melanoma version 1  1 scored  too few to tell: " in told[0], "the newest first"
+    assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in told[1]
     assert told[2].startswith("score: 2 batches in scores/, 2 shown")
     shutil.rmtree(scored.folder / "batches")
     assert "of before version 0.2" in scored.told("score", score=shown)
