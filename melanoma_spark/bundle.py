@@ -70,7 +70,7 @@ class Scorer:
         of one. `distance` is that of `reference.FeatureSpace`, NaN without a reference.
         """
         nothing = np.full(len(errors), np.nan)
-        found = (*outputs, None, None)[:3]
+        found = (*outputs, None, None, None)[:3]
         raw, spread = (nothing if each is None else each.reshape(-1).astype(np.float64) for each in found[:2])
         known = self.reference is not None and found[2] is not None
         distance = self.reference.space.distances(found[2]) if known else nothing  # type: ignore[union-attr,arg-type]

@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 
-from melanoma_spark import bundle, network
+from melanoma_spark import bundle, network, reference
 from melanoma_spark.calibration import Calibration
+from melanoma_spark.errors import ImageError
 from melanoma_spark.operating_points import OperatingPoint
 
 
@@ -29,3 +30,17 @@ print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "m
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split() == []
+
+
+def test_images_none_of_which_can_be_decoded_are_rows_with_reasons():
+    """A model that is served is handed such a table as any other; with a reference it looks for their features."""
+    spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
+    point = OperatingPoint("screening", 0.5, "sensitivity>=0.90")
+    space = reference.FeatureSpace(np.zeros(2), np.eye(1, 2), np.ones(1), 1.0, 1.0)
+    known = reference.Reference(space, {}, {}, {})
+    scorer = bundle.Scorer(spec, [], Calibration(), point, 1, 10_000, {"id": "x"}, known)
+    for outputs in ([], [None]):  # of the served model, and of inference.over_batches
+        rows = scorer.finish(outputs, [ImageError("corrupt", "cut short"), ImageError("corrupt", "no image")])
+        assert list(rows["status"]) == ["rejected", "rejected"]
+        assert rows[["probability", "raw_probability", "spread", "distance"]].isna().all(axis=None)
+        assert list(rows["detail"]) == ["cut short", "no image"]
