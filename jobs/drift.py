@@ -71,7 +71,7 @@ def looked_at(
     some = parts[0].unionByName(parts[1]).repartition(session.partitions_for(spark, 2 * most))
     field = schemas.images_schema(spec.image_size).fields["image"]
     plain = spec.model_copy(update={"tta": 1})  # features are of the image as it is
-    load = inference.network_loader(plain, spark.sparkContext.broadcast(tensors), session.task_threads(spark))
+    load = inference.network_loader(plain, session.broadcast(spark, tensors), session.task_threads(spark))
 
     def measuring() -> inference.Predict:
         forward = load()

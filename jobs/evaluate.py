@@ -159,7 +159,7 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
     threads = session.task_threads(job.spark)
     spec = network.Spec.model_validate(model["spec"])
     cut = backbones.backbone(spec.backbone).cuts[-1]
-    tensors = job.spark.sparkContext.broadcast(store.load_model(job.warehouse, PLACES[HEAD], model))
+    tensors = session.broadcast(job.spark, store.load_model(job.warehouse, PLACES[HEAD], model))
 
     def load() -> inference.Predict:
         network.use_threads(threads)

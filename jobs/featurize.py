@@ -157,10 +157,10 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
             return network.predictor(backbones.features(backbones.build_base(name, size, sent.value), cuts))
 
     if engine == "tensorflow":
-        sent, load = spark.sparkContext.broadcast(list(base.tensors)), by_tensorflow
+        sent, load = session.broadcast(spark, list(base.tensors)), by_tensorflow
     else:
         model = backbones.features(backbones.build_base(name, size, base.tensors), cuts)
-        sent = spark.sparkContext.broadcast(exported.export(model, engine))
+        sent = session.broadcast(spark, exported.export(model, engine))
         load = inference.exported_loader(engine, sent, threads)
 
     def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:

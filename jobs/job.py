@@ -168,15 +168,18 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
     Returns the exit status: 0, or that of a `Marked` summary. Raises `ClusterError` where a file system was full, or
     away.
     """
-    from melanoma_spark import lease
+    from melanoma_spark import lease, session
 
     started = time.monotonic()
     with logs.about(stage=name), one_line(job):
         logs.mark("started")
         with lease.held(job.warehouse, name, job.settings.wait) as own, in_run(job, name, tags) as running:
-            if job.spark is not None:
-                job.spark.sparkContext.setJobDescription(name)
-            summary = stage(replace(running, lease=own))
+            if job.spark is None:
+                summary = stage(replace(running, lease=own))
+            else:
+                session.describe(job.spark, name)
+                with session.let_go(job.spark):
+                    summary = stage(replace(running, lease=own))
             seconds = time.monotonic() - started
             job.tracker.metrics({"seconds": seconds})
         say(f"{name}: {summary}; {seconds:.1f} s", "done", seconds=round(seconds, 1))

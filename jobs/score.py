@@ -112,8 +112,7 @@ class New:
 def run(job: Job) -> str:
     if job.settings.score.action == "status":
         return status.run(job.settings)
-    with session.let_go(job.spark):
-        return batch(job)
+    return batch(job)
 
 
 def batch(job: Job, opened: Opened = nullcontext) -> str:

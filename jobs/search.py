@@ -133,7 +133,7 @@ def symmetries(
     url = files.join(job.warehouse, "reports/search/symmetries", lineage.content_id(made_of))
     if not files.exists(files.join(url, "_SUCCESS")):
         pixels = schemas.images_schema(size).fields["image"]
-        tensors = job.spark.sparkContext.broadcast(list(base.tensors))
+        tensors = session.broadcast(job.spark, list(base.tensors))
         threads = session.task_threads(job.spark)
 
         def load() -> inference.Predict:
@@ -180,7 +180,7 @@ def fitted(
     spark = job.spark
     wanted = list(itertools.product(range(len(heads)), seeds, range(job.settings.search.folds)))
     specs = [head.spec_of(tried, **spec) for tried in heads]
-    sent = spark.sparkContext.broadcast(data)
+    sent = session.broadcast(spark, data)
     fit = fitter(heads, ttas, specs, wanted, sent, session.task_threads(spark))
     session.describe(spark, f"search: {len(wanted)} heads")
     with session.progress(spark, "heads"):

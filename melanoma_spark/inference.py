@@ -63,7 +63,7 @@ def judged(
     pixels = schemas.images_schema(spec.image_size).fields["image"]
     udf = over_column(
         model_id,
-        network_loader(spec, spark.sparkContext.broadcast(tensors), session.task_threads(spark)),
+        network_loader(spec, session.broadcast(spark, tensors), session.task_threads(spark)),
         lambda content: change(pixels.codec.decode(pixels, content)),
         probabilities,
         PROBABILITY,

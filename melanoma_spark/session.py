@@ -116,7 +116,8 @@ def broadcast(spark: SparkSession, value: Any) -> Any:
 def let_go(spark: SparkSession) -> Iterator[None]:
     """What is persisted, checkpointed or `broadcast` in here is let go at the end, on the driver and the executors.
 
-    A job that ends lets go of all. One that lives for weeks would fill memory and disk.
+    A process that ends lets go of all. One that runs many stages, or lives for weeks, would fill memory and disk: the
+    driver keeps a file of all that is broadcast, among it a network's weights.
     """
     context, sent = spark.sparkContext._jsc, len(_SENT)
     before = set(context.getPersistentRDDs().keySet())

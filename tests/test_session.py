@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.job import run_stage
 from melanoma_spark import session
 
 
@@ -39,3 +41,22 @@ def test_long_work_tells_how_many_tasks_have_ended(spark, capsys):
     assert 0 < done[-1] <= 6
     time.sleep(0.7)
     assert capsys.readouterr().out == "", "when the work is done, it is quiet"
+
+
+def test_a_stage_that_has_ended_holds_nothing(new_line):
+    line = new_line()
+    context = line.job.spark.sparkContext
+
+    def held() -> tuple[int, int]:
+        return len(context._jsc.getPersistentRDDs()), len(list(Path(context._temp_dir).iterdir()))
+
+    def stage(job: Any) -> str:
+        session.broadcast(job.spark, [1])
+        job.spark.range(3).persist().count()
+        during.append(held())
+        return "done"
+
+    before, during = held(), []
+    run_stage(line.job, "held", stage, {"stage": "held"})
+    assert during == [(before[0] + 1, before[1] + 1)], "a table, and the file of a broadcast"
+    assert held() == before
