@@ -32,7 +32,7 @@ from side_by_side import REPO, Memory, Processes
 
 from jobs import score
 from jobs.job import Job
-from melanoma_spark import config, drawing, files, images, lineage, network, serving, tracking
+from melanoma_spark import bundle, config, drawing, files, images, lineage, network, tracking
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.operating_points import OperatingPoint
 
@@ -156,7 +156,7 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def registered(folder: Path) -> serving.Scorer:
+def registered(folder: Path) -> bundle.Scorer:
     """A network with random weights as the champion, and exported: speed does not depend on their values."""
     settings = config.parse({"warehouse": str(folder / "warehouse"), "mlflow": {"system_metrics": False}})
     warehouse = files.url_of(settings.warehouse)
@@ -165,10 +165,10 @@ def registered(folder: Path) -> serving.Scorer:
     tensors = network.build(spec).get_weights()
     point = OperatingPoint("screening", 0.5, "sensitivity>=0.90")
     facts = {"id": "bench", "tensors_id": lineage.tensors_id(tensors), "dataset_id": "none"}
-    scorer = serving.Scorer(spec, tensors, Calibration(), point, 1, 10**8, facts)
+    scorer = bundle.Scorer(spec, tensors, Calibration(), point, 1, 10**8, facts)
     (folder / "weights.npz").write_bytes(files.pack_tensors(tensors))
     with tracker.run("register", {}):
-        found = tracker.register("melanoma", serving.pack(scorer), None, {}, "of a benchmark")
+        found = tracker.register("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
     tracker.point("melanoma", "champion", found)
     job: Any = Job(None, settings, warehouse, tracker)
     own: Any = SimpleNamespace(job=job, scorer=scorer, model="melanoma", version=str(found))
@@ -177,7 +177,7 @@ def registered(folder: Path) -> serving.Scorer:
     return scorer
 
 
-def bare_loop(pixels: np.ndarray, scorer: serving.Scorer) -> Callable[[int], None]:
+def bare_loop(pixels: np.ndarray, scorer: bundle.Scorer) -> Callable[[int], None]:
     """Nothing but the forward pass over decoded pixels, on one thread."""
     network.use_threads(1)
     predict = network.predictor(network.build(scorer.spec, scorer.tensors))

@@ -24,7 +24,8 @@ try() { # HOME
     found="$found${found:+, }Java ${version:-(of no known version)} in $1"
 }
 
-if [ "${JAVA_HOME:-}" = "$conf/java" ]; then JAVA_HOME=${REAL_JAVA_HOME:-}; fi # called from within spark-submit.sh
+# Called from within spark-submit.sh, of this checkout or of another one.
+if [ -x "${JAVA_HOME:-}/../find-java.sh" ]; then JAVA_HOME=${REAL_JAVA_HOME:-}; fi
 try "${JAVA_HOME:-}"
 # `java` may be a link or the shim of a version manager: Java itself knows where its home is.
 java=$(command -v java) && try "$(property "$java" java.home)"

@@ -21,7 +21,7 @@ from pyspark.sql import types as t
 
 from jobs import judging
 from jobs.job import Job
-from melanoma_spark import drift, inference, network, quality, reference, schemas, serving, session, store
+from melanoma_spark import bundle, drift, inference, network, quality, reference, schemas, session, store
 from melanoma_spark.errors import ImageError
 
 FOUND = t.StructType([t.StructField(name, t.ArrayType(t.FloatType())) for name in ("features", "measures")])
@@ -93,7 +93,7 @@ def looked_at(
 # --- of a batch
 
 
-def told_by(job: Job, rows: DataFrame, scorer: serving.Scorer) -> DataFrame:
+def told_by(job: Job, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
     """The rows of a batch that tell of drift: what the network has seen, and had not seen before in training.
 
     What it learnt from is nearer to it, and it is surer of that. Which images those are is known where this warehouse

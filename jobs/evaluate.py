@@ -46,7 +46,6 @@ from melanoma_spark.errors import DataError
 
 HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"
 PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
-PREDICTIONS = "predictions/predictions.parquet"
 JUDGED = "split in ('validation', 'test')"
 
 
@@ -88,7 +87,7 @@ def run(job: Job) -> str:
     judged = pd.DataFrame(predictions.toPandas())
     painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
     calibrations, table = calibrated(judged[judged["model"] != PAINTED], settings.evaluate.calibration)
-    files.write_bytes(files.join(folder, PREDICTIONS), table.to_parquet(index=False))
+    judging.write_predictions(folder, table)
 
     test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
     told = judging.told_of_test(job, images, test)
@@ -266,11 +265,11 @@ def against_champion(job: Job, images: dict[str, Any], test: pd.DataFrame, name:
 
 def known_predictions(job: Job, standing: Any) -> pd.DataFrame | None:
     """A registered version's rows of the test images it was evaluated on, where this warehouse has them."""
-    url = files.join(job.warehouse, "reports", standing.tags.get("report_id", ""), PREDICTIONS)
-    if not standing.tags.get("report_id") or not files.exists(url):
+    report_id = standing.tags.get("report_id")
+    if not report_id:
         return None
-    rows = pd.read_parquet(io.BytesIO(files.read_bytes(url)))
-    return rows[(rows["split"] == "test") & (rows["model"] == standing.tags.get("model"))].sort_values("sha256")
+    folder = files.join(job.warehouse, "reports", report_id)
+    return judging.read_predictions(folder, str(standing.tags.get("model")), "test")
 
 
 def difference(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> report.Gain:

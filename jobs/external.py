@@ -17,12 +17,12 @@ from jobs import ingest, judging
 from jobs.job import Job, archive_id, say
 from melanoma_spark import (
     __version__,
+    bundle,
     config,
     files,
     inference,
     lineage,
     report,
-    serving,
     session,
     shortcuts,
     store,
@@ -36,7 +36,7 @@ HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a pa
 def run(job: Job) -> str:
     settings = job.settings
     version, artifacts = job.tracker.model_files(settings.score.model)
-    scorer = serving.unpack(artifacts)
+    scorer = bundle.unpack(artifacts)
     place = files.join(job.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
     own = replace(job, warehouse=place, settings=settings.model_copy(update=changes))
@@ -78,7 +78,7 @@ def run(job: Job) -> str:
         left = judging.without_the_lesion(own, images, train, test, painted_over)
     facts = report_facts(own, images, scorer, name, test, told, known, left)
     folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
-    files.write_bytes(files.join(folder, "predictions", "predictions.parquet"), test.to_parquet(index=False))
+    judging.write_predictions(folder, test)
     for file, content in judging.in_isics_format(images, test, told).items():
         files.write_bytes(files.join(folder, "isic", file), content)
     judging.publish(own, folder, facts)
@@ -95,7 +95,7 @@ def run(job: Job) -> str:
     )
 
 
-def training_images(job: Job, scorer: serving.Scorer) -> dict[str, Any]:
+def training_images(job: Job, scorer: bundle.Scorer) -> dict[str, Any]:
     """The manifest of the images that a model learnt from. Raises `DataError` where this warehouse has others."""
     images = store.need(job.warehouse, "images", "ingest")
     if images["id"] != scorer.facts.get("dataset_id"):
@@ -106,11 +106,11 @@ def training_images(job: Job, scorer: serving.Scorer) -> dict[str, Any]:
     return images
 
 
-def trained_target(job: Job, scorer: serving.Scorer) -> str:
+def trained_target(job: Job, scorer: bundle.Scorer) -> str:
     return str(training_images(job, scorer)["target"])
 
 
-def seen_in_training(job: Job, scorer: serving.Scorer, rows: DataFrame) -> DataFrame:
+def seen_in_training(job: Job, scorer: bundle.Scorer, rows: DataFrame) -> DataFrame:
     """`sha256` of the rows that have the bytes or the pixels of an image of train or validation."""
     own = judging.pixels_of(job, training_images(job, scorer)).where("split != 'test'")
     parts = [rows.join(own.select(key).distinct(), key, "left_semi").select("sha256") for key in HASHES]
@@ -120,7 +120,7 @@ def seen_in_training(job: Job, scorer: serving.Scorer, rows: DataFrame) -> DataF
 def report_facts(
     job: Job,
     images: dict[str, Any],
-    scorer: serving.Scorer,
+    scorer: bundle.Scorer,
     name: str,
     test: pd.DataFrame,
     told: pd.DataFrame,

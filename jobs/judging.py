@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyspark.sql import types as t
 from jobs.job import Job
 from melanoma_spark import (
     bootstrap,
+    bundle,
     figures,
     files,
     gradcam,
@@ -24,7 +26,6 @@ from melanoma_spark import (
     quality,
     report,
     schemas,
-    serving,
     session,
     shortcuts,
     store,
@@ -32,10 +33,26 @@ from melanoma_spark import (
 )
 from melanoma_spark.errors import DataError
 
+PREDICTIONS = "predictions/predictions.parquet"
+
 
 def pixels_of(job: Job, images: dict[str, Any]) -> DataFrame:
     """The rows of images/."""
     return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+
+
+def write_predictions(folder: str, table: pd.DataFrame) -> None:
+    """Rows of `schemas.PREDICTIONS`, into a report's folder."""
+    files.write_bytes(files.join(folder, PREDICTIONS), table.to_parquet(index=False))
+
+
+def read_predictions(folder: str, model: str, split: str) -> pd.DataFrame | None:
+    """A model's rows of a split, by `sha256`; None where the folder has none."""
+    url = files.join(folder, PREDICTIONS)
+    if not files.exists(url):
+        return None
+    rows = pd.read_parquet(io.BytesIO(files.read_bytes(url)))
+    return rows[(rows["model"] == model) & (rows["split"] == split)].sort_values("sha256")
 
 
 def publish(job: Job, folder: str, facts: report.Facts) -> None:
@@ -191,7 +208,7 @@ def patients_of(told: pd.DataFrame) -> list[str | None]:
 def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
     """Calibrated probabilities of a registered model, of the rows of `test`. Raises `DataError` for another size."""
     _, artifacts = job.tracker.model_files(reference)
-    scorer = serving.unpack(artifacts)
+    scorer = bundle.unpack(artifacts)
     if scorer.spec.image_size != images["image_size"]:
         raise DataError(
             f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images['image_size']} px, so the "

@@ -19,7 +19,7 @@ from pyspark.sql import functions as f
 
 from jobs import drift, judging
 from jobs.job import Job, main, say
-from melanoma_spark import files, gate, history, lineage, network, serving, store
+from melanoma_spark import bundle, files, gate, history, lineage, network, store
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint
@@ -114,9 +114,8 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
     spec = network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)})
     tensors = store.load_model(job.warehouse, PLACES[name], model)
     images = the_images(job, evaluated)
-    table = pd.read_parquet(files.join(job.warehouse, "reports", evaluated["path"], "predictions"))
-    raw = table.loc[(table["model"] == name) & (table["split"] == "validation"), "raw_probability"].to_numpy()
-    scorer = serving.Scorer(
+    raw = predictions(job, evaluated, name, "validation")["raw_probability"].to_numpy()
+    scorer = bundle.Scorer(
         spec=spec,
         tensors=tensors,
         calibration=Calibration(**evaluated.get("calibrations", {}).get(name, {})),
@@ -157,7 +156,7 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
         "Research software; not a diagnosis, not a medical device."
     )
     return str(
-        job.tracker.register(settings.register_.name, serving.pack(scorer), example(job, scorer), tags, description)
+        job.tracker.register(settings.register_.name, bundle.pack(scorer), example(job, scorer), tags, description)
     )
 
 
@@ -169,12 +168,19 @@ def the_images(job: Job, evaluated: dict[str, Any]) -> dict[str, Any]:
     return images
 
 
+def predictions(job: Job, evaluated: dict[str, Any], name: str, split: str) -> pd.DataFrame:
+    """The report's rows of a model and split."""
+    rows = judging.read_predictions(files.join(job.warehouse, "reports", evaluated["path"]), name, split)
+    if rows is None:
+        raise DataError("the predictions of the last report are gone; run `./spark-submit.sh evaluate` again")
+    return rows
+
+
 def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> list[gate.Verdict]:
     """The challenger's predictions are the report's; the champion judges the same test images now."""
-    settings, warehouse = job.settings, job.warehouse
+    settings = job.settings
     images = the_images(job, evaluated)
-    table = pd.read_parquet(files.join(warehouse, "reports", evaluated["path"], "predictions"))
-    test = table[(table["model"] == name) & (table["split"] == "test")].sort_values("sha256")
+    test = predictions(job, evaluated, name, "test")
     champion = None
     if standing is not None and settings.register_.gate.auroc_margin is not None:
         champion = judging.judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
@@ -204,7 +210,7 @@ def overlap(job: Job, images: dict[str, Any]) -> int:
     return int(parts[0].union(parts[1]).union(parts[2]).agg(f.countDistinct("sha256")).collect()[0][0])
 
 
-def example(job: Job, scorer: serving.Scorer) -> pd.DataFrame:
+def example(job: Job, scorer: bundle.Scorer) -> pd.DataFrame:
     """One drawn lesion, not a patient's: an input example must be free to show."""
     from melanoma_spark import drawing
 

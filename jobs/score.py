@@ -43,6 +43,7 @@ from jobs.job import Job, Marked, Stage, archive_id, main, run_stage, say
 from melanoma_spark import (
     archive,
     batches,
+    bundle,
     config,
     exported,
     files,
@@ -54,7 +55,6 @@ from melanoma_spark import (
     network,
     quality,
     schemas,
-    serving,
     session,
     store,
 )
@@ -78,7 +78,7 @@ class Run:
     job: Job
     model: str
     version: str
-    scorer: serving.Scorer
+    scorer: bundle.Scorer
     place: str  # where its rows wait until all are there
     everything: DataFrame  # the listing, with `source_key`
     listing: DataFrame  # of images
@@ -119,7 +119,7 @@ def batch(job: Job, opened: Opened = nullcontext) -> str:
     """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
-    scorer, model, version = serving.unpack(artifacts), str(found.name), str(found.version)
+    scorer, model, version = bundle.unpack(artifacts), str(found.name), str(found.version)
     ledger.tidy(spark, warehouse, check_of(job))
     done = known(job, model, version)
     work = lineage.content_id(
@@ -290,7 +290,7 @@ def compute(own: Run, new: New) -> None:
     spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
     session.describe(spark, f"score: {new.computed} images with {own.name}")
     # The closures below travel to the executors; the weights go once, as a broadcast.
-    light = serving.without_tensors(scorer)
+    light = bundle.without_tensors(scorer)
     size, threads = settings.score.batch_size, session.task_threads(spark)
     engine = exported.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
     if engine == "tensorflow":
@@ -336,7 +336,7 @@ def compute(own: Run, new: New) -> None:
 def with_quality(
     rows: pd.DataFrame, measured: np.ndarray | None, side: np.ndarray | None, image_size: int, limits: config.Quality
 ) -> pd.DataFrame:
-    """Rows of `serving.OUTPUTS` with what `quality` says of them; it may let the model abstain, never judge.
+    """Rows of `bundle.OUTPUTS` with what `quality` says of them; it may let the model abstain, never judge.
 
     measured: (n, 5) as `quality.measures`; side: (n,), the shorter one of each file in pixels; None where no image
     could be decoded.

@@ -18,6 +18,7 @@ from pyspark.sql import types as t
 from jobs.job import Job, say
 from melanoma_spark import (
     archive,
+    bundle,
     drift,
     files,
     gradcam,
@@ -27,7 +28,6 @@ from melanoma_spark import (
     network,
     schemas,
     selection,
-    serving,
     session,
     worklist,
 )
@@ -68,7 +68,7 @@ def write(
     job: Job,
     rows: DataFrame,
     listing: DataFrame,
-    scorer: serving.Scorer,
+    scorer: bundle.Scorer,
     told: Mapping[str, Any],
     counts: Mapping[str, int],
     drifted: drift.Drift,
@@ -145,7 +145,7 @@ def safe(name: str) -> Column:
 
 
 def pictures(
-    job: Job, listing: DataFrame, scorer: serving.Scorer, wanted: set[str], rows: DataFrame, folder: str
+    job: Job, listing: DataFrame, scorer: bundle.Scorer, wanted: set[str], rows: DataFrame, folder: str
 ) -> dict[str, tuple[str, str]]:
     """SHA-256 -> names of two files beside the page: the crop that the model saw, and the same with Grad-CAM."""
     if not wanted:
@@ -154,7 +154,7 @@ def pictures(
         "source_key", ledger.key("source_uri", "source_bytes", "source_modified")
     )
     found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
-    spec, light, threads = scorer.spec, serving.without_tensors(scorer), session.task_threads(job.spark)
+    spec, light, threads = scorer.spec, bundle.without_tensors(scorer), session.task_threads(job.spark)
     tensors = session.broadcast(job.spark, scorer.tensors)
 
     def load() -> inference.Predict:

@@ -135,12 +135,12 @@ def _tidied(folder: str, there: Collection[str]) -> set[str]:
     return kept
 
 
-def index(spark: SparkSession, warehouse: str, batches: Collection[str]) -> None:
+def index(spark: SparkSession, warehouse: str, missing: Collection[str]) -> None:
     """The index of batches by their scores alone, which know nothing of copies."""
     top = files.join(warehouse, "scores")
-    urls = [files.join(top, f"{BATCH}{batch}") for batch in sorted(batches)]
+    urls = [files.join(top, f"{BATCH}{batch}") for batch in sorted(missing)]
     rows = spark.read.option("basePath", top).schema(schemas.SCORES).parquet(*urls)
-    left = set(batches)
+    left = set(missing)
     grouped = rows.groupBy("model_name", "model_version").agg(f.collect_set("batch_id").alias("batches")).collect()
     for row in grouped:
         own = rows.where((f.col("model_name") == row.model_name) & (f.col("model_version") == row.model_version))
@@ -164,17 +164,17 @@ def merge(spark: SparkSession, folder: str, there: Collection[str]) -> None:
         held = sum(len(one.batches) for one in chosen)
         if not piece.loose and len(piece.batches) <= held:
             chosen.append(piece)
-    batches = frozenset().union(*(piece.batches for piece in chosen)) & set(there)
-    _write(_rows(spark, chosen, there), folder, batches)
+    held_by_all = frozenset().union(*(piece.batches for piece in chosen)) & set(there)
+    _write(_rows(spark, chosen, there), folder, held_by_all)
     for piece in chosen:
         files.remove(piece.url)
 
 
-def _write(rows: DataFrame, folder: str, batches: Collection[str]) -> None:
+def _write(rows: DataFrame, folder: str, of: Collection[str]) -> None:
     """A merged piece of an index."""
-    url = files.join(folder, f"{MERGED}{max(batches)}-{uuid.uuid4().hex[:6]}")
+    url = files.join(folder, f"{MERGED}{max(of)}-{uuid.uuid4().hex[:6]}")
     rows.coalesce(max(1, math.ceil(rows.count() / ROWS_A_FILE))).write.parquet(url)
-    files.write_json(files.join(url, MARK), {"batches": sorted(batches)})
+    files.write_json(files.join(url, MARK), {"batches": sorted(of)})
 
 
 def entries(scores: DataFrame) -> DataFrame:

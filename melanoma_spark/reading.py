@@ -17,7 +17,7 @@ from melanoma_spark import files, session, sharding
 from melanoma_spark.errors import DataError
 from melanoma_spark.prefetch import ahead
 from melanoma_spark.sharding import Index
-from melanoma_spark.store import quiet
+from melanoma_spark.store import opener, quiet
 
 KEY = ("sha256", "view")  # of a row; images have no views
 Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows
@@ -234,7 +234,8 @@ def _place(piece: Any) -> tuple[str, int]:
 def _filesystem(url: str) -> tuple[Any, str]:
     from petastorm.fs_utils import get_filesystem_and_path_or_paths
 
-    found: tuple[Any, str] = get_filesystem_and_path_or_paths(url)
+    make = opener(url)
+    found: tuple[Any, str] = (make(), files.filesystem(url)[1]) if make else get_filesystem_and_path_or_paths(url)
     return found
 
 

@@ -15,34 +15,8 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 
 from melanoma_spark import network
-from melanoma_spark.bundle import (
-    ARTIFACTS,
-    CONTENTS,
-    MANIFEST,
-    NUMBERS,
-    OPTIONAL,
-    OUTPUTS,
-    Scorer,
-    from_files,
-    pack,
-    unpack,
-    without_tensors,
-)
+from melanoma_spark.bundle import NUMBERS, OUTPUTS, from_files
 from melanoma_spark.errors import ImageError
-
-__all__ = [  # jobs know them from here
-    "ARTIFACTS",
-    "CONTENTS",
-    "MANIFEST",
-    "NUMBERS",
-    "OPTIONAL",
-    "OUTPUTS",
-    "Scorer",
-    "from_files",
-    "pack",
-    "unpack",
-    "without_tensors",
-]
 
 
 def signature() -> ModelSignature:

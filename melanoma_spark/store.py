@@ -53,10 +53,18 @@ def petastorm(spark: Any, url: str, schema: Any, row_group_mb: int) -> Iterator[
     """Around the writing of a Petastorm dataset: adds its schema and row-group counts, and checks both."""
     from petastorm.etl.dataset_metadata import materialize_dataset
 
-    with quiet(), materialize_dataset(spark, url, schema, row_group_mb):
+    with quiet(), materialize_dataset(spark, url, schema, row_group_mb, filesystem_factory=opener(url)):
         yield
         # What a killed job left of it, or what knows nothing of files added since; Petastorm would add to it.
         files.remove(files.join(url, "_common_metadata"))
+
+
+def opener(url: str) -> Callable[[], Any] | None:
+    """What makes the file system that Petastorm is to use; None for its own choice, of local folders.
+
+    For others it would choose libhdfs, which is not where Python alone is, or a store that knows not of `files`.
+    """
+    return None if url.startswith("file:") else lambda: files.filesystem(url)[0]
 
 
 def parts(url: str, schema: Any, most: int | None = None) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import config, files
+from melanoma_spark import bundle, config
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
 # Before MLflow is imported: no call home, and no bar for each small download.
@@ -64,6 +64,7 @@ class Tracker:
         self._mlflow = mlflow
         self._system_metrics = settings.system_metrics
         self.uri = tracking_uri(settings, warehouse)
+        self._artifacts: str | None = None  # where a server keeps them is its own affair
         embedded = self.uri.startswith("sqlite:")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         try:
@@ -74,7 +75,7 @@ class Tracker:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with contextlib.closing(sqlite3.connect(path)) as database:  # MLflow would try for 100 s
                     database.execute("PRAGMA schema_version")
-            self._artifacts = files.join(warehouse, "mlartifacts") if embedded else None
+                self._artifacts = f"file://{path.absolute().parent}/mlartifacts"
             self._experiment = settings.experiment
             mlflow.set_experiment(experiment_id=self._experiment_id(settings.experiment))
         except Exception as error:
@@ -164,7 +165,7 @@ class Tracker:
             for key, content in artifacts.items():
                 paths[key] = str(Path(folder) / key)
                 Path(paths[key]).write_bytes(content)
-            scorer = serving.from_files(paths)
+            scorer = bundle.from_files(paths)
             with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of each step; what fails is raised
                 info = self._mlflow.pyfunc.log_model(
                     name="model",
@@ -179,7 +180,7 @@ class Tracker:
                 )
         client = self._mlflow.MlflowClient()
         version = str(info.registered_model_version)
-        sums = {BUNDLE_TAG: hashlib.sha256(artifacts[serving.MANIFEST]).hexdigest()}
+        sums = {BUNDLE_TAG: hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()}
         for key, value in (tags | sums).items():
             client.set_model_version_tag(name, version, key, value)
         client.update_model_version(name, version, description=description)
@@ -212,8 +213,6 @@ class Tracker:
 
         Raises `DataError` naming the reference and what is registered.
         """
-        from melanoma_spark import serving
-
         version = self.version(reference)
         if version is None:
             known = sorted(m.name for m in self._mlflow.MlflowClient().search_registered_models())
@@ -225,15 +224,15 @@ class Tracker:
             path = self._mlflow.artifacts.download_artifacts(
                 artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
             )
-            there = {key: Path(path) / "artifacts" / key for key in serving.ARTIFACTS}
+            there = {key: Path(path) / "artifacts" / key for key in bundle.ARTIFACTS}
             artifacts = {
-                key: file.read_bytes() for key, file in there.items() if key not in serving.OPTIONAL or file.exists()
+                key: file.read_bytes() for key, file in there.items() if key not in bundle.OPTIONAL or file.exists()
             }
-        found = hashlib.sha256(artifacts[serving.MANIFEST]).hexdigest()
+        found = hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()
         expected = version.tags.get(BUNDLE_TAG)
         if expected != found:
             raise DataError(
-                f"model {reference} is not the one that was registered: its {serving.MANIFEST} has SHA-256 {found}, "
+                f"model {reference} is not the one that was registered: its {bundle.MANIFEST} has SHA-256 {found}, "
                 f"the registry's tag {BUNDLE_TAG} is {expected}; register it again"
             )
         return version, artifacts

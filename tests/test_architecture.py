@@ -79,6 +79,7 @@ EXCEPTIONS = {
     ("reading", "store"): "what one writes through Petastorm the other reads, with the same warnings",
     ("landing", "archive"): "what lands is what a listing walks over",
     ("ledger", "batches"): "which batches there are is told without Spark, too",
+    ("tracking", "bundle"): "what is kept with a version is a bundle, whose files stand with it",
     ("tracking", "serving"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}

@@ -23,7 +23,7 @@ from scipy import stats
 from jobs import drift as job
 from jobs import pipeline, score
 from jobs.job import Marked, run_stage
-from melanoma_spark import config, drift, images, network, reference, serving, weights
+from melanoma_spark import bundle, config, drift, images, network, reference, serving, weights
 
 SHARED = Path(__file__).parents[2] / "shared"
 LIMITS = config.Drift()
@@ -227,10 +227,10 @@ def test_what_tables_say_is_counted_in_bands_and_as_it_is():
 
 
 @pytest.fixture(scope="module")
-def registered(line) -> serving.Scorer:
+def registered(line) -> bundle.Scorer:
     _, artifacts = line.tracker().model_files("melanoma@champion")
     assert sum(len(artifacts[name]) for name in reference.FILES) < 2_000_000
-    return serving.unpack(artifacts)
+    return bundle.unpack(artifacts)
 
 
 def test_the_registered_model_knows_its_training_images(line, registered):

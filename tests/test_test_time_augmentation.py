@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma_spark import config, images, network, serving, store
+from melanoma_spark import bundle, config, images, network, store
 
 EIGHT = {"evaluate": config.Evaluate(tta=8, resamples=50)}
 MODELS = {"head alone": "models/head", "fine-tuned": "models/finetuned"}
@@ -57,7 +57,7 @@ def test_the_same_models_judged_by_eight_views_are_registered_and_score_so(line,
     assert "melanoma version 2 is champion now" in evaluated.stage("register", register_=lenient)
     assert "nothing new, melanoma version 2" in evaluated.stage("register")
     version, artifacts = evaluated.tracker().model_files("melanoma@champion")
-    assert serving.unpack(artifacts).spec.tta == 8
+    assert bundle.unpack(artifacts).spec.tta == 8
     assert version.tags["tta"] == "8"
     assert "119 scored" in evaluated.stage("score")
     scores = evaluated.scores()
@@ -77,4 +77,4 @@ def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):
     store.publish(copied.job.warehouse, "reports", {**facts, "id": "old"})
     assert "is champion now" in copied.stage("register")
     _, artifacts = copied.tracker().model_files("melanoma@champion")
-    assert serving.unpack(artifacts).spec.tta == 1
+    assert bundle.unpack(artifacts).spec.tta == 1
