@@ -11,7 +11,7 @@ INSTALLED := .venv/.installed-$(DEVICE)
 ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] || export REAL_JAVA_HOME="$$JAVA"; } && \
   export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
-.PHONY: help install demo test bench ui clean
+.PHONY: help install demo test bench package ui clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test: install ## ruff, mypy and pytest
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
 	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py
+
+package: install ## Python and all packages for YARN's nodes, into dist/env.tar.gz
+	@conf/pack-environment.sh dist/env.tar.gz
 
 ui: install ## MLflow's UI on demo/warehouse; WAREHOUSE=... and PORT=... for another
 	@test -f "$(WAREHOUSE)/mlflow.db" || \

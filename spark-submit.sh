@@ -29,6 +29,7 @@ Examples
   ./spark-submit.sh pipeline --conf conf/demo.yaml
   ./spark-submit.sh ingest --conf conf/local.yaml archive=/data/ham10000 warehouse=/data/warehouse
   ./spark-submit.sh score --conf conf/cluster.yaml --master spark://head:7077 --total-executor-cores 16
+  ./spark-submit.sh score --conf conf/cluster.yaml --master yarn --deploy-mode cluster --num-executors 8
 EOF
 }
 
@@ -47,7 +48,7 @@ job=$1
 shift
 [[ " $jobs package " == *" $job "* ]] || fail 2 "no job '$job': one of $jobs"
 
-settings=() job_args=() spark_args=() help="" master="" cluster="" py_files=""
+settings=() job_args=() spark_args=() help="" master="" cluster="" py_files="" files=""
 properties=${SPARK_CONF:-}
 while [ $# -gt 0 ]; do
     option=$1
@@ -78,6 +79,7 @@ while [ $# -gt 0 ]; do
         --master=*) master=$value ;;
         --properties-file=*) properties=$value && continue ;;
         --py-files=*) py_files=,$value && continue ;;
+        --files=*) files=$value, && continue ;;
     esac
     spark_args+=("$option" "$value")
 done
@@ -156,6 +158,7 @@ if [ -z "$properties" ]; then
     case $master in
         "" | local*) properties=$repo/conf/spark-local.conf ;;
         spark:*) properties=$repo/conf/spark-standalone.conf ;;
+        yarn) properties=$repo/conf/spark-yarn.conf && spark_args=(--load-spark-defaults "${spark_args[@]}") ;;
     esac # any other cluster has its own spark-defaults.conf
 fi
 if [ -n "$properties" ]; then
@@ -171,7 +174,13 @@ if [ -z "$cluster" ]; then
     export PYSPARK_PYTHON=${PYSPARK_PYTHON:-$python} PYSPARK_DRIVER_PYTHON=$python
 else
     unset PYSPARK_DRIVER_PYTHON
+    if [ ${#settings[@]} -gt 0 ]; then # it starts in a folder of its own, into which Spark puts these
+        files+=${settings[1]}
+        job_args=("${job_args[0]}" "${settings[1]##*/}" "${job_args[@]:2}")
+    fi
 fi
+files=${files%,}
+[ -z "$files" ] || spark_args+=(--files "$files")
 # The driver's JVM alone, and without taking --driver-java-options from the caller.
 export SPARK_SUBMIT_OPTS="\"-Dlog4j2.configurationFile=file:$repo/conf/log4j2.properties\" ${SPARK_SUBMIT_OPTS:-}"
 

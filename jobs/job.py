@@ -148,6 +148,18 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 
+def check_tracking(settings: config.Settings, master: str) -> None:
+    """MLflow's SQLite file is for one machine. Raises `ConfigError` where Spark is a cluster and no server is named.
+
+    SQLite's locks do not hold on most shared file systems, and a driver that runs on any node finds no file.
+    """
+    if not master.startswith("local") and settings.mlflow.tracking_uri is None:
+        raise ConfigError(
+            f"Spark runs on a cluster ({master.partition(':')[0]}), where MLflow's SQLite file in the warehouse cannot "
+            "be relied on; start a tracking server and name it: mlflow.tracking_uri=http://HOST:5000"
+        )
+
+
 def archive_id(archive: str) -> str:
     """Which archive this is, without telling where it lies."""
     return lineage.content_id([files.url_of(archive)])
@@ -220,6 +232,8 @@ def _run(name: str, settings: config.Settings, stage: Stage, runner: Callable[..
     files.check_writable(warehouse)
     spark = session.start(name) if needs_spark else None
     try:
+        if spark is not None:
+            check_tracking(settings, str(spark.sparkContext.master))
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         job = Job(spark, settings, warehouse, tracker)
         tags = {"job": name, "commit": lineage.commit(), "version": __version__, "stack": stack()}

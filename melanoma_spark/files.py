@@ -115,17 +115,26 @@ def write_bytes(url: str, content: bytes) -> None:
 
 
 def write_new(url: str, content: bytes) -> bool:
-    """Write whole, unless there is such a file: then False. Of two that try at once on `file`, one gets True."""
+    """Write whole, unless there is such a file: then False. Of two that try at once, one gets True.
+
+    That is the file system's doing: a link or a rename that is no replacement, on S3 a conditional write.
+    """
     if exists(url):
         return False
     store, path = filesystem(url)
-    if "file" not in store.protocol:
-        write_bytes(url, content)
+    if "s3" in store.protocol:
+        try:
+            store.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
         return True
     beside = f"{url}.{uuid.uuid4().hex[:8]}.tmp"
     write_bytes(beside, content)
     try:
-        os.link(filesystem(beside)[1], path)
+        if "file" in store.protocol:
+            os.link(filesystem(beside)[1], path)
+        else:
+            store.mv(filesystem(beside)[1], path)
     except FileExistsError:
         return False
     finally:

@@ -13,9 +13,10 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from hdfs_native import Client, FileReader
+from hdfs_native import Client, FileReader, FileWriter
 from hdfs_native.fsspec import HdfsFileSystem
 
+WRITE_AT_ONCE = 1 << 20  # bytes that are gathered before they are sent
 READ_AHEAD = 1 << 20  # bytes at least of every range that is asked for: each is a request to a DataNode
 PATIENCE = 10  # seconds for the first answer of a name node
 # For that answer alone. By their defaults clients of HDFS try for minutes, which later, within an ingest, is right.
@@ -90,7 +91,33 @@ class Hdfs(HdfsFileSystem):
         if mode == "rb":
             ranges = Ranges(self.client.read(self._strip_protocol(path)))
             return io.BufferedReader(ranges, block_size or READ_AHEAD)
-        return super()._open(path, mode, block_size=block_size, **options)
+        file = super()._open(path, mode, block_size=block_size, **options)
+        return io.BufferedWriter(Told(file), WRITE_AT_ONCE) if mode == "wb" else file
+
+
+class Told(io.RawIOBase):
+    """A file that is written, and knows how far it is: Parquet's footers tell where their parts lie."""
+
+    def __init__(self, file: FileWriter) -> None:
+        self._file, self._at = file, 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    @in_our_words
+    def write(self, content: Any) -> int:
+        self._file.write(bytes(content))
+        self._at += len(content)
+        return len(content)
+
+    @in_our_words
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._file.close()
 
 
 class Ranges(io.RawIOBase):

@@ -62,9 +62,27 @@ def petastorm(spark: Any, url: str, schema: Any, row_group_mb: int) -> Iterator[
 def opener(url: str) -> Callable[[], Any] | None:
     """What makes the file system that Petastorm is to use; None for its own choice, of local folders.
 
-    For others it would choose libhdfs, which is not where Python alone is, or a store that knows not of `files`.
+    For others it would choose libhdfs, which needs a Hadoop beside Python, or a store that knows nothing of `files`.
     """
-    return None if url.startswith("file:") else lambda: files.filesystem(url)[0]
+    if url.startswith("file:"):
+        return None
+
+    def make() -> Any:
+        from pyarrow.filesystem import DaskFileSystem
+
+        class Old(DaskFileSystem):
+            """A file system of `files` as pyarrow once had them, by which it knows that Petastorm asks in old words."""
+
+            def isdir(self, path: str) -> bool:
+                return bool(self.fs.isdir(path))
+
+            def isfile(self, path: str) -> bool:
+                return bool(self.fs.isfile(path))
+
+        with quiet():
+            return Old(files.filesystem(url)[0])
+
+    return make
 
 
 def parts(url: str, schema: Any, most: int | None = None) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:

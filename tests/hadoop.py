@@ -1,21 +1,30 @@
-"""A real HDFS for tests: a NameNode and a DataNode of Hadoop, on ports of their own of the loopback address."""
+"""A real Hadoop for tests, on ports of its own of the loopback address.
+
+HDFS is a NameNode and a DataNode, YARN a ResourceManager and two NodeManagers. All end with the block they are used in,
+or with the process of the tests.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
-PATIENCE = 60  # seconds until a DataNode must have joined
+PATIENCE = 60  # seconds until DataNode or NodeManagers must have joined
+ANY_PORT = "127.0.0.1:0"
+HDFS, YARN = "hdfs.server", "yarn.server"
 
 # What Hadoop 3.4 reaches into on Java 17 and 21.
 OPENS = ("java.base/java.lang", "java.base/java.util", "java.base/java.nio", "java.base/sun.nio.ch")
@@ -47,9 +56,9 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def die_with_parent() -> None:
-    """For `preexec_fn`: Linux kills the process when these tests end, be it by a signal."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+# Before a command: Linux kills its process when these tests end, be it by a signal. By util-linux, for Python's own
+# `preexec_fn` may stand still for ever in a process of many threads, such as that of HDFS's client.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 def classpath(folder: Path) -> str:
@@ -76,77 +85,164 @@ def configure(folder: Path, **files: Mapping[str, object]) -> None:
         (folder / f"{name.replace('_', '-')}.xml").write_text(f"<configuration>{rows}</configuration>")
 
 
+class Daemons:
+    """Hadoop's processes, of one folder: each logs into `NAME.log` there."""
+
+    def __init__(self, folder: Path, java_home: str) -> None:
+        self.folder = folder
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._jars = classpath(folder)
+        opens = [f"--add-opens={module}=ALL-UNNAMED" for module in OPENS]
+        small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.net.preferIPv4Stack=true"]
+        self._java = [*DIES_WITH_US, f"{java_home}/bin/java", *opens, *small]
+        self._environment = {**os.environ, "JAVA_HOME": java_home}
+
+    def start(self, name: str, conf: Path, main: str, *arguments: str) -> subprocess.Popen[bytes]:
+        (conf / "log4j.properties").write_text(LOGGED)
+        command = [*self._java, "-cp", f"{conf}:{self._jars}", f"org.apache.hadoop.{main}", *arguments]
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.running[name] = subprocess.Popen(
+                command, cwd=self.folder, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+        return self.running[name]
+
+    def stop(self, name: str) -> None:
+        """Kills one, as a machine that fails does."""
+        process = self.running.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def wait(self, not_ready: Callable[[], str]) -> None:
+        """Until that tells no more what is missing."""
+        until = time.monotonic() + PATIENCE
+        while why := not_ready():
+            logs = "".join(f"{name}: {self.log(name)[-2000:]}" for name in self.running)
+            assert all(process.poll() is None for process in self.running.values()), logs
+            assert time.monotonic() < until, f"{why}\n{logs}"
+            time.sleep(0.2)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def __enter__(self) -> Daemons:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for name in list(self.running):
+            self.stop(name)
+
+
 @contextlib.contextmanager
 def hdfs(folder: Path, java_home: str) -> Iterator[Hdfs]:
     """A NameNode and a DataNode, until the end of the block. Raises `Missing` where Hadoop cannot be had."""
-    jars = classpath(folder)
-    port = free_port()
-    here = "127.0.0.1:0"
+    folder.mkdir(parents=True, exist_ok=True)
+    conf, port = folder / "conf", free_port()
     configure(
-        folder / "conf",
+        conf,
         core_site={"fs.defaultFS": f"hdfs://127.0.0.1:{port}", "hadoop.tmp.dir": folder / "tmp"},
         hdfs_site={
             "dfs.replication": 1,
             "dfs.namenode.rpc-address": f"127.0.0.1:{port}",
-            "dfs.namenode.http-address": here,
+            "dfs.namenode.http-address": ANY_PORT,
             "dfs.namenode.name.dir": folder / "name",
             "dfs.namenode.fs-limits.min-block-size": 1024,
-            "dfs.datanode.address": here,
-            "dfs.datanode.http.address": here,
-            "dfs.datanode.ipc.address": here,
+            "dfs.datanode.address": ANY_PORT,
+            "dfs.datanode.http.address": ANY_PORT,
+            "dfs.datanode.ipc.address": ANY_PORT,
             "dfs.datanode.data.dir": folder / "data",
         },
     )
-    (folder / "conf/log4j.properties").write_text(LOGGED)
     for pages in ("hdfs", "datanode"):  # they do not start without; Hadoop's own are in no jar
-        (folder / "conf/webapps" / pages).mkdir(parents=True)
-    opens = [f"--add-opens={module}=ALL-UNNAMED" for module in OPENS]
-    small = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.net.preferIPv4Stack=true"]
-    java = [f"{java_home}/bin/java", *opens, *small, "-cp", f"{folder / 'conf'}:{jars}"]
-    daemons: list[subprocess.Popen[bytes]] = []
-
-    def start(name: str, main: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with (folder / f"{name}.log").open("wb") as log:
-            command = [*java, f"org.apache.hadoop.hdfs.server.{main}", *arguments]
-            return subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent
-            )
-
-    try:
-        formatted = start("format", "namenode.NameNode", "-format", "-nonInteractive")
-        assert formatted.wait(PATIENCE) == 0, (folder / "format.log").read_text()[-2000:]
-        daemons += [start("namenode", "namenode.NameNode"), start("datanode", "datanode.DataNode")]
-        running = Hdfs(f"hdfs://127.0.0.1:{port}", folder)
-        _wait(running, daemons)
-        yield running
-    finally:
-        for process in daemons:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        (conf / "webapps" / pages).mkdir(parents=True)
+    with Daemons(folder, java_home) as daemons:
+        formatted = daemons.start("format", conf, f"{HDFS}.namenode.NameNode", "-format", "-nonInteractive")
+        assert formatted.wait(PATIENCE) == 0, daemons.log("format")[-2000:]
+        del daemons.running["format"]
+        daemons.start("namenode", conf, f"{HDFS}.namenode.NameNode")
+        daemons.start("datanode", conf, f"{HDFS}.datanode.DataNode")
+        daemons.wait(functools.partial(_not_ready, port))
+        yield Hdfs(f"hdfs://127.0.0.1:{port}", folder)
 
 
-def _wait(running: Hdfs, daemons: list[subprocess.Popen[bytes]]) -> None:
+def _not_ready(port: int) -> str:
     """Until a file can be written."""
-    until = time.monotonic() + PATIENCE
-    why = _not_ready(running)
-    while why:
-        logs = "".join((running.folder / f"{name}.log").read_text()[-2000:] for name in ("namenode", "datanode"))
-        assert all(process.poll() is None for process in daemons), logs
-        assert time.monotonic() < until, f"{why}\n{logs}"
-        time.sleep(0.2)
-        why = _not_ready(running)
-
-
-def _not_ready(running: Hdfs) -> str:
     import hdfs_native
 
     try:
-        with socket.create_connection(("127.0.0.1", running.port), 1):  # else hdfs-native would wait by itself
-            client = hdfs_native.Client(running.url)
+        with socket.create_connection(("127.0.0.1", port), 1):  # else hdfs-native would wait by itself
+            client = hdfs_native.Client(f"hdfs://127.0.0.1:{port}")
         with client.create("/.ready", hdfs_native.WriteOptions(overwrite=True)) as file:
             file.write(b"ready")
         client.delete("/.ready")
     except Exception as error:
         return str(error) or type(error).__name__
     return ""
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """A running YARN. `conf` is its HADOOP_CONF_DIR; `url` has the ResourceManager's REST interface."""
+
+    url: str
+    conf: Path
+    nodes: tuple[Path, ...]  # each NodeManager's folder: `logs/APPLICATION/CONTAINER/` has what its containers wrote
+    daemons: Daemons
+
+    def asked(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}/ws/v1/cluster/{path}", timeout=10) as answer:
+            return json.load(answer)
+
+    def containers(self, node: Path) -> list[Path]:
+        """The folders of logs of the containers that a node has run, by application and number."""
+        return sorted(node.glob("logs/application_*/container_*"))
+
+
+@contextlib.contextmanager
+def yarn(folder: Path, java_home: str, store: Hdfs) -> Iterator[Yarn]:
+    """A ResourceManager and two NodeManagers over an HDFS, until the end of the block. Raises `Missing`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    conf, here = folder / "conf", "127.0.0.1"
+    core = {"fs.defaultFS": store.url, "hadoop.tmp.dir": folder / "tmp"}
+    parts = ("", ".scheduler", ".resource-tracker", ".admin", ".webapp")
+    manager = {f"yarn.resourcemanager{part}.address": f"{here}:{free_port()}" for part in parts}
+    manager |= {"yarn.scheduler.minimum-allocation-mb": 128, "yarn.nm.liveness-monitor.expiry-interval-ms": 20_000}
+    top = "yarn.scheduler.capacity"
+    scheduler = {
+        f"{top}.root.queues": "default",
+        f"{top}.root.default.capacity": 100,
+        f"{top}.maximum-am-resource-percent": 1,
+        f"{top}.resource-calculator": "org.apache.hadoop.yarn.util.resource.DominantResourceCalculator",
+    }
+    configure(conf, core_site=core, yarn_site=manager, capacity_scheduler=scheduler)
+    nodes = (folder / "node-1", folder / "node-2")
+    for node in nodes:
+        own = {
+            "resource.memory-mb": 6144,
+            "resource.cpu-vcores": 2,
+            "local-dirs": node / "local",
+            "log-dirs": node / "logs",
+            "vmem-check-enabled": "false",  # a JVM reserves more addresses than it will ever use
+            "disk-health-checker.max-disk-utilization-per-disk-percentage": 99.9,
+            "env-whitelist": "JAVA_HOME",
+            "address": ANY_PORT,
+            "localizer.address": ANY_PORT,
+            "webapp.address": ANY_PORT,
+        }
+        site = manager | {f"yarn.nodemanager.{key}": value for key, value in own.items()}
+        configure(node / "conf", core_site=core, yarn_site=site)
+    with Daemons(folder, java_home) as daemons:
+        running = Yarn(f"http://{manager['yarn.resourcemanager.webapp.address']}", conf, nodes, daemons)
+        daemons.start("resourcemanager", conf, f"{YARN}.resourcemanager.ResourceManager")
+        for node in nodes:
+            daemons.start(node.name, node / "conf", f"{YARN}.nodemanager.NodeManager")
+        daemons.wait(functools.partial(_too_few, running))
+        yield running
+
+
+def _too_few(running: Yarn) -> str:
+    try:
+        found = running.asked("metrics")["clusterMetrics"]["activeNodes"]
+    except OSError as error:
+        return str(error)
+    return "" if found == len(running.nodes) else f"{found} NodeManagers of {len(running.nodes)}"

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hadoop import die_with_parent, free_port
+from hadoop import DIES_WITH_US, free_port
 
 PATIENCE = 60  # seconds until it must answer
 
@@ -34,7 +34,7 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
         "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [*DIES_WITH_US, sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
             command,
@@ -43,7 +43,6 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            preexec_fn=die_with_parent,
         )
     try:
         client = boto3.client(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hadoop import Missing, die_with_parent, free_port
+from hadoop import DIES_WITH_US, Missing, free_port
 
 PATIENCE = 60  # seconds until it must answer
 DEBIAN = Path("/usr/lib/postgresql")  # has a folder a version, whose programs are on no PATH
@@ -70,11 +70,14 @@ def postgres() -> Iterator[str]:
         ]
         run([*initdb, f"--pwfile={folder / 'password'}"], folder, user)
         settings = ["listen_addresses=127.0.0.1", f"port={port}", "unix_socket_directories=", *QUICK]
-        command = [str(place / "postgres"), *data, *(word for setting in settings for word in ("-c", setting))]
+        command = [
+            *DIES_WITH_US,
+            str(place / "postgres"),
+            *data,
+            *(word for setting in settings for word in ("-c", setting)),
+        ]
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=log, preexec_fn=die_with_parent, start_new_session=True, **user
-            )
+            process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True, **user)
         try:
             address = f"tests:{password}@127.0.0.1:{port}/postgres"
             _wait(f"postgresql://{address}", process, folder / "log")

@@ -129,6 +129,7 @@ def given(submit, repo):
 
 
 def pairs(options):
+    options = [word for word in options if word != "--load-spark-defaults"]  # which has no value
     return list(zip(options[::2], options[1::2], strict=True))
 
 
@@ -182,8 +183,6 @@ def test_sparks_options_go_to_spark(given):
         *(
             "--jars",
             "j",
-            "--files",
-            "f",
             "--archives",
             "a",
             "--driver-java-options",
@@ -195,6 +194,24 @@ def test_sparks_options_go_to_spark(given):
     spark, job, _ = given("ingest", *options, "key=value", "--", "--verbose", "--supervise")
     assert spark[-len(options) - 2 :] == [*options, "--verbose", "--supervise"]
     assert job == ["key=value"]
+
+
+def test_the_clusters_own_defaults_hold_on_yarn(given):
+    spark, _, _ = given("ingest", "--master", "yarn")
+    assert "--load-spark-defaults" in spark
+
+
+def test_settings_travel_to_a_driver_on_the_cluster(given):
+    """It starts in a folder of its own, in which the file has its bare name."""
+    where = ("--master", "yarn", "--deploy-mode", "cluster")
+    spark, job, _ = given("ingest", "--conf", "conf/x.yaml", *where, "a=b")
+    assert ("--files", "conf/x.yaml") in pairs(spark)
+    assert job == ["--conf", "x.yaml", "a=b"]
+    spark, job, _ = given("ingest", "--conf", "conf/x.yaml", *where, "--files", "one,two")
+    assert ("--files", "one,two,conf/x.yaml") in pairs(spark)
+    spark, job, _ = given("ingest", "--files", "one,two", "--conf", "conf/x.yaml")
+    assert ("--files", "one,two") in pairs(spark)
+    assert job == ["--conf", "conf/x.yaml"]
 
 
 def test_an_option_without_its_value(submit):
@@ -211,7 +228,8 @@ def test_an_option_without_its_value(submit):
         (("--master", "spark://h:7077"), None, "a repo/conf/spark-standalone.conf"),
         (("--master=spark://h:7077",), "mine.conf", "mine.conf"),
         (("--properties-file", "mine.conf"), "other.conf", "mine.conf"),
-        (("--master", "yarn"), None, None),
+        (("--master", "yarn"), None, "a repo/conf/spark-yarn.conf"),
+        (("--master", "k8s://h:6443"), None, None),
     ],
 )
 def test_resources_come_from_a_properties_file(given, tmp_path, arguments, environment_file, expected):

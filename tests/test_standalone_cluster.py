@@ -84,7 +84,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def submitted(cluster: Cluster, job: str, folder: Path, archive: Path, **changes: object) -> subprocess.Popen[str]:
     """A job on the cluster, with a warehouse in the folder."""
-    settings = with_settings(archive=str(archive), warehouse=str(folder / "warehouse"), **changes)
+    mlflow = {"tracking_uri": f"sqlite:///{folder}/warehouse/mlflow.db"}  # of this one machine: no server is needed
+    settings = with_settings(archive=str(archive), warehouse=str(folder / "warehouse"), mlflow=mlflow, **changes)
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     command = [str(REPO / "spark-submit.sh"), job, "--conf", str(folder / "settings.yaml")]
     resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# pack-environment.sh FILE.tar.gz: Python and all packages of uv.lock that driver and executors need, in one archive that
+# runs wherever it is unpacked, on machines of this processor and with a libc not older than this one's. YARN unpacks it
+# on each node: --archives FILE.tar.gz#env, with PYSPARK_PYTHON=./env/bin/python. Spark itself is not in it (the cluster
+# has its own), nor are jobs/ and melanoma_spark/, which spark-submit.sh sends with each job.
+set -euo pipefail
+
+target=${1:?usage: pack-environment.sh FILE.tar.gz}
+repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+extra=${PACK_EXTRA:-cpu}
+mkdir -p "$(dirname -- "$target")"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+env=$work/env
+
+echo "installing the packages of uv.lock into an environment of its own"
+uv=$repo/.uv/bin/uv
+"$uv" venv --quiet --relocatable --no-python-downloads --python "$repo/.uv/bin/python" "$env"
+# Copied, not linked: what is cut away below stays whole in uv's cache. setuptools brings distutils for Petastorm.
+UV_PROJECT_ENVIRONMENT=$env UV_LINK_MODE=copy "$uv" sync --project "$repo" --quiet --frozen --no-python-downloads \
+    --no-install-project --extra "$extra" --extra hdfs --extra s3
+
+# A virtual environment points to its Python by an absolute path. Here it becomes one of its own.
+read -r base version < <("$repo/.uv/bin/python" -c \
+    'import sys; print(sys.base_prefix, "python%d.%d" % sys.version_info[:2])')
+real=$(readlink -f "$repo/.uv/bin/python")
+library=$("$real" -c 'import os; print(os.path.dirname(os.__file__))')
+rm -rf "$env/pyvenv.cfg" "$env"/bin/python*
+tar -C "$library" --exclude ./site-packages --exclude ./dist-packages --exclude ./test --exclude ./idlelib \
+    --exclude ./tkinter --exclude ./ensurepip --exclude "./config-*" --exclude __pycache__ -cf - . |
+    tar -C "$env/lib/$version" -xf -
+for shared in "$base"/lib/lib"$version"*.so*; do
+    [ ! -e "$shared" ] || cp -a "$shared" "$env/lib/"
+done
+cp "$real" "$env/bin/$version.real"
+cat >"$env/bin/python" <<EOF
+#!/bin/sh
+here=\$(dirname -- "\$(readlink -f -- "\$0")")
+LD_LIBRARY_PATH="\$here/../lib\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" exec "\$here/$version.real" "\$@"
+EOF
+chmod +x "$env/bin/python"
+ln -s python "$env/bin/python3"
+ln -s python "$env/bin/$version"
+# Debian's Python looks for packages elsewhere.
+cat >"$env/lib/$version/sitecustomize.py" <<'EOF'
+import os
+import site
+
+site.addsitedir(os.path.join(os.path.dirname(os.__file__), "site-packages"))
+EOF
+
+# Spark's own jars, which the cluster has; headers and tests that nothing reads at run time.
+packages=$env/lib/$version/site-packages
+rm -rf "$packages"/pyspark/{jars,examples,data,licenses} "$packages"/{tensorflow,pyarrow}/include \
+    "$packages"/pyarrow/tests "$packages"/clang "$packages"/{pandas,numpy,scipy,sklearn}/tests
+find "$packages" -name __pycache__ -prune -exec rm -rf {} +
+
+echo "trying it from another place, with nothing else in sight"
+tried="import sys; assert sys.prefix.startswith('$work/moved'), sys.prefix
+import horovod.tensorflow as hvd, tensorflow, keras, petastorm, mlflow.pyfunc, pyarrow, cv2, ncnn, onnxruntime, hdfs_native
+assert hvd.gloo_built()"
+mv "$env" "$work/moved"
+env -i PATH=/usr/bin:/bin HOME="$work" TF_CPP_MIN_LOG_LEVEL=3 PYTHONDONTWRITEBYTECODE=1 "$work/moved/bin/python" -W ignore -c "$tried"
+
+echo "packing"
+tar -C "$work/moved" --owner=0 --group=0 -cf - . | gzip -"${PACK_LEVEL:-6}" >"$target.part"
+mv "$target.part" "$target"
+echo "$target: $(du -h "$target" | cut -f1)"

@@ -1,0 +1,83 @@
+"""The whole line with archive and warehouse on a real HDFS gives what it gives in a folder; and what both rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import STAGES, Line, open_line, said
+
+from jobs import pipeline
+from jobs.job import run_stage
+from melanoma_spark import files
+
+
+@pytest.fixture(scope="module")
+def there(spark: Any, hdfs: Any, line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, str]:
+    """The line of the `line` fixture, from HDFS and into it; and what it said."""
+    store, top = files.filesystem(f"{hdfs.url}/lesions")
+    store.put(str(line.archive), top, recursive=True)
+    tracking = f"sqlite:///{tmp_path_factory.mktemp('hdfs-mlflow')}/mlflow.db"
+    new = open_line(spark, f"{hdfs.url}/lesions", f"{hdfs.url}/warehouse", mlflow={"tracking_uri": tracking})
+    with said() as text:
+        run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
+    return new, text.getvalue()
+
+
+def test_every_stage_ends(there):
+    _, told = there
+    for stage in STAGES:
+        assert f"{stage}: " in told, told
+
+
+def test_the_dataset_is_the_same(line, there):
+    for key in ("id", "counts", "reasons", "groups"):
+        assert there[0].manifest("images")[key] == line.manifest("images")[key]
+
+
+def test_the_scores_are_equal(line, there):
+    def by_hash(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows["sha256"].notna()].sort_values("sha256", ignore_index=True)
+
+    ours, theirs = by_hash(line.scores()), by_hash(there[0].scores())
+    assert list(ours["sha256"]) == list(theirs["sha256"])
+    np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
+
+
+def test_a_second_run_has_nothing_to_do(there):
+    line, _ = there
+    for stage in STAGES:
+        told = line.stage(stage)
+        assert "nothing" in told or " 0 computed " in told, stage
+
+
+@pytest.fixture(params=["file", "hdfs", "s3a"])
+def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty folder on each kind of store."""
+    if request.param == "file":
+        yield f"file://{tmp_path}"
+    elif request.param == "hdfs":
+        yield f"{request.getfixturevalue('hdfs').url}/new"
+    else:
+        import boto3
+
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="new")
+        yield "s3a://new/folder"
+
+
+def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypatch):
+    monkeypatch.setattr(files, "exists", lambda url: False)  # all of them have looked before any has written
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(5):
+            url = f"{folder}/{turn}.json"
+            wrote = list(pool.map(lambda own: files.write_new(url, own), [b"%d" % n for n in range(8)]))  # noqa: B023
+            assert sum(wrote) == 1
+            assert files.read_bytes(url) == b"%d" % wrote.index(True)
+    assert sorted(files.matches(folder, "*")) == [f"{turn}.json" for turn in range(5)], "and nothing else stays"
