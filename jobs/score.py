@@ -289,9 +289,11 @@ def compute(own: Run, new: New) -> None:
     """Rows of `schemas.SCORED` for all that is new, as files in the run's place: what was finished is not lost."""
     spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
     session.describe(spark, f"score: {new.computed} images with {own.name}")
-    # The closures below travel to the executors; the weights go once, as a broadcast.
-    light = bundle.without_tensors(scorer)
-    size, threads = settings.score.batch_size, session.task_threads(spark)
+    # The closures below travel to the executors with each stage, so that nothing large may be in them: not the weights,
+    # which the engine has by itself, and not what the features of training looked like. These go once, as broadcasts,
+    # which `session` takes back; what PySpark makes one of by itself, because it is large, stays until the driver ends.
+    light = session.broadcast(spark, bundle.without_tensors(scorer))
+    image_size, size, threads = scorer.spec.image_size, settings.score.batch_size, session.task_threads(spark)
     engine = exported.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
     if engine == "tensorflow":
         load = inference.network_loader(scorer.spec, session.broadcast(spark, scorer.tensors), threads)
@@ -306,9 +308,12 @@ def compute(own: Run, new: New) -> None:
 
     def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         measured, side = outputs[-2:] if len(outputs) > 1 else (None, None)
-        return with_quality(light.finish(outputs[:3], errors), measured, side, scorer.spec.image_size, limits)
+        return with_quality(light.value.finish(outputs[:3], errors), measured, side, image_size, limits)
 
-    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, light.prepare_sized, finish, size)
+    def prepare(content: bytes) -> np.ndarray:
+        return light.value.prepare_sized(content)
+
+    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, prepare, finish, size)
     facts = {
         "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,

@@ -154,8 +154,9 @@ def pictures(
         "source_key", ledger.key("source_uri", "source_bytes", "source_modified")
     )
     found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
-    spec, light, threads = scorer.spec, bundle.without_tensors(scorer), session.task_threads(job.spark)
+    spec, threads = scorer.spec, session.task_threads(job.spark)
     tensors = session.broadcast(job.spark, scorer.tensors)
+    light = session.broadcast(job.spark, bundle.without_tensors(scorer))
 
     def load() -> inference.Predict:
         network.use_threads(threads)
@@ -174,8 +175,11 @@ def pictures(
         frame = pd.DataFrame({"image": image, "heat": heat}, dtype=object)
         return frame.where(frame.notna(), None)
 
+    def prepare(content: bytes) -> np.ndarray:
+        return light.value.prepare(content)
+
     size = job.settings.score.batch_size
-    draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
+    draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, prepare, finish, size)
     session.describe(job.spark, f"score: pictures of {len(wanted)} images")
     drawing = archive.computed(found, len(wanted), job.settings, draw, size, lambda frames: frames, PICTURES)
     shown = {}

@@ -132,6 +132,7 @@ class Line:
     archive: Path
     folder: Path
     said: str = ""
+    left: int = 0  # files that it has left in Spark's temporary folder
 
     def stage(self, name: str, **changes: Any) -> str:
         """Run one stage again, with some settings changed; returns its summary line."""
@@ -210,9 +211,11 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from jobs.job import run_stage
 
     new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse")
+    temporary = Path(spark.sparkContext._temp_dir)
+    before = len(list(temporary.iterdir()))
     with said() as text:
         run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
-    return replace(new, said=text.getvalue())
+    return replace(new, said=text.getvalue(), left=len(list(temporary.iterdir())) - before)
 
 
 @pytest.fixture
