@@ -11,10 +11,10 @@ INSTALLED := .venv/.installed-$(DEVICE)
 ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] || export REAL_JAVA_HOME="$$JAVA"; } && \
   export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
-.PHONY: help install demo test bench package ui clean
+.PHONY: help install demo test test-yarn bench package ui clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## everything, into .venv; at the CPU's TensorFlow, or CUDA's with GPU=1
 
@@ -42,6 +42,9 @@ test: install ## ruff, mypy and pytest
 	@echo "== ruff format" && .venv/bin/ruff format --check .
 	@echo "== mypy" && .venv/bin/mypy
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest
+
+test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 20 minutes
+	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s tests/test_yarn.py
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
 	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py

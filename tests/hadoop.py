@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 HERE = Path(__file__).parent
 PATIENCE = 60  # seconds until DataNode or NodeManagers must have joined
 ANY_PORT = "127.0.0.1:0"
@@ -197,6 +199,21 @@ class Yarn:
         """The folders of logs of the containers that a node has run, by application and number."""
         return sorted(node.glob("logs/application_*/container_*"))
 
+    def start(self, node: Path) -> None:
+        self.daemons.start(node.name, node / "conf", f"{YARN}.nodemanager.NodeManager")
+
+    def wait(self) -> None:
+        """Until all nodes have joined."""
+        self.daemons.wait(functools.partial(_too_few, self))
+
+    def kill(self, node: Path) -> None:
+        """The NodeManager and all that runs in its containers, as by a machine that fails."""
+        self.daemons.stop(node.name)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if str(node) in f"{process.cwd()} {process.cmdline()}" and process.pid != os.getpid():
+                    process.kill()
+
 
 @contextlib.contextmanager
 def yarn(folder: Path, java_home: str, store: Hdfs) -> Iterator[Yarn]:
@@ -235,9 +252,14 @@ def yarn(folder: Path, java_home: str, store: Hdfs) -> Iterator[Yarn]:
         running = Yarn(f"http://{manager['yarn.resourcemanager.webapp.address']}", conf, nodes, daemons)
         daemons.start("resourcemanager", conf, f"{YARN}.resourcemanager.ResourceManager")
         for node in nodes:
-            daemons.start(node.name, node / "conf", f"{YARN}.nodemanager.NodeManager")
-        daemons.wait(functools.partial(_too_few, running))
-        yield running
+            running.start(node)
+        running.wait()
+        try:
+            yield running
+        finally:
+            for node in nodes:  # containers are processes of their own
+                if node.name in daemons.running:
+                    running.kill(node)
 
 
 def _too_few(running: Yarn) -> str:

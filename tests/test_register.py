@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import mlflow
@@ -18,6 +11,7 @@ import pytest
 import sqlalchemy
 import yaml
 from conftest import Line, open_line
+from mlflow_server import mlflow_server
 
 from melanoma_spark import batches, config, files, history, lineage, store
 from melanoma_spark.errors import DataError
@@ -182,28 +176,8 @@ def database(request, tmp_path) -> str:
 @pytest.fixture
 def server(database, tmp_path):
     """The address of a running MLflow server with that database, through which artifacts go too."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{held.getsockname()[1]}"
-    words = ["--artifacts-destination", str(tmp_path / "art"), "--port", address.rsplit(":", 1)[1], "--workers", "1"]
-    command = [sys.executable, "-m", "mlflow", "server", *words]
-    # the database's address is not among the words: it holds a password; and without seven processes for jobs of MLflow
-    known = os.environ | {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (
-        (tmp_path / "server.log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, env=known) as process,
-    ):
-        until = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, OSError):
-                assert process.poll() is None, (tmp_path / "server.log").read_text()[-2000:]
-                assert time.monotonic() < until
-                time.sleep(0.5)
+    with mlflow_server(database, tmp_path) as address:
         yield address
-        process.terminate()
 
 
 def told_by(database: str) -> dict[str, str]:

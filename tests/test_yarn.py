@@ -1,0 +1,241 @@
+"""The line on a real YARN with two NodeManagers, over HDFS and an MLflow server: run by `make test-yarn`.
+
+The nodes get Python from an archive, `make package`, as machines without any would. MLflow's runs are in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import REPO, STAGES, Line, open_line, with_settings
+from mlflow_server import mlflow_server
+
+from melanoma_spark import drawing, files
+
+pytestmark = [pytest.mark.yarn, pytest.mark.timeout(1800)]
+
+# Of a container, beside the JVM's heap: a Python worker that trains at 64 px. Two executors fit on one node.
+SIZES = {
+    "spark.driver.memory": "1g",
+    "spark.driver.memoryOverhead": "3g",
+    "spark.executor.memory": "512m",
+    "spark.executor.memoryOverhead": "2g",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    yarn: Any
+    hdfs: Any
+    server: str  # of MLflow
+    folder: Path
+    archive: str
+
+    def started(self, job: str, *words: str, mode: str = "client", **changes: object) -> subprocess.Popen[str]:
+        """A job on the cluster, from a folder of its own."""
+        place = self.folder / f"{job}-{time.monotonic_ns()}"
+        place.mkdir()
+        settings = with_settings(
+            archive=self.archive,
+            warehouse=f"{self.hdfs.url}/warehouse",
+            mlflow={"tracking_uri": self.server},
+            **changes,
+        )
+        (place / "settings.yaml").write_text(yaml.safe_dump(settings))
+        import pyspark
+
+        spark = {
+            **SIZES,
+            "spark.yarn.jars": f"local:{Path(pyspark.__file__).parent}/jars/*",  # else 400 MB are sent each time
+            "spark.yarn.appMasterEnv.SPARK_LOCAL_IP": "127.0.0.1",
+            "spark.executorEnv.SPARK_LOCAL_IP": "127.0.0.1",
+            "spark.driver.host": "127.0.0.1" if mode == "client" else None,
+        }
+        where = ["--master", "yarn", "--deploy-mode", mode, "--num-executors", "2"]
+        where += ["--archives", f"{self.hdfs.url}/apps/env.tar.gz#env"]
+        where += [word for key, value in spark.items() if value for word in ("--conf", f"{key}={value}")]
+        environment = {
+            **os.environ,
+            "HADOOP_CONF_DIR": str(self.yarn.conf),
+            "PYSPARK_PYTHON": "./env/bin/python",
+            "PYSPARK_DRIVER_PYTHON": sys.executable,
+            "SPARK_LOCAL_IP": "127.0.0.1",
+        }
+        return subprocess.Popen(
+            [str(REPO / "spark-submit.sh"), job, "--conf", "settings.yaml", *where, *words],
+            env=environment,
+            cwd=place,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def ran(self, job: str, *words: str, **how: Any) -> str:
+        """What a job that must end right has said."""
+        started = self.started(job, *words, **how)
+        told, _ = started.communicate(timeout=1500)
+        print(told)  # pytest shows it where a test fails, `pytest -s` always
+        assert started.returncode == 0, told
+        return told
+
+    def containers(self) -> dict[str, list[Path]]:
+        """Node -> folders of its containers' logs, of the application that ran last."""
+        last = max(path.parent.name for node in self.yarn.nodes for path in self.yarn.containers(node))
+        return {
+            node.name: [path for path in self.yarn.containers(node) if path.parent.name == last]
+            for node in self.yarn.nodes
+        }
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment for the nodes: that of MELANOMA_ENVIRONMENT, or one packed now."""
+    if os.environ.get("MELANOMA_ENVIRONMENT"):
+        return Path(os.environ["MELANOMA_ENVIRONMENT"])
+    target = tmp_path_factory.mktemp("packed") / "env.tar.gz"
+    subprocess.run([REPO / "conf/pack-environment.sh", target], check=True, env={**os.environ, "PACK_LEVEL": "1"})
+    return target
+
+
+@pytest.fixture(scope="module")
+def cluster(hdfs: Any, lesions: Path, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    import hadoop
+    import postgres
+
+    java = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    if java == str(REPO / "conf/java"):
+        java = os.environ["REAL_JAVA_HOME"]
+    store_, top = files.filesystem(f"{hdfs.url}/lesions")
+    store_.put(str(lesions), top, recursive=True)
+    store_.makedirs("/apps", exist_ok=True)
+    with store_.open("/apps/env.tar.gz", "wb") as sink, packed.open("rb") as source:
+        shutil.copyfileobj(source, sink, 1 << 24)
+    folder = tmp_path_factory.mktemp("jobs")
+    with contextlib.ExitStack() as until_the_end:
+        database = until_the_end.enter_context(postgres.postgres())
+        server = until_the_end.enter_context(mlflow_server(database, tmp_path_factory.mktemp("server")))
+        yarn = until_the_end.enter_context(hadoop.yarn(tmp_path_factory.mktemp("yarn"), java, hdfs))
+        yield Cluster(yarn, hdfs, server, folder, f"{hdfs.url}/lesions")
+
+
+@pytest.fixture(scope="module")
+def whole(cluster: Cluster) -> str:
+    """What the pipeline said that a client submitted."""
+    return cluster.ran("pipeline")
+
+
+@pytest.fixture
+def there(cluster: Cluster, whole: str, spark: Any, line: Line) -> Line:
+    """The warehouse on HDFS, looked at from here."""
+    return open_line(spark, cluster.archive, f"{cluster.hdfs.url}/warehouse", mlflow={"tracking_uri": cluster.server})
+
+
+def test_every_stage_ends_and_a_rank_ran_on_either_node(cluster, whole):
+    for stage in STAGES:
+        assert f"{stage}: " in whole
+    assert "finetune: 2 ranks" in whole
+    found = cluster.containers()
+    for node, folders in found.items():
+        logs = [(folder / "stderr").read_text() for folder in folders if (folder / "stderr").exists()]
+        executors = [log for log in logs if "Finished task" in log or "CoarseGrainedExecutorBackend" in log]
+        assert len(executors) == 1, f"{node}: {folders}"
+        print(f"{node}: {executors[0].count('Finished task')} tasks finished in {len(folders)} containers")
+        assert executors[0].count("Finished task") > 20
+
+
+def test_the_figures_are_those_of_one_machine(line, there):
+    assert there.manifest("images")["id"] == line.manifest("images")["id"]
+    ours, theirs = (which.manifest("reports")["metrics"] for which in (line, there))
+    for name in ("test_auroc_head", "test_auroc_finetuned"):
+        print(f"{name}: {ours[name]!r} on one machine, {theirs[name]!r} on YARN")
+        assert abs(ours[name] - theirs[name]) <= 1e-6
+
+
+def test_what_lands_is_scored_by_a_driver_on_the_cluster(cluster, there):
+    archive, before = draw(cluster, "landing", range(500, 540)), len(there.scores())
+    cluster.ran("score", f"archive={archive}", mode="cluster")
+    told = "".join(path.read_text() for paths in cluster.containers().values() for path in paths_of(paths, "stdout"))
+    print(told)
+    assert "40 images listed = 40 scored" in told
+    rows = there.scores()
+    assert len(rows) == before + 40
+    assert rows["sha256"].dropna().is_unique
+
+
+def paths_of(folders: list[Path], name: str) -> list[Path]:
+    return [folder / name for folder in folders if (folder / name).exists()]
+
+
+def wait_for_a_file(started: subprocess.Popen[str], url: str, name: str, patience: float = 900) -> None:
+    """Until a file of such a name lies somewhere below a folder, while the job runs."""
+    store_, top = files.filesystem(url)
+    until = time.monotonic() + patience
+    while not (store_.exists(top) and any(name in path for path in store_.find(top))):
+        assert started.poll() is None, started.communicate()[0]
+        assert time.monotonic() < until, f"no {name} in {url}"
+        time.sleep(0.3)
+
+
+def draw(cluster: Cluster, folder: str, seeds: range) -> str:
+    """An archive of drawn lesions on HDFS."""
+    store_, top = files.filesystem(f"{cluster.hdfs.url}/{folder}")
+    store_.makedirs(top, exist_ok=True)
+    for seed in seeds:
+        store_.pipe_file(f"{top}/{seed}.jpg", drawing.lesion_jpeg(seed, size=64))
+    return f"{cluster.hdfs.url}/{folder}"
+
+
+@pytest.fixture
+def losing(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, of which a node may be lost; it comes back afterwards."""
+    yield cluster
+    for node in cluster.yarn.nodes:
+        if node.name not in cluster.yarn.daemons.running:
+            cluster.yarn.start(node)
+    cluster.yarn.wait()
+
+
+def test_a_node_lost_while_ranks_train_costs_the_steps_since_the_last_checkpoint(losing, there):
+    before = there.manifest("models/finetuned")
+    started = losing.started("finetune", "training_seed=7", finetune={"checkpoint_steps": 1})
+    checkpoints = f"{losing.hdfs.url}/warehouse/models/finetuned"
+    until = time.monotonic() + 600
+    while not any(
+        "checkpoint" in name for name in files.filesystem(checkpoints)[0].find(files.filesystem(checkpoints)[1])
+    ):
+        assert started.poll() is None, started.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.3)
+    losing.yarn.kill(losing.yarn.nodes[0])
+    told, _ = started.communicate(timeout=1500)
+    print(told)
+    assert started.returncode == 0, told
+    assert "starting again from the last checkpoint" in told
+    assert there.manifest("models/finetuned")["id"] != before["id"]
+
+
+def test_a_node_lost_while_images_are_scored_loses_and_doubles_none(losing, there):
+    archive, before = draw(losing, "more", range(600, 800)), len(there.scores())
+    started = losing.started("score", f"archive={archive}", "score.batch_size=4")
+    wait_for_a_file(started, f"{losing.hdfs.url}/warehouse/scoring", "part-")
+    losing.yarn.kill(losing.yarn.nodes[1])
+    told, _ = started.communicate(timeout=1500)
+    print(told)
+    assert started.returncode == 0, told
+    assert "200 images listed = 200 scored" in told
+    rows = there.scores()
+    assert len(rows) == before + 200
+    assert rows["sha256"].dropna().is_unique
