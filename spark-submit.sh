@@ -199,23 +199,30 @@ set -m
 submit &
 submitted=$!
 
-forward() { # SIGNAL
+ended() { # sets its exit status; of a job that is only stopped, by SIGSTOP or a terminal, `wait` says 128 + 19 to 22
     status=0
+    wait "$submitted" || status=$?
+    while [ "$status" -ge 147 ] && [ "$status" -le 150 ]; do
+        sleep 1
+        status=0
+        wait "$submitted" || status=$?
+    done
+}
+forward() { # SIGNAL
     kill "-$1" -- "-$submitted" 2>/dev/null || true
     # Again and again to one that ends by itself: the first may come before it listens.
     while [ "$checked" = graceful ] && kill -0 "$submitted" 2>/dev/null; do
         sleep 2
         kill -TERM -- "-$submitted" 2>/dev/null || true
     done
-    wait "$submitted" || status=$?
+    ended
     [ ! -s "$tmp/error" ] || cat "$tmp/error" >&2
     exit $status
 }
 trap 'forward HUP' HUP
 trap 'forward INT' INT
 trap 'forward TERM' TERM
-status=0
-wait "$submitted" || status=$?
+ended
 # The one line of a job that failed: Spark gives out what Python writes to stderr as stdout.
 [ ! -s "$tmp/error" ] || cat "$tmp/error" >&2
 [ "$status" = 0 ] || exit "$status"

@@ -388,11 +388,12 @@ def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
 
 def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
     ran = []
+    job = replace(line.job, tracker=line.tracker())
     stages = {"first": lambda job: ran.append("first") or "done", "marked": lambda job: Marked("done", 6)}
     monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
     with said() as text:
-        assert run_stage(line.job, "pipeline", pipeline.run, {"job": "pipeline"}) == 6
-        assert run_stage(line.job, "first", stages["first"], {"job": "first"}) == 0
+        assert run_stage(job, "pipeline", pipeline.run, {"job": "pipeline"}) == 6
+        assert run_stage(job, "first", stages["first"], {"job": "first"}) == 0
     assert ran == ["first"] * 3
     assert "pipeline: 3 stages" in text.getvalue()
 
