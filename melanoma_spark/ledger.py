@@ -212,10 +212,22 @@ def waiting(spark: SparkSession, place: str, done: DataFrame, run_id: str) -> Da
         return spark.createDataFrame([], schemas.SCORED)
     rows = spark.read.schema(schemas.SCORED).parquet(place)
     read = f.col("reason").isNull() | (f.col("reason") != images.GONE) | (f.col("run_id") == run_id)
-    own = rows.where(read).withColumn("content", f.unhex("sha256"))
-    new = unknown(own, rows.count(), contents(done), "content")
-    one = f.coalesce("content", key("source_uri", "source_bytes", "source_modified"))
-    return new.withColumn("one", one).dropDuplicates(["one"]).select(*schemas.SCORED.names)
+    new = not_in(done, rows.where(read), rows.count())
+    return (
+        new.withColumn("one", f.coalesce("content", "source_key")).dropDuplicates(["one"]).select(*schemas.SCORED.names)
+    )
+
+
+def not_in(done: DataFrame, rows: DataFrame, count: int) -> DataFrame:
+    """Those of at most `count` rows of `schemas.SCORED` that the ledger does not hold, with `content`, `source_key`.
+
+    They are known by content; what has none, as an empty file, by name, size and time.
+    """
+    columns = {"content": f.unhex("sha256"), "source_key": key("source_uri", "source_bytes", "source_modified")}
+    keyed_rows = rows.withColumns(columns)
+    read = unknown(keyed_rows.where("content is not null"), count, contents(done), "content")
+    unread = unknown(keyed_rows.where("content is null"), count, done.where("sha256 is null and done"))
+    return read.unionByName(unread)
 
 
 def contents(done: DataFrame) -> DataFrame:
@@ -242,12 +254,11 @@ def stage(rows: DataFrame, warehouse: str, batch: str, expected: int) -> str:
 
 
 def refuse_twice(staged: DataFrame, count: int, done: DataFrame) -> None:
-    """Raises `ClusterError` where one of `count` staged rows is of a content that the ledger, read anew, holds.
+    """Raises `ClusterError` where the ledger, read anew, holds one of `count` staged rows.
 
     Leases and the listing of a warehouse are trusted for speed; that no image is scored twice rests on this.
     """
-    read = staged.where("sha256 is not null").select(f.unhex("sha256").alias("content"))
-    if not contents(done).join(f.broadcast(read) if count <= BROADCAST else read, "content", "left_semi").isEmpty():
+    if not_in(done, staged, count).count() != count:
         raise ClusterError(
             "images of this batch came into scores/ by another run meanwhile, so it is not committed; run score again, "
             "it keeps the others"
