@@ -60,7 +60,7 @@ def of_split(
     )
     curve(
         "auc_sens_80",
-        "AUC right of 80 % sensitivity (ISIC's scorer; perfect is 1)",
+        "AUC right of 80 % sensitivity (isic-challenge-scoring; perfect is 1)",
         metrics.auc_right_of_sensitivity,
         metrics.area_right_of_sensitivity,
         sensitivity=0.8,
