@@ -56,7 +56,7 @@ ui: install ## MLflow's UI on demo/warehouse; WAREHOUSE=... and PORT=... for ano
 	@test -f "$(WAREHOUSE)/mlflow.db" || \
 	  { echo "no $(WAREHOUSE)/mlflow.db yet: run \`make demo\`, or name a warehouse by WAREHOUSE=..." >&2; exit 1; }
 	@echo "MLflow of $(WAREHOUSE): http://127.0.0.1:$(PORT) (Ctrl-C ends it)"
-	@.venv/bin/mlflow ui --backend-store-uri "sqlite:///$(abspath $(WAREHOUSE))/mlflow.db" --port $(PORT)
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri "sqlite:///$(abspath $(WAREHOUSE))/mlflow.db" --port $(PORT)
 
 clean: ## removes the demo and all caches; .venv and .uv stay
 	@rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis spark-warehouse metastore_db

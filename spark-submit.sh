@@ -3,6 +3,7 @@
 # anything is started, and ships the package to the executors. Never changes directory: relative paths in the arguments
 # are the caller's.
 set -euo pipefail
+{ # read whole before anything runs: an upgrade in the middle of a night changes this file
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 jobs="ingest featurize train_head finetune evaluate register score pipeline search"
@@ -226,3 +227,5 @@ ended
 # The one line of a job that failed: Spark gives out what Python writes to stderr as stdout.
 [ ! -s "$tmp/error" ] || cat "$tmp/error" >&2
 [ "$status" = 0 ] || exit "$status"
+exit
+}

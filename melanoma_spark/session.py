@@ -155,8 +155,10 @@ def describe(spark: SparkSession, text: str) -> None:
 def partitions_for(spark: SparkSession, rows: int, smallest: int = 64, largest: int = 2048) -> int:
     """Partitions for rows that are costly to compute: about 10 a slot, each of `smallest` to `largest` rows.
 
-    A task costs a few tenths of a second beside its rows, so it is not cut smaller than that unless slots would idle.
+    A task costs a few tenths of a second beside its rows, so it is not cut smaller than that unless slots would idle;
+    which they would, too, at the end of five tasks on two slots: there are as many for each slot.
     """
     at_once = slots(spark)
     size = min(max(math.ceil(rows / (10 * at_once)), smallest), math.ceil(rows / at_once), largest)
-    return max(1, math.ceil(rows / max(1, size)))
+    count = max(1, math.ceil(rows / max(1, size)))
+    return min(math.ceil(count / at_once) * at_once, max(1, rows))

@@ -20,7 +20,7 @@ def test_a_task_has_one_core_of_the_two(spark: Any) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "partitions"),
-    [(0, 1), (1, 1), (2, 2), (20, 2), (128, 2), (129, 3), (1280, 20), (12800, 20), (40960, 20), (409600, 200)],
+    [(0, 1), (1, 1), (2, 2), (20, 2), (128, 2), (129, 4), (1280, 20), (12800, 20), (40960, 20), (409600, 200)],
 )
 def test_rows_are_cut_for_slots_to_be_busy_and_tasks_to_be_long(spark: Any, rows: int, partitions: int) -> None:
     assert session.partitions_for(spark, rows) == partitions
