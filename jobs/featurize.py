@@ -179,7 +179,6 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     session.describe(spark, f"featurize: {name} over {rows} images")
     computed = in_order(job, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
-    sent.unpersist()
 
 
 def stored(values: np.ndarray | None, dtype: str) -> list[bytes]:

@@ -186,12 +186,10 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
     with logs.about(stage=name), one_line(job):
         logs.mark("started")
         with lease.held(job.warehouse, name, job.settings.wait) as own, in_run(job, name, tags) as running:
-            if job.spark is None:
-                summary = stage(replace(running, lease=own))
-            else:
+            if job.spark is not None:
                 session.describe(job.spark, name)
-                with session.let_go(job.spark):
-                    summary = stage(replace(running, lease=own))
+            with contextlib.nullcontext() if job.spark is None else session.let_go(job.spark):
+                summary = stage(replace(running, lease=own))
             seconds = time.monotonic() - started
             job.tracker.metrics({"seconds": seconds})
         say(f"{name}: {summary}; {seconds:.1f} s", "done", seconds=round(seconds, 1))

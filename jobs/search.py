@@ -162,7 +162,6 @@ def symmetries(
         rows = rows.repartitionByRange(session.partitions_for(job.spark, len(keys)), "sha256")
         found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
         found.write.mode("overwrite").parquet(url)
-        tensors.unpersist()
     means_of = dict(job.spark.read.parquet(url).toPandas().itertuples(index=False, name=None))
     others = [np.frombuffer(means_of[key], np.float32).reshape(count - 1, plain.shape[-1]) for key in keys]
     return np.concatenate([plain[:, None], np.stack(others)], axis=1)
@@ -185,7 +184,6 @@ def fitted(
     session.describe(spark, f"search: {len(wanted)} heads")
     with session.progress(spark, "heads"):
         rows = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS)).mapInPandas(fit, TASK).collect()
-    sent.unpersist()
     return cast(list[trials.Task], [row.asDict() for row in rows])
 
 

@@ -6,6 +6,7 @@ Part of score, before the batch is committed; it tells of the batch that is stag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -156,7 +157,7 @@ def pictures(
     found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
     spec, threads = scorer.spec, session.task_threads(job.spark)
     tensors = session.broadcast(job.spark, scorer.tensors)
-    light = session.broadcast(job.spark, bundle.without_tensors(scorer))
+    light = replace(bundle.without_tensors(scorer), reference=None)  # small enough for a closure
 
     def load() -> inference.Predict:
         network.use_threads(threads)
@@ -175,11 +176,8 @@ def pictures(
         frame = pd.DataFrame({"image": image, "heat": heat}, dtype=object)
         return frame.where(frame.notna(), None)
 
-    def prepare(content: bytes) -> np.ndarray:
-        return light.value.prepare(content)
-
     size = job.settings.score.batch_size
-    draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, prepare, finish, size)
+    draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
     session.describe(job.spark, f"score: pictures of {len(wanted)} images")
     drawing = archive.computed(found, len(wanted), job.settings, draw, size, lambda frames: frames, PICTURES)
     shown = {}

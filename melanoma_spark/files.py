@@ -127,6 +127,8 @@ def write_new(url: str, content: bytes) -> bool:
             store.pipe_file(path, content, mode="create")
         except FileExistsError:
             return False
+        except OSError as error:
+            raise _unwritten(url, error) from None
         return True
     beside = f"{url}.{uuid.uuid4().hex[:8]}.tmp"
     write_bytes(beside, content)

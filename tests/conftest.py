@@ -52,10 +52,15 @@ def with_settings(**changes: Any) -> dict[str, Any]:
     return values
 
 
+def java_home() -> str:
+    """Of the Java that spark-submit.sh would take."""
+    return subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """The session of a job, on two cores of this machine."""
-    found = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    found = java_home()
     if found != str(REPO / "conf/java"):
         os.environ["REAL_JAVA_HOME"] = found
     os.environ["JAVA_HOME"] = str(REPO / "conf/java")  # without the warning of a module, as spark-submit.sh does it
@@ -78,7 +83,7 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running HDFS, see `hadoop.Hdfs`."""
     import hadoop
 
-    java = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    java = java_home()
     with contextlib.ExitStack() as until_the_end:
         try:
             running = until_the_end.enter_context(hadoop.hdfs(tmp_path_factory.mktemp("hdfs"), java))

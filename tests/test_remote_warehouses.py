@@ -15,6 +15,7 @@ from conftest import STAGES, Line, open_line, said
 from jobs import pipeline
 from jobs.job import run_stage
 from melanoma_spark import files
+from melanoma_spark.errors import ClusterError
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,11 @@ def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypat
             assert sum(wrote) == 1
             assert files.read_bytes(url) == b"%d" % wrote.index(True)
     assert sorted(files.matches(folder, "*")) == [f"{turn}.json" for turn in range(5)], "and nothing else stays"
+
+
+def test_a_new_file_that_cannot_be_written_is_named(s3, monkeypatch):
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(files, "exists", lambda url: False)
+    with pytest.raises(ClusterError, match=r"cannot write s3a://nowhere/move\.json: .*choose another warehouse"):
+        files.write_new("s3a://nowhere/move.json", b"{}")

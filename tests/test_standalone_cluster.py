@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPO, STAGES, Line, open_line, with_settings
+from conftest import REPO, STAGES, Line, java_home, open_line, with_settings
+from hadoop import free_port
 
 from melanoma_spark import store
 
@@ -39,19 +39,13 @@ class Cluster:
         return sum((folder / "stderr").read_text().count("Finished task") for folder in self.executors(worker))
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     import pyspark
 
     folder = tmp_path_factory.mktemp("cluster")
     home = Path(pyspark.__file__).parent
-    java = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
+    java = java_home()
     environment = {**os.environ, "JAVA_HOME": java, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
     environment.pop("SPARK_SUBMIT_OPTS", None)
 

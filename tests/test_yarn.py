@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPO, STAGES, Line, open_line, with_settings
+from conftest import REPO, STAGES, Line, java_home, open_line, with_settings
 from mlflow_server import mlflow_server
 
 from melanoma_spark import drawing, files
@@ -115,9 +115,6 @@ def cluster(hdfs: Any, lesions: Path, packed: Path, tmp_path_factory: pytest.Tem
     import hadoop
     import postgres
 
-    java = subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
-    if java == str(REPO / "conf/java"):
-        java = os.environ["REAL_JAVA_HOME"]
     store_, top = files.filesystem(f"{hdfs.url}/lesions")
     store_.put(str(lesions), top, recursive=True)
     store_.makedirs("/apps", exist_ok=True)
@@ -127,7 +124,7 @@ def cluster(hdfs: Any, lesions: Path, packed: Path, tmp_path_factory: pytest.Tem
     with contextlib.ExitStack() as until_the_end:
         database = until_the_end.enter_context(postgres.postgres())
         server = until_the_end.enter_context(mlflow_server(database, tmp_path_factory.mktemp("server")))
-        yarn = until_the_end.enter_context(hadoop.yarn(tmp_path_factory.mktemp("yarn"), java, hdfs))
+        yarn = until_the_end.enter_context(hadoop.yarn(tmp_path_factory.mktemp("yarn"), java_home(), hdfs))
         yield Cluster(yarn, hdfs, server, folder, f"{hdfs.url}/lesions")
 
 
