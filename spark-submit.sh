@@ -6,7 +6,7 @@ set -euo pipefail
 { # read whole before anything runs: an upgrade in the middle of a night changes this file
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-jobs="ingest featurize train_head finetune evaluate register score pipeline search"
+jobs="ingest featurize train_head finetune evaluate register score pipeline search doctor"
 
 usage() {
     cat <<'EOF'
@@ -21,6 +21,7 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   score       what is new in an archive -> scores/, with a registered model; also: score status, score --follow
   pipeline    all of them, in one submission
   search      which settings of a head do best on features/, by cross-validation
+  doctor      checks Java, Python, packages, Spark, network, warehouse and MLflow for the others, and tells remedies
   package     FILE.zip: what goes to the executors, for those who call spark-submit themselves (examples/schedules)
 
   spark-submit.sh JOB --help tells the settings of a job. Spark's own resources come from conf/spark-local.conf;

@@ -63,15 +63,17 @@ def main(
     runner: Callable[[Job, str, Stage, dict[str, str]], int] | None = None,
     needs_spark: Callable[[config.Settings], bool] = lambda settings: True,
     graceful: Callable[[config.Settings], bool] = lambda settings: False,
+    prepared: bool = True,
 ) -> None:
     """Run one stage as a job and leave with its exit status: 0, or that of the error.
 
-    `runner` takes the place of `run_stage`. `graceful` says whether the stage ends by itself at a signal.
+    `runner` takes the place of `run_stage`. `graceful` says whether the stage ends by itself at a signal. What is not
+    `prepared` is given the settings alone: it opens Spark and MLflow itself, and tells what is wrong with them.
     """
     with _reported(name, description) as (settings, only_check):
         check(settings, needs_archive)
         if not only_check:
-            sys.exit(_run(name, settings, stage, runner or run_stage, needs_spark(settings)))
+            sys.exit(_run(name, settings, stage, runner or run_stage, needs_spark(settings), prepared))
         if graceful(settings):
             print(GRACEFUL)
 
@@ -223,16 +225,27 @@ def one_line(job: Job) -> Iterator[None]:
         raise told from error
 
 
-def _run(name: str, settings: config.Settings, stage: Stage, runner: Callable[..., int], needs_spark: bool) -> int:
-    from melanoma_spark import session, tracking
+def _run(
+    name: str,
+    settings: config.Settings,
+    stage: Stage,
+    runner: Callable[..., int],
+    needs_spark: bool,
+    prepared: bool,
+) -> int:
+    from melanoma_spark import preflight, session, tracking
 
     warehouse = files.url_of(settings.warehouse)
+    if not prepared:
+        return runner(Job(None, settings, warehouse, None), name, stage, {})
     files.check_writable(warehouse)
     spark = session.start(name) if needs_spark else None
     try:
         if spark is not None:
             check_tracking(settings, str(spark.sparkContext.master))
         tracker = tracking.Tracker(settings.mlflow, warehouse)
+        if spark is not None and not session.is_local(spark):  # now that executors have had time to come
+            preflight.check_versions(spark)
         job = Job(spark, settings, warehouse, tracker)
         tags = {"job": name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
         return runner(job, name, stage, tags)

@@ -7,7 +7,7 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
 from jobs.job import Job, Marked, dataset, main, run_stage, say
-from melanoma_spark import files, store
+from melanoma_spark import files, preflight, store, weights
 
 STAGES = {
     "ingest": ingest.run,
@@ -21,6 +21,9 @@ STAGES = {
 
 
 def run(job: Job) -> str:
+    # what featurize and finetune would stop for, when ingest has taken its hours
+    weights.located(job.settings.backbone)
+    preflight.check(job.spark, job.settings.ranks)
     statuses = [run_stage(job, name, stage, {"stage": name}) for name, stage in STAGES.items()]
     return Marked(closing(job), max(statuses))  # a stage that failed has ended it
 

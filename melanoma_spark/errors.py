@@ -108,3 +108,13 @@ def root_cause(error: object) -> str:
     text = str(getattr(error, "java_exception", None) or error)
     causes = [line for line in text.splitlines() if line.startswith("Caused by: ")] or text.splitlines()
     return (causes[-1] if causes else type(error).__name__).removeprefix("Caused by: ").strip()[:400]
+
+
+def of_java(error: object) -> str:
+    """What a call of Java through Py4J failed for, or the Python of a task that it ran, in one line."""
+    text = str(error)
+    kinds = (
+        r"^(?:: |Caused by: |.*\(TID \d+\) \(.*?\): )?([A-Za-z][\w.$]*(?:Error|Exception): (?!Traceback|Job aborted).+)"
+    )
+    found = re.search(kinds, text, re.MULTILINE)
+    return (found[1] if found else text.splitlines()[0] if text else type(error).__name__).strip()[:300]

@@ -7,19 +7,21 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-from pyspark import StorageLevel
+from py4j.protocol import Py4JError
+from pyspark import SparkConf, StorageLevel
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from melanoma_spark import logs
-from melanoma_spark.errors import ClusterError
+from melanoma_spark import doctor, logs
+from melanoma_spark.errors import ClusterError, of_java
 from melanoma_spark.prefetch import every
 
 
 def start(name: str) -> SparkSession:
-    """The session of a job, quiet and with Arrow on."""
-    spark = (
+    """The session of a job, quiet and with Arrow on. Raises `ClusterError` where Spark does not start."""
+    chosen = (
         SparkSession.builder.appName(f"melanoma_spark {name}")
         .config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.python.worker.reuse", "true")  # the model is loaded once per worker process
@@ -32,10 +34,21 @@ def start(name: str) -> SparkSession:
         # Each table that is broadcast, be it of ten rows, holds a page: of 64 MB, if Spark chooses.
         .config("spark.buffer.pageSize", "4m")
         .config("spark.sql.sources.parallelPartitionDiscovery.threshold", "1000")
-        .getOrCreate()
     )
+    try:
+        spark = chosen.getOrCreate()
+    except (Py4JError, PySparkException) as error:
+        raise ClusterError(
+            f"Spark does not start at {master()}: {of_java(error)}; see that a cluster is there and is of this Spark, "
+            "and that resources are written as Spark wants them (conf/spark-*.conf)"
+        ) from None
     spark.sparkContext.setLogLevel("ERROR")
     return spark
+
+
+def master() -> str:
+    """That spark-submit was given, whether Spark has started or not."""
+    return str(SparkConf().get("spark.master", "local"))
 
 
 def task_threads(spark: SparkSession) -> int:
@@ -46,6 +59,32 @@ def task_threads(spark: SparkSession) -> int:
 def task_gpus(spark: SparkSession) -> bool:
     """Whether Spark gives each task a GPU."""
     return float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0) > 0
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Whether driver and executor are one process."""
+    return str(spark.sparkContext.master).startswith("local")
+
+
+def asked(spark: SparkSession) -> doctor.Asked:
+    """What Spark is to give each executor."""
+    local, jvm = is_local(spark), cast(Any, spark.sparkContext._jvm)
+
+    def gigabytes(key: str, default: str) -> float:
+        mebibytes = jvm.org.apache.spark.network.util.JavaUtils.byteStringAsMb(str(spark.conf.get(key, default)))
+        return int(mebibytes) * 2**20 / 1e9
+
+    heap = gigabytes("spark.driver.memory" if local else "spark.executor.memory", "1g")
+    share = float(str(spark.conf.get("spark.executor.memoryOverheadFactor", "0.1")))
+    overhead = gigabytes("spark.executor.memoryOverhead", f"{max(384, int(heap * 1e9 / 2**20 * share))}m")
+    cap = gigabytes("spark.executor.pyspark.memory", "0")
+    contained = str(spark.sparkContext.master).startswith(("yarn", "k8s"))
+    return doctor.Asked(heap, overhead, cap, contained, task_threads(spark), task_gpus(spark))
+
+
+def java_version(spark: SparkSession) -> str:
+    """Of the driver."""
+    return str(cast(Any, spark.sparkContext._jvm).java.lang.System.getProperty("java.version"))
 
 
 def slots(spark: SparkSession) -> int:
@@ -59,13 +98,22 @@ def _slots(spark: SparkSession) -> int:
     return int(context.maxNumConcurrentTasks(profile))
 
 
+def settled_slots(spark: SparkSession, still: float = 3.0) -> int:
+    """Tasks that can run at once, when their number has stayed for some seconds: executors come one after another."""
+    count, since = _slots(spark), time.monotonic()
+    while not is_local(spark) and time.monotonic() - since < still:
+        time.sleep(0.5)
+        if (now := _slots(spark)) != count:
+            count, since = now, time.monotonic()
+    return count
+
+
 def wait_for_slots(spark: SparkSession, ranks: int, patience: float = 30.0) -> None:
     """Return when `ranks` tasks can run at once; executors may still be registering.
 
     Raises `ClusterError` with both numbers after `patience` seconds.
     """
-    local = str(spark.sparkContext.master).startswith("local")
-    until = time.monotonic() + (0 if local else patience)
+    until = time.monotonic() + (0 if is_local(spark) else patience)
     while (free := _slots(spark)) < ranks:
         if time.monotonic() > until:
             raise ClusterError(

@@ -11,12 +11,13 @@ import os
 import sqlite3
 import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import bundle, config
+from melanoma_spark import bundle, config, files
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
 # Before MLflow is imported: no call home, and no bar for each small download.
@@ -39,6 +40,28 @@ def tracking_uri(settings: config.Mlflow, warehouse: str) -> str:
             "name a tracking server: mlflow.tracking_uri=http://HOST:5000"
         )
     return f"sqlite:///{warehouse.removeprefix('file://')}/mlflow.db"
+
+
+def try_writing(settings: config.Mlflow, warehouse: str) -> str:
+    """Write a tag and an artifact to the server that the settings name, and remove them; of an SQLite file, try to.
+
+    Returns what was found. Raises `ConfigError` or `ClusterError` with what is wrong.
+    """
+    uri = tracking_uri(settings, warehouse)
+    if not uri.startswith("sqlite:"):
+        Tracker(settings, warehouse).try_writing()
+        return f"{uri}: writes and removes"
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.exists():
+        files.check_writable(f"file://{path.absolute().parent}")
+        return f"{path}, which the first job makes"
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        raise ClusterError(f"MLflow at {uri} cannot be used: {error}") from None
+    return f"{path}: may be written"
 
 
 def unpacked_package(folder: Path) -> Path:
@@ -88,6 +111,26 @@ class Tracker:
             return str(found.experiment_id)
         place = self._artifacts
         return str(self._mlflow.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
+
+    def try_writing(self) -> None:
+        """A tag of the experiment and an artifact beside its runs, both removed. Raises `ClusterError`."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        client, name = self._mlflow.MlflowClient(), f"doctor-{uuid.uuid4().hex[:8]}"
+        step = "tags"
+        try:
+            experiment = client.get_experiment(self._experiment_id(self._experiment))
+            client.set_experiment_tag(experiment.experiment_id, name, "tried")
+            client.delete_experiment_tag(experiment.experiment_id, name)
+            step = "artifacts"
+            place = get_artifact_repository(experiment.artifact_location)
+            with tempfile.TemporaryDirectory() as folder:
+                (Path(folder) / name).write_bytes(b"tried")
+                place.log_artifact(str(Path(folder) / name))
+            place.delete_artifacts(name)
+        except Exception as error:
+            told = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise ClusterError(f"MLflow at {self.uri} does not take {step}: {told}") from None
 
     def beside(self, kind: str, name: str, tags: Mapping[str, str], values: Mapping[str, float]) -> str:
         """A run by itself in the experiment `<experiment>-<kind>`, ended at once: a point of what is charted over runs.

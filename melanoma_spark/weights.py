@@ -15,6 +15,7 @@ from melanoma_spark.errors import ConfigError
 
 FILE_VARIABLE = "MELANOMA_WEIGHTS"
 RANDOM = "random"
+NAME_ANOTHER = "name a readable file, or `imagenet`"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,19 @@ def resolve(settings: config.Backbone, seed: int) -> Weights:
             f"expected {spec.imagenet_id}); to use them anyway name the file itself: backbone.weights={path}"
         )
     return found
+
+
+def located(settings: config.Backbone) -> str:
+    """Where the weights that the settings name lie, or nothing where Keras would download them; nothing is read.
+
+    Raises `ConfigError` where they are not.
+    """
+    if settings.weights not in ("imagenet", RANDOM):
+        if not files.exists(files.url_of(settings.weights)):
+            raise ConfigError(f"backbone.weights: {settings.weights} is not there; {NAME_ANOTHER}")
+        return settings.weights
+    path = at_hand(settings.name) if settings.weights == "imagenet" else None
+    return str(path) if path else RANDOM if settings.allow_random else ""
 
 
 def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigError:
@@ -110,7 +124,7 @@ def _from_file(url: str, origin: str) -> Weights:
     try:
         content = files.read_bytes(files.url_of(url))
     except Exception as error:
-        raise ConfigError(f"backbone.weights: {error}; name a readable file, or `imagenet`") from None
+        raise ConfigError(f"backbone.weights: {error}; {NAME_ANOTHER}") from None
     tensors = read_hdf5(content, url)
     return Weights(tuple(tensors), origin, lineage.tensors_id(tensors))
 

@@ -110,6 +110,21 @@ def postgresql() -> Iterator[str]:
         yield running
 
 
+@pytest.fixture
+def database(tmp_path: Path) -> str:
+    """The address of an empty database for MLflow's server."""
+    return f"sqlite:///{tmp_path}/server.db"
+
+
+@pytest.fixture
+def server(database: str, tmp_path: Path) -> Iterator[str]:
+    """The address of a running MLflow server with that database, through which artifacts go too."""
+    from mlflow_server import mlflow_server
+
+    with mlflow_server(database, tmp_path) as address:
+        yield address
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a client of a running S3 server."""

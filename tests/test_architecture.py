@@ -19,7 +19,7 @@ CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
-    *("reference", "drift", "logs"),
+    *("reference", "drift", "logs", "doctor"),
 }
 TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -59,7 +59,7 @@ LATER = {
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
-    "preflight": {"pyspark"},
+    "preflight": {"psutil", "py4j", "pyspark"},
     "ranks": {"horovod", "keras", "tensorflow"},
     "tracking": {"mlflow"},
     "serving": {"tensorflow"},
@@ -88,7 +88,7 @@ OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
 BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}
 # Jobs that make nothing which another one reads.
-BESIDE_THE_LINE = {"search", "external", "worklist", "drift", "status", "follow"}
+BESIDE_THE_LINE = {"search", "external", "worklist", "drift", "status", "follow", "doctor"}
 HEAVY = {"tensorflow", "keras", "horovod"}
 
 

@@ -62,7 +62,7 @@ def test_a_table_that_breaks_where_only_executors_read(submit, settings_file, tm
 
 def test_an_archive_that_is_not_there(submit, settings_file, tmp_path):
     settings = settings_file(archive=str(tmp_path / "nowhere"), warehouse=str(tmp_path / "warehouse"))
-    done = submit("pipeline", "--conf", settings, "--master", "local[1]")
+    done = submit("pipeline", "--conf", settings, "--master", "local[2]")
     assert (done.returncode, done.stdout) == (4, "")
     one_line(done.stderr, f"error: archive {tmp_path}/nowhere does not exist", "archive=URL")
     holds_no_result(tmp_path / "warehouse")

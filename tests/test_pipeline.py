@@ -14,6 +14,8 @@ import pytest
 from conftest import STAGES
 from PIL import Image
 
+from jobs import pipeline
+from jobs.job import run_stage
 from melanoma_spark import (
     calibration,
     config,
@@ -29,7 +31,7 @@ from melanoma_spark import (
     store,
     weights,
 )
-from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.errors import ConfigError, DataError, MelanomaError
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,23 @@ def runs(line):
 
 def listed_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# --- before it
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"ranks": 3}, "ranks=3 but Spark has only 2 free slots"),
+        ({"backbone": {"weights": "/nowhere/mine.h5"}}, "/nowhere/mine.h5 is not there; name a readable file"),
+    ],
+)
+def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told):
+    new = new_line(**changes)
+    with pytest.raises(MelanomaError, match=re.escape(told)):
+        run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
+    assert not (new.folder / "images").exists()
 
 
 # --- ingest

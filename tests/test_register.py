@@ -11,7 +11,6 @@ import pytest
 import sqlalchemy
 import yaml
 from conftest import Line, open_line
-from mlflow_server import mlflow_server
 
 from melanoma_spark import batches, config, files, history, lineage, store
 from melanoma_spark.errors import DataError
@@ -171,13 +170,6 @@ def database(request, tmp_path) -> str:
     if request.param == "SQLite":
         return f"sqlite:///{tmp_path}/server.db"
     return request.getfixturevalue("postgresql")
-
-
-@pytest.fixture
-def server(database, tmp_path):
-    """The address of a running MLflow server with that database, through which artifacts go too."""
-    with mlflow_server(database, tmp_path) as address:
-        yield address
 
 
 def told_by(database: str) -> dict[str, str]:

@@ -17,7 +17,10 @@ import pytest
 
 REPO = Path(__file__).parent.parent
 SCRIPTS = ("spark-submit.sh", "conf/find-java.sh", "conf/java/bin/java", "conf/log4j2.properties")
-JOBS = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "pipeline", "search")
+JOBS = (
+    *("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "pipeline", "search"),
+    "doctor",
+)
 TOOLS = ("bash", "cat", "dirname", "env", "mktemp", "readlink", "rm", "sed", "sleep")
 
 # Prints its arguments and what it was handed in the environment; the job's arguments tell it how to end.

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             process.wait()
 
 
-def submitted(cluster: Cluster, job: str, folder: Path, archive: Path, **changes: object) -> subprocess.Popen[str]:
+def submitted(
+    cluster: Cluster, job: str, folder: Path, archive: Path, options: Sequence[str] = (), **changes: object
+) -> subprocess.Popen[str]:
     """A job on the cluster, with a warehouse in the folder."""
     mlflow = {"tracking_uri": f"sqlite:///{folder}/warehouse/mlflow.db"}  # of this one machine: no server is needed
     settings = with_settings(archive=str(archive), warehouse=str(folder / "warehouse"), mlflow=mlflow, **changes)
@@ -85,7 +87,7 @@ def submitted(cluster: Cluster, job: str, folder: Path, archive: Path, **changes
     resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command + resources, env=environment, cwd=folder, **pipes)
+    return subprocess.Popen([*command, *resources, *options], env=environment, cwd=folder, **pipes)
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +178,42 @@ def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint
     ]
     for one, other in zip(*tensors, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def other_numpy(tmp_path: Path) -> list[str]:
+    """Options with which executors have another numpy than the driver, by its metadata."""
+    metadata = tmp_path / "packages/numpy-0.0.1.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
+    return ["--conf", f"spark.executorEnv.PYTHONPATH={tmp_path}/packages"]
+
+
+def test_the_doctor_asks_every_executor(cluster: Cluster, lesions: Path, tmp_path: Path, other_numpy: list[str]):
+    started = submitted(cluster, "doctor", tmp_path, lesions, other_numpy)
+    out, err = started.communicate(timeout=300)
+    assert started.returncode == 3, out + err
+    lines = [line for line in out.splitlines() if "2 executors on " in line]
+    verdicts = {line.split()[1]: line.split()[0] for line in lines}
+    assert verdicts.pop("packages") == "FAILED"
+    for what in ("memory", "cores", "GPUs"):  # of the machine
+        verdicts.pop(what)
+    assert set(verdicts) == {"Java", "Spark", "Horovod", "network", "clock", "warehouse"}
+    assert set(verdicts.values()) == {"ok"}
+    assert "numpy 0.0.1 (driver: " in out
+    assert err == "error: 1 of 18 checks failed: packages; remedies stand in the table\n"
+    assert "slots" in out
+    assert "2, ranks=2" in out
+
+
+@pytest.mark.parametrize("job", ["ingest", "score"])
+def test_executors_of_other_versions_are_told_before_anything_is_done(
+    cluster: Cluster, lesions: Path, tmp_path: Path, other_numpy: list[str], job: str
+):
+    started = submitted(cluster, job, tmp_path, lesions, other_numpy)
+    out, err = started.communicate(timeout=300)
+    assert (started.returncode, out) == (3, ""), out + err
+    assert err.startswith("error: executor on ")
+    assert err.endswith("; install the driver's versions there\n")
+    assert ": numpy 0.0.1 (driver: " in err
+    assert not (tmp_path / "warehouse/images").exists()

@@ -222,3 +222,18 @@ def test_imagenet_weights_at_hand_are_the_published_ones():
     assert len(found.tensors) == 26
     assert found.tensors[0].shape == (3, 3, 3, 64)
     assert sum(tensor.size for tensor in found.tensors) == 14_714_688
+
+
+def test_where_weights_lie_is_told_without_reading_them(tmp_path, monkeypatch):
+    named = tmp_path / "mine.h5"
+    mine = config.Backbone(weights=str(named))
+    with pytest.raises(ConfigError, match=r"backbone\.weights: .*mine\.h5 is not there; name a readable file"):
+        weights.located(mine)
+    named.write_bytes(b"no weights")
+    assert weights.located(mine) == str(named)
+    monkeypatch.setenv(weights.FILE_VARIABLE, str(named))
+    assert weights.located(config.Backbone()) == str(named)
+    monkeypatch.setattr(weights, "at_hand", lambda name: None)
+    assert weights.located(config.Backbone()) == "", "Keras would download them"
+    assert weights.located(config.Backbone(allow_random=True)) == weights.RANDOM
+    assert weights.located(config.Backbone(allow_random=True, weights="random")) == weights.RANDOM

@@ -1,0 +1,407 @@
+"""The doctor: how facts are judged, how the table is told, and the job itself with what is wrong on a real machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from conftest import REPO
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import doctor as job
+from melanoma_spark import doctor
+from melanoma_spark.doctor import DRIVER, FAILED, OK, WARNING, Finding
+from melanoma_spark.errors import ClusterError
+
+WORDS = st.text("abc /:", min_size=1, max_size=12).map(str.strip).filter(bool)
+WHERE = st.one_of(st.just(DRIVER), st.sampled_from("abc").map(doctor.on))
+FINDINGS = st.lists(st.builds(Finding, WORDS, WHERE, WORDS, st.sampled_from([OK, WARNING, FAILED]), st.just("mend it")))
+SECONDS = st.floats(0, 100)
+
+HERE = {"Python": "3.11.7", "melanoma_spark": "0.1.0", "numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
+MACHINE = doctor.Machine("17.0.15", "4.0.1", horovod="", warehouse="", total=64, available=50, cores=8)
+ASKED = doctor.Asked(heap=4, overhead=0.4, python=0, contained=False, threads=1, gpus=False)
+YARN = replace(ASKED, contained=True)
+LOCK = """
+[[package]]
+name = "melanoma-spark"
+source = { editable = "." }
+dependencies = [{ name = "numpy" }, { name = "pyspark" }]
+[[package]]
+name = "numpy"
+version = "1.26.4"
+[[package]]
+name = "pytest"
+version = "8.1"
+[[package]]
+name = "pyspark"
+version = "4.0.1"
+[[package]]
+name = "tensorflow-cpu"
+version = "2.18.1"
+"""
+LOCKED = {"numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
+
+
+# The table
+
+
+@given(FINDINGS)
+def test_columns_are_aligned_and_remedies_stand_below(findings):
+    header, *lines = doctor.table(findings).split("\n")
+    at = [header.index(word) for word in ("verdict", "what", "where", "found")]
+    for finding in findings:
+        line, below, *lines = lines
+        assert [line[a:b].rstrip() for a, b in zip(at, [*at[1:], None], strict=True)] == [
+            finding.verdict,
+            finding.what,
+            finding.where,
+            finding.found,
+        ]
+        assert below == " " * at[3] + "-> mend it"
+    assert lines == []
+
+
+@given(FINDINGS)
+def test_merging_loses_nothing_and_keeps_the_driver_apart(findings):
+    lines = doctor.merged(findings)
+    for finding in findings:
+        same = [line for line in lines if replace(line, where="") == replace(finding, where="")]
+        if finding.where == DRIVER:
+            assert [line.where for line in same].count(DRIVER) == 1
+        else:
+            (line,) = (line for line in same if line.where != DRIVER)
+            assert finding.where.removeprefix("executor on ") in re.split("[ ,]+", line.where)
+    of = [line.what for line in lines]
+    assert list(dict.fromkeys(of)) == list(dict.fromkeys(finding.what for finding in findings))
+    assert of == sorted(of, key=of.index), "what is about the same stands together"
+
+
+def test_many_executors_share_a_line():
+    hosts = [doctor.on(f"node-{number}") for number in (3, 1, 2, 5, 4, 4)]
+    (line,) = doctor.merged(Finding("Java", host, "17") for host in hosts)
+    assert line.where == "6 executors on node-1, node-2, node-3 and 2 more"
+
+
+def test_an_error_of_ours_tells_its_remedy():
+    error = ClusterError("cannot write file:///w: No space left on device; make room; or go")
+    assert doctor.of_error("warehouse", DRIVER, error, "else") == Finding(
+        "warehouse", DRIVER, "cannot write file:///w: No space left on device", FAILED, "make room; or go"
+    )
+    assert doctor.of_error("MLflow", DRIVER, ClusterError("is away"), "else").remedy == "else"
+
+
+def test_the_first_that_failed_is_refused_in_one_line():
+    fine, warned = Finding("a", DRIVER, "x"), Finding("b", DRIVER, "y", WARNING, "mend b")
+    doctor.refuse([fine, warned])
+    with pytest.raises(ClusterError, match=r"^executor on n: z; mend c$"):
+        doctor.refuse([fine, warned, Finding("c", doctor.on("n"), "z", FAILED, "mend c")])
+
+
+# How facts are judged
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("17.0.15", OK), ("21", OK), ("11.0.2", FAILED), ("1.8.0_402", FAILED), ("170.1", FAILED)]
+)
+def test_java(version, verdict):
+    assert doctor.java(DRIVER, version).verdict == verdict
+
+
+def test_spark_of_another_version():
+    assert doctor.spark("n", "4.0.1", "4.0.1").verdict == OK
+    found = doctor.spark("n", "4.0.1", "3.5.6")
+    assert (found.verdict, found.found) == (FAILED, "3.5.6 (driver: 4.0.1)")
+
+
+def test_packages_of_another_version():
+    assert doctor.packages("n", HERE, dict(HERE)).found == "Python 3.11.7 and 3 packages as on the driver"
+    there = {**HERE, "numpy": "2.0", "pandas": "2.2"}
+    del there["tensorflow-cpu"]
+    found = doctor.packages("n", HERE, there)
+    told = "numpy 2.0 (driver: 1.26.4), pandas 2.2 (driver: none), tensorflow-cpu none (driver: 2.18.1)"
+    assert (found.verdict, found.found) == (FAILED, told)
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        (LOCKED, None),
+        (LOCKED | {"pytest": "8.1", "pyspark": "4.0.1"}, None),
+        (LOCKED | {"pytest": "9"}, "pytest 9 (uv.lock: 8.1)"),
+        (LOCKED | {"pyspark": "3.5"}, "pyspark 3.5 (uv.lock: 4.0.1)"),
+        ({"tensorflow-cpu": "2.18.1"}, "numpy is missing"),
+        ({"numpy": "2", "tensorflow-cpu": "2.18.1"}, "numpy 2 (uv.lock: 1.26.4)"),
+        ({"numpy": "1.26.4"}, "tensorflow-cpu is missing"),
+        ({"numpy": "1.26.4", "tensorflow": "2.18.1"}, None),
+    ],
+)
+def test_packages_against_the_lock(there, told):
+    found = doctor.locked(LOCK, there)
+    if told is None:
+        assert found.verdict == OK
+    else:
+        assert (found.verdict, found.found) == (FAILED, told)
+        assert "make install" in found.remedy
+
+
+def test_this_checkout_has_the_locks_packages():
+    text = (REPO / "uv.lock").read_text()
+    there = doctor.installed(doctor.names_locked(text))
+    assert len(there) > 100
+    found = doctor.locked(text, there)
+    assert found.verdict == OK, found.found
+    assert doctor.locked(text, there | {"pandas": "0.1"}).found.startswith("pandas 0.1 (uv.lock: ")
+
+
+def of_memory(asked, machine=MACHINE, tasks=1, executors=1, engine="ncnn"):
+    found = doctor.memory("n", tasks, asked, machine, executors, engine)
+    assert found.verdict == OK or found.remedy
+    return found.verdict
+
+
+def test_memory_on_yarn_is_the_overhead_less_the_jvms_own():
+    assert of_memory(YARN) == FAILED, "Spark's default"
+    assert of_memory(replace(YARN, overhead=0.99)) == FAILED
+    assert of_memory(replace(YARN, overhead=1.01)) == WARNING, "scores, and does not train"
+    assert of_memory(replace(YARN, overhead=1.61)) == OK
+    assert of_memory(replace(YARN, overhead=1.61), tasks=2) == WARNING
+    assert of_memory(replace(YARN, python=1.3)) == OK, "it comes on top of the overhead"
+    assert of_memory(replace(YARN, overhead=4), replace(MACHINE, available=0.1)) == OK, "YARN counts for itself"
+
+
+def test_memory_elsewhere_is_what_the_machine_has():
+    assert of_memory(ASKED) == OK
+    assert of_memory(ASKED, replace(MACHINE, available=1.1)) == WARNING
+    assert of_memory(ASKED, replace(MACHINE, available=0.5)) == FAILED
+    assert of_memory(replace(ASKED, heap=63), MACHINE) == WARNING, "the heap grows"
+    assert of_memory(ASKED, replace(MACHINE, total=8, available=6), tasks=4) == WARNING
+    assert of_memory(ASKED, executors=4, tasks=11) == WARNING, "each has a fourth of the 48 GB that heaps leave"
+    assert of_memory(ASKED, executors=2, tasks=10) == OK
+
+
+def test_a_cap_on_python_is_shared_by_the_workers():
+    found = doctor.memory("n", 2, replace(ASKED, python=1), MACHINE, 1, "ncnn")
+    assert (found.verdict, "raise spark.executor.pyspark.memory" in found.remedy) == (FAILED, True)
+    assert of_memory(replace(ASKED, python=1.3), tasks=2) == WARNING
+    assert of_memory(replace(ASKED, python=2.5), tasks=2) == OK
+
+
+def test_memory_is_that_of_the_engine():
+    assert of_memory(replace(YARN, overhead=1.2), engine="ncnn") == WARNING
+    assert of_memory(replace(YARN, overhead=1.2), engine="tensorflow") == FAILED
+    assert of_memory(replace(YARN, overhead=1.65), engine="onnxruntime") == FAILED, "it takes more than TensorFlow"
+
+
+def test_cores():
+    assert doctor.cores("n", 8, 1, 8).verdict == OK
+    assert doctor.cores("n", 3, 3, 8).verdict == WARNING
+
+
+def test_gpus():
+    cuda = {"tensorflow": "2.18.1"}
+    asked = replace(ASKED, gpus=True)
+    given = replace(MACHINE, gpus=("0",), devices=1)
+    assert doctor.gpus("n", ASKED, MACHINE, HERE).found == "none"
+    idle = doctor.gpus("n", ASKED, replace(MACHINE, devices=2), HERE)
+    assert (idle.verdict, idle.found) == (WARNING, "2 in the machine, Spark gives tasks none")
+    assert doctor.gpus("n", asked, given, cuda) == Finding("GPUs", "n", "Spark gives a task GPU 0")
+    assert "GPU=1" in doctor.gpus("n", asked, given, HERE).remedy
+    assert "spark.executor.pyspark.memory" in doctor.gpus("n", replace(asked, python=6), given, cuda).remedy
+
+
+@given(st.floats(-500, 500), SECONDS, SECONDS, SECONDS)
+def test_a_skew_is_never_overstated_and_found_but_for_the_way(skew, there, work, back):
+    sent = 1_000_000.0
+    began, ended = sent + there, sent + there + work
+    found = doctor.skew(sent, began + skew, ended + skew, ended + back)
+    assert found * skew >= 0, "on the right side"
+    assert abs(found) <= abs(skew) + 1e-6
+    assert abs(found) >= abs(skew) - (back if skew > 0 else there) - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict", "told"),
+    [
+        (0, OK, "within 30 s"),
+        (-30, OK, "within 30 s"),
+        (31, WARNING, "at least 31 s ahead of the driver's"),
+        (-119, WARNING, "at least 119 s behind the driver's"),
+        (-120, FAILED, "at least 120 s behind the driver's"),
+    ],
+)
+def test_a_clock(seconds, verdict, told):
+    found = doctor.clock("n", seconds, 120)
+    assert found.verdict == verdict
+    assert told in found.found
+
+
+def test_all_that_is_said_of_executors():
+    """Two on one machine, of two tasks each, and another one of one task that is amiss in every way."""
+    bad = replace(MACHINE, java="11", spark="3.5", horovod="undefined symbol", warehouse="cannot write x; mount it")
+    bad = replace(bad, total=4.1, cores=0, devices=1)
+
+    def answer(host, executor, machine=None, **changes):
+        return replace(doctor.Answer(host, executor, HERE, "", 0, 0, machine=machine), **changes)
+
+    answers = [
+        answer("a", "a:1", MACHINE),
+        answer("a", "a:1"),
+        answer("a", "a:2", replace(MACHINE, available=20)),
+        answer("a", "a:2"),
+        answer("b", "b:1", bad, versions={**HERE, "numpy": "2"}, skew=200, unreachable="a:1 (refused)"),
+    ]
+    found = list(doctor.executors(answers, HERE, "4.0.1", ASKED, "ncnn", 120))
+    of_b = {one.what: one for one in found if one.where == doctor.on("b")}
+    assert set(of_b) == {one.what for one in found}
+    assert {what for what, one in of_b.items() if one.verdict == WARNING} == {"cores", "GPUs"}
+    assert {one.verdict for what, one in of_b.items() if what not in ("cores", "GPUs")} == {FAILED}
+    assert all(one.remedy for one in of_b.values())
+    of_a = [one for one in found if one.where == doctor.on("a")]
+    assert {one.verdict for one in of_a} == {OK}
+    assert [one.found.split("GB")[0] for one in of_a if one.what == "memory"] == [
+        "2 workers, 25.0 ",
+        "2 workers, 10.0 ",
+    ]
+    assert {one.found for one in of_a if one.what == "cores"} == {"4 tasks of 1 threads on 8 cores"}
+
+    lost = [*answers[:1], replace(answers[1], unreachable="driver:1 (refused)"), *answers[2:4]]
+    found = [one for one in doctor.executors(lost, HERE, "4.0.1", ASKED, "ncnn", 120) if one.what == "network"]
+    assert [one.verdict for one in found] == [FAILED, OK], "any task of an executor may tell it"
+
+
+# The job
+
+
+def rows(out):
+    """The lines of the table: (what, where) -> (verdict, found, remedy)."""
+    header, *lines = out.splitlines()
+    at = [header.index(word) for word in ("verdict", "what", "where", "found")]
+    found, last = {}, None
+    for line in lines:
+        if line.startswith(" " * at[3] + "-> "):
+            found[last] = (*found[last][:2], line[at[3] + 3 :])
+        elif not line.startswith("doctor: "):
+            verdict, what, where = (line[a:b].rstrip() for a, b in pairwise(at))
+            last = (what, "executor" if where.startswith("executor on ") else where)
+            assert last not in found
+            found[last] = (verdict, line[at[3] :], "")
+    return found
+
+
+CHECKS = {
+    *((what, DRIVER) for what in ("uv.lock", "Horovod", "weights", "warehouse", "Java", "Spark", "MLflow", "slots")),
+    *((what, "executor") for what in ("Java", "Spark", "packages", "Horovod", "memory", "cores", "GPUs")),
+    *((what, "executor") for what in ("network", "clock", "warehouse")),
+}
+
+
+def test_a_machine_that_is_fit(submit, settings_file, tmp_path):
+    settings = settings_file(warehouse=str(tmp_path / "warehouse"))
+    done = submit("doctor", "--conf", settings, "--master", "local[2]")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    found = rows(done.stdout)
+    assert set(found) == CHECKS
+    assert not any(verdict == FAILED for verdict, _, _ in found.values()), done.stdout
+    assert all(remedy for verdict, _, remedy in found.values() if verdict != OK)
+    assert found["slots", DRIVER][1] == "2, ranks=2"
+    assert found["packages", "executor"][1].startswith(f"Python {sys.version.split()[0]} and ")
+    assert re.fullmatch(r"doctor: 18 checks, \d of them with a warning, none failed", done.stdout.splitlines()[-1])
+    assert list((tmp_path / "warehouse").iterdir()) == [], "it leaves nothing"
+
+
+def test_a_machine_that_is_not(submit, settings_file, tmp_path):
+    """Four things at once, each told with its remedy, and what is well beside them."""
+    (tmp_path / "file").write_text("no folder")
+    settings = settings_file(
+        warehouse=str(tmp_path / "file/warehouse"),
+        ranks=3,
+        backbone={"weights": "imagenet", "allow_random": False},
+        mlflow={"tracking_uri": "http://127.0.0.1:9"},
+    )
+    nowhere = str(tmp_path / "no-weights.h5")
+    done = submit("doctor", "--conf", settings, "--master", "local[2]", MELANOMA_WEIGHTS=nowhere)
+    assert done.returncode == 3, done.stdout + done.stderr
+    found = rows(done.stdout)
+    assert set(found) == CHECKS
+    failed = {key: row for key, row in found.items() if row[0] == FAILED}
+    assert failed == {
+        ("weights", DRIVER): (
+            FAILED,
+            f"MELANOMA_WEIGHTS names {nowhere}, which is no file",
+            "correct it or unset it",
+        ),
+        ("warehouse", DRIVER): (
+            FAILED,
+            f"cannot write file://{tmp_path}/file/warehouse/{failed['warehouse', DRIVER][1].rsplit('/', 1)[-1]}",
+            "choose another warehouse=URL",
+        ),
+        ("warehouse", "executor"): (
+            FAILED,
+            f"cannot write file://{tmp_path}/file/warehouse/{failed['warehouse', 'executor'][1].rsplit('/', 1)[-1]}",
+            "choose another warehouse=URL",
+        ),
+        ("MLflow", DRIVER): (FAILED, failed["MLflow", DRIVER][1], job.SERVER),
+        ("slots", DRIVER): (
+            FAILED,
+            "ranks=3 but Spark has only 2 free slots (cores / spark.task.cpus over all executors)",
+            "set ranks=2 or give Spark more cores, for example --master local[3]",
+        ),
+    }
+    assert "Not a directory" in failed["warehouse", DRIVER][1]
+    assert failed["MLflow", DRIVER][1].startswith("MLflow at http://127.0.0.1:9 cannot be used: ")
+    assert done.stderr == (
+        "error: 5 of 18 checks failed: weights, warehouse, MLflow, slots; remedies stand in the table\n"
+    )
+
+
+def test_executors_without_python(submit, settings_file, tmp_path):
+    """--archives was forgotten."""
+    settings = settings_file(warehouse=str(tmp_path / "warehouse"), log={"format": "json"})
+    words = ("doctor", "--conf", settings, "--master", "local[2]")
+    done = submit(*words, PYSPARK_PYTHON="./env/bin/python")
+    assert done.returncode == 3, done.stdout + done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {line["event"] for line in told} == {"finding"}
+    (failed,) = (line for line in told if line["verdict"] == FAILED)
+    assert (failed["what"], failed["level"]) == ("executors", "error")
+    assert 'cannot be asked: java.io.IOException: Cannot run program "./env/bin/python"' in failed["found"]
+    assert "--archives" in failed["remedy"]
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert (last["event"], last["exit_status"]) == ("failed", 3)
+    assert list((tmp_path / "warehouse").iterdir()) == []
+
+
+def test_an_error_of_one_check_stops_no_other(monkeypatch):
+    def broken():
+        raise ZeroDivisionError("nobody foresaw\nthis")
+
+    assert job.checked("a", DRIVER, broken, "mend a") == [
+        Finding("a", DRIVER, "could not be checked: ZeroDivisionError: nobody foresaw", FAILED, "mend a")
+    ]
+
+
+def test_a_packed_environment_has_no_lock(monkeypatch, tmp_path):
+    monkeypatch.setattr(job.lineage, "checkout", lambda: tmp_path)
+    (found,) = job.of_lock()
+    assert (found.verdict, found.found.split(":")[0]) == (OK, "not compared")
+
+
+def test_an_engine_that_cannot_score_is_a_wrong_setting(submit, settings_file, tmp_path):
+    settings = settings_file(backbone={"name": "resnet50"}, score={"engine": "ncnn"}, warehouse=str(tmp_path))
+    done = submit("doctor", "--conf", settings, "--master", "local[1]")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: engine=ncnn computes vgg16 alone; take engine=onnxruntime for resnet50\n"
+
+
+def test_help_teaches(submit):
+    done = submit("doctor", "--help")
+    assert done.returncode == 0
+    for what, _ in CHECKS:
+        assert re.search(rf"^  .*{what}", done.stdout, re.MULTILINE)
+    assert "exit status: 0 nothing failed" in done.stdout

@@ -1,0 +1,139 @@
+"""What executors are asked, and what is told when they are not as the driver."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from melanoma_spark import doctor, files, preflight
+from melanoma_spark.errors import ClusterError, of_java
+
+ON = doctor.on(socket.gethostname())
+
+
+@pytest.fixture
+def other_driver(monkeypatch):
+    """The driver alone has another numpy, and a package more."""
+    own = doctor.versions()
+    monkeypatch.setattr(doctor, "versions", lambda: {**own, "numpy": "0.0.1", "more": "1"})
+
+
+def test_executors_that_are_fit(spark):
+    preflight.check(spark, 2)
+    preflight.check_versions(spark)
+
+
+@pytest.mark.parametrize("check", [lambda spark: preflight.check(spark, 2), preflight.check_versions])
+def test_other_versions_are_told_in_one_line(spark, other_driver, check):
+    with pytest.raises(ClusterError) as caught:
+        check(spark)
+    found = doctor.installed(["numpy"])["numpy"]
+    assert str(caught.value) == (
+        f"{ON}: more none (driver: 1), numpy {found} (driver: 0.0.1); install the driver's versions there"
+    )
+
+
+def test_a_driver_that_cannot_be_reached(spark):
+    elsewhere = SimpleNamespace(get=lambda key: "nobody-has-this-name.invalid")
+    seen = SimpleNamespace(sparkContext=spark.sparkContext, conf=elsewhere)
+    told = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
+    with pytest.raises(ClusterError, match=told):
+        preflight.check(seen, 2)
+
+
+def test_machines(spark, tmp_path):
+    warehouse = files.url_of(str(tmp_path))
+    files.write_bytes(files.join(warehouse, "written"), b"")
+    first, second = preflight.machines(spark, warehouse, files.join(warehouse, "written"))
+    assert (first.host, first.executor) == (second.host, second.executor)
+    assert first.versions == second.versions == doctor.versions()
+    assert first.unreachable == second.unreachable == ""
+    assert first.skew == second.skew == 0
+    assert second.machine is None, "an executor is looked at once"
+    found = first.machine
+    assert found.java.split(".")[0] in doctor.JAVA
+    assert found.spark == spark.version
+    assert (found.horovod, found.warehouse, found.gpus) == ("", "", ())
+    assert 0 < found.available < found.total
+    assert found.cores > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["written"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [(".", "{place} is another one than the driver's; mount"), ("file/warehouse", "cannot write {place}/")],
+)
+def test_a_warehouse_that_is_not_the_drivers(tmp_path, monkeypatch, folder, told):
+    monkeypatch.setattr(preflight, "horovod", lambda: "")
+    (tmp_path / "file").write_text("no folder")
+    place = files.url_of(str(tmp_path / folder))
+    found = preflight._look(place, files.join(place, "of-the-driver"), SimpleNamespace(java="17", spark="4"))
+    assert found.warehouse.startswith(told.format(place=place))
+
+
+def test_no_executor_has_come(spark, monkeypatch):
+    monkeypatch.setattr(preflight.session, "settled_slots", lambda spark: 0)
+    with pytest.raises(ClusterError, match=r"none has come; see that the cluster has free cores"):
+        preflight.machines(spark, "file:///nowhere", "")
+
+
+@pytest.mark.parametrize("barrier", [False, True])
+def test_what_a_task_ended_with_is_told(spark, barrier):
+    def broken(rows):
+        return importlib.import_module("nobody_has_this_package")
+
+    rows = spark.sparkContext.parallelize(range(2), 2)
+    rows = rows.barrier() if barrier else rows
+    with pytest.raises(ClusterError) as caught:
+        preflight._collected(rows.mapPartitions(broken))
+    where, told = str(caught.value).split(" cannot be asked: ")
+    assert where == "executors" if barrier else where.startswith("executor on ")
+    assert told == f"ModuleNotFoundError: No module named 'nobody_has_this_package'; {preflight.PYTHON}"
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("def gloo_built(): return True", ""),
+        ("def gloo_built(): return False", "built without Gloo"),
+        ("raise ImportError('undefined symbol: x')", "ImportError: undefined symbol: x"),
+        ("import os; os.abort()", "ended with -6"),
+        ("import time; time.sleep(60)", "did not load within 2 s"),
+    ],
+)
+def test_horovod(tmp_path: Path, monkeypatch, source, told):
+    monkeypatch.setattr(preflight, "SLOW", 2)
+    (tmp_path / "horovod").mkdir()
+    (tmp_path / "horovod/__init__.py").touch()
+    (tmp_path / "horovod/tensorflow.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert preflight.horovod() == told
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "An error occurred while calling None.org.apache.spark.sql.classic.SparkSession.\n"
+            ": java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.\n"
+            "This stopped SparkContext was created at:\n",
+            "java.lang.IllegalStateException: Cannot call methods on a stopped SparkContext.",
+        ),
+        (
+            ": org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 0.0 failed 4 times, "
+            "most recent failure: Lost task 0.3 in stage 0.0 (TID 3) (10.0.0.7 executor 1): java.io.IOException: "
+            'Cannot run program "./env/bin/python": error=2, No such file or directory\n'
+            "\tat java.base/java.lang.ProcessBuilder.start(ProcessBuilder.java:1143)\n"
+            "Caused by: java.io.IOException: error=2, No such file or directory\n",
+            'java.io.IOException: Cannot run program "./env/bin/python": error=2, No such file or directory',
+        ),
+        ("something else\nentirely", "something else"),
+        ("", "str"),
+    ],
+)
+def test_java_is_told_in_one_line(text, told):
+    assert of_java(text) == told
