@@ -143,23 +143,21 @@ def executors(
 ) -> Iterator[Finding]:
     """All that is to be said of executors, check by check. `here` and `own_spark` are the driver's versions."""
     first = [(answer, answer.machine) for answer in answers if answer.machine]
-    where = {answer.executor: on(answer.host) for answer, _ in first}
     tasks = Counter(answer.executor for answer in answers)
     on_host, at_once = Counter(answer.host for answer, _ in first), Counter(answer.host for answer in answers)
-    yield from (java(where[one.executor], its.java) for one, its in first)
-    yield from (spark(where[one.executor], own_spark, its.spark) for one, its in first)
-    yield from (packages(where[one.executor], here, one.versions) for one, _ in first)
-    yield from (horovod(where[one.executor], its.horovod) for one, its in first)
+    yield from (java(on(one.host), its.java) for one, its in first)
+    yield from (spark(on(one.host), own_spark, its.spark) for one, its in first)
+    yield from (packages(on(one.host), here, one.versions) for one, _ in first)
+    yield from (horovod(on(one.host), its.horovod) for one, its in first)
     for one, its in first:
-        yield memory(where[one.executor], tasks[one.executor], asked, its, on_host[one.host], engine)
-    for one, its in first:
-        yield cores(where[one.executor], at_once[one.host], asked.threads, its.cores)
-    yield from (gpus(where[one.executor], asked, its, one.versions) for one, its in first)
+        yield memory(on(one.host), tasks[one.executor], asked, its, on_host[one.host], engine)
+    yield from (cores(on(one.host), at_once[one.host], asked.threads, its.cores) for one, its in first)
+    yield from (gpus(on(one.host), asked, its, one.versions) for one, its in first)
     for one, _ in first:
         of_its_tasks = [answer.unreachable for answer in answers if answer.executor == one.executor]
-        yield reached(where[one.executor], next(filter(None, of_its_tasks), ""))
-    yield from (clock(where[one.executor], one.skew, stale) for one, _ in first)
-    yield from (warehouse(where[one.executor], its.warehouse) for one, its in first)
+        yield reached(on(one.host), next(filter(None, of_its_tasks), ""))
+    yield from (clock(on(one.host), one.skew, stale) for one, _ in first)
+    yield from (warehouse(on(one.host), its.warehouse) for one, its in first)
 
 
 # Versions
@@ -182,9 +180,8 @@ def versions() -> dict[str, str]:
 def java(where: str, version: str) -> Finding:
     if version.split(".")[0] in JAVA:
         return Finding("Java", where, version)
-    return Finding(
-        "Java", where, version, FAILED, f"Spark runs on Java {' or '.join(JAVA)}: install one, set JAVA_HOME"
-    )
+    remedy = f"Spark runs on Java {' or '.join(JAVA)}: install one and set JAVA_HOME"
+    return Finding("Java", where, version, FAILED, remedy)
 
 
 def spark(where: str, here: str, found: str) -> Finding:
@@ -230,7 +227,10 @@ def names_locked(text: str) -> list[str]:
 def horovod(where: str, wrong: str) -> Finding:
     if not wrong:
         return Finding("Horovod", where, "with TensorFlow and Gloo")
-    return Finding("Horovod", where, wrong, FAILED, "build it against the TensorFlow that is there: `make install`")
+    remedy = "build it against the TensorFlow that is there: `make install`"
+    if "MemoryError" in wrong or "map segment" in wrong:  # of a library
+        remedy = "raise spark.executor.pyspark.memory, or leave it out: it caps address space, TensorFlow's too"
+    return Finding("Horovod", where, wrong, FAILED, remedy)
 
 
 # Resources
@@ -248,17 +248,16 @@ def memory(where: str, tasks: int, asked: Asked, machine: Machine, executors: in
     if asked.python and asked.python < room:
         room, of = asked.python, "spark.executor.pyspark.memory"
     score, train = tasks * NEEDS[engine], tasks * max(NEEDS[engine], NEEDS["tensorflow"])
-    found = f"{tasks} workers, {max(room, 0):.1f} GB of {of} for them; {engine} takes {score:.1f} GB to score"
-    found += "" if train == score else f", TensorFlow {train:.1f} GB to train"
-    remedy = (
-        "raise spark.executor.memoryOverhead"
-        if asked.contained
-        else "run fewer tasks at once (--executor-cores, --master local[N]), or ask for a smaller heap"
-    )
+    needed = f"{tasks} workers take {score:.1f} GB to score by {engine}, {train:.1f} GB to train"
+    if room >= train:  # how much more differs from one executor to the next, and is no news
+        return Finding("memory", where, f"{needed}; {of} has that")
     if asked.python and room == asked.python:
         remedy = "raise spark.executor.pyspark.memory, or leave it out"
-    if room >= train:
-        return Finding("memory", where, found)
+    elif asked.contained:
+        remedy = "raise spark.executor.memoryOverhead"
+    else:
+        remedy = "run fewer tasks at once (--executor-cores, --master local[N]), or ask for a smaller heap"
+    found = f"{needed}; {of} has {max(room, 0):.1f} GB for them"
     return Finding("memory", where, found, FAILED if room < score else WARNING, remedy)
 
 
@@ -267,21 +266,17 @@ def cores(where: str, tasks: int, threads: int, there: int) -> Finding:
     found = f"{tasks} tasks of {threads} threads on {there} cores"
     if tasks * threads <= there:
         return Finding("cores", where, found)
-    return Finding(
-        "cores", where, found, WARNING, "give Spark no more cores than the machine has: they only wait for each other"
-    )
+    remedy = "give Spark no more cores than the machine has: tasks only wait for each other"
+    return Finding("cores", where, found, WARNING, remedy)
 
 
 def gpus(where: str, asked: Asked, machine: Machine, versions: Mapping[str, str]) -> Finding:
     if not asked.gpus:
         if not machine.devices:
             return Finding("GPUs", where, "none")
-        how = (
-            "--conf spark.executor.resource.gpu.amount=1 --conf spark.task.resource.gpu.amount=1 and a discovery script"
-        )
-        return Finding(
-            "GPUs", where, f"{machine.devices} in the machine, Spark gives tasks none", WARNING, f"to use them: {how}"
-        )
+        found = f"{machine.devices} in the machine, Spark gives tasks none"
+        remedy = "to use them set spark.executor.resource.gpu.* and spark.task.resource.gpu.amount"
+        return Finding("GPUs", where, found, WARNING, remedy)
     found = f"Spark gives a task GPU {', '.join(machine.gpus) or 'none'}"
     if "tensorflow" not in versions:
         return Finding("GPUs", where, f"{found}, and TensorFlow is for the CPU alone", FAILED, "`make install GPU=1`")
