@@ -6,7 +6,7 @@ set -euo pipefail
 { # read whole before anything runs: an upgrade in the middle of a night changes this file
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-jobs="ingest featurize train_head finetune evaluate register score pipeline search doctor"
+jobs="ingest featurize train_head finetune evaluate register score pipeline search doctor prune"
 
 usage() {
     cat <<'EOF'
@@ -22,6 +22,7 @@ Usage: spark-submit.sh JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's optio
   pipeline    all of them, in one submission
   search      which settings of a head do best on features/, by cross-validation
   doctor      checks Java, Python, packages, Spark, network, warehouse and MLflow for the others, and tells remedies
+  prune       what of a warehouse nobody needs any more; prune.apply=true removes it
   package     FILE.zip: what goes to the executors, for those who call spark-submit themselves (examples/schedules)
 
   spark-submit.sh JOB --help tells the settings of a job. Spark's own resources come from conf/spark-local.conf;
@@ -130,6 +131,7 @@ for word in "${job_args[@]}"; do
         register:history | register:rollback | register:register.action=history | register:register.action=rollback) module=register ;;
     esac
 done
+[ "$job" != prune ] || module=prune
 if [ -n "${module:-}" ]; then
     run_job "${job_args[@]}"
     exit

@@ -129,6 +129,7 @@ def staged(job: Job, stage: str) -> str:
         "path": path,
         "made_from": made_from,
         "archive": archive_id(str(settings.archive)),
+        "decoded": decoded_as(settings),
         "grew_from": known["id"] if known else None,
         "layout": layout.summary,
         "target": settings.target,
@@ -174,6 +175,13 @@ def chosen(settings: config.Settings) -> list[Any]:
     return [*(section.model_dump(mode="json") for section in sections), *plain, images.PIXELS_VERSION]
 
 
+def decoded_as(settings: config.Settings) -> str:
+    """The folder of `decoded/`: what the rows depend on that were read of files."""
+    limits = settings.ingest
+    recipe = [settings.image_size, images.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
+    return lineage.content_id([*recipe, limits.allow_recognisable, settings.privacy.source_names])
+
+
 def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
     """`decoded/`, with a row for each of these files; and how many of them were read now.
 
@@ -181,10 +189,7 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
     killed, and the next one reads what is missing.
     """
     spark, settings = job.spark, job.settings
-    limits = settings.ingest
-    recipe = [settings.image_size, images.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
-    recipe_id = lineage.content_id([*recipe, limits.allow_recognisable, settings.privacy.source_names])
-    url = files.join(job.warehouse, "decoded", recipe_id)
+    url = files.join(job.warehouse, "decoded", decoded_as(settings))
     todo = readable
     if files.matches(url, "*.parquet"):
         done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{images.GONE}'")

@@ -97,7 +97,8 @@ def promote(job: Job) -> str:
     told = "; ".join(f"{verdict.rule}: {verdict.found}" for verdict in found if not verdict.holds)
     record = [vars(verdict) for verdict in found]
     job.tracker.tag_version(settings.name, version, {"gate": f"refused: {told}" if told else "passed"})
-    files.write_json(files.join(warehouse, "registry", settings.name, "verdicts", f"{version}.json"), {"rules": record})
+    verdict = files.join(warehouse, "registry", settings.name, history.VERDICTS, f"{version}.json")
+    files.write_json(verdict, {"rules": record})
     if told:
         kept = f"version {standing.version} stays {settings.alias}" if standing else f"there is no {settings.alias}"
         return f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}"

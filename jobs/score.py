@@ -61,7 +61,6 @@ from melanoma_spark import (
 from melanoma_spark.errors import ClusterError, ImageError
 
 BEYOND = 6  # exit status
-EXPORT_TAG = "{engine}_sha256"  # of a registered version
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
@@ -364,7 +363,7 @@ def exported_network(own: Run, engine: str) -> bytes:
     """The network, exported at its first use and kept in the warehouse; the registry knows its SHA-256."""
     job, spec = own.job, own.scorer.spec.model_copy(update={"tta": 1})
     name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), exported.FORMATS[engine]])
-    url, tag = files.join(job.warehouse, "models", "exported", f"{name}.{engine}"), EXPORT_TAG.format(engine=engine)
+    url, tag = files.join(job.warehouse, "models", "exported", f"{name}.{engine}"), exported.TAG.format(engine=engine)
     version = job.tracker.version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)

@@ -158,7 +158,7 @@ def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
             kind = "container" if looked_into else "file"
             if kind == "container":
                 reason = detail = None
-            yield _row(root, raw, kind, int(info["size"] or 0), _modified(info), reason=reason, detail=detail)
+            yield _row(root, raw, kind, int(info["size"] or 0), files.modified(info), reason=reason, detail=detail)
         folders.extend(reversed(below))
 
 
@@ -277,17 +277,6 @@ def role_of(path: str) -> str:
 def printable(name: str) -> str:
     """A name that any column can hold: bytes that are no UTF-8 become `\\xNN`."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _modified(info: dict[str, Any]) -> datetime | None:
-    for key in ("mtime", "modified", "LastModified", "modification_time", "last_modified"):
-        found = info.get(key)
-        if isinstance(found, datetime):
-            return found.astimezone(UTC)
-        if isinstance(found, int | float):
-            seconds = found / 1000 if found > 1e11 else found  # HDFS counts milliseconds
-            return datetime.fromtimestamp(seconds, UTC)
-    return None
 
 
 def in_microseconds(rows: DataFrame) -> DataFrame:

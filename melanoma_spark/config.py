@@ -419,6 +419,27 @@ class Search(Section):
     seeds: Count = Field(default=3, description="fits of each head and fold, from training_seed upwards")
 
 
+Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Prune(Section):
+    """What of a warehouse goes, and when: `melanoma_spark.retention` has the rules. Without `apply` it is told alone.
+
+    How long pictures of patients are kept is for those who answer for them to say, so that has no default.
+    """
+
+    apply: bool = Field(default=False, description="remove what else is only told")
+    unfinished_days: Days = Field(
+        default=30, description="since work was last at it that was killed, until what it left counts as given up"
+    )
+    worklists_days: Days | None = Field(
+        default=None, description="for which the pictures of a worklist are kept; page, CSV and scores stay; null: ever"
+    )
+    external_days: Days | None = Field(
+        default=180, description="since an external set was last evaluated; its reports stay; null: ever"
+    )
+
+
 class Mlflow(Section):
     tracking_uri: str | None = Field(default=None, description="default: an SQLite file in the warehouse")
     experiment: str = "melanoma"
@@ -457,6 +478,7 @@ class Settings(Section):
     register_: Register = Field(default=Register(), alias="register")
     score: Score = Score()
     search: Search = Search()
+    prune: Prune = Prune()
     mlflow: Mlflow = Mlflow()
     log: Log = Log()
 

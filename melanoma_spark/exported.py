@@ -19,6 +19,7 @@ from melanoma_spark.errors import ConfigError, DataError
 TOLERANCE = 1e-4  # of probabilities; of other outputs relative to their largest
 OPSET = 17  # of 2022: what ONNX Runtime has known since 1.12
 FORMATS = {"ncnn": 1, "onnxruntime": OPSET}  # engine -> what a kept export is of
+TAG = "{engine}_sha256"  # of a registered version: what its kept export is
 CHECKED = 4  # images that both engines judge
 
 

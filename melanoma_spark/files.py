@@ -8,7 +8,9 @@ import io
 import json
 import os
 import uuid
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
@@ -83,6 +85,39 @@ def matches(url: str, pattern: str) -> list[str]:
     except FileNotFoundError:
         return []
     return fnmatch.filter((name.rstrip("/").rpartition("/")[2] for name in found), pattern)
+
+
+def modified(info: Mapping[str, Any]) -> datetime | None:
+    """When a file was changed last, by what its file system tells of it."""
+    for key in ("mtime", "modified", "LastModified", "modification_time", "last_modified"):
+        found = info.get(key)
+        if isinstance(found, datetime):
+            return found.astimezone(UTC)
+        if isinstance(found, int | float):
+            seconds = found / 1000 if found > 1e11 else found  # HDFS counts milliseconds
+            return datetime.fromtimestamp(seconds, UTC)
+    return None
+
+
+def walk(url: str) -> Iterator[tuple[str, int, datetime | None]]:
+    """The path below a folder, the size and the time of change of every file below it. Links are left out.
+
+    Raises `OSError` for a folder that cannot be read; where there is none, there are no files.
+    """
+    store, top = filesystem(url)
+    # S3 tells a thousand files a request, whatever folders they are in
+    for info in store.find(top, detail=True).values() if "s3" in store.protocol else _below(store, top):
+        if info["type"] == "file" and not info.get("islink"):
+            yield info["name"].removeprefix(f"{top}/"), int(info["size"]), modified(info)
+
+
+def _below(store: Any, top: str) -> Iterator[dict[str, Any]]:
+    folders = [top] if store.exists(top) else []
+    while folders:  # fsspec's own walk passes over a folder that it cannot read
+        for info in store.ls(folders.pop(), detail=True):
+            if info["type"] == "directory":
+                folders.append(info["name"])
+            yield info
 
 
 def read_bytes(url: str) -> bytes:

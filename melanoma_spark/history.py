@@ -12,6 +12,14 @@ from melanoma_spark import files
 from melanoma_spark.errors import ClusterError, DataError
 
 PROMOTE, ROLLBACK, OUTSIDE = "promote", "rollback", "outside"
+VERDICTS = "verdicts"  # beside a model's aliases: which rules each version held
+
+
+def aliases(warehouse: str) -> list[tuple[str, str]]:
+    """Model and alias of all that were ever moved."""
+    top = files.join(warehouse, "registry")
+    found = [(name, alias) for name in files.matches(top, "*") for alias in files.matches(files.join(top, name), "*")]
+    return sorted((name, alias) for name, alias in found if alias != VERDICTS)
 
 
 def moves(warehouse: str, name: str, alias: str) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -50,17 +50,17 @@ class Lease:
 
 
 @contextmanager
-def held(warehouse: str, job: str, wait: float = 0) -> Iterator[Lease]:
+def held(warehouse: str, job: str, wait: float = 0, by: str = "") -> Iterator[Lease]:
     """While in here, no other process gets in with the same names.
 
     Raises `BusyError` with who is at it, after `wait` seconds. A job that was killed on this machine holds nothing any
-    more; one on another machine nothing after `STALE` seconds.
+    more; one on another machine nothing after `STALE` seconds. `by` is who is told to be at it, where not the job.
     """
     url = files.join(warehouse, "running", f"{job}.json")
     until = time.monotonic() + wait
     while True:
         try:
-            with _taken(url, job) as lease:
+            with _taken(url, job, by or job) as lease:
                 yield lease
                 return
         except _Refused as refused:
@@ -70,11 +70,38 @@ def held(warehouse: str, job: str, wait: float = 0) -> Iterator[Lease]:
 
 
 @contextmanager
-def _taken(url: str, job: str) -> Iterator[Lease]:
+def at_rest(warehouse: str, jobs: Collection[str], by: str, wait: float = 0) -> Iterator[Callable[[], None]]:
+    """While in here, none of these jobs is at work, or starts. Yields a check that is `Lease.check` for each of them.
+
+    Raises `BusyError` with who is at it: one of these, after `wait` seconds, or any other job.
+    """
+    with ExitStack() as stack:
+        leases = [stack.enter_context(held(warehouse, job, wait, by)) for job in jobs]
+        refuse_any(warehouse, but=jobs)
+
+        def check() -> None:
+            for lease in leases:
+                lease.check()
+
+        yield check
+
+
+def refuse_any(warehouse: str, but: Collection[str] = ()) -> None:
+    """Raises `BusyError` with who is at it where any job is, but for those of some names."""
+    folder = files.join(warehouse, "running")
+    for name in sorted(files.matches(folder, "*.json")):
+        job = name.removesuffix(".json")
+        if job not in but:
+            _refuse(files.join(folder, name), job, own="")
+
+
+@contextmanager
+def _taken(url: str, job: str, by: str) -> Iterator[Lease]:
     _refuse(url, job, own="", kind=_Refused)
     own = uuid.uuid4().hex
     facts = {
         "owner": own,
+        "by": by,
         "host": socket.gethostname(),
         "process": os.getpid(),
         "process_started": psutil.Process().create_time(),
@@ -112,8 +139,9 @@ def _refuse(url: str, job: str, own: str, kind: type[BusyError] = BusyError) -> 
         return
     left = STALE - (time.time() - float(found["beat"]))
     raise kind(
-        f"{job} is already running on this warehouse, since {found['since']} on {found['host']} (process "
-        f"{found['process']}); wait for it, or stop it: should it be dead, the way is free in {max(left, 0):.0f} s"
+        f"{found.get('by', job)} is already running on this warehouse, since {found['since']} on {found['host']} "
+        f"(process {found['process']}); wait for it, or stop it: should it be dead, the way is free in "
+        f"{max(left, 0):.0f} s"
     )
 
 

@@ -237,6 +237,10 @@ class Tracker:
         for key, value in values.items():
             self._mlflow.MlflowClient().set_model_version_tag(name, version, key, value)
 
+    def versions(self) -> list[Any]:
+        """All registered versions of all models, with their tags."""
+        return list(self._mlflow.search_model_versions())
+
     def version(self, reference: str) -> Any:
         """The registered version behind `NAME@ALIAS` or `NAME/VERSION`, or None where there is none."""
         from mlflow.exceptions import MlflowException

@@ -19,7 +19,7 @@ CORE = {
     *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
-    *("reference", "drift", "logs", "doctor"),
+    *("reference", "drift", "logs", "doctor", "retention"),
 }
 TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -88,7 +88,7 @@ OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
 BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}
 # Jobs that make nothing which another one reads.
-BESIDE_THE_LINE = {"search", "external", "worklist", "drift", "status", "follow", "doctor"}
+BESIDE_THE_LINE = {"search", "external", "worklist", "drift", "status", "follow", "doctor", "prune"}
 HEAVY = {"tensorflow", "keras", "horovod"}
 
 

@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import REPO
 
-from melanoma_spark import errors, lease
+from melanoma_spark import drift, errors, lease
 
 NOBODY = "http://127.0.0.1:9"  # the port of `discard`, at which nothing listens
 SECRET = "s3a://KEY:SECRET@nobody-has-this-bucket/lesions"
@@ -61,10 +61,13 @@ def test_a_key_in_an_address_is_refused_and_not_told(submit, settings_file, tmp_
 def test_help_and_the_operators_page_tell_them_all():
     command = [sys.executable, "-m", "jobs.score", "--help"]
     told = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True).stdout
-    page = (REPO / "docs/operations.md").read_text()
+    page, alarms = ((REPO / f"docs/{name}.md").read_text() for name in ("operations", "alarms"))
     kinds = vars(errors).values()
     statuses = {kind.exit_status for kind in kinds if isinstance(kind, type) and hasattr(kind, "exit_status")} | {0, 6}
     assert statuses == set(range(7))
     for status in statuses:
         assert re.search(rf"^  {status}  \w", told, re.MULTILINE)
         assert re.search(rf"^\| {status} \|", page, re.MULTILINE)
+        assert not status or f"\n## Status {status}" in alarms
+    for verdict in (drift.DRIFTING, drift.BEYOND, drift.TOO_FEW, drift.NO_REFERENCE):
+        assert re.search(rf'^## .*"{verdict}"', alarms, re.MULTILINE)

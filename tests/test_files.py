@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import zipfile
+from datetime import UTC, datetime
 
 import fsspec
 import numpy as np
@@ -114,6 +115,55 @@ def test_names_that_match_are_those_directly_below(folder):
         files.write_bytes(files.join(folder, name), b"")
     assert sorted(files.matches(folder, "*.parquet")) == ["a.parquet", "b.parquet"]
     assert files.matches(files.join(folder, "none"), "*") == []
+
+
+def test_all_files_below_a_folder_with_size_and_time(folder):
+    for name, content in (("a", b"1"), ("b/c/d", b"333"), ("b/e", b"")):
+        files.write_bytes(files.join(folder, name), content)
+    found = sorted(files.walk(folder))
+    assert [(path, size) for path, size, _ in found] == [("a", 1), ("b/c/d", 3), ("b/e", 0)]
+    if folder.startswith("file:"):
+        assert all(abs((datetime.now(UTC) - when).total_seconds()) < 600 for _, _, when in found)
+    assert list(files.walk(files.join(folder, "none"))) == []
+
+
+def test_links_are_not_walked_over(tmp_path):
+    for name in ("inside/folder/file", "outside/file"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "inside/link").symlink_to(tmp_path / "outside")
+    (tmp_path / "inside/file").symlink_to(tmp_path / "outside/file")
+    assert [path for path, _, _ in files.walk(f"file://{tmp_path}/inside")] == ["folder/file"]
+    (tmp_path / "linked").symlink_to(tmp_path / "inside")
+    assert [path for path, _, _ in files.walk(f"file://{tmp_path}/linked")] == ["folder/file"]
+
+
+def test_a_folder_that_cannot_be_walked_over_is_not_passed_over(url, tmp_path, monkeypatch):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/c").write_text("")
+    ls = LocalFileSystem.ls
+
+    def refused(self, path, detail=False, **options):
+        if path.endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return ls(self, path, detail, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", refused)
+    with pytest.raises(PermissionError):
+        list(files.walk(url))
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"mtime": 1_500_000_000.5}, datetime(2017, 7, 14, 2, 40, 0, 500_000, UTC)),
+        ({"modification_time": 1_500_000_000_500}, datetime(2017, 7, 14, 2, 40, 0, 500_000, UTC)),  # HDFS
+        ({"LastModified": datetime(2017, 7, 14, 2, 40, tzinfo=UTC)}, datetime(2017, 7, 14, 2, 40, tzinfo=UTC)),  # S3
+        ({"created": 1.0}, None),
+    ],
+)
+def test_when_a_file_was_changed(info, expected):
+    assert files.modified(info) == expected
 
 
 class Killed(BaseException):

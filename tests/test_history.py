@@ -32,6 +32,14 @@ def test_moves_are_numbered_and_kept_as_they_were_written(place, tmp_path):
     assert history.told([first, second]).splitlines()[1].endswith("promote: version 1 -> 2; because")
 
 
+def test_the_aliases_that_were_moved(place):
+    assert history.aliases(place[0]) == []
+    move(place, history.PROMOTE, None, "1")
+    history.append(place[0], "a model", "best", history.PROMOTE, None, "1", "", {})
+    files.write_json(files.join(place[0], "registry", "melanoma", history.VERDICTS, "1.json"), {})
+    assert history.aliases(place[0]) == [("a model", "best"), place[1:]]
+
+
 def test_the_way_back_is_to_the_version_before(place):
     with pytest.raises(DataError, match="melanoma@champion was never moved by `register`"):
         history.previous([], *place[1:])

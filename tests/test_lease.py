@@ -14,7 +14,7 @@ import time
 import pytest
 
 from melanoma_spark import files, lease
-from melanoma_spark.errors import ClusterError
+from melanoma_spark.errors import BusyError, ClusterError
 
 
 @pytest.fixture
@@ -147,3 +147,38 @@ def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
     for thread in threads:
         thread.join()
     assert most == [1]
+
+
+def test_at_rest_none_of_the_jobs_starts_and_the_one_at_rest_is_told(warehouse, tmp_path):
+    with lease.at_rest(warehouse, ("score", "ingest"), "prune") as still:
+        for job in ("score", "ingest"):
+            with (
+                pytest.raises(BusyError, match="prune is already running on this warehouse"),
+                lease.held(warehouse, job),
+            ):
+                pass
+        still()
+        (tmp_path / "running/ingest.json").unlink()
+        with pytest.raises(ClusterError, match=r"running/ingest\.json is not this job's any more"):
+            still()
+    assert not list((tmp_path / "running").iterdir())
+
+
+@pytest.mark.parametrize("job", ["score", "ingest", "another"])
+def test_it_is_not_at_rest_while_any_job_is_at_work(warehouse, tmp_path, job):
+    with lease.held(warehouse, job):
+        for context in (lease.at_rest(warehouse, ("score", "ingest"), "prune"), lease.held(warehouse, job)):
+            with pytest.raises(BusyError, match=f"^{job} is already running"), context:
+                pass
+        with pytest.raises(BusyError, match=f"^{job} is already running"):
+            lease.refuse_any(warehouse)
+        lease.refuse_any(warehouse, but=[job])
+        assert [path.name for path in (tmp_path / "running").iterdir()] == [f"{job}.json"]
+    lease.refuse_any(warehouse)
+
+
+def test_a_dead_job_is_not_at_work(warehouse, tmp_path):
+    another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
+    lease.refuse_any(warehouse)
+    with lease.at_rest(warehouse, ["ingest"], "prune"):
+        pass

@@ -19,7 +19,7 @@ REPO = Path(__file__).parent.parent
 SCRIPTS = ("spark-submit.sh", "conf/find-java.sh", "conf/java/bin/java", "conf/log4j2.properties")
 JOBS = (
     *("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "pipeline", "search"),
-    "doctor",
+    *("doctor", "prune"),
 )
 TOOLS = ("bash", "cat", "dirname", "env", "mktemp", "readlink", "rm", "sed", "sleep")
 

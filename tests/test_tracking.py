@@ -126,6 +126,18 @@ def test_models_that_are_not_there(tracker):
         tracker.version("melanoma")
 
 
+def test_all_versions_and_their_tags(tracker):
+    client = mlflow.MlflowClient()
+    for name in ("versions a", "versions b"):
+        client.create_registered_model(name)
+        for number in range(2):
+            client.create_model_version(name, "file:///nowhere", tags={"report_id": f"{number}"})
+    client.delete_model_version("versions b", "1")
+    found = [(v.name, str(v.version), v.tags) for v in tracker.versions() if v.name.startswith("versions")]
+    own = [("versions a", "1", "0"), ("versions a", "2", "1"), ("versions b", "2", "1")]
+    assert sorted(found) == [(name, number, {"report_id": tag}) for name, number, tag in own]
+
+
 @contextmanager
 def a_port(answer: int | None):
     """A port where nobody listens, or a server there that answers everything with this status."""

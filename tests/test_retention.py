@@ -1,0 +1,249 @@
+"""What of a warehouse may go: nothing that a manifest or a registered version names, at no moment of its removal."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melanoma_spark import config, lineage, retention
+from melanoma_spark.retention import DAY, File, Needed
+
+NOW = 1_800_000_000.0
+OLD, NEW, BETWEEN = (lineage.content_id([name]) for name in ("old", "new", "between"))
+MADE = lineage.content_id(["made from"])
+
+
+def decided(*listing, manifests=None, now=NOW, versions=None, **settings):
+    """path -> why, of a listing of (path, days ago)."""
+    files = [File(path, 10, NOW - days * DAY) for path, days in listing]
+    found = retention.decide(files, Needed(manifests or {}, **versions or {}), config.Prune(**settings), now)
+    return {item.what: item.why for item in found}
+
+
+@pytest.mark.parametrize("place", ["features", "models/head", "models/finetuned", "reports"])
+def test_what_was_there_before_the_manifest_and_is_not_named_is_superseded(place):
+    listing = [(f"{place}/{OLD}/a", 3), (f"{place}/{NEW}/a", 2), (f"{place}/manifest.json", 2)]
+    found = decided(*listing, manifests={place: {"path": NEW}})
+    assert found == {f"{place}/{OLD}": f"superseded: {place}/manifest.json names another"}
+    assert decided(*listing, manifests={place: {"path": OLD}}).keys() == {f"{place}/{NEW}"}
+
+
+def test_a_dataset_goes_with_its_rejects_and_with_what_was_read_for_it():
+    listing = [(f"{place}/{name}-{MADE}/a", 9) for place in ("images", "rejects", "unmatched") for name in (OLD, NEW)]
+    listing += [(f"decoded/{OLD}/a", 9), (f"decoded/{NEW}/a", 9), ("images/manifest.json", 1)]
+    facts = {"id": NEW, "path": f"{NEW}-{MADE}", "decoded": NEW}
+    three = {f"{place}/{OLD}-{MADE}" for place in ("images", "rejects", "unmatched")}
+    assert decided(*listing, manifests={"images": facts}).keys() == {*three, f"decoded/{OLD}"}
+    del facts["decoded"]  # before version 0.2
+    assert decided(*listing, manifests={"images": facts}).keys() == three
+
+
+def test_the_images_of_a_registered_version_stay_once():
+    listing = [(f"images/{name}-{made}/a", 9) for name in (OLD, NEW) for made in (MADE, OLD)]
+    listing += [("images/manifest.json", 1)]
+    manifests = {"images": {"id": NEW, "path": f"{NEW}-{MADE}"}}
+    versions = {"datasets": frozenset({OLD, NEW})}
+    found = decided(*listing, manifests=manifests, versions=versions)
+    assert found.keys() == {f"images/{NEW}-{OLD}"}, "the same images as those that the manifest names"
+
+
+def test_the_report_and_the_exported_network_of_a_registered_version_stay():
+    listing = [(f"reports/{OLD}/a", 9), (f"reports/{BETWEEN}/a", 9), ("reports/manifest.json", 1)]
+    listing += [(f"models/exported/{name}.ncnn", 0) for name in (OLD, NEW)]
+    versions = {"reports": frozenset({OLD}), "exported": frozenset({f"models/exported/{NEW}.ncnn"})}
+    found = decided(*listing, manifests={"reports": {"path": NEW}}, versions=versions)
+    assert found.keys() == {f"reports/{BETWEEN}", f"models/exported/{OLD}.ncnn"}
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_what_a_killed_job_left_waits_to_be_gone_on_with(published):
+    listing = [(f"features/{NEW}/a", 40), (f"features/{NEW}/b", 31)]
+    listing += [("features/manifest.json", 50)] * published
+    manifests = {"features": {"path": OLD}} if published else {}
+    assert decided(*listing, manifests=manifests, unfinished_days=32) == {}
+    assert decided(*listing, manifests=manifests) == {f"features/{NEW}": "unfinished, 31 days old"}
+
+
+def test_a_checkpoint_waits_whatever_was_trained_after_it():
+    listing = [(f"models/finetuned/{OLD}/checkpoint.npz", 20), ("models/finetuned/manifest.json", 1)]
+    manifests = {"models/finetuned": {"path": NEW}}
+    assert decided(*listing, manifests=manifests) == {}
+    assert decided(*listing, manifests=manifests, unfinished_days=19).keys() == {f"models/finetuned/{OLD}"}
+
+
+def test_rows_of_an_unfinished_batch_wait():
+    listing = [(f"scoring/{OLD}/{NEW}/a", 31), (f"scoring/{OLD}/{BETWEEN}/a", 31), (f"scoring/{OLD}/{BETWEEN}/b", 29)]
+    why = "rows of a batch that was not finished, 31 days old"
+    assert decided(*listing) == {f"scoring/{OLD}/{NEW}": why}
+
+
+def test_pictures_go_by_the_age_of_their_batch_and_only_when_asked_for():
+    def batch(days):
+        return time.strftime("%Y%m%dT%H%M%SZ-0a1b2c", time.gmtime(NOW - days * DAY))
+
+    ids = [batch(91), batch(89), "by hand"]
+    listing = [(f"batches/{name}/pictures/a.jpg", 5) for name in ids]  # copied, after a restore
+    listing += [(f"batches/{name}/{file}", 999) for name in ids for file in ("batch.json", "worklist.html")]
+    assert decided(*listing) == {}
+    found = decided(*listing, worklists_days=90)
+    assert found == {f"batches/{ids[0]}/pictures": "pictures of a worklist, 91 days old"}
+    assert decided(*listing, worklists_days=4).keys() == {f"batches/{name}/pictures" for name in ids}
+
+
+def test_an_external_set_goes_by_its_last_evaluation_manifest_first_and_its_reports_stay():
+    top = f"external/{OLD}"
+    listing = [(f"{top}/{place}/{NEW}-{MADE}/a", 200) for place in ("images", "rejects", "unmatched")]
+    listing += [(f"{top}/decoded/{NEW}/a", 200), (f"{top}/images/manifest.json", 200), (f"{top}/reports/{NEW}/a", 181)]
+    manifests = {f"{top}/images": {"id": NEW, "path": f"{NEW}-{MADE}", "decoded": NEW}}
+    (item,) = retention.decide(
+        [File(path, 10, NOW - days * DAY) for path, days in listing], Needed(manifests), config.Prune(), NOW
+    )
+    assert (item.what, item.files, item.size, item.why) == (top, 5, 50, "an external set, 181 days old")
+    assert item.paths[0] == f"{top}/images/manifest.json"
+    assert sorted(item.paths[1:]) == [f"{top}/{place}" for place in ("decoded", "images", "rejects", "unmatched")]
+    assert decided(*listing, manifests=manifests, external_days=None) == {}
+    assert decided(*listing, (f"{top}/reports/{BETWEEN}/a", 179), manifests=manifests) == {}
+    assert decided((f"{top}/reports/{NEW}/a", 999)) == {}
+
+
+def test_an_external_set_that_stays_has_superseded_datasets_too():
+    top = f"external/{OLD}"
+    listing = [(f"{top}/images/{name}-{MADE}/a", 9) for name in (OLD, NEW)] + [(f"{top}/images/manifest.json", 1)]
+    manifests = {f"{top}/images": {"id": NEW, "path": f"{NEW}-{MADE}"}}
+    versions = {"datasets": frozenset({OLD})}  # which no external set is
+    assert decided(*listing, manifests=manifests, versions=versions).keys() == {f"{top}/images/{OLD}-{MADE}"}
+
+
+def test_what_a_killed_ingest_left_goes_at_once():
+    top = f"external/{OLD}"
+    folders = ["_ingest-0a1b2c3d", f"{top}/_ingest-4e5f6071"]
+    found = decided(*((f"{folder}/listed/a", 0) for folder in folders))
+    assert found == dict.fromkeys(folders, "left by an ingest that was killed")
+
+
+def test_the_mark_of_a_whole_folder_goes_before_what_is_in_it():
+    listing = [File(f"reports/search/symmetries/{OLD}/{name}", 1, 0.0) for name in ("part-0", "_SUCCESS")]
+    (item,) = retention.decide(listing, Needed({}), config.Prune(), NOW)
+    assert item.paths == (f"reports/search/symmetries/{OLD}/_SUCCESS", f"reports/search/symmetries/{OLD}")
+
+
+def test_what_no_job_names_stays():
+    listing = [
+        ("images/by-hand/a", 999),
+        (f"images/{OLD}", 999),
+        (f"features/{OLD}.tar", 999),
+        (f"models/other/{OLD}/a", 999),
+        (f"reports/search/{OLD}/manifest.json", 999),
+        (f"reports/search/symmetries/{OLD}", 999),
+        (f"backup/features/{OLD}/a", 999),
+        ("batches/x/worklist.csv", 999),
+        (f"scores/batch_id=x/{OLD}/a", 999),
+        (f"ledger/melanoma/1/{OLD}/a", 999),
+        (f"registry/melanoma/champion/{OLD}/a", 999),
+        ("running/score.json", 999),
+    ]
+    settings = {"worklists_days": 0, "unfinished_days": 0, "external_days": 0}
+    assert decided(*listing, **settings, manifests={"images": {"path": "x"}, "features": {"path": "x"}}) == {}
+
+
+def test_the_manifests_to_read():
+    names = ["images", "models/head", "reports", f"external/{OLD}/images", f"reports/search/{OLD}", f"images/{OLD}"]
+    files = [File(f"{name}/manifest.json", 1, 0.0) for name in names]
+    assert retention.manifests_in(files) == [f"external/{OLD}/images", "images", "models/head", "reports"]
+
+
+def test_how_much_it_is():
+    items = [retention.Item("a", ("a",), 1200, 3_000_000, ""), retention.Item("b", ("b",), 34, 400_000, "")]
+    assert retention.told(items) == "2 entries, 1,234 files, 3.4 MB"
+
+
+# Any warehouse
+
+IDS = [lineage.content_id([number]) for number in range(3)]
+OTHER = "by-hand"  # no job gives a folder this name
+NAMES = [*IDS, f"{IDS[0]}-{IDS[1]}", f"{IDS[0]}-{IDS[2]}", f"{IDS[1]}-{IDS[2]}", OTHER]
+ENDS = ["part-0.parquet", "_SUCCESS", "weights.npz", "checkpoint.npz", "below/part-1.parquet"]
+SET = f"external/{IDS[0]}/"
+KEPT = ("scores/batch_id=x/part-0.parquet", "ledger/m/1/batch_id=x/part-0.parquet", "registry/m/champion/000001.json")
+OTHERS = [
+    *(f"scoring/{one}/{two}/{end}" for one in (IDS[0], OTHER) for two in IDS[:2] for end in ENDS[:2]),
+    *(f"batches/{name}/{end}" for name in IDS[:2] for end in ("pictures/a.jpg", "batch.json", "worklist.html")),
+    *(f"reports/search/{name}/{end}" for name in ("symmetries", IDS[0]) for end in ("manifest.json", f"{IDS[0]}/a")),
+    *(f"models/exported/{name}.ncnn" for name in (*IDS, OTHER)),
+    *(f"{top}_ingest-0a1b2c3d/a" for top in ("", SET)),
+    *KEPT,
+]
+
+
+def some(values, **limits):
+    return st.lists(st.sampled_from(values), unique=True, **limits)
+
+
+@st.composite
+def warehouses(draw):
+    paths, manifests = set(draw(some(OTHERS))), {}
+    for place, (of, key) in retention.NAMED.items():
+        for top in ["", SET] if of == "images" else [""]:
+            names = draw(some(NAMES, max_size=3))
+            for name in names:
+                paths |= {f"{top}{place}/{name}/{end}" for end in draw(some(ENDS, min_size=1, max_size=2))}
+            if place == of and draw(st.booleans()):
+                name = draw(st.sampled_from(names or NAMES))
+                manifests[top + of] = {"id": name.partition("-")[0], key: name}
+                paths.add(f"{top}{of}/manifest.json")
+            elif place == "decoded" and top + of in manifests and draw(st.booleans()):
+                manifests[top + of][key] = draw(st.sampled_from(names or NAMES))
+    ages = {place: draw(st.integers(0, 99)) for place in sorted({path.partition("/")[0] for path in paths})}
+    listing = [File(p, 1, NOW - (ages[p.partition("/")[0]] + draw(st.integers(-1, 1))) * DAY) for p in sorted(paths)]
+    datasets, reports, exported = (frozenset(draw(some(IDS, max_size=1))) for _ in range(3))
+    needed = Needed(manifests, datasets, reports, frozenset(f"models/exported/{one}.ncnn" for one in exported))
+    days = st.one_of(st.none(), st.integers(0, 99))
+    chosen = config.Prune(unfinished_days=draw(st.integers(0, 99)), worklists_days=draw(days), external_days=draw(days))
+    return listing, needed, chosen
+
+
+def named(place, facts):
+    """The folders of a manifest."""
+    top = place.removesuffix("images") if place.startswith("external/") else ""
+    own = place.removeprefix(top)
+    return {f"{top}{where}/{facts[key]}/" for where, (of, key) in retention.NAMED.items() if of == own and key in facts}
+
+
+@given(warehouses(), st.randoms())
+def test_at_no_moment_does_a_manifest_name_what_is_gone(warehouse, order):
+    listing, needed, chosen = warehouse
+    before = {file.path for file in listing}
+    there, whole = set(before), {}
+    for place, facts in needed.manifests.items():
+        whole[place] = {path for path in before if path.startswith(tuple(named(place, facts)))}
+    for item in retention.decide(listing, needed, chosen, NOW):
+        gone = [sorted(one for one in there if one == path or one.startswith(f"{path}/")) for path in item.paths]
+        for files in gone:
+            order.shuffle(files)  # of those in a folder any may be the first
+            for file in files:
+                there.discard(file)
+                for place, own in whole.items():
+                    assert f"{place}/manifest.json" not in there or own <= there
+        assert len({file for files in gone for file in files}) == item.files
+        assert item.size == item.files
+
+
+@given(warehouses())
+def test_what_is_registered_and_what_no_job_made_stays(warehouse):
+    listing, needed, chosen = warehouse
+    going = tuple(path for item in retention.decide(listing, needed, chosen, NOW) for path in item.paths)
+    there = {path.path for path in listing}
+    gone = {path for path in there if path in going or path.startswith(tuple(f"{one}/" for one in going))}
+    assert not gone & set(KEPT)
+    assert not [path for path in gone if re.match(r"(?!external|batches|scoring)[^_].*/by-hand/", path)]
+    assert not [
+        path for path in gone if re.match(r"batches/[^/]+/(batch\.json|worklist\.html)|external/.*/reports", path)
+    ]
+    assert not [path for path in gone if path.startswith(tuple(f"reports/{one}/" for one in needed.reports))]
+    assert not gone & needed.exported
+    for one in needed.datasets - {needed.manifests.get("images", {}).get("id")}:
+        assert not [path for path in gone if path.startswith(f"images/{one}-")]
