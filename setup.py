@@ -60,6 +60,7 @@ setup(
             "flask>=3",
             "flask-cors>=6",
             "psycopg2-binary>=2.9",  # MLflow's server on PostgreSQL
+            "kubernetes-validate>=1.33",  # the schemas of conf/kubernetes
             "ruff>=0.15",
             "mypy>=1.15",
             "types-PyYAML",

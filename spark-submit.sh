@@ -163,6 +163,12 @@ if [ -z "$properties" ]; then
         "" | local*) properties=$repo/conf/spark-local.conf ;;
         spark:*) properties=$repo/conf/spark-standalone.conf ;;
         yarn) properties=$repo/conf/spark-yarn.conf && spark_args=(--load-spark-defaults "${spark_args[@]}") ;;
+        k8s:*)
+            properties=$repo/conf/spark-kubernetes.conf
+            template=$repo/conf/kubernetes/pod.yaml
+            spark_args=(--conf "spark.kubernetes.driver.podTemplateFile=$template" \
+                --conf "spark.kubernetes.executor.podTemplateFile=$template" "${spark_args[@]}")
+            ;;
     esac # any other cluster has its own spark-defaults.conf
 fi
 if [ -n "$properties" ]; then
@@ -175,6 +181,9 @@ fi
 
 # A driver on the cluster has a Python of its own.
 if [ -z "$cluster" ]; then
+    case $master in
+        k8s:*) PYSPARK_PYTHON=${PYSPARK_PYTHON:-/opt/melanoma_spark/.venv/bin/python} ;; # of the executors' image
+    esac
     export PYSPARK_PYTHON=${PYSPARK_PYTHON:-$python} PYSPARK_DRIVER_PYTHON=$python
 else
     unset PYSPARK_DRIVER_PYTHON
@@ -190,13 +199,23 @@ export SPARK_SUBMIT_OPTS="\"-Dlog4j2.configurationFile=file:$repo/conf/log4j2.pr
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-package "$tmp/melanoma_spark.zip"
+main=$repo/jobs/$job.py
+case $cluster$master in
+    yesk8s:*) # the image has the package and its Python, and the driver's pod sees no file of this machine
+        unset PYSPARK_PYTHON
+        main=local:///opt/melanoma_spark/jobs/$job.py
+        [ -z "$py_files" ] || spark_args=(--py-files "${py_files#,}" "${spark_args[@]}")
+        ;;
+    *)
+        package "$tmp/melanoma_spark.zip"
+        spark_args=(--py-files "$tmp/melanoma_spark.zip$py_files" "${spark_args[@]}")
+        ;;
+esac
 
 submit() {
     # A job that ends by itself at a signal needs its JVM until then: what is ignored here, the JVM ignores, too.
     [ "$checked" != graceful ] || trap '' HUP INT TERM
-    MELANOMA_ERROR_FILE=$tmp/error exec "$spark_submit" --py-files "$tmp/melanoma_spark.zip$py_files" \
-        "${spark_args[@]}" "$repo/jobs/$job.py" "${job_args[@]}" </dev/null
+    MELANOMA_ERROR_FILE=$tmp/error exec "$spark_submit" "${spark_args[@]}" "$main" "${job_args[@]}" </dev/null
 }
 # In a process group of its own, so that a signal to this script reaches the JVM and Python alike.
 set -m

@@ -232,7 +232,8 @@ def test_an_option_without_its_value(submit):
         (("--master=spark://h:7077",), "mine.conf", "mine.conf"),
         (("--properties-file", "mine.conf"), "other.conf", "mine.conf"),
         (("--master", "yarn"), None, "a repo/conf/spark-yarn.conf"),
-        (("--master", "k8s://h:6443"), None, None),
+        (("--master", "k8s://h:6443"), None, "a repo/conf/spark-kubernetes.conf"),
+        (("--master", "mesos://h:5050"), None, None),
     ],
 )
 def test_resources_come_from_a_properties_file(given, tmp_path, arguments, environment_file, expected):
