@@ -63,12 +63,15 @@ def free_port() -> int:
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
-def classpath(folder: Path) -> str:
-    """Hadoop's jars, out of Maven's own repository, where the first run puts them. Raises `Missing`."""
+def classpath(folder: Path, pom: str = "hadoop-pom.xml") -> str:
+    """The jars of a POM of this folder, out of Maven's own repository, where the first run puts them.
+
+    Raises `Missing`.
+    """
     if not shutil.which("mvn"):
         raise Missing("no Maven on PATH, which brings Hadoop's jars: install maven")
     told = folder / "classpath"
-    command = ["mvn", "-q", "-B", "-f", str(HERE / "hadoop-pom.xml"), "dependency:build-classpath"]
+    command = ["mvn", "-q", "-B", "-f", str(HERE / pom), "dependency:build-classpath"]
     for offline in (["-o"], []):  # most runs have all jars, and need not ask whether there are newer ones
         done = subprocess.run(
             [*command, *offline, f"-Dmdep.outputFile={told}"], capture_output=True, text=True, timeout=600
