@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from jobs.job import Job, Stage, check_tracking, main, say
+from jobs.job import Job, Stage, main, say
 from melanoma_spark import (
     backbones,
     config,
@@ -137,7 +137,7 @@ def of_spark(settings: config.Settings, warehouse: str, written: str) -> Iterato
         return [java, Finding("Spark", DRIVER, f"{spark.version}, {session.master()}")]
 
     def of_mlflow() -> list[Finding]:
-        check_tracking(settings, session.master())
+        tracking.check(settings.mlflow, session.master())
         return [Finding("MLflow", DRIVER, tracking.try_writing(settings.mlflow, warehouse))]
 
     yield from checked("Spark", DRIVER, start, "")

@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs import external, judging
-from jobs.job import Job, archive_id, dataset, main
+from jobs.job import Job, archive_id, dataset, main, pace
 from melanoma_spark import (
     __version__,
     backbones,
@@ -73,18 +73,20 @@ def run(job: Job) -> str:
         return f"nothing new, the report stands at {folder}/report.html"
 
     session.batch_rows(job.spark, settings.evaluate.batch_size)
+    meter = session.Meter(job.spark)  # an image counts for each model that judges it
     if settings.evaluate.tta == 1:
-        predictions = judge_head(job, images, features, models[HEAD])
+        predictions = judge_head(job, images, features, models[HEAD], meter)
     else:  # of mirror images no features are stored
-        predictions = judge_network(job, images, models[HEAD], HEAD)
+        predictions = judge_network(job, images, models[HEAD], HEAD, meter)
     if finetuned:
-        predictions = predictions.unionByName(judge_network(job, images, finetuned, FINETUNED))
+        predictions = predictions.unionByName(judge_network(job, images, finetuned, FINETUNED, meter))
     deciding = list(models)[-1]  # the one that register takes
     if settings.evaluate.shortcuts:
-        painted = judge_network(job, images, models[deciding], deciding, PAINTED, shortcuts.without_lesion)
+        painted = judge_network(job, images, models[deciding], deciding, meter, PAINTED, shortcuts.without_lesion)
         predictions = predictions.unionByName(painted.where("split = 'test'"))
     session.describe(job.spark, "evaluate: predict validation and test")
     judged = pd.DataFrame(predictions.toPandas())
+    how_fast = pace(job, meter)
     painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
     calibrations, table = calibrated(judged[judged["model"] != PAINTED], settings.evaluate.calibration)
     judging.write_predictions(folder, table)
@@ -150,10 +152,12 @@ def run(job: Job) -> str:
     summary = "; ".join(
         f"{m['name']} test AUC {m['auroc']:.4f} [{m['auroc_low']:.4f}-{m['auroc_high']:.4f}]" for m in measured
     )
-    return f"{len(test)} test images, {summary}; report {folder}/report.html"
+    return f"{len(test)} test images, {summary}; report {folder}/report.html{how_fast}"
 
 
-def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any]) -> DataFrame:
+def judge_head(
+    job: Job, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any], meter: session.Meter
+) -> DataFrame:
     """Predictions of the head on the stored bottleneck features."""
     threads = session.task_threads(job.spark)
     spec = network.Spec.model_validate(model["spec"])
@@ -169,7 +173,7 @@ def judge_head(job: Job, images: dict[str, Any], features: dict[str, Any], model
 
     batch = job.settings.evaluate.batch_size
     udf = inference.over_column(
-        f"head {model['id']}", load, prepare, inference.probabilities, inference.PROBABILITY, batch
+        f"head {model['id']}", load, prepare, inference.probabilities, inference.PROBABILITY, batch, meter
     )
     stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).where("view = 0")
     judged = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
@@ -182,6 +186,7 @@ def judge_network(
     images: dict[str, Any],
     model: dict[str, Any],
     name: str,
+    meter: session.Meter,
     label: str = "",
     change: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> DataFrame:
@@ -193,7 +198,7 @@ def judge_network(
     rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
     tensors = store.load_model(job.warehouse, PLACES[name], model)
     batch = job.settings.evaluate.batch_size
-    found = inference.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change)
+    found = inference.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change, meter)
     return predictions(found, label or name)
 
 

@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, dataset, main
+from jobs.job import Job, dataset, main, pace
 from melanoma_spark import (
     augmentation,
     backbones,
@@ -69,7 +69,7 @@ def run(job: Job) -> str:
         # With a schema given, Spark does not look for one in Petastorm's metadata, which a killed job may have torn.
         keys = keys.join(spark.read.schema("sha256 string, view int").parquet(target), KEY, "left_anti")
     keys = keys.persist()
-    missing = keys.count()
+    missing, told = keys.count(), ""
     if missing or not known or (known["id"], known["made_from"]) != (features_id, made_of["id"]):
         schema = schemas.features_schema(
             backbones.cut_shapes(settings.backbone.name, made_of["image_size"], cuts), recipe["dtype"]
@@ -83,7 +83,7 @@ def run(job: Job) -> str:
                 todo = images
                 if missing < rows:  # keys go to the pixels, not the pixels to the keys
                     todo = todo.join(f.broadcast(keys.select(KEY)), KEY, "left_semi")
-                compute(job, todo, missing, base, recipe, target)
+                told = compute(job, todo, missing, base, recipe, target)
     keys.unpersist()
     facts = {
         "id": features_id,
@@ -103,7 +103,7 @@ def run(job: Job) -> str:
     what = f"{rows} images" if views == 1 else f"{rows} rows ({views} views of each train image, 1 of the others)"
     return (
         f"{what} = {missing} computed + {rows - missing} computed before, "
-        f"at {', '.join(cuts)} of {settings.backbone.name} ({base.origin} weights {base.content_id})"
+        f"at {', '.join(cuts)} of {settings.backbone.name} ({base.origin} weights {base.content_id}){told}"
     )
 
 
@@ -142,8 +142,8 @@ def append(rows: DataFrame, target: str) -> None:
     rows.write.mode("append").option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(target)
 
 
-def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe: dict[str, Any], target: str) -> None:
-    """Add the features of these views of images (`sha256`, `split`, `view`, `image`) to `target`."""
+def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe: dict[str, Any], target: str) -> str:
+    """Add the features of these views of images (`sha256`, `split`, `view`, `image`) to `target`; tells how fast."""
     spark, chosen, augment, seed = job.spark, job.settings.featurize, job.settings.augment, job.settings.seed
     size, name, cuts = recipe["image_size"], recipe["backbone"], recipe["cuts"]
     pixels = schemas.images_schema(size).fields["image"]
@@ -175,10 +175,12 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     session.batch_rows(spark, chosen.batch_size)
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
     model_id = f"{name} {size} {base.content_id} {cuts} {chosen.precision} {engine}"
-    udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size)
+    meter = session.Meter(spark)
+    udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size, meter)
     session.describe(spark, f"featurize: {name} over {rows} images")
     computed = in_order(job, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
+    return pace(job, meter)
 
 
 def stored(values: np.ndarray | None, dtype: str) -> list[bytes]:

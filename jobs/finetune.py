@@ -104,12 +104,14 @@ def run(job: Job) -> str:
     store.publish(warehouse, "models/finetuned", facts)
     files.remove(files.join(target, CHECKPOINT))
     job.tracker.epochs(records)
-    speeds = [record.images_per_second for record in records if record.epoch]
+    trained = [record for record in records if record.epoch]
+    speed = float(np.mean([record.images_per_second for record in trained]))
+    waited = sum(record.waited for record in trained) / max(sum(record.seconds for record in trained), 1e-9)
     told = ", ".join(
         f"{name} kept epoch {record.epoch} (validation AUROC {record.validation_auroc:.4f})"
         for name, record in best.items()
     )
-    return f"{settings.ranks} ranks at {np.mean(speeds):.1f} images/s, {told}"
+    return f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}"
 
 
 def sources_of(job: Job, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:

@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
-from jobs.job import Job, archive_id, main
+from jobs.job import Job, archive_id, main, pace
 from melanoma_spark import (
     archive,
     census,
@@ -79,7 +79,7 @@ def staged(job: Job, stage: str) -> str:
         heads, archive.folders(listed), settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
     )
     candidates = listed.where("role = 'image'")
-    decoded, new = read(job, candidates.where("reason is null"))
+    decoded, new, how_fast = read(job, candidates.where("reason is null"))
     records = keep("records", selection.merged(archive.records(spark, layout, tables, settings)))
     named = archive.naming(settings)
     found = candidates.where("reason is null").select(*SAME_FILE, "path", "image_id")
@@ -164,7 +164,8 @@ def staged(job: Job, stage: str) -> str:
     return (
         f"{total} files listed = {accepted} accepted + {rejected} rejected"
         f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
-        f"{f'; {missing} rows of the tables have no image' if missing else ''}; {new} read now; {layout.summary}"
+        f"{f'; {missing} rows of the tables have no image' if missing else ''}; {new} read now; "
+        f"{layout.summary}{how_fast}"
     )
 
 
@@ -182,8 +183,8 @@ def decoded_as(settings: config.Settings) -> str:
     return lineage.content_id([*recipe, limits.allow_recognisable, settings.privacy.source_names])
 
 
-def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
-    """`decoded/`, with a row for each of these files; and how many of them were read now.
+def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int, str]:
+    """`decoded/`, with a row for each of these files; how many of them were read now, and how fast.
 
     It is kept for later runs: rows are of content and never of labels. Each finished task's file stays when the job is
     killed, and the next one reads what is missing.
@@ -197,16 +198,18 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int]:
         same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
         todo = readable.join(keys, same, "left_anti")
     todo = todo.persist()
-    new = todo.count()
+    new, told = todo.count(), ""
     if new:
         session.describe(spark, f"ingest: decode and hash {new} files")
-        parts = archive.decode(todo, new, settings, store.parts(url, schemas.DECODED), store.PARTS)
+        meter = session.Meter(spark)
+        parts = archive.decode(todo, new, settings, store.parts(url, schemas.DECODED), store.PARTS, meter)
         parts.agg(f.sum("rows")).collect()
+        told = pace(job, meter)
     todo.unpersist()
     if not files.matches(url, "*.parquet"):
-        return spark.createDataFrame([], schemas.DECODED), new
+        return spark.createDataFrame([], schemas.DECODED), new, told
     table = spark.read.schema(schemas.DECODED).parquet(url)
-    return table, new
+    return table, new, told
 
 
 def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:

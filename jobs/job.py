@@ -150,18 +150,6 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 
-def check_tracking(settings: config.Settings, master: str) -> None:
-    """MLflow's SQLite file is for one machine. Raises `ConfigError` where Spark is a cluster and no server is named.
-
-    SQLite's locks do not hold on most shared file systems, and a driver that runs on any node finds no file.
-    """
-    if not master.startswith("local") and settings.mlflow.tracking_uri is None:
-        raise ConfigError(
-            f"Spark runs on a cluster ({master.partition(':')[0]}), where MLflow's SQLite file in the warehouse cannot "
-            "be relied on; start a tracking server and name it: mlflow.tracking_uri=http://HOST:5000"
-        )
-
-
 def archive_id(archive: str) -> str:
     """Which archive this is, without telling where it lies."""
     return lineage.content_id([files.url_of(archive)])
@@ -196,6 +184,19 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
             job.tracker.metrics({"seconds": seconds})
         say(f"{name}: {summary}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
     return int(getattr(summary, "exit_status", 0))
+
+
+def pace(job: Job, meter: Any) -> str:
+    """What a `session.Meter` has measured, for the end of a summary; MLflow and a line in JSON are told it, too."""
+    figures = meter.figures()
+    if not figures:
+        return ""
+    job.tracker.metrics(figures)
+    logs.add(**{key: round(value, 3) for key, value in figures.items()})
+    return (
+        f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.0f} MB, "
+        f"{figures['wait_share']:.0%} of the time waiting for them"
+    )
 
 
 @contextlib.contextmanager
@@ -242,7 +243,7 @@ def _run(
     spark = session.start(name) if needs_spark else None
     try:
         if spark is not None:
-            check_tracking(settings, str(spark.sparkContext.master))
+            tracking.check(settings.mlflow, session.master())
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         if spark is not None and not session.is_local(spark):  # now that executors have had time to come
             preflight.check_versions(spark)

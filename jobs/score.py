@@ -39,7 +39,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs import drift, follow, status, worklist
-from jobs.job import Job, Marked, Stage, archive_id, main, run_stage, say
+from jobs.job import Job, Marked, Stage, archive_id, main, pace, run_stage, say
 from melanoma_spark import (
     archive,
     batches,
@@ -164,12 +164,11 @@ def whole(own: Run, opened: Opened) -> str:
         logs.add(batch_id=batch_id)
         if own.kept:
             say(f"  a killed run has left {own.kept} rows, which are not computed again", "resumed", left=own.kept)
-        if new.computed:
-            compute(own, new)
-        return committed(own, new, batch_id, total)
+        how_fast = compute(own, new) if new.computed else ""
+        return committed(own, new, batch_id, total, how_fast)
 
 
-def committed(own: Run, new: New, batch_id: str, total: int) -> str:
+def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> str:
     """Makes all rows that wait a batch of `scores/`."""
     job, warehouse = own.job, own.job.warehouse
     rows = ledger.waiting(job.spark, own.place, own.done, job.run_id)
@@ -212,7 +211,7 @@ def committed(own: Run, new: New, batch_id: str, total: int) -> str:
     told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
     summary = (
         f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}; {target}; "
-        f"{page}"
+        f"{page}{how_fast}"
     )
     return Marked(summary, BEYOND) if drifted.beyond else summary
 
@@ -284,8 +283,11 @@ def news(own: Run) -> New:
     return New(rows, copies, computed, copied, known + unreadable, unreadable)
 
 
-def compute(own: Run, new: New) -> None:
-    """Rows of `schemas.SCORED` for all that is new, as files in the run's place: what was finished is not lost."""
+def compute(own: Run, new: New) -> str:
+    """Rows of `schemas.SCORED` for all that is new, as files in the run's place: what was finished is not lost.
+
+    Tells how fast.
+    """
     spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
     session.describe(spark, f"score: {new.computed} images with {own.name}")
     # The closures below travel to the executors with each stage, so that nothing large may be in them: not the weights,
@@ -312,7 +314,8 @@ def compute(own: Run, new: New) -> None:
     def prepare(content: bytes) -> np.ndarray:
         return light.value.prepare_sized(content)
 
-    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, prepare, finish, size)
+    meter = session.Meter(spark)
+    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, prepare, finish, size, meter)
     facts = {
         "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,
@@ -335,6 +338,7 @@ def compute(own: Run, new: New) -> None:
         total = told.agg(f.sum("rows")).collect()[0][0]
     if total != new.computed:
         raise ClusterError(f"{total} rows were computed of {new.computed} images; run score again")
+    return pace(own.job, meter)
 
 
 def with_quality(

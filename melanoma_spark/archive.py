@@ -25,7 +25,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, containers, files, images, layouts, schemas, session
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
-from melanoma_spark.prefetch import ahead
+from melanoma_spark.prefetch import Waits, ahead
 
 CHUNK = 256  # files or members that are read by one task, one after the other
 LISTED_AT_ONCE = 10_000  # rows of the listing that a task holds
@@ -475,23 +475,35 @@ def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tupl
 
 
 def decode(
-    listed: DataFrame, count: int, settings: config.Settings, write: Write | None = None, told: Any = schemas.DECODED
+    listed: DataFrame,
+    count: int,
+    settings: config.Settings,
+    write: Write | None = None,
+    told: Any = schemas.DECODED,
+    meter: session.Meter | None = None,
 ) -> DataFrame:
     """Each of `count` rows of a listing as a row of `schemas.DECODED`: its pixels and hashes, or why it has none.
 
-    With `write` the rows go there, within the task, and what it tells of them comes back.
+    With `write` the rows go there, within the task, and what it tells of them comes back. `meter` hears of every task.
     """
     limits, size = settings.ingest, settings.image_size
     root, _ = located(settings.archive)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         field = schemas.images_schema(size).fields["image"]
-        decoded = (
-            (row.source_uri, row.length, moment(row.modified), *_decoded(content, size, limits, field))
-            for row, content in read_ahead(contents(root, batches, limits.max_bytes))
-        )
-        for held in runs(decoded, LISTED_AT_ONCE, lambda row: len(row[IMAGE] or b""), READ_AT_ONCE):
+        waiting = Waits(read_ahead(contents(root, batches, limits.max_bytes)))
+        began, done, read = time.monotonic(), 0, 0
+
+        def decoded() -> Iterator[tuple[Any, ...]]:
+            nonlocal done, read
+            for row, content in waiting:
+                done, read = done + 1, read + (0 if isinstance(content, ImageError) else len(content))
+                yield row.source_uri, row.length, moment(row.modified), *_decoded(content, size, limits, field)
+
+        for held in runs(decoded(), LISTED_AT_ONCE, lambda row: len(row[IMAGE] or b""), READ_AT_ONCE):
             yield pd.DataFrame(held, columns=schemas.DECODED.names, dtype=object)
+        if meter is not None:
+            meter.add(done, read, waiting.seconds, time.monotonic() - began - waiting.seconds)
 
     def written(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         return rows(batches) if write is None else write(rows(batches))

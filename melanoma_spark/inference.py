@@ -7,6 +7,7 @@ computes this one; a task uses as many threads as it has cores.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from pyspark.sql.functions import pandas_udf
 
 from melanoma_spark import schemas, session
 from melanoma_spark.errors import ImageError
-from melanoma_spark.prefetch import ahead
+from melanoma_spark.prefetch import Waits, ahead
 
 Predict = Callable[[np.ndarray], list[np.ndarray]]
 Load = Callable[[], Predict]
@@ -31,13 +32,19 @@ _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
 
 def over_column(
-    model_id: str, load: Load, prepare: Prepare, finish: Finish, result: t.StructType, batch_size: int
+    model_id: str,
+    load: Load,
+    prepare: Prepare,
+    finish: Finish,
+    result: t.StructType,
+    batch_size: int,
+    meter: session.Meter | None = None,
 ) -> Any:
     """A UDF: binary column -> struct column `result`; what the rest means is told at `over_batches`.
 
     Of further columns that it is called with, `prepare` gets the row's values behind the bytes.
     """
-    through = over_batches(model_id, load, prepare, finish, batch_size)
+    through = over_batches(model_id, load, prepare, finish, batch_size, meter)
 
     def compute(columns: Iterator[Any]) -> Iterator[pd.DataFrame]:
         return through(zip(*batch, strict=True) if isinstance(batch, tuple) else batch for batch in columns)
@@ -54,6 +61,7 @@ def judged(
     model_id: str,
     batch_size: int,
     change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    meter: session.Meter | None = None,
 ) -> DataFrame:
     """Rows of images/ with a column `found` more, of `PROBABILITY`: what the network of a spec says of their pixels.
 
@@ -68,6 +76,7 @@ def judged(
         probabilities,
         PROBABILITY,
         batch_size,
+        meter,
     )
     spread = rows.repartitionByRange(session.partitions_for(spark, rows.count()), "split", "sha256")
     return spread.select("*", udf("image").alias("found"))
@@ -80,7 +89,12 @@ def probabilities(outputs: list[np.ndarray | None], errors: Sequence[ImageError 
 
 
 def over_batches(
-    model_id: str, load: Load, prepare: Prepare, finish: Finish, batch_size: int
+    model_id: str,
+    load: Load,
+    prepare: Prepare,
+    finish: Finish,
+    batch_size: int,
+    meter: session.Meter | None = None,
 ) -> Callable[[Iterator[Any]], Iterator[pd.DataFrame]]:
     """Batches of bytes, or of the `ImageError` for which there are none -> a frame for each.
 
@@ -88,19 +102,22 @@ def over_batches(
     one model input or raises `ImageError`; where an item is a tuple of bytes and more, it gets all of that.
     `finish(outputs, errors)` gets, for each model output, an array with a row for every item (None when nothing in the
     batch could be prepared), and for every item its error or None; it returns one row an item.
+    `meter` is told of every batch.
     """
 
-    def prepared(items: Iterable[Any]) -> list[np.ndarray | ImageError]:
+    def prepared(items: Iterable[Any]) -> tuple[list[np.ndarray | ImageError], int]:
         found: list[np.ndarray | ImageError] = []
+        size = 0
         for item in items:
             content, *more = item if isinstance(item, tuple) else (item,)
             try:
                 if content is None:
                     raise ImageError("unreadable", "there are no bytes")
+                size += 0 if isinstance(content, ImageError) else len(content)
                 found.append(content if isinstance(content, ImageError) else prepare(bytes(content), *more))
             except ImageError as error:
                 found.append(error)
-        return found
+        return found, size
 
     def computed(predict: Predict, items: list[np.ndarray | ImageError]) -> pd.DataFrame:
         good = [place for place, item in enumerate(items) if not isinstance(item, ImageError)]
@@ -120,9 +137,15 @@ def over_batches(
 
     def through(batches: Iterator[Any]) -> Iterator[pd.DataFrame]:
         predict: Predict | None = None
-        for items in ahead(batches, prepared):
+        waiting = Waits(ahead(batches, prepared))
+        for items, size in waiting:
             predict = predict or loaded(model_id, load)
-            yield computed(predict, items)
+            began = time.monotonic()
+            frame = computed(predict, items)
+            if meter is not None:
+                meter.add(len(items), size, waiting.seconds, time.monotonic() - began)
+                waiting.seconds = 0.0
+            yield frame
 
     return through
 

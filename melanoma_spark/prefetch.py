@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,21 @@ def ahead(items: Iterator[Item], prepare: Callable[[Item], Ready], count: int = 
             thread.shutdown(wait=True, cancel_futures=True)  # whoever stops early does not wait for the rest
             if hasattr(items, "close"):
                 items.close()
+
+
+class Waits(Iterator[Item]):
+    """Items one after another; `seconds` is how long their user has waited for them so far."""
+
+    def __init__(self, items: Iterator[Item]) -> None:
+        self._items = items
+        self.seconds = 0.0
+
+    def __next__(self) -> Item:
+        asked = time.monotonic()
+        try:
+            return next(self._items)
+        finally:
+            self.seconds += time.monotonic() - asked
 
 
 @contextmanager

@@ -138,8 +138,10 @@ def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], ar
         "HOROVOD_LOG_LEVEL": "error",
         "PYTHONUNBUFFERED": "1",
     }
-    # Horovod's Spark thread ends with an exception of its own when a rank fails; ours says it in one line.
-    hook, threading.excepthook = threading.excepthook, lambda _: None
+    # Horovod's Spark thread ends with an exception of its own when a rank fails; ours says it in one line. Others of
+    # its threads take with them what went wrong, and leave the ranks to wait until they time out.
+    fallen: list[Any] = []
+    hook, threading.excepthook = threading.excepthook, fallen.append
     errors = _Relay(sys.stderr)
     try:
         with _output_by_line():
@@ -159,10 +161,11 @@ def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], ar
         if errors.ours:
             raise errors.ours from error
         started = "Timed out" not in str(error)
+        why = "".join(f"; {one.thread.name}: {one.exc_value!r}"[:300] for one in fallen if started is False)
         raise ClusterError(
             f"training on {size} ranks ended early: a rank failed, its own message, if it had one, stands above"
             if started
-            else f"training on {size} ranks did not start within {start_timeout} s: {str(error).splitlines()[0]}"
+            else f"training on {size} ranks did not start within {start_timeout} s: {str(error).splitlines()[0]}{why}"
         ) from error
     finally:
         threading.excepthook = hook

@@ -130,14 +130,20 @@ def batch_rows(spark: SparkSession, rows: int) -> None:
 
 @contextmanager
 def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
-    """Joins and groupings in here are cut into `count` partitions."""
-    key = "spark.sql.shuffle.partitions"
-    before = str(spark.conf.get(key))
-    spark.conf.set(key, str(count))
+    """Joins and groupings in here are cut into `count` partitions, and planned once.
+
+    Spark would else plan each query anew after each of its shuffles, for which every one is a job of its own: of tables
+    this small, that is most of their time.
+    """
+    chosen = {"spark.sql.shuffle.partitions": str(count), "spark.sql.adaptive.enabled": "false"}
+    before = {key: str(spark.conf.get(key)) for key in chosen}
+    for key, value in chosen.items():
+        spark.conf.set(key, value)
     try:
         yield
     finally:
-        spark.conf.set(key, before)
+        for key, value in before.items():
+            spark.conf.set(key, value)
 
 
 def fixed(table: DataFrame) -> DataFrame:
@@ -198,6 +204,38 @@ def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[
 def describe(spark: SparkSession, text: str) -> None:
     """What Spark's UI and event log say of the jobs that follow."""
     spark.sparkContext.setJobDescription(text)
+
+
+class Meter:
+    """How much a stage's tasks have done, and for how long they had nothing to do it with.
+
+    Made on the driver when the work begins; `add` is for the tasks. What Spark does twice counts twice.
+    """
+
+    def __init__(self, spark: SparkSession) -> None:
+        self._started = time.monotonic()
+        names = ("images", "bytes", "waited", "worked")
+        self._sums = {name: spark.sparkContext.accumulator(0.0) for name in names}
+
+    def add(self, images: int, size: int, waited: float, worked: float) -> None:
+        """In a task: images done, the bytes they were read from, and seconds without and with any at hand."""
+        for name, value in zip(self._sums, (images, size, waited, worked), strict=True):
+            self._sums[name].add(float(value))
+
+    def figures(self) -> dict[str, float]:
+        """On the driver, when the work has ended; nothing where there was none.
+
+        `images_per_second` is over the time since this was made, `megabytes_read` of what files or columns held, and
+        `wait_share` the part of the tasks' time in which they waited for their next images, 0 to 1.
+        """
+        found = {name: float(total.value) for name, total in self._sums.items()}
+        if not found["images"]:
+            return {}
+        return {
+            "images_per_second": found["images"] / (time.monotonic() - self._started),
+            "megabytes_read": found["bytes"] / 1e6,
+            "wait_share": found["waited"] / max(found["waited"] + found["worked"], 1e-9),
+        }
 
 
 def partitions_for(spark: SparkSession, rows: int, smallest: int = 64, largest: int = 2048) -> int:

@@ -42,6 +42,18 @@ def tracking_uri(settings: config.Mlflow, warehouse: str) -> str:
     return f"sqlite:///{warehouse.removeprefix('file://')}/mlflow.db"
 
 
+def check(settings: config.Mlflow, master: str) -> None:
+    """MLflow's SQLite file is for one machine. Raises `ConfigError` where Spark is a cluster and no server is named.
+
+    SQLite's locks do not hold on most shared file systems, and a driver that runs on any node finds no file.
+    """
+    if not master.startswith("local") and settings.tracking_uri is None:
+        raise ConfigError(
+            f"Spark runs on a cluster ({master.partition(':')[0]}), where MLflow's SQLite file in the warehouse cannot "
+            "be relied on; start a tracking server and name it: mlflow.tracking_uri=http://HOST:5000"
+        )
+
+
 def try_writing(settings: config.Mlflow, warehouse: str) -> str:
     """Write a tag and an artifact to the server that the settings name, and remove them; of an SQLite file, try to.
 
@@ -174,10 +186,16 @@ class Tracker:
         self._mlflow.log_metrics(known, step=step)
 
     def epochs(self, records: Iterable[Any]) -> None:
-        """Loss and validation figures of every epoch of a `training.EpochRecord` log, as curves of the run."""
+        """Figures of every epoch of a `training.EpochRecord` log, as curves of the run.
+
+        `wait_share` is the part of an epoch, 0 to 1, in which rank 0 waited for images.
+        """
         for step, record in enumerate(records):
-            values = {"loss": record.loss, "validation_loss": record.validation_loss}
-            self.metrics({**values, "validation_auroc": record.validation_auroc}, step=step)
+            values = {key: getattr(record, key) for key in ("loss", "validation_loss", "validation_auroc")}
+            if record.seconds:  # not of the network before the first epoch
+                values["images_per_second"] = record.images_per_second
+                values["wait_share"] = record.waited / record.seconds
+            self.metrics(values, step=step)
 
     def tags(self, values: Mapping[str, str]) -> None:
         self._mlflow.set_tags(dict(values))

@@ -18,7 +18,7 @@ import numpy as np
 from melanoma_spark import metrics, sharding
 from melanoma_spark.errors import DataError
 from melanoma_spark.network import input_dtype, predictor
-from melanoma_spark.prefetch import ahead
+from melanoma_spark.prefetch import Waits, ahead
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
 
@@ -69,6 +69,7 @@ class EpochRecord:
     validation_auroc: float
     seconds: float
     images_per_second: float
+    waited: float = 0.0  # of the seconds, those in which rank 0 had no images
 
 
 # A head's epoch takes a fraction of a second, a network's may take an hour: a line at least this often, and at most.
@@ -208,7 +209,7 @@ def train(
         generator.assign(generator.numpy() + np.array([rank.rank, 0], generator.dtype))
     gradients, apply, predict = _compiled(model, optimizer)
 
-    def measured(epoch: int, loss: float, seconds: float, images: int) -> EpochRecord:
+    def measured(epoch: int, loss: float, seconds: float, images: int, waited: float = 0.0) -> EpochRecord:
         """Validation over all ranks: predictions are gathered, never averages of metrics."""
         judged = validation_images(epoch)
         probabilities, labels = [np.zeros(0)], [np.zeros(0)]
@@ -219,7 +220,8 @@ def train(
         p = rank.gather(np.concatenate(probabilities).astype(np.float64)).clip(0, 1)
         y = rank.gather(np.concatenate(labels)).astype(int)
         speed = images / seconds if seconds else 0.0
-        return EpochRecord(plan.phase, epoch, loss, metrics.log_loss(y, p), metrics.auroc(y, p), seconds, speed)
+        found = metrics.log_loss(y, p), metrics.auroc(y, p)
+        return EpochRecord(plan.phase, epoch, loss, *found, seconds, speed, waited)
 
     if state is None:
         records = [measured(0, float("nan"), 0.0, 0)]
@@ -237,7 +239,8 @@ def train(
         steps, done, own = len(dealt), len(losses), []
         started = time.monotonic() - before
 
-        left = ahead(batches(images, dealt[done:], rank, plan.class_weights, shape, dtype), lambda batch: batch, 2)
+        dealt_out = batches(images, dealt[done:], rank, plan.class_weights, shape, dtype)
+        left = Waits(ahead(dealt_out, lambda batch: batch, 2))
         for step, batch in enumerate(left, start=done + 1):
             optimizer.learning_rate = plan.rate((epoch - 1) * steps + step - 1, steps)
             own.append(_step(gradients, apply, batch, plan.accumulate))
@@ -251,7 +254,7 @@ def train(
         losses += _gathered(rank, plan, own, epoch, len(losses), steps)
         seconds = time.monotonic() - started
         loss = float(np.average(losses, weights=(dealt != sharding.NONE).sum(axis=1)))
-        records.append(measured(epoch, loss, seconds, len(images.labels)))
+        records.append(measured(epoch, loss, seconds, len(images.labels), left.seconds))
         better = best_of(records) is records[-1]
         if better:
             best = model.get_weights()

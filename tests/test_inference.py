@@ -14,6 +14,7 @@ from pyspark.sql import types as t
 
 from melanoma_spark import inference, session
 from melanoma_spark.errors import ImageError
+from melanoma_spark.prefetch import Waits
 
 BATCH = 4
 WEIGHTS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
@@ -221,3 +222,43 @@ def test_an_error_while_preparing_ahead_is_raised_in_its_turn():
 
 def test_nothing_ahead_of_nothing():
     assert list(inference.ahead(iter([]), lambda item: item)) == []
+
+
+def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):
+    """Two tasks of three batches; reading a batch takes longer than what is done with it."""
+    session.batch_rows(spark, 10)
+    meter = session.Meter(spark)
+
+    def prepare(data: bytes) -> np.ndarray:
+        time.sleep(0.05)
+        if len(data) != 32:
+            raise ImageError("corrupt", f"{len(data)} bytes")
+        return np.frombuffer(data, np.float32)
+
+    def finish(outputs, errors) -> pd.DataFrame:
+        return pd.DataFrame({"first": [1.0] * len(errors), "second": None, "reason": None, "batch": 1})
+
+    assert meter.figures() == {}, "nothing was done yet"
+    udf = inference.over_column("metered", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH, meter)
+    began = time.monotonic()
+    assert len(run(spark, udf, range(60), partitions=2)) == 60
+    at_most = 60 / (time.monotonic() - began)
+    figures = meter.figures()
+    assert 0 < figures["images_per_second"] <= at_most
+    assert figures["megabytes_read"] == pytest.approx(sum(len(content(number)) for number in range(60)) / 1e6)
+    assert 0.9 < figures["wait_share"] <= 1
+
+
+def test_waits_are_those_of_the_user_alone():
+    def slow():
+        for item in range(3):
+            time.sleep(0.05)
+            yield item
+
+    waits = Waits(slow())
+    for _ in waits:
+        time.sleep(0.2)
+    assert 0.15 <= waits.seconds < 0.3
+    patient = Waits(iter(range(3)))
+    assert list(patient) == [0, 1, 2]
+    assert patient.seconds < 0.05

@@ -128,7 +128,7 @@ def rank_processes() -> dict[int, int]:
 def trained(line) -> tuple[dict, list]:
     """What a fine-tuned model is known by, without the time it took; and its tensors."""
     facts = line.manifest("models/finetuned")
-    log = [{**epoch, "seconds": 0, "images_per_second": 0} for epoch in facts["training"]]
+    log = [{**epoch, "seconds": 0, "images_per_second": 0, "waited": 0} for epoch in facts["training"]]
     return {"log": json.dumps(log), "id": facts["id"]}, store.load_model(line.job.warehouse, "models/finetuned", facts)
 
 

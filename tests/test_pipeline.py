@@ -83,6 +83,35 @@ def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told
     assert not (new.folder / "images").exists()
 
 
+# --- how fast
+
+
+@pytest.mark.parametrize("stage", ["ingest", "featurize", "evaluate", "score"])
+def test_a_stage_tells_its_pace_in_its_line_and_its_run(line, runs, stage):
+    told = next(text for text in line.said.splitlines() if text.startswith(f"{stage}: "))
+    assert re.search(r"; [\d.,]+ images/s from \d+ MB, \d+% of the time waiting for them; [\d.]+ s$", told), told
+    figures = runs[stage].data.metrics
+    assert 0 < figures["images_per_second"] < 1e5
+    assert 0 <= figures["wait_share"] <= 1
+
+
+def test_what_ingest_and_score_have_read_is_the_archive(line, runs):
+    known = {"metadata.csv", "notes.txt"}
+    size = sum(path.stat().st_size for path in listed_files(line.archive) if path.name not in known) / 1e6
+    for stage in ("ingest", "score"):
+        assert runs[stage].data.metrics["megabytes_read"] == pytest.approx(size, rel=0.05)
+
+
+@pytest.mark.parametrize("stage", ["train_head", "finetune"])
+def test_training_tells_the_pace_of_each_epoch(line, runs, stage):
+    line.tracker()
+    history = mlflow.MlflowClient().get_metric_history
+    for name, most in (("images_per_second", 1e6), ("wait_share", 1)):
+        values = [point.value for point in history(runs[stage].info.run_id, name)]
+        assert values
+        assert all(0 <= value <= most for value in values)
+
+
 # --- ingest
 
 

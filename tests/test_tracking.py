@@ -105,13 +105,17 @@ def test_a_run_that_ends_by_an_error_is_marked(tracker):
 
 def test_epochs_are_curves(tracker):
     nan = float("nan")
-    records = [EpochRecord("head", epoch, 1.0 / epoch if epoch else nan, 0.5, 0.8, 1.0, 2.0) for epoch in range(3)]
+    records = [
+        EpochRecord("head", epoch, 1.0 / epoch if epoch else nan, 0.5, 0.8, 4.0 * epoch, 2.0, 1.0) for epoch in range(3)
+    ]
     with tracker.run("train_head", {}) as run_id:
         tracker.epochs(records)
     history = mlflow.MlflowClient().get_metric_history
     assert [(point.step, point.value) for point in history(run_id, "loss")] == [(1, 1.0), (2, 0.5)]
     assert [point.step for point in history(run_id, "validation_loss")] == [0, 1, 2]
     assert [point.value for point in history(run_id, "validation_auroc")] == [0.8] * 3
+    assert [(point.step, point.value) for point in history(run_id, "images_per_second")] == [(1, 2.0), (2, 2.0)]
+    assert [(point.step, point.value) for point in history(run_id, "wait_share")] == [(1, 0.25), (2, 0.125)]
 
 
 def test_models_that_are_not_there(tracker):

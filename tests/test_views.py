@@ -12,7 +12,7 @@ import pytest
 from conftest import open_line, said
 
 from jobs import evaluate, featurize
-from melanoma_spark import augmentation, backbones, config, files, network, schemas, store, weights
+from melanoma_spark import augmentation, backbones, config, files, network, schemas, session, store, weights
 
 CUT = "block5_pool"
 AUGMENT = config.Augment(enabled=True, cutout=0.2)
@@ -236,11 +236,12 @@ def test_killed_between_its_steps_it_goes_on(fresh, plain, stored, monkeypatch, 
 def test_the_head_is_judged_on_images_as_they_are(line, copied):
     """An image of the test split may have been one of the train split before, and have several views."""
     models = copied.manifest("models/head")
-    facts = copied.manifest("features")
-    expected = evaluate.judge_head(copied.job, copied.manifest("images"), facts, models).toPandas()
+    facts, meter = copied.manifest("features"), session.Meter(copied.job.spark)
+    expected = evaluate.judge_head(copied.job, copied.manifest("images"), facts, models, meter).toPandas()
     table = copied.read("features")
     more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *facts["cuts"]))
     more.write.parquet(files.join(copied.job.warehouse, "features", "more"))
-    found = evaluate.judge_head(copied.job, copied.manifest("images"), {**facts, "path": "more"}, models).toPandas()
+    other = {**facts, "path": "more"}
+    found = evaluate.judge_head(copied.job, copied.manifest("images"), other, models, meter).toPandas()
     assert len(found) == len(expected) > 40
     same(found.sort_values("sha256"), expected.sort_values("sha256"))
