@@ -86,7 +86,7 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         warehouse = files.url_of(settings.warehouse)
         job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         if name == "small":
-            registered(job, SIZE)
+            registered(folder, SIZE)
             model = job.tracker.version("melanoma@champion")
         listed = ledger.keyed(archive.listing(spark, settings)).where("role = 'image'")
         index = listed.selectExpr(

@@ -156,12 +156,15 @@ def environment(folder: Path) -> Path:
     return python
 
 
-def registered(folder: Path) -> bundle.Scorer:
-    """A network with random weights as the champion, and exported: speed does not depend on their values."""
+def registered(folder: Path, size: int = SIZE) -> bundle.Scorer:
+    """In `folder/warehouse`, for images of `size` pixels: a network with random weights as the champion, and exported.
+
+    Speed does not depend on their values.
+    """
     settings = config.parse({"warehouse": str(folder / "warehouse"), "mlflow": {"system_metrics": False}})
     warehouse = files.url_of(settings.warehouse)
     tracker = tracking.Tracker(settings.mlflow, warehouse)
-    spec = network.Spec(backbone="vgg16", image_size=SIZE, hidden=256, dropout=0.5)
+    spec = network.Spec(backbone="vgg16", image_size=size, hidden=256, dropout=0.5)
     tensors = network.build(spec).get_weights()
     point = OperatingPoint("screening", 0.5, "sensitivity>=0.90")
     facts = {"id": "bench", "tensors_id": lineage.tensors_id(tensors), "dataset_id": "none"}

@@ -13,6 +13,7 @@ seconds. A second score with nothing new ends it.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
 import time
 from contextlib import contextmanager
@@ -46,10 +47,13 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
     values = {"archive": str(folder / "archive"), "warehouse": str(folder / "warehouse"), "image_size": SIZE}
     small = {"ingest": {"min_side": SIDE}, "mlflow": {"system_metrics": False}}
     settings = config.parse({**values, **small, "score": {"batch_size": 64}})
+    # In a process of its own, which takes the memory of making and exporting a network with it.
+    aside = multiprocessing.get_context("spawn").Process(target=registered, args=(folder, SIZE))
+    aside.start()
+    aside.join()
     spark = start_spark(master="local-cluster[2,1,1024]")
     warehouse = files.url_of(settings.warehouse)
     job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
-    registered(job, SIZE)
     samples: list[Sample] = []
     with job.tracker.run("score", {}), sampling(spark, samples):
         started = time.monotonic()

@@ -19,6 +19,9 @@ import pytest
 import yaml
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# A JVM of tests lives for a minute: what its second compiler takes of two cores it never gives back.
+SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+os.environ["SPARK_SUBMIT_OPTS"] = SHORT_LIVED
 # An example may take its time: on a busy machine a limit of it would only fail at random.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -71,7 +74,8 @@ def spark() -> Iterator[Any]:
         properties = ["--properties-file", f"'{REPO}/conf/spark-local.conf'", "--master", "local[2]"]
         quiet = ["--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
         only_here.setenv("PYSPARK_SUBMIT_ARGS", " ".join(properties + quiet))
-        only_here.setenv("SPARK_SUBMIT_OPTS", f'"-Dlog4j2.configurationFile=file:{REPO}/conf/log4j2.properties"')
+        log = f'"-Dlog4j2.configurationFile=file:{REPO}/conf/log4j2.properties"'
+        only_here.setenv("SPARK_SUBMIT_OPTS", f"{log} {SHORT_LIVED}")
         only_here.delenv("SPARK_HOME", raising=False)
         started = session.start("tests")
     yield started

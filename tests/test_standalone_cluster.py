@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPO, STAGES, Line, java_home, open_line, with_settings
+from conftest import REPO, SHORT_LIVED, STAGES, Line, java_home, open_line, with_settings
 from hadoop import free_port
 
 from melanoma_spark import store
@@ -85,6 +85,7 @@ def submitted(
     (folder / "settings.yaml").write_text(yaml.safe_dump(settings))
     command = [str(REPO / "spark-submit.sh"), job, "--conf", str(folder / "settings.yaml")]
     resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]
+    resources += ["--conf", f"spark.executor.extraJavaOptions={SHORT_LIVED}"]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen([*command, *resources, *options], env=environment, cwd=folder, **pipes)

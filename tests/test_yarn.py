@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import REPO, STAGES, Line, java_home, open_line, with_settings
+from conftest import REPO, SHORT_LIVED, STAGES, Line, java_home, open_line, with_settings
 from mlflow_server import mlflow_server
 
 from melanoma_spark import drawing, files
@@ -42,10 +42,11 @@ class Cluster:
     folder: Path
     archive: str
 
-    def started(self, job: str, *words: str, mode: str = "client", **changes: object) -> subprocess.Popen[str]:
+    def started(self, job: str, *words: str, mode: str = "client", **changes: Any) -> subprocess.Popen[str]:
         """A job on the cluster, from a folder of its own."""
         place = self.folder / f"{job}-{time.monotonic_ns()}"
         place.mkdir()
+        changes["finetune"] = {"start_timeout": 600, **changes.get("finetune", {})}  # two cores bear all of it
         settings = with_settings(
             archive=self.archive,
             warehouse=f"{self.hdfs.url}/warehouse",
@@ -60,6 +61,7 @@ class Cluster:
             "spark.yarn.jars": f"local:{Path(pyspark.__file__).parent}/jars/*",  # else 400 MB are sent each time
             "spark.yarn.appMasterEnv.SPARK_LOCAL_IP": "127.0.0.1",
             "spark.executorEnv.SPARK_LOCAL_IP": "127.0.0.1",
+            "spark.executor.extraJavaOptions": SHORT_LIVED,
             "spark.driver.host": "127.0.0.1" if mode == "client" else None,
         }
         where = ["--master", "yarn", "--deploy-mode", mode, "--num-executors", "2"]
