@@ -108,13 +108,24 @@ def settled_slots(spark: SparkSession, still: float = 3.0) -> int:
     return count
 
 
-def wait_for_slots(spark: SparkSession, ranks: int, patience: float = 30.0) -> None:
+# Seconds in which executors must have come. Standalone workers have all that they need; a node of YARN or Kubernetes
+# fetches and unpacks Python's packages, or an image, first, which takes minutes.
+SOON, FETCHED = 30.0, 600.0
+TELL = 10.0  # seconds between two lines of a wait
+
+
+def wait_for_slots(spark: SparkSession, ranks: int) -> None:
     """Return when `ranks` tasks can run at once; executors may still be registering.
 
-    Raises `ClusterError` with both numbers after `patience` seconds.
+    Raises `ClusterError` with both numbers when those of this kind of master have had their time.
     """
-    until = time.monotonic() + (0 if is_local(spark) else patience)
+    patience = SOON if str(spark.sparkContext.master).startswith("spark:") else FETCHED
+    now = time.monotonic()
+    until, told = now + (0 if is_local(spark) else patience), now + TELL
     while (free := _slots(spark)) < ranks:
+        if time.monotonic() > told:
+            told += TELL
+            logs.say(f"  {free} of {ranks} slots are there; waiting for executors", "progress", done=free, of=ranks)
         if time.monotonic() > until:
             raise ClusterError(
                 f"ranks={ranks} but Spark has only {free} free slots (cores / spark.task.cpus over all executors); "

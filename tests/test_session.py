@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs.job import run_stage
 from melanoma_spark import session
+from melanoma_spark.errors import ClusterError
 
 
 def test_a_task_has_one_core_of_the_two(spark: Any) -> None:
@@ -60,3 +62,22 @@ def test_a_stage_that_has_ended_holds_nothing(new_line):
     run_stage(line.job, "held", stage, {"stage": "held"})
     assert during == [(before[0] + 1, before[1] + 1)], "a table, and the file of a broadcast"
     assert held() == before
+
+
+@pytest.mark.parametrize(("master", "comes"), [("yarn", True), ("spark://host:7077", False), ("local[1]", False)])
+def test_executors_that_fetch_their_packages_first_are_waited_for(monkeypatch, capsys, master, comes):
+    """The second one comes after a second, when standalone workers have had their time and nodes of YARN have not."""
+    monkeypatch.setattr(session, "SOON", 0.1)
+    monkeypatch.setattr(session, "FETCHED", 20.0)
+    monkeypatch.setattr(session, "TELL", 0.2)
+    began = time.monotonic()
+    monkeypatch.setattr(session, "_slots", lambda spark: 1 if time.monotonic() - began < 1.2 else 2)
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(master=master))
+    if comes:
+        session.wait_for_slots(spark, 2)
+        assert "1 of 2 slots are there; waiting for executors" in capsys.readouterr().out
+    else:
+        monkeypatch.setattr(session, "_slots", lambda spark: 1)
+        with pytest.raises(ClusterError, match="ranks=2 but Spark has only 1 free slots"):
+            session.wait_for_slots(spark, 2)
+        assert time.monotonic() - began < 5
