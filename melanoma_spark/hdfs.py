@@ -55,12 +55,18 @@ def one_line(error: Exception) -> str:
     return line.replace('\\"', '"').strip() or type(error).__name__
 
 
+# fsspec forgets its file systems in a forked process. The last reference to a client must not go there: it would wait
+# for its threads, which were not forked. Horovod forks the driver once, to see what it was built with.
+_KEPT: list[Client] = []
+
+
 class Hdfs(HdfsFileSystem):
     """hdfs-native's file system, to which every name is a name. Making one asks the name node for a sign of life."""
 
     def __init__(self, host: str | None = None, port: int | None = None, **options: Any) -> None:
         _greet(f"hdfs://{host or ''}{f':{port}' if port else ''}", options)
         super().__init__(host, port, **options)
+        _KEPT.append(self.client)
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

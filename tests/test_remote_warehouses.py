@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STAGES, Line, open_line, said
+from conftest import REPO, STAGES, Line, open_line, said
 
 from jobs import pipeline
 from jobs.job import run_stage
@@ -90,3 +92,22 @@ def test_a_new_file_that_cannot_be_written_is_named(s3, monkeypatch):
     monkeypatch.setattr(files, "exists", lambda url: False)
     with pytest.raises(ClusterError, match=r"cannot write s3a://nowhere/move\.json: .*choose another warehouse"):
         files.write_new("s3a://nowhere/move.json", b"{}")
+
+
+FORKS = """
+import multiprocessing, sys
+from melanoma_spark import files
+assert files.exists(sys.argv[1])
+forked = multiprocessing.get_context("fork").Process(target=print, args=("forked",))
+forked.start()
+forked.join(30)
+assert forked.exitcode == 0, forked.exitcode
+"""
+
+
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(hdfs):
+    """Horovod forks the driver; with a warehouse on HDFS its child once stood still for ever."""
+    command = [sys.executable, "-c", FORKS, f"{hdfs.url}/"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "forked\n"
