@@ -88,11 +88,12 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         if name == "small":
             registered(folder, SIZE)
             model = job.tracker.version("melanoma@champion")
+            version = str(model.version)
         listed = ledger.keyed(archive.listing(spark, settings)).where("role = 'image'")
         index = listed.selectExpr(
             "source_key", "source_uri", "image_id", "unhex(sha2(source_uri, 256)) sha256", "true done", "'x' batch_id"
         )
-        place = files.join(warehouse, "ledger", model.name, model.version, f"{ledger.BATCH}19990101-{name}")
+        place = files.join(warehouse, "ledger", model.name, version, f"{ledger.BATCH}19990101-{name}")
         index.coalesce(1).write.parquet(place)
         files.make_folder(files.join(warehouse, "scores", f"{ledger.BATCH}19990101-{name}"))
     spark.stop()
@@ -102,9 +103,9 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         batch = f"{datetime(2016, 1, 1, 2, tzinfo=UTC) + timedelta(days=night):%Y%m%dT%H%M%SZ}-{night:06x}"
         own = rows * (night + 1) // nights - rows * night // nights
         table = index_of(rng, night, own)
-        for place in (top / "ledger" / model.name / model.version, top / "scores"):
+        for place in (top / "ledger" / model.name / version, top / "scores"):
             (place / f"{ledger.BATCH}{batch}").mkdir(parents=True)
-        target = top / "ledger" / model.name / model.version / f"{ledger.BATCH}{batch}" / "part-00000.parquet"
+        target = top / "ledger" / model.name / version / f"{ledger.BATCH}{batch}" / "part-00000.parquet"
         pyarrow.parquet.write_table(table, target)
         one = pa.table({name: pa.nulls(1) for name in ("image_id", "sha256")})  # a file for those who list scores/
         pyarrow.parquet.write_table(one, top / "scores" / f"{ledger.BATCH}{batch}" / "part-00000.parquet")
