@@ -77,7 +77,7 @@ def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) 
         session.describe(spark, "ingest: list the archive")
         archive.listing(spark, settings).write.parquet(files.join(warehouse, "listed"))
         listed = spark.read.parquet(files.join(warehouse, "listed"))
-        decoded, new = ingest.read(job, listed.where("role = 'image' and reason is null"))
+        decoded, new, _ = ingest.read(job, listed.where("role = 'image' and reason is null"))
         seconds = time.monotonic() - started
         found = decoded.where("reason is null").count()
         if archive_name == "archive" and not found == new == count:

@@ -191,7 +191,8 @@ def pace(job: Job, meter: Any) -> str:
     figures = meter.figures()
     if not figures:
         return ""
-    job.tracker.metrics(figures)
+    if job.run_id:  # else MLflow would begin a run for them
+        job.tracker.metrics(figures)
     logs.add(**{key: round(value, 3) for key, value in figures.items()})
     return (
         f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.0f} MB, "
