@@ -195,7 +195,7 @@ def pace(job: Job, meter: Any) -> str:
         job.tracker.metrics(figures)
     logs.add(**{key: round(value, 3) for key, value in figures.items()})
     return (
-        f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.0f} MB, "
+        f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.1f} MB, "
         f"{figures['wait_share']:.0%} of the time waiting for them"
     )
 

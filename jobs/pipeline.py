@@ -41,7 +41,8 @@ def closing(job: Job) -> str:
             say("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
     say(f"report: {folder}/report.html")
     say(f"scores: {files.join(job.warehouse, 'scores')}")
-    say(f"MLflow: make ui WAREHOUSE={job.warehouse.removeprefix('file://')}   (tracking at {job.tracker.uri})")
+    own = f"make ui WAREHOUSE={job.warehouse.removeprefix('file://')}   (tracking at {job.tracker.uri})"
+    say(f"MLflow: {job.settings.mlflow.tracking_uri or own}")
     say("Research software: not a diagnosis, not a medical device.")
     return f"{len(STAGES)} stages"
 

@@ -20,10 +20,11 @@ from typing import Any
 from melanoma_spark import bundle, config, files
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
-# Before MLflow is imported: no call home, and no bar for each small download.
+# Before MLflow is imported: no call home, no bar for each small download, and no two lines with a link for each run.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # MLflow's UI then opens the experiment with runs and charts, not with the traces of language models.
 BUNDLE_TAG = "manifest_sha256"  # of a registered version: the sum of the sums of its files

@@ -89,7 +89,7 @@ def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told
 @pytest.mark.parametrize("stage", ["ingest", "featurize", "evaluate", "score"])
 def test_a_stage_tells_its_pace_in_its_line_and_its_run(line, runs, stage):
     told = next(text for text in line.said.splitlines() if text.startswith(f"{stage}: "))
-    assert re.search(r"; [\d.,]+ images/s from \d+ MB, \d+% of the time waiting for them; [\d.]+ s$", told), told
+    assert re.search(r"; [\d.,]+ images/s from [\d.,]+ MB, \d+% of the time waiting for them; [\d.]+ s$", told), told
     figures = runs[stage].data.metrics
     assert 0 < figures["images_per_second"] < 1e5
     assert 0 <= figures["wait_share"] <= 1
