@@ -23,7 +23,7 @@ from jobs import finetune
 from melanoma_spark import drawing, files, ledger, reading, sharding, store
 from melanoma_spark.errors import DataError
 
-PATIENCE = 120  # seconds until a job must have come half-way
+PATIENCE = 300  # seconds until a job must have come half-way
 
 
 def kill(started: subprocess.Popen[str]) -> None:
