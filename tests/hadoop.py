@@ -232,6 +232,7 @@ def yarn(folder: Path, java_home: str, store: Hdfs) -> Iterator[Yarn]:
         f"{top}.root.queues": "default",
         f"{top}.root.default.capacity": 100,
         f"{top}.maximum-am-resource-percent": 1,
+        f"{top}.per-node-heartbeat.multiple-assignments-enabled": "false",  # or one node could get all executors
         f"{top}.resource-calculator": "org.apache.hadoop.yarn.util.resource.DominantResourceCalculator",
     }
     configure(conf, core_site=core, yarn_site=manager, capacity_scheduler=scheduler)
@@ -239,7 +240,7 @@ def yarn(folder: Path, java_home: str, store: Hdfs) -> Iterator[Yarn]:
     for node in nodes:
         own = {
             "resource.memory-mb": 6144,
-            "resource.cpu-vcores": 2,
+            "resource.cpu-vcores": 3,  # an application master and two executors, where the other node is lost
             "local-dirs": node / "local",
             "log-dirs": node / "logs",
             "vmem-check-enabled": "false",  # a JVM reserves more addresses than it will ever use
