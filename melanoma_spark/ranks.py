@@ -114,6 +114,7 @@ def run_on_spark(
     with the reason.
     """
     for left in range(retries, -1, -1):
+        session.wait_for_slots(spark, size)  # Horovod would wait for them in vain, and so would another try
         try:
             return _run(spark, size, start_timeout, work, arguments)
         except ClusterError as error:
@@ -127,7 +128,6 @@ def run_on_spark(
 def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
     import horovod.spark
 
-    session.wait_for_slots(spark, size)  # Horovod would wait for them in vain
     threads = spark.conf.get("spark.task.cpus", "1")
     shipped = [path.removeprefix("file:") for path in spark.conf.get("spark.submit.pyFiles", "").split(",") if path]
     environment = {  # added to the executor's own; nothing of the driver's environment travels
