@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import alone, check, say
-from melanoma_spark import config, exported, files, history, images, lease, logs, retention, tracking
+from melanoma_spark import config, exported, files, history, images, lease, logs, retention, store, tracking
 from melanoma_spark.errors import ClusterError, DataError
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
@@ -76,7 +76,7 @@ def listed(warehouse: str) -> list[retention.File]:
 def needed(settings: config.Settings, warehouse: str, listing: list[retention.File]) -> retention.Needed:
     """What manifests name, and registered versions. Raises `DataError` where either cannot be told for sure."""
     places = retention.manifests_in(listing)
-    manifests = {place: files.read_json(files.join(warehouse, place, retention.MANIFEST)) or {} for place in places}
+    manifests = {place: store.manifest(warehouse, place) or {} for place in places}
     versions, evidence = registered(settings, warehouse)
     tags = [version.tags for version in versions]
     sums = {found.get(exported.TAG.format(engine=engine)) for found in tags for engine in exported.FORMATS}

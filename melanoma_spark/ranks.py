@@ -161,7 +161,7 @@ def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], ar
         if errors.ours:
             raise errors.ours from error
         started = "Timed out" not in str(error)
-        why = "".join(f"; {one.thread.name}: {one.exc_value!r}"[:300] for one in fallen if started is False)
+        why = "".join(f"; {one.thread.name}: {one.exc_value!r}"[:300] for one in fallen)
         raise ClusterError(
             f"training on {size} ranks ended early: a rank failed, its own message, if it had one, stands above"
             if started
