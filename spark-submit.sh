@@ -162,7 +162,13 @@ if [ -z "$properties" ]; then
     case $master in
         "" | local*) properties=$repo/conf/spark-local.conf ;;
         spark:*) properties=$repo/conf/spark-standalone.conf ;;
-        yarn) properties=$repo/conf/spark-yarn.conf && spark_args=(--load-spark-defaults "${spark_args[@]}") ;;
+        yarn)
+            properties=$repo/conf/spark-yarn.conf
+            # Of a driver that is here, YARN's master of the application asks for executors alone: should its node be lost,
+            # another one does, and the job goes on. YARN takes no more attempts than it allows to all, by default 2.
+            [ -n "$cluster" ] || spark_args=(--conf spark.yarn.maxAppAttempts=4 "${spark_args[@]}")
+            spark_args=(--load-spark-defaults "${spark_args[@]}")
+            ;;
         k8s:*)
             properties=$repo/conf/spark-kubernetes.conf
             template=$repo/conf/kubernetes/pod.yaml

@@ -213,15 +213,24 @@ def in_run(job: Job, name: str, tags: dict[str, str]) -> Iterator[Job]:
 
 @contextlib.contextmanager
 def one_line(job: Job) -> Iterator[None]:
-    """Around what writes: the errors of a full or lost file system, whoever met them, as one that tells the place."""
+    """Around what writes: errors of a full or lost file system, or of a lost Spark, whoever met them, as one line.
+
+    Raises `ClusterError`, or what it was.
+    """
+    from melanoma_spark import session
+
     scratch = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
     if job.spark is not None:
         scratch = job.spark.conf.get("spark.local.dir", scratch)
     places = {"the warehouse": job.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
     try:
         yield
+    except MelanomaError:
+        raise
     except Exception as error:
-        told = None if isinstance(error, MelanomaError) else of_storage(error, places)
+        told = of_storage(error, places)
+        if told is None and job.spark is not None:
+            told = session.of_lost(job.spark, error)
         if told is None:
             raise
         raise told from error

@@ -114,7 +114,8 @@ def run_on_spark(
     with the reason.
     """
     for left in range(retries, -1, -1):
-        session.wait_for_slots(spark, size)  # Horovod would wait for them in vain, and so would another try
+        # Horovod would wait for them in vain, and so would another try
+        session.wait_for_slots(spark, size, lost=left < retries)
         try:
             return _run(spark, size, start_timeout, work, arguments)
         except ClusterError as error:

@@ -111,18 +111,25 @@ def settled_slots(spark: SparkSession, still: float = 3.0) -> int:
 # Seconds in which executors must have come. Standalone workers have all that they need; a node of YARN or Kubernetes
 # fetches and unpacks Python's packages, or an image, first, which takes minutes.
 SOON, FETCHED = 30.0, 600.0
+# Seconds more where machines may have been lost: so long they may be silent before others are asked in their place.
+# spark.worker.timeout; yarn.nm.liveness-monitor.expiry-interval-ms, which is above Kubernetes' 300 s.
+SILENT, LOST = 60.0, 600.0
 TELL = 10.0  # seconds between two lines of a wait
 
 
-def wait_for_slots(spark: SparkSession, ranks: int) -> None:
-    """Return when `ranks` tasks can run at once; executors may still be registering.
+def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False) -> None:
+    """Return when `ranks` tasks can run at once; executors may still be registering, or some have been `lost`.
 
-    Raises `ClusterError` with both numbers when those of this kind of master have had their time.
+    Raises `ClusterError` with both numbers when those of this kind of master have had their time, and where Spark has
+    been ended meanwhile.
     """
-    patience = SOON if str(spark.sparkContext.master).startswith("spark:") else FETCHED
+    standalone = str(spark.sparkContext.master).startswith("spark:")
+    patience = (SOON if standalone else FETCHED) + ((SILENT if standalone else LOST) if lost else 0)
     now = time.monotonic()
     until, told = now + (0 if is_local(spark) else patience), now + TELL
     while (free := _slots(spark)) < ranks:
+        if _is_stopped(spark):
+            raise _ended(spark)
         if time.monotonic() > told:
             told += TELL
             logs.say(f"  {free} of {ranks} slots are there; waiting for executors", "progress", done=free, of=ranks)
@@ -132,6 +139,34 @@ def wait_for_slots(spark: SparkSession, ranks: int) -> None:
                 f"set ranks={max(free, 1)} or give Spark more cores, for example --master local[{ranks}]"
             )
         time.sleep(0.5)
+
+
+def _is_stopped(spark: SparkSession) -> bool:
+    try:
+        return bool(spark.sparkContext._jsc.sc().isStopped())
+    except Py4JError:  # its JVM is gone
+        return True
+
+
+def _ended(spark: SparkSession) -> ClusterError:
+    name = spark.sparkContext.applicationId
+    log = f"`yarn logs -applicationId {name}`" if str(spark.sparkContext.master) == "yarn" else "the cluster's logs"
+    return ClusterError(
+        f"Spark's application {name} was ended while the job ran, be it by somebody or because the cluster gave it up: "
+        f"{log} may tell; run the job again, what was finished is kept"
+    )
+
+
+def of_lost(spark: SparkSession, error: BaseException) -> ClusterError | None:
+    """What an error means where Spark was taken from the job, or all executors at once; None where neither was so."""
+    if _is_stopped(spark):
+        return _ended(spark)
+    if "Checkpoint block" in str(error):  # of `fixed`, which survives the loss of one executor
+        return ClusterError(
+            "several executors were lost at once, and tables that they alone had; run the job again, what was finished "
+            "is kept"
+        )
+    return None
 
 
 def batch_rows(spark: SparkSession, rows: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import getpass
 import json
 import os
 import shutil
@@ -197,6 +198,14 @@ class Yarn:
     def asked(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}/ws/v1/cluster/{path}", timeout=10) as answer:
             return json.load(answer)
+
+    def end(self, application: str) -> None:
+        """As `yarn application -kill` does it."""
+        url = f"{self.url}/ws/v1/cluster/apps/{application}/state?user.name={getpass.getuser()}"
+        kill = urllib.request.Request(
+            url, json.dumps({"state": "KILLED"}).encode(), {"Content-Type": "application/json"}, method="PUT"
+        )
+        urllib.request.urlopen(kill, timeout=60).close()
 
     def containers(self, node: Path) -> list[Path]:
         """The folders of logs of the containers that a node has run, by application and number."""

@@ -64,20 +64,63 @@ def test_a_stage_that_has_ended_holds_nothing(new_line):
     assert held() == before
 
 
-@pytest.mark.parametrize(("master", "comes"), [("yarn", True), ("spark://host:7077", False), ("local[1]", False)])
-def test_executors_that_fetch_their_packages_first_are_waited_for(monkeypatch, capsys, master, comes):
-    """The second one comes after a second, when standalone workers have had their time and nodes of YARN have not."""
+def of_master(master: str) -> Any:
+    """What there is of a session that asks a cluster of that kind for executors."""
+    context = SimpleNamespace(master=master, applicationId="application_1_0001")
+    context._jsc = SimpleNamespace(sc=lambda: SimpleNamespace(isStopped=lambda: False))
+    return SimpleNamespace(sparkContext=context)
+
+
+@pytest.mark.parametrize(
+    ("master", "lost", "comes"),
+    [
+        ("yarn", False, True),
+        ("spark://host:7077", False, False),
+        ("spark://host:7077", True, True),
+        ("local[1]", False, False),
+    ],
+)
+def test_executors_that_fetch_their_packages_first_are_waited_for(monkeypatch, capsys, master, lost, comes):
+    """The second one comes after a second, when standalone workers have had their time and nodes of YARN have not.
+
+    Nor has had a standalone master that has yet to find that a worker is lost.
+    """
     monkeypatch.setattr(session, "SOON", 0.1)
     monkeypatch.setattr(session, "FETCHED", 20.0)
     monkeypatch.setattr(session, "TELL", 0.2)
     began = time.monotonic()
     monkeypatch.setattr(session, "_slots", lambda spark: 1 if time.monotonic() - began < 1.2 else 2)
-    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(master=master))
+    spark = of_master(master)
     if comes:
-        session.wait_for_slots(spark, 2)
+        session.wait_for_slots(spark, 2, lost)
         assert "1 of 2 slots are there; waiting for executors" in capsys.readouterr().out
     else:
         monkeypatch.setattr(session, "_slots", lambda spark: 1)
         with pytest.raises(ClusterError, match="ranks=2 but Spark has only 1 free slots"):
             session.wait_for_slots(spark, 2)
         assert time.monotonic() - began < 5
+
+
+def test_nobody_waits_for_executors_of_an_application_that_was_ended(monkeypatch):
+    spark = of_master("yarn")
+    spark.sparkContext._jsc.sc = lambda: SimpleNamespace(isStopped=lambda: True)
+    monkeypatch.setattr(session, "_slots", lambda spark: 0)
+    with pytest.raises(ClusterError, match=r"application_1_0001 was ended while the job ran.*yarn logs -applicationId"):
+        session.wait_for_slots(spark, 2)
+
+
+def test_a_table_that_only_lost_executors_had_ends_in_one_line(new_line):
+    """Spark's own error, of blocks that are taken away as losing their executors takes them."""
+    line = new_line()
+
+    def stage(job: Any) -> str:
+        table = session.fixed(job.spark.range(3).selectExpr("id + 1 as id"))
+        for rdd in (
+            table._jdf.queryExecution().toRdd().toJavaRDD(),
+            *job.spark.sparkContext._jsc.getPersistentRDDs().values(),
+        ):
+            rdd.unpersist(True)
+        return str(table.count())
+
+    with pytest.raises(ClusterError, match="several executors were lost at once, and tables that they alone had"):
+        run_stage(line.job, "held", stage, {"stage": "held"})

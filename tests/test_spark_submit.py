@@ -204,6 +204,15 @@ def test_the_clusters_own_defaults_hold_on_yarn(given):
     assert "--load-spark-defaults" in spark
 
 
+def test_a_driver_that_is_here_outlives_its_applications_master(given):
+    """And one on the cluster, which is in it, is not started again; the caller may want it otherwise."""
+    attempts = "spark.yarn.maxAppAttempts=4"
+    spark, _, _ = given("ingest", "--master", "yarn", "--conf", "spark.yarn.maxAppAttempts=1")
+    assert spark.index(attempts) < spark.index("spark.yarn.maxAppAttempts=1"), "the last one holds"
+    spark, _, _ = given("ingest", "--master", "yarn", "--deploy-mode", "cluster")
+    assert attempts not in spark
+
+
 def test_settings_travel_to_a_driver_on_the_cluster(given):
     """It starts in a folder of its own, in which the file has its bare name."""
     where = ("--master", "yarn", "--deploy-mode", "cluster")

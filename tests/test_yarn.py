@@ -93,9 +93,19 @@ class Cluster:
         assert started.returncode == 0, told
         return told
 
+    def application(self) -> str:
+        """Of the job that was started last."""
+        return max(path.parent.name for node in self.yarn.nodes for path in self.yarn.containers(node))
+
+    def node_of_the_master(self) -> Path:
+        """The node on which YARN has put the first container of that application."""
+        found = self.containers().items()
+        (name,) = [node for node, paths in found if any(path.name.endswith("_000001") for path in paths)]
+        return next(node for node in self.yarn.nodes if node.name == name)
+
     def containers(self) -> dict[str, list[Path]]:
-        """Node -> folders of its containers' logs, of the application that ran last."""
-        last = max(path.parent.name for node in self.yarn.nodes for path in self.yarn.containers(node))
+        """Node -> folders of its containers' logs, of that application."""
+        last = self.application()
         return {
             node.name: [path for path in self.yarn.containers(node) if path.parent.name == last]
             for node in self.yarn.nodes
@@ -208,17 +218,11 @@ def losing(cluster: Cluster) -> Iterator[Cluster]:
 
 
 def test_a_node_lost_while_ranks_train_costs_the_steps_since_the_last_checkpoint(losing, there):
+    """The node is that of the application's master, without which no executor can be asked for."""
     before = there.manifest("models/finetuned")
     started = losing.started("finetune", "training_seed=7", finetune={"checkpoint_steps": 1})
-    checkpoints = f"{losing.hdfs.url}/warehouse/models/finetuned"
-    until = time.monotonic() + 600
-    while not any(
-        "checkpoint" in name for name in files.filesystem(checkpoints)[0].find(files.filesystem(checkpoints)[1])
-    ):
-        assert started.poll() is None, started.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.3)
-    losing.yarn.kill(losing.yarn.nodes[0])
+    wait_for_a_file(started, f"{losing.hdfs.url}/warehouse/models/finetuned", "checkpoint")
+    losing.yarn.kill(losing.node_of_the_master())
     told, _ = started.communicate(timeout=1500)
     print(told)
     assert started.returncode == 0, told
@@ -230,11 +234,28 @@ def test_a_node_lost_while_images_are_scored_loses_and_doubles_none(losing, ther
     archive, before = draw(losing, "more", range(600, 800)), len(there.scores())
     started = losing.started("score", f"archive={archive}", "score.batch_size=4")
     wait_for_a_file(started, f"{losing.hdfs.url}/warehouse/scoring", "part-")
-    losing.yarn.kill(losing.yarn.nodes[1])
+    (other,) = set(losing.yarn.nodes) - {losing.node_of_the_master()}
+    losing.yarn.kill(other)
     told, _ = started.communicate(timeout=1500)
     print(told)
     assert started.returncode == 0, told
     assert "200 images listed = 200 scored" in told
     rows = there.scores()
     assert len(rows) == before + 200
+    assert rows["sha256"].dropna().is_unique
+
+
+def test_an_application_that_is_killed_ends_its_job_in_one_line_and_the_next_one_goes_on(cluster, there):
+    archive, before = draw(cluster, "killed", range(900, 940)), len(there.scores())
+    started = cluster.started("score", f"archive={archive}", "score.batch_size=4")
+    wait_for_a_file(started, f"{cluster.hdfs.url}/warehouse/scoring", "part-")
+    name = cluster.application()
+    cluster.yarn.end(name)
+    told, _ = started.communicate(timeout=300)
+    print(told)
+    assert started.returncode == 3, told
+    assert f"Spark's application {name} was ended while the job ran" in told.splitlines()[-1]
+    assert "40 images listed = 40 scored" in cluster.ran("score", f"archive={archive}")
+    rows = there.scores()
+    assert len(rows) == before + 40
     assert rows["sha256"].dropna().is_unique
