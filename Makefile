@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 WAREHOUSE ?= demo/warehouse
 PORT ?= 5000
+# Processes that share the tests, a file at a time; each has a Spark of its own, of two cores and some 4 GB.
+WORKERS ?= 2
 
 # GPU=1 installs TensorFlow for CUDA, GPU=0 for the CPU alone; unset, it stays with what is there.
 GPU ?= $(if $(wildcard .venv/.installed-gpu),1,0)
@@ -41,7 +43,7 @@ test: install ## ruff, mypy and pytest
 	@echo "== ruff check" && .venv/bin/ruff check .
 	@echo "== ruff format" && .venv/bin/ruff format --check .
 	@echo "== mypy" && .venv/bin/mypy
-	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest
+	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --durations 40
 
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 20 minutes
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s tests/test_yarn.py

@@ -111,7 +111,7 @@ def of_batch(job: Job, judged: DataFrame, metadata: DataFrame, known: reference.
     """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
     if known is None:
         return drift.Drift(drift.NO_REFERENCE, detail="the version was registered without one")
-    session.describe(job.spark, "score: drift")
+    session.describe(job.spark, "score: compare with the training images")
     limit = job.settings.score.quality.distance
     counts = judged.agg(
         f.count("*").alias("rows"),
@@ -155,6 +155,7 @@ def said_of(rows: DataFrame) -> dict[str, dict[str, int]]:
 
 def chart(job: Job, found: drift.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
     """A point of each chart of MLflow's experiment `<experiment>-drift`: a run of its own for a batch that is there."""
+    session.describe(job.spark, "score: chart the batch")
     means = rows.agg(
         f.mean("probability").alias("mean_probability"),
         f.mean((f.col("decision") == "positive").cast("int")).alias("share_positive"),

@@ -119,6 +119,7 @@ def batch(job: Job, opened: Opened = nullcontext) -> str:
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
     scorer, model, version = bundle.unpack(artifacts), str(found.name), str(found.version)
+    session.describe(spark, "score: list the archive, look up what was scored before")
     ledger.tidy(spark, warehouse, check_of(job))
     done = known(job, model, version)
     work = lineage.content_id(
@@ -171,6 +172,7 @@ def whole(own: Run, opened: Opened) -> str:
 def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> str:
     """Makes all rows that wait a batch of `scores/`."""
     job, warehouse = own.job, own.job.warehouse
+    session.describe(job.spark, f"score: stage {total} rows of batch {batch_id}")
     rows = ledger.waiting(job.spark, own.place, own.done, job.run_id)
     staged = ledger.stage(rows, warehouse, batch_id, total)
     written = job.spark.read.schema(schemas.SCORED).parquet(staged)
@@ -204,6 +206,7 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> s
     job.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
     index = ledger.entries(written).unionByName(new.copies)
     page = worklist.write(job, written, own.listing, own.scorer, facts, counts, drifted)
+    session.describe(job.spark, f"score: commit batch {batch_id}")
     ledger.refuse_twice(written, total, known(job, own.model, own.version))
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts, check_of(job))
     ledger.remove(own.place)
@@ -251,7 +254,7 @@ def news(own: Run) -> New:
         known -= own.listing.join(waits.where("done").select("source_key"), "source_key", "left_semi").count()
     if not count:
         return New(todo, waits.limit(0), 0, 0, known, 0)
-    session.describe(own.job.spark, f"score: the content of {count} files")
+    session.describe(own.job.spark, f"score: read new files, {count} of them")
     with session.progress(own.job.spark, "parts read"):
         read = archive.hashed(todo, count, own.job.settings).persist()
         read.count()
@@ -289,7 +292,7 @@ def compute(own: Run, new: New) -> str:
     Tells how fast.
     """
     spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
-    session.describe(spark, f"score: {new.computed} images with {own.name}")
+    session.describe(spark, f"score: compute {new.computed} rows with {own.name}")
     # The closures below travel to the executors with each stage, so that nothing large may be in them: not the weights,
     # which the engine has by itself, and not what the features of training looked like. These go once, as broadcasts,
     # which `session` takes back; what PySpark makes one of by itself, because it is large, stays until the driver ends.

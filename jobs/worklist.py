@@ -77,11 +77,13 @@ def write(
     """The worklist of a staged batch, of which `told` is batch.json; returns the page's URL."""
     chosen = job.settings.score.worklist
     folder = files.join(job.warehouse, "batches", told["batch_id"])
+    session.describe(job.spark, f"score: worklist of {told['rows']} rows")
     ordered = ranked(rows).persist()
     as_csv(ordered, files.join(folder, "worklist.csv"))
     first = [row.asDict() for row in ordered.where(f.col("rank") <= chosen.rows).orderBy("rank").collect()]
     seen = [row for row in first if row["status"] != "rejected"][: chosen.pictures]
     shown = pictures(job, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
+    session.describe(job.spark, "score: counts of the worklist's page")
     point = scorer.operating_point
     judged = ordered.where("status = 'scored'")
     figures = judged.agg(
@@ -178,7 +180,7 @@ def pictures(
 
     size = job.settings.score.batch_size
     draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
-    session.describe(job.spark, f"score: pictures of {len(wanted)} images")
+    session.describe(job.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
     drawing = archive.computed(found, len(wanted), job.settings, draw, size, lambda frames: frames, PICTURES)
     shown = {}
     for row in drawing.where("image is not null").collect():

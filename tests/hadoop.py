@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -81,6 +82,15 @@ def classpath(folder: Path, pom: str = "hadoop-pom.xml") -> str:
             return told.read_text().strip()
     why = next(iter((done.stdout + done.stderr).splitlines()), "no reason told")
     raise Missing(f"Maven cannot get Hadoop's jars: {why}")
+
+
+def check() -> None:
+    """Ends the process with a line and status 1 where no Hadoop can be had here."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            classpath(Path(folder))
+        except Missing as missing:
+            raise SystemExit(str(missing)) from None
 
 
 def configure(folder: Path, **files: Mapping[str, object]) -> None:
@@ -281,3 +291,7 @@ def _too_few(running: Yarn) -> str:
     except OSError as error:
         return str(error)
     return "" if found == len(running.nodes) else f"{found} NodeManagers of {len(running.nodes)}"
+
+
+if __name__ == "__main__":
+    check()

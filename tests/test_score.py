@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -57,8 +58,28 @@ def once(line: Line) -> None:
     assert not (line.folder / "scoring").exists() or not list((line.folder / "scoring").rglob("*.parquet"))
 
 
+def descriptions(line: Line) -> list[str]:
+    """What Spark's UI and its event log say of each of the session's jobs, the newest first."""
+    jobs = line.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+    return [jobs.apply(number).description().get() for number in range(jobs.size())]
+
+
 def test_a_batch_holds_every_file_once(scored):
+    before = len(descriptions(scored))
     told = scored.stage("score")
+    said = descriptions(scored)
+    assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in said[: len(said) - before])) == [
+        "score: chart the batch",
+        "score: commit batch X",
+        "score: counts of the worklist's page",
+        "score: draw 2 images and their Grad-CAM",
+        "score: worklist of 7 rows",
+        "score: compare with the training images",
+        "score: stage 7 rows of batch X",
+        "score: compute 7 rows with melanoma version 1",
+        "score: read new files, 7 of them",
+        "score: list the archive, look up what was scored before",
+    ]
     assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
     assert sorted(rows(scored).columns) == sorted(schemas.SCORES.names)
