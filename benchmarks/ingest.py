@@ -54,7 +54,7 @@ def main() -> None:
     spark.stop()
 
 
-def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
+def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) -> None:
     paths = fill(folder / "archive", name, count)
     fill(folder / "warm-up", name, count // 8)
     size = sum(os.path.getsize(path) for path in paths) / len(paths)

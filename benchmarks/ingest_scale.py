@@ -106,7 +106,7 @@ def measured(size: int) -> dict:
 
 
 @contextmanager
-def collecting(spark, heaps: list[float], processors: Processors):  # type: ignore[no-untyped-def]
+def collecting(spark, heaps: list[float], processors: Processors):
     """The driver's heap in MB, after each of many garbage collections; and the time of processes that may end."""
     java = spark._jvm.java.lang
 
@@ -123,7 +123,7 @@ def collecting(spark, heaps: list[float], processors: Processors):  # type: igno
         watch()
 
 
-def by_description(spark) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def by_description(spark) -> dict[str, float]:
     """What the Spark jobs were for -> seconds."""
     jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
     spent: Counter[str] = Counter()

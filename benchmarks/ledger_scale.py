@@ -103,8 +103,8 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         batch = f"{datetime(2016, 1, 1, 2, tzinfo=UTC) + timedelta(days=night):%Y%m%dT%H%M%SZ}-{night:06x}"
         own = rows * (night + 1) // nights - rows * night // nights
         table = index_of(rng, night, own)
-        for place in (top / "ledger" / model.name / version, top / "scores"):
-            (place / f"{ledger.BATCH}{batch}").mkdir(parents=True)
+        for parent in (top / "ledger" / model.name / version, top / "scores"):
+            (parent / f"{ledger.BATCH}{batch}").mkdir(parents=True)
         target = top / "ledger" / model.name / version / f"{ledger.BATCH}{batch}" / "part-00000.parquet"
         pyarrow.parquet.write_table(table, target)
         one = pa.table({name: pa.nulls(1) for name in ("image_id", "sha256")})  # a file for those who list scores/

@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def naive(spec: network.Spec, weights: str) -> Any:
-    @f.pandas_udf("double")
+    @f.pandas_udf("double")  # type: ignore[call-overload]
     def judge(contents: pd.Series) -> pd.Series:
         network.use_threads(1)
         with open(weights, "rb") as file:
@@ -64,7 +64,7 @@ def naive(spec: network.Spec, weights: str) -> Any:
 
 
 def iterator(spec: network.Spec, weights: str) -> Any:
-    @f.pandas_udf("double")
+    @f.pandas_udf("double")  # type: ignore[call-overload]
     def judge(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         import tensorflow as tf
 

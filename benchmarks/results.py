@@ -55,7 +55,7 @@ def numbers(word: str) -> list[int]:
     return [int(part) for part in word.split(",")]
 
 
-def trained(spark, settings: config.Settings, tta: Sequence[int]) -> dict[tuple[str, int], tuple[float, float]]:  # type: ignore[no-untyped-def]
+def trained(spark, settings: config.Settings, tta: Sequence[int]) -> dict[tuple[str, int], tuple[float, float]]:
     """(model, views) -> test AUC and accuracy. What stands in the warehouse already is not computed again."""
     warehouse = files.url_of(settings.warehouse)
     tracker = tracking.Tracker(settings.mlflow, warehouse)

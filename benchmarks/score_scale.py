@@ -82,7 +82,7 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
 
 
 @contextmanager
-def sampling(spark, samples: list[Sample]):  # type: ignore[no-untyped-def]
+def sampling(spark, samples: list[Sample]):
     """The driver's memory, every few seconds."""
     java, own, started = spark._jvm.java.lang, psutil.Process(), time.monotonic()
 

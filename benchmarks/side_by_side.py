@@ -22,7 +22,7 @@ from melanoma_spark import prefetch, session
 REPO = Path(__file__).resolve().parents[1]
 
 
-def start_spark(slots: int = 2, master: str = ""):  # type: ignore[no-untyped-def]
+def start_spark(slots: int = 2, master: str = ""):
     """A local Spark with the settings of conf/, on the Java and the Python that spark-submit.sh takes."""
     conf = REPO / "conf"
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
