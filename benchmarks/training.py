@@ -163,8 +163,8 @@ def cached_or_not(features: Rows, pixels: Rows, count: int, rounds: int) -> None
     for _ in range(rounds):
         cached, frozen = built(CUT), built(CUT, freeze=True)
         start = cached.get_weights()
-        of_cached: list[State] = []
-        of_frozen: list[State] = []
+        of_cached: list[training.State] = []
+        of_frozen: list[training.State] = []
         turns.add(
             cached=trained(ranks.Alone(), cached, at_cut, of_cached).images_per_second,
             pixels=trained(ranks.Alone(), frozen, whole, of_frozen).images_per_second,
