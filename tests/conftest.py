@@ -87,14 +87,7 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running HDFS, see `hadoop.Hdfs`."""
     import hadoop
 
-    java = java_home()
-    with contextlib.ExitStack() as until_the_end:
-        try:
-            running = until_the_end.enter_context(hadoop.hdfs(tmp_path_factory.mktemp("hdfs"), java))
-        except hadoop.Missing as missing:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(str(missing))
+    with hadoop.or_skipped(), hadoop.hdfs(tmp_path_factory.mktemp("hdfs"), java_home()) as running:
         yield running
 
 
@@ -104,13 +97,7 @@ def postgresql() -> Iterator[str]:
     import hadoop
     import postgres
 
-    with contextlib.ExitStack() as until_the_end:
-        try:
-            running = until_the_end.enter_context(postgres.postgres())
-        except hadoop.Missing as missing:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(str(missing))
+    with hadoop.or_skipped(), postgres.postgres() as running:
         yield running
 
 

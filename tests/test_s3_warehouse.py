@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -39,12 +38,8 @@ def bucket(s3: dict[str, str], lesions: Path, tmp_path_factory: pytest.TempPathF
     import hadoop
 
     folder = tmp_path_factory.mktemp("s3-line")
-    try:
+    with hadoop.or_skipped():
         jars = hadoop.classpath(folder, "s3a-pom.xml")
-    except hadoop.Missing as missing:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(missing))
     spark = {
         "spark.driver.extraClassPath": jars,
         "spark.hadoop.fs.s3a.endpoint": s3["AWS_ENDPOINT_URL"],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import REPO, Line
-from hadoop import Missing
+from hadoop import Missing, or_skipped
 
 from melanoma_spark import batches, drawing
 
@@ -258,10 +258,8 @@ SCHEMAS = {
 def oozie(tmp_path_factory) -> Path:
     """The schemas of Oozie's client, out of Maven Central."""
     folder = tmp_path_factory.mktemp("oozie")
-    try:
+    with or_skipped():
         jar = of_maven("org.apache.oozie:oozie-client:5.2.1", folder)
-    except Missing as missing:
-        skip_or_fail(str(missing))
     with zipfile.ZipFile(jar) as unzipped:
         unzipped.extractall(folder)
     return folder
