@@ -1,4 +1,4 @@
-"""The whole line with archive and warehouse on a real HDFS gives what it gives in a folder; and what both rest on."""
+"""What a warehouse on HDFS or S3 rests on. The whole line is run there by test_yarn.py and test_s3_warehouse.py."""
 
 from __future__ import annotations
 
@@ -7,56 +7,12 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
-from conftest import REPO, STAGES, Line, open_line, said
+from conftest import REPO
 
-from jobs import pipeline
-from jobs.job import run_stage
 from melanoma_spark import files
 from melanoma_spark.errors import ClusterError
-
-
-@pytest.fixture(scope="module")
-def there(spark: Any, hdfs: Any, line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, str]:
-    """The line of the `line` fixture, from HDFS and into it; and what it said."""
-    store, top = files.filesystem(f"{hdfs.url}/lesions")
-    store.put(str(line.archive), top, recursive=True)
-    tracking = f"sqlite:///{tmp_path_factory.mktemp('hdfs-mlflow')}/mlflow.db"
-    new = open_line(spark, f"{hdfs.url}/lesions", f"{hdfs.url}/warehouse", mlflow={"tracking_uri": tracking})
-    with said() as text:
-        run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
-    return new, text.getvalue()
-
-
-def test_every_stage_ends(there):
-    _, told = there
-    for stage in STAGES:
-        assert f"{stage}: " in told, told
-
-
-def test_the_dataset_is_the_same(line, there):
-    for key in ("id", "counts", "reasons", "groups"):
-        assert there[0].manifest("images")[key] == line.manifest("images")[key]
-
-
-def test_the_scores_are_equal(line, there):
-    def by_hash(rows: pd.DataFrame) -> pd.DataFrame:
-        return rows[rows["sha256"].notna()].sort_values("sha256", ignore_index=True)
-
-    ours, theirs = by_hash(line.scores()), by_hash(there[0].scores())
-    assert list(ours["sha256"]) == list(theirs["sha256"])
-    np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
-
-
-def test_a_second_run_has_nothing_to_do(there):
-    line, _ = there
-    for stage in STAGES:
-        told = line.stage(stage)
-        assert "nothing" in told or " 0 computed " in told, stage
 
 
 @pytest.fixture(params=["file", "hdfs", "s3a"])

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from conftest import REPO, SHORT_LIVED, STAGES, Line, java_home, open_line, with_settings
@@ -32,6 +34,7 @@ SIZES = {
     "spark.executor.memory": "512m",
     "spark.executor.memoryOverhead": "2g",
 }
+START = 600  # seconds in which ranks must have started: two cores bear all of it
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Cluster:
         """A job on the cluster, from a folder of its own."""
         place = self.folder / f"{job}-{time.monotonic_ns()}"
         place.mkdir()
-        changes["finetune"] = {"start_timeout": 600, **changes.get("finetune", {})}  # two cores bear all of it
+        changes["finetune"] = {"start_timeout": START, **changes.get("finetune", {})}
         settings = with_settings(
             archive=self.archive,
             warehouse=f"{self.hdfs.url}/warehouse",
@@ -149,7 +152,13 @@ def whole(cluster: Cluster) -> str:
 @pytest.fixture
 def there(cluster: Cluster, whole: str, spark: Any, line: Line) -> Line:
     """The warehouse on HDFS, looked at from here."""
-    return open_line(spark, cluster.archive, f"{cluster.hdfs.url}/warehouse", mlflow={"tracking_uri": cluster.server})
+    return open_line(
+        spark,
+        cluster.archive,
+        f"{cluster.hdfs.url}/warehouse",
+        mlflow={"tracking_uri": cluster.server},
+        finetune={"start_timeout": START},
+    )
 
 
 def test_every_stage_ends_and_a_rank_ran_on_either_node(cluster, whole):
@@ -166,11 +175,27 @@ def test_every_stage_ends_and_a_rank_ran_on_either_node(cluster, whole):
 
 
 def test_the_figures_are_those_of_one_machine(line, there):
-    assert there.manifest("images")["id"] == line.manifest("images")["id"]
+    for key in ("id", "counts", "reasons", "groups"):
+        assert there.manifest("images")[key] == line.manifest("images")[key]
     ours, theirs = (which.manifest("reports")["metrics"] for which in (line, there))
     for name in ("test_auroc_head", "test_auroc_finetuned"):
         print(f"{name}: {ours[name]!r} on one machine, {theirs[name]!r} on YARN")
         assert abs(ours[name] - theirs[name]) <= 1e-6
+
+
+def test_the_scores_are_those_of_one_machine(line, there):
+    def by_hash(rows: pd.DataFrame) -> pd.DataFrame:
+        return rows[rows["sha256"].notna()].sort_values("sha256", ignore_index=True)
+
+    ours, theirs = by_hash(line.scores()), by_hash(there.scores())
+    assert list(ours["sha256"]) == list(theirs["sha256"])
+    np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
+
+
+def test_a_second_run_has_nothing_to_do(there):
+    for stage in STAGES:
+        told = there.stage(stage)
+        assert "nothing" in told or " 0 computed " in told, stage
 
 
 def test_what_lands_is_scored_by_a_driver_on_the_cluster(cluster, there):
