@@ -1,7 +1,7 @@
 PYTHON ?= python3.11
 WAREHOUSE ?= demo/warehouse
 PORT ?= 5000
-# Processes that share the tests, a file at a time; each has a Spark of its own, of two cores and some 4 GB.
+# Processes that share the tests, a file at a time. Each has a Spark of its own, and takes up to 9 GB with all it starts.
 WORKERS ?= 2
 
 # GPU=1 installs TensorFlow for CUDA, GPU=0 for the CPU alone; unset, it stays with what is there.

@@ -38,7 +38,7 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name):
     chosen = {
         "backbone": config.Backbone(name=name, weights="random", allow_random=True),
         "register_": config.Register(name=name),
-        "score": config.Score(model=f"{name}@champion"),
+        "score": line.job.settings.score.model_copy(update={"model": f"{name}@champion"}),
     }
     with said():
         told = {stage: line.stage(stage, **chosen) for stage in STAGES[1:]}
