@@ -87,9 +87,12 @@ def classpath(folder: Path, pom: str = "hadoop-pom.xml") -> str:
     told = folder / "classpath"
     command = ["mvn", "-q", "-B", "-f", str(HERE / pom), "dependency:build-classpath"]
     for offline in (["-o"], []):  # most runs have all jars, and need not ask whether there are newer ones
-        done = subprocess.run(
-            [*command, *offline, f"-Dmdep.outputFile={told}"], capture_output=True, text=True, timeout=600
-        )
+        try:
+            done = subprocess.run(
+                [*command, *offline, f"-Dmdep.outputFile={told}"], capture_output=True, text=True, timeout=600
+            )
+        except subprocess.TimeoutExpired:
+            raise Missing("Maven cannot get Hadoop's jars within ten minutes") from None
         if done.returncode == 0:
             return told.read_text().strip()
     why = next(iter((done.stdout + done.stderr).splitlines()), "no reason told")
@@ -97,12 +100,13 @@ def classpath(folder: Path, pom: str = "hadoop-pom.xml") -> str:
 
 
 def check() -> None:
-    """Ends the process with a line and status 1 where no Hadoop can be had here."""
+    """Ends the process with a line and status 3 where no Hadoop can be had here."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             classpath(Path(folder))
         except Missing as missing:
-            raise SystemExit(str(missing)) from None
+            print(missing)
+            raise SystemExit(3) from None
 
 
 def configure(folder: Path, **files: Mapping[str, object]) -> None:
