@@ -45,7 +45,7 @@ test: install ## ruff, mypy and pytest
 	@echo "== mypy" && .venv/bin/mypy
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --durations 40
 
-test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 20 minutes
+test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s tests/test_yarn.py
 
 bench: install ## how fast images go through VGG16's base, and into the dataset

@@ -124,7 +124,9 @@ def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False) -> None:
     been ended meanwhile.
     """
     standalone = str(spark.sparkContext.master).startswith("spark:")
-    patience = (SOON if standalone else FETCHED) + ((SILENT if standalone else LOST) if lost else 0)
+    patience, silence = (SOON, SILENT) if standalone else (FETCHED, LOST)
+    if lost:
+        patience += silence
     now = time.monotonic()
     until, told = now + (0 if is_local(spark) else patience), now + TELL
     while (free := _slots(spark)) < ranks:
