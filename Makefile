@@ -1,8 +1,6 @@
 PYTHON ?= python3.11
 WAREHOUSE ?= demo/warehouse
 PORT ?= 5000
-# Processes that share the tests, a file at a time. Each has a Spark of its own, and takes up to 9 GB with all it starts.
-WORKERS ?= 2
 
 # GPU=1 installs TensorFlow for CUDA, GPU=0 for the CPU alone; unset, it stays with what is there.
 GPU ?= $(if $(wildcard .venv/.installed-gpu),1,0)
@@ -20,7 +18,7 @@ help: ## this list
 
 install: $(INSTALLED) ## everything, into .venv; at the CPU's TensorFlow, or CUDA's with GPU=1
 
-$(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt
+$(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt conf/share-classes.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
 	  { echo "no Python 3.11 at $(PYTHON): install python3.11, or name one by PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
@@ -32,6 +30,8 @@ $(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt
 	@extra=$$(conf/find-java.sh --system >/dev/null 2>&1 || echo "--extra java"); \
 	  env -u VIRTUAL_ENV -u UV_PROJECT_ENVIRONMENT .uv/bin/uv sync --quiet --frozen --no-python-downloads --python .uv/bin/python \
 	  --extra $(DEVICE) --extra hdfs --extra s3 --extra dev $$extra --compile-bytecode
+	@echo "keeping Spark's classes, loaded and checked, so that jobs start sooner: a minute"
+	@conf/share-classes.sh
 	@rm -f .venv/.installed-*
 	@touch $@
 
@@ -43,7 +43,7 @@ test: install ## ruff, mypy and pytest
 	@echo "== ruff check" && .venv/bin/ruff check .
 	@echo "== ruff format" && .venv/bin/ruff format --check .
 	@echo "== mypy" && .venv/bin/mypy
-	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --durations 40
+	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest --durations 40
 
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s tests/test_yarn.py

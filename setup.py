@@ -55,7 +55,6 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "moto[s3]>=5",  # its server, which needs of moto[server] only Flask
             "flask>=3",

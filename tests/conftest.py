@@ -21,7 +21,9 @@ import yaml
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # A JVM of tests lives for a minute: what its second compiler takes of two cores it never gives back.
 SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
-os.environ["SPARK_SUBMIT_OPTS"] = SHORT_LIVED
+# Nor what Spark takes to write Java for each plan and to compile it. On standalone clusters and on YARN it does.
+INTERPRETED = "-Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
+os.environ["SPARK_SUBMIT_OPTS"] = f"{SHORT_LIVED} {INTERPRETED}"
 # An example may take its time: on a busy machine a limit of it would only fail at random.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -42,7 +44,7 @@ SETTINGS: dict[str, Any] = {
         ]
     },
     "evaluate": {"resamples": 50},
-    "score": {"worklist": {"pictures": 2}},
+    "score": {"worklist": {"pictures": 0}},  # a score of seven images takes twice as long with them; `line` has two
 }
 STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score")
 
@@ -60,13 +62,16 @@ def java_home() -> str:
     return subprocess.run([REPO / "conf/find-java.sh"], capture_output=True, text=True, check=True).stdout.strip()
 
 
+def java_environment() -> dict[str, str]:
+    """By what spark-submit.sh starts that Java."""
+    found, wrapper = java_home(), str(REPO / "conf/java")
+    return {"JAVA_HOME": wrapper, **({} if found == wrapper else {"REAL_JAVA_HOME": found})}
+
+
 @pytest.fixture(scope="session")
 def spark() -> Iterator[Any]:
     """The session of a job, on two cores of this machine."""
-    found = java_home()
-    if found != str(REPO / "conf/java"):
-        os.environ["REAL_JAVA_HOME"] = found
-    os.environ["JAVA_HOME"] = str(REPO / "conf/java")  # without the warning of a module, as spark-submit.sh does it
+    os.environ.update(java_environment())
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     from melanoma_spark import session
 
@@ -75,7 +80,7 @@ def spark() -> Iterator[Any]:
         quiet = ["--conf", "spark.ui.showConsoleProgress=false", "pyspark-shell"]
         only_here.setenv("PYSPARK_SUBMIT_ARGS", " ".join(properties + quiet))
         log = f'"-Dlog4j2.configurationFile=file:{REPO}/conf/log4j2.properties"'
-        only_here.setenv("SPARK_SUBMIT_OPTS", f"{log} {SHORT_LIVED}")
+        only_here.setenv("SPARK_SUBMIT_OPTS", f"{log} {SHORT_LIVED} {INTERPRETED}")
         only_here.delenv("SPARK_HOME", raising=False)
         started = session.start("tests")
     yield started
@@ -182,6 +187,12 @@ class Line:
         return self.job.spark.read.parquet(f"{self.job.warehouse}/scores").toPandas()
 
 
+def with_pictures(line: Line, count: int) -> Any:
+    """The section `score` of a line, with so many pictures in its worklists."""
+    section = line.job.settings.score
+    return section.model_copy(update={"worklist": section.worklist.model_copy(update={"pictures": count})})
+
+
 @contextlib.contextmanager
 def said() -> Iterator[io.StringIO]:
     """What jobs print."""
@@ -221,7 +232,7 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from jobs import pipeline
     from jobs.job import run_stage
 
-    new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse")
+    new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse", score={"worklist": {"pictures": 2}})
     temporary = Path(spark.sparkContext._temp_dir)
     before = len(list(temporary.iterdir()))
     with said() as text:
@@ -231,14 +242,13 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def copied(line: Line, tmp_path: Path) -> Line:
-    """The line with copies of its archive and its warehouse, to change."""
+    """The line with copies of its archive and its warehouse, to change; without pictures, as `SETTINGS`."""
     from melanoma_spark import files
 
     shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
     shutil.copytree(line.folder, tmp_path / "warehouse")
-    settings = line.job.settings.model_copy(
-        update={"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
-    )
+    folders = {"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
+    settings = line.job.settings.model_copy(update={**folders, "score": with_pictures(line, 0)})
     job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
     return Line(job, tmp_path / "archive", tmp_path / "warehouse")
 

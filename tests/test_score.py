@@ -13,7 +13,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import Line
+from conftest import Line, with_pictures
 from PIL import Image
 
 from jobs import score
@@ -67,7 +67,7 @@ def descriptions(line: Line, after: int) -> list[str]:
 
 def test_a_batch_holds_every_file_once(scored):
     last = scored.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None).head().jobId()
-    told = scored.stage("score")
+    told = scored.stage("score", score=with_pictures(scored, 2))
     said = descriptions(scored, last)
     assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in said)) == [
         "score: chart the batch",

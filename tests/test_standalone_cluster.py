@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import REPO, SHORT_LIVED, STAGES, Line, java_home, open_line, with_settings
+from conftest import REPO, SHORT_LIVED, STAGES, Line, java_environment, open_line, with_settings
 from hadoop import free_port
 
 from melanoma_spark import store
@@ -45,8 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
     folder = tmp_path_factory.mktemp("cluster")
     home = Path(pyspark.__file__).parent
-    java = java_home()
-    environment = {**os.environ, "JAVA_HOME": java, "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment = {**os.environ, **java_environment(), "SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
     environment.pop("SPARK_SUBMIT_OPTS", None)
 
     def daemon(name: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -87,6 +86,7 @@ def submitted(
     resources = ["--master", cluster.url, "--executor-memory", "1g", "--conf", "spark.driver.host=127.0.0.1"]
     resources += ["--conf", f"spark.executor.extraJavaOptions={SHORT_LIVED}"]
     environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment["SPARK_SUBMIT_OPTS"] = SHORT_LIVED
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen([*command, *resources, *options], env=environment, cwd=folder, **pipes)
 

@@ -76,6 +76,7 @@ class Cluster:
             "PYSPARK_PYTHON": "./env/bin/python",
             "PYSPARK_DRIVER_PYTHON": sys.executable,
             "SPARK_LOCAL_IP": "127.0.0.1",
+            "SPARK_SUBMIT_OPTS": SHORT_LIVED,
         }
         return subprocess.Popen(
             [str(REPO / "spark-submit.sh"), job, "--conf", "settings.yaml", *where, *words],
