@@ -19,8 +19,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs import judging
-from jobs.job import Job
+from jobs.job import Job, pixels_of
 from melanoma_spark import bundle, drift, inference, network, quality, reference, schemas, session, store
 from melanoma_spark.errors import ImageError
 
@@ -41,7 +40,7 @@ def of_training(
     most = job.settings.register_.reference
     if not most:
         return None
-    rows = judging.pixels_of(job, images).where("split != 'test'")
+    rows = pixels_of(job, images).where("split != 'test'")
     table = looked_at(job, rows, most, model_id, spec, tensors)
     train, validation = (table[table["split"] == split] for split in ("train", "validation"))
     features = [np.stack(part["features"].tolist()) for part in (train, validation)]
@@ -103,7 +102,7 @@ def told_by(job: Job, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
     images = store.manifest(job.warehouse, "images")
     if images is None or images["id"] != scorer.facts.get("dataset_id"):
         return judged
-    learnt = judging.pixels_of(job, images).where("split != 'test'").select("sha256")
+    learnt = pixels_of(job, images).where("split != 'test'").select("sha256")
     return judged.join(learnt, "sha256", "left_anti")
 
 

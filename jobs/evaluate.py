@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs import external, judging
-from jobs.job import Job, archive_id, dataset, main, pace
+from jobs.job import Job, archive_id, dataset, main, pace, pixels_of
 from melanoma_spark import (
     __version__,
     backbones,
@@ -96,7 +96,7 @@ def run(job: Job) -> str:
     patients = judging.patients_of(told)
     measured = [measure(name, table[table["model"] == name], calibrations[name], settings, patients) for name in models]
     threshold = measured[-1]["operating_point"].threshold
-    train = judging.pixels_of(job, images).where("split = 'train'")
+    train = pixels_of(job, images).where("split = 'train'")
     spec = network.Spec.model_validate({**models[deciding]["spec"], "tta": settings.evaluate.tta})
     found = report.Deciding(
         name=deciding,

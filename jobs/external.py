@@ -14,7 +14,7 @@ import pandas as pd
 from pyspark.sql import DataFrame
 
 from jobs import ingest, judging
-from jobs.job import Job, archive_id, say
+from jobs.job import Job, archive_id, pixels_of, say
 from melanoma_spark import (
     __version__,
     bundle,
@@ -48,7 +48,7 @@ def run(job: Job) -> str:
             f"{settings.score.model} tells {trained_target(job, scorer)}, target={images['target']} was asked for; "
             f"run it with target={trained_target(job, scorer)}"
         )
-    rows = judging.pixels_of(own, images)
+    rows = pixels_of(own, images)
     seen = seen_in_training(job, scorer, rows)
     unseen = rows.join(seen, "sha256", "left_anti")
     known = seen.count()
@@ -74,7 +74,7 @@ def run(job: Job) -> str:
         given = f"network {scorer.model_id} painted over", batch, shortcuts.without_lesion
         over = inference.judged(unseen, scorer.spec, scorer.tensors, *given)
         painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
-        train = judging.pixels_of(job, training_images(job, scorer)).where("split = 'train'")
+        train = pixels_of(job, training_images(job, scorer)).where("split = 'train'")
         left = judging.without_the_lesion(own, images, train, test, painted_over)
     facts = report_facts(own, images, scorer, name, test, told, known, left)
     folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
@@ -112,7 +112,7 @@ def trained_target(job: Job, scorer: bundle.Scorer) -> str:
 
 def seen_in_training(job: Job, scorer: bundle.Scorer, rows: DataFrame) -> DataFrame:
     """`sha256` of the rows that have the bytes or the pixels of an image of train or validation."""
-    own = judging.pixels_of(job, training_images(job, scorer)).where("split != 'test'")
+    own = pixels_of(job, training_images(job, scorer)).where("split != 'test'")
     parts = [rows.join(own.select(key).distinct(), key, "left_semi").select("sha256") for key in HASHES]
     return parts[0].union(parts[1]).distinct().cache()
 

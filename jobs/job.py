@@ -164,6 +164,13 @@ def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
     return facts
 
 
+def pixels_of(job: Job, images: dict[str, Any]) -> Any:
+    """The rows of images/, a `DataFrame`, by its manifest."""
+    from melanoma_spark import store
+
+    return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+
+
 def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
     """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
 

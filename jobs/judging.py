@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job
+from jobs.job import Job, pixels_of
 from melanoma_spark import (
     bootstrap,
     bundle,
@@ -28,17 +28,11 @@ from melanoma_spark import (
     schemas,
     session,
     shortcuts,
-    store,
     subgroups,
 )
 from melanoma_spark.errors import DataError
 
 PREDICTIONS = "predictions/predictions.parquet"
-
-
-def pixels_of(job: Job, images: dict[str, Any]) -> DataFrame:
-    """The rows of images/."""
-    return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
 
 
 def write_predictions(folder: str, table: pd.DataFrame) -> None:

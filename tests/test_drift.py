@@ -113,6 +113,14 @@ def test_chance_is_rarely_passed_where_nothing_has_changed():
     assert passed.max() <= 8  # of 1000, one is expected of each
 
 
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(2, 60))
+def test_chance_is_that_of_scipys_distributions(before, now, bins):
+    by = 1 / before + 1 / now
+    assert drift.psi_by_chance(bins, before, now) == pytest.approx(stats.chi2.isf(drift.CHANCE, bins - 1) * by)
+    assert drift.ks_by_chance(before, now) == pytest.approx(stats.kstwobign.isf(drift.CHANCE) * by**0.5)
+    assert drift.unlike_by_chance(now) == stats.binom.isf(drift.CHANCE, now, 1 - drift.WITHIN) / now
+
+
 def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
     for rows in (20, 57, 400, 601):
         before = reference.histogram(normal(rows, 1)).counts

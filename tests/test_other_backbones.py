@@ -12,41 +12,45 @@ from conftest import STAGES, open_line, said
 from melanoma_spark import backbones, bundle, config, images
 
 SIZE = 80  # the smallest that Inception v3 takes is 75
+LAST = config.Phase(name="last", cut="last_block", epochs=1)
+ALL = config.Phase(name="all", epochs=1)
 
 
 @pytest.fixture(scope="module")
 def pixels_only(spark, lesions, shared_mlflow, tmp_path_factory):
     """A line of which ingest alone has run; settings name each backbone as a user would."""
-    phases = [{"name": "last", "cut": "last_block", "epochs": 1}, {"name": "all", "epochs": 1}]
     line = open_line(
         spark,
         lesions,
         tmp_path_factory.mktemp("others") / "warehouse",
         image_size=SIZE,
         mlflow={"tracking_uri": shared_mlflow},
-        finetune={"phases": phases},
     )
     line.stage("ingest")
     return line
 
 
-@pytest.mark.parametrize("name", ["resnet50", "inception_v3", "xception"])
-def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name):
+@pytest.mark.parametrize(
+    ("name", "phases"), [("resnet50", (LAST, ALL)), ("inception_v3", (LAST,)), ("xception", (ALL,))]
+)
+def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
     import keras
 
     line = pixels_only
     chosen = {
         "backbone": config.Backbone(name=name, weights="random", allow_random=True),
+        "finetune": line.job.settings.finetune.model_copy(update={"phases": phases}),
         "register_": config.Register(name=name),
         "score": line.job.settings.score.model_copy(update={"model": f"{name}@champion"}),
     }
     with said():
         told = {stage: line.stage(stage, **chosen) for stage in STAGES[1:]}
     spec = backbones.backbone(name)
-    assert f"at {spec.cuts[-1]}, {spec.cuts[-2]} of {name} (random weights" in told["featurize"]
+    cuts = f"{spec.cuts[-1]}, {spec.cuts[-2]}" if LAST in phases else spec.cuts[-1]
+    assert f"at {cuts} of {name} (random weights" in told["featurize"]
     assert "2 ranks" in told["finetune"]
     assert "test AUC" in told["evaluate"]
-    assert set(line.manifest("models/finetuned")["best"]) == {"last", "all"}
+    assert set(line.manifest("models/finetuned")["best"]) == {phase.name for phase in phases}
 
     # what the job scored, by Keras's own network of that name with the head written out
     version, artifacts = line.tracker().model_files(f"{name}@champion")

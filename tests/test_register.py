@@ -165,11 +165,9 @@ def test_two_jobs_that_promote_at_once_end_in_one_state(worse, submitted, settin
 
 
 @pytest.fixture
-def database(request, tmp_path) -> str:
-    """The address of an empty database for MLflow's server."""
-    if request.param == "SQLite":
-        return f"sqlite:///{tmp_path}/server.db"
-    return request.getfixturevalue("postgresql")
+def database(postgresql) -> str:
+    """The address of an empty database for MLflow's server; those of other tests are on SQLite."""
+    return postgresql
 
 
 def told_by(database: str) -> dict[str, str]:
@@ -181,7 +179,6 @@ def told_by(database: str) -> dict[str, str]:
     return dict(rows)
 
 
-@pytest.mark.parametrize("database", ["SQLite", "PostgreSQL"], indirect=True)
 def test_with_a_tracking_server_it_is_the_same(copied, server, database):
     there = open_line(copied.job.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
     for folder in ("registry", "scores", "reports"):

