@@ -30,7 +30,6 @@ $(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt conf/share-cla
 	@extra=$$(conf/find-java.sh --system >/dev/null 2>&1 || echo "--extra java"); \
 	  env -u VIRTUAL_ENV -u UV_PROJECT_ENVIRONMENT .uv/bin/uv sync --quiet --frozen --no-python-downloads --python .uv/bin/python \
 	  --extra $(DEVICE) --extra hdfs --extra s3 --extra dev $$extra --compile-bytecode
-	@echo "keeping Spark's classes, loaded and checked, so that jobs start sooner: a minute"
 	@conf/share-classes.sh
 	@rm -f .venv/.installed-*
 	@touch $@
@@ -46,7 +45,7 @@ test: install ## ruff, mypy and pytest
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest --durations 40
 
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
-	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s tests/test_yarn.py
+	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/test_yarn.py
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
 	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py
