@@ -176,7 +176,7 @@ def judge_head(
         f"head {model['id']}", load, prepare, inference.probabilities, inference.PROBABILITY, batch, meter
     )
     stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).where("view = 0")
-    judged = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
+    judged = pixels_of(job, images).where(JUDGED)
     rows = judged.select("sha256", "split", "group", "label").join(stored.select("sha256", cut), "sha256", "inner")
     return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
 
@@ -195,7 +195,7 @@ def judge_network(
     `change` is done to the pixels before; the rows are then told apart by `label`.
     """
     spec = network.Spec.model_validate({**model["spec"], "tta": job.settings.evaluate.tta})
-    rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where(JUDGED)
+    rows = pixels_of(job, images).where(JUDGED)
     tensors = store.load_model(job.warehouse, PLACES[name], model)
     batch = job.settings.evaluate.batch_size
     found = inference.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change, meter)

@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, dataset, main, pace
+from jobs.job import Job, dataset, main, pace, pixels_of
 from melanoma_spark import (
     augmentation,
     backbones,
@@ -61,7 +61,7 @@ def run(job: Job) -> str:
         recipe["augment"] = {**drawn, "seed": settings.seed, "version": augmentation.VERSION}
     features_id = lineage.content_id(recipe)
     target = files.join(warehouse, "features", features_id)
-    images = spark.read.parquet(store.data_url(warehouse, "images", made_of))
+    images = pixels_of(job, made_of)
     images = images.select("sha256", "split", "image", views_of(views).alias("view"))
     rows = made_of["accepted"] + (views - 1) * sum(made_of["counts"][f"train_{label}"] for label in (0, 1))
     keys = images.drop("image")

@@ -18,7 +18,7 @@ import pandas as pd
 from pyspark.sql import functions as f
 
 from jobs import drift, judging
-from jobs.job import Job, main, say
+from jobs.job import Job, main, pixels_of, say
 from melanoma_spark import bundle, files, gate, history, lineage, network, store
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
@@ -201,7 +201,7 @@ def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> lis
 
 def overlap(job: Job, images: dict[str, Any]) -> int:
     """Test images that are, or look as, or are of a group of, images of train or validation."""
-    rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+    rows = pixels_of(job, images)
     seen = rows.where("split != 'test'")
     test = rows.where("split = 'test'")
     parts = [

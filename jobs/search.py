@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import types as t
 
-from jobs.job import Job, dataset, main, say
+from jobs.job import Job, dataset, main, pixels_of, say
 from melanoma_spark import (
     backbones,
     config,
@@ -71,7 +71,7 @@ def run(job: Job) -> str:
         raise weights.changed(base, features["weights"], "features/", "featurize")
 
     labels = store.labels(job.spark, warehouse, images)
-    table = job.spark.read.parquet(store.data_url(warehouse, "images", images)).where("split != 'test'")
+    table = pixels_of(job, images).where("split != 'test'")
     group_of = {row.sha256: row.group for row in table.select("sha256", "group").collect()}
     keys = [(split, key) for split in ("train", "validation") for key in sorted(labels[split])]  # as averages are
     groups = [group_of[key] for _, key in keys]
@@ -158,7 +158,7 @@ def symmetries(
         udf = inference.over_column(f"symmetries {made_of}", load, prepare, finish, kind, batch)
         session.batch_rows(job.spark, batch)
         session.describe(job.spark, f"search: {count - 1} symmetries of {len(keys)} images")
-        rows = job.spark.read.parquet(store.data_url(job.warehouse, "images", images)).where("split != 'test'")
+        rows = pixels_of(job, images).where("split != 'test'")
         rows = rows.repartitionByRange(session.partitions_for(job.spark, len(keys)), "sha256")
         found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
         found.write.mode("overwrite").parquet(url)

@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import with_pictures
 from page import Page
 from PIL import Image
 
@@ -129,10 +130,9 @@ def wards(copied):
 
 
 def test_a_batch_has_its_worklist(wards):
-    section = wards.job.settings.score
-    strict = section.quality.model_copy(update={"action": "abstain", "distance": None})  # that is test_drift's
-    few = section.worklist.model_copy(update={"pictures": 3})
-    told = wards.stage("score", score=section.model_copy(update={"quality": strict, "worklist": few}))
+    gate = wards.job.settings.score.quality
+    strict = gate.model_copy(update={"action": "abstain", "distance": None})  # that is test_drift's
+    told = wards.stage("score", score=with_pictures(wards, 3).model_copy(update={"quality": strict}))
     assert "11 images listed = 9 scored + 1 abstained + 1 rejected + 0 copies" in told
     (folder,) = (wards.folder / "batches").iterdir()
     assert json.loads((folder / "batch.json").read_text())["rows"] == 11
@@ -170,8 +170,7 @@ def test_a_batch_has_its_worklist(wards):
 
 def test_a_table_that_nobody_understands_costs_the_patients_alone(wards):
     (wards.archive / "metadata.csv").write_text("a,b\n1,2\n")
-    off = wards.job.settings.score.worklist.model_copy(update={"pictures": 0})
-    told = wards.told("score", score=wards.job.settings.score.model_copy(update={"worklist": off}))
+    told = wards.told("score")
     assert "images are not sorted by patient" in told or "10 scored" in told
     assert wards.scores()["patient_id"].isna().all()
     (folder,) = (wards.folder / "batches").iterdir()
