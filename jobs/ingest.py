@@ -22,6 +22,7 @@ from melanoma_spark import (
     images,
     layouts,
     lineage,
+    records,
     schemas,
     selection,
     session,
@@ -80,11 +81,15 @@ def staged(job: Job, stage: str) -> str:
     )
     candidates = listed.where("role = 'image'")
     decoded, new, how_fast = read(job, candidates.where("reason is null"))
-    records = keep("records", selection.merged(archive.records(spark, layout, tables, settings)))
     named = archive.naming(settings)
     found = candidates.where("reason is null").select(*SAME_FILE, "path", "image_id")
     found = found.join(decoded.drop("image"), list(SAME_FILE), "inner")
-    told = keep("candidates", selection.candidates(found, records, layout, settings, named))
+    matched = records.nothing(spark)
+    if layout.tables:
+        session.describe(spark, "ingest: read the tables, and find the images of their rows")
+        rows = keep("records", archive.records(spark, layout, tables, settings))
+        matched = records.match(images_of_rows(candidates, decoded, settings), rows, named, keep)
+    told = keep("candidates", selection.candidates(found, matched.images, layout, settings, named))
     session.describe(spark, "ingest: groups, duplicates and splits")
     decisions = keep("decisions", selection.decide(told, settings))
     unread = candidates.where("reason is not null")
@@ -105,10 +110,11 @@ def staged(job: Job, stage: str) -> str:
             f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the "
             "archive changed meanwhile; run ingest again"
         )
+    apart = keep("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names))
+    notes = records.notes(apart)
     among = ("test",) if settings.split == "test" else splits.SPLITS
-    selection.check(counts, reasons, [row.detail for row in unknown], among)
-    absent = keep("unmatched", census.rows_without_image(candidates, records, named))
-    unmatched = census.unmatched(absent, decisions, layout)
+    selection.check(counts, reasons, [row.detail for row in unknown], among, str(notes))
+    unmatched = census.unmatched(apart, decisions, layout)
     if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
         sides = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
         raise DataError(
@@ -122,7 +128,7 @@ def staged(job: Job, stage: str) -> str:
     dataset_id = lineage.content_id([kept_id, settings.image_size, images.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
     write(job, decoded, kept, accepted, path)
-    for name, table in (("rejects", rejects), ("unmatched", absent)):
+    for name, table in (("rejects", rejects), ("unmatched", apart)):
         table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, name, path))
     facts = {
         "id": dataset_id,
@@ -140,6 +146,7 @@ def staged(job: Job, stage: str) -> str:
         "rejected": rejected,
         "skipped": skipped,
         "rows_without_image": missing,
+        "rows_unclear": notes.as_record(),
         "counts": counts,
         "groups": {split: sum(kinds.values()) for split, kinds in groups.items()},
         "reasons": reasons,
@@ -164,9 +171,15 @@ def staged(job: Job, stage: str) -> str:
     return (
         f"{total} files listed = {accepted} accepted + {rejected} rejected"
         f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
-        f"{f'; {missing} rows of the tables have no image' if missing else ''}; {new} read now; "
+        f"{f'; {missing} rows of the tables have no image' if missing else ''}{notes}; {new} read now; "
         f"{layout.summary}{how_fast}"
     )
+
+
+def images_of_rows(candidates: DataFrame, decoded: DataFrame, settings: config.Settings) -> DataFrame:
+    """The images that rows of tables may be about, for `records.match`; copies are equal by their pixels."""
+    contents = decoded.select(*SAME_FILE, f.col("pixel_sha256").alias("content"))
+    return archive.images_of_rows(candidates, settings).join(contents, list(SAME_FILE), "left")
 
 
 def chosen(settings: config.Settings) -> list[Any]:

@@ -16,7 +16,8 @@ exit status, docs/operations.md tells what to do at each:
   3  Java, Spark, the warehouse or MLflow cannot be used
   4  the archive, or the registered model, cannot be used
   5  another score job is at work on the warehouse (wait=SECONDS waits for it)
-  6  done: the batch is in scores/, and beyond the limits of `score.drift`
+  6  done: the batch is in scores/, and something wants a look: it is beyond the limits of `score.drift`, or a table of
+     the archive cannot be read and was set aside
 
 example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
@@ -54,13 +55,14 @@ from melanoma_spark import (
     logs,
     network,
     quality,
+    records,
     schemas,
     session,
     store,
 )
 from melanoma_spark.errors import ClusterError, ImageError
 
-BEYOND = 6  # exit status
+LOOK = 6  # exit status
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
@@ -87,9 +89,9 @@ class Run:
     kept: int
 
     @cached_property
-    def tables(self) -> DataFrame:
+    def tables(self) -> worklist.TableMetadata:
         """What the archive's tables say of its images."""
-        return worklist.said(self.job, self.everything)
+        return worklist.table_metadata(self.job, self.everything)
 
     @property
     def name(self) -> str:
@@ -201,7 +203,12 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> s
     telling = drift.told_by(job, written, own.scorer).persist()
     drifted = drift.of_batch(job, telling, metadata(own, telling), own.scorer.reference)
     telling.unpersist()
-    facts |= {"verdict": drifted.verdict, "drift": drifted.as_record()}
+    unmatched, set_aside = unclear(own, written), own.tables.set_aside
+    notes = records.notes(unmatched)
+    if notes.examples:
+        worklist.write_unmatched(job, batch_id, unmatched)
+    tables = {**notes.as_record(), "set_aside": set_aside, "unused": own.tables.unused}
+    facts |= {"verdict": drifted.verdict, "drift": drifted.as_record(), "tables": tables}
     job.tracker.metrics(counts)
     job.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
     index = ledger.entries(written).unionByName(new.copies)
@@ -212,19 +219,29 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> s
     ledger.remove(own.place)
     drift.chart(job, drifted, facts, job.spark.read.schema(schemas.SCORED).parquet(target))
     told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
+    aside = f"; {len(set_aside)} tables set aside ({', '.join(set_aside)})" if set_aside else ""
     summary = (
-        f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}; {target}; "
-        f"{page}{how_fast}"
+        f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}{notes}"
+        f"{aside}; {target}; {page}{how_fast}"
     )
-    return Marked(summary, BEYOND) if drifted.beyond else summary
+    return Marked(summary, LOOK) if drifted.beyond or set_aside else summary
 
 
 def metadata(own: Run, rows: DataFrame) -> DataFrame:
     """What the archive's tables say of the image of each row."""
+    return paths_of(own, rows).join(own.tables.rows, "path", "left")
+
+
+def paths_of(own: Run, rows: DataFrame) -> DataFrame:
+    """`path` of the image of each row."""
     key = ledger.key("source_uri", "source_bytes", "source_modified").alias("source_key")
-    keys = rows.select(key)
-    names = own.listing.join(keys, "source_key", "left_semi").select(f.lower("image_id").alias("id"))
-    return names.join(own.tables, "id", "left")
+    return own.listing.join(rows.select(key), "source_key", "left_semi").select("path")
+
+
+def unclear(own: Run, rows: DataFrame) -> DataFrame:
+    """Rows of `schemas.UNMATCHED` that concern the images of a batch."""
+    each = own.tables.unmatched.withColumn("path", f.explode("paths"))
+    return each.join(paths_of(own, rows), "path", "left_semi").select(*schemas.UNMATCHED.names).distinct()
 
 
 def refuse_lost(rows: DataFrame, total: int, most: float) -> None:
@@ -334,8 +351,7 @@ def compute(own: Run, new: New) -> str:
     def written(frames: Any) -> Any:
         return write(frame.rename(columns=names).assign(**facts)[schemas.SCORED.names] for frame in frames)
 
-    whose = own.tables.select("id", "patient_id")
-    rows = new.rows.withColumn("id", f.lower("image_id")).join(whose, "id", "left").drop("id")
+    rows = new.rows.join(own.tables.rows.select("path", "patient_id"), "path", "left")
     told = archive.computed(rows, new.computed, settings, predict, size, written, store.PARTS)
     with session.progress(spark, "parts scored"):
         total = told.agg(f.sum("rows")).collect()[0][0]

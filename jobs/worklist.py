@@ -6,7 +6,7 @@ Part of score, before the batch is committed; it tells of the batch that is stag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from jobs.job import Job, say
 from melanoma_spark import (
     archive,
     bundle,
+    config,
     drift,
     files,
     gradcam,
@@ -27,8 +28,8 @@ from melanoma_spark import (
     layouts,
     ledger,
     network,
+    records,
     schemas,
-    selection,
     session,
     worklist,
 )
@@ -40,29 +41,76 @@ PICTURES = t.StructType(
 FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet would run, from names that others gave
 
 
-def said(job: Job, listed: DataFrame) -> DataFrame:
-    """`id` (a lower-case image id), `patient_id` and `drift.METADATA`, by the archive's tables; without them no rows.
+@dataclass(frozen=True)
+class TableMetadata:
+    """What the tables of an archive say of its images.
 
-    An archive for scoring needs no tables, so one that cannot be understood costs what they say alone, and is told.
+    `rows` has `path`, `patient_id` and `drift.METADATA` as text. `unmatched` is that of `records.Matched`. `set_aside`
+    and `unused` are tables that cannot be read and that name no images: what may be told of their path -> why.
     """
-    columns = ("id", "patient_id", *drift.METADATA)
-    nothing = job.spark.createDataFrame([], ", ".join(f"{name} string" for name in columns))
-    settings = job.settings
-    heads, tables = archive.table_heads(listed, settings)
-    if not heads:
-        return nothing
+
+    rows: DataFrame
+    unmatched: DataFrame
+    set_aside: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+
+
+def table_metadata(job: Job, listed: DataFrame) -> TableMetadata:
+    """What the tables say of a listing's images. An archive for scoring needs no tables, and no labels in them.
+
+    A table that cannot be read is set aside: it costs what it says, not the scores of a night.
+    """
+    spark, settings = job.spark, job.settings
+    set_aside: dict[str, str] = {}
+    heads, tables = archive.table_heads(listed, settings, set_aside)
     words = settings.ingest.labels
+    unused: dict[str, str] = {}
+    layout = layouts.Layout("plain", "no tables")
     try:
-        folders = archive.folders(listed)
         own = (*words.positive, *words.negative)
-        layout = layouts.recognise(heads, folders, settings.layout, settings.ingest.columns, own)
-        records = selection.merged(archive.records(job.spark, layout, tables, settings))
-        return session.fixed(records.select(*(f.col(name).cast("string") for name in columns)))
+        known = archive.folders(listed) if heads else {}
+        layout = layouts.recognise(heads, known, settings.layout, settings.ingest.columns, own, needs_labels=False)
+        for path, why in layout.ignored:
+            (unused if why.startswith(layouts.NO_IDS) else set_aside)[path] = why
     except (ConfigError, DataError) as error:
-        # the error may name files of the archive
-        why = "a table of the archive is not understood" if settings.privacy.source_names == "hash" else str(error)
-        say(f"  images are not sorted by patient: {why}", "no_patients", "warning")
-        return nothing
+        set_aside["all tables"] = str(error)
+    matched = records.nothing(spark)
+    if layout.tables:
+        rows = archive.readable_records(spark, layout, tables, settings, set_aside)
+        images = archive.images_of_rows(listed, settings).withColumn("content", f.lit(None).cast("string"))
+        matched = records.match(images, rows, archive.naming(settings), lambda _, table: session.fixed(table))
+    columns = (f.col(name).cast("string") for name in ("path", "patient_id", *drift.METADATA))
+    found = [nameless(settings, tables) for tables in (set_aside, unused)]
+    for path, why in found[0].items():
+        say(f"  set aside: {path} {why}", "table_set_aside", "warning", table=path)
+    for path, why in found[1].items():
+        say(f"  not used: {path} {why}", "table_not_used", table=path)
+    return TableMetadata(matched.images.select(*columns), matched.unmatched, *found)
+
+
+def write_unmatched(job: Job, batch_id: str, unmatched: DataFrame) -> None:
+    """`unmatched.csv` of a batch: the rows of tables that fit several of its images, and images whose rows disagree."""
+    url = files.join(job.warehouse, "batches", batch_id, "unmatched.csv")
+    as_csv(unmatched, schemas.UNMATCHED.names, ["reason", "image_id"], url)
+
+
+def notes_of(tables: Mapping[str, Any]) -> list[str]:
+    """What batch.json says of the tables, line by line for the page."""
+    lines = [f"{path} was set aside: {why}" for path, why in tables["set_aside"].items()]
+    examples = tables["examples"]
+    kinds = {schemas.AMBIGUOUS: "names fit several images", schemas.CONTRADICTORY: "images have rows that disagree"}
+    for kind, what in kinds.items():
+        if tables[kind]:
+            lines.append(f"{tables[kind]} {what}, for example: {'; '.join(examples[kind])}")
+    return lines
+
+
+def nameless(settings: config.Settings, tables: Mapping[str, str]) -> dict[str, str]:
+    """Path -> why of tables, as both may be told: reasons may name columns and files."""
+    if settings.privacy.source_names == "keep":
+        return dict(sorted(tables.items()))
+    name = archive.naming(settings)
+    return {name(path): "cannot be used" for path in sorted(tables)}
 
 
 def write(
@@ -79,7 +127,7 @@ def write(
     folder = files.join(job.warehouse, "batches", told["batch_id"])
     session.describe(job.spark, f"score: worklist of {told['rows']} rows")
     ordered = ranked(rows).persist()
-    as_csv(ordered, files.join(folder, "worklist.csv"))
+    as_csv(ordered, worklist.COLUMNS, ["rank"], files.join(folder, "worklist.csv"))
     first = [row.asDict() for row in ordered.where(f.col("rank") <= chosen.rows).orderBy("rank").collect()]
     seen = [row for row in first if row["status"] != "rejected"][: chosen.pictures]
     shown = pictures(job, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
@@ -106,6 +154,7 @@ def write(
         "left_out": max(0, int(told["rows"]) - len(first)),
         "expected": 100 * (float("nan") if figures["mean"] is None else figures["mean"]),
         "drift": drifted,
+        "notes": notes_of(told["tables"]),
     }
     ordered.unpersist()
     url = files.join(folder, "worklist.html")
@@ -129,12 +178,12 @@ def ranked(rows: DataFrame) -> DataFrame:
     return placed.select(place, *rows.columns)
 
 
-def as_csv(ordered: DataFrame, url: str) -> None:
-    """All rows, by rank, as one CSV file with a header."""
+def as_csv(rows: DataFrame, columns: Sequence[str], order: Sequence[str], url: str) -> None:
+    """All rows, in an order, as one CSV file with a header."""
     folder = f"{url}.parts"
-    kinds = dict(ordered.dtypes)
-    columns = [safe(name) if kinds[name] == "string" else f.col(name) for name in worklist.COLUMNS]
-    told = ordered.orderBy("rank").select(*columns).coalesce(1)
+    kinds = dict(rows.dtypes)
+    written = [safe(name) if kinds[name] == "string" else f.col(name) for name in columns]
+    told = rows.orderBy(*order).select(*written).coalesce(1)
     told.write.mode("overwrite").option("header", "true").option("escape", '"').csv(folder)
     (part,) = files.matches(folder, "part-*.csv")
     files.rename(files.join(folder, part), url)

@@ -36,6 +36,7 @@ MOST_TABLES = 200
 ATTEMPTS = 3  # at reading a file that a file system fails to give
 AWAY = 120.0  # seconds that a task waits for an archive that is away
 AGAIN = 1.0  # seconds after which it looks again
+UNSEEN = ("hidden", "mask")  # reasons of files that no row of a table is about
 
 IMAGE = schemas.DECODED.names.index("image")
 Item = TypeVar("Item")
@@ -590,10 +591,12 @@ def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, fiel
     return (sha256, *hashes, found.width, found.height, found.format, stored, None, None)
 
 
-def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layouts.TableHead], list[Any]]:
+def table_heads(
+    listed: DataFrame, settings: config.Settings, set_aside: dict[str, str] | None = None
+) -> tuple[list[layouts.TableHead], list[Any]]:
     """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path.
 
-    Raises `DataError` naming a table that cannot be read.
+    Raises `DataError` naming a table that cannot be read; with `set_aside` its path and the reason go there.
     """
     rows = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
     found = [SimpleNamespace(**row.asDict()) for row in rows]  # of a Row `index` is a method
@@ -603,7 +606,10 @@ def table_heads(listed: DataFrame, settings: config.Settings) -> tuple[list[layo
         try:
             head = next(iter_table(root, row), b"")
         except DataError as error:
-            raise DataError(f"{row.path} {error}") from None
+            if set_aside is None:
+                raise DataError(f"{row.path} {error}") from None
+            set_aside[row.path] = str(error)
+            continue
         heads.append(layouts.TableHead(row.path, head[:HEAD_BYTES]))
     return heads, found
 
@@ -650,6 +656,18 @@ class Pieces(io.RawIOBase):
         return count
 
 
+def images_of_rows(listed: DataFrame, settings: config.Settings) -> DataFrame:
+    """The images of a listing that rows of tables may be about, with what people are `shown` of each.
+
+    A file that cannot be read is among them: a row may be about it, and not about another of its name.
+    """
+    private = settings.privacy.source_names == "hash"
+    there = f.col("reason").isNull() | ~f.col("reason").isin(*UNSEEN)
+    return listed.where((f.col("role") == "image") & there).withColumn(
+        "shown", f.col("source_uri" if private else "path")
+    )
+
+
 def folders(listed: DataFrame) -> dict[str, int]:
     """Folder (relative to the archive) -> images directly in it; the 10,000 largest."""
     parent = f.regexp_extract("path", r"^(.*)/[^/]*$", 1)
@@ -659,20 +677,45 @@ def folders(listed: DataFrame) -> dict[str, int]:
 
 
 def records(spark: SparkSession, layout: layouts.Layout, rows: list[Any], settings: config.Settings) -> DataFrame:
-    """The rows of a layout's tables as `schemas.RECORDS`, read by executors, table by table."""
+    """The rows of a layout's tables as `schemas.RECORDS`, read by executors, table by table.
+
+    A table that turns out to be damaged raises `DataError` in the task that reads it.
+    """
+    return _records(spark, layout, rows, settings).drop("error")
+
+
+def readable_records(
+    spark: SparkSession, layout: layouts.Layout, rows: list[Any], settings: config.Settings, set_aside: dict[str, str]
+) -> DataFrame:
+    """As `records`, without the rows of tables that are damaged: their paths and the reasons go to `set_aside`."""
+    found = session.fixed(_records(spark, layout, rows, settings, keep_going=True))
+    set_aside |= {row.table: row.error for row in found.where("error is not null").select("table", "error").collect()}
+    return found.where(~f.col("table").isin(*set_aside)).drop("error") if set_aside else found.drop("error")
+
+
+def _records(
+    spark: SparkSession, layout: layouts.Layout, rows: list[Any], settings: config.Settings, keep_going: bool = False
+) -> DataFrame:
+    """`schemas.RECORDS` with `error`: null, but in the row with which a damaged table ends."""
     root, _ = located(settings.archive)
     chosen = {row.path: row for row in rows}
     work = [(table, chosen[table.path]) for table in layout.tables]
+    schema = schemas.add(schemas.RECORDS, "error")
+
+    def told(table: layouts.Table, row: Any) -> Iterator[tuple[Any, ...]]:
+        found = layouts.read_table(io.BufferedReader(Pieces(iter_table(root, row))), table)
+        try:
+            for record in found:
+                yield (*(getattr(record, name) for name in schemas.RECORDS.names), None)
+        except DataError as error:
+            if not keep_going:
+                raise
+            why = str(error).removeprefix(f"{table.path} ")
+            yield (*(table.path if name == "table" else None for name in schemas.RECORDS.names), why)
 
     def read(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             for place in batch["id"]:
-                table, row = work[int(place)]
-                found = layouts.read_table(io.BufferedReader(Pieces(iter_table(root, row))), table)
-                yield from frames(
-                    (tuple(getattr(record, name) for name in schemas.RECORDS.names) for record in found),
-                    schemas.RECORDS,
-                )
+                yield from frames(told(*work[int(place)]), schema)
 
-    count = max(1, len(work))
-    return spark.range(0, len(work), 1, count).mapInPandas(read, schemas.RECORDS)  # type: ignore[arg-type]
+    return spark.range(0, len(work), 1, max(1, len(work))).mapInPandas(read, schema)  # type: ignore[arg-type]

@@ -27,22 +27,26 @@ NAMES = {"malignant": ("benign", "malignant"), "melanoma": ("not melanoma", "mel
 REASONS = {**images.REASONS, **containers.REASONS}
 
 
-def rows_without_image(listed: DataFrame, records: DataFrame, name: Any) -> DataFrame:
-    """The ids of `records` that no listed image carries, as `image_id`, made by `name` what is stored of it."""
-    ids = listed.select(f.lower("image_id").alias("id")).distinct()
-    return records.join(ids, "id", "left_anti").select(f.udf(name, "string")("id").alias("image_id"))
+def unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Any]:
+    """Where rows of tables and images do not meet: counts, and examples that name nobody.
 
-
-def unmatched(absent: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Any]:
-    """Rows of tables without an image, and images without a row: counts, and examples that name nobody."""
+    `rows` are of `schemas.UNMATCHED`. All None where there are no tables.
+    """
     if not layout.tables:
-        return {"rows_without_image": None, "images_without_row": None}
+        return dict.fromkeys(("rows_without_image", "images_without_row", "ambiguous_rows", "contradictory_images"))
+    reasons = {row.reason: row["count"] for row in rows.groupBy("reason").count().collect()}
+    absent = rows.where(f.col("reason") == schemas.ABSENT)
     public = absent.where(f.col("image_id").rlike(r"^isic_\d+$")).orderBy("image_id").limit(EXAMPLES).collect()
     alone = decisions.where("not in_table")
     shas = alone.where("sha256 is not null").orderBy("sha256").limit(EXAMPLES).collect()
     return {
-        "rows_without_image": {"count": absent.count(), "examples": [row.image_id.upper() for row in public]},
+        "rows_without_image": {
+            "count": reasons.get(schemas.ABSENT, 0),
+            "examples": [row.image_id.upper() for row in public],
+        },
         "images_without_row": {"count": alone.count(), "examples": [row.sha256[:8] for row in shas]},
+        "ambiguous_rows": {"count": reasons.get(schemas.AMBIGUOUS, 0), "examples": []},
+        "contradictory_images": {"count": reasons.get(schemas.CONTRADICTORY, 0), "examples": []},
     }
 
 

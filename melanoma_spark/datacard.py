@@ -148,6 +148,8 @@ class CardFacts(TypedDict):
     contacts: tuple[Sequence[Contact], Sequence[Contact]]  # of the negative and the positive class; 40 each are shown
     rows_without_image: Unmatched | None  # None where the archive has no table
     images_without_row: Unmatched | None
+    ambiguous_rows: Unmatched | None  # that fit several images, and are attached to none
+    contradictory_images: Unmatched | None  # whose rows give a field two values, so that it is empty
     label_words: Sequence[LabelWord]
     settings: Mapping[str, str]
     licences: Sequence[str]  # one sentence each

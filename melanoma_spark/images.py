@@ -42,6 +42,7 @@ REASONS = {
     "unknown_label": "the label is in neither diagnoses.csv nor ingest.labels.positive or .negative",
     "indeterminate": "its label does not tell the target; see target and ingest.indeterminate",
     "conflicting_labels": "its labels, or those of images with the same pixels, exclude each other",
+    "ambiguous_metadata": "the row with its label fits other images as well; name the folder in the table",
     "contradictory_rows": "two rows of the archive's tables give it another patient, lesion or split",
     "split_overlap": "its group stands on the other side of the shipped split; see ingest.split_overlap",
     "duplicate": "another image with the same pixels is kept",

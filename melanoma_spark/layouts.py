@@ -18,6 +18,7 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.tables import (
     FIELDS,
     NAMES,
+    NO_IDS,
     Record,
     Table,
     TableHead,
@@ -32,6 +33,7 @@ __all__ = [
     "FIELDS",
     "LAYOUTS",
     "LICENCES",
+    "NO_IDS",
     "Layout",
     "Record",
     "Table",
@@ -98,14 +100,15 @@ def recognise(
     layout: str | None = None,
     columns: Mapping[str, str] | None = None,
     words: Iterable[str] = (),
+    needs_labels: bool = True,
 ) -> Layout:
     """The layout of an archive: of the heads of its tables, and its folders of images with how many each holds.
 
     `layout` is one of `LAYOUTS` to insist on, `columns` maps our names to those of the user's table, `words` are labels
     of the user's own, which may be names of folders. Labels come from tables where any table has some, else from
-    folders. A split counts where at least training and test are told apart. Raises `ConfigError` for an unknown name in
-    `layout` or `columns`, `DataError` where what is named is not there, or where tables have no labels and folders
-    neither; the layout "plain" needs none and takes none.
+    folders; scoring does not need them (`needs_labels`). A split counts where at least training and test are told
+    apart. Raises `ConfigError` for an unknown name in `layout` or `columns`, `DataError` where what is named is not
+    there, or where tables have no labels and folders neither; the layout "plain" needs none and takes none.
     """
     own = {name: column for name, column in (columns or {}).items() if column and column.strip()}
     _check_names(layout, own)
@@ -131,7 +134,7 @@ def recognise(
             f"layout={layout} needs {LAYOUTS[layout or '']}; {_told(known, ignored, folders)}; without layout= it is "
             "recognised from what is there"
         )
-    if layout is None and not labelled and not classes and found:
+    if needs_labels and layout is None and not labelled and not classes and found:
         raise DataError(
             f"no labels found: {_told(known, ignored, folders)}; name the column with columns.label=NAME, or read "
             "images without labels with layout=plain"

@@ -174,6 +174,20 @@ READ = _columns(  # a file of an archive that was read to know its content, not 
     ("detail", t.StringType()),
 )
 
+# What tables say of an image: what it belongs to, and its attributes
+STATED = ("patient_id", "lesion_id", "split")
+ATTRIBUTES = ("age", "sex", "site", "skin_type", "image_type", "source", "licence")
+
+# Why a row of a table is no image's, and why a field of an image is empty though rows have it
+ABSENT, AMBIGUOUS, CONTRADICTORY = "no_image", "ambiguous", "contradictory"
+
+UNMATCHED = _columns(  # a row of a table that no image has, or an image whose rows disagree
+    ("image_id", t.StringType()),  # with the folders that the row names, or its keyed hash
+    ("table", t.StringType()),  # of an image: null
+    ("reason", t.StringType()),  # ABSENT, AMBIGUOUS, CONTRADICTORY
+    ("detail", t.StringType()),  # the images that an ambiguous row fits, the fields in which rows disagree
+)
+
 RECORDS = t.StructType(  # tables.Record: what one row of an archive's table says of one image
     [
         t.StructField("image_id", t.StringType()),
@@ -184,7 +198,7 @@ RECORDS = t.StructType(  # tables.Record: what one row of an archive's table say
         t.StructField("split", t.StringType()),
         t.StructField("age", t.DoubleType()),
         *(t.StructField(name, t.StringType()) for name in ("sex", "site", "skin_type", "image_type")),
-        *(t.StructField(name, t.StringType()) for name in ("source", "licence")),
+        *(t.StructField(name, t.StringType()) for name in ("source", "licence", "reference", "table")),
     ]
 )
 
@@ -199,7 +213,7 @@ CANDIDATES = _columns(  # a readable file with what the archive says of it
     ("keys", t.ArrayType(t.StringType())),  # rows that share one stand on one side
     ("patient_id", t.StringType()),
     ("lesion_id", t.StringType()),
-    *((name, t.StringType()) for name in ("age", "sex", "site", "skin_type", "image_type", "source", "licence")),
+    *((name, t.StringType()) for name in ATTRIBUTES),
     ("in_table", t.BooleanType()),
     ("reason", t.StringType()),
     ("detail", t.StringType()),

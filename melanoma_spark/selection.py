@@ -16,41 +16,15 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, diagnoses, groups, layouts, schemas, splits
 from melanoma_spark.errors import DataError
 
-STATED = ("patient_id", "lesion_id", "split")  # what a table may say once of an image
-OF_RECORD = ("age", "sex", "site", "skin_type", "image_type", "source", "licence")
-
-
-def merged(records: DataFrame) -> DataFrame:
-    """One row an image id (in lower case) of all tables' rows; `contradiction` names what two rows say otherwise."""
-    said = records.withColumn("id", f.lower("image_id")).groupBy("id")
-    differ = [f.when(f.size(f"{name}_set") > 1, f.lit(name)) for name in STATED]
-    return (
-        said.agg(
-            f.array_sort(f.array_distinct(f.flatten(f.collect_list("labels")))).alias("labels"),
-            f.array_sort(f.array_distinct(f.flatten(f.collect_list("pairs")))).alias("pairs"),
-            *(f.collect_set(name).alias(f"{name}_set") for name in STATED),
-            *(f.min(name).alias(name) for name in OF_RECORD),
-        )
-        .withColumn("contradiction", f.concat_ws(", ", *differ))
-        .select(
-            "id",
-            "labels",
-            "pairs",
-            *(f.array_min(f"{name}_set").alias(name) for name in STATED),
-            *OF_RECORD,
-            "contradiction",
-        )
-    )
-
 
 def candidates(
-    files: DataFrame, records: DataFrame, layout: layouts.Layout, settings: config.Settings, name: Any
+    files: DataFrame, said: DataFrame, layout: layouts.Layout, settings: config.Settings, name: Any
 ) -> DataFrame:
     """Each readable file as a row of `schemas.CANDIDATES`: its label, ids and keys, or why it cannot be used.
 
-    `files` holds the columns of `schemas.DECODED` but for the image, and the listing's `path` and `image_id`; `records`
-    is of `merged`.
-    `name` makes of an id what is stored of it. An image without a row is `no_label` where labels come from tables.
+    `files` holds the columns of `schemas.DECODED` but for the image, and the listing's `path` and `image_id`; `said` is
+    `records.Matched.images`. `name` makes of an id what is stored of it. Where labels come from tables an image without
+    a row is `no_label`, and one whose row may be another image's is `ambiguous_metadata`.
     """
     tables = any(table.has_labels for table in layout.tables)
     words = settings.ingest.labels
@@ -66,9 +40,7 @@ def candidates(
             yield pd.DataFrame(rows, columns=schemas.CANDIDATES.names, dtype=object)
 
     # One stage of Python: with two in a task, Spark keeps two workers a slot, and a later model is loaded by both.
-    with_ids = files.withColumn("id", f.lower("image_id"))
-    joined = with_ids.join(records.withColumn("in_table", f.lit(True)), "id", "left")
-    return joined.mapInPandas(decided, schemas.CANDIDATES)  # type: ignore[arg-type]
+    return files.join(said, "path", "left").mapInPandas(decided, schemas.CANDIDATES)  # type: ignore[arg-type]
 
 
 def _decided(
@@ -82,15 +54,19 @@ def _decided(
     name: Any,
 ) -> tuple[Any, ...]:
     labels = tuple(row.labels) if row.labels is not None else ()
+    torn = [field for field in schemas.STATED if row.contradictions is not None and field in row.contradictions]
+    in_table = bool(row.in_table) and not pd.isna(row.in_table)
     if not labels and folder_label:
         labels = (folder_label,)
     answer = diagnoses.target_of(labels, target, words.positive, words.negative)
     label, reason, detail = answer.target, row.reason, row.detail
     if reason is None:
-        if tables and pd.isna(row.in_table):
+        if tables and not labels and row.ambiguous_label is True:
+            label, reason, detail = None, "ambiguous_metadata", row.ambiguity
+        elif tables and not in_table:
             label, reason, detail = None, diagnoses.NO_LABEL, "no row in the archive's tables"
-        elif row.contradiction:
-            label, reason, detail = None, "contradictory_rows", f"two rows give it another {row.contradiction}"
+        elif torn:
+            label, reason, detail = None, "contradictory_rows", f"two rows give it another {', '.join(torn)}"
         elif answer.contradiction:
             label, reason, detail = None, "conflicting_labels", answer.contradiction
         elif answer.reason == diagnoses.INDETERMINATE and chosen is not None:
@@ -108,7 +84,7 @@ def _decided(
         row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
         row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
         row.split or folder_split, keys if usable else [], patient, lesion,
-        *(_text(getattr(row, column)) for column in OF_RECORD), not pd.isna(row.in_table), reason, detail,
+        *(_text(getattr(row, column)) for column in schemas.ATTRIBUTES), in_table, reason, detail,
     )  # fmt: skip
 
 
@@ -240,15 +216,20 @@ def _as_shipped(usable: DataFrame, validation: bool, settings: config.Settings) 
 
 
 def check(
-    counts: dict[str, int], reasons: dict[str, int], unknown: list[str], among: Sequence[str] = splits.SPLITS
+    counts: dict[str, int],
+    reasons: dict[str, int],
+    unknown: list[str],
+    among: Sequence[str] = splits.SPLITS,
+    notes: str = "",
 ) -> None:
     """Whether there is enough to train on, or to judge: images of both labels in each of the splits `among`.
 
-    Raises `DataError`.
+    `notes` are what the tables leave unclear. Raises `DataError`.
     """
     told = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     if unknown:
         told += f" ({layouts.some(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
+    told += notes
     total = {label: sum(counts[f"{split}_{label}"] for split in splits.SPLITS) for label in (0, 1)}
     if not total[0] and not total[1]:
         raise DataError(f"no usable image in the archive; rejected: {told}")

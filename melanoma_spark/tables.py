@@ -23,9 +23,13 @@ MAX_COLUMNS = 1000
 MAX_ROW = 1 << 20  # characters of a row with all its cells
 MAX_WORD = 200  # characters of a label or a number; what is longer is cut
 MAX_NAME = 255  # characters of an image's name, as file systems have it; the end counts
+MAX_PATH = 4096  # characters of its path; the end counts
 MAX_AGE = 120  # years
 HEAD = 1 << 16  # bytes of a table that a `TableHead` holds, if there are as many
 SAMPLE = 50  # rows of a head that are looked at
+
+NO_IDS = "has no column of image ids"  # how the reason of a table begins that is not about images
+SUFFIX = r"\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)"
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -121,6 +125,9 @@ class Record:
     image_type: str | None = None
     source: str | None = None
     licence: str | None = None
+    # Where it says so: the cell that names the image (an id, a file's name or a path), and the table's path.
+    reference: str = field(default="", compare=False)
+    table: str = field(default="", compare=False)
 
 
 def image_id(path: str) -> str:
@@ -128,8 +135,13 @@ def image_id(path: str) -> str:
     `_downsampled` of ISIC 2019. ISIC's own ids are upper case.
     """
     name = unicodedata.normalize("NFC", re.split(r"[/\\]", path.strip())[-1]).strip()[-MAX_NAME:].strip()
-    short = re.sub(r"(?i)(?<=\S)\s*((\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)|_downsampled)\s*)+$", "", name)
+    short = re.sub(rf"(?i)(?<=\S)\s*(({SUFFIX}|_downsampled)\s*)+$", "", name)
     return short.upper() if re.fullmatch(r"(?i)isic_\d+", short) else short
+
+
+def stem(name: str) -> str:
+    """A file's name without the suffixes of images."""
+    return re.sub(rf"(?i)(?<=\S)\s*({SUFFIX}\s*)+$", "", name)
 
 
 def split_of(name: str) -> str | None:
@@ -184,13 +196,14 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
             if number == 0 and table.has_header:
                 continue
             cells += [""] * (len(table.header) - len(cells))
-            found = [name for place in ids if (name := image_id(cells[place]))]
+            found = [(name, cells[place].strip()[-MAX_PATH:]) for place in ids if (name := image_id(cells[place]))]
             if not found:
                 continue
             if table.role == "pairs":
-                if len(set(found)) == 2:
-                    pair = "+".join(sorted(found))
-                    yield from (Record(name, pairs=(pair,), split=table.split) for name in found)
+                if len({name for name, _ in found}) == 2:
+                    pair = "+".join(sorted(name for name, _ in found))
+                    for name, cell in found:
+                        yield Record(name, pairs=(pair,), split=table.split, reference=cell, table=table.path)
                 continue
             words = [_word(cells[place], table.words) for place in labels]
             words += [":".join(filter(None, (_word(cells[n], {}) for n in places))) for places in table.hierarchies]
@@ -198,7 +211,9 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
                 words.append(_hot(cells, one_hot, table.neither))
             values = {name: clean(cells[place]) for name, place, clean in plain}
             values["split"] = values.get("split") or table.split
-            yield Record(found[0], tuple(dict.fromkeys(filter(None, words))), **values)
+            name, cell = found[0]
+            labels_of = tuple(dict.fromkeys(filter(None, words)))
+            yield Record(name, labels_of, **values, reference=cell, table=table.path)
     except DataError as error:
         raise DataError(f"{table.path} {error}") from None
 
@@ -214,13 +229,12 @@ def _with_header(table: Table, names: list[str], rows: list[list[str]], own: Map
     if set(PAIR) <= set(names):
         return replace(table, role="pairs", layout="isic_2020", columns={"image_id": places(*PAIR)})
     columns = {name: places(*known)[:1] for name, known in NAMES.items()}
+    columns["image_id"] = _of_paths(names, rows) or columns["image_id"]
     columns["site"] = columns["site"] or places(*SITES)[:1]  # the coarsest: deeper levels are seldom filled in
     columns |= {name: places(column.strip().lower()) or columns.get(name, ()) for name, column in own.items()}
     columns = {name: found for name, found in columns.items() if found}
     if not columns.get("image_id"):
-        return (
-            f"has no column of image ids: expected one of {', '.join(NAMES['image_id'])}; found {found_columns(table)}"
-        )
+        return f"{NO_IDS}: expected one of {', '.join(NAMES['image_id'])}; found {found_columns(table)}"
     if "label" in own:  # the user's column is the only one then
         table = replace(table, columns=columns)
     else:
@@ -235,6 +249,17 @@ def _with_header(table: Table, names: list[str], rows: list[list[str]], own: Map
     return replace(table, role="lesions") if "diagnosis_confirm_type" in names and len(names) == 3 else table
 
 
+def _of_paths(names: list[str], rows: list[list[str]]) -> tuple[int, ...]:
+    """The place of a column that names the same images as the first one of ids, and their folders, too."""
+    first, *others = [names.index(name) for name in NAMES["image_id"] if name in names] or [0]
+    full = [cells for cells in rows if len(cells) >= len(names)]
+    for place in others:
+        same = all(image_id(cells[place]) == image_id(cells[first]) for cells in full)
+        if same and any(re.search(r"[/\\]", cells[place]) for cells in full):
+            return (place,)
+    return ()
+
+
 def _without_header(table: Table, rows: list[list[str]]) -> Table | str:
     """ISIC 2016's truth has no header: `ISIC_0000000,benign` for training and `ISIC_0000003,0.0` for test."""
     first = rows[0]
@@ -245,7 +270,7 @@ def _without_header(table: Table, rows: list[list[str]]) -> Table | str:
         return replace(
             table, role="truth", layout="isic_2016", header=("", ""), columns=columns, words=words, has_header=False
         )
-    return f"has no column of image ids: expected one of {', '.join(NAMES['image_id'])}; found {found_columns(table)}"
+    return f"{NO_IDS}: expected one of {', '.join(NAMES['image_id'])}; found {found_columns(table)}"
 
 
 def _one_hot(names: tuple[str, ...], rows: list[list[str]]) -> dict[int, str]:
@@ -420,26 +445,36 @@ def _text_lines(binary: BinaryIO, encoding: str) -> Iterator[str]:
 
 
 def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
-    """The rows that hold anything, each within the limits."""
+    """The rows that hold anything, each within the limits.
+
+    Raises `DataError` at the end of a table that was cut: its last line has no end and, unlike all before it, too few
+    cells. What stands in that line may be half of a name.
+    """
     length = 0
+    ended = True
 
     def measured() -> Iterator[str]:
-        nonlocal length
+        nonlocal length, ended
         for line in lines:
             length += len(line)
+            ended = line.endswith(("\n", "\r"))
             if length > MAX_ROW:
                 raise DataError(f"holds a row of more than {MAX_ROW} characters; or a quote is never closed")
             yield _checked(line)
 
     # Strict: else a quote that is never closed takes all the rows that follow into its cell, and nobody is told.
     reader = csv.reader(measured(), delimiter=delimiter, strict=True)
+    width, whole, last = 0, True, 0  # of the first row; whether all rows but the last are as wide; of the last
     try:
         for cells in reader:
             length = 0
+            whole, last, width = whole and last >= width, len(cells), width or len(cells)
             if len(cells) > MAX_COLUMNS:
                 raise DataError(f"has {len(cells)} columns, the limit is {MAX_COLUMNS}")
             if any(cell and not cell.isspace() for cell in cells):
                 yield cells
+        if not ended and whole and last < width:
+            raise DataError(f"ends in the middle of a row, its line {reader.line_num}: it was cut")
     except csv.Error as error:
         raise DataError(f"is not a table: line {reader.line_num}: {error}") from None
 

@@ -60,6 +60,7 @@ class Facts(TypedDict):
     left_out: int  # rows that only the CSV holds
     expected: float  # positives among a hundred by the calibrated probabilities
     drift: drift.Drift
+    notes: Sequence[str]  # what the archive's tables leave unclear
 
 
 def render(facts: Facts) -> str:

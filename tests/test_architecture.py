@@ -27,6 +27,7 @@ SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
     "session": {"pyspark", "py4j"},
     "archive": {"pyspark"},
+    "records": {"pyspark"},
     "selection": {"pyspark"},
     "census": {"pyspark"},
     "inference": {"pyspark"},

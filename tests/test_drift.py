@@ -332,7 +332,7 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(noise, submit, setting
     before = len(noise.scores())
     conf = settings_file(archive=str(noise.archive), warehouse=str(noise.folder))
     done = submit("score", "--conf", conf, "--master", "local[1]")
-    assert done.returncode == score.BEYOND == 6, done.stdout + done.stderr
+    assert done.returncode == score.LOOK == 6, done.stdout + done.stderr
     assert "60 scored + 0 rejected" in done.stdout
     assert "beyond the limit: " in done.stdout
     rows = noise.scores()

@@ -17,6 +17,7 @@ from PIL import Image
 
 from jobs import ingest
 from melanoma_spark import drawing, files
+from melanoma_spark.errors import DataError
 
 SHARED = REPO.parent / "shared" / "data"
 
@@ -106,6 +107,72 @@ def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
                     assert "ISIC_" not in stored
                     assert "lesion_" not in stored
     assert sorted(line.read("images").toPandas()["sha256"]) == sorted(table["sha256"])
+
+
+@pytest.fixture
+def wards(tmp_path: Path) -> Path:
+    """Two wards whose cameras number their images from 1: forty images, and six of the same names."""
+    archive = tmp_path / "wards"
+    for ward, numbers in (("p1", range(1, 41)), ("p2", range(1, 7))):
+        (archive / ward).mkdir(parents=True)
+        for number in numbers:
+            content = drawing.lesion_jpeg(100 * numbers.stop + number, number % 2 == 1, 64)
+            (archive / ward / f"IMG_{number:04}.jpg").write_bytes(content)
+    return archive
+
+
+def labels_of(numbers, folder="") -> str:
+    words = ("nevus", "melanoma")
+    return "".join(f"{folder}IMG_{number:04}.jpg,{words[number % 2]},{folder or 'x'}-{number}\n" for number in numbers)
+
+
+def test_a_label_that_may_be_another_images_is_nobodys(new_line, wards):
+    """The recipe: rows by base name, of which six fit an image in each of two folders."""
+    (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + labels_of(range(1, 41)))
+    line = new_line(wards, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
+    told = line.stage("ingest")
+    facts = counted(line)
+    assert (facts["accepted"], facts["reasons"]) == (34, {"ambiguous_metadata": 12})
+    assert (
+        "; 6 names in tables fit several images, and none has their rows (IMG_0001.jpg of labels.csv fits "
+        "p1/IMG_0001.jpg, p2/IMG_0001.jpg; IMG_0002.jpg of labels.csv fits p1/IMG_0002.jpg, p2/IMG_0002.jpg; ...)"
+    ) in told
+    rejects = pd.read_parquet(line.folder / "rejects" / facts["path"])
+    assert {detail for detail in rejects["detail"] if "0003" in detail} == {
+        "IMG_0003.jpg of labels.csv fits p1/IMG_0003.jpg, p2/IMG_0003.jpg"
+    }
+    named = pd.read_parquet(line.folder / "unmatched" / facts["path"])
+    assert named["reason"].tolist() == ["ambiguous"] * 6
+    assert facts["rows_unclear"]["ambiguous"] == 6
+    assert facts["rows_without_image"] == 0
+
+    # with folders in the table each image has its own label, and with a table in each folder too
+    table = labels_of(range(1, 41), "p1/") + labels_of(range(1, 7), "p2\\")
+    (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + table)
+    line.stage("ingest")
+    by_folder = line.read("images").toPandas().set_index("sha256").sort_index()
+    assert counted(line)["accepted"] == 46
+    for row in by_folder.itertuples():
+        ward = Path(row.source_uri).parent.name
+        assert row.patient_id == f"{ward}{'/' if ward == 'p1' else chr(92)}-{int(row.image_id[4:])}"
+    (wards / "labels.csv").unlink()
+    for ward, last in (("p1", 41), ("p2", 7)):
+        (wards / ward / "labels.csv").write_text("file_name,diagnosis,lesion_id\n" + labels_of(range(1, last)))
+    line.stage("ingest")
+    assert counted(line)["accepted"] == 46
+    by_table = line.read("images").toPandas().set_index("sha256").sort_index()
+    assert (by_table["label"] == by_folder["label"]).all()
+    assert set(by_table["lesion_id"]) == {f"x-{number}" for number in range(1, 41)}
+
+
+def test_an_archive_of_which_no_row_is_sure_says_so(new_line, wards):
+    for number in range(7, 41):
+        (wards / f"p1/IMG_{number:04}.jpg").unlink()
+    (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + labels_of(range(1, 7)))
+    with pytest.raises(
+        DataError, match=r"ambiguous_metadata 12; 6 names in tables fit several images.*p2/IMG_0001.jpg"
+    ):
+        new_line(wards).stage("ingest")
 
 
 @pytest.mark.skipif(not (SHARED / "isic_ids").is_dir(), reason="../shared/data is not there")

@@ -303,3 +303,89 @@ def test_an_image_that_is_not_fit_is_flagged_or_not_judged(scored):
     assert "dark: underexposed" in row["detail"]
     assert np.isnan(row["probability"])
     assert 0 <= row["raw_probability"] <= 1
+
+
+@pytest.fixture
+def wards(scored):
+    """Images of two patients whose cameras number from 1, with a table that names files alone, and one in each zip."""
+    shutil.rmtree(scored.archive)
+    for seed, name in enumerate(("p1/IMG_0001", "p2/IMG_0001", "p1/IMG_0002", "p2/IMG_0003")):
+        path = scored.archive / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawing.lesion_jpeg(seed, size=64))
+    for seed, ward in enumerate("ab"):
+        with zipfile.ZipFile(scored.archive / f"{ward}.zip", "w") as box:
+            box.writestr("DSC_1.jpg", drawing.lesion_jpeg(10 + seed, size=64))
+            box.writestr("patients.csv", f"path,patient_id,sex\nDSC_1.jpg,{ward},f\n")
+    lines = ["path,patient_id,sex", "IMG_0001.jpg,A,f", "IMG_0002.jpg,B,f", "IMG_0002.jpg,C,f", "p2/IMG_0003.jpg,D,m"]
+    (scored.archive / "patients.csv").write_text("\n".join(lines) + "\n")
+    return scored
+
+
+def patients(line: Line) -> dict[str, str | None]:
+    found = rows(line)
+    names = found["source_uri"].str.split("/archive/").str[1]
+    return dict(zip(names, found["patient_id"].where(found["patient_id"].notna(), None), strict=True))
+
+
+PATIENTS = {
+    "a.zip!/DSC_1.jpg": "a",
+    "b.zip!/DSC_1.jpg": "b",
+    "p1/IMG_0001.jpg": None,
+    "p1/IMG_0002.jpg": None,
+    "p2/IMG_0001.jpg": None,
+    "p2/IMG_0003.jpg": "D",
+}
+
+
+def test_no_row_has_the_name_of_another_patient(wards):
+    """The recipes: a name that is two images, and two rows of an image that disagree."""
+    told = wards.stage("score")
+    assert patients(wards) == PATIENTS
+    assert (
+        "; 1 names in tables fit several images, and none has their rows (IMG_0001.jpg of patients.csv fits "
+        "p1/IMG_0001.jpg, p2/IMG_0001.jpg); 1 images have rows that disagree (p1/IMG_0002.jpg: patient_id)"
+    ) in told
+    (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
+    assert record["tables"] == {
+        "ambiguous": 1,
+        "contradictory": 1,
+        "examples": {
+            "ambiguous": ["IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg"],
+            "contradictory": ["p1/IMG_0002.jpg: patient_id"],
+        },
+        "set_aside": {},
+        "unused": {},
+    }
+    (named,) = wards.folder.glob("batches/*/unmatched.csv")
+    assert pd.read_csv(named)["reason"].tolist() == ["ambiguous", "contradictory"]
+    # what was unclear about older images is not told again of a later batch
+    (wards.archive / "p3").mkdir()
+    (wards.archive / "p3/IMG_0009.jpg").write_bytes(drawing.lesion_jpeg(30, size=64))
+    assert "several images" not in wards.stage("score")
+
+
+def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(wards):
+    """The recipe, and its sisters: cut in the middle of a row, of a quote, no text, and no access."""
+    whole = "path,patient_id,sex\n" + "".join(f"p1/IMG_000{number}.jpg,wrong,m\n" for number in range(1, 5))
+    damaged = {
+        "cut.csv": whole[: whole.rindex(",wrong")].encode(),
+        "quote.csv": whole.encode() + b'p2/IMG_0003.jpg,"wro',
+        "zeros.csv": whole.encode() + bytes(40),
+        "utf-32.csv": whole.encode("utf-32"),
+        "nothing.csv": b"",
+    }
+    for name, content in damaged.items():
+        (wards.archive / name).write_bytes(content)
+    (wards.archive / "cameras.csv").write_text("serial,bought\n17,2024\n")
+    from jobs import score as job
+    from jobs.job import run_stage
+
+    assert run_stage(replace(wards.job, tracker=wards.tracker()), "score", job.run, {"stage": "score"}) == 6
+    assert patients(wards) == PATIENTS
+    (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
+    assert set(record["tables"]["set_aside"]) == set(damaged)
+    assert "ends in the middle of a row" in record["tables"]["set_aside"]["cut.csv"]
+    assert set(record["tables"]["unused"]) == {"cameras.csv"}
+    (page,) = wards.folder.glob("batches/*/worklist.html")
+    assert "cut.csv" in page.read_text()

@@ -9,12 +9,14 @@ import hashlib
 import hmac
 import random
 from collections import defaultdict
+from dataclasses import replace
 from datetime import datetime
 from functools import reduce
 
 import pytest
 
 from melanoma_spark import config, groups, images, layouts, schemas, selection, splits
+from melanoma_spark import records as row_matching
 from melanoma_spark.errors import DataError
 
 INGEST = {"test_fraction": 0.3, "validation_fraction": 0.3}
@@ -90,12 +92,19 @@ def files(spark, rows):
 
 
 def records(spark, rows):
-    values = [tuple(getattr(row, name) for name in schemas.RECORDS.names) for row in rows]
-    return selection.merged(spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schemas.RECORDS))
+    own = [replace(row, reference=row.image_id, table="t.csv") for row in rows]
+    values = [tuple(getattr(row, name) for name in schemas.RECORDS.names) for row in own]
+    return spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schemas.RECORDS)
+
+
+def candidates(frame, said, layout, chosen, name):
+    images = frame.selectExpr("path", "image_id", "path as shown", "pixel_sha256 as content")
+    matched = row_matching.match(images, said, name, lambda _, table: table)
+    return selection.candidates(frame, matched.images, layout, chosen, name)
 
 
 def plain(frame, said, layout, chosen):
-    return selection.candidates(frame, said, layout, chosen, lambda text: text)
+    return candidates(frame, said, layout, chosen, lambda text: text)
 
 
 def decided(rows):
@@ -228,7 +237,7 @@ def from_tables(spark):
 
     cases = {
         "plain": plain(frame, said, TABLE, SETTINGS),
-        "private": selection.candidates(frame, said, TABLE, SETTINGS, hashed),
+        "private": candidates(frame, said, TABLE, SETTINGS, hashed),
         "again": plain(frame.repartition(5), said.repartition(3), TABLE, SETTINGS),
     }
     return in_one_job(cases)

@@ -32,7 +32,7 @@ def facts(**changes) -> worklist.Facts:
     plain |= {"operating_point": "screening, sensitivity>=0.9", "threshold": 0.3, "target": "malignant"}
     plain |= {"counts": {"scored": 3, "abstained": 0, "rejected": 2, "copies": 1, "positive": 2}, "patients": 2}
     plain |= {"reasons": {"corrupt": 2}, "flags": {}, "rows": [row()], "left_out": 0, "expected": 12.3}
-    plain |= {"drift": drift.Drift(drift.TOO_FEW, detail="3 images, 50 are needed")}
+    plain |= {"drift": drift.Drift(drift.TOO_FEW, detail="3 images, 50 are needed"), "notes": []}
     return worklist.Facts(**{**plain, **changes})
 
 

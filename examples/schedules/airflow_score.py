@@ -28,7 +28,7 @@ WAREHOUSE = "/data/warehouse"
 FINAL = {
     2: "a setting is wrong",
     4: "the archive, or the registered model, cannot be used",
-    6: "the batch is in scores/, and drifted beyond the limits: look at its worklist before anybody uses it",
+    6: "the batch is in scores/, and something wants a look: its summary and worklist say what, before anybody uses it",
 }
 BUSY = 5  # another score is at work on the warehouse, so this night is taken care of
 

@@ -18,7 +18,7 @@ while :; do
         0) exit 0 ;;
         5) exit 5 ;; # another score is at work, so this night is taken care of; a person need not look
         2 | 4) break ;; # settings, archive or model: the same again tomorrow, unless somebody looks
-        6) break ;; # the batch is in scores/ and drifted: done, not to be tried again, but to be looked at
+        6) break ;; # the batch is in scores/: done, not to be tried again, but something wants a look
     esac
     [ "$left" -gt 0 ] || break # 1, 3, killed, out of time: Spark, MLflow or the file system may be back soon
     left=$((left - 1))
