@@ -34,7 +34,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from jobs.job import Job, Stage, main, say
+from jobs.job import Command, Job, Summary, main, run_without_run, say
 from melanoma_spark import (
     backbones,
     config,
@@ -58,7 +58,7 @@ SERVER = (
 LEVELS = {OK: "info", WARNING: "warning", doctor.FAILED: "error"}
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
     exported.engine_for(job.settings.score.engine, job.settings.backbone.name)
     found = doctor.merged(examined(job.settings, job.warehouse))
@@ -73,7 +73,7 @@ def run(job: Job) -> str:
         names = ", ".join(dict.fromkeys(one.what for one in failed))
         raise ClusterError(f"{len(failed)} of {len(found)} checks failed: {names}; remedies stand in the table")
     warnings = sum(one.verdict == WARNING for one in found)
-    return f"{len(found)} checks, {warnings} of them with a warning, none failed"
+    return Summary(f"{len(found)} checks, {warnings} of them with a warning, none failed")
 
 
 def examined(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
@@ -163,11 +163,7 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
     yield from checked("executors", "cluster", asked, preflight.PYTHON)
 
 
-def told(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
-    """In the place of `run_stage`, without a run and a lease."""
-    say(f"{name}: {stage(job)}", "done")
-    return 0
-
+COMMAND = Command("doctor", __doc__, run, runner=run_without_run, prepared=False)
 
 if __name__ == "__main__":
-    main("doctor", __doc__, run, runner=told, prepared=False)
+    main(COMMAND)

@@ -22,7 +22,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs import external, judging
-from jobs.job import Job, archive_id, dataset, main, pace, pixels_of
+from jobs.job import Command, Job, Summary, archive_id, dataset, main, pace, pixels_of
 from melanoma_spark import (
     __version__,
     backbones,
@@ -49,7 +49,7 @@ PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
 JUDGED = "split in ('validation', 'test')"
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     settings, warehouse = job.settings, job.warehouse
     images = dataset(job, "images", "ingest")
     features = dataset(job, "features", "featurize")
@@ -70,7 +70,7 @@ def run(job: Job) -> str:
     folder = files.join(warehouse, "reports", report_id)
     known = store.manifest(warehouse, "reports")
     if known and known["id"] == report_id:
-        return f"nothing new, the report stands at {folder}/report.html"
+        return Summary(f"nothing new, the report stands at {folder}/report.html")
 
     session.batch_rows(job.spark, settings.evaluate.batch_size)
     meter = session.Meter(job.spark)  # an image counts for each model that judges it
@@ -152,7 +152,7 @@ def run(job: Job) -> str:
     summary = "; ".join(
         f"{m['name']} test AUC {m['auroc']:.4f} [{m['auroc_low']:.4f}-{m['auroc_high']:.4f}]" for m in measured
     )
-    return f"{len(test)} test images, {summary}; report {folder}/report.html{how_fast}"
+    return Summary(f"{len(test)} test images, {summary}; report {folder}/report.html{how_fast}")
 
 
 def judge_head(
@@ -357,7 +357,7 @@ def report_facts(
     }
 
 
-def either(job: Job) -> str:
+def either(job: Job) -> Summary:
     """The job `evaluate`: of the warehouse's own test split, or of another archive when one is named."""
     images = store.manifest(job.warehouse, "images") or {}
     archive = job.settings.archive
@@ -366,5 +366,7 @@ def either(job: Job) -> str:
     return run(job)
 
 
+COMMAND = Command("evaluate", __doc__, either)
+
 if __name__ == "__main__":
-    main("evaluate", __doc__, either)
+    main(COMMAND)

@@ -14,7 +14,7 @@ import pandas as pd
 from pyspark.sql import DataFrame
 
 from jobs import ingest, judging
-from jobs.job import Job, archive_id, pixels_of, say
+from jobs.job import Job, Summary, archive_id, pixels_of, say
 from melanoma_spark import (
     __version__,
     bundle,
@@ -33,14 +33,14 @@ from melanoma_spark.errors import DataError
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     settings = job.settings
     version, artifacts = job.tracker.model_files(settings.score.model)
     scorer = bundle.unpack(artifacts)
     place = files.join(job.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
     own = replace(job, warehouse=place, settings=settings.model_copy(update=changes))
-    say(f"ingest: {ingest.run(own)}")
+    say(f"ingest: {ingest.run(own).text}")
     images = store.need(place, "images", "evaluate")
     job.tracker.reads("images", images["id"])
     if images["target"] != trained_target(job, scorer):
@@ -89,7 +89,7 @@ def run(job: Job) -> str:
         {**figures, "external_auroc": auroc, "external_auroc_low": low, "external_auroc_high": high, "seen": known}
     )
     job.tracker.tags({"dataset_id": images["id"], "model_version": str(version.version), "external": "true"})
-    return (
+    return Summary(
         f"{len(test)} images of another archive, {known} left out that training has seen; {name} AUC {auroc:.4f} "
         f"[{low:.4f}-{high:.4f}]; report {folder}/report.html"
     )

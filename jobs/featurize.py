@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, dataset, main, pace, pixels_of
+from jobs.job import Command, Job, Summary, dataset, main, pace, pixels_of
 from melanoma_spark import (
     augmentation,
     backbones,
@@ -35,7 +35,7 @@ from melanoma_spark.images import PIXELS_VERSION
 KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they once had no views
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     spark, settings, warehouse = job.spark, job.settings, job.warehouse
     engine = engine_of(job)
     made_of = dataset(job, "images", "ingest")
@@ -101,7 +101,7 @@ def run(job: Job) -> str:
     job.tracker.tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
     job.tracker.metrics({"computed": missing, "reused": rows - missing})
     what = f"{rows} images" if views == 1 else f"{rows} rows ({views} views of each train image, 1 of the others)"
-    return (
+    return Summary(
         f"{what} = {missing} computed + {rows - missing} computed before, "
         f"at {', '.join(cuts)} of {settings.backbone.name} ({base.origin} weights {base.content_id}){told}"
     )
@@ -195,5 +195,7 @@ def stored(values: np.ndarray | None, dtype: str) -> list[bytes]:
     return rows
 
 
+COMMAND = Command("featurize", __doc__, run)
+
 if __name__ == "__main__":
-    main("featurize", __doc__, run)
+    main(COMMAND)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.job import Job, dataset, main, say
+from jobs.job import Command, Job, Summary, dataset, main, say
 from melanoma_spark import (
     augmentation,
     backbones,
@@ -50,7 +50,7 @@ class Source:
     indexes: dict[str, list[sharding.Index]]
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     settings, warehouse = job.settings, job.warehouse
     images = dataset(job, "images", "ingest")
     features = dataset(job, "features", "featurize")
@@ -64,7 +64,7 @@ def run(job: Job) -> str:
     )
     known = store.manifest(warehouse, "models/finetuned")
     if known and known["made_from"] == made_from:
-        return f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}"
+        return Summary(f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}")
     sources = sources_of(job, images, features)
     for source in sources.values():  # so that what does not fit is told before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
@@ -111,7 +111,7 @@ def run(job: Job) -> str:
         f"{name} kept epoch {record.epoch} (validation AUROC {record.validation_auroc:.4f})"
         for name, record in best.items()
     )
-    return f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}"
+    return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}")
 
 
 def sources_of(job: Job, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:
@@ -231,5 +231,7 @@ def checkpoint_in(target: str) -> training.State | None:
         ) from None
 
 
+COMMAND = Command("finetune", __doc__, run)
+
 if __name__ == "__main__":
-    main("finetune", __doc__, run)
+    main(COMMAND)

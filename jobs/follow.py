@@ -20,17 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.job import Job, in_one_line, in_run, one_line, say
+from jobs.job import Job, Summary, in_one_line, in_run, one_line, say
 from melanoma_spark import archive, files, lease, logs
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 
 LOOK = 1.0  # seconds after which a signal is met at the latest
-Batch = Callable[..., str]  # of a job, and of what opens its MLflow run
+Batch = Callable[..., Summary]  # of a job, and of what opens its MLflow run
 Given = tuple[int, threading.Event]  # files to look at; set when that has been done
 
 
-def run(job: Job, name: str, batch: Batch, tags: dict[str, str]) -> int:
-    """Follows the archive until a signal, or with score.follow.once until nothing is left; returns the exit status.
+def run(job: Job, name: str, batch: Batch, tags: dict[str, str]) -> Summary:
+    """Follows the archive until a signal, or with score.follow.once until nothing is left.
 
     Holds the lease meanwhile. A batch that fails is tried again at a later trigger, each time later; with `once` it
     ends the job. Raises `BusyError` when another job has taken the lease, `ClusterError` when Spark is gone, and at the
@@ -51,8 +51,9 @@ def run(job: Job, name: str, batch: Batch, tags: dict[str, str]) -> int:
             following.until_over()
         finally:
             following.stop()
-        say(f"{name}: {following.batches} batches, {'nothing more' if following.done else 'told to end'}", "done")
-        return following.status if job.settings.score.follow.once else 0
+        text = f"{following.batches} batches, {'nothing more' if following.done else 'told to end'}"
+        say(f"{name}: {text}", "done")
+        return Summary(text, following.status if job.settings.score.follow.once else 0)
 
 
 class Following:
@@ -93,13 +94,13 @@ class Following:
         started = time.monotonic()
         with logs.about(stage=self.name), one_line(self.job):
             try:
-                told = self.batch(self.job, partial(in_run, name=self.name, tags=self.tags))
+                summary = self.batch(self.job, partial(in_run, name=self.name, tags=self.tags))
             finally:
                 gc.collect()  # what Python holds, Spark's driver holds, too
             seconds = time.monotonic() - started
-            say(f"{self.name}: {told}; {seconds:.1f} s", "batch", seconds=round(seconds, 1))
+            say(f"{self.name}: {summary.text}; {seconds:.1f} s", "batch", seconds=round(seconds, 1))
         self.batches, self.failures, self.due = self.batches + 1, 0, False
-        self.status = max(self.status, getattr(told, "exit_status", 0))
+        self.status = max(self.status, summary.exit_status)
 
     def failed(self, error: Exception) -> None:
         """Tells why, and when the next attempt is; raises what another attempt would meet again."""

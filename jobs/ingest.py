@@ -12,7 +12,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
-from jobs.job import Job, archive_id, main, pace
+from jobs.job import Command, Job, Summary, archive_id, main, pace
 from melanoma_spark import (
     archive,
     census,
@@ -34,7 +34,7 @@ from melanoma_spark.errors import DataError
 SAME_FILE = ("source_uri", "length", "modified")
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     clear(job.warehouse)
     stage = files.join(job.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
     try:
@@ -53,7 +53,7 @@ def clear(warehouse: str) -> None:
         files.remove(url)
 
 
-def staged(job: Job, stage: str) -> str:
+def staged(job: Job, stage: str) -> Summary:
     """The job, with its intermediate tables, small rows all of them, under `stage`."""
     spark, settings, warehouse = job.spark, job.settings, job.warehouse
 
@@ -72,7 +72,7 @@ def staged(job: Job, stage: str) -> str:
     if known and known["made_from"] == made_from:
         if known.get("archive") != archive_id(str(settings.archive)):  # the same files at another place
             store.publish(warehouse, "images", known | {"archive": archive_id(str(settings.archive))})
-        return f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/"
+        return Summary(f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/")
 
     heads, tables = archive.table_heads(listed, settings)
     words = settings.ingest.labels
@@ -168,7 +168,7 @@ def staged(job: Job, stage: str) -> str:
     job.tracker.metrics({key: facts[key] for key in ("listed", "accepted", "rejected", "skipped")})
     job.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
     reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-    return (
+    return Summary(
         f"{total} files listed = {accepted} accepted + {rejected} rejected"
         f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
         f"{f'; {missing} rows of the tables have no image' if missing else ''}{notes}; {new} read now; "
@@ -263,5 +263,7 @@ def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: st
         )
 
 
+COMMAND = Command("ingest", __doc__, run, needs_archive=lambda settings: True)
+
 if __name__ == "__main__":
-    main("ingest", __doc__, run, needs_archive=True)
+    main(COMMAND)

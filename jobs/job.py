@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import platform
 import re
@@ -11,8 +12,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is given. `spark` is None where its action needs none."""
+    """What a stage is given. `spark` is None where its action needs none; `argv` is what the job was started with."""
 
     spark: Any
     settings: config.Settings
@@ -38,70 +39,106 @@ class Job:
     tracker: Any
     run_id: str = ""
     lease: Any = None
+    argv: tuple[str, ...] = ()
 
 
-class Marked(str):
-    """A summary of what was done and yet deserves an exit status of its own: a schedule is to look at it."""
+@dataclass(frozen=True)
+class Summary:
+    """What a stage has done, in a line, and the exit status of its job: any but 0 asks a person to look."""
 
-    exit_status: int
-
-    def __new__(cls, summary: str, exit_status: int) -> Marked:
-        marked = super().__new__(cls, summary)
-        marked.exit_status = exit_status
-        return marked
+    text: str
+    exit_status: int = 0
 
 
-Stage = Callable[[Job], str]
+Stage = Callable[[Job], Summary]
+Runner = Callable[[Job, str, Stage, dict[str, str]], Summary]
 GRACEFUL = "graceful"  # what --check prints of a job that ends by itself at a signal
 
 
-def main(
-    name: str,
-    description: str,
-    stage: Stage,
-    needs_archive: bool = False,
-    runner: Callable[[Job, str, Stage, dict[str, str]], int] | None = None,
-    needs_spark: Callable[[config.Settings], bool] = lambda settings: True,
-    graceful: Callable[[config.Settings], bool] = lambda settings: False,
-    prepared: bool = True,
-) -> None:
-    """Run one stage as a job and leave with its exit status: 0, or that of the error.
+@dataclass(frozen=True)
+class Command:
+    """A job as it is started from a command line.
 
-    `runner` takes the place of `run_stage`. `graceful` says whether the stage ends by itself at a signal. What is not
-    `prepared` is given the settings alone: it opens Spark and MLflow itself, and tells what is wrong with them.
+    `description` is the text of --help. `runner` takes the place of `run_stage`. `needs_archive`, `needs_spark` and
+    `graceful` (the stage ends by itself at a signal) may depend on the settings. A stage that is not `prepared` is
+    given the settings alone: it opens Spark and MLflow itself, and reports what is wrong with them. `words` are short
+    for settings, such as `status` for `score.action=status`.
     """
-    with _reported(name, description) as (settings, only_check):
-        check(settings, needs_archive)
-        if not only_check:
-            sys.exit(_run(name, settings, stage, runner or run_stage, needs_spark(settings), prepared))
-        if graceful(settings):
-            print(GRACEFUL)
+
+    name: str
+    description: str
+    stage: Stage
+    runner: Runner | None = None
+    needs_archive: Callable[[config.Settings], bool] = lambda settings: False
+    needs_spark: Callable[[config.Settings], bool] = lambda settings: True
+    graceful: Callable[[config.Settings], bool] = lambda settings: False
+    prepared: bool = True
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
-def alone(name: str, description: str, tell: Callable[[config.Settings], str]) -> None:
-    """As `main`, of what only reads small files: `tell` does it without Spark, MLflow and a lease."""
-    with _reported(name, description) as (settings, only_check):
-        if not only_check:
-            say(f"{name}: {tell(settings)}", "done")
+@dataclass(frozen=True)
+class Result:
+    """What a job did that was invoked in this process: `log` is all that it printed, on stdout and stderr."""
+
+    exit_status: int
+    summary: str
+    log: str
 
 
-@contextlib.contextmanager
-def _reported(name: str, description: str) -> Iterator[tuple[config.Settings, bool]]:
-    """The settings, and whether to check them only; what goes wrong is told in a line and ends the process."""
-    arguments = _arguments(name, description)
-    logs.set_up(name, config.log_format(arguments.conf, arguments.settings))
+def main(command: Command) -> None:
+    """Run a job by the arguments of this process, and leave with its exit status."""
+    sys.exit(execute(command, sys.argv[1:]).exit_status)
+
+
+def invoke(command: Command, argv: Sequence[str], spark: Any = None) -> Result:
+    """Run a job in this process, the whole way from its arguments to its exit status, as `main` does.
+
+    `spark` is a session to use, which stays open. What nobody foresaw is in the log as a traceback, with status 1.
+    """
+    log = io.StringIO()
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            summary = execute(command, argv, spark)
+        except SystemExit as left:  # of argparse: --help, and words that it does not know
+            summary = Summary("", left.code if isinstance(left.code, int) else 1)
+        except Exception as error:
+            traceback.print_exc()
+            summary = Summary(f"{type(error).__name__}: {error}", 1)
+    return Result(summary.exit_status, summary.text, log.getvalue())
+
+
+def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary:
+    """A job from its arguments to its summary, or to the line of its error, with the exit status of either.
+
+    Raises what is an error of nobody's but ours, and `SystemExit` as argparse does.
+    """
+    words = [command.words.get(word, word) for word in argv]
+    arguments = _arguments(command.name, command.description, words)
+    logs.set_up(command.name, config.log_format(arguments.conf, arguments.settings))
     private = False
     try:
         settings = config.load(arguments.conf, arguments.settings)
         private = settings.privacy.source_names == "hash"
-        yield settings, arguments.check
+        check(settings, command.needs_archive(settings))
+        if not arguments.check:
+            return _run(command, settings, spark, tuple(words))
+        if command.graceful(settings):
+            print(GRACEFUL)
+        return Summary("settings are valid")
     except Exception as error:
         told = in_one_line(error, private)
         if told:
-            _fail(*told)
+            return _fail(*told)
         if logs.in_json():
-            _fail(f"{type(error).__name__}: {error}", 1, traceback=traceback.format_exc())
+            return _fail(f"{type(error).__name__}: {error}", 1, traceback=traceback.format_exc())
         raise
+
+
+def run_without_run(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
+    """In the place of `run_stage`: without an MLflow run and a lease, for what only looks."""
+    summary = stage(job)
+    say(f"{name}: {summary.text}", "done")
+    return summary
 
 
 def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
@@ -125,14 +162,15 @@ def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
     return f"Spark: {cause} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
 
 
-def _fail(message: str, status: int, **fields: Any) -> None:
+def _fail(message: str, status: int, **fields: Any) -> Summary:
+    """Writes the line of an error."""
     line = logs.failure(message, status, **fields) + "\n"
     try:
         # Spark gives out its driver's stderr as its own stdout; spark-submit.sh knows the real one.
         Path(os.environ[ERROR_VARIABLE]).write_text(line)
     except (KeyError, OSError):
         sys.stderr.write(line)
-    sys.exit(status)
+    return Summary(message, status)
 
 
 def check(settings: config.Settings, needs_archive: bool) -> None:
@@ -171,11 +209,10 @@ def pixels_of(job: Job, images: dict[str, Any]) -> Any:
     return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
 
 
-def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
+def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
 
-    Returns the exit status: 0, or that of a `Marked` summary. Raises `ClusterError` where a file system was full, or
-    away.
+    Raises `ClusterError` where a file system was full, or away.
     """
     from melanoma_spark import lease, session
 
@@ -189,8 +226,8 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
                 summary = stage(replace(running, lease=own))
             seconds = time.monotonic() - started
             job.tracker.metrics({"seconds": seconds})
-        say(f"{name}: {summary}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
-    return int(getattr(summary, "exit_status", 0))
+        say(f"{name}: {summary.text}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
+    return summary
 
 
 def pace(job: Job, meter: Any) -> str:
@@ -243,32 +280,26 @@ def one_line(job: Job) -> Iterator[None]:
         raise told from error
 
 
-def _run(
-    name: str,
-    settings: config.Settings,
-    stage: Stage,
-    runner: Callable[..., int],
-    needs_spark: bool,
-    prepared: bool,
-) -> int:
+def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[str, ...]) -> Summary:
+    """The stage of a command; `given` is a Spark session to use, or None to start one, which is stopped at the end."""
     from melanoma_spark import preflight, session, tracking
 
-    warehouse = files.url_of(settings.warehouse)
-    if not prepared:
-        return runner(Job(None, settings, warehouse, None), name, stage, {})
+    warehouse, runner = files.url_of(settings.warehouse), command.runner or run_stage
+    if not command.prepared:
+        return runner(Job(None, settings, warehouse, None, argv=argv), command.name, command.stage, {})
     files.check_writable(warehouse)
-    spark = session.start(name) if needs_spark else None
+    spark = (given or session.start(command.name)) if command.needs_spark(settings) else None
     try:
         if spark is not None:
             tracking.check(settings.mlflow, session.master())
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         if spark is not None and not session.is_local(spark):  # now that executors have had time to come
             preflight.check_versions(spark)
-        job = Job(spark, settings, warehouse, tracker)
-        tags = {"job": name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
-        return runner(job, name, stage, tags)
+        job = Job(spark, settings, warehouse, tracker, argv=argv)
+        tags = {"job": command.name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
+        return runner(job, command.name, command.stage, tags)
     finally:
-        if spark is not None:
+        if spark is not None and given is None:
             spark.stop()
 
 

@@ -6,7 +6,7 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
-from jobs.job import Job, Marked, dataset, main, run_stage, say
+from jobs.job import Command, Job, Summary, dataset, main, run_stage, say
 from melanoma_spark import files, preflight, store, weights
 
 STAGES = {
@@ -20,12 +20,12 @@ STAGES = {
 }
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     # what featurize and finetune would stop for, when ingest has taken its hours
     weights.located(job.settings.backbone)
     preflight.check(job.spark, job.settings.ranks)
-    statuses = [run_stage(job, name, stage, {"stage": name}) for name, stage in STAGES.items()]
-    return Marked(closing(job), max(statuses))  # a stage that failed has ended it
+    summaries = [run_stage(job, name, stage, {"stage": name}) for name, stage in STAGES.items()]
+    return Summary(closing(job), max(summary.exit_status for summary in summaries))  # one that failed has ended it
 
 
 def closing(job: Job) -> str:
@@ -47,5 +47,7 @@ def closing(job: Job) -> str:
     return f"{len(STAGES)} stages"
 
 
+COMMAND = Command("pipeline", __doc__, run, needs_archive=lambda settings: True)
+
 if __name__ == "__main__":
-    main("pipeline", __doc__, run, needs_archive=True)
+    main(COMMAND)

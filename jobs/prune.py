@@ -14,13 +14,12 @@ example: ./spark-submit.sh prune warehouse=/data/warehouse prune.worklists_days=
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.job import alone, check, say
+from jobs.job import Command, Job, Summary, main, run_without_run, say
 from melanoma_spark import config, exported, files, history, images, lease, logs, retention, store, tracking
 from melanoma_spark.errors import ClusterError, DataError
 
@@ -28,9 +27,9 @@ from melanoma_spark.errors import ClusterError, DataError
 JOBS = ("pipeline", "ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "search")
 
 
-def run(settings: config.Settings) -> str:
-    check(settings, needs_archive=False)
-    warehouse, chosen = files.url_of(settings.warehouse), settings.prune
+def run(job: Job) -> Summary:
+    settings = job.settings
+    warehouse, chosen = job.warehouse, settings.prune
     if not files.exists(warehouse):
         raise DataError(f"{warehouse} is not there; name a warehouse by warehouse=URL")
     try:
@@ -43,12 +42,12 @@ def run(settings: config.Settings) -> str:
     if chosen.worklists_days is None and any(file.path.startswith("batches/") for file in listing):
         say("pictures of worklists stay, whatever their age: prune.worklists_days is not set")
     if not found:
-        return f"nothing may go of the {len(listing):,} files that were looked at"
+        return Summary(f"nothing may go of the {len(listing):,} files that were looked at")
     if chosen.apply:
-        return f"{retention.told(found)} removed"
-    words = [word for word in sys.argv[1:] if not word.startswith("prune.apply=")]
+        return Summary(f"{retention.told(found)} removed")
+    words = [word for word in job.argv if not word.startswith("prune.apply=")]
     again = shlex.join(["./spark-submit.sh", "prune", *words, "prune.apply=true"])
-    return f"{retention.told(found)} may go, nothing was removed; to remove them: {again}"
+    return Summary(f"{retention.told(found)} may go, nothing was removed; to remove them: {again}")
 
 
 @contextmanager
@@ -126,5 +125,7 @@ def tell(warehouse: str, found: list[retention.Item], still_at_rest: Callable[[]
         say(line, "item", path=item.what, files=item.files, bytes=item.size, why=item.why, removed=removed)
 
 
+COMMAND = Command("prune", __doc__, run, runner=run_without_run, prepared=False)
+
 if __name__ == "__main__":
-    alone("prune", __doc__, run)
+    main(COMMAND)

@@ -11,14 +11,13 @@ example: ./spark-submit.sh register warehouse=/data/warehouse register.gate.sens
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pandas as pd
 from pyspark.sql import functions as f
 
 from jobs import drift, judging
-from jobs.job import Job, main, pixels_of, say
+from jobs.job import Command, Job, Summary, main, pixels_of, say
 from melanoma_spark import bundle, files, gate, history, lineage, network, store
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
@@ -30,13 +29,13 @@ PLACES = {"fine-tuned": "models/finetuned", "head alone": "models/head"}
 SUFFIXES = {"fine-tuned": "finetuned", "head alone": "head"}
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     settings = job.settings.register_
     reconcile(job)
     if settings.action == "history":
         found = history.moves(job.warehouse, settings.name, settings.alias)
         say(history.told(found))
-        return f"{len(found)} moves of {settings.name}@{settings.alias}"
+        return Summary(f"{len(found)} moves of {settings.name}@{settings.alias}")
     if settings.action == "rollback":
         return rollback(job)
     return promote(job)
@@ -58,14 +57,16 @@ def reconcile(job: Job) -> None:
         history.append(warehouse, settings.name, settings.alias, history.OUTSIDE, last["to"], now, why, {})
 
 
-def rollback(job: Job) -> str:
+def rollback(job: Job) -> Summary:
     settings = job.settings.register_
     found = history.moves(job.warehouse, settings.name, settings.alias)
     target = history.previous(found, settings.name, settings.alias)
     if job.tracker.version(f"{settings.name}/{target}") is None:
         raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
     move(job, history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
-    return f"{settings.name} version {target} is {settings.alias} again, version {found[-1]['to']} is not any more"
+    return Summary(
+        f"{settings.name} version {target} is {settings.alias} again, version {found[-1]['to']} is not any more"
+    )
 
 
 def move(job: Job, action: str, before: str | None, after: str, why: str, evidence: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ def move(job: Job, action: str, before: str | None, after: str, why: str, eviden
     job.tracker.point(settings.name, settings.alias, after)
 
 
-def promote(job: Job) -> str:
+def promote(job: Job) -> Summary:
     settings, warehouse = job.settings.register_, job.warehouse
     evaluated = store.need(warehouse, "reports", "evaluate")
     name = "fine-tuned" if "fine-tuned" in evaluated["models"] else "head alone"
@@ -85,7 +86,7 @@ def promote(job: Job) -> str:
         raise DataError(f"{PLACES[name]} is not the model of the last report; run `./spark-submit.sh evaluate` first")
     standing = job.tracker.version(f"{settings.name}@{settings.alias}")
     if standing is not None and standing.tags.get("report_id") == evaluated["id"]:
-        return f"nothing new, {settings.name} version {standing.version} is {settings.alias} already"
+        return Summary(f"nothing new, {settings.name} version {standing.version} is {settings.alias} already")
 
     waiting = job.tracker.version(f"{settings.name}@{CHALLENGER}")
     if waiting is not None and waiting.tags.get("report_id") == evaluated["id"]:
@@ -101,11 +102,11 @@ def promote(job: Job) -> str:
     files.write_json(verdict, {"rules": record})
     if told:
         kept = f"version {standing.version} stays {settings.alias}" if standing else f"there is no {settings.alias}"
-        return f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}"
+        return Summary(f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}")
     before = str(standing.version) if standing else None
     evidence = {"report_id": evaluated["id"], "rules": record}
     move(job, history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
-    return f"{settings.name} version {version} is {settings.alias} now ({name}), {len(found)} rules hold"
+    return Summary(f"{settings.name} version {version} is {settings.alias} now ({name}), {len(found)} rules hold")
 
 
 def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, Any]) -> str:
@@ -218,6 +219,13 @@ def example(job: Job, scorer: bundle.Scorer) -> pd.DataFrame:
     return pd.DataFrame({"image": [drawing.lesion_jpeg(seed=1, size=scorer.spec.image_size)]})
 
 
+COMMAND = Command(
+    "register",
+    __doc__,
+    run,
+    needs_spark=lambda settings: settings.register_.action == "promote",
+    words={action: f"register.action={action}" for action in ACTIONS},
+)
+
 if __name__ == "__main__":
-    sys.argv[1:] = [f"register.action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
-    main("register", __doc__, run, needs_spark=lambda settings: settings.register_.action == "promote")
+    main(COMMAND)

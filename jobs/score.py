@@ -25,7 +25,6 @@ example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse
 from __future__ import annotations
 
 import math
-import sys
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -40,7 +39,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs import drift, follow, status, worklist
-from jobs.job import Job, Marked, Stage, archive_id, main, pace, run_stage, say
+from jobs.job import Command, Job, Stage, Summary, archive_id, main, pace, run_stage, run_without_run, say
 from melanoma_spark import (
     archive,
     batches,
@@ -110,13 +109,11 @@ class New:
     unreadable: int  # of these, those that still cannot be read
 
 
-def run(job: Job) -> str:
-    if job.settings.score.action == "status":
-        return status.run(job.settings)
+def run(job: Job) -> Summary:
     return batch(job)
 
 
-def batch(job: Job, opened: Opened = nullcontext) -> str:
+def batch(job: Job, opened: Opened = nullcontext) -> Summary:
     """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
@@ -153,14 +150,14 @@ def known(job: Job, model: str, version: str) -> DataFrame:
     return found
 
 
-def whole(own: Run, opened: Opened) -> str:
+def whole(own: Run, opened: Opened) -> Summary:
     """Computes what is new, and commits it with what waits."""
     new = news(own)
     total = own.kept + new.computed
     if not total + new.copied:
         ledger.remove(own.place)
         left = f", of which {new.unreadable} still cannot be read" if new.unreadable else ""
-        return f"{own.listed} images listed, all scored before by {own.name}{left}; nothing to do"
+        return Summary(f"{own.listed} images listed, all scored before by {own.name}{left}; nothing to do")
     batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with opened(own.job) as job:
         own = replace(own, job=job)
@@ -171,7 +168,7 @@ def whole(own: Run, opened: Opened) -> str:
         return committed(own, new, batch_id, total, how_fast)
 
 
-def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> str:
+def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> Summary:
     """Makes all rows that wait a batch of `scores/`."""
     job, warehouse = own.job, own.job.warehouse
     session.describe(job.spark, f"score: stage {total} rows of batch {batch_id}")
@@ -224,7 +221,7 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> s
         f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}{notes}"
         f"{aside}; {target}; {page}{how_fast}"
     )
-    return Marked(summary, LOOK) if drifted.beyond or set_aside else summary
+    return Summary(summary, LOOK if drifted.beyond or set_aside else 0)
 
 
 def metadata(own: Run, rows: DataFrame) -> DataFrame:
@@ -399,32 +396,30 @@ def exported_network(own: Run, engine: str) -> bytes:
     return content
 
 
-WORDS = {"status": "score.action=status", "--follow": "score.action=follow"}
-
-
-def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> int:
-    """`run_stage`; or what is told without an MLflow run; or batch after batch, each with a run of its own."""
+def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
+    """`run_stage`; or the batches that are there, without a run; or batch after batch, each with a run of its own."""
     if job.settings.score.action == "status":
-        say(f"{name}: {status.run(job.settings)}", "done")
-        return 0
+        return run_without_run(job, name, status.run, tags)
     if job.settings.score.action == "score":
         return run_stage(job, name, stage, tags)
 
-    def one(job: Job, opened: Opened) -> str:
+    def one(job: Job, opened: Opened) -> Summary:
         with session.let_go(job.spark):
             return batch(job, opened)
 
     return follow.run(job, name, one, tags)
 
 
+COMMAND = Command(
+    "score",
+    __doc__,
+    run,
+    runner=runner,
+    needs_archive=lambda settings: settings.score.action != "status",
+    needs_spark=lambda settings: settings.score.action != "status",
+    graceful=lambda settings: settings.score.action == "follow",
+    words={"status": "score.action=status", "--follow": "score.action=follow"},
+)
+
 if __name__ == "__main__":
-    sys.argv[1:] = [WORDS.get(word, word) for word in sys.argv[1:]]
-    main(
-        "score",
-        __doc__,
-        run,
-        needs_archive=not {"status", "score.action=status"} & set(sys.argv),
-        runner=runner,
-        needs_spark=lambda settings: settings.score.action != "status",
-        graceful=lambda settings: settings.score.action == "follow",
-    )
+    main(COMMAND)

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import types as t
 
-from jobs.job import Job, dataset, main, pixels_of, say
+from jobs.job import Command, Job, Summary, dataset, main, pixels_of, say
 from melanoma_spark import (
     backbones,
     config,
@@ -48,7 +48,7 @@ TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, re
 MOST_PARTITIONS = 10_000
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     settings, warehouse, search = job.settings, job.warehouse, job.settings.search
     images = dataset(job, "images", "ingest")
     features = dataset(job, "features", "featurize")
@@ -65,7 +65,7 @@ def run(job: Job) -> str:
     place = f"reports/search/{search_id}"
     known = store.manifest(warehouse, place)
     if known:
-        return f"nothing new, {summary(known)}; {place}"
+        return Summary(f"nothing new, {summary(known)}; {place}")
     base = weights.resolve(settings.backbone, settings.seed)
     if base.content_id != features["weights"]:
         raise weights.changed(base, features["weights"], "features/", "featurize")
@@ -99,7 +99,7 @@ def run(job: Job) -> str:
         "run_id": job.run_id,
     }
     log(job, facts)
-    return f"{summary(store.publish(warehouse, place, facts))}; {place}"
+    return Summary(f"{summary(store.publish(warehouse, place, facts))}; {place}")
 
 
 def averaged(job: Job, features: dict[str, Any], labels: dict[str, dict[str, int]], views: int) -> list[np.ndarray]:
@@ -277,5 +277,7 @@ def summary(facts: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+COMMAND = Command("search", __doc__, run)
+
 if __name__ == "__main__":
-    main("search", __doc__, run)
+    main(COMMAND)

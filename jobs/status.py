@@ -5,19 +5,18 @@ example: ./spark-submit.sh score status warehouse=/data/warehouse score.shown=5
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 
-from jobs.job import alone, say
-from melanoma_spark import batches, config, files
+from jobs.job import Command, Job, Summary, main, run_without_run, say
+from melanoma_spark import batches
 from melanoma_spark.errors import DataError
 
 FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows", "counts", "verdict")
 
 
-def run(settings: config.Settings) -> str:
+def run(job: Job) -> Summary:
     """Tells them, the newest first; returns a summary. Raises `DataError` where none is within score.within."""
-    warehouse = files.url_of(settings.warehouse)
+    settings, warehouse = job.settings, job.warehouse
     there = batches.committed(warehouse)
     shown = there[-settings.score.shown :]
     for batch in reversed(shown):
@@ -29,9 +28,12 @@ def run(settings: config.Settings) -> str:
         if age is None or age > settings.score.within:
             when = f"the newest batch is of {newest}, {age:.1f} hours ago" if newest else "there is no batch"
             raise DataError(f"{when}; expected one within {settings.score.within:g} hours (score.within)")
-    return f"{len(there)} batches in scores/, {len(shown)} shown, the newest first"
+    return Summary(f"{len(there)} batches in scores/, {len(shown)} shown, the newest first")
 
+
+COMMAND = Command(
+    "score", __doc__, run, runner=run_without_run, prepared=False, words={"status": "score.action=status"}
+)
 
 if __name__ == "__main__":
-    sys.argv[1:] = [word for word in sys.argv[1:] if word != "status"]
-    alone("score", __doc__, run)
+    main(COMMAND)

@@ -5,11 +5,11 @@ example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_ra
 
 from __future__ import annotations
 
-from jobs.job import Job, dataset, main, say
+from jobs.job import Command, Job, Summary, dataset, main, say
 from melanoma_spark import backbones, head, lineage, ranks, reading, session, store, training, weights
 
 
-def run(job: Job) -> str:
+def run(job: Job) -> Summary:
     settings, warehouse = job.settings, job.warehouse
     images = dataset(job, "images", "ingest")
     features = dataset(job, "features", "featurize")
@@ -19,7 +19,7 @@ def run(job: Job) -> str:
     made_from = lineage.content_id([images["id"], features["id"], views, recipe, settings.training_seed])
     known = store.manifest(warehouse, "models/head")
     if known and known["made_from"] == made_from:
-        return f"nothing new, models/head stands, validation AUROC {known['validation_auroc']:.4f}"
+        return Summary(f"nothing new, models/head stands, validation AUROC {known['validation_auroc']:.4f}")
     base = weights.resolve(settings.backbone, settings.seed)
     if base.content_id != features["weights"]:
         raise weights.changed(base, features["weights"], "features/", "featurize")
@@ -51,11 +51,13 @@ def run(job: Job) -> str:
     }
     store.save_model(warehouse, "models/head", tensors, facts)
     job.tracker.epochs(records)
-    return (
+    return Summary(
         f"{len(labels['train'])} train and {len(labels['validation'])} validation images, kept epoch {best.epoch} of "
         f"{records[-1].epoch}, validation AUROC {best.validation_auroc:.4f}"
     )
 
 
+COMMAND = Command("train_head", __doc__, run)
+
 if __name__ == "__main__":
-    main("train_head", __doc__, run)
+    main(COMMAND)

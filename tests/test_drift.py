@@ -22,7 +22,7 @@ from scipy import stats
 
 from jobs import drift as job
 from jobs import pipeline, score
-from jobs.job import Marked, run_stage
+from jobs.job import Summary, run_stage
 from melanoma_spark import bundle, config, drift, images, network, reference, serving, weights
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -397,11 +397,11 @@ def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
 def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
     ran = []
     job = replace(line.job, tracker=line.tracker())
-    stages = {"first": lambda job: ran.append("first") or "done", "marked": lambda job: Marked("done", 6)}
+    stages = {"first": lambda job: ran.append("first") or Summary("done"), "marked": lambda job: Summary("done", 6)}
     monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
     with said() as text:
-        assert run_stage(job, "pipeline", pipeline.run, {"job": "pipeline"}) == 6
-        assert run_stage(job, "first", stages["first"], {"job": "first"}) == 0
+        assert run_stage(job, "pipeline", pipeline.run, {"job": "pipeline"}).exit_status == 6
+        assert run_stage(job, "first", stages["first"], {"job": "first"}).exit_status == 0
     assert ran == ["first"] * 3
     assert "pipeline: 3 stages" in text.getvalue()
 

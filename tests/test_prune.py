@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
 import shutil
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from conftest import REPO, STAGES, said
 from test_remote_warehouses import folder
 
 from jobs import prune
+from jobs.job import Job, invoke
 from melanoma_spark import config, exported, files, history, images, lease, lineage, retention
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 
@@ -60,8 +61,8 @@ def run(place, **changes):
     """What it says, line by line."""
     settings = config.parse({"warehouse": str(place), **changes})
     with said() as text:
-        summary = prune.run(settings)
-    return [*text.getvalue().splitlines(), summary]
+        summary = prune.run(Job(None, settings, files.url_of(str(place)), None))
+    return [*text.getvalue().splitlines(), summary.text]
 
 
 def there(place):
@@ -134,9 +135,9 @@ def test_no_job_starts_meanwhile(warehouse, monkeypatch):
 
 def test_it_knows_the_leases_of_all_jobs():
     """Of all that do not open everything by themselves."""
-    sources = "\n".join(path.read_text() for path in (REPO / "jobs").glob("*.py"))
-    found = re.findall(r'^    main\(\s*"(\w+)"(?![^)]*prepared=False)', sources, re.MULTILINE)
-    assert sorted(found) == sorted(prune.JOBS)
+    modules = [importlib.import_module(f"jobs.{path.stem}") for path in (REPO / "jobs").glob("[a-z]*.py")]
+    commands = [module.COMMAND for module in modules if hasattr(module, "COMMAND")]
+    assert sorted(command.name for command in commands if command.prepared) == sorted(prune.JOBS)
     assert set(STAGES) < set(prune.JOBS)
 
 
@@ -224,9 +225,10 @@ def test_what_a_killed_ingest_left_is_found(warehouse):
     assert not (warehouse / "_ingest-0a1b2c3d").exists()
 
 
-def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["prune.py", "warehouse=a place", "prune.apply=false"])
-    assert run(warehouse)[-1].endswith(": ./spark-submit.sh prune 'warehouse=a place' prune.apply=true")
+def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
+    given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
+    words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"
+    assert invoke(prune.COMMAND, given).summary.endswith(f": ./spark-submit.sh prune {words}")
 
 
 def test_a_damaged_manifest_ends_it(warehouse):

@@ -381,7 +381,7 @@ def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(wards):
     from jobs import score as job
     from jobs.job import run_stage
 
-    assert run_stage(replace(wards.job, tracker=wards.tracker()), "score", job.run, {"stage": "score"}) == 6
+    assert run_stage(replace(wards.job, tracker=wards.tracker()), "score", job.run, {"stage": "score"}).exit_status == 6
     assert patients(wards) == PATIENTS
     (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
     assert set(record["tables"]["set_aside"]) == set(damaged)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.job import run_stage
+from jobs.job import Summary, run_stage
 from melanoma_spark import session
 from melanoma_spark.errors import ClusterError
 
@@ -52,11 +52,11 @@ def test_a_stage_that_has_ended_holds_nothing(new_line):
     def held() -> tuple[int, int]:
         return len(context._jsc.getPersistentRDDs()), len(list(Path(context._temp_dir).iterdir()))
 
-    def stage(job: Any) -> str:
+    def stage(job: Any) -> Summary:
         session.broadcast(job.spark, [1])
         job.spark.range(3).persist().count()
         during.append(held())
-        return "done"
+        return Summary("done")
 
     before, during = held(), []
     run_stage(line.job, "held", stage, {"stage": "held"})
@@ -113,14 +113,14 @@ def test_a_table_that_only_lost_executors_had_ends_in_one_line(new_line):
     """Spark's own error, of blocks that are taken away as losing their executors takes them."""
     line = new_line()
 
-    def stage(job: Any) -> str:
+    def stage(job: Any) -> Summary:
         table = session.fixed(job.spark.range(3).selectExpr("id + 1 as id"))
         for rdd in (
             table._jdf.queryExecution().toRdd().toJavaRDD(),
             *job.spark.sparkContext._jsc.getPersistentRDDs().values(),
         ):
             rdd.unpersist(True)
-        return str(table.count())
+        return Summary(str(table.count()))
 
     with pytest.raises(ClusterError, match="several executors were lost at once, and tables that they alone had"):
         run_stage(line.job, "held", stage, {"stage": "held"})

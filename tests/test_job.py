@@ -1,0 +1,97 @@
+"""A job in this process: from its arguments to its exit status, by the code that a process of its own runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import SETTINGS
+
+from jobs import ingest, pipeline, prune, score, status
+from jobs.job import Command, Summary, invoke
+from melanoma_spark.errors import BusyError, ClusterError, DataError
+
+
+def words(settings, above=""):
+    """Settings as `key=value` words."""
+    found = []
+    for key, value in settings.items():
+        found += words(value, f"{above}{key}.") if isinstance(value, dict) else [f"{above}{key}={json.dumps(value)}"]
+    return found
+
+
+def raising(error):
+    def stage(job):
+        raise error
+
+    return stage
+
+
+def looking(stage, **options):
+    """A command that needs neither Spark nor MLflow."""
+    from jobs.job import run_without_run
+
+    return Command("look", "look: what is there", stage, runner=run_without_run, prepared=False, **options)
+
+
+def test_ingest_of_an_archive_and_once_more(spark, lesions, tmp_path, shared_mlflow):
+    argv = [f"archive={lesions}", f"warehouse={tmp_path}", f"mlflow.tracking_uri={shared_mlflow}", *words(SETTINGS)]
+    first = invoke(ingest.COMMAND, argv, spark)
+    assert (first.exit_status, first.log.splitlines()[-1][:8]) == (0, "ingest: ")
+    assert " accepted + " in first.summary
+    assert first.summary in first.log
+    again = invoke(ingest.COMMAND, argv, spark)
+    assert "nothing new" in again.summary
+    assert spark.range(3).count() == 3, "the session that was given stays open"
+
+
+@pytest.mark.parametrize(
+    ("command", "argv", "exit_status", "told"),
+    [
+        (ingest.COMMAND, ["--help"], 0, "archive=/data/lesions"),
+        (ingest.COMMAND, ["--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
+        (ingest.COMMAND, ["imagesize=64"], 2, "error: unknown setting 'imagesize': did you mean 'image_size'?"),
+        (ingest.COMMAND, [], 2, "error: no archive named"),
+        (pipeline.COMMAND, ["archive=/a", "split=hasch"], 2, "error: setting split:"),
+        (pipeline.COMMAND, ["archive=/a", "--check"], 0, ""),
+        (score.COMMAND, ["--follow", "archive=/a", "--check"], 0, "graceful"),
+        (score.COMMAND, ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
+        (prune.COMMAND, ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
+        (status.COMMAND, ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
+    ],
+)
+def test_exit_status_and_line_of_what_ends_before_spark(command, argv, exit_status, told):
+    result = invoke(command, argv)
+    assert result.exit_status == exit_status, result.log
+    assert told in result.log
+    assert "Traceback" not in result.log
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_status"), [(DataError("such data"), 4), (ClusterError("away"), 3), (BusyError("at it"), 5)]
+)
+def test_an_error_is_one_line_and_a_status(error, exit_status):
+    result = invoke(looking(raising(error)), [])
+    assert (result.exit_status, result.summary, result.log) == (exit_status, str(error), f"error: {error}\n")
+    (line,) = invoke(looking(raising(error)), ["log.format=json"]).log.splitlines()
+    told = json.loads(line)
+    assert (told["event"], told["exit_status"], told["message"]) == ("failed", exit_status, str(error))
+
+
+def test_what_nobody_foresaw_is_a_traceback_and_status_1():
+    result = invoke(looking(raising(ZeroDivisionError("by zero"))), [])
+    assert result.exit_status == 1
+    assert "Traceback" in result.log
+    assert "in stage" in result.log
+
+
+def test_a_summary_has_the_status_of_its_job():
+    result = invoke(looking(lambda job: Summary("done, look", 6)), [])
+    assert (result.exit_status, result.summary, result.log) == (6, "done, look", "look: done, look\n")
+
+
+def test_a_stage_knows_with_what_it_was_started():
+    seen = []
+    command = looking(lambda job: seen.append(job.argv) or Summary("done"), words={"short": "seed=3"})
+    invoke(command, ["short", "ranks=1"])
+    assert seen == [("seed=3", "ranks=1")]
