@@ -11,7 +11,10 @@ INSTALLED := .venv/.installed-$(DEVICE)
 ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] || export REAL_JAVA_HOME="$$JAVA"; } && \
   export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
-.PHONY: help install demo test test-yarn bench package ui clean
+# The folders of tests of some tiers; with ONLY=package those of that package alone.
+FOLDERS = $(if $(ONLY),$(or $(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(error no tests/*/$(ONLY) in the tiers $(1))),$(addprefix tests/,$(1)))
+
+.PHONY: help install demo lint test test-full test-yarn bench package ui clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,14 +41,19 @@ demo: install ## lesions drawn, then the whole line on them: into demo/
 	@.venv/bin/python -m melanoma_spark.drawing demo/archive
 	@./spark-submit.sh pipeline --conf conf/demo.yaml
 
-test: install ## ruff, mypy and pytest
+lint: install ## ruff, its format, and mypy
 	@echo "== ruff check" && .venv/bin/ruff check .
 	@echo "== ruff format" && .venv/bin/ruff format --check .
 	@echo "== mypy" && .venv/bin/mypy
-	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest --durations 40
+
+test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one package
+	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest --durations 15 $(call FOLDERS,unit model spark line)
+
+test-full: install ## faults and systems; ONLY=archives: of one package
+	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 $(call FOLDERS,faults systems)
 
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
-	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/test_yarn.py
+	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/systems/test_yarn.py
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
 	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py

@@ -1,4 +1,4 @@
-"""Run by Airflow's own Python (tests/test_schedules.py): what Airflow makes of the example, as JSON.
+"""Run by Airflow's own Python (tests/systems/test_schedules.py): what Airflow makes of the example, as JSON.
 
 python airflow_parsed.py FOLDER
 """

@@ -25,10 +25,15 @@ SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 INTERPRETED = "-Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
 os.environ["SPARK_SUBMIT_OPTS"] = f"{SHORT_LIVED} {INTERPRETED}"
 # An example may take its time: on a busy machine a limit of it would only fail at random.
-hypothesis.settings.register_profile("patient", deadline=None)
-hypothesis.settings.load_profile("patient")
+for profile, examples in {"dev": 20, "ci": 100, "nightly": 1000}.items():
+    hypothesis.settings.register_profile(profile, deadline=None, max_examples=examples)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
-REPO = Path(__file__).parent.parent
+pytest_plugins = ["scoring", "standalone"]  # their fixtures
+
+TESTS = Path(__file__).parent
+REPO = TESTS.parent
+SHARED = REPO.parent / "shared"
 
 # Small enough for two cores, and whole: every stage has something to do.
 SETTINGS: dict[str, Any] = {
@@ -47,6 +52,39 @@ SETTINGS: dict[str, Any] = {
     "score": {"worklist": {"pictures": 0}},  # a score of seven images takes twice as long with them; `line` has two
 }
 STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score")
+
+
+TIERS = ("unit", "model", "spark", "line", "faults", "systems")
+LIMITS = {"unit": 1, "model": 5, "spark": 5, "line": 30}  # seconds of one test: docs/testing.md has those over it
+
+
+def tier_of(path: Path) -> str:
+    """The tier of a test, which is the folder below tests/ in which its file lies."""
+    return path.relative_to(TESTS).parts[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's marker comes from its folder; YARN's tests have one more."""
+    for item in items:
+        item.add_marker(tier_of(item.path))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The tests that took longer than their tier allows, the longest first."""
+    seconds: dict[str, float] = {}
+    for kind in ("passed", "failed"):
+        for report in terminalreporter.getreports(kind):
+            if report.when == "call":
+                seconds[report.nodeid] = report.duration
+    over = []
+    for name, duration in seconds.items():
+        tier = name.split("/")[1] if name.startswith("tests/") else ""
+        if duration > LIMITS.get(tier, float("inf")):
+            over.append((duration, tier, name))
+    if over:
+        terminalreporter.section(f"{len(over)} tests over their tier's limit of one test ({LIMITS}, in seconds)")
+        for duration, _, name in sorted(over, reverse=True):
+            terminalreporter.write_line(f"{duration:7.1f} s  {name}")
 
 
 def with_settings(**changes: Any) -> dict[str, Any]:
@@ -128,6 +166,22 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
     with object_store.s3(tmp_path_factory.mktemp("s3")) as environment:
         yield environment
+
+
+@pytest.fixture(params=["file", "hdfs", "s3a"])
+def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty folder on each kind of store."""
+    if request.param == "file":
+        yield f"file://{tmp_path}"
+    elif request.param == "hdfs":
+        yield f"{request.getfixturevalue('hdfs').url}/new"
+    else:
+        import boto3
+
+        for name, value in request.getfixturevalue("s3").items():
+            monkeypatch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="new")
+        yield "s3a://new/folder"
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,270 @@
+"""score --follow: what lands is scored once, batch after batch, whatever fails and whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Line, said
+from kills import kill
+
+from jobs import follow, score
+from melanoma_spark import batches, drawing, images, lease
+from melanoma_spark.errors import BusyError, DataError
+
+PATIENCE = 180  # seconds
+
+
+def drop(folder: Path, *seeds: int, seconds: float = 5000) -> None:
+    """Drawn lesions that have not changed for some seconds; renamed into place, as who lands files does."""
+    for seed in seeds:
+        path = folder.parent / f"{seed}.jpg"
+        path.write_bytes(drawing.lesion_jpeg(seed, size=64))
+        os.utime(path, (time.time() - seconds,) * 2)
+        path.rename(folder / path.name)
+
+
+@pytest.fixture
+def landing(copied):
+    """The line with an empty landing folder, of which nothing has been scored."""
+    for folder in (copied.folder / "scores", copied.folder / "ledger", copied.folder / "batches", copied.archive):
+        shutil.rmtree(folder)
+    copied.archive.mkdir()
+    return copied
+
+
+def followed(line: Line, **changes: object) -> str:
+    """All that `score --follow` says in this process, until it ends."""
+    settings = line.job.settings
+    section = settings.score.model_copy(
+        update={
+            "action": "follow",
+            "follow": settings.score.follow.model_copy(update={"interval": 0.5, "settle": 5, **changes}),
+        }
+    )
+    job = replace(line.job, settings=settings.model_copy(update={"score": section}), run_id="", tracker=line.tracker())
+    with said() as text:
+        assert score.runner(job, "score", score.run, {"job": "score"}) == 0
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def meanwhile(what):
+    """`what()` in a thread while a job runs in this one; SIGTERM to this process at its end."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            what()
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    if failed:
+        raise failed[0]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def wait_for(what, why: str) -> None:
+    until = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < until, why
+        time.sleep(0.1)
+
+
+def committed(line: Line) -> int:
+    return len(batches.committed(line.job.warehouse))
+
+
+def runs(line: Line) -> int:
+    line.tracker()
+    return len(mlflow.search_runs(search_all_experiments=False))
+
+
+def once(line: Line, count: int) -> None:
+    """Every content has one row of each model version."""
+    found = line.scores()
+    assert len(found) == count
+    assert not found.duplicated(["sha256", "model_version"]).any()
+
+
+def test_once_takes_what_has_settled_and_ends(landing):
+    runs_before = runs(landing)
+    assert "score: 0 batches, nothing more" in followed(landing, once=True)
+    drop(landing.archive, 0, 1, 2)
+    drop(landing.archive, 3, seconds=0)
+    told = followed(landing, once=True, settle=1000)
+    assert "3 images listed = 3 scored + 0 rejected + 0 copies + 0 scored before" in told
+    assert "score: 1 batches, nothing more" in told
+    once(landing, 3)
+    told = followed(landing, once=True, settle=1000)
+    assert "3 images listed, all scored before" in told
+    assert runs(landing) == runs_before + 1, "what does nothing is no run"
+    drop(landing.archive, 3)
+    assert "4 images listed = 1 scored + 0 rejected + 0 copies + 3 scored before" in followed(landing, once=True)
+    once(landing, 4)
+    facts = batches.facts(landing.job.warehouse, batches.committed(landing.job.warehouse)[-1])
+    assert mlflow.get_run(facts["run_id"]).data.tags["batch_id"] == facts["batch_id"]
+
+
+def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landing):
+    context = landing.job.spark.sparkContext
+    sent = Path(context._temp_dir)
+    held: list[tuple[int, int]] = []
+    runs_before = runs(landing)
+
+    def lands() -> None:
+        for number in range(4):
+            if number == 2:
+                with zipfile.ZipFile(landing.folder.parent / "more.zip", "w") as zipped:
+                    zipped.write(landing.archive / "0.jpg", "again.jpg")
+                    for seed in (20, 21):
+                        zipped.writestr(f"{seed}.jpg", drawing.lesion_jpeg(seed, size=64))
+                os.utime(landing.folder.parent / "more.zip", (1000, 1000))
+                (landing.folder.parent / "more.zip").rename(landing.archive / "more.zip")
+            else:
+                drop(landing.archive, 2 * number, 2 * number + 1)
+            wait_for(lambda: committed(landing) == number + 1, f"no batch {number + 1}")  # noqa: B023
+            time.sleep(3)
+            held.append((len(context._jsc.getPersistentRDDs()), len(list(sent.iterdir()))))
+
+    with meanwhile(lands):
+        told = followed(landing)
+    assert told.splitlines()[-1] == "score: 4 batches, told to end"
+    assert "= 2 scored + 0 rejected + 1 copies + 4 scored before" in told
+    assert len(told.splitlines()) == 6, "idle looks say nothing"
+    once(landing, 8)
+    assert runs(landing) == runs_before + 4
+    assert held == [held[0]] * 4, "RDDs persisted, and files of broadcasts, after each batch"
+
+
+def test_a_batch_that_fails_is_tried_again_later(landing):
+    tracker = landing.tracker()
+    version = tracker.version("melanoma@champion").version
+    client = mlflow.MlflowClient()
+    client.delete_registered_model_alias("melanoma", "champion")
+    drop(landing.archive, 0, 1)
+    times = []
+
+    def returns() -> None:
+        wait_for(lambda: len(times) >= 3, "it did not try again")
+        client.set_registered_model_alias("melanoma", "champion", version)
+        wait_for(lambda: committed(landing), "it did not succeed")
+
+    batch, failing = score.batch, "no model melanoma@champion in MLflow"
+
+    def timed(*arguments):
+        times.append(time.monotonic())
+        return batch(*arguments)
+
+    with pytest.MonkeyPatch.context() as only_here:
+        only_here.setattr(score, "batch", timed)
+        with meanwhile(returns):
+            told = followed(landing, longest_wait=2)
+    waits = re.findall(rf"error: {failing}.*; attempt (\d) failed, the next one in (\d) s", told)
+    assert waits[:3] == [("1", "0"), ("2", "1"), ("3", "2")]
+    assert times[1] - times[0] >= 0.5
+    assert times[2] - times[1] >= 1
+    assert "2 images listed = 2 scored" in told
+    once(landing, 2)
+    # where it is to end, a schedule shall know
+    client.delete_registered_model_alias("melanoma", "champion")
+    with pytest.raises(DataError, match=failing):
+        followed(landing, once=True)
+
+
+def test_another_version_behind_the_alias_is_news(landing):
+    drop(landing.archive, 0, 1)
+    tracker = landing.tracker()
+    client = mlflow.MlflowClient()
+    first = tracker.version("melanoma@champion")
+
+    def moves() -> None:
+        wait_for(lambda: committed(landing) == 1, "no first batch")
+        second = client.create_model_version("melanoma", first.source)
+        for key, value in first.tags.items():
+            client.set_model_version_tag("melanoma", second.version, key, value)
+        client.set_registered_model_alias("melanoma", "champion", second.version)
+        wait_for(lambda: committed(landing) == 2, "nothing was scored anew")
+
+    with meanwhile(moves):
+        followed(landing)
+    assert landing.scores().groupby("model_version").size().tolist() == [2, 2]
+
+
+def test_one_at_a_time(landing):
+    with lease.held(landing.job.warehouse, "score"), pytest.raises(BusyError, match="score is already running"):
+        followed(landing)
+
+
+def test_an_archive_that_is_not_there_ends_it_at_once(landing):
+    landing.archive.rmdir()
+    with pytest.raises(DataError, match="does not exist"):
+        followed(landing)
+
+
+def test_a_stream_that_broke_is_started_anew(landing, monkeypatch):
+    streams = []
+    started = follow.Following.started
+    monkeypatch.setattr(follow.Following, "started", lambda self: streams.append(started(self)) or streams[-1])
+
+    def breaks() -> None:
+        wait_for(lambda: streams, "no stream")
+        streams[0].stop()
+        drop(landing.archive, 0)
+        wait_for(lambda: committed(landing), "nothing was scored")
+
+    with meanwhile(breaks):
+        followed(landing)
+    assert len(streams) == 2
+    once(landing, 1)
+
+
+def test_killed_and_told_to_end_through_spark_submit(landing, submitted, submit, settings_file):
+    """kill -9 in the middle of a batch, a schedule that meets it, and SIGTERM in the middle of another batch."""
+    drop(landing.archive, *range(40))
+    words = ["--master", "local[1]", "--follow", "score.follow.interval=1", "log.format=json"]
+    settings = settings_file(archive=str(landing.archive), warehouse=str(landing.folder), score={"batch_size": 2})
+    scoring = landing.folder / "scoring"
+    first = submitted("score", "--conf", settings, *words)
+    try:
+        wait_for(lambda: list(scoring.rglob("*.parquet")) or first.poll() is not None, "it scored nothing")
+        assert first.poll() is None, first.communicate()
+    finally:
+        kill(first)
+    assert committed(landing) == 0
+    second = submitted("score", "--conf", settings, *words)
+    try:
+        wait_for(lambda: committed(landing) or second.poll() is not None, "it did not go on")
+        other = submit("score", "--conf", settings, "--master", "local[1]", "log.format=json")
+        assert other.returncode == 5
+        assert '"exit_status": 5' in other.stderr
+        drop(landing.archive, *range(40, 80))
+        wait_for(lambda: list(scoring.rglob("*.parquet")) or second.poll() is not None, "it took up no other batch")
+        second.send_signal(signal.SIGTERM)
+        out, err = second.communicate(timeout=PATIENCE)
+    finally:
+        kill(second)
+    assert (second.returncode, err) == (0, ""), out + err
+    assert '"event": "resumed"' in out
+    assert "told to end" in out
+    once(landing, 80)
+    here = {images.sha256(path.read_bytes()) for path in landing.archive.glob("*.jpg")}
+    assert set(landing.scores()["sha256"]) == here
+    assert not list(scoring.rglob("*.parquet"))

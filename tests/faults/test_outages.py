@@ -1,0 +1,398 @@
+"""Scoring through full and lost file systems, and beside others: nothing is lost, nothing stands twice."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import Line
+from scoring import once, rows
+
+from jobs import score
+from melanoma_spark import archive, drawing, files, images, ledger, schemas, tracking
+from melanoma_spark.errors import ClusterError, ImageError, of_storage
+
+NEW = 24  # images that are not scored yet
+SMALL = {"batch_size": 4}
+
+
+def mounted(*words: str | Path) -> None:
+    done = subprocess.run(["mount", *map(str, words)], stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this machine does not let the tests mount anything: {done.stderr.strip()}")
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)
+
+
+class Disk:
+    """A file system of its own, of a few megabytes."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.ballast = place, place / "ballast"
+
+    def fill(self, leave: int = 0) -> None:
+        with self.ballast.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(65536))
+        with self.ballast.open("r+b") as file:
+            file.truncate(self.ballast.stat().st_size - leave)
+
+    def free(self) -> None:
+        self.ballast.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    (place := tmp_path / "disk").mkdir()
+    mounted("-t", "tmpfs", "-o", "size=24m", "tmpfs", place)
+    yield Disk(place)
+    unmount(place)
+
+
+@pytest.fixture
+def on_disk(scored, disk) -> Line:
+    """The warehouse on the small disk, all but models that are there; one batch is committed, another image waits."""
+    scored.stage("score")
+    folder = disk.place / "warehouse"
+    folder.mkdir()
+    for path in scored.folder.iterdir():
+        if path.name in ("scores", "ledger", "batches"):
+            shutil.copytree(path, folder / path.name)
+        elif path.name == "mlflow.db":
+            shutil.copy(path, folder)
+        elif path.is_dir() and path.name not in ("scoring", "running"):
+            (folder / path.name).symlink_to(path)
+    for seed in range(NEW):
+        (scored.archive / f"new-{seed}.jpg").write_bytes(drawing.lesion_jpeg(500 + seed, size=64))
+    settings = scored.job.settings.model_copy(update={"warehouse": str(folder)})
+    small = settings.model_copy(update={"score": settings.score.model_copy(update=SMALL)})
+    return replace(scored, folder=folder, job=replace(scored.job, settings=small, warehouse=files.url_of(str(folder))))
+
+
+@contextmanager
+def full_at(place: str, disk: Disk, monkeypatch):
+    """The disk is full from the moment on at which the job comes to this place of the protocol."""
+
+    def before(owner, name, leave=0):
+        whole = getattr(owner, name)
+
+        def first_full(*arguments, **words):
+            if name != "write_json" or arguments[0].endswith("batch.json"):
+                disk.fill(leave)
+            return whole(*arguments, **words)
+
+        only_here.setattr(owner, name, first_full)
+
+    with monkeypatch.context() as only_here:
+        if place == "scoring":
+            before(score, "compute", leave=60_000)  # room for the first rows
+        elif place == "staging":
+            before(ledger, "stage")
+        elif place == "worklist":
+            before(score.worklist, "write")
+        elif place == "index":
+            before(ledger, "commit")
+        elif place == "batch.json":
+            before(files, "write_json")
+        elif place == "MLflow":
+            before(tracking.Tracker, "metrics")
+        yield
+
+
+@pytest.mark.parametrize("place", ["scoring", "staging", "worklist", "index", "batch.json", "MLflow"])
+def test_a_full_disk_ends_the_job_in_one_line_and_costs_nothing(on_disk, disk, monkeypatch, place):
+    before = rows(on_disk)
+    with full_at(place, disk, monkeypatch), pytest.raises(ClusterError) as caught:
+        on_disk.stage("score")
+    told = str(caught.value)
+    assert re.search("No space left on device|database or disk is full", told), told
+    assert str(disk.place) in told
+    assert "make room" in told
+    assert "\n" not in told
+    assert caught.value.exit_status == 3
+    pd.testing.assert_frame_equal(rows(on_disk), before)
+    kept = sum(len(pd.read_parquet(path)) for path in on_disk.folder.glob("scoring/*/*/part-*.parquet"))
+    assert kept == NEW if place != "scoring" else 0 < kept < NEW
+    disk.free()
+    text = on_disk.told("score")
+    assert f"a killed run has left {kept} rows, which are not computed again" in text
+    assert f"= {NEW} scored + 0 rejected + 0 copies" in text
+    once(on_disk)
+    assert len(rows(on_disk)) == len(before) + NEW
+    left = [path.name for path in on_disk.folder.rglob("*") if path.name.startswith("_staged") or ".tmp" in path.name]
+    assert not left
+    assert "nothing to do" in on_disk.stage("score")
+
+
+def test_a_full_disk_as_an_operator_meets_it(on_disk, disk, submit, settings_file):
+    before = rows(on_disk)
+    settings = settings_file(archive=str(on_disk.archive), warehouse=str(on_disk.folder), score=SMALL)
+    disk.fill(leave=100_000)
+    done = submit("score", "--conf", settings, "--master", "local[1]")
+    assert done.returncode == 3, done.stdout + done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert str(disk.place) in line
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    pd.testing.assert_frame_equal(rows(on_disk), before)
+    disk.free()
+    assert f"= {NEW} scored + 0 rejected + 0 copies" in on_disk.stage("score")
+    once(on_disk)
+
+
+class Away:
+    """A folder that goes away and comes back: renamed, or a mounted one unmounted, which leaves an empty folder."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder, self.kind, self.elsewhere = folder, kind, folder.with_name(f"{folder.name}-elsewhere")
+        if kind == "unmounted":
+            folder.rename(self.elsewhere)
+            folder.mkdir()
+            self.back()
+
+    def go(self) -> None:
+        if self.kind == "renamed":
+            self.folder.rename(self.elsewhere)
+        else:
+            unmount(self.folder)
+
+    def back(self) -> None:
+        if self.kind == "renamed":
+            self.elsewhere.rename(self.folder)
+        else:
+            mounted("--bind", self.elsewhere, self.folder)
+
+    def back_after(self, seconds: float) -> None:
+        threading.Timer(seconds, self.back).start()
+
+
+@pytest.fixture(params=["renamed", "unmounted"])
+def away(request):
+    made = []
+
+    def of(folder: Path) -> Away:
+        made.append(Away(folder, request.param))
+        return made[-1]
+
+    yield of
+    for one in made:
+        if one.kind == "unmounted":
+            unmount(one.folder)
+
+
+@pytest.mark.parametrize("moment", ["hashed", "computed"])
+def test_an_archive_that_is_away_for_a_moment_is_waited_for(scored, monkeypatch, away, moment):
+    with zipping(scored.archive / "more.zip") as more:
+        for seed in range(4):
+            more.writestr(f"{seed}.jpg", drawing.lesion_jpeg(700 + seed, size=64))
+    disk = away(scored.archive)
+    whole = getattr(archive, moment)
+
+    def first_away(*arguments):
+        planned = whole(*arguments)
+        disk.go()
+        disk.back_after(3)
+        return planned
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(score.archive, moment, first_away)
+        told = scored.stage("score")
+    assert "11 images listed = 10 scored + 1 rejected + 0 copies" in told
+    assert list(rows(scored)["reason"].dropna()) == ["corrupt"]
+
+
+@contextmanager
+def zipping(path: Path):
+    import zipfile
+
+    with zipfile.ZipFile(path, "w") as opened:
+        yield opened
+
+
+def listed(root: Path) -> pd.DataFrame:
+    """Rows of the listing of an archive, as `contents` takes them."""
+    found = pd.DataFrame(archive.walked(f"file:{root}", "", 10**6), columns=schemas.LISTING.names, dtype=object)
+    return found.sort_values("path")
+
+
+def test_an_archive_that_stays_away_is_no_fate_of_its_images(tmp_path, monkeypatch, away):
+    (folder := tmp_path / "archive").mkdir()
+    for name in "abc":
+        (folder / f"{name}.jpg").write_bytes(name.encode())
+    disk, root = away(folder), f"file:{folder}"
+    monkeypatch.setattr(archive, "AGAIN", 0.05)
+    monkeypatch.setattr(archive, "AWAY", 0.2)
+    found = archive.contents(root, [listed(folder)], 100)
+    assert next(found)[1] == b"a"
+    disk.go()
+    with pytest.raises(ClusterError, match="has been away for 0 s; mount it again"):
+        next(found)
+    disk.back()
+
+
+def test_a_file_alone_that_is_gone_is_a_row(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+    found = archive.contents(f"file:{tmp_path}", [listed(tmp_path)], 100)
+    (tmp_path / "b.jpg").unlink()
+    contents = [content for _, content in found]
+    assert (contents[0], contents[2]) == (b"a", b"c")
+    assert isinstance(contents[1], ImageError)
+    assert contents[1].reason == images.GONE
+
+
+def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch):
+    """A disk below the archive, or rights that changed: the archive itself is there."""
+    (below := scored.archive / "below").mkdir()
+    for seed in range(12):
+        (below / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(800 + seed, size=64))
+    listing, elsewhere = score.archive.listing, scored.folder.parent / "below"
+
+    def vanishing(spark, settings):
+        found = listing(spark, settings).localCheckpoint()
+        below.rename(elsewhere)
+        return found
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(score.archive, "listing", vanishing)
+        with pytest.raises(ClusterError, match=r"12 of 19 new files were listed and cannot be read \(No such file"):
+            scored.stage("score")
+    assert not list(scored.folder.glob("scores/batch_id=*"))
+    elsewhere.rename(below)
+    told = scored.told("score")
+    assert "a killed run has left 7 rows, which are not computed again" in told
+    assert "19 images listed = 18 scored + 1 rejected + 0 copies" in told
+    once(scored)
+    assert list(rows(scored)["reason"].dropna()) == ["corrupt"], "nobody is told of what came back"
+
+    for seed in range(12):
+        (below / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(900 + seed, size=64))
+    with monkeypatch.context() as only_here:
+        only_here.setattr(score.archive, "listing", vanishing)
+        taken = scored.job.settings.score.model_copy(update={"most_unreadable": 1})
+        assert "= 0 scored + 12 rejected" in scored.stage("score", score=taken)
+
+
+@pytest.mark.parametrize("moment", ["computed", "stage", "commit"])
+def test_a_warehouse_that_is_away_for_a_moment_ends_the_job_and_nothing_else(scored, monkeypatch, moment):
+    disk = Away(scored.folder, "renamed")
+    place = archive if moment == "computed" else ledger
+    whole = getattr(place, moment)
+
+    def first_away(*arguments):
+        disk.go()
+        return whole(*arguments)
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(place, moment, first_away)
+        with pytest.raises(ClusterError) as caught:
+            scored.stage("score")
+    assert caught.value.exit_status == 3
+    assert "run the job again" in str(caught.value) or "run score again" in str(caught.value)
+    if scored.folder.exists():  # what was written where the disk was not mounted
+        assert not list(scored.folder.glob("scores/batch_id=*"))
+        shutil.rmtree(scored.folder)
+    disk.back()
+    shutil.rmtree(scored.folder / "running")  # it could not be given back, and this process lives on
+    assert not list(scored.folder.glob("scores/batch_id=*"))
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies" in scored.stage("score")
+    once(scored)
+
+
+def test_other_errors_are_left_as_they_are():
+    assert of_storage(ValueError("no such thing"), {"the warehouse": "/w"}) is None
+    assert of_storage(FileNotFoundError(2, "No such file or directory", "/elsewhere"), {"the warehouse": "/w"}) is None
+    lost = of_storage(FileNotFoundError(2, "No such file or directory", "/w/scores"), {"the warehouse": "/w"})
+    assert isinstance(lost, ClusterError)
+
+
+def test_of_three_schedules_in_one_second_one_commits(scored, submitted, settings_file):
+    settings = settings_file(archive=str(scored.archive), warehouse=str(scored.folder), score=SMALL)
+    words = ("score", "--conf", settings, "--master", "local[1]")
+    at_once = [submitted(*words, *more) for more in ((), (), ("wait=600",))]
+    told = [started.communicate(timeout=600) for started in at_once]
+    statuses = [started.returncode for started in at_once]
+    assert set(statuses) <= {0, 5}, told
+    assert statuses[2] == 0, told[2]
+    assert all("score is already running" in err for (_, err), status in zip(told, statuses, strict=True) if status)
+    once(scored)
+    assert len(rows(scored)) == 7
+    assert len(ledger.committed(scored.job.warehouse)) == 1
+
+
+def stop(started: subprocess.Popen[str], number: int) -> None:
+    """A signal to everything that spark-submit.sh has started."""
+    for name in os.listdir("/proc"):
+        with suppress(ProcessLookupError, ValueError):
+            if os.getsid(int(name)) == started.pid:
+                os.kill(int(name), number)
+
+
+def test_a_job_that_stood_still_commits_nothing_that_another_has_committed(scored, submitted, settings_file):
+    """Stopped between staging and the rename, on what counts as another machine, and woken up when all is over."""
+    settings = settings_file(archive=str(scored.archive), warehouse=str(scored.folder), score=SMALL)
+    asleep = submitted("score", "--conf", settings, "--master", "local[1]")
+    until = time.monotonic() + 300
+    while not list(scored.folder.glob("scores/_staged-*/part-*.parquet")):
+        assert asleep.poll() is None, asleep.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    stop(asleep, signal.SIGSTOP)
+    try:
+        url = f"{scored.job.warehouse}/running/score.json"
+        files.write_json(url, (files.read_json(url) or {}) | {"host": "elsewhere", "beat": time.time() - 1000})
+        assert "6 scored + 1 rejected" in scored.stage("score")
+    finally:
+        stop(asleep, signal.SIGCONT)
+    _, err = asleep.communicate(timeout=300)
+    assert asleep.returncode in (3, 5), err
+    assert err.startswith("error: ")
+    once(scored)
+    assert len(rows(scored)) == 7
+    assert len(ledger.committed(scored.job.warehouse)) == 1
+    assert "nothing to do" in scored.stage("score")
+    assert not list(scored.folder.glob("scores/_staged-*"))
+
+
+def test_killed_at_99_of_100_it_computes_at_most_5_of_100_again(scored, monkeypatch):
+    """Rows that the network has judged are counted by the worker that does it."""
+    count = 200
+    for seed in range(count - 7):
+        (scored.archive / f"more-{seed}.jpg").write_bytes(drawing.lesion_jpeg(2000 + seed, size=64))
+    counted = str(scored.folder.parent / "counted")
+    whole = score.with_quality
+
+    def counting(limit: int):
+        def with_quality(found, *more):
+            with open(counted, "a") as file:
+                file.write("x" * len(found))
+            if os.path.getsize(counted) >= limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return whole(found, *more)
+
+        return with_quality
+
+    small = scored.job.settings.score.model_copy(update=SMALL)
+    with monkeypatch.context() as only_here:
+        only_here.setattr(score, "with_quality", counting(int(0.99 * count)))
+        with pytest.raises(Exception, match=r"exited unexpectedly|crashed"):
+            scored.stage("score", score=small)
+        done = os.path.getsize(counted)
+        assert 0.99 * count <= done <= count
+        only_here.setattr(score, "with_quality", counting(10**9))
+        assert f"{count} images listed = {count - 1} scored + 1 rejected" in scored.stage("score", score=small)
+    again = os.path.getsize(counted) - count
+    print(f"{done} of {count} were computed before the kill, {again} were computed twice")
+    assert again <= 0.05 * count
+    once(scored)

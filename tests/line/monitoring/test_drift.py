@@ -1,0 +1,447 @@
+"""Drift: the figures of the literature, verdicts that do not grow with the batch, and what chance explains is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SHARED, Line, said
+from hypothesis import given
+from hypothesis import strategies as st
+from page import Page
+from PIL import Image, ImageDraw
+from scipy import stats
+
+from jobs import drift as job
+from jobs import pipeline, score
+from jobs.job import Summary, run_stage
+from melanoma_spark import bundle, config, drift, images, network, reference, serving, weights
+
+LIMITS = config.Drift()
+COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
+
+
+def binned(histogram: reference.Histogram, values) -> list[int]:
+    places = np.searchsorted(histogram.edges, values, side="left")
+    return np.bincount(places, minlength=len(histogram.counts)).tolist()
+
+
+def normal(rows: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, scale, rows)
+
+
+def known(**changes) -> reference.Reference:
+    space = reference.fit(np.random.default_rng(0).normal(size=(50, 4)), np.random.default_rng(1).normal(size=(50, 4)))
+    histograms = {name: reference.histogram(normal(600, seed)) for seed, name in enumerate(drift.NUMBERS)}
+    shares = {"sex": {"female": 200, "male": 180, reference.OTHERS: 0}}
+    return reference.Reference(**{"space": space, "histograms": histograms, "shares": shares, "images": {}, **changes})
+
+
+def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> drift.Drift:
+    numbers = {name: binned(reference_.histograms[name], found) for name, found in values.items()}
+    return drift.held_against(reference_, numbers, metadata or {}, rows, unlike, limits)
+
+
+def batch(rows: int, seed: int = 50, **changed) -> dict[str, np.ndarray]:
+    return {name: changed.get(name, normal(rows, seed + place)) for place, name in enumerate(drift.NUMBERS)}
+
+
+def states(found: drift.Drift) -> dict[str, str]:
+    return {one.name: one.state for one in found.measures}
+
+
+# --- figures
+
+
+def test_psi_is_that_of_the_books():
+    # Siddiqi's formula by hand, of 100,000 images so that the half image added does not tell
+    before, now = np.array([30_000, 50_000, 20_000]), np.array([20_000, 50_000, 30_000])
+    expected = (0.2 - 0.3) * np.log(0.2 / 0.3) + (0.3 - 0.2) * np.log(0.3 / 0.2)
+    assert drift.psi(before, now) == pytest.approx(expected, rel=1e-3)
+    assert 0 < drift.psi([10, 0], [0, 10]) < 10, "an empty bin is no infinity"
+
+
+@given(COUNTS, st.data())
+def test_figures_are_symmetric_and_zero_of_the_same(before, data):
+    now = data.draw(st.lists(st.integers(0, 500), min_size=len(before), max_size=len(before)).filter(any))
+    for figure in (drift.psi, drift.ks):
+        assert figure(before, now) == pytest.approx(figure(now, before))
+        assert figure(before, now) >= 0
+        assert figure(before, before) == pytest.approx(0, abs=1e-12)
+    assert drift.ks(before, now) <= 1 + 1e-12
+
+
+def test_psi_of_a_shifted_normal_distribution_is_the_square_of_the_shift():
+    """What makes 0.1 and 0.25 a shift of 0.32 and 0.5 standard deviations, and KS then 0.126 and 0.197."""
+    for bound, other in ((LIMITS.warn.psi, LIMITS.warn.ks), (LIMITS.limit.psi, LIMITS.limit.ks)):
+        shift = np.sqrt(bound)
+        edges = stats.norm.ppf(np.arange(1, 400) / 400)
+        before, now = (np.diff(stats.norm.cdf([-np.inf, *edges, np.inf], at)) * 1e8 for at in (0, shift))
+        assert drift.psi(before, now) == pytest.approx(bound, rel=0.02)
+        assert drift.ks(before, now) == pytest.approx(other, abs=0.005)
+
+
+def test_ks_is_near_that_of_the_values_and_never_over_it():
+    before = normal(900, 1)
+    histogram = reference.histogram(before)
+    for seed, shift in enumerate((0, 0.1, 0.3, 1)):
+        now = normal(700, 10 + seed, shift)
+        exact = stats.ks_2samp(before, now).statistic
+        found = drift.ks(histogram.counts, binned(histogram, now))
+        assert exact - 1 / reference.BINS <= found <= exact + 1e-12
+
+
+def test_chance_is_rarely_passed_where_nothing_has_changed():
+    histogram = reference.histogram(normal(400, 1))
+    passed = np.zeros(2, int)
+    for seed in range(1000):
+        before, now = normal(400, 2000 + seed), normal(80, 5000 + seed)
+        counts = [binned(histogram, values) for values in (before, now)]
+        passed += [
+            drift.psi(*drift._tenths(*counts)) > drift.psi_by_chance(10, 400, 80),
+            drift.ks(*counts) > drift.ks_by_chance(400, 80),
+        ]
+    assert passed.max() <= 8  # of 1000, one is expected of each
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(2, 60))
+def test_chance_is_that_of_scipys_distributions(before, now, bins):
+    by = 1 / before + 1 / now
+    assert drift.psi_by_chance(bins, before, now) == pytest.approx(stats.chi2.isf(drift.CHANCE, bins - 1) * by)
+    assert drift.ks_by_chance(before, now) == pytest.approx(stats.kstwobign.isf(drift.CHANCE) * by**0.5)
+    assert drift.unlike_by_chance(now) == stats.binom.isf(drift.CHANCE, now, 1 - drift.WITHIN) / now
+
+
+def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
+    for rows in (20, 57, 400, 601):
+        before = reference.histogram(normal(rows, 1)).counts
+        tenths, same = drift._tenths(before, before)
+        assert len(tenths) == 10
+        assert sum(tenths) == sum(same) == rows
+    side = reference.histogram([224] * 600)
+    before, now = drift._tenths(side.counts, binned(side, [600] * 100))
+    assert before.tolist() == [600, 0]
+    assert now.tolist() == [0, 100]
+    some = reference.histogram([0.0] * 380 + list(normal(20, 2) + 9))
+    assert drift._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
+
+
+# --- verdicts
+
+
+def test_a_batch_like_the_training_images_is_told_so_whatever_its_size():
+    for rows in (50, 60, 200, 5000):
+        found = held(known(), batch(rows), rows, {"sex": {"female": rows // 2, "male": rows - rows // 2}})
+        assert found.state == drift.AS_TRAINED, found
+        assert found.verdict == drift.AS_TRAINED
+        assert not found.beyond
+        assert {one.name for one in found.measures} == {*drift.NUMBERS, "sex", "unlike"}
+
+
+def test_a_measure_that_moved_is_named_by_how_far():
+    rows = 2000
+    assert held(known(), batch(rows, distance=normal(rows, 1, 0.2)), rows).state == drift.AS_TRAINED
+    some = held(known(), batch(rows, sharpness=normal(rows, 1, 0.4)), rows)
+    assert some.verdict == "drifting: sharpness"
+    much = held(known(), batch(rows, sharpness=normal(rows, 1, 0.4), distance=normal(rows, 2, 1)), rows)
+    assert much.verdict == "beyond the limit: distance in feature space"
+    assert much.beyond
+    assert states(much)["sharpness"] == drift.DRIFTING
+    wider = held(known(), batch(rows, warm=normal(rows, 3, 0, 2.5)), rows)
+    assert states(wider)["warm"] == drift.BEYOND, "PSI sees what has no other middle"
+
+
+def test_a_verdict_names_a_few():
+    rows = 500
+    found = held(known(), {name: normal(rows, 1, 3) for name in drift.NUMBERS}, rows)
+    assert found.verdict == (
+        "beyond the limit: the network's probability, distance in feature space, sharpness, brightness and 4 more"
+    )
+
+
+def test_a_small_batch_must_move_more_than_chance():
+    shifted = {"raw_probability": normal(60, 9, 0.35)}
+    small = held(known(), batch(60, **shifted), 60)
+    assert next(one for one in small.measures if one.name == "raw_probability").psi > LIMITS.warn.psi
+    assert small.state == drift.AS_TRAINED
+    assert held(known(), batch(60, raw_probability=normal(60, 9, 2)), 60).state == drift.BEYOND
+
+
+def test_too_few_images_tell_nothing():
+    found = held(known(), batch(49), 49)
+    assert found.verdict == "too few to tell: 49 images that training has not seen, 50 are needed"
+    assert (found.measures, found.metrics, found.beyond) == ((), {}, False)
+
+
+def test_the_share_of_unlike_images_has_limits_of_its_own():
+    for count, state in ((10, drift.AS_TRAINED), (100, drift.DRIFTING), (300, drift.BEYOND)):
+        found = held(known(), batch(1000), 1000, unlike=count)
+        assert states(found)["unlike"] == state
+        assert found.metrics["share/unlike"] == count / 1000
+    assert "unlike" not in states(held(known(), batch(1000), 1000, unlike=None))
+    assert states(held(known(), batch(60), 60, unlike=4))["unlike"] == drift.AS_TRAINED, "four of sixty are chance"
+
+
+def test_categories_are_compared_where_both_sides_name_some():
+    rows = 1000
+    same = {"female": 500, "male": 450, "unknown": 500}
+    assert states(held(known(), batch(rows), rows, {"sex": same}))["sex"] == drift.AS_TRAINED
+    found = held(known(), batch(rows), rows, {"sex": {"female": 950, "male": 50}})
+    assert states(found)["sex"] == drift.BEYOND
+    new = held(known(), batch(rows), rows, {"sex": {"f": 500, "m": 500}})
+    assert states(new)["sex"] == drift.BEYOND, "words that the training images did not have"
+    few = {"sex": {"female": 49, "unknown": rows - 49}}
+    for silent in ({}, {"sex": {}}, {"sex": {"unknown": rows}}, {"site": {"arm": rows}}, few):
+        assert not {"sex", "site"} & states(held(known(), batch(rows), rows, silent)).keys()
+
+
+def test_what_is_ignored_is_told_and_sets_no_verdict():
+    rows = 1000
+    moved = batch(rows, raw_probability=normal(rows, 1, 2))
+    calm = config.Drift(ignore=("raw_probability",))
+    found = held(known(), moved, rows, limits=calm)
+    assert found.state == drift.AS_TRAINED
+    assert states(found)["raw_probability"] == drift.BEYOND
+    off = config.Drift(warn={"psi": None, "ks": None}, limit={"psi": None, "ks": None})
+    assert held(known(), moved, rows, limits=off).state == drift.AS_TRAINED
+
+
+def test_metrics_have_the_same_names_for_every_batch():
+    one, other = (held(known(), batch(rows, seed), rows) for rows, seed in ((60, 1), (900, 99)))
+    assert one.metrics.keys() == other.metrics.keys() >= {"state", "psi/distance", "ks/sharpness", "share/unlike"}
+
+
+def test_every_measure_can_be_named_in_the_settings():
+    assert get_args(config.DriftMeasure) == tuple(drift.MEASURES)
+
+
+def test_what_tables_say_is_counted_in_bands_and_as_it_is():
+    assert [drift.category("age", text) for text in ("45.0", "90", None, "", "adult")] == [
+        *("40-49", "80 and over", "unknown", "unknown", "unknown"),
+    ]
+    assert [drift.category("site", text) for text in (" arm ", None)] == ["arm", "unknown"]
+
+
+# --- of the registered model, and of batches
+
+
+@pytest.fixture(scope="module")
+def registered(line) -> bundle.Scorer:
+    _, artifacts = line.tracker().model_files("melanoma@champion")
+    assert sum(len(artifacts[name]) for name in reference.FILES) < 2_000_000
+    return bundle.unpack(artifacts)
+
+
+def test_the_registered_model_knows_its_training_images(line, registered):
+    images = line.read("images").where("split != 'test'").toPandas()
+    known = registered.reference
+    assert known.images == images["split"].value_counts().to_dict()
+    assert known.histograms.keys() == drift.NUMBERS.keys()
+    for name, histogram in known.histograms.items():
+        expected = len(images) if name not in ("raw_probability", "distance") else known.images["validation"]
+        assert sum(histogram.counts) == expected, name
+    assert known.histograms["side"].edges == (64.0,)
+    report = line.manifest("reports")
+    table = pd.read_parquet(line.folder / "reports" / report["path"] / "predictions")
+    raw = table[(table["model"] == "fine-tuned") & (table["split"] == "validation")]["raw_probability"]
+    assert known.histograms["raw_probability"] == reference.histogram(raw)
+
+
+def test_score_and_the_served_model_tell_the_same_distances(line, registered):
+    found = line.scores()
+    scored = found[found["status"] == "scored"]
+    assert scored["distance"].notna().all()
+    assert found.loc[found["status"] == "rejected", "distance"].isna().all()
+    assert scored["side"].min() >= 32
+    validation = line.read("images").where("split = 'validation'").select("sha256").toPandas()["sha256"]
+    own = scored[scored["sha256"].isin(validation)]["distance"]
+    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=0.01), "by any engine as by TensorFlow"
+    model = serving.LesionScorer()
+    model.scorer, model.forward = registered, network.classifier(registered.spec, registered.tensors)
+    some = scored.head(4)
+    table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in some["source_uri"]]})
+    np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=0.01)
+
+
+def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
+    scores = line.job.spark.read.parquet(f"{line.job.warehouse}/scores")
+    telling = job.told_by(line.job, scores, registered)
+    test = line.read("images").where("split = 'test'").select("sha256").toPandas()["sha256"]
+    own = telling.toPandas()
+    assert set(test) <= set(own["sha256"])
+    learnt = line.read("images").where("split != 'test'").select("sha256").toPandas()["sha256"]
+    assert not set(own["sha256"]) & set(learnt)
+    assert len(own) + scores.join(line.read("images").where("split != 'test'"), "sha256", "left_semi").count() == (
+        scores.where("status = 'scored'").count()
+    )
+    nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in drift.METADATA))
+    few = line.job.settings.score.drift.model_copy(update={"minimum": 10})
+    score_ = line.job.settings.score.model_copy(update={"drift": few})
+    calm = replace(line.job, settings=line.job.settings.model_copy(update={"score": score_}))
+    found = job.of_batch(calm, telling, nothing, registered.reference)
+    assert found.state == drift.AS_TRAINED, found
+    (folder,) = (line.folder / "batches").iterdir()
+    facts = json.loads((folder / "batch.json").read_text())
+    assert facts["verdict"] == f"too few to tell: {len(own)} images that training has not seen, 50 are needed"
+    assert facts["verdict"] in Page((folder / "worklist.html").read_text(), apart=("b",)).words
+
+
+def test_counts_of_spark_are_those_of_numpy(spark):
+    values = np.random.default_rng(0).normal(size=300).astype(np.float32)
+    histogram = reference.histogram(values)
+    now = np.concatenate([values[:100], values[:50] + 1, [np.nan], histogram.edges])
+    rows = spark.createDataFrame(pd.DataFrame({"x": now.astype(np.float32), "y": [1.0] * len(now)}))
+    rows = rows.unionByName(spark.createDataFrame([(None, None)], "x float, y double"))
+    found = job.in_bins(rows, {"x": histogram, "y": reference.Histogram((), (0,)), "z": histogram})
+    assert found == {"x": binned(histogram, now[~np.isnan(now)].astype(np.float32)), "y": [len(now)]}
+
+
+def test_a_model_without_reference_says_so(spark):
+    found = job.of_batch(None, None, None, None)
+    assert found.verdict == "no training reference: the version was registered without one"
+    off = config.load(None, ["register.reference=0"])
+    assert job.of_training(SimpleNamespace(settings=off), {}, "", None, [], None) is None
+
+
+@pytest.fixture
+def noise(copied) -> Line:
+    """60 images of noise, with a table, and a warehouse in which nothing of it has been scored."""
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    rng = np.random.default_rng(0)
+    table = ["image_id,sex,age_approx,diagnosis"]
+    for place in range(60):
+        size = 48 if place < 3 else 80
+        image = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        image.save(copied.archive / f"noise{place}.png")
+        table.append(f"noise{place},{'male' if place % 2 else 'female'},45,nevus")
+    (copied.archive / "metadata.csv").write_text("\n".join(table) + "\n")
+    return copied
+
+
+def test_a_batch_beyond_the_limit_is_committed_and_marked(noise, submit, settings_file):
+    before = len(noise.scores())
+    conf = settings_file(archive=str(noise.archive), warehouse=str(noise.folder))
+    done = submit("score", "--conf", conf, "--master", "local[1]")
+    assert done.returncode == score.LOOK == 6, done.stdout + done.stderr
+    assert "60 scored + 0 rejected" in done.stdout
+    assert "beyond the limit: " in done.stdout
+    rows = noise.scores()
+    assert len(rows) == before + 60
+    own = rows[rows["image_id"].str.startswith("noise")]
+    assert own["flags"].str.contains("unlike").all()
+    assert own["flags"].str.contains("too_small").sum() == 3
+    assert (own["side"] == 48).sum() == 3
+    assert (own["distance"] > 1).all()
+
+    (batch_id,) = own["batch_id"].unique()
+    facts = json.loads((noise.folder / "batches" / batch_id / "batch.json").read_text())
+    told = {one["name"]: one for one in facts["drift"]["measures"]}
+    assert {"distance", "unlike", "sharpness", "side"} <= {k for k, one in told.items() if one["state"] == drift.BEYOND}
+    assert told["unlike"]["share"] == 1
+    page = (noise.folder / "batches" / batch_id / "worklist.html").read_text()
+    assert facts["verdict"] in Page(page, apart=("b",)).words
+
+    noise.tracker()
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("melanoma-drift")
+    newest, oldest = client.search_runs([experiment.experiment_id])
+    assert newest.info.run_name == newest.data.tags["batch_id"] == batch_id
+    assert newest.data.tags["verdict"] == facts["verdict"]
+    assert newest.data.metrics["share/unlike"] == 1
+    assert newest.data.metrics["rows"] == 60
+    assert newest.data.metrics.keys() >= {"state", "psi/distance", "ks/distance", "mean_probability", "share_flagged"}
+    assert "state" not in oldest.data.metrics, "of too few images nothing is charted"
+    assert newest.info.status == "FINISHED"
+
+    section = noise.job.settings.score
+    status = noise.told("score", score=section.model_copy(update={"action": "status"}))
+    assert facts["verdict"] in status.splitlines()[0]
+    assert "nothing to do" in noise.stage("score")
+
+
+def test_unlike_images_are_not_judged_where_flags_abstain(noise):
+    section = noise.job.settings.score
+    strict = section.quality.model_copy(update={"action": "abstain"})
+    calm = section.drift.model_copy(update={"minimum": 100})
+    told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
+    assert "0 scored + 60 abstained" in told
+    assert "too few to tell: 60 images that training has not seen, 100 are needed" in told
+    rows = noise.scores()
+    own = rows[rows["status"] == "abstained"]
+    assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
+    assert own["probability"].isna().all()
+
+
+def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
+    (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    seen = {}
+    with pytest.MonkeyPatch.context() as only_here:
+        held_against = drift.held_against
+        only_here.setattr(drift, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told))
+        noise.stage("score")
+    assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
+    assert seen["metadata"]["age"] == {"40-49": 60}
+    assert seen["metadata"]["site"] == {"unknown": 60}
+
+
+def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
+    ran = []
+    job = replace(line.job, tracker=line.tracker())
+    stages = {"first": lambda job: ran.append("first") or Summary("done"), "marked": lambda job: Summary("done", 6)}
+    monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
+    with said() as text:
+        assert run_stage(job, "pipeline", pipeline.run, {"job": "pipeline"}).exit_status == 6
+        assert run_stage(job, "first", stages["first"], {"job": "first"}).exit_status == 0
+    assert ran == ["first"] * 3
+    assert "pipeline: 3 stages" in text.getvalue()
+
+
+# --- on real images
+
+
+def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray]:
+    """What is no skin, uint8 (size, size, 3)."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        if kind == "noise":
+            found.append(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        elif kind == "gradient":
+            ends, part = rng.integers(0, 256, (2, 3)), np.linspace(0, 1, size)[:, None, None]
+            found.append(np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (size, size, 3)).astype(np.uint8))
+        else:
+            page = Image.new("RGB", (size, size), (235, 235, 228))
+            for top in range(4, size - 8, 14):
+                line_of_text = "".join(map(chr, rng.integers(97, 123, size // 6)))
+                ImageDraw.Draw(page).text((6, top), line_of_text, fill=(20, 20, 20))
+            found.append(np.asarray(page))
+    return found
+
+
+@pytest.mark.skipif(not (SHARED / "data/lesions").is_dir(), reason="../shared is not there")
+def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
+    """VGG16 of ImageNet at 64 px; docs/decisions/drift.md has figures at 224."""
+    size = 64
+    paths = sorted((SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: images.sha256(path.name.encode()))
+    lesions = [images.decode(path.read_bytes(), size) for path in paths[:360]]
+    spec = network.Spec(backbone="vgg16", image_size=size, hidden=4, dropout=0.0)
+    file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    base = weights.resolve(config.Backbone(weights=str(file)), 0).tensors
+    head = network.build(spec).get_weights()[len(base) :]
+    forward = network.predictor(network.judge(spec, [*base, *head]))
+    of = {"lesions": forward(np.stack(lesions))[1]}
+    for kind in ("noise", "gradient", "text"):
+        of[kind] = forward(np.stack(pictures(kind, 12, size)))[1]
+    space = reference.fit(of["lesions"][:200], of["lesions"][200:280])
+    assert np.mean(space.distances(of["lesions"][280:]) > 1) <= 0.08
+    for kind in ("noise", "gradient", "text"):
+        assert np.mean(space.distances(of[kind]) > 1) >= 0.9, kind

@@ -1,0 +1,357 @@
+"""Scoring: every image once for each model version, whatever files are renamed, copied, lost or changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Line, with_pictures
+from PIL import Image
+from scoring import of_ledger, once, rows
+
+from jobs import score
+from melanoma_spark import drawing, files, images, lease, ledger, schemas
+from melanoma_spark.errors import BusyError, ClusterError
+
+KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
+
+
+def descriptions(line: Line, after: int) -> list[str]:
+    """What Spark's UI and its event log say of the session's jobs after one of a number, the newest first."""
+    jobs = line.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+    found = [jobs.apply(place) for place in range(jobs.size())]
+    return [job.description().get() for job in found if job.jobId() > after]
+
+
+def test_a_batch_holds_every_file_once(scored):
+    last = scored.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None).head().jobId()
+    told = scored.stage("score", score=with_pictures(scored, 2))
+    said = descriptions(scored, last)
+    assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in said)) == [
+        "score: chart the batch",
+        "score: commit batch X",
+        "score: counts of the worklist's page",
+        "score: draw 2 images and their Grad-CAM",
+        "score: worklist of 7 rows",
+        "score: compare with the training images",
+        "score: stage 7 rows of batch X",
+        "score: compute 7 rows with melanoma version 1",
+        "score: read new files, 7 of them",
+        "score: list the archive, look up what was scored before",
+    ]
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
+    once(scored)
+    assert sorted(rows(scored).columns) == sorted(schemas.SCORES.names)
+    index = of_ledger(scored)
+    assert len(index) == 7
+    assert index["done"].all()
+    before = rows(scored)
+    assert "7 images listed, all scored before by melanoma version 1; nothing to do" in scored.stage("score")
+    pd.testing.assert_frame_equal(rows(scored), before)
+
+
+def test_a_renamed_file_and_copies_have_no_second_row(scored):
+    shutil.copy(scored.archive / "0.jpg", scored.archive / "twin.jpg")
+    assert "8 images listed = 6 scored + 1 rejected + 1 copies + 0 scored before" in scored.stage("score")
+    (scored.archive / "1.jpg").rename(scored.archive / "renamed.jpg")
+    os.utime(scored.archive / "2.jpg", (1, 1))
+    with zipfile.ZipFile(scored.archive / "more.zip", "w") as more:
+        more.write(scored.archive / "3.jpg", "again.jpg")
+        more.writestr("new.jpg", drawing.lesion_jpeg(100, size=64))
+    with zipfile.ZipFile(scored.archive / "most.zip", "w") as most:
+        most.writestr("new_too.jpg", drawing.lesion_jpeg(100, size=64))
+    told = scored.stage("score")
+    assert "11 images listed = 1 scored + 0 rejected + 4 copies + 6 scored before" in told
+    once(scored)
+    found = rows(scored)
+    assert len(found) == 8
+    assert found["source_uri"].str.endswith("more.zip!/new.jpg").sum() == 1, "the first by name has the row"
+    index = of_ledger(scored)
+    assert index["source_uri"].str.endswith("renamed.jpg").sum() == 1
+    assert "11 images listed, all scored before" in scored.stage("score")
+
+
+def test_a_changed_file_is_another_image(scored):
+    scored.stage("score")
+    (scored.archive / "0.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    assert "= 1 scored + 0 rejected + 0 copies + 6 scored before" in scored.stage("score")
+    assert (rows(scored)["source_uri"].str.endswith("/0.jpg")).sum() == 2
+    once(scored)
+
+
+def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):
+    """A file that vanishes between the listing and the reading: root may read everything else."""
+    whole, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
+    listing = score.archive.listing
+
+    def vanishing(spark, settings):
+        listed = listing(spark, settings).localCheckpoint()
+        whole.rename(away)
+        return listed
+
+    for told in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
+        with monkeypatch.context() as only_here:
+            only_here.setattr(score.archive, "listing", vanishing)
+            assert told in scored.stage("score")
+        away.rename(whole)
+        assert set(rows(scored)["reason"].dropna()) == {"corrupt", images.GONE}
+        assert len(rows(scored)) == 7, "it is not told every night"
+    assert "7 images listed = 1 scored + 0 rejected" in scored.stage("score")
+    assert "nothing to do" in scored.stage("score")
+    once(scored)
+
+
+def test_a_new_version_scores_anew_or_not(scored):
+    scored.stage("score")
+    tracker = scored.tracker()
+    client = mlflow.MlflowClient()
+    first = tracker.version("melanoma@champion")
+    second = client.create_model_version("melanoma", first.source)
+    for key, value in first.tags.items():
+        client.set_model_version_tag("melanoma", second.version, key, value)
+    client.set_registered_model_alias("melanoma", "champion", second.version)
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    settings = scored.job.settings.score
+    told = scored.stage("score", score=settings.model_copy(update={"anew": False}))
+    assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in told
+    told = scored.stage("score")
+    assert "8 images listed = 6 scored + 1 rejected + 0 copies + 1 scored before, by melanoma version 2" in told
+    once(scored)
+    found = rows(scored)
+    assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
+
+
+def test_a_lost_ledger_is_made_anew_from_the_scores(scored):
+    """Or one that never was: before version 0.2 there was none."""
+    scored.stage("score")
+    before = of_ledger(scored).sort_values("source_uri", ignore_index=True)
+    shutil.rmtree(scored.folder / "ledger")
+    assert "nothing to do" in scored.stage("score")
+    pd.testing.assert_frame_equal(of_ledger(scored).sort_values("source_uri", ignore_index=True), before)
+
+
+def test_what_killed_runs_left_is_no_result_and_goes(scored):
+    scored.stage("score")
+    (batch,) = ledger.committed(scored.job.warehouse)
+    scores, top = scored.folder / "scores", scored.folder / "ledger/melanoma/1"
+    shutil.copytree(scores / f"batch_id={batch}", scores / "_staged-dead")
+    shutil.copytree(top / f"batch_id={batch}", top / "batch_id=dead")
+    shutil.copytree(scored.folder / "batches" / batch, scored.folder / "batches/dead")
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    assert len(rows(scored)) == 7
+    assert "1 scored + 0 rejected + 0 copies + 7 scored before" in scored.stage("score")
+    assert not list(scored.folder.rglob("*dead*"))
+
+
+def test_what_waits_of_another_model_is_not_taken(scored):
+    scored.stage("score")
+    name = score.archive_id(str(scored.archive))
+    other = scored.folder / "scoring" / name / "another model"
+    other.mkdir(parents=True)
+    (other / "part.parquet").write_bytes(b"no parquet")
+    theirs = scored.folder / "scoring" / "another archive" / "another model"
+    theirs.mkdir(parents=True)
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    assert "1 scored" in scored.stage("score")
+    assert not other.exists()
+    assert theirs.exists(), "the next run on that archive goes on with it"
+
+
+def test_a_batch_with_a_row_missing_is_not_committed(scored, monkeypatch):
+    whole = ledger.stage
+    monkeypatch.setattr(score.ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
+    with pytest.raises(ClusterError, match=r"batch .* has 3 rows, expected 7, so it is not committed"):
+        scored.stage("score")
+    assert not list((scored.folder / "scores").glob("*"))
+    monkeypatch.undo()
+    told = scored.told("score")
+    assert "a killed run has left 7 rows, which are not computed again" in told
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
+    once(scored)
+
+
+def test_who_comes_second_leaves_with_a_status_of_its_own_or_waits(scored):
+    with (
+        lease.held(scored.job.warehouse, "score"),
+        pytest.raises(BusyError, match="score is already running") as caught,
+    ):
+        scored.stage("score")
+    assert caught.value.exit_status == 5
+    assert not (scored.folder / "scores").exists()
+
+
+def test_who_lost_its_lease_does_not_commit(scored, monkeypatch):
+    """A machine that stood still for minutes: another one took over meanwhile."""
+    whole = ledger.stage
+
+    def slow(*arguments):
+        facts = files.read_json(f"{scored.job.warehouse}/running/score.json")
+        files.write_json(f"{scored.job.warehouse}/running/score.json", facts | {"owner": "another"})
+        return whole(*arguments)
+
+    monkeypatch.setattr(score.ledger, "stage", slow)
+    with pytest.raises(BusyError):
+        scored.stage("score")
+    assert not list((scored.folder / "scores").glob("batch_id=*"))
+    shutil.rmtree(scored.folder / "running")
+    monkeypatch.undo()
+    assert "6 scored" in scored.stage("score")
+    once(scored)
+
+
+def test_status_tells_the_batches(scored):
+    scored.stage("score")
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    scored.stage("score")
+    shown = scored.job.settings.score.model_copy(update={"action": "status"})
+    told = scored.told("score", score=shown).splitlines()
+    assert "melanoma version 1  1 scored  too few to tell: " in told[0], "the newest first"
+    assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in told[1]
+    assert told[2].startswith("score: 2 batches in scores/, 2 shown")
+    shutil.rmtree(scored.folder / "batches")
+    assert "of before version 0.2" in scored.told("score", score=shown)
+
+
+def test_names_are_hashed_where_they_are_private(scored, monkeypatch):
+    monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
+    privacy = scored.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    told = scored.told("score", privacy=privacy)
+    assert "6 scored + 1 rejected" in told
+    everything = b"".join(path.read_bytes() for path in scored.folder.glob("scores/**/*") if path.is_file())
+    assert b"broken" not in everything
+    assert Path(rows(scored)["source_uri"][0]).name != "0.jpg"
+    assert "nothing to do" in scored.stage("score", privacy=privacy)
+
+
+def test_model_and_archive_may_change_places(scored, tmp_path):
+    """Two archives on one warehouse: a copy in the second has its row already."""
+    scored.stage("score")
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(scored.archive / "0.jpg", other / "a.jpg")
+    (other / "b.jpg").write_bytes(drawing.lesion_jpeg(70, size=64))
+    there = replace(
+        scored,
+        archive=other,
+        job=replace(scored.job, settings=scored.job.settings.model_copy(update={"archive": str(other)})),
+    )
+    assert "2 images listed = 1 scored + 0 rejected + 1 copies + 0 scored before" in there.stage("score")
+    once(scored)
+
+
+def test_an_image_that_is_not_fit_is_flagged_or_not_judged(scored):
+    noise = np.random.default_rng(0).integers(0, 25, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(scored.archive / "dark.png")
+    assert "7 scored + 1 rejected" in scored.stage("score")
+    found = rows(scored).set_index("image_id")
+    dark = found.loc["dark"]
+    assert set(dark["flags"].split(",")) >= {"dark", "heavy_border"}
+    assert (dark["status"], dark["reason"]) == ("scored", None)
+    assert dark["brightness"] < 0.1
+    assert found.loc["0", "flags"] is None
+    assert found.loc["0", "dataset_id"] == scored.manifest("images")["id"]
+
+    shutil.rmtree(scored.folder / "scores")
+    section = scored.job.settings.score
+    strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
+    told = scored.stage("score", score=strict)
+    assert " 1 abstained + " in told
+    row = rows(scored).set_index("image_id").loc["dark"]
+    assert (row["status"], row["decision"], row["reason"]) == ("abstained", "", "quality")
+    assert "dark: underexposed" in row["detail"]
+    assert np.isnan(row["probability"])
+    assert 0 <= row["raw_probability"] <= 1
+
+
+@pytest.fixture
+def wards(scored):
+    """Images of two patients whose cameras number from 1, with a table that names files alone, and one in each zip."""
+    shutil.rmtree(scored.archive)
+    for seed, name in enumerate(("p1/IMG_0001", "p2/IMG_0001", "p1/IMG_0002", "p2/IMG_0003")):
+        path = scored.archive / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(drawing.lesion_jpeg(seed, size=64))
+    for seed, ward in enumerate("ab"):
+        with zipfile.ZipFile(scored.archive / f"{ward}.zip", "w") as box:
+            box.writestr("DSC_1.jpg", drawing.lesion_jpeg(10 + seed, size=64))
+            box.writestr("patients.csv", f"path,patient_id,sex\nDSC_1.jpg,{ward},f\n")
+    lines = ["path,patient_id,sex", "IMG_0001.jpg,A,f", "IMG_0002.jpg,B,f", "IMG_0002.jpg,C,f", "p2/IMG_0003.jpg,D,m"]
+    (scored.archive / "patients.csv").write_text("\n".join(lines) + "\n")
+    return scored
+
+
+def patients(line: Line) -> dict[str, str | None]:
+    found = rows(line)
+    names = found["source_uri"].str.split("/archive/").str[1]
+    return dict(zip(names, found["patient_id"].where(found["patient_id"].notna(), None), strict=True))
+
+
+PATIENTS = {
+    "a.zip!/DSC_1.jpg": "a",
+    "b.zip!/DSC_1.jpg": "b",
+    "p1/IMG_0001.jpg": None,
+    "p1/IMG_0002.jpg": None,
+    "p2/IMG_0001.jpg": None,
+    "p2/IMG_0003.jpg": "D",
+}
+
+
+def test_no_row_has_the_name_of_another_patient(wards):
+    """The recipes: a name that is two images, and two rows of an image that disagree."""
+    told = wards.stage("score")
+    assert patients(wards) == PATIENTS
+    assert (
+        "; 1 names in tables fit several images, and none has their rows (IMG_0001.jpg of patients.csv fits "
+        "p1/IMG_0001.jpg, p2/IMG_0001.jpg); 1 images have rows that disagree (p1/IMG_0002.jpg: patient_id)"
+    ) in told
+    (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
+    assert record["tables"] == {
+        "ambiguous": 1,
+        "contradictory": 1,
+        "examples": {
+            "ambiguous": ["IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg"],
+            "contradictory": ["p1/IMG_0002.jpg: patient_id"],
+        },
+        "set_aside": {},
+        "unused": {},
+    }
+    (named,) = wards.folder.glob("batches/*/unmatched.csv")
+    assert pd.read_csv(named)["reason"].tolist() == ["ambiguous", "contradictory"]
+    # what was unclear about older images is not told again of a later batch
+    (wards.archive / "p3").mkdir()
+    (wards.archive / "p3/IMG_0009.jpg").write_bytes(drawing.lesion_jpeg(30, size=64))
+    assert "several images" not in wards.stage("score")
+
+
+def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(wards):
+    """The recipe, and its sisters: cut in the middle of a row, of a quote, no text, and no access."""
+    whole = "path,patient_id,sex\n" + "".join(f"p1/IMG_000{number}.jpg,wrong,m\n" for number in range(1, 5))
+    damaged = {
+        "cut.csv": whole[: whole.rindex(",wrong")].encode(),
+        "quote.csv": whole.encode() + b'p2/IMG_0003.jpg,"wro',
+        "zeros.csv": whole.encode() + bytes(40),
+        "utf-32.csv": whole.encode("utf-32"),
+        "nothing.csv": b"",
+    }
+    for name, content in damaged.items():
+        (wards.archive / name).write_bytes(content)
+    (wards.archive / "cameras.csv").write_text("serial,bought\n17,2024\n")
+    from jobs import score as job
+    from jobs.job import run_stage
+
+    assert run_stage(replace(wards.job, tracker=wards.tracker()), "score", job.run, {"stage": "score"}).exit_status == 6
+    assert patients(wards) == PATIENTS
+    (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
+    assert set(record["tables"]["set_aside"]) == set(damaged)
+    assert "ends in the middle of a row" in record["tables"]["set_aside"]["cut.csv"]
+    assert set(record["tables"]["unused"]) == {"cameras.csv"}
+    (page,) = wards.folder.glob("batches/*/worklist.html")
+    assert "cut.csv" in page.read_text()

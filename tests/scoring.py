@@ -1,0 +1,47 @@
+"""A small archive to score, and what must hold of scores/ afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import Line
+
+from melanoma_spark import drawing, images, ledger
+
+
+@pytest.fixture
+def scored(copied):
+    """The line with a small archive of its own, nothing of which has been scored."""
+    shutil.rmtree(copied.folder / "scores")
+    shutil.rmtree(copied.folder / "ledger")
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    for seed in range(6):
+        (copied.archive / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=64))
+    (copied.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    return copied
+
+
+def rows(line: Line) -> pd.DataFrame:
+    return line.scores().sort_values("source_uri", ignore_index=True)
+
+
+def of_ledger(line: Line) -> pd.DataFrame:
+    return ledger.known(line.job.spark, line.job.warehouse, "melanoma", None).toPandas()
+
+
+def once(line: Line) -> None:
+    """Every content has one row for each model version, and every file is in the ledger."""
+    found = rows(line)
+    contents = found[found["sha256"].notna()]
+    assert not contents.duplicated(["sha256", "model_version"]).any()
+    here = {
+        images.sha256(path.read_bytes())
+        for path in line.archive.rglob("*")
+        if path.is_file() and path.suffix not in (".zip", ".csv") and os.access(path, os.R_OK)
+    }
+    assert here <= set(contents["sha256"])
+    assert not (line.folder / "scoring").exists() or not list((line.folder / "scoring").rglob("*.parquet"))

@@ -1,0 +1,566 @@
+"""One archive of all that is broken, hostile or odd, through the ingest job: each thing ends where it should, once.
+
+The tables below name each thing with what must become of it: a reason for its rejection, or READ or SKIPPED.
+`broken.corpus()` and `broken_containers.CORPUS` go the same way.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import tarfile
+import time
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import broken
+import broken_containers
+import numpy as np
+import pandas as pd
+import pytest
+from broken import encoded
+from broken_containers import central, info, item, tarred, unix, zipped
+from conftest import SHARED, Line, open_line
+from PIL import Image, PngImagePlugin
+
+from melanoma_spark import archive, config, containers, drawing, images
+
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
+
+READ, SKIPPED = "read", "skipped"
+PERSON = "Mustermann"
+LIMITS = {**broken.LIMITS, "max_bytes": 1_000_000, "max_container_bytes": 20_000_000}
+
+Things = dict[str, tuple[bytes, str]]  # name -> its bytes, and what becomes of it
+Packed = dict[str, tuple[bytes, dict[str, str]]]  # container -> its bytes, and what becomes of its members
+
+SEEDS = iter(range(1000, 2000))
+
+
+def new() -> Image.Image:
+    """A lesion that no other file shows."""
+    return Image.fromarray(drawing.draw_lesion(np.random.default_rng(next(SEEDS)), malignant=False, size=64))
+
+
+def jpeg(**options: Any) -> bytes:
+    return encoded(new(), "JPEG", **options)
+
+
+def exif_of(person: str) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x013B] = exif[0x010E] = exif[0x9C9D] = person  # Artist, ImageDescription, XPAuthor
+    return exif
+
+
+def text_of(person: str) -> PngImagePlugin.PngInfo:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Author", person)
+    text.add_itxt("Patient", person, zip=True)
+    return text
+
+
+def loose() -> Things:
+    """Files of the archive by their names, below the folder of a label."""
+    seen, lesion = jpeg(), np.asarray(new())
+    return {
+        # names
+        "emoji \U0001f9d1\u200d\u2695\ufe0f.jpg": (jpeg(), READ),
+        "right to left \u202egpj.exe": (jpeg(), READ),
+        "\u05e9\u05d5\u05de\u05d0.jpg": (jpeg(), READ),
+        "new\nline.jpg": (jpeg(), READ),
+        "tab\tand\x1b[31mred.jpg": (jpeg(), READ),
+        os.fsdecode(b"m\xe9lanome of latin-1.jpg"): (jpeg(), READ),
+        os.fsdecode("\u9ed2\u5b50.jpg".encode("shift-jis")): (jpeg(), READ),
+        os.fsdecode(b"\xc0\xae\xc0\xae\xc0\xafoverlong.jpg"): (jpeg(), READ),
+        "$(touch pwned).jpg": (jpeg(), READ),
+        "`id`; rm -rf ~.jpg": (jpeg(), READ),
+        "-rf.jpg": (jpeg(), READ),
+        "%2e%2e%2fup.jpg": (jpeg(), READ),
+        "..\\..\\up.jpg": (jpeg(), "hidden"),
+        "a\\..\\b.jpg": (jpeg(), READ),
+        "' OR 1=1 --.jpg": (jpeg(), READ),
+        "=cmd|' C calc'!A0.jpg": (jpeg(), READ),
+        "<script>alert(1)<script>.jpg": (jpeg(), READ),
+        "{{7*7}}${7*7}.jpg": (jpeg(), READ),
+        "long" * 62 + ".jpg": (jpeg(), READ),
+        "no suffix": (jpeg(), READ),
+        "trailing dot.": (jpeg(), READ),
+        "CON": (jpeg(), READ),
+        "a*b?[c].jpg": (jpeg(), READ),
+        "_SUCCESS": (jpeg(), READ),
+        "_temporary/0/part.jpg": (jpeg(), READ),
+        "label=1/part.jpg": (jpeg(), READ),
+        # what a desktop leaves, and what lies beside photographs
+        ".hidden.jpg": (jpeg(), "hidden"),
+        ".git/objects/lesion.jpg": (jpeg(), "hidden"),
+        ".hidden.zip": (zipped({"a.jpg": jpeg()}), "hidden"),
+        ".hidden.csv": (b"image_id,label\na,melanoma\n", "hidden"),
+        "__MACOSX/._lesion.jpg": (jpeg(), "hidden"),
+        "__MACOSX/part.zip": (zipped({"a.jpg": jpeg()}), "hidden"),
+        "Thumbs.db": (bytes(600), "hidden"),
+        "desktop.ini": (b"[x]", "hidden"),
+        "ISIC_0000001_segmentation.png": (jpeg(), "mask"),
+        "ISIC_0000001_superpixels.png": (jpeg(), "mask"),
+        "ISIC_0000001_attribute_streaks.png": (jpeg(), "mask"),
+        "lesion-mask.bmp": (jpeg(), "mask"),
+        "notes.txt": (jpeg(), SKIPPED),
+        "run.sh": (b"#!/bin/sh\nrm -rf /\n", SKIPPED),
+        "LICENSE": (b"", SKIPPED),
+        "page.HTML": (b"<script>", SKIPPED),
+        # not what the name says
+        "model.h5.png": (b"\x89HDF\r\n\x1a\n" + bytes(500), "not_an_image"),
+        "program.jpg": (b"MZ\x90\0" + bytes(500), "not_an_image"),
+        "elf.jpg": (b"\x7fELF" + bytes(500), "not_an_image"),
+        "pickle.png": (pickle.dumps(PERSON), "not_an_image"),
+        "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
+        "xml bomb.svg": (b"<!DOCTYPE x [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]><x>&b;</x>", "not_an_image"),
+        "photograph.heic": (b"\0\0\0\x18ftypheic" + bytes(500), "not_an_image"),
+        "film.jpg": (b"\0\0\0\x18ftypmp42" + bytes(500), "not_an_image"),
+        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
+        "icon.png": (encoded(new(), "ICO"), "not_an_image"),
+        "pixmap.jpg": (encoded(new(), "PPM"), "not_an_image"),
+        "photoshop.tif": (b"8BPS\0\1" + bytes(500), "not_an_image"),
+        "index.parquet": (b"PAR1" + bytes(500) + b"PAR1", "not_an_image"),
+        "xz.jpg": (b"\xfd7zXZ\0" + bytes(500), "not_an_image"),
+        "rar.jpg": (b"Rar!\x1a\x07\x01\0" + bytes(500), "not_an_image"),
+        "tar.gz in a jpg.jpg": (tarred({"a.jpg": jpeg()}, "w:gz"), "archive_by_another_name"),
+        "png of a jpg.png": (jpeg(), READ),
+        "photograph.zip": (jpeg(), READ),
+        "photograph.tar.gz": (encoded(new()), READ),
+        "photograph of dicom.tar": (broken.dicom(np.asarray(new())), READ),
+        # more than one thing
+        "jpeg and zip.jpg": (jpeg() + zipped({"a.jpg": jpeg()}), READ),
+        "jpeg and page.jpg": (jpeg(comment=b"<?php system($_GET['x']); ?>") + b"<html><script>", READ),
+        "animated.webp": (encoded(new(), "WEBP", save_all=True, append_images=[new()]), READ),
+        "animated.png": (encoded(new(), "PNG", save_all=True, append_images=[new()]), READ),
+        "pages.tif": (encoded(new(), "TIFF", save_all=True, append_images=[new()]), READ),
+        "seen.jpg": (seen, READ),
+        "seen_again.jpg": (seen, "duplicate"),
+        # too large or too small
+        "no byte.png": (b"", "empty"),
+        "no byte.zip": (b"", "empty"),
+        "no member.zip": (zipped({}), "empty"),
+        "no member.tar": (tarred({}), "empty"),
+        "folders only.tar.gz": (tarred([(item("folder", tarfile.DIRTYPE), b"")], "w:gz"), "empty"),
+        "a byte too many.jpg": (jpeg() + bytes(LIMITS["max_bytes"]), "too_many_bytes"),
+        "a thousand pixels too many.png": (encoded(new().resize((1001, 1000), 0)), "too_many_pixels"),
+        "as many pixels as may be.png": (encoded(new().resize((1000, 1000), 0)), READ),
+        "a line.png": (encoded(new().resize((400, 7))), "too_small"),
+        # the name of a person
+        "exif.jpg": (jpeg(exif=exif_of(PERSON)), READ),
+        "comment.jpg": (jpeg(comment=PERSON.encode()), READ),
+        "text.png": (encoded(new(), "PNG", pnginfo=text_of(PERSON)), READ),
+        "exif.webp": (encoded(new(), "WEBP", exif=exif_of(PERSON), xmp=PERSON.encode()), READ),
+        "tags.tif": (encoded(new(), "TIFF", artist=PERSON, description=PERSON), READ),
+        "patient.dcm": (broken.dicom(lesion, PatientName=PERSON, PatientID=PERSON), READ),
+        "exif cut.jpg": (broken.half(jpeg(exif=exif_of(PERSON))), "corrupt"),
+        "text cut.png": (broken.half(encoded(new(), "PNG", pnginfo=text_of(PERSON))), "corrupt"),
+        "a face.dcm": (broken.dicom(PatientName=PERSON, RecognizableVisualFeatures="YES"), "recognisable"),
+        "of another kind.dcm": (broken.dicom(PatientName=PERSON, sop=broken.ENDOSCOPIC), "dicom_not_photographic"),
+        "text of a person.jpg": (f"{PERSON}, born 1964".encode(), "not_an_image"),
+    }
+
+
+def packed(outside: Path) -> Packed:
+    """Zip and tar files; `outside` is a folder out of the archive for them to reach for."""
+
+    def parts(names: str = "01234567") -> list[tuple[str, bytes]]:
+        return [(f"{name}.jpg", jpeg()) for name in names]
+
+    first = dict.fromkeys(("0.jpg", "1.jpg", "2.jpg"), READ)
+    whole = parts()
+    stored, cut_zip, cut_tar = zipped(whole, zipfile.ZIP_STORED), zipped(parts()), tarred(parts())
+    cut_gz = tarred(parts(), "w:gz")
+    encrypted = zipped(parts("ab"))
+    twice = {"a.jpg": READ, "a.jpg#2": READ, "A.jpg": READ}
+    many = [(f"{number:02}.bmp", bytes(990_000)) for number in range(30)]
+    slips = {
+        "../up.jpg": "__/up.jpg",
+        "../" * 30 + f"{outside}/up.jpg".lstrip("/"): "__/" * 30 + f"{outside}/up.jpg".lstrip("/"),
+        f"{outside}/absolute.jpg": f"{outside}/absolute.jpg".lstrip("/"),
+        "C:\\absolute.jpg": "C_/absolute.jpg",
+        "a/../../up.jpg": "a/__/__/up.jpg",
+    }
+    unsafe = dict.fromkeys(slips.values(), "unsafe_name") | {"good.jpg": READ}
+    member = {"exif.jpg": jpeg(exif=exif_of(PERSON)), "cut.jpg": broken.half(jpeg(exif=exif_of(PERSON)))}
+    return {
+        "slip.zip": (zipped(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}), unsafe),
+        "slip.tar": (tarred(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}), unsafe),
+        "slip.tgz": (tarred(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}, "w:gz"), unsafe),
+        "links.zip": (
+            zipped([(unix("s.jpg", 0o120777), f"{outside}/one.jpg".encode()), ("a.jpg", jpeg())]),
+            {"s.jpg": "link", "a.jpg": READ},
+        ),
+        "links and devices.tar": (
+            tarred(
+                [
+                    (item("s.jpg", tarfile.SYMTYPE, linkname=f"{outside}/one.jpg"), b""),
+                    (item("h.jpg", tarfile.LNKTYPE, linkname=f"{outside}/one.jpg"), b""),
+                    (item("folder", tarfile.SYMTYPE, linkname=str(outside)), b""),
+                    (item("folder/through.jpg"), jpeg()),
+                    (item("c.jpg", tarfile.CHRTYPE), b""),
+                    (item("f.jpg", tarfile.FIFOTYPE), b""),
+                    (item("root.jpg", mode=0o6777, uname="root"), jpeg()),
+                ]
+            ),
+            {
+                **dict.fromkeys(("s.jpg", "h.jpg", "folder"), "link"),
+                **dict.fromkeys(("c.jpg", "f.jpg"), "special_file"),
+                **dict.fromkeys(("folder/through.jpg", "root.jpg"), READ),
+            },
+        ),
+        "encrypted.zip": (
+            broken_containers.changed(encrypted, central(encrypted) + 8, b"\1\0"),
+            {"a.jpg": "encrypted", "b.jpg": READ},
+        ),
+        "cut.zip": (cut_zip[: cut_zip.index(b"3.jpg")], first | {"": "damaged_archive"}),
+        "cut.tar": (cut_tar[: cut_tar.index(b"3.jpg") + 700], first | {"": "damaged_archive"}),
+        "cut.tar.gz": (cut_gz[: len(cut_gz) // 2], first | {"": "damaged_archive"}),
+        "flipped.zip": (
+            broken_containers.changed(stored, stored.index(whole[1][1]) + 300, b"\0\xff\0"),
+            dict.fromkeys(dict(whole), READ) | {"1.jpg": "damaged_member"},
+        ),
+        "in one another.zip": (
+            zipped({"in.zip": zipped({"a.jpg": jpeg()}), "in.TGZ": b"x", "b.zip/c.jpg": jpeg()}),
+            {"in.zip": "nested_archive", "in.TGZ": "nested_archive", "b.zip/c.jpg": READ},
+        ),
+        "twice.zip": (zipped(parts("aaA")), twice),
+        "twice.tar": (tarred(parts("aaA")), twice),
+        "text.zip": (b"This was to be a zip.\n", {"": "damaged_archive"}),
+        "program.zip": (b"MZ" + bytes(3000), {"": "damaged_archive"}),
+        "many zeros.zip": (
+            zipped(many),
+            {f"{number:02}.bmp": "not_an_image" for number in range(20)} | {"": "archive_too_large"},
+        ),
+        "one of zeros.zip": (zipped({"z.bmp": bytes(9_000_000), "a.jpg": jpeg()}), {"z.bmp": "bomb", "a.jpg": READ}),
+        "zeros.tar.gz": (tarred({"a.jpg": jpeg(), "z.bmp": bytes(9_000_000)}, "w:gz"), {"a.jpg": READ, "": "bomb"}),
+        "too long.tar": (
+            tarred({"a.jpg": jpeg() + bytes(LIMITS["max_bytes"]), "b.jpg": jpeg()}),
+            {"a.jpg": "too_many_bytes", "b.jpg": READ},
+        ),
+        "ISIC2018_segmentation.zip": (
+            zipped({"a.jpg": jpeg(), "a_segmentation.png": jpeg()}),
+            {"a.jpg": READ, "a_segmentation.png": "mask"},
+        ),
+        "odds and ends.zip": (
+            zipped(
+                {
+                    "__MACOSX/a.jpg": b"x",
+                    ".DS_Store": b"x",
+                    "no byte.jpg": b"",
+                    "README.md": b"x",
+                    "formulas.csv": b"image_id,age\n=1+1,@SUM(A1)\n",
+                    "page.jpg": b"<html>",
+                    "tiny.png": encoded(new().resize((4, 4))),
+                    "emoji \U0001f9d1.jpg": jpeg(),
+                }
+            ),
+            {
+                **dict.fromkeys(("__MACOSX/a.jpg", ".DS_Store"), "hidden"),
+                **dict.fromkeys(("README.md", "formulas.csv"), SKIPPED),
+                "no byte.jpg": "empty",
+                "page.jpg": "not_an_image",
+                "tiny.png": "too_small",
+                "emoji \U0001f9d1.jpg": READ,
+            },
+        ),
+        "persons.zip": (zipped(member), {"exif.jpg": READ, "cut.jpg": "corrupt"}),
+        "of jpeg.jpg.zip": (zipped([(info("a.jpg", comment=b"x" * 900), jpeg())]), {"a.jpg": READ}),
+    }
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """The archive after its ingest. `expected` is what must become of each thing, by its source."""
+
+    line: Line
+    told: str
+    expected: dict[str, str]
+    contents: dict[str, bytes]  # of loose files, by source
+    before: dict[str, tuple[int, ...]]  # of all files beside the warehouse
+    seconds: float
+
+    def rejects(self) -> pd.DataFrame:
+        return pd.read_parquet(self.line.folder / "rejects" / self.line.manifest("images")["path"])
+
+
+def state(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Size, time and number of everything in a folder, links themselves."""
+    found = {}
+    for above, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            path = os.path.join(above, name)
+            stat = os.lstat(path)
+            found[path] = (stat.st_mode, stat.st_size if name in names else 0, stat.st_mtime_ns, stat.st_ino)
+    return found
+
+
+def shown(name: str) -> str:
+    """A file's name as text: bytes that are none are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def of_corpora() -> tuple[Things, Packed]:
+    things = {f"{name}.jpg": case for name, case in broken.corpus().items()}
+    boxes: Packed = {}
+    for name, (kind, make, members) in broken_containers.CORPUS.items():
+        content = make()
+        # What is read of these is random bytes, and no image.
+        outcome = {member: reason or "not_an_image" for member, reason in members.items()}
+        if not content or not members:
+            things[f"{name}.{kind}"] = (content, "empty")
+        elif name.endswith("photograph"):  # by its first bytes
+            things[f"{name}.{kind}"] = (content, "corrupt")
+        else:
+            boxes[f"{name}.{kind}"] = (content, outcome)
+    return things, boxes
+
+
+def lay_out(root: Path) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Writes the archive. Returns what must become of each thing, and the bytes of those that are loose."""
+    expected, contents = {}, {}
+
+    def put(name: str, content: bytes, outcome: str) -> None:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        expected[shown(name)], contents[shown(name)] = outcome, content
+
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "one.jpg").write_bytes(jpeg())
+    for number in range(40):
+        content = drawing.lesion_jpeg(number, malignant=number % 2 == 1, size=64)
+        put(f"{('nevus', 'melanoma')[number % 2]}/good/good_{number}.jpg", content, READ)
+    things, boxes = of_corpora()
+    for folder, files in (("nevus/hostile", loose()), ("nevus/corpus", things), (".", TABLES)):
+        for name, (content, outcome) in files.items():
+            put(os.path.normpath(f"{folder}/{name}"), content, outcome)
+    for folder, containers_ in (("nevus/packed", packed(outside)), ("nevus/boxes", boxes)):
+        for name, (content, outcomes) in containers_.items():
+            put(f"{folder}/{name}", content, "")
+            del expected[f"{folder}/{name}"], contents[f"{folder}/{name}"]
+            expected |= {f"{folder}/{name}!/{member}": outcome for member, outcome in outcomes.items()}
+
+    links = root / "nevus/links"
+    links.mkdir()
+    for name, (aim, outcome) in LINKS.items():
+        (links / name).symlink_to(aim.format(outside=outside))
+        expected[f"nevus/links/{name}"] = outcome
+    os.mkfifo(links / "pipe.jpg")
+    expected["nevus/links/pipe.jpg"] = "special_file"
+    return {f"file:{root}/{name}": outcome for name, outcome in expected.items()}, {
+        f"file:{root}/{name}": content for name, content in contents.items()
+    }
+
+
+# Reasons that are told from the content, which then has a hash. Of a mask and of no bytes the listing may know.
+OF_CONTENT = {reason for _, reason in broken.corpus().values()} | {"duplicate"}
+LINKS = {  # name -> where it leads, and what becomes of it
+    "out.jpg": ("{outside}/one.jpg", "link"),
+    "up.jpg": ("../../../outside/one.jpg", "link"),
+    "folder": ("{outside}", "link"),
+    "passwd.jpg": ("/etc/passwd", "link"),
+    "zeros.jpg": ("/dev/zero", "link"),
+    "nothing.jpg": ("nowhere.jpg", "link"),
+    "self.jpg": ("self.jpg", "link"),
+    "cycle": ("..", "link"),
+    "inside.jpg": ("../good/good_0.jpg", "duplicate"),
+}
+TABLES = {
+    "formulas.csv": (
+        b'image_id,site,patient_id\ngood_0,=HYPERLINK("http://a.b"),"=cmd|\' /C calc\'!A0"\ngood_2,@SUM(1),+1\n',
+        SKIPPED,
+    ),
+    "a million columns.csv": (b",".join(b"c%d" % number for number in range(1_000_000)) + b"\n1\n", SKIPPED),
+    "a million columns of nothing.csv": (b"image_id" + b"," * 1_000_000, SKIPPED),
+    "latin-1.csv": ("image_id,site\ngood_4,Schl\u00fcsselbein\n".encode("latin-1"), SKIPPED),
+    "utf-16.csv": ("image_id,site\ngood_6,back\n".encode("utf-16"), SKIPPED),
+    "utf-32.csv": ("image_id,site\ngood_8,back\n".encode("utf-32"), SKIPPED),
+    "nul.csv": (b"image_id,label\ngood_10,\0melanoma\n", SKIPPED),
+    "zeros.tsv": (bytes(3000), SKIPPED),
+    "nothing.csv": (b"", SKIPPED),
+    "never closed.csv": (b'image_id,site\ngood_12,"back\n' + b"x,y\n" * 50, SKIPPED),
+    "photograph.csv": (jpeg(), SKIPPED),
+    "page.csv": (b"<!DOCTYPE html><html>404</html>", SKIPPED),
+    "HAM10000_metadata": (b"\xff\xfe\xff\xff\xff", SKIPPED),
+}
+
+
+@pytest.fixture(scope="module")
+def ingested(spark, tmp_path_factory, shared_mlflow) -> Ingested:
+    """One ingest, for all the tests to look at."""
+    root = tmp_path_factory.mktemp("hostile") / "archive"
+    root.mkdir()
+    expected, contents = lay_out(root)
+    before = state(root.parent)
+    line = open_line(
+        spark,
+        root,
+        tmp_path_factory.mktemp("made") / "warehouse",
+        mlflow={"tracking_uri": shared_mlflow},
+        ingest={**LIMITS, "test_fraction": 0.3, "validation_fraction": 0.3},
+    )
+    start = time.monotonic()
+    told = line.stage("ingest")
+    return Ingested(line, told, expected, contents, before, time.monotonic() - start)
+
+
+def test_each_thing_ends_where_it_should_and_once(ingested):
+    accepted, rejected = ingested.line.read("images").toPandas(), ingested.rejects()
+    found = [*accepted["source_uri"], *rejected["source_uri"]]
+    assert len(found) == len(set(found))
+    outcomes = dict.fromkeys(accepted["source_uri"], READ) | dict(
+        zip(rejected["source_uri"], rejected["reason"], strict=True)
+    )
+    assert outcomes == {source: outcome for source, outcome in ingested.expected.items() if outcome != SKIPPED}
+
+
+def test_the_sums_are_those_of_the_tables_here(ingested):
+    facts, count = ingested.line.manifest("images"), Counter(ingested.expected.values())
+    assert len(ingested.expected) >= 350
+    assert facts["listed"] == len(ingested.expected)
+    assert facts["accepted"] == count[READ] == sum(facts["counts"].values())
+    assert facts["skipped"] == count[SKIPPED]
+    assert facts["rejected"] == sum(count.values()) - count[READ] - count[SKIPPED]
+    assert facts["reasons"] == {reason: n for reason, n in count.items() if reason not in (READ, SKIPPED)}
+    assert ingested.told.startswith(f"ingest: {len(ingested.expected)} files listed = {count[READ]} accepted + ")
+
+
+def test_every_reject_says_what_and_why(ingested):
+    known = images.REASONS.keys() | containers.REASONS.keys()
+    for row in ingested.rejects().itertuples():
+        assert row.reason in known
+        assert row.detail
+        assert len(row.detail.splitlines()) == 1
+        if row.sha256 is None:
+            assert row.reason not in OF_CONTENT or row.reason in ("mask", "empty"), row
+        elif row.source_uri in ingested.contents:
+            assert row.sha256 == images.sha256(ingested.contents[row.source_uri])
+        else:
+            assert len(row.sha256) == 64
+
+
+def test_nothing_is_written_beside_the_warehouse(ingested):
+    assert state(ingested.line.archive.parent) == ingested.before
+    assert {path.name for path in ingested.line.folder.parent.iterdir()} == {"warehouse"}
+
+
+def test_no_name_of_a_person_is_stored(ingested):
+    assert sum(PERSON.encode() in content for content in ingested.contents.values()) > 5
+    looked_at = Counter()
+    for path in ingested.line.folder.rglob("*"):
+        if path.is_file():
+            looked_at[path.relative_to(ingested.line.folder).parts[0]] += 1
+            for content in (path.read_bytes(), *cells_of(path)):
+                assert not any(PERSON.encode(code) in content for code in ("utf-8", "utf-16-le")), path
+                assert b"jane-doe" not in content
+    assert looked_at["images"] > 1
+    assert looked_at["rejects"] > 1
+    assert looked_at["decoded"] > 1
+
+
+def cells_of(path: Path) -> list[bytes]:
+    """What a Parquet file holds, uncompressed."""
+    if path.suffix != ".parquet":
+        return []
+    cells = pd.read_parquet(path).select_dtypes("object").to_numpy().ravel()
+    return [cell if isinstance(cell, bytes) else str(cell).encode() for cell in cells]
+
+
+def test_what_looks_like_a_formula_is_text(ingested):
+    table = ingested.line.read("images").toPandas().set_index("image_id")
+    assert table.loc["good_0", "site"] == '=hyperlink("http://a.b")'
+    assert table.loc["good_4", "site"] == "schl\u00fcsselbein"
+
+
+def test_it_takes_no_more_than_its_time(ingested):
+    assert ingested.seconds < 300  # a quarter of that on a busy machine; a bomb would take hours
+
+
+# Any damage
+
+
+LESIONS = SHARED / "data/lesions"
+MUTATED = 300
+
+
+def mutated(rng: random.Random, whole: bytes, other: bytes) -> bytes:
+    """A file that is spoilt as copies, disks and enemies spoil it."""
+    spoilt = bytearray(whole)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(len(spoilt) + 1)
+        # Where formats keep what they say of themselves: at the start, and a zip at its end.
+        at = rng.choice((at, at % 200, max(0, len(spoilt) - at % 200)))
+        length = rng.choice((1, 2, 4, 64, 1000))
+        new = rng.choice((rng.randbytes(length), bytes(length), b"\xff" * length, other[at : at + length]))
+        way = rng.choice(("over", "over", "into", "out", "cut"))
+        if way == "cut":
+            del spoilt[at:]
+        elif way == "out":
+            del spoilt[at : at + length]
+        else:
+            spoilt[at : at + (length if way == "over" else 0)] = new
+    return bytes(spoilt)
+
+
+def wholes(rng: random.Random) -> dict[str, list[bytes]]:
+    """Sound files to spoil, by suffix."""
+    files = {
+        kind.lower(): [encoded(broken.LESION, kind, **options) for options in ({}, {"exif": exif_of("x")})]
+        for kind in ("JPEG", "PNG", "TIFF", "WEBP")
+    }
+    files["bmp"], files["dcm"] = [encoded(broken.LESION, "BMP")], [broken.dicom()]
+    files["jpeg"].append(encoded(broken.LESION, "JPEG", progressive=True))
+    files["jpeg"] += (
+        [path.read_bytes() for path in rng.sample(sorted(LESIONS.glob("*/*.jpg")), 5)] if LESIONS.is_dir() else []
+    )
+    inside = {f"{number}.{kind}": files[kind][0] for number, kind in enumerate(files)}
+    files["zip"] = [zipped(inside), zipped(inside, zipfile.ZIP_STORED), zipped(inside, streamed=True)]
+    files["tar"] = [tarred(inside), tarred(inside, form=tarfile.GNU_FORMAT)]
+    files["tar.gz"] = [tarred(inside, "w:gz")]
+    return files
+
+
+def test_of_any_damage_each_row_comes_out_once_with_a_known_reason(spark, tmp_path):
+    rng = random.Random(11)
+    files = wholes(rng)
+    every = [content for contents in files.values() for content in contents]
+    for number in range(MUTATED):
+        kind = rng.choice([*files, "zip", "tar", "tar.gz"])
+        folder = tmp_path / f"{number % 7}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{number}.{kind}").write_bytes(mutated(rng, rng.choice(files[kind]), rng.choice(every)))
+    settings = config.parse({"archive": str(tmp_path), "image_size": 64, "ingest": LIMITS})
+    start = time.monotonic()
+    listed = archive.listing(spark, settings).localCheckpoint()
+    rows = listed.collect()
+    todo = listed.where("role = 'image' and reason is null")
+    decoded = archive.decode(todo, todo.count(), settings).collect()
+    assert time.monotonic() - start < 300
+
+    places = Counter(row.source_uri for row in rows)
+    assert max(places.values()) == 1
+    # each file itself, or some of what was in it
+    assert {row.file for row in rows} == {f"{path.relative_to(tmp_path)}" for path in tmp_path.glob("*/*")}
+    known = images.REASONS.keys() | containers.REASONS.keys()
+    assert {row.reason for row in rows} <= {None, *known}
+    assert all(bool(row.reason) == bool(row.detail) for row in rows)
+
+    readable = sorted(row.source_uri for row in rows if row.role == "image" and row.reason is None)
+    assert sorted(row.source_uri for row in decoded) == readable
+    for row in decoded:
+        assert (row.image is None) == (row.reason is not None) == (row.detail is not None)
+        assert row.reason is None or row.reason in known
+        assert row.reason != images.GONE, row
+        if row.image is not None:
+            assert len(row.sha256) == len(row.pixel_sha256) == 64
+    # The damage is such that much is lost and much is left, of loose files and of members.
+    for loose_ones in (True, False):
+        outcomes = Counter(row.reason for row in decoded if ("!/" not in row.source_uri) == loose_ones)
+        assert outcomes[None] > 20
+        assert sum(outcomes.values()) - outcomes[None] > 20

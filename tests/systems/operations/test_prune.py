@@ -1,0 +1,337 @@
+"""prune: what it tells is what it removes, on every kind of store, and never beside a job at work."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from conftest import REPO, STAGES, said
+
+from jobs import prune
+from jobs.job import Job, invoke
+from melanoma_spark import config, exported, files, history, images, lease, lineage, retention
+from melanoma_spark.errors import BusyError, ClusterError, DataError
+
+OLD, NEW, MADE = (lineage.content_id([name]) for name in ("old", "new", "made from"))
+DAY = 86400
+
+
+def fill(url):
+    """A warehouse with superseded features, dataset and head, and what stays; returns the paths of what may go."""
+    gone = [f"features/{OLD}/part-0", f"images/{OLD}-{MADE}/part-0", f"rejects/{OLD}-{MADE}/part-0"]
+    gone += [f"models/head/{OLD}/weights.npz"]
+    kept = [path.replace(OLD, NEW) for path in gone] + [f"scores/batch_id=x/{OLD}", f"ledger/m/1/batch_id=x/{OLD}"]
+    for path in [*gone, *kept, "batches/x/batch.json"]:
+        files.write_bytes(files.join(url, path), b"12345")
+    for place, name in (("features", NEW), ("images", f"{NEW}-{MADE}"), ("models/head", NEW)):
+        files.write_json(files.join(url, place, "manifest.json"), {"id": NEW, "path": name})
+    return sorted(path.rpartition("/")[0] for path in gone)
+
+
+@pytest.fixture
+def warehouse(tmp_path):
+    """Such a warehouse, on this machine."""
+    fill(f"file://{tmp_path}")
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """Nobody else starts in the moment in which a lease is taken, so that there are nine of them at once."""
+    monkeypatch.setattr(lease, "SETTLE", 0)
+
+
+@pytest.fixture
+def store(folder):
+    """The URL of an empty folder on each kind of store, which goes with what is in it."""
+    yield f"{folder}/to-prune"
+    files.remove(f"{folder}/to-prune")
+
+
+def run(place, **changes):
+    """What it says, line by line."""
+    settings = config.parse({"warehouse": str(place), **changes})
+    with said() as text:
+        summary = prune.run(Job(None, settings, files.url_of(str(place)), None))
+    return [*text.getvalue().splitlines(), summary.text]
+
+
+def there(place):
+    return sorted(path for path, _, _ in files.walk(files.url_of(str(place))))
+
+
+def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
+    gone, mlflow = fill(store), {"tracking_uri": shared_mlflow}
+    before = there(store)
+    told = run(store, mlflow=mlflow)
+    assert there(store) == before, "a dry run changes nothing"
+    assert [line.split()[0] for line in told[1:-2]] == gone
+    assert "4 entries, 4 files, 0.0 MB may go, nothing was removed; to remove them: ./spark-submit.sh prune" in told[-1]
+    assert told[-1].endswith("prune.apply=true")
+    again = run(store, mlflow=mlflow, prune={"apply": True})
+    assert again[:-1] == told[:-1]
+    assert again[-1] == "4 entries, 4 files, 0.0 MB removed"
+    assert there(store) == [path for path in before if path.rpartition("/")[0] not in gone]
+    assert run(store, mlflow=mlflow)[-1].startswith("nothing may go of the 8 files that were looked at")
+
+
+def test_a_table(warehouse):
+    (warehouse / f"features/{OLD}/part-0").write_bytes(b"x" * 12_345_678)
+    os.utime(warehouse / f"features/{OLD}/part-0", (0, 0))
+    told = run(warehouse)
+    assert re.fullmatch(r"what +files +MB  why", told[0])
+    assert re.fullmatch(rf"features/{OLD} +1 +12\.3  superseded: features/manifest\.json names another", told[1])
+    places = {line.rindex("superseded") for line in told[1:5]}
+    assert len(places) == 1
+    assert places == {told[0].rindex("why")}
+    assert told[-2] == "pictures of worklists stay, whatever their age: prune.worklists_days is not set"
+    assert run(warehouse, prune={"worklists_days": 9})[-2].startswith("rejects/")
+
+
+@pytest.mark.parametrize("apply", [True, False])
+@pytest.mark.parametrize("job", ["score", "pipeline", "one that is yet to be written"])
+def test_it_leaves_while_a_job_is_at_work(warehouse, job, apply):
+    url = f"file://{warehouse}"
+    with lease.held(url, job):
+        before = there(warehouse)
+        with pytest.raises(BusyError, match=f"{job} is already running on this warehouse") as caught:
+            run(warehouse, prune={"apply": apply})
+        assert there(warehouse) == before
+    assert caught.value.exit_status == 5
+    run(warehouse, prune={"apply": apply})
+
+
+def test_it_waits_for_a_job_when_told_to(warehouse, monkeypatch):
+    monkeypatch.setattr(lease, "AGAIN", 0.1)
+    with lease.held(f"file://{warehouse}", "score") as held, lease.every(1, lambda: files.remove(held.url)):
+        assert run(warehouse, wait=60, prune={"apply": True})[-1].endswith("removed")
+
+
+def test_no_job_starts_meanwhile(warehouse, monkeypatch):
+    decide, refused = retention.decide, []
+
+    def deciding(*given):
+        for job in prune.JOBS:
+            with pytest.raises(BusyError, match="prune is already running on this warehouse"), lease.held(url, job):
+                pass
+            refused.append(job)
+        return decide(*given)
+
+    url = f"file://{warehouse}"
+    monkeypatch.setattr(retention, "decide", deciding)
+    run(warehouse, prune={"apply": True})
+    assert tuple(refused) == prune.JOBS
+    assert not files.matches(f"{url}/running", "*"), "and its leases are given back"
+
+
+def test_it_knows_the_leases_of_all_jobs():
+    """Of all that do not open everything by themselves."""
+    modules = [importlib.import_module(f"jobs.{path.stem}") for path in (REPO / "jobs").glob("[a-z]*.py")]
+    commands = [module.COMMAND for module in modules if hasattr(module, "COMMAND")]
+    assert sorted(command.name for command in commands if command.prepared) == sorted(prune.JOBS)
+    assert set(STAGES) < set(prune.JOBS)
+
+
+def test_who_has_lost_a_lease_removes_nothing_more(warehouse, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0)  # it looks before each
+    monkeypatch.setattr(lease, "every", lambda *_: nullcontext())  # a beat in that moment would write it again
+    remove = files.remove
+
+    def removing(url):
+        remove(url)
+        (warehouse / "running/ingest.json").unlink(missing_ok=True)
+
+    monkeypatch.setattr(prune.files, "remove", removing)
+    with pytest.raises(ClusterError, match=r"running/ingest\.json is not this job's any more"):
+        run(warehouse, prune={"apply": True})
+    monkeypatch.undo()
+    assert len(run(warehouse)) == 6, "three of four are still there"
+
+
+def test_who_has_lost_a_lease_while_it_looked_removes_nothing(warehouse, monkeypatch):
+    decide, before = retention.decide, there(warehouse)
+
+    def deciding(*given):
+        (warehouse / "running/score.json").unlink()
+        return decide(*given)
+
+    monkeypatch.setattr(retention, "decide", deciding)
+    with pytest.raises(ClusterError, match=r"running/score\.json is not this job's any more"):
+        run(warehouse, prune={"apply": True})
+    assert there(warehouse) == before
+
+
+def test_killed_anywhere_it_leaves_no_manifest_of_what_is_gone(tmp_path, monkeypatch):
+    """An external set goes with its manifest, so it is the one that could."""
+    remove = files.remove
+    for number in range(20):
+        place = tmp_path / str(number)
+        fill(f"file://{place}")
+        top = f"external/{OLD}/images"
+        for path in (f"{top}/{NEW}-{MADE}/part-0", f"{top}/{NEW}-{MADE}/part-1"):
+            files.write_bytes(f"file://{place}/{path}", b"1")
+        files.write_json(f"file://{place}/{top}/manifest.json", {"id": NEW, "path": f"{NEW}-{MADE}"})
+        for path in (place / "external").rglob("*"):
+            os.utime(path, (0, 0))
+        left = [number]
+
+        def dying(url, left=left):
+            if "/running/" in url:
+                return remove(url)
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return remove(url)
+
+        with monkeypatch.context() as only_here:
+            only_here.setattr(files, "remove", dying)
+            try:
+                run(place, prune={"apply": True})
+            except KeyboardInterrupt:
+                ended = False
+            else:
+                ended = True
+        for manifest in place.rglob("manifest.json"):
+            assert (manifest.parent / json.loads(manifest.read_text())["path"]).is_dir()
+        run(place, prune={"apply": True})
+        assert not (place / top).exists()
+        assert run(place)[-1].startswith("nothing may go")
+        if ended:
+            break
+    assert number > 8, "it was killed at each of its steps"
+
+
+def test_a_folder_that_cannot_be_removed_is_told_in_a_line(warehouse, monkeypatch):
+    def refused(url):
+        raise PermissionError(13, "Permission denied", url)
+
+    monkeypatch.setattr(prune.files, "remove", refused)
+    with pytest.raises(ClusterError, match=rf"file://{warehouse}: Permission denied; mend that and run prune again"):
+        run(warehouse, prune={"apply": True})
+
+
+def test_what_a_killed_ingest_left_is_found(warehouse):
+    files.write_bytes(f"file://{warehouse}/_ingest-0a1b2c3d/listed/part-0", b"1")
+    run(warehouse, prune={"apply": True})
+    assert not (warehouse / "_ingest-0a1b2c3d").exists()
+
+
+def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
+    given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
+    words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"
+    assert invoke(prune.COMMAND, given).summary.endswith(f": ./spark-submit.sh prune {words}")
+
+
+def test_a_damaged_manifest_ends_it(warehouse):
+    (warehouse / "features/manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"features/manifest\.json is not a JSON object"):
+        run(warehouse, prune={"apply": True})
+    assert (warehouse / f"features/{OLD}").exists()
+
+
+# With registered versions
+
+
+def test_of_a_whole_line_nothing_may_go(line):
+    before = there(line.folder)
+    assert run(line.folder)[-1].startswith("nothing may go")
+    assert there(line.folder) == before
+    assert files.matches(f"{line.job.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
+
+
+def test_what_a_registered_version_needs_stays_until_the_version_goes(copied):
+    import mlflow
+
+    report, dataset = copied.manifest("reports"), copied.manifest("images")
+    exports = copied.folder / "models/exported"
+    (kept,) = exports.iterdir()
+    for place in ("reports", "images", "rejects"):
+        name = report["path"] if place == "reports" else dataset["path"]
+        other = NEW if place == "reports" else f"{NEW}-{MADE}"
+        shutil.copytree(copied.folder / place / name, copied.folder / place / other)
+    for place, name in (("reports", NEW), ("images", f"{NEW}-{MADE}")):
+        facts = copied.manifest(place)
+        files.write_json(f"{copied.job.warehouse}/{place}/manifest.json", facts | {"id": NEW, "path": name})
+    (exports / f"{OLD}.ncnn").write_bytes(b"of a version that was deleted")
+    told = run(copied.folder)
+    assert [line.split()[0] for line in told[1:-2]] == [f"models/exported/{OLD}.ncnn"]
+
+    tracker = copied.tracker()
+    version = tracker.version("melanoma@champion")
+    assert version.tags[exported.TAG.format(engine="ncnn")] == images.sha256(kept.read_bytes())
+    mlflow.MlflowClient().delete_model_version("melanoma", version.version)
+    with pytest.raises(
+        DataError, match=r"melanoma version 1 is champion by registry/, and MLflow at sqlite:///.* does"
+    ):
+        run(copied.folder, prune={"apply": True})
+    assert kept.exists()
+    shutil.rmtree(copied.folder / "registry")
+    gone = {f"models/exported/{OLD}.ncnn", f"models/exported/{kept.name}", f"reports/{report['path']}"}
+    gone |= {f"{place}/{dataset['path']}" for place in ("images", "rejects", "unmatched")}
+    assert {line.split()[0] for line in run(copied.folder, prune={"apply": True})[1:-2]} >= gone
+
+
+def test_a_report_that_moved_an_alias_stays(warehouse, shared_mlflow, monkeypatch):
+    url = f"file://{warehouse}"
+    files.write_bytes(f"{url}/reports/{OLD}/report.html", b"1")
+    files.write_json(f"{url}/reports/manifest.json", {"id": NEW, "path": NEW})
+    history.append(url, "m", "champion", history.PROMOTE, None, "1", "", {"report_id": OLD})
+    history.append(url, "m", "champion", history.PROMOTE, "1", "2", "", {"report_id": NEW})
+    files.write_json(f"{url}/registry/m/{history.VERDICTS}/1.json", {})
+
+    class Version:
+        def __init__(self, version):
+            self.name, self.version, self.tags = "m", version, {}
+
+    monkeypatch.setattr(prune.tracking.Tracker, "versions", lambda self: [Version("2")])
+    told = run(warehouse, mlflow={"tracking_uri": shared_mlflow})
+    assert f"reports/{OLD}" not in "\n".join(told)
+    monkeypatch.setattr(prune.tracking.Tracker, "versions", lambda self: [Version("1")])
+    with pytest.raises(DataError, match=r"m version 2 is champion by registry/"):
+        run(warehouse, mlflow={"tracking_uri": shared_mlflow})
+
+
+# From outside
+
+
+def test_it_needs_neither_java_nor_spark_and_makes_no_database(warehouse, submit):
+    nothing = {"JAVA_HOME": "/nowhere", "REAL_JAVA_HOME": None, "SPARK_HOME": "/nowhere"}
+    done = submit("prune", f"warehouse={warehouse}", "prune.worklists_days=9", **nothing)
+    assert (done.returncode, done.stderr) == (0, "")
+    words = f"./spark-submit.sh prune warehouse={warehouse} prune.worklists_days=9 prune.apply=true"
+    assert done.stdout.splitlines()[-1].endswith(f"nothing was removed; to remove them: {words}")
+    done = submit("prune", f"warehouse={warehouse}", "prune.apply=true", "log.format=json", **nothing)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["event"] for line in told] == [*["item"] * 4, "note", "done"]
+    assert (told[0]["path"], told[0]["files"], told[0]["bytes"], told[0]["removed"]) == (f"features/{OLD}", 1, 5, True)
+    assert not (warehouse / "mlflow.db").exists()
+    assert not (warehouse / f"features/{OLD}").exists()
+
+
+def test_its_exit_statuses(warehouse, submit):
+    away = f"{warehouse}/nowhere"
+    for words, status, message in (
+        (
+            [f"warehouse={away}", "prune.apply=true"],
+            4,
+            f"file://{away} is not there; name a warehouse by warehouse=URL",
+        ),
+        ([f"warehouse={warehouse}", "prune.unfinished_days=-1"], 2, "setting prune.unfinished_days: "),
+        (["warehouse=s3a://KEY:SECRET@bucket/w"], 2, "has a user or a key in its address"),
+        (["warehouse=hdfs://nobody.invalid:1/w"], 3, "hdfs://nobody.invalid:1/w: "),
+    ):
+        done = submit("prune", *words)
+        assert done.returncode == status, done.stdout + done.stderr
+        (line,) = done.stderr.splitlines()
+        assert message in line
+    assert not Path(away).exists()
+    with lease.held(f"file://{warehouse}", "score"):
+        done = submit("prune", f"warehouse={warehouse}")
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: score is already running on this warehouse, since ")

@@ -1,0 +1,146 @@
+"""The whole line with archive and warehouse on a real S3 server, through Spark's s3a and fsspec's S3, as submitted."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import REPO, STAGES, with_settings
+from kills import killed_when
+from mlflow_server import mlflow_server
+
+from melanoma_spark import drawing, files, images, store
+
+WAREHOUSE = "s3a://melanoma/warehouse"
+ARCHIVE = "s3a://melanoma/archive"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """What a job needs to be told to work on it: words of spark-submit.sh."""
+
+    words: tuple[str, ...]
+    settings: Path
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: dict[str, str], lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    import boto3
+    import hadoop
+
+    folder = tmp_path_factory.mktemp("s3-line")
+    with hadoop.or_skipped():
+        jars = hadoop.classpath(folder, "s3a-pom.xml")
+    spark = {
+        "spark.driver.extraClassPath": jars,
+        "spark.hadoop.fs.s3a.endpoint": s3["AWS_ENDPOINT_URL"],
+        "spark.hadoop.fs.s3a.path.style.access": "true",
+    }
+    with contextlib.ExitStack() as until_the_end:
+        patch = until_the_end.enter_context(pytest.MonkeyPatch.context())
+        for name, value in s3.items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="melanoma")
+        there, top = files.filesystem(ARCHIVE)
+        there.put(f"{lesions}/", top, recursive=True)
+        server = until_the_end.enter_context(mlflow_server(f"sqlite:///{folder}/server.db", folder))
+        settings = with_settings(archive=ARCHIVE, warehouse=WAREHOUSE, mlflow={"tracking_uri": server})
+        path = folder / "settings.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        options = [word for key, value in spark.items() for word in ("--conf", f"{key}={value}")]
+        yield Bucket(("--conf", str(path), "--master", "local[2]", *options), path)
+
+
+def manifest(name: str) -> dict[str, Any]:
+    return store.need(WAREHOUSE, name, "?")
+
+
+def scores() -> pd.DataFrame:
+    """All rows that a reader of Parquet sees: without Spark, and without names that begin with an underscore."""
+    there, top = files.filesystem(f"{WAREHOUSE}/scores")
+    names = [name for name in there.find(top) if re.search(r"/batch_id=[^/]+/[^_][^/]*\.parquet$", name)]
+    tables = [pd.read_parquet(io.BytesIO(there.cat_file(name))) for name in names]
+    return pd.concat(tables, ignore_index=True)
+
+
+def once() -> pd.DataFrame:
+    """The rows of contents, each of which has one for the model version; a file that cannot be read has a row, too."""
+    found = scores()
+    found = found[found["sha256"].notna()]
+    assert not found.duplicated(["sha256", "model_version"]).any()
+    return found
+
+
+@pytest.fixture(scope="module")
+def told(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the pipeline has said."""
+    done = subprocess.run(
+        [str(REPO / "spark-submit.sh"), "pipeline", *bucket.words],
+        cwd=tmp_path_factory.mktemp("s3-submitted"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_it_gives_what_a_folder_gives(told, line):
+    for stage in STAGES:
+        assert f"{stage}: " in told, told
+    for key in ("id", "counts", "reasons", "groups"):
+        assert manifest("images")[key] == line.manifest("images")[key]
+    ours, theirs = (found["metrics"] for found in (line.manifest("reports"), manifest("reports")))
+    for name in ("test_auroc_head", "test_auroc_finetuned"):
+        assert abs(ours[name] - theirs[name]) <= 1e-6
+    here, there = (rows[rows["sha256"].notna()].set_index("sha256").sort_index() for rows in (line.scores(), scores()))
+    assert list(here.index) == list(there.index)
+    assert (here["probability"] - there["probability"]).abs().max() <= 1e-3
+
+
+def come_in(first: int, count: int) -> None:
+    there, top = files.filesystem(ARCHIVE)
+    for seed in range(first, first + count):
+        there.pipe_file(f"{top}/new-{seed}.jpg", drawing.lesion_jpeg(9000 + seed, size=64))
+
+
+def test_killed_around_its_commit_and_again_every_image_has_one_row(told, bucket, submit, submitted):
+    """S3 has no rename: what is staged is copied to its name, and gone afterwards. The next run is killed then."""
+    come_in(0, 20)
+    there, top = files.filesystem(WAREHOUSE)
+
+    def rows_in(prefix: str) -> Callable[[], set[str]]:
+        return lambda: {name for name in there.find(top) if f"/{prefix}" in name and name.endswith(".parquet")}
+
+    for place in ("scores/_staged-", "scores/batch_id="):
+        now = rows_in(place)
+        before, committed = now(), rows_in("scores/batch_id=")()
+        killed_when(submitted("score", *bucket.words), lambda: now() - before)  # noqa: B023
+        once()
+        assert rows_in("scores/batch_id=")() >= committed
+    done = submit("score", *bucket.words)
+    assert done.returncode == 0, done.stderr
+    found = once()
+    new = {images.sha256(drawing.lesion_jpeg(9000 + seed, size=64)) for seed in range(20)}
+    assert new <= set(found["sha256"])
+    assert not rows_in("scores/_staged-")()
+    assert not rows_in("scoring/")()
+
+
+def test_of_two_at_once_one_leaves_and_says_who_is_at_it(told, bucket, submitted):
+    come_in(500, 5)
+    both = [submitted("score", *bucket.words) for _ in range(2)]
+    ends = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    assert sorted(status for *_, status in ends) == [0, 5], ends
+    assert any("score is already running on this warehouse" in err for _, err, _ in ends)
+    once()

@@ -1,0 +1,145 @@
+"""The line on a real standalone cluster of two one-core workers gives what it gives in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import STAGES, Line, open_line
+from standalone import Cluster, submitted
+
+from melanoma_spark import store
+
+
+@pytest.fixture(scope="module")
+def distributed(cluster: Cluster, line: Line, tmp_path_factory: pytest.TempPathFactory) -> tuple[Line, str]:
+    """The pipeline of the `line` fixture, submitted to the cluster; and what it printed."""
+    folder = tmp_path_factory.mktemp("distributed")
+    started = submitted(cluster, "pipeline", folder, line.archive)
+    out, err = started.communicate(timeout=600)
+    assert started.returncode == 0, out + err
+    return open_line(line.job.spark, line.archive, folder / "warehouse"), out
+
+
+def by_key(table: pd.DataFrame, key: str) -> pd.DataFrame:
+    return table.sort_values(key, ignore_index=True)
+
+
+def test_both_workers_ran_an_executor_and_a_horovod_rank_each(cluster: Cluster, distributed: tuple[Line, str]):
+    for worker in cluster.workers:
+        assert len(cluster.executors(worker)) == 1, f"{worker.name} ran no executor"
+        assert cluster.tasks(worker) > 20
+    there, told = distributed
+    for stage in STAGES:
+        assert f"{stage}: " in told
+    assert "finetune: 2 ranks" in told
+    assert there.manifest("models/finetuned")["ranks"] == 2
+
+
+def test_the_dataset_is_the_same(line: Line, distributed: tuple[Line, str]):
+    there, _ = distributed
+    assert there.manifest("images")["id"] == line.manifest("images")["id"]
+    assert there.manifest("images")["reasons"] == line.manifest("images")["reasons"]
+
+
+def test_the_features_are_equal(line: Line, distributed: tuple[Line, str]):
+    there, _ = distributed
+    ours, theirs = (by_key(which.read("features").toPandas(), "sha256") for which in (line, there))
+    assert list(ours["sha256"]) == list(theirs["sha256"])
+    header = 128  # of numpy's .npy format, version 1
+    for cut in ("block4_pool", "block5_pool"):
+        for mine, other in zip(ours[cut], theirs[cut], strict=True):
+            assert mine[:header] == other[:header]
+            a, b = (np.frombuffer(content[header:], np.float16).astype(np.float32) for content in (mine, other))
+            np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3)
+
+
+def test_the_scores_are_equal(line: Line, distributed: tuple[Line, str]):
+    there, _ = distributed
+    ours, theirs = (by_key(which.scores(), "source_uri") for which in (line, there))
+    assert list(ours["source_uri"]) == list(theirs["source_uri"])
+    assert list(ours["status"]) == list(theirs["status"])
+    np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
+    assert ours["probability"].notna().sum() > 100
+
+
+def executor_process(worker: Path) -> int:
+    """The process of the executor that runs on a worker now."""
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(ValueError, OSError):
+            command = Path(f"/proc/{int(name)}/cmdline").read_bytes()
+            if b"CoarseGrainedExecutorBackend" in command and worker in Path(f"/proc/{name}/cwd").resolve().parents:
+                return int(name)
+    raise AssertionError(f"{worker.name} runs no executor")
+
+
+def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(
+    cluster: Cluster, distributed: tuple[Line, str], line: Line, tmp_path: Path
+):
+    """The executor's whole JVM is killed, with its rank; the cluster starts another one."""
+    there, _ = distributed
+    shutil.copytree(there.folder, tmp_path / "warehouse")
+    shutil.rmtree(tmp_path / "warehouse/models/finetuned")
+    started = submitted(cluster, "finetune", tmp_path, line.archive, finetune={"checkpoint_steps": 1})
+    until = time.monotonic() + 180
+    while not list(tmp_path.glob("warehouse/models/finetuned/*/checkpoint.npz")):
+        assert time.monotonic() < until
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    os.kill(executor_process(cluster.workers[1]), signal.SIGKILL)
+    out, err = started.communicate(timeout=300)
+    assert started.returncode == 0, out + err
+    assert "starting again from the last checkpoint" in out
+    assert "block5: goes on from the checkpoint in epoch 1" in out
+    again = open_line(line.job.spark, line.archive, tmp_path / "warehouse")
+    models = [which.manifest("models/finetuned") for which in (there, again)]
+    tensors = [
+        store.load_model(which.job.warehouse, "models/finetuned", facts)
+        for which, facts in zip((there, again), models, strict=True)
+    ]
+    for one, other in zip(*tensors, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def other_numpy(tmp_path: Path) -> list[str]:
+    """Options with which executors have another numpy than the driver, by its metadata."""
+    metadata = tmp_path / "packages/numpy-0.0.1.dist-info/METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: numpy\nVersion: 0.0.1\n")
+    return ["--conf", f"spark.executorEnv.PYTHONPATH={tmp_path}/packages"]
+
+
+def test_the_doctor_asks_every_executor(cluster: Cluster, lesions: Path, tmp_path: Path, other_numpy: list[str]):
+    started = submitted(cluster, "doctor", tmp_path, lesions, other_numpy)
+    out, err = started.communicate(timeout=300)
+    assert started.returncode == 3, out + err
+    lines = [line for line in out.splitlines() if "2 executors on " in line]
+    verdicts = {line.split()[1]: line.split()[0] for line in lines}
+    assert verdicts.pop("packages") == "FAILED"
+    assert {verdicts[what] for what in ("Java", "Spark", "Horovod", "network", "clock", "warehouse")} == {"ok"}
+    assert set(verdicts) == {"Java", "Spark", "Horovod", "memory", "cores", "GPUs", "network", "clock", "warehouse"}
+    assert "numpy 0.0.1 (driver: " in out
+    assert err == "error: 1 of 18 checks failed: packages; remedies stand in the table\n"
+    assert "slots" in out
+    assert "2, ranks=2" in out
+
+
+@pytest.mark.parametrize("job", ["ingest", "score"])
+def test_executors_of_other_versions_are_told_before_anything_is_done(
+    cluster: Cluster, lesions: Path, tmp_path: Path, other_numpy: list[str], job: str
+):
+    started = submitted(cluster, job, tmp_path, lesions, other_numpy)
+    out, err = started.communicate(timeout=300)
+    assert (started.returncode, out) == (3, ""), out + err
+    assert err.startswith("error: executor on ")
+    assert err.endswith("; install the driver's versions there\n")
+    assert ": numpy 0.0.1 (driver: " in err
+    assert not (tmp_path / "warehouse/images").exists()

@@ -1,0 +1,430 @@
+"""Archive layouts: told from heads of tables and names of folders, or insisted on by name; and files not read."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melanoma_spark import layouts
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.layouts import LAYOUTS, Layout, Record, TableHead, folder_record, read_table, recognise, unread
+from melanoma_spark.tables import FIELDS, HEAD
+
+REAL = SHARED / "data/metadata"
+
+TRUTH_2016 = {
+    "ISBI2016_ISIC_Part3_Training_GroundTruth.csv": "ISIC_0000000,benign\nISIC_0000002,malignant\n",
+    "ISBI2016_ISIC_Part3_Test_GroundTruth.csv": "ISIC_0000003,0.0\nISIC_0000012,1.0\n",
+}
+TRUTH_2017 = {
+    f"ISIC-2017_{split}_Part3_GroundTruth.csv": f"image_id,melanoma,seborrheic_keratosis\nISIC_{n},0.0,0.0\n"
+    for n, split in enumerate(["Training", "Validation", "Test_v2"])
+}
+TRUTH_2018 = {
+    "ISIC2018_Task3_Training_GroundTruth.csv": "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\nISIC_1,0.0,1.0,0.0,0.0,0.0,0.0,0.0\n",  # noqa: E501
+    "ISIC2018_Task3_Training_LesionGroupings.csv": "image,lesion_id,diagnosis_confirm_type\nISIC_1,HAM_1,histopathology\n",  # noqa: E501
+}
+TRUTH_2019 = {
+    "ISIC_2019_Training_GroundTruth.csv": "image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_1_downsampled,1,0,0,0,0,0,0,0,0\n",  # noqa: E501
+    "ISIC_2019_Training_Metadata.csv": "image,age_approx,anatom_site_general,lesion_id,sex\nISIC_1_downsampled,55,,L_1,f\n",  # noqa: E501
+}
+TRUTH_2020 = {
+    "ISIC_2020_Training_GroundTruth_v2.csv": "image_name,patient_id,lesion_id,sex,age_approx,anatom_site_general_challenge,"  # noqa: E501
+    "diagnosis,benign_malignant,target\nISIC_1,IP_1,IL_1,male,45.0,head/neck,unknown,benign,0\n",
+    "ISIC_2020_Training_Duplicates.csv": "image_name_1,image_name_2\nISIC_1,ISIC_2\n",
+}
+HAM = {
+    "HAM10000_metadata": "lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_1,ISIC_1,mel,histo,80.0,male,scalp\n"
+}
+CLI = {
+    "metadata.csv": "isic_id,attribution,copyright_license,age_approx,anatom_site_1,diagnosis_1,diagnosis_2,diagnosis_3,sex\n"  # noqa: E501
+    "ISIC_1,MSK,CC-0,50,Trunk,Malignant,Malignant epidermal proliferations,,male\n"
+}
+OLD_CLI = {
+    "metadata.csv": "isic_id,attribution,copyright_license,age_approx,anatom_site_general,benign_malignant,diagnosis,sex\n"  # noqa: E501
+    "ISIC_1,MSK,CC-0,50,torso,benign,nevus,male\n"
+}
+OWN = {"befunde.csv": "Nummer;Wort\na;gut\n"}
+TABLES = {
+    "isic_2016": TRUTH_2016,
+    "isic_2017": TRUTH_2017,
+    "isic_2018": TRUTH_2018,
+    "isic_2019": TRUTH_2019,
+    "isic_2020": TRUTH_2020,
+    "ham10000": HAM,
+    "isic_cli": CLI,
+}
+FOLDERS = {"benign": 3, "malignant": 2}
+SPLIT_FOLDERS = {f"{split}/{name}": 1 for split in ("train", "test") for name in ("benign", "malignant")}
+
+
+def heads(files):
+    return [TableHead(path, text.encode()[:HEAD]) for path, text in files.items()]
+
+
+def found(files, folders=None, layout=None, **changes):
+    return recognise(heads(files), folders or {"images": 2}, layout, **changes)
+
+
+def records(files, layout):
+    by_path = {table.path: table for table in layout.tables}
+    return {path: list(read_table(io.BytesIO(files[path].encode()), table)) for path, table in by_path.items()}
+
+
+# Tables
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_layout_is_recognised_and_may_be_named(name):
+    files = TABLES[name]
+    layout = found(files)
+    assert layout.name == name
+    assert layout.has_labels
+    assert not layout.folder_labels
+    assert layout.ignored == ()
+    assert {table.path for table in layout.tables} == set(files)
+    assert layout.summary.startswith(f"{name}: labels from ")
+    assert found(files, layout=name) == layout
+    assert found(files, layout="table").tables == layout.tables
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("other", [*TABLES, "folders"])
+def test_layout_that_is_not_there_is_refused_with_what_is(name, other):
+    if name == other:
+        return
+    with pytest.raises(DataError) as error:
+        found(TABLES[name], layout=other)
+    told = str(error.value)
+    assert told.startswith(f"layout={other} needs {LAYOUTS[other]}; found ")
+    assert min(TABLES[name]) in told
+    assert "folders of images: images" in told
+
+
+@pytest.mark.parametrize("layout", [*TABLES, "table", "folders"])
+def test_layout_is_refused_in_an_archive_of_nothing(layout):
+    with pytest.raises(
+        DataError, match=rf"^layout={layout} needs .*; found no tables; folders of images: none; without"
+    ):
+        recognise([], {}, layout)
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "role"),
+    [
+        ("ISIC_2019_Training_GroundTruth.csv", "isic_2019", "truth"),
+        ("ISIC_2019_Training_Metadata.csv", None, "metadata"),
+        ("HAM10000_metadata.csv", "ham10000", "truth"),
+        ("ISIC_2020_kaggle_train.csv", "isic_2020", "truth"),
+    ],
+)
+def test_real_tables_are_recognised(file, name, role):
+    path = REAL / file
+    if not path.exists():
+        pytest.skip(f"{path} is not there: the published tables stand outside the repository")
+    with path.open("rb") as table:
+        head = TableHead(file, table.read(HEAD))
+    layout = recognise([head], {"images": 1}, None if name else "plain")
+    assert layout.name == (name or "plain")
+    assert [table.role for table in layout.tables] == [role]
+
+
+def test_older_exports_of_isic_cli():
+    layout = found(OLD_CLI)
+    assert layout.name == "isic_cli"
+    assert records(OLD_CLI, layout)["metadata.csv"] == [
+        Record("ISIC_1", ("nevus", "benign"), age=50.0, sex="male", site="torso", source="MSK", licence="CC-0")
+    ]
+
+
+def test_newer_exports_of_isic_cli():
+    assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
+
+
+def test_ids_of_isic_2019_fit_their_files():
+    rows = records(TRUTH_2019, found(TRUTH_2019))
+    assert {row.image_id for table in rows.values() for row in table} == {"ISIC_1"}
+    assert layouts.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
+
+
+def test_duplicates_of_isic_2020_are_pairs_and_lesions_of_isic_2018_no_labels():
+    assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
+    assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
+
+
+def test_splits_count_where_training_and_test_are_told_apart():
+    layout = found(TRUTH_2017)
+    assert sorted(table.split for table in layout.tables) == ["test", "train", "validation"]
+    assert "splits from the names of tables" in layout.summary
+    only = {path: text for path, text in TRUTH_2017.items() if "Test" not in path}
+    assert {table.split for table in found(only).tables} == {None}
+    assert {row.split for row in records(TRUTH_2016, found(TRUTH_2016)).values() for row in row} == {"train", "test"}
+
+
+def test_several_layouts_in_one_archive():
+    files = TRUTH_2020 | HAM
+    layout = found(files)
+    assert layout.name == "isic_2020+ham10000"
+    only = found(files, layout="ham10000")
+    assert [table.path for table in only.tables] == ["HAM10000_metadata"]
+    assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
+
+
+def test_tables_come_in_order_of_their_paths_whatever_the_order_of_the_heads():
+    assert recognise(reversed(heads(TRUTH_2020)), {"images": 2}) == found(TRUTH_2020)
+
+
+def test_table_with_columns_of_ones_own():
+    columns = {"image_id": "nummer", "label": "WORT"}
+    layout = found(OWN, columns=columns)
+    assert layout.name == "table"
+    assert records(OWN, layout) == {"befunde.csv": [Record("a", ("gut",))]}
+    assert found(OWN, layout="table", columns=columns) == layout
+    blank = {"patient_id": "", "sex": " ", "age": None}
+    assert found(OWN, columns=columns | blank) == layout
+
+
+def test_own_column_that_is_not_there_is_told():
+    with pytest.raises(
+        DataError, match=r"^columns: no table has a column named Wert; found befunde\.csv .* Nummer, Wort"
+    ):
+        found(OWN, columns={"image_id": "Nummer", "label": "Wert"})
+
+
+def test_unknown_names_are_errors_of_the_settings():
+    with pytest.raises(ConfigError, match=r"^unknown layout 'isic_2021'; known: isic_2016, .*, plain$"):
+        found(HAM, layout="isic_2021")
+    with pytest.raises(ConfigError, match=r"^columns: unknown field wort; known: image_id, .*, label$"):
+        found(HAM, columns={"wort": "dx"})
+
+
+def test_tables_that_are_not_understood_are_ignored_and_told():
+    files = HAM | {"prices.csv": "item,price\na,1\n", "bad.csv": "image_id,label\na\x00,b\n"}
+    assert [path for path, _ in found(files).ignored] == ["bad.csv", "prices.csv"]
+    assert dict(found(files).ignored)["prices.csv"].endswith("found item, price")
+
+
+def test_tables_without_labels_need_folders_or_a_name():
+    metadata = {"m.csv": "image,lesion_id,age_approx,anatom_site_general\na,l,40,torso\n"}
+    with pytest.raises(
+        DataError, match=r"^no labels found: found m\.csv has the columns image, .*; folders of images: i"
+    ):
+        found(metadata)
+    plain = found(metadata, layout="plain")
+    assert (plain.name, plain.has_labels) == ("plain", False)
+    assert [table.role for table in plain.tables] == ["metadata"]
+    folders = found(metadata, FOLDERS)
+    assert (folders.name, folders.folder_labels) == ("folders", True)
+    assert "more about the images from m.csv" in folders.summary
+
+
+# Folders
+
+
+def test_folder_for_each_class():
+    layout = found({}, FOLDERS)
+    assert layout == Layout("folders", "folders: labels from the names of folders", folder_labels=True)
+    assert folder_record("benign/a.jpg", layout) == ("benign", None)
+    assert found({}, FOLDERS, "folders") == layout
+
+
+@pytest.mark.parametrize("third", [None, "valid", "val", "validation"])
+def test_folders_with_splits(third):
+    folders = SPLIT_FOLDERS | ({f"{third}/benign": 1} if third else {})
+    layout = found({}, folders)
+    assert (layout.name, layout.folder_labels, layout.folder_splits) == ("folders", True, True)
+    assert "splits from the names of folders" in layout.summary
+    assert folder_record("train/malignant/a.jpg", layout) == ("malignant", "train")
+    assert folder_record("test/benign/a.jpg", layout) == ("benign", "test")
+    if third:
+        assert folder_record(f"{third}/benign/a.jpg", layout) == ("benign", "validation")
+
+
+def test_training_alone_is_no_split():
+    layout = found({}, {"train/benign": 1, "valid/malignant": 1})
+    assert not layout.folder_splits
+    assert folder_record("train/benign/a.jpg", layout) == ("benign", None)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ["melanoma", "nevus", "seborrheic_keratosis"],
+        ["Skin Cancer/images/Train/Pigmented Benign Keratosis", "x"],
+        ["melanoma", "NotMelanoma"],
+        ["akiec", "bcc"],
+        ["0", "1"],
+        ["train/0", "train/1", "test/0"],
+    ],
+)
+def test_folders_named_like_diagnoses(folders):
+    assert found({}, dict.fromkeys(folders, 1)).name == "folders"
+
+
+@pytest.mark.parametrize(
+    "folders", [[], ["."], [""], ["images"], ["0"], ["1"], ["0", "1", "2"], ["patient_1", "patient_2"], ["other"]]
+)
+def test_other_folders_are_plain(folders):
+    layout = recognise([], dict.fromkeys(folders, 1))
+    assert layout == Layout("plain", "plain: no labels")
+    assert folder_record("benign/a.jpg", layout) == (None, None)
+    assert recognise([], dict.fromkeys(folders, 1), "plain") == layout
+
+
+def test_folders_with_words_of_ones_own():
+    folders = {"gut": 1, "boese": 1}
+    assert found({}, folders).name == "plain"
+    assert found({}, folders, words=["GUT", "boese"]).name == "folders"
+    named = found({}, folders, "folders")
+    assert folder_record("boese/a.jpg", named) == ("boese", None)
+    with pytest.raises(DataError, match=r"^layout=folders needs folders named like diagnoses"):
+        found({}, {"images": 1, "train": 2}, "folders")
+
+
+@pytest.mark.parametrize(
+    ("path", "words", "label"),
+    [
+        ("benign/patient_1/a.jpg", (), "benign"),
+        ("benign/nevus/a.jpg", (), "nevus"),
+        ("benign/1/a.jpg", (), "benign"),
+        ("melanoma/0/a.jpg", (), "melanoma"),
+        ("malignant/other/a.jpg", (), "malignant"),
+        ("malignant/unknown/1/a.jpg", (), "malignant"),
+        ("unknown/quux/a.jpg", (), "unknown"),
+        ("other/1/a.jpg", (), "1"),
+        ("benign/train/a.jpg", (), "benign"),
+        ("benign/other/a.jpg", ("other",), "other"),
+        ("benign/images/a.jpg", (), "benign"),
+        ("train/quux/a.jpg", (), "quux"),
+        ("gut/quux/a.jpg", ("gut",), "gut"),
+        ("images/train/a.jpg", (), None),
+        ("a.jpg", (), None),
+        ("./a.jpg", (), None),
+    ],
+)
+def test_label_is_the_nearest_folder_that_names_one(path, words, label):
+    assert folder_record(path, found({}, FOLDERS), words)[0] == label
+
+
+def test_labels_of_tables_come_before_those_of_folders():
+    layout = found(HAM, FOLDERS)
+    assert (layout.name, layout.folder_labels) == ("ham10000", False)
+    named = found(HAM, FOLDERS, "folders")
+    assert (named.name, named.folder_labels) == ("folders", True)
+    assert not any(table.has_labels for table in named.tables)
+    assert records(HAM, named)["HAM10000_metadata"][0].lesion_id == "HAM_1"
+
+
+@pytest.mark.parametrize("files", [HAM, TRUTH_2016, TRUTH_2019, CLI])
+def test_plain_takes_no_labels_where_there_are_some(files):
+    layout = found(files, FOLDERS, "plain")
+    assert (layout.name, layout.has_labels) == ("plain", False)
+    assert not any(row.labels for rows in records(files, layout).values() for row in rows)
+
+
+# Files that are not read
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "Truth.CSV", "benign/more.tsv", "HAM10000_metadata", "ham.tab"])
+def test_tables_are_known_by_their_names(name):
+    assert layouts.unread(name) == layouts.TABLE
+    assert unread(name) == ("skipped", "a table")
+
+
+@pytest.mark.parametrize("name", ["csv", "a.csv.jpg", "csv/a.jpg", "a_csv", "._metadata.csv", "__MACOSX/metadata.csv"])
+def test_other_names_are_no_tables(name):
+    assert layouts.unread(name) != layouts.TABLE
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        (".a.jpg", "hidden"),
+        ("benign/._a.jpg", "hidden"),
+        ("benign/.x/y/a.jpg", "hidden"),
+        ("__MACOSX/benign/a.jpg", "hidden"),
+        ("benign/.DS_Store", "hidden"),
+        ("Thumbs.db", "hidden"),
+        ("README.md", "skipped"),
+        ("LICENSE", "skipped"),
+        ("x/attribution.TXT", "skipped"),
+        ("ISIC_0000000_superpixels.png", "mask"),
+        ("ISIC_0000000_segmentation.png", "mask"),
+        ("ISIC_0000000_Segmentation.PNG", "mask"),
+        ("ISIC_0000000_attribute_pigment_network.png", "mask"),
+        ("ISIC_0000000_expert1_mask.png", "mask"),
+        ("a.jpg", None),
+        ("_a.jpg", None),
+        ("a/b.c/d.JPG", None),
+        ("benign/a", None),
+        ("unmask.jpg", None),
+        ("scan.dcm", None),
+        ("photo.xyz", None),
+    ],
+)
+def test_files_that_are_no_images(path, reason):
+    told = unread(path)
+    assert (told and told[0]) == reason
+    assert told is None or told[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [([], ""), (["b", "a"], "a, b"), (list("abcde"), "a, b, c, d, e"), (list("gfedcba"), "a, b, c, d, e, and 2 more")],
+)
+def test_some_names_the_first_few_in_order(names, told):
+    assert layouts.some(names) == told
+
+
+# Anything
+
+LINES = [line for files in (*TABLES.values(), OLD_CLI, OWN) for text in files.values() for line in text.splitlines()]
+CONTENT = st.binary(max_size=100) | st.lists(st.sampled_from(LINES) | st.text(max_size=20), max_size=5).map(
+    lambda lines: "\n".join(lines).encode("utf-8", "replace")
+)
+PART = st.sampled_from(["train", "test", "valid", "benign", "nevus", "0", "1", "images", ".", "..", ""]) | st.text(
+    max_size=8
+)
+PATH = st.lists(PART, max_size=4).map("/".join)
+
+
+@given(
+    st.dictionaries(PATH, CONTENT, max_size=4),
+    st.dictionaries(PATH, st.integers(0, 9), max_size=5),
+    st.none() | st.sampled_from([*LAYOUTS]) | st.text(max_size=5),
+    st.dictionaries(st.sampled_from(FIELDS), st.none() | st.sampled_from(["dx", "image", "Nummer", " "]), max_size=2),
+    st.lists(st.text(max_size=5), max_size=2),
+)
+def test_any_archive_has_a_layout_or_an_error_of_ours(files, folders, name, columns, words):
+    try:
+        layout = recognise([TableHead(*file) for file in files.items()], folders, name, columns, words)
+    except (DataError, ConfigError) as error:
+        told = str(error)
+    else:
+        told = None
+    if told is not None:
+        assert told
+        return
+    assert layout.name == name or name is None
+    assert layout.summary.startswith(f"{layout.name}: ")
+    assert {table.path for table in layout.tables} | {path for path, _ in layout.ignored} == set(files)
+    for table in layout.tables:
+        try:
+            assert all(isinstance(row, Record) for row in read_table(io.BytesIO(files[table.path]), table))
+        except DataError as error:
+            assert str(error).startswith(f"{table.path} ")  # noqa: PT017
+    for folder in folders:
+        label, split = folder_record(f"{folder}/a.jpg", layout, words)
+        assert label is None or layout.folder_labels
+        assert split is None or layout.folder_splits
+
+
+@given(PATH)
+def test_any_path_is_read_or_not_for_a_reason(path):
+    told = unread(path)
+    assert told is None or told[0] in ("hidden", "skipped", "mask")
+    assert (layouts.unread(path) == layouts.TABLE) == (told == ("skipped", "a table"))

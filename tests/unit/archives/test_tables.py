@@ -1,0 +1,590 @@
+"""Tables beside images: heads that are understood or not, rows as records, and whatever bytes a table is made of."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import tracemalloc
+from collections import Counter
+
+import pytest
+from conftest import SHARED
+from hypothesis import given
+from hypothesis import strategies as st
+
+from melanoma_spark import diagnoses, tables
+from melanoma_spark.errors import DataError
+from melanoma_spark.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of, understand
+
+REAL = SHARED / "data/metadata"
+SIMPLE = "image_id,label\nISIC_1,benign\nISIC_2,malignant\n"
+EXPECTED = [Record("ISIC_1", ("benign",)), Record("ISIC_2", ("malignant",))]
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+
+
+def understood(content, path="metadata.csv", **columns):
+    content = content.encode() if isinstance(content, str) else content
+    return understand(TableHead(path, content[:HEAD]), columns)
+
+
+def records(content, path="metadata.csv", **columns):
+    content = content.encode() if isinstance(content, str) else content
+    table = understood(content, path, **columns)
+    assert isinstance(table, Table), table
+    return list(read_table(io.BytesIO(content), table))
+
+
+def refused(content, **columns):
+    why = understood(content, **columns)
+    assert isinstance(why, str), why
+    return why
+
+
+# Real tables
+
+
+def real(name):
+    path = REAL / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there: the published tables stand outside the repository")
+    table = understood(path.read_bytes(), name)
+    with path.open("rb") as file:
+        return table, list(read_table(file, table))
+
+
+def targets(rows, target):
+    answers = [diagnoses.target_of(row.labels, target) for row in rows]
+    assert {answer.contradiction for answer in answers} == {None}
+    return Counter(answer.target for answer in answers)
+
+
+def test_truth_of_isic_2019():
+    table, rows = real("ISIC_2019_Training_GroundTruth.csv")
+    assert (table.role, table.layout, table.split) == ("truth", "isic_2019", "train")
+    assert len({row.image_id for row in rows}) == len(rows) == 25_331
+    words = Counter(row.labels for row in rows)
+    assert words["MEL",] == 4_522
+    assert words == {
+        ("NV",): 12_875,
+        ("MEL",): 4_522,
+        ("BCC",): 3_323,
+        ("BKL",): 2_624,
+        ("AK",): 867,
+        ("SCC",): 628,
+        ("VASC",): 253,
+        ("DF",): 239,
+    }
+    assert targets(rows, "melanoma") == {1: 4_522, 0: 20_809}
+    assert targets(rows, "malignant") == {1: 4_522 + 3_323 + 628, None: 867, 0: 25_331 - 8_473 - 867}
+    assert not [row.image_id for row in rows if "downsampled" in row.image_id.lower()]
+
+
+def test_metadata_of_isic_2019():
+    table, rows = real("ISIC_2019_Training_Metadata.csv")
+    assert (table.role, table.layout, table.has_labels) == ("metadata", "isic_2019", False)
+    assert len({row.image_id for row in rows}) == len(rows) == 25_331
+    assert {row.sex for row in rows} == {"male", "female", None}
+    assert {row.site for row in rows} >= {"anterior torso", "head/neck", None}
+    assert len({row.lesion_id for row in rows} - {None}) == 11_847
+    assert {type(row.age) for row in rows} == {float, type(None)}
+    _, truth = real("ISIC_2019_Training_GroundTruth.csv")
+    assert {row.image_id for row in rows} == {row.image_id for row in truth}
+
+
+def test_ham10000():
+    table, rows = real("HAM10000_metadata.csv")
+    assert (table.role, table.layout) == ("truth", "ham10000")
+    assert len({row.image_id for row in rows}) == len(rows) == 10_015
+    assert len({row.lesion_id for row in rows}) == 7_470
+    assert targets(rows, "melanoma") == {1: 1_113, 0: 8_902}
+    assert targets(rows, "malignant") == {1: 1_113 + 514, None: 327, 0: 10_015 - 1_627 - 327}
+    assert rows[0] == Record(
+        "ISIC_0027419", ("bkl",), None, "HAM_0000118", age=80.0, sex="male", site="scalp", source="vidir_modern"
+    )
+
+
+def test_isic_2020():
+    table, rows = real("ISIC_2020_kaggle_train.csv")
+    assert (table.role, table.layout) == ("truth", "isic_2020")
+    assert len({row.image_id for row in rows}) == len(rows) == 33_126
+    assert len({row.patient_id for row in rows}) == 2_056
+    assert targets(rows, "melanoma") == targets(rows, "malignant") == {1: 584, 0: 32_542}
+
+
+# However a table was saved
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        SIMPLE.encode(),
+        SIMPLE.encode("utf-8-sig"),
+        SIMPLE.encode("utf-16"),
+        codecs.BOM_UTF16_BE + SIMPLE.encode("utf-16-be"),
+        SIMPLE.encode("utf-16-le"),
+        SIMPLE.encode("utf-16-be"),
+        SIMPLE.replace("\n", "\r\n").encode(),
+        SIMPLE.replace("\n", "\r").encode(),
+        SIMPLE.rstrip("\n").encode(),
+        SIMPLE.replace("image_id,label", "IMAGE_ID,Label").encode(),
+        SIMPLE.replace("image_id,label", " image_id , label ").encode(),
+        SIMPLE.replace(",", " , ").encode(),
+        SIMPLE.replace("\nISIC_2", "\n\n , \nISIC_2").encode(),
+        SIMPLE.replace(",", ";").encode(),
+        SIMPLE.replace(",", "\t").encode(),
+        SIMPLE.replace(",", "|").encode(),
+        b'"image_id","label"\n"ISIC_1","benign"\n"ISIC_2","malignant"\n',
+        b'"image_id";"label"\n"ISIC_1";"benign"\n"ISIC_2";"malignant"\n',
+        b"hair,image_id,ink,label\n40,ISIC_1,f,benign\n,ISIC_2,,malignant\n",
+        b"image_id,label\nISIC_1,benign,a cell too many\nISIC_2,malignant\n",
+        b"image_id,label,label,image_id\nISIC_1,benign,nevus,x\nISIC_2,malignant,nevus,y\n",
+        b"image_id,label\nISIC_1,benign\n,malignant\nISIC_2,malignant\n",
+    ],
+    ids=[
+        *("plain", "byte order mark", "UTF-16", "UTF-16 BE", "UTF-16 LE unmarked", "UTF-16 BE unmarked"),
+        *("CRLF", "CR", "no line end at the end", "upper case header", "padded header", "padded cells"),
+        *("empty rows", "semicolons", "tabs", "bars", "all quoted", "quoted with semicolons", "other columns"),
+        *("long row", "equal names", "row without id"),
+    ],
+)
+def test_table_is_read_however_it_was_saved(content):
+    assert records(content) == EXPECTED
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1", "cp1252"])
+def test_umlauts_of_any_encoding_are_read(encoding):
+    table = "image_id,label,patient_id\nbild_1,benign,Müller\nbild_2,benign,Groß\n"
+    assert [row.patient_id for row in records(table.encode(encoding))] == ["Müller", "Groß"]
+
+
+def test_stray_bytes_of_cp1252_are_read_wherever_they_stand():
+    rows = "".join(f"{n},benign,x\n" for n in range(10_000)).encode()
+    assert len(rows) > HEAD
+    last = records(b"image_id,label,patient_id\n" + rows + b"z,benign,\x80\x81\n")[-1]
+    assert last.patient_id == "€\x81"
+
+
+def test_quoted_cells_may_hold_delimiters_quotes_and_line_ends():
+    row = records('image_id,label,lesion_id\nISIC_1,"benign, ""typical""","left\r\narm"\nb,nevus,\n')[0]
+    assert row == Record("ISIC_1", ('benign, "typical"',), lesion_id="left\r\narm")
+
+
+def test_cells_missing_at_the_end_of_a_row_are_empty():
+    assert records("image_id,label,patient_id,sex\na\nb,nevus\n") == [Record("a"), Record("b", ("nevus",))]
+
+
+def test_rows_may_come_as_text():
+    table = understood(SIMPLE)
+    assert list(read_table(SIMPLE.splitlines(), table)) == EXPECTED
+    assert list(read_table(io.StringIO(SIMPLE), table)) == EXPECTED
+
+
+def test_file_of_the_caller_stays_open():
+    file = io.BytesIO(SIMPLE.encode())
+    rows = read_table(file, understood(SIMPLE))
+    next(rows)
+    rows.close()
+    assert not file.closed
+
+
+# Columns
+
+
+@pytest.mark.parametrize("column", tables.NAMES["image_id"])
+def test_each_name_for_the_id_is_known(column):
+    assert records(SIMPLE.replace("image_id", column)) == EXPECTED
+
+
+@pytest.mark.parametrize("column", tables.LABELS)
+def test_each_name_for_the_label_is_known(column):
+    assert records(SIMPLE.replace("label", column)) == EXPECTED
+
+
+def test_all_labels_are_read():
+    table = "image_id,target,diagnosis,benign_malignant\na,0,unknown,benign\nb,,nevus,nevus\n"
+    assert [row.labels for row in records(table)] == [("unknown", "benign", "0"), ("nevus",)]
+
+
+def test_columns_of_the_user_come_first():
+    table = "image_id,Foto,label,Befund\nx,a.jpg,1,Nävus\n"
+    assert records(table, image_id="foto", label=" befund ") == [Record("a", ("Nävus",))]
+    assert refused("nummer,wort\n1,benign\n").startswith(
+        "has no column of image ids: expected one of image_id, isic_id"
+    )
+    assert records("nummer,wort\n1,benign\n", image_id="Nummer", label="Wort") == [Record("1", ("benign",))]
+
+
+def test_all_the_fields():
+    table = (
+        "image_id,patient_id,lesion_id,split,age,sex,site,fitzpatrick_skin_type,image_type,attribution,license\n"
+        "a,p,l,Valid,85+,F,Head/Neck,type III,Dermoscopic,MSK,CC-0\n"
+        "b,NA,unknown,other,-1,?,n/a,7,,None,-\n"
+    )
+    assert records(table) == [
+        Record("a", (), "p", "l", (), "validation", 85.0, "female", "head/neck", "III", "dermoscopic", "MSK", "CC-0"),
+        Record("b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("cell", "age"),
+    [("45", 45), ("45.0", 45), ("4,5", 4.5), (" 85+ ", 85), (">85", 85), ("30 years", 30), ("0", 0), ("121", None)]
+    + [(cell, None) for cell in ("", "nan", "inf", "1e2", "-5", "0x10", "9" * 400, "=1+1", "٤٥", "1900-01-01")],
+)
+def test_age(cell, age):
+    assert records(f'image_id,age\na,"{cell}"\n')[0].age == age
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [("1", "I"), ("6.0", "VI"), ("iv", "IV"), ("FST 3", "III"), ("Fitzpatrick skin type II", "II"), ("type-5", "V")]
+    + [(cell, None) for cell in ("", "0", "7", "34", "1.5", "VII", "IIV", "unknown")],
+)
+def test_skin_type(cell, expected):
+    assert records(f"image_id,skin_type\na,{cell}\n")[0].skin_type == expected
+
+
+def test_hierarchy_of_the_isic_archive():
+    header = "isic_id,diagnosis_1,diagnosis_2,diagnosis_3,diagnosis_4,diagnosis_5,anatom_site_1,anatom_site_2\n"
+    rows = (
+        'ISIC_1,Malignant,Malignant melanocytic proliferations (Melanoma),"Melanoma, NOS",,,Trunk,\nISIC_2,,,,,,,Back\n'
+    )
+    first, second = records(header + rows)
+    assert first.labels == ("Malignant:Malignant melanocytic proliferations (Melanoma):Melanoma, NOS",)
+    assert diagnoses.target_of(first.labels, "melanoma").target == 1
+    assert (first.site, second.site, second.labels) == ("trunk", None, ())
+
+
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        ("1,0,0", ("MEL",)),
+        ("1.0,0.0,0.0", ("MEL",)),
+        ("0.2,0.7,0.1", ("NV",)),
+        ("0.4,0.3,0.3", ("unknown",)),
+        ("1,1,0", ("unknown",)),
+        ("0,0,0", ("unknown",)),
+        (",,", ()),
+        ("1,,", ("unknown",)),
+        ("nan,nan,nan", ()),
+    ],
+)
+def test_one_hot(cells, labels):
+    assert records(f"image,MEL,NV,BCC\na,0,1,0\nb,{cells}\n")[1].labels == labels
+
+
+def test_columns_named_like_diagnoses_with_words_are_no_one_hot():
+    table = understood("image,label,melanoma,nevus\na,benign,left arm,no\n")
+    assert table.one_hot == {}
+
+
+def test_neither_column_of_isic_2017_is_a_nevus():
+    rows = records("image_id,melanoma,seborrheic_keratosis\na,0.0,0.0\nb,1.0,0.0\nc,0.0,1.0\n")
+    assert [row.labels for row in rows] == [("nevus",), ("melanoma",), ("seborrheic_keratosis",)]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("ISIC_0000000,benign\nISIC_0000002,malignant\n", [("benign",), ("melanoma",)]),
+        ("ISIC_0000003,0.0\nISIC_0000012,1.0\n", [("benign",), ("melanoma",)]),
+        ("ISIC_0000003;0\nISIC_0000012;1\n", [("benign",), ("melanoma",)]),
+    ],
+)
+def test_truth_of_isic_2016_has_no_header(content, expected):
+    assert understood(content).layout == "isic_2016"
+    assert [row.labels for row in records(content)] == expected
+
+
+def test_other_tables_without_header_are_refused():
+    assert "has no column of image ids" in refused("a.jpg,benign\nb.jpg,malignant\n")
+    assert "has no column of image ids" in refused("ISIC_1,benign,3\nISIC_2,malignant,4\n")
+
+
+def test_pairs_of_duplicates():
+    rows = records("image_name_1,image_name_2\nISIC_2,ISIC_1\nISIC_3,ISIC_3\nISIC_4,\n")
+    assert rows == [Record("ISIC_2", pairs=("ISIC_1+ISIC_2",)), Record("ISIC_1", pairs=("ISIC_1+ISIC_2",))]
+
+
+# Hostile tables
+
+
+def test_formulas_are_nothing_but_text():
+    formula = '=HYPERLINK(""http://x"",""y"")'
+    row = records(f'image_id,label,patient_id,age\n=1+1,"{formula}",@SUM(A1),=1\n')[0]
+    assert row == Record("=1+1", ('=HYPERLINK("http://x","y")',), patient_id="@SUM(A1)")
+
+
+@pytest.mark.parametrize("count", [1001, 40_000])
+def test_too_many_columns(count):
+    assert refused(b"image_id,label" + b"," * (count - 2)) == f"has {count} columns, the limit is 1000"
+
+
+def test_too_many_cells_in_a_later_row():
+    with pytest.raises(DataError, match=r"^metadata\.csv has 1001 columns, the limit is 1000$"):
+        records(SIMPLE * 4000 + "a" + "," * 1000)
+
+
+def test_a_thousand_columns_are_read():
+    assert records("image_id,label" + ",x" * 998 + "\na,benign\n") == [Record("a", ("benign",))]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf\r\n , \n", "is empty"),
+        (b"image_id,label\na\x00,benign\n", "is not text: it holds the byte 0x00"),
+        (PNG, "is not text: it holds the byte 0x1a"),
+        (b"PK\x03\x04" + bytes(30), "is not text"),
+        (SIMPLE.encode("utf-32"), "is in UTF-32; save it as UTF-8"),
+        (b"label,sex\nbenign,f\n", "has no column of image ids: .* found label, sex$"),
+        (b"image_id,label\na,benign\nb,\"benign\n", "is not a table: line 3: unexpected end of data"),
+        (b'image_id,label\na,"benign"x\n', "is not a table: line 2"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_is_told(content, why):
+    with pytest.raises(DataError, match=why):
+        raise DataError(refused(content))
+
+
+def test_wide_header_is_not_quoted_whole():
+    why = refused(",".join(f"column{n}" for n in range(500)))
+    assert "column19," in why
+    assert "column20" not in why
+    assert why.endswith("and 480 more")
+    assert len(refused("x" * HEAD)) < 300
+
+
+@pytest.mark.parametrize(
+    ("tail", "why"),
+    [
+        (b"a\x00,benign\n", "is not text: it holds the byte 0x00"),
+        (b'a,"benign\n' + b"b,benign\n" * 200_000, "a quote is never closed|field larger than"),
+        (b'a,"benign', "unexpected end of data"),
+        (b"a," + b"x" * 200_000, "field larger than"),
+        ((b"a" * 2000 + b",") * 900, "holds a row of more than 1048576 characters"),
+        ((b'"' + b"a\n" * 60_000 + b'",') * 10, "holds a row of more than 1048576 characters"),
+    ],
+    ids=["NUL", "open quote", "open quote at the end", "long cell", "long line", "long row"],
+)
+def test_what_comes_after_the_head_is_a_data_error_with_the_tables_name(tail, why):
+    with pytest.raises(DataError, match=rf"^metadata\.csv .*({why})"):
+        records(SIMPLE.encode() * 3000 + tail)
+
+
+def test_long_line_is_not_two_rows():
+    """In pieces of a MiB it would be two, the second with an id from the middle of a cell."""
+    table = understood(SIMPLE)
+    line = "a,benign," + ",".join(["x" * 100_000] * 15)
+    found = []
+    with pytest.raises(DataError):
+        found.extend(read_table(io.BytesIO(line.encode()), table))
+    assert found == []
+
+
+def test_cut_head_is_understood_where_its_last_line_is_cut():
+    whole = ("image_id,label,note\n" + 'a,benign,"some\nlines, of text"\n' * 5000).encode()
+    for size in range(HEAD, HEAD + 40):
+        table = understand(TableHead("t.csv", whole[:size]), {})
+        assert isinstance(table, Table)
+        assert table.layout == "table"
+
+
+# Ids and splits
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("file:///archive/benign/ISIC_0000001.jpg", "ISIC_0000001"),
+        ("s3a://bucket/ISIC_1.JPEG", "ISIC_1"),
+        ("isic_1.jpg", "ISIC_1"),
+        ("ISIC_1", "ISIC_1"),
+        ("ISIC_0000072_downsampled", "ISIC_0000072"),
+        ("x/isic_0000072_DOWNSAMPLED.jpg", "ISIC_0000072"),
+        ("images\\benign\\b.png", "b"),
+        (" train/a.jpg ", "a"),
+        ("a .jpg", "a"),
+        ("a/lesion.2.png", "lesion.2"),
+        ("a/photo.jpg.png", "photo"),
+        ("a/1.2.840.10008.5", "1.2.840.10008.5"),
+        ("a/1.2.840.dcm", "1.2.840"),
+        ("a/scan.of-the-left-arm", "scan.of-the-left-arm"),
+        ("a/.jpg", ".jpg"),
+        ("_downsampled", "_downsampled"),
+        ("Ab.jpg", "Ab"),
+        ("a/with space.jpg", "with space"),
+        ("Mu\N{COMBINING DIAERESIS}ller.jpg", "Müller"),
+        ("", ""),
+        ("folder/", ""),
+    ],
+)
+def test_image_id(path, name):
+    assert image_id(path) == name
+
+
+@pytest.mark.parametrize("part", [".jpg", ".jpg ", "_downsampled", " ", "type ", "1 ", "a/", "0."])
+def test_endless_cells_are_read_in_no_time(part):
+    """The suffixes of a name are looked for with a pattern whose time grows with the square of its length."""
+    cell = "x" + part * (100_000 // len(part)) + "y"
+    row = records(f"image_id,age,sex,skin_type,site,label,split\n{cell},{cell},{cell},{cell},{cell},{cell},{cell}\n")[0]
+    assert len(row.image_id) <= tables.MAX_NAME
+    assert len(row.labels[0]) <= tables.MAX_WORD
+    assert (row.age, row.sex, row.skin_type, row.split) == (None, None, None, None)
+
+
+@given(st.text(max_size=40) | st.text(st.sampled_from("aA1._/ \\\u0308jpgJPG"), max_size=300))
+def test_id_of_an_id_is_itself(path):
+    name = image_id(path)
+    assert image_id(name) == name
+    assert len(name) <= tables.MAX_NAME
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train", "train"),
+        ("ISIC_2019_Training_GroundTruth.csv", "train"),
+        ("ISIC-2017_Test_v2_Part3_GroundTruth.csv", "test"),
+        ("ISIC2018_Task3_Validation_Input", "validation"),
+        ("myTestImages", "test"),
+        ("VALID", "validation"),
+        ("train_and_test", None),
+        ("latest", None),
+        ("contested", None),
+        ("", None),
+    ],
+)
+def test_split_of_a_name(name, split):
+    assert split_of(name) == split
+
+
+def test_table_without_labels():
+    table = understood("image,dx,MEL,NV,diagnosis_1,sex\na,nevus,0,1,Benign,f\n")
+    assert table.has_labels
+    bare = table.without_labels()
+    assert not bare.has_labels
+    lines = ["image,dx,MEL,NV,diagnosis_1,sex", "a,nevus,0,1,Benign,f"]
+    assert list(read_table(lines, bare)) == [Record("a", sex="female")]
+
+
+# Anything
+
+CELL = st.sampled_from(
+    [  # noqa: RUF005
+        "image_id",
+        "label",
+        "image",
+        "MEL",
+        "NV",
+        "isic_id",
+        "diagnosis_1",
+        "split",
+        "age",
+        "benign",
+        "1",
+        "0.0",
+        "ISIC_1",
+    ]
+    + [
+        '"',
+        '""',
+        '"a',
+        "=1",
+        "",
+        " ",
+        "\x00",
+        "\ufeff",
+        "é",
+        "\x85",
+        "\u2028",
+        "x" * 300,
+        "image_name_1",
+        "image_name_2",
+    ]
+) | st.text(max_size=5)
+SOUP = st.lists(st.tuples(CELL, st.sampled_from([*",;\t|\n\r", "\r\n", ",", ",", "\n"])), max_size=60).map(
+    lambda parts: "".join(cell + end for cell, end in parts)
+)
+CONTENT = (
+    st.binary(max_size=400)
+    | st.tuples(SOUP, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "cp1252", "utf-32"])).map(
+        lambda soup: soup[0].encode(soup[1], "replace")
+    )
+    | st.binary(max_size=200).map(lambda tail: SIMPLE.encode() + tail)
+)
+
+
+@given(CONTENT, CONTENT)
+def test_any_bytes_are_records_or_a_data_error(head, other):
+    table = understand(TableHead("t.csv", head), {})
+    if isinstance(table, str):
+        assert table
+        return
+    for content in (head, other, head + other):  # what is read may have changed since the head was
+        try:
+            rows = list(read_table(io.BytesIO(content), table))
+        except DataError as error:
+            assert str(error).startswith("t.csv ")  # noqa: PT017
+        else:
+            assert all(isinstance(row, Record) and row.image_id for row in rows)
+            for target in diagnoses.TARGETS:
+                for row in rows:
+                    diagnoses.target_of(row.labels, target)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.from_regex(r"[a-z0-9]{1,12}", fullmatch=True),
+            st.text(st.characters(blacklist_categories=("Cs", "Cc", "Z")), max_size=12),
+        ),
+        min_size=1,
+    ),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_any_table_comes_back_row_for_row(rows, line_end, encoding):
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator=line_end)
+    writer.writerows([("image_id", "patient_id", "label"), *((name, patient, "nevus") for name, patient in rows)])
+    expected = [
+        Record(name, ("nevus",), None if patient.lower() in tables.MISSING else patient) for name, patient in rows
+    ]
+    assert records(text.getvalue().encode(encoding)) == expected
+
+
+class Rows(io.RawIOBase):
+    """A table of so many rows that is nowhere whole."""
+
+    def __init__(self, count):
+        self.rest = iter(range(count))
+        self.left = b"image_id,label,patient_id,age\n"
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while len(self.left) < len(buffer) and (n := next(self.rest, None)) is not None:
+            self.left += b"image_%d,a word of number %d,patient_%d,%d\n" % (n, n, n, n % 100)
+        size = min(len(buffer), len(self.left))
+        buffer[:size], self.left = self.left[:size], self.left[size:]
+        return size
+
+
+def peak(count):
+    table = understood("image_id,label,patient_id,age\na,benign,p,1\n")
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_table(io.BufferedReader(Rows(count)), table)) == count
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_ten_times_the_rows_need_no_more_memory():
+    small, large = peak(10_000), peak(100_000)
+    assert large < 1.5 * small, (small, large)
+    assert large < 8 << 20

@@ -1,0 +1,80 @@
+"""The figures of a report: each is the metric, its interval that of a loop, and a model of one class harms nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from samples import grouped_sample, resamples_of
+
+from melanoma_spark import figures, metrics
+
+THRESHOLD, PREVALENCES = 0.45, (0.02, 0.2)
+
+
+def by_hand(labels, probabilities):
+    """Each figure, by scikit-learn where it has the definition."""
+    decided = probabilities >= THRESHOLD
+    fpr, tpr, _ = sklearn.metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    sensitivity = sklearn.metrics.recall_score(labels, decided)
+    specificity = sklearn.metrics.recall_score(labels, decided, pos_label=0)
+    found = {
+        "auprc": sklearn.metrics.average_precision_score(labels, probabilities),
+        "pauc_above_80": metrics.auc_above_sensitivity(labels, probabilities),
+        "auc_sens_80": metrics.auc_right_of_sensitivity(labels, probabilities),
+        "brier": sklearn.metrics.brier_score_loss(labels, probabilities),
+        "ece": metrics.expected_calibration_error(labels, probabilities),
+        "log_loss": sklearn.metrics.log_loss(labels, probabilities),
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "balanced_accuracy": sklearn.metrics.balanced_accuracy_score(labels, decided),
+        "accuracy": sklearn.metrics.accuracy_score(labels, decided),
+    }
+    for rate in (90, 95):
+        found[f"sensitivity_at_specificity_{rate}"] = tpr[1 - fpr >= rate / 100 - 1e-12].max()
+        found[f"specificity_at_sensitivity_{rate}"] = (1 - fpr)[tpr >= rate / 100 - 1e-12].max()
+    for prevalence in PREVALENCES:
+        alarms = sensitivity * prevalence + (1 - specificity) * (1 - prevalence)
+        found[f"ppv_at_prevalence_{100 * prevalence:g}"] = sensitivity * prevalence / alarms
+        found[f"npv_at_prevalence_{100 * prevalence:g}"] = specificity * (1 - prevalence) / (1 - alarms)
+    return found
+
+
+def test_figures_and_intervals_are_those_of_a_loop():
+    labels, probabilities, groups = grouped_sample(seed=2, groups=80)
+    found = figures.of_split(labels, probabilities, groups, THRESHOLD, PREVALENCES, resamples=60, seed=4)
+    expected = by_hand(labels, probabilities)
+    assert found.keys() == expected.keys()
+    drawn = [by_hand(labels[rows], probabilities[rows]) for rows in resamples_of(groups, 60, seed=4)]
+    for key, figure in found.items():
+        assert figure.value == pytest.approx(expected[key]), key
+        bounds = np.quantile([resample[key] for resample in drawn], [0.025, 0.975])
+        assert figure.interval == pytest.approx(tuple(bounds)), key
+        assert figure.interval[0] < figure.interval[1], key
+    assert len({figure.name for figure in found.values()}) == len(found)
+
+
+def test_one_class_and_one_group_are_undefined_and_not_an_error():
+    found = figures.of_split([0, 0, 0], [0.1, 0.5, 0.9], ["a", "b", "b"], THRESHOLD, PREVALENCES, resamples=20)
+    assert math.isnan(found["auprc"].value)
+    assert math.isnan(found["sensitivity"].value)
+    assert found["specificity"].value == pytest.approx(1 / 3)
+    alone = figures.of_split([0, 1], [0.1, 0.9], ["a", "a"], THRESHOLD, resamples=20)
+    assert all(np.isnan(figure.interval).all() for figure in alone.values())
+
+
+def test_what_a_worklist_finds_is_told_where_patients_are_known():
+    labels = np.array([1, *[0] * 19, 1, 0, 1])
+    probabilities = np.array([0.1, *np.linspace(0.2, 0.9, 19), 0.5, 0.6, 0.01])
+    patients = ["a"] * 20 + ["b"] * 2 + [None]
+    groups = [patient or "c" for patient in patients]
+    found = figures.of_split(labels, probabilities, groups, THRESHOLD, resamples=20, patients=patients)
+    told = found["sensitivity_in_top_15"]
+    assert told.value == 0.5, "of a's only melanoma and b's; the third has no patient"
+    assert "22 images name theirs" in told.name
+    assert told.interval == (0, 1)
+    assert not figures.of_split(
+        [0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=[None, None]
+    ).keys() & {"sensitivity_in_top_15"}
+    without = figures.of_split([0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=["x", None])
+    assert math.isnan(without["sensitivity_in_top_15"].value)

@@ -1,0 +1,137 @@
+"""The bootstrap over groups: a plain loop over the same draws, and intervals that cover what they say."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import grouped_sample, resamples_of, scored
+
+from melanoma_spark import bootstrap, metrics
+
+
+@given(scored(both_classes=False), st.integers(0, 5))
+def test_bootstrap_equals_a_loop_over_the_same_draws(sample, seed):
+    labels, probabilities, groups = sample
+    areas = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=20, seed=seed)
+    sensitivity, specificity = bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=20, seed=seed)
+    assert areas.shape == sensitivity.shape == specificity.shape == (20,)
+    for k, rows in enumerate(resamples_of(groups, 20, seed)):
+        np.testing.assert_equal(areas[k], metrics.auroc(labels[rows], probabilities[rows]))
+        confusion = metrics.confusion_matrix_at(labels[rows], probabilities[rows], 0.5)
+        np.testing.assert_equal(sensitivity[k], confusion.sensitivity)
+        np.testing.assert_equal(specificity[k], confusion.specificity)
+
+
+CURVES = {
+    metrics.average_precision: metrics.auprc,
+    functools.partial(metrics.area_above_sensitivity, sensitivity=0.8): metrics.auc_above_sensitivity,
+    functools.partial(metrics.area_right_of_sensitivity, sensitivity=0.8): metrics.auc_right_of_sensitivity,
+    functools.partial(metrics.best_sensitivity, specificity=0.9): functools.partial(
+        metrics.sensitivity_at_specificity, specificity=0.9
+    ),
+    functools.partial(metrics.best_specificity, sensitivity=0.9): functools.partial(
+        metrics.specificity_at_sensitivity, sensitivity=0.9
+    ),
+}
+
+
+@given(scored(both_classes=False), st.integers(0, 5))
+def test_every_figure_of_a_resample_is_that_of_its_images(sample, seed):
+    labels, probabilities, groups = sample
+    rows = list(resamples_of(groups, 20, seed))
+
+    def check(found, metric):
+        expected = [metric(labels[own], probabilities[own]) for own in rows]
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+    for statistic, metric in CURVES.items():
+        check(bootstrap.resampled_curve(*sample, statistic, resamples=20, seed=seed), metric)
+    check(bootstrap.resampled_calibration_error(*sample, resamples=20, seed=seed), metrics.expected_calibration_error)
+    squares = (labels - probabilities) ** 2
+    check(bootstrap.resampled_mean(squares, groups, resamples=20, seed=seed), metrics.brier)
+
+
+def test_two_models_meet_the_same_resamples():
+    labels, probabilities, groups = grouped_sample(seed=8)
+    worse = np.clip(probabilities + np.random.default_rng(0).normal(0, 0.05, len(labels)), 0, 1)
+    both = [bootstrap.resampled_auroc(labels, p, groups, resamples=400) for p in (probabilities, worse)]
+    paired, alone = np.std(both[0] - both[1]), np.hypot(*(np.std(areas) for areas in both))
+    assert paired < alone / 3
+    bounds = bootstrap.auroc_difference(labels, worse, probabilities, groups, resamples=400)
+    assert bounds == pytest.approx(tuple(np.quantile(both[0] - both[1], [0.025, 0.975])))
+
+
+def test_bootstrap_intervals_equal_those_of_a_loop():
+    labels, probabilities, groups = grouped_sample(seed=3, groups=60)
+    resampled = list(resamples_of(groups, 200, seed=7))
+    areas = [sklearn.metrics.roc_auc_score(labels[rows], probabilities[rows]) for rows in resampled]
+    recalls = [sklearn.metrics.recall_score(labels[rows], probabilities[rows] >= 0.6) for rows in resampled]
+    found = bootstrap.auroc_interval(labels, probabilities, groups, resamples=200, seed=7, level=0.9)
+    at_threshold = bootstrap.rate_intervals(labels, probabilities, groups, 0.6, resamples=200, seed=7, level=0.9)
+    assert found == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=1e-12)
+    assert at_threshold.sensitivity == pytest.approx(tuple(np.quantile(recalls, [0.05, 0.95])), abs=1e-12)
+    assert at_threshold.specificity[0] < at_threshold.specificity[1]
+
+
+def test_chunks_and_the_order_of_rows_change_no_resample(monkeypatch):
+    labels, probabilities, groups = grouped_sample(seed=4)
+    whole = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=50)
+    rates = bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=50)
+    shuffled = np.random.default_rng(0).permutation(len(labels))
+    rows = labels[shuffled], probabilities[shuffled], groups[shuffled]
+    np.testing.assert_array_equal(bootstrap.resampled_auroc(*rows, resamples=50), whole)
+    monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 3 * len(labels))
+    np.testing.assert_array_equal(bootstrap.resampled_auroc(labels, probabilities, groups, resamples=50), whole)
+    np.testing.assert_array_equal(bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=50), rates)
+
+
+def test_copies_of_an_image_in_its_group_do_not_narrow_the_interval():
+    labels, probabilities, groups = grouped_sample(seed=5)
+    once = bootstrap.auroc_interval(labels, probabilities, groups, resamples=300)
+    copied = [np.repeat(values, 5) for values in (labels, probabilities, groups)]
+    assert bootstrap.auroc_interval(*copied, resamples=300) == once
+    as_if_independent = bootstrap.auroc_interval(copied[0], copied[1], np.arange(len(copied[0])), resamples=300)
+    assert as_if_independent[1] - as_if_independent[0] < (once[1] - once[0]) * 0.7
+
+
+def test_intervals_cover_the_true_value_about_as_often_as_they_say():
+    # Scores are N(label, 1): AUROC is Phi(1 / sqrt 2), and sensitivity at the logit 0.5 is Phi(0.5).
+    true_auroc = 0.5 * (1 + math.erf(1 / 2))
+    true_rate = 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))
+    threshold = 1 / (1 + math.exp(-0.5))
+    covered = np.zeros(2)
+    for seed in range(100):
+        sample = grouped_sample(seed)
+        low, high = bootstrap.auroc_interval(*sample, resamples=300, seed=seed)
+        rate_low, rate_high = bootstrap.rate_intervals(*sample, threshold, resamples=300, seed=seed).sensitivity
+        covered += (low <= true_auroc <= high, rate_low <= true_rate <= rate_high)
+    # 95 expected; a percentile interval on 60 positive groups is a little short.
+    assert (covered >= 87).all()
+    assert (covered <= 100).all()
+
+
+def test_one_class_resamples_are_nan_and_left_out_of_the_interval():
+    # One positive group of three: (2/3)^3 of the resamples lack it.
+    labels, probabilities, groups = [1, 0, 0], [0.9, 0.1, 0.2], ["a", "b", "c"]
+    areas = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=1000)
+    assert 270 < np.isnan(areas).sum() < 370
+    assert bootstrap.auroc_interval(labels, probabilities, groups) == (1.0, 1.0)
+    assert bootstrap.percentile_interval(np.array([np.nan, 0.5, 0.7]), 0.5) == pytest.approx((0.55, 0.65))
+
+
+def test_one_group_has_no_interval():
+    intervals = bootstrap.rate_intervals([0, 1], [0.1, 0.9], ["a", "a"], 0.5)
+    assert np.isnan(intervals).all()
+    assert np.isnan(bootstrap.auroc_interval([0, 1], [0.1, 0.9], ["a", "a"])).all()
+
+
+def test_groups_of_text_and_of_numbers_are_the_same_groups():
+    labels, probabilities, groups = grouped_sample(seed=6, groups=9)
+    expected = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=20)
+    texts = np.array([f"lesion {group}" for group in groups])
+    for named in (texts, texts.astype(object), list(texts)):
+        np.testing.assert_array_equal(bootstrap.resampled_auroc(labels, probabilities, named, resamples=20), expected)

@@ -1,0 +1,397 @@
+"""Metrics against scikit-learn, the bootstrap against a plain loop over the same draws, and what is undefined."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.metrics
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import TIED, scored
+
+from melanoma_spark import bootstrap, metrics
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.metrics import ConfusionMatrix
+
+
+@given(scored())
+def test_ranking_metrics_agree_with_scikit_learn(sample):
+    labels, probabilities, _ = sample
+    assert metrics.auroc(labels, probabilities) == pytest.approx(
+        sklearn.metrics.roc_auc_score(labels, probabilities), abs=1e-12
+    )
+    assert metrics.auprc(labels, probabilities) == pytest.approx(
+        sklearn.metrics.average_precision_score(labels, probabilities), abs=1e-12
+    )
+    fpr, tpr, thresholds = metrics.roc_curve(labels, probabilities)
+    expected = sklearn.metrics.roc_curve(labels, probabilities, drop_intermediate=False)
+    np.testing.assert_allclose(fpr, expected[0], atol=1e-15)
+    np.testing.assert_allclose(tpr, expected[1], atol=1e-15)
+    np.testing.assert_array_equal(thresholds, expected[2])
+    assert np.trapz(tpr, fpr) == pytest.approx(metrics.auroc(labels, probabilities), abs=1e-12)
+
+
+@given(scored(both_classes=False))
+def test_probability_metrics_agree_with_scikit_learn(sample):
+    labels, probabilities, _ = sample
+    assert metrics.brier(labels, probabilities) == pytest.approx(
+        sklearn.metrics.brier_score_loss(labels, probabilities), abs=1e-15
+    )
+    assert metrics.log_loss(labels, probabilities) == pytest.approx(
+        sklearn.metrics.log_loss(labels, probabilities, labels=[0, 1]), rel=1e-12, abs=1e-15
+    )
+
+
+@given(scored(both_classes=False), st.one_of(TIED, st.just(math.inf)))
+def test_confusion_matrix_agrees_with_scikit_learn(sample, threshold):
+    labels, probabilities, _ = sample
+    expected = sklearn.metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1]).ravel()
+    found = metrics.confusion_matrix_at(labels, probabilities, threshold)
+    assert (found.tn, found.fp, found.fn, found.tp) == tuple(expected)
+    assert found.accuracy == sklearn.metrics.accuracy_score(labels, probabilities >= threshold)
+
+
+@given(scored())
+def test_confusion_matrix_lies_on_the_roc_curve(sample):
+    labels, probabilities, _ = sample
+    for fpr, tpr, threshold in zip(*metrics.roc_curve(labels, probabilities), strict=True):
+        confusion = metrics.confusion_matrix_at(labels, probabilities, threshold)
+        assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)
+
+
+def test_a_thousand_random_cases_agree_with_scikit_learn():
+    """Of one image to 60, one label or both, few distinct probabilities or many, 0 and 1 among them."""
+    generator = np.random.default_rng(0)
+    degenerate = 0
+    for _ in range(1000):
+        n = int(generator.integers(1, 60))
+        labels = (generator.random(n) < generator.choice([0, 0.1, 0.5, 0.9, 1])).astype(int)
+        probabilities = np.round(generator.random(n), int(generator.choice([0, 1, 2, 12])))
+        decided = probabilities >= 0.5
+        one_label = len(set(labels)) == 1
+        degenerate += one_label or len(set(probabilities)) == 1
+        matrix = metrics.confusion_matrix_at(labels, probabilities, 0.5)
+        expected = {
+            "auroc": np.nan if one_label else sklearn.metrics.roc_auc_score(labels, probabilities),
+            # of positives alone scikit-learn says 1, whatever the scores: no ranking, so undefined here
+            "auprc": np.nan if one_label else sklearn.metrics.average_precision_score(labels, probabilities),
+            "brier": np.mean((probabilities - labels) ** 2),
+            "log_loss": sklearn.metrics.log_loss(labels, probabilities, labels=[0, 1]),
+            "sensitivity": sklearn.metrics.recall_score(labels, decided, zero_division=np.nan),
+            "specificity": sklearn.metrics.recall_score(labels, decided, pos_label=0, zero_division=np.nan),
+            "ppv": sklearn.metrics.precision_score(labels, decided, zero_division=np.nan),
+            "npv": sklearn.metrics.precision_score(labels, decided, pos_label=0, zero_division=np.nan),
+            "accuracy": sklearn.metrics.accuracy_score(labels, decided),
+        }
+        if not one_label:
+            expected["balanced_accuracy"] = sklearn.metrics.balanced_accuracy_score(labels, decided)
+        for name, value in expected.items():
+            found = getattr(matrix, name) if hasattr(matrix, name) else getattr(metrics, name)(labels, probabilities)
+            np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=f"{name} {labels} {probabilities}")
+    assert degenerate > 200
+
+
+def test_auroc_counts_a_tie_as_half():
+    assert metrics.auroc([0, 1], [0.5, 0.5]) == 0.5
+    assert metrics.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
+    assert metrics.auroc([0, 1], [0.9, 0.1]) == 0.0
+
+
+def test_decision_at_the_threshold_is_positive():
+    assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
+    assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
+
+
+ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # see isic_scorer.py
+
+
+@pytest.mark.parametrize("case", ISIC, ids=lambda case: str(len(case["labels"])))
+def test_figures_are_those_of_isics_scorer(case):
+    rows = case["labels"], case["probabilities"]
+    confusion = metrics.confusion_matrix_at(*rows, np.nextafter(0.5, 1))  # the scorer decides by > 0.5
+    found = {
+        "auc": metrics.auroc(*rows),
+        "auc_sens_80": metrics.auc_right_of_sensitivity(*rows, 0.8),
+        "ap": metrics.auprc(*rows),
+        **{name: getattr(confusion, name) for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv")},
+    }
+    for name, value in found.items():
+        assert value == pytest.approx(case[name], abs=1e-12), name
+
+
+def test_isics_scorer_was_asked_of_many_kinds_of_cases():
+    assert len(ISIC) == 25
+    assert min(len(set(case["probabilities"])) / len(case["labels"]) for case in ISIC) < 0.3, "ties"
+    assert max(case["auc"] for case in ISIC) - min(case["auc"] for case in ISIC) > 0.2
+
+
+def isic_2024(labels, probabilities, min_tpr):
+    """The partial AUC as ISIC 2024's metric computes it: by classes and scores turned round, and McClish undone."""
+    max_fpr = 1 - min_tpr
+    scaled = sklearn.metrics.roc_auc_score(1 - labels, 1 - probabilities, max_fpr=max_fpr)
+    return 0.5 * max_fpr**2 + (max_fpr - 0.5 * max_fpr**2) / (1.0 - 0.5) * (scaled - 0.5)
+
+
+@given(scored(), st.sampled_from([0.05, 0.5, 0.8, 0.95]))
+def test_partial_auc_above_a_sensitivity_is_that_of_isic_2024(sample, sensitivity):
+    labels, probabilities, _ = sample
+    probabilities = np.round(probabilities, 6)  # 1 - p must keep ties and order
+    expected = isic_2024(labels, probabilities, sensitivity)
+    assert metrics.auc_above_sensitivity(labels, probabilities, sensitivity) == pytest.approx(expected, abs=1e-9)
+
+
+@given(scored(), st.floats(0.01, 1))
+def test_both_partial_aucs_share_a_corner(sample, sensitivity):
+    labels, probabilities, _ = sample
+    above = metrics.auc_above_sensitivity(labels, probabilities, sensitivity)
+    right = metrics.auc_right_of_sensitivity(labels, probabilities, sensitivity)
+    assert -1e-12 <= above <= 1 - sensitivity + 1e-12
+    assert above - 1e-12 <= right <= metrics.auroc(labels, probabilities) + 1e-12
+
+
+def test_partial_aucs_of_known_curves():
+    perfect, wrong, none = (
+        ([0, 0, 1, 1], [0.2, 0.4, 0.6, 0.8]),
+        ([0, 0, 1, 1], [0.8, 0.6, 0.4, 0.2]),
+        ([0, 1], [0.5] * 2),
+    )
+    assert metrics.auc_right_of_sensitivity(*perfect) == pytest.approx(1.0)
+    assert metrics.auc_above_sensitivity(*perfect) == pytest.approx(0.2)
+    assert metrics.auc_right_of_sensitivity(*wrong) == metrics.auc_above_sensitivity(*wrong) == 0
+    # the diagonal: a triangle of side 0.2, and the trapezoid under it
+    assert metrics.auc_above_sensitivity(*none) == pytest.approx(0.02)
+    assert metrics.auc_right_of_sensitivity(*none) == pytest.approx(0.18)
+
+
+@given(scored(), st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]))
+def test_rates_at_a_rate_are_the_best_points_of_the_roc(sample, rate):
+    labels, probabilities, _ = sample
+    points = [metrics.confusion_matrix_at(labels, probabilities, t) for t in [math.inf, *probabilities]]
+    assert metrics.sensitivity_at_specificity(labels, probabilities, rate) == pytest.approx(
+        max(point.sensitivity for point in points if point.specificity >= rate)
+    )
+    assert metrics.specificity_at_sensitivity(labels, probabilities, rate) == pytest.approx(
+        max(point.specificity for point in points if point.sensitivity >= rate)
+    )
+
+
+@given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
+def test_predictive_values_at_a_sets_own_prevalence_are_its_own(tn, fp, fn, tp):
+    confusion = ConfusionMatrix(tn=tn, fp=fp, fn=fn, tp=tp)
+    if tp + fn == 0 or tn + fp == 0:
+        return
+    rates = confusion.sensitivity, confusion.specificity, (tp + fn) / (tn + fp + fn + tp)
+    assert metrics.ppv_at_prevalence(*rates) == pytest.approx(confusion.ppv, nan_ok=True)
+    assert metrics.npv_at_prevalence(*rates) == pytest.approx(confusion.npv, nan_ok=True)
+
+
+def test_predictive_values_of_a_rare_disease():
+    assert metrics.ppv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(1 / 12)
+    assert metrics.npv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(891 / 892)
+    assert math.isnan(metrics.ppv_at_prevalence(0.0, 1.0, 0.5))
+
+
+@given(scored(), st.sampled_from([0.0, 0.1, 0.5, 0.75]))
+def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
+    labels, probabilities, _ = sample
+    decided = probabilities >= threshold
+    hits, alarms = (decided & (labels == 1)).mean(), (decided & (labels == 0)).mean()
+    expected = hits - alarms * threshold / (1 - threshold)
+    assert metrics.net_benefit(labels, probabilities, threshold) == pytest.approx(expected)
+    everybody = np.ones(len(labels))
+    assert metrics.net_benefit_of_all(labels, threshold) == metrics.net_benefit(labels, everybody, threshold)
+
+
+@given(scored())
+def test_precision_and_recall_are_scikit_learns(sample):
+    labels, probabilities, _ = sample
+    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
+    found = metrics.precision_recall_curve(labels, probabilities)
+    np.testing.assert_allclose(found.recall, recall[-2::-1])
+    np.testing.assert_allclose(found.precision, precision[-2::-1])
+    np.testing.assert_array_equal(found.thresholds, thresholds[::-1])
+
+
+def test_a_decision_curve_holds_the_net_benefit_at_each_threshold():
+    labels, probabilities = [0, 0, 1, 1], [0.1, 0.6, 0.4, 0.9]
+    curve = metrics.decision_curve(labels, probabilities, steps=3)
+    assert curve.thresholds.tolist() == [0.25, 0.5, 0.75]
+    assert curve.benefit.tolist() == [2 / 4 - 1 / 4 / 3, 0.0, 1 / 4]
+    assert curve.of_all.tolist() == pytest.approx([0.5 - 0.5 / 3, 0.0, 0.5 - 1.5])
+
+
+@given(scored(), st.integers(1, 6))
+def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
+    labels, probabilities, patients = sample
+    found = []
+    for seed in range(40):
+        order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -probabilities))
+        taken = sum(labels[[row for row in order if patients[row] == one][:images]].sum() for one in set(patients))
+        found.append(taken / labels.sum())
+    value = metrics.sensitivity_in_top(labels, probabilities, patients, images)
+    assert min(found) - 1e-12 <= value <= max(found) + 1e-12
+    if len(set(probabilities)) == len(labels):
+        assert value == pytest.approx(found[0])
+
+
+def test_sensitivity_in_top_counts_ties_by_their_chance():
+    assert metrics.sensitivity_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], ["a", "a", "a", "b"], 1) == (1 / 3 + 1) / 2
+    assert metrics.sensitivity_in_top([1, 0, 1], [0.5, 0.5, 0.5], ["a", "a", "a"], 2) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_leaves_rates_and_partial_areas_undefined(label):
+    rows = [label] * 3, [0.1, 0.5, 0.9]
+    assert math.isnan(metrics.auc_above_sensitivity(*rows))
+    assert math.isnan(metrics.auc_right_of_sensitivity(*rows))
+    assert math.isnan(metrics.sensitivity_at_specificity(*rows, 0.9))
+    assert math.isnan(metrics.specificity_at_sensitivity(*rows, 0.9))
+    assert math.isnan(metrics.sensitivity_in_top(*rows, ["a"] * 3)) == (label == 0)
+
+
+def test_shares_out_of_range_are_named():
+    rows = [0, 1], [0.1, 0.9]
+    for call in (
+        lambda: metrics.auc_above_sensitivity(*rows, 0),
+        lambda: metrics.auc_right_of_sensitivity(*rows, 1.1),
+        lambda: metrics.sensitivity_at_specificity(*rows, -0.1),
+        lambda: metrics.ppv_at_prevalence(0.9, 0.9, 2),
+        lambda: metrics.net_benefit(*rows, 1.0),
+        lambda: metrics.sensitivity_in_top(*rows, ["a", "b"], 0),
+    ):
+        with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
+            call()
+
+
+def test_rates_of_a_confusion_matrix():
+    confusion = ConfusionMatrix(tn=60, fp=20, fn=5, tp=15)
+    assert confusion.sensitivity == 15 / 20
+    assert confusion.specificity == 60 / 80
+    assert confusion.ppv == 15 / 35
+    assert confusion.npv == 60 / 65
+    assert confusion.accuracy == 75 / 100
+    assert confusion.balanced_accuracy == 0.75
+
+
+def test_rates_without_a_denominator_are_nan_and_not_one():
+    only_negatives = ConfusionMatrix(tn=3, fp=0, fn=0, tp=0)
+    assert math.isnan(only_negatives.sensitivity)
+    assert math.isnan(only_negatives.ppv)
+    assert math.isnan(only_negatives.balanced_accuracy)
+    assert only_negatives.specificity == 1.0
+    only_positives = ConfusionMatrix(tn=0, fp=0, fn=0, tp=3)
+    assert math.isnan(only_positives.specificity)
+    assert math.isnan(only_positives.npv)
+    assert math.isnan(ConfusionMatrix(0, 0, 0, 0).accuracy)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
+    labels, probabilities = [label] * 3, [0.2, 0.5, 0.9]
+    assert math.isnan(metrics.auroc(labels, probabilities))
+    assert math.isnan(metrics.auprc(labels, probabilities))
+    fpr, tpr, _ = metrics.roc_curve(labels, probabilities)
+    missing, present = (tpr, fpr) if label == 0 else (fpr, tpr)
+    assert np.isnan(missing).all()
+    assert (present[0], present[-1]) == (0.0, 1.0)
+    assert np.isfinite(metrics.brier(labels, probabilities))
+    assert np.isfinite(metrics.log_loss(labels, [0.0, 0.5, 1.0]))
+    assert np.isfinite(metrics.expected_calibration_error(labels, probabilities))
+    assert all(math.isnan(bound) for bound in bootstrap.auroc_interval(labels, probabilities, [1, 2, 3]))
+
+
+@given(scored(both_classes=False), st.integers(1, 12))
+def test_reliability_bins_agree_with_a_loop(sample, bins):
+    labels, probabilities, _ = sample
+    table = metrics.reliability(labels, probabilities, bins)
+    error = 0.0
+    for k in range(bins):
+        last = k == bins - 1
+        inside = (probabilities >= k / bins) & ((probabilities < (k + 1) / bins) | last)
+        assert table.n[k] == inside.sum()
+        if inside.any():
+            assert table.mean_probability[k] == pytest.approx(probabilities[inside].mean(), abs=1e-15)
+            assert table.observed_fraction[k] == pytest.approx(labels[inside].mean(), abs=1e-15)
+            error += inside.mean() * abs(probabilities[inside].mean() - labels[inside].mean())
+        else:
+            assert math.isnan(table.mean_probability[k])
+            assert math.isnan(table.observed_fraction[k])
+    assert table.n.sum() == len(labels)
+    assert metrics.expected_calibration_error(labels, probabilities, bins) == pytest.approx(error, abs=1e-12)
+
+
+def test_expected_calibration_error_of_a_known_case():
+    # Two of ten bins: 0.25 with one in two positive, 0.75 with all positive.
+    assert metrics.expected_calibration_error([0, 1, 1, 1], [0.25, 0.25, 0.75, 0.75]) == 0.25
+    assert metrics.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
+
+
+EVERY_METRIC = [
+    metrics.auc_above_sensitivity,
+    metrics.auc_right_of_sensitivity,
+    lambda labels, probabilities: metrics.sensitivity_at_specificity(labels, probabilities, 0.9),
+    lambda labels, probabilities: metrics.net_benefit(labels, probabilities, 0.5),
+    lambda labels, probabilities: metrics.sensitivity_in_top(labels, probabilities, ["a"] * len(labels)),
+    metrics.counts_by_threshold,
+    metrics.roc_curve,
+    metrics.auroc,
+    metrics.auprc,
+    metrics.brier,
+    metrics.log_loss,
+    metrics.reliability,
+    metrics.expected_calibration_error,
+    lambda labels, probabilities: metrics.confusion_matrix_at(labels, probabilities, 0.5),
+    lambda labels, probabilities: bootstrap.auroc_interval(labels, probabilities, np.arange(len(labels))),
+    lambda labels, probabilities: bootstrap.rate_intervals(labels, probabilities, np.arange(len(labels)), 0.5),
+]
+
+
+@pytest.mark.parametrize("metric", EVERY_METRIC)
+@pytest.mark.parametrize(
+    ("labels", "probabilities", "message"),
+    [
+        ([], [], "no rows: labels and probabilities are empty"),
+        ([0, 1, 1], [0.1, 0.2], "labels and probabilities differ in length: 3 and 2"),
+        ([0, 1, 1], [0.1, np.nan, np.nan], "2 of 3 probabilities are NaN: nan in row 1, nan in row 2"),
+        ([0, 1, 1], [0.1, 1.5, 0.3], "1 of 3 probabilities lie outside [0, 1]: 1.5 in row 1"),
+        ([0, 1, 1], [0.1, -0.5, np.inf], "2 of 3 probabilities lie outside [0, 1]: -0.5 in row 1, inf in row 2"),
+        ([2] * 5, [0.5] * 5, "5 of 5 labels are neither 0 nor 1: 2 in row 0, 2 in row 1, 2 in row 2, ..."),
+        ([0.0, np.nan], [0.1, 0.2], "1 of 2 labels are neither 0 nor 1: nan in row 1"),
+        (["benign", "malignant"], [0.1, 0.2], "labels must be numbers, found dtype <U9"),
+        ([0, 1], [None, 0.2], "probabilities must be numbers, found dtype object"),
+        ([0, 1], [[0.1], [0.2]], "probabilities must be one-dimensional, found shape (2, 1)"),
+    ],
+)
+def test_invalid_arrays_are_named(metric, labels, probabilities, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        metric(labels, probabilities)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (["a", "b"], "groups must have shape (3,) like labels, found (2,)"),
+        (["a", None, None], "2 of 3 groups are not text: None in row 1, None in row 2"),
+        ([1.0, np.nan, 2.0], "1 of 3 groups are NaN: nan in row 1"),
+    ],
+)
+def test_missing_groups_are_named_and_never_merged(groups, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        bootstrap.auroc_interval([0, 1, 1], [0.1, 0.2, 0.3], groups)
+    with pytest.raises(DataError, match=re.escape(message)):
+        bootstrap.rate_intervals([0, 1, 1], [0.1, 0.2, 0.3], groups, 0.5)
+
+
+def test_settings_out_of_range_are_named():
+    labels, probabilities, groups = [0, 1], [0.1, 0.9], [0, 1]
+    with pytest.raises(ConfigError, match="bins must be at least 1, found 0"):
+        metrics.reliability(labels, probabilities, bins=0)
+    with pytest.raises(ConfigError, match="resamples must be at least 1, found 0"):
+        bootstrap.auroc_interval(labels, probabilities, groups, resamples=0)
+    with pytest.raises(ConfigError, match="level must lie between 0 and 1, found 95"):
+        bootstrap.auroc_interval(labels, probabilities, groups, level=95)
+    with pytest.raises(ConfigError, match="threshold is NaN"):
+        metrics.confusion_matrix_at(labels, probabilities, math.nan)

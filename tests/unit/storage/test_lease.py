@@ -1,0 +1,185 @@
+"""Leases: one job of a kind at a time on a warehouse, and a dead one keeps nobody out."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from conftest import REPO
+
+from melanoma_spark import files, lease
+from melanoma_spark.errors import BusyError, ClusterError
+
+
+@pytest.fixture
+def warehouse(tmp_path):
+    return files.url_of(str(tmp_path))
+
+
+def another(path, **changes):
+    """The file of a job of another machine."""
+    path.parent.mkdir(exist_ok=True)
+    facts = {"owner": "o", "host": "elsewhere", "process": 1, "process_started": 0.0, "since": "2026-01-02T03:04:05"}
+    path.write_text(json.dumps({**facts, "beat": time.time(), **changes}))
+
+
+def test_a_second_job_of_the_kind_is_refused_and_told_by_whom(warehouse, tmp_path):
+    with lease.held(warehouse, "featurize"):
+        words = (
+            f"featurize is already running on this warehouse, since .* on {socket.gethostname()} .process {os.getpid()}"
+        )
+        with pytest.raises(ClusterError, match=words), lease.held(warehouse, "featurize"):
+            pass
+        with lease.held(warehouse, "ingest"):
+            assert len(list((tmp_path / "running").iterdir())) == 2
+    with lease.held(warehouse, "featurize"):
+        pass
+    assert not list((tmp_path / "running").iterdir())
+
+
+def test_it_is_given_back_when_the_job_fails(warehouse):
+    with pytest.raises(ZeroDivisionError), lease.held(warehouse, "ingest"):
+        raise ZeroDivisionError
+    with lease.held(warehouse, "ingest"):
+        pass
+
+
+@pytest.mark.parametrize("not_waited_for", [False, True])
+def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for):
+    script = textwrap.dedent(f"""
+        import os, signal
+        from melanoma_spark import lease
+        with lease.held({warehouse!r}, "score"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    started = subprocess.Popen([sys.executable, "-c", script], cwd=REPO)
+    if not_waited_for:
+        os.waitid(os.P_PID, started.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    else:
+        assert started.wait() == -9
+    assert files.exists(files.join(warehouse, "running/score.json"))
+    with lease.held(warehouse, "score"):
+        pass
+    started.wait()
+
+
+def test_another_process_of_the_same_number_keeps_nobody_out(warehouse, tmp_path):
+    another(tmp_path / "running/score.json", host=socket.gethostname(), process=os.getpid())
+    with lease.held(warehouse, "score"):
+        pass
+
+
+def test_a_job_of_another_machine_counts_as_dead_when_it_has_been_silent(warehouse, tmp_path):
+    file = tmp_path / "running/score.json"
+    another(file, beat=time.time() - lease.STALE / 2)
+    with pytest.raises(ClusterError, match=r"since 2026-01-02T03:04:05 on elsewhere .*free in (60|59) s"):  # noqa: SIM117
+        with lease.held(warehouse, "score"):
+            pass
+    assert json.loads(file.read_text())["owner"] == "o", "who is refused takes nothing away"
+    another(file, beat=time.time() - lease.STALE - 1)
+    with lease.held(warehouse, "score"):
+        pass
+
+
+def test_a_torn_file_keeps_nobody_out(warehouse, tmp_path):
+    (tmp_path / "running").mkdir()
+    (tmp_path / "running/score.json").write_text('{"owner"')
+    with lease.held(warehouse, "score"):
+        pass
+
+
+@pytest.mark.parametrize("content", [None, '{"owner"', '{"owner": "o", "host": "elsewhere", "beat": 0}'])
+def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, content):
+    """Another job has had it and has ended, or this is not the file system that it was."""
+    file = tmp_path / "running/score.json"
+    with lease.held(warehouse, "score") as own:
+        own.check()
+        file.unlink()
+        if content:
+            file.write_text(content)
+        with pytest.raises(ClusterError, match="is not this job's any more: the warehouse was away, or the job stood"):
+            own.check()
+    assert file.exists() == bool(content), "what is not its own it does not remove"
+
+
+def test_signs_of_life_do_not_bring_back_a_lease_that_is_gone(warehouse, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with lease.held(warehouse, "score"):
+        (tmp_path / "running/score.json").unlink()
+        time.sleep(0.3)
+        assert not (tmp_path / "running/score.json").exists()
+
+
+def test_a_job_gives_signs_of_life(warehouse, tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    with lease.held(warehouse, "score"):
+        beats = set()
+        until = time.monotonic() + 10
+        while len(beats) < 3 and time.monotonic() < until:
+            beats.add(json.loads((tmp_path / "running/score.json").read_text())["beat"])
+        assert len(beats) >= 3
+
+
+def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
+    inside, most = [], []
+    start = threading.Barrier(6)
+
+    def run():
+        start.wait()
+        try:
+            with lease.held(warehouse, "score"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.5)
+                inside.pop()
+        except ClusterError:
+            pass
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
+
+
+def test_at_rest_none_of_the_jobs_starts_and_the_one_at_rest_is_told(warehouse, tmp_path):
+    with lease.at_rest(warehouse, ("score", "ingest"), "prune") as still:
+        for job in ("score", "ingest"):
+            with (
+                pytest.raises(BusyError, match="prune is already running on this warehouse"),
+                lease.held(warehouse, job),
+            ):
+                pass
+        still()
+        (tmp_path / "running/ingest.json").unlink()
+        with pytest.raises(ClusterError, match=r"running/ingest\.json is not this job's any more"):
+            still()
+    assert not list((tmp_path / "running").iterdir())
+
+
+@pytest.mark.parametrize("job", ["score", "ingest", "another"])
+def test_it_is_not_at_rest_while_any_job_is_at_work(warehouse, tmp_path, job):
+    with lease.held(warehouse, job):
+        for context in (lease.at_rest(warehouse, ("score", "ingest"), "prune"), lease.held(warehouse, job)):
+            with pytest.raises(BusyError, match=f"^{job} is already running"), context:
+                pass
+        with pytest.raises(BusyError, match=f"^{job} is already running"):
+            lease.refuse_any(warehouse)
+        lease.refuse_any(warehouse, but=[job])
+        assert [path.name for path in (tmp_path / "running").iterdir()] == [f"{job}.json"]
+    lease.refuse_any(warehouse)
+
+
+def test_a_dead_job_is_not_at_work(warehouse, tmp_path):
+    another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
+    lease.refuse_any(warehouse)
+    with lease.at_rest(warehouse, ["ingest"], "prune"):
+        pass
