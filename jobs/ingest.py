@@ -88,7 +88,9 @@ def staged(job: Job, stage: str) -> Summary:
     if layout.tables:
         session.describe(spark, "ingest: read the tables, and find the images of their rows")
         rows = keep("records", archive.records(spark, layout, tables, settings))
-        matched = records.match(images_of_rows(candidates, decoded, settings), rows, named, keep)
+        matched = records.match(
+            images_of_rows(candidates, decoded, settings), rows, archive.all_tables(listed), named, keep
+        )
     told = keep("candidates", selection.candidates(found, matched.images, layout, settings, named))
     session.describe(spark, "ingest: groups, duplicates and splits")
     decisions = keep("decisions", selection.decide(told, settings))

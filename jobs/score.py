@@ -80,7 +80,8 @@ class Run:
     version: str
     scorer: bundle.Scorer
     place: str  # where its rows wait until all are there
-    everything: DataFrame  # the listing, with `source_key`
+    unsettled: DataFrame  # the listing, with `source_key`
+    everything: DataFrame  # what of it has settled
     listing: DataFrame  # of images
     listed: int
     done: DataFrame  # `schemas.LEDGER`
@@ -90,7 +91,7 @@ class Run:
     @cached_property
     def tables(self) -> worklist.TableMetadata:
         """What the archive's tables say of its images."""
-        return worklist.table_metadata(self.job, self.everything)
+        return worklist.table_metadata(self.job, self.everything, self.unsettled)
 
     @property
     def name(self) -> str:
@@ -128,14 +129,16 @@ def batch(job: Job, opened: Opened = nullcontext) -> Summary:
     # not persisted: Spark would then give these rows for later ones
     before = ledger.waiting(spark, place, done, job.run_id)
     settle = settings.score.follow.settle if settings.score.action == "follow" else 0
-    everything = ledger.keyed(archive.settled(archive.listing(spark, settings), settle)).persist()
+    unsettled = ledger.keyed(archive.listing(spark, settings)).persist()
+    everything = archive.settled(unsettled, settle)
     listing = everything.where("role = 'image'")
-    own = Run(job, model, version, scorer, place, everything, listing, listing.count(), done, before, before.count())
+    listings = (unsettled, everything, listing, listing.count())
+    own = Run(job, model, version, scorer, place, *listings, done, before, before.count())
     try:
         with session.shuffle_partitions(spark, session.slots(spark) + (own.listed + own.kept) // ROWS_A_PARTITION):
             return whole(own, opened)
     finally:
-        everything.unpersist()
+        unsettled.unpersist()
 
 
 def check_of(job: Job) -> ledger.Check:

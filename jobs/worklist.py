@@ -6,7 +6,7 @@ Part of score, before the batch is committed; it tells of the batch that is stag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,13 +55,14 @@ class TableMetadata:
     unused: dict[str, str] = field(default_factory=dict)
 
 
-def table_metadata(job: Job, listed: DataFrame) -> TableMetadata:
-    """What the tables say of a listing's images. An archive for scoring needs no tables, and no labels in them.
+def table_metadata(job: Job, listed: DataFrame, unsettled: DataFrame) -> TableMetadata:
+    """What the tables of a listing say of its images. An archive for scoring needs no tables, and no labels in them.
 
-    A table that cannot be read is set aside: it costs what it says, not the scores of a night.
+    A table that cannot be read is set aside: it costs what it says, not the scores of a night. `unsettled` has the
+    files that still land, too: a row may be about one of them, and not about another of its name.
     """
     spark, settings = job.spark, job.settings
-    set_aside: dict[str, str] = {}
+    set_aside = archive.unreadable_tables(listed)
     heads, tables = archive.table_heads(listed, settings, set_aside)
     words = settings.ingest.labels
     unused: dict[str, str] = {}
@@ -77,8 +78,9 @@ def table_metadata(job: Job, listed: DataFrame) -> TableMetadata:
     matched = records.nothing(spark)
     if layout.tables:
         rows = archive.readable_records(spark, layout, tables, settings, set_aside)
-        images = archive.images_of_rows(listed, settings).withColumn("content", f.lit(None).cast("string"))
-        matched = records.match(images, rows, archive.naming(settings), lambda _, table: session.fixed(table))
+        images = archive.images_of_rows(unsettled, settings).withColumn("content", f.lit(None).cast("string"))
+        there, name = archive.all_tables(unsettled), archive.naming(settings)
+        matched = records.match(images, rows, there, name, lambda _, table: session.fixed(table))
     columns = (f.col(name).cast("string") for name in ("path", "patient_id", *drift.METADATA))
     found = [nameless(settings, tables) for tables in (set_aside, unused)]
     for path, why in found[0].items():
@@ -97,18 +99,14 @@ def write_unmatched(job: Job, batch_id: str, unmatched: DataFrame) -> None:
 def notes_of(tables: Mapping[str, Any]) -> list[str]:
     """What batch.json says of the tables, line by line for the page."""
     lines = [f"{path} was set aside: {why}" for path, why in tables["set_aside"].items()]
-    examples = tables["examples"]
-    kinds = {schemas.AMBIGUOUS: "names fit several images", schemas.CONTRADICTORY: "images have rows that disagree"}
-    for kind, what in kinds.items():
-        if tables[kind]:
-            lines.append(f"{tables[kind]} {what}, for example: {'; '.join(examples[kind])}")
-    return lines
+    notes = records.Notes(**{field.name: tables[field.name] for field in fields(records.Notes)})
+    return lines + notes.lines()
 
 
 def nameless(settings: config.Settings, tables: Mapping[str, str]) -> dict[str, str]:
     """Path -> why of tables, as both may be told: reasons may name columns and files."""
     if settings.privacy.source_names == "keep":
-        return dict(sorted(tables.items()))
+        return {records.visible(path): records.visible(why) for path, why in sorted(tables.items())}
     name = archive.naming(settings)
     return {name(path): "cannot be used" for path in sorted(tables)}
 

@@ -14,6 +14,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import chain, groupby, islice
 from types import SimpleNamespace
@@ -32,10 +33,13 @@ LISTED_AT_ONCE = 10_000  # rows of the listing that a task holds
 READ_AT_ONCE = 16 * 1024 * 1024  # bytes decoded before they are handed on
 FILES_AHEAD, BYTES_AHEAD = 32, 4 * 1024 * 1024  # read in one go while others are decoded
 HEAD_BYTES = 64 * 1024  # of a table, to recognise it
-MOST_TABLES = 200
+MOST_TABLES = 2000
+HEADS_AT_ONCE = 16  # of tables, read by the driver
+TABLES_A_TASK = 10
 ATTEMPTS = 3  # at reading a file that a file system fails to give
 AWAY = 120.0  # seconds that a task waits for an archive that is away
 AGAIN = 1.0  # seconds after which it looks again
+TABLE_NAME = r"\.(csv|tsv|tab)$"  # in lower case
 UNSEEN = ("hidden", "mask")  # reasons of files that no row of a table is about
 
 IMAGE = schemas.DECODED.names.index("image")
@@ -223,10 +227,11 @@ def _member(root: str, container: Any, kind: str, member: containers.Member) -> 
     path = posixpath.join(container.file, member.name) if member.name else container.file
     reason, detail = member.reason, member.detail
     role = "image"
+    name = re.sub(r"#\d+$", "", member.name)  # which came twice; a tar to which a table was added again has both
     if reason is None:
-        reason, detail = layouts.unread(member.name) or (None, None)
+        reason, detail = layouts.unread(name) or (None, None)
     if reason == "skipped":
-        role, reason, detail = role_of(member.name), None, None
+        role, reason, detail = role_of(name), None, None
     return (
         f"{root}/{container.file}!/{member.name}",
         path,
@@ -594,24 +599,48 @@ def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, fiel
 def table_heads(
     listed: DataFrame, settings: config.Settings, set_aside: dict[str, str] | None = None
 ) -> tuple[list[layouts.TableHead], list[Any]]:
-    """The first bytes of the archive's tables, and their rows of the listing; the first `MOST_TABLES` by path.
+    """The first bytes of the archive's tables, and their rows of the listing.
 
-    Raises `DataError` naming a table that cannot be read; with `set_aside` its path and the reason go there.
+    Raises `DataError` naming a table that cannot be read, or how many tables there are over `MOST_TABLES`; with
+    `set_aside` these and the reason go there.
     """
-    rows = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES).collect()
+    rows = listed.where("role = 'table' and reason is null").orderBy("path").limit(MOST_TABLES + 1).collect()
     found = [SimpleNamespace(**row.asDict()) for row in rows]  # of a Row `index` is a method
     root, _ = located(settings.archive)
-    heads = []
-    for row in found:
+    aside: dict[str, str] = {}
+    if len(found) > MOST_TABLES:
+        aside[f"{found.pop().path} and what follows"] = (
+            f"are over the limit of {MOST_TABLES} tables; join them to fewer"
+        )
+
+    def head_of(row: Any) -> layouts.TableHead | None:
         try:
-            head = next(iter_table(root, row), b"")
+            return layouts.TableHead(row.path, next(iter_table(root, row), b"")[:HEAD_BYTES])
         except DataError as error:
-            if set_aside is None:
-                raise DataError(f"{row.path} {error}") from None
-            set_aside[row.path] = str(error)
-            continue
-        heads.append(layouts.TableHead(row.path, head[:HEAD_BYTES]))
+            aside[row.path] = str(error)
+            return None
+
+    with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:  # on S3 each takes a moment
+        heads = [head for head in pool.map(head_of, found) if head]
+    if aside and set_aside is None:
+        path = min(aside)
+        raise DataError(f"{path} {aside[path]}")
+    if set_aside is not None:
+        set_aside |= aside
     return heads, found
+
+
+def all_tables(listed: DataFrame) -> list[str]:
+    """The paths of the tables of a listing, also of those that cannot be read."""
+    rows = listed.where(f.lower("path").rlike(TABLE_NAME)).select("path").limit(MOST_TABLES + 1).collect()
+    return [row.path for row in rows]
+
+
+def unreadable_tables(listed: DataFrame) -> dict[str, str]:
+    """Path -> why of tables that the listing knows already to be unreadable; the first by path."""
+    refused = f.col("reason").isNotNull() & ~f.col("reason").isin(*UNSEEN)
+    rows = listed.where(refused & f.lower("path").rlike(TABLE_NAME)).orderBy("path").limit(MOST_TABLES).collect()
+    return {row.path: f"cannot be read: {row.reason}, {row.detail}" for row in rows}
 
 
 def iter_table(root: str, row: Any) -> Iterator[bytes]:
@@ -718,4 +747,4 @@ def _records(
             for place in batch["id"]:
                 yield from frames(told(*work[int(place)]), schema)
 
-    return spark.range(0, len(work), 1, max(1, len(work))).mapInPandas(read, schema)  # type: ignore[arg-type]
+    return spark.range(0, len(work), 1, max(1, -(-len(work) // TABLES_A_TASK))).mapInPandas(read, schema)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> 
     shas = alone.where("sha256 is not null").orderBy("sha256").limit(EXAMPLES).collect()
     return {
         "rows_without_image": {
-            "count": reasons.get(schemas.ABSENT, 0),
+            "count": reasons.get(schemas.ABSENT, 0) + reasons.get(schemas.OTHER_FOLDER, 0),
             "examples": [row.image_id.upper() for row in public],
         },
         "images_without_row": {"count": alone.count(), "examples": [row.sha256[:8] for row in shas]},

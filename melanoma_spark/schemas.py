@@ -179,13 +179,13 @@ STATED = ("patient_id", "lesion_id", "split")
 ATTRIBUTES = ("age", "sex", "site", "skin_type", "image_type", "source", "licence")
 
 # Why a row of a table is no image's, and why a field of an image is empty though rows have it
-ABSENT, AMBIGUOUS, CONTRADICTORY = "no_image", "ambiguous", "contradictory"
+ABSENT, AMBIGUOUS, OTHER_FOLDER, CONTRADICTORY = "no_image", "ambiguous", "other_folder", "contradictory"
 
 UNMATCHED = _columns(  # a row of a table that no image has, or an image whose rows disagree
     ("image_id", t.StringType()),  # with the folders that the row names, or its keyed hash
     ("table", t.StringType()),  # of an image: null
-    ("reason", t.StringType()),  # ABSENT, AMBIGUOUS, CONTRADICTORY
-    ("detail", t.StringType()),  # the images that an ambiguous row fits, the fields in which rows disagree
+    ("reason", t.StringType()),  # ABSENT, AMBIGUOUS, OTHER_FOLDER, CONTRADICTORY
+    ("detail", t.StringType()),  # the images of that name, or the fields in which rows disagree
 )
 
 RECORDS = t.StructType(  # tables.Record: what one row of an archive's table says of one image

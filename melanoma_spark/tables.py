@@ -28,6 +28,7 @@ MAX_AGE = 120  # years
 HEAD = 1 << 16  # bytes of a table that a `TableHead` holds, if there are as many
 SAMPLE = 50  # rows of a head that are looked at
 
+FOLDER = r"[/\\]"
 NO_IDS = "has no column of image ids"  # how the reason of a table begins that is not about images
 SUFFIX = r"\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)"
 
@@ -94,6 +95,7 @@ class Table:
     encoding: str = "utf-8-sig"
     has_header: bool = True
     split: str | None = None
+    paths: tuple[int, ...] = ()  # places of more columns that may name an image, and its folders with it
 
     @property
     def has_labels(self) -> bool:
@@ -212,6 +214,9 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
             values = {name: clean(cells[place]) for name, place, clean in plain}
             values["split"] = values.get("split") or table.split
             name, cell = found[0]
+            if not re.search(FOLDER, cell):  # an id; another column may have the path of the same image
+                paths = (cells[place].strip()[-MAX_PATH:] for place in table.paths)
+                cell = next((path for path in paths if re.search(FOLDER, path) and image_id(path) == name), cell)
             labels_of = tuple(dict.fromkeys(filter(None, words)))
             yield Record(name, labels_of, **values, reference=cell, table=table.path)
     except DataError as error:
@@ -229,12 +234,14 @@ def _with_header(table: Table, names: list[str], rows: list[list[str]], own: Map
     if set(PAIR) <= set(names):
         return replace(table, role="pairs", layout="isic_2020", columns={"image_id": places(*PAIR)})
     columns = {name: places(*known)[:1] for name, known in NAMES.items()}
-    columns["image_id"] = _of_paths(names, rows) or columns["image_id"]
     columns["site"] = columns["site"] or places(*SITES)[:1]  # the coarsest: deeper levels are seldom filled in
     columns |= {name: places(column.strip().lower()) or columns.get(name, ()) for name, column in own.items()}
     columns = {name: found for name, found in columns.items() if found}
     if not columns.get("image_id"):
         return f"{NO_IDS}: expected one of {', '.join(NAMES['image_id'])}; found {found_columns(table)}"
+    table = replace(
+        table, paths=tuple(place for place in places(*NAMES["image_id"]) if place not in columns["image_id"])
+    )
     if "label" in own:  # the user's column is the only one then
         table = replace(table, columns=columns)
     else:
@@ -247,17 +254,6 @@ def _with_header(table: Table, names: list[str], rows: list[list[str]], own: Map
     if table.layout == "isic_2017" and table.one_hot:
         table = replace(table, neither="nevus")  # the challenge has three diagnoses and columns for two
     return replace(table, role="lesions") if "diagnosis_confirm_type" in names and len(names) == 3 else table
-
-
-def _of_paths(names: list[str], rows: list[list[str]]) -> tuple[int, ...]:
-    """The place of a column that names the same images as the first one of ids, and their folders, too."""
-    first, *others = [names.index(name) for name in NAMES["image_id"] if name in names] or [0]
-    full = [cells for cells in rows if len(cells) >= len(names)]
-    for place in others:
-        same = all(image_id(cells[place]) == image_id(cells[first]) for cells in full)
-        if same and any(re.search(r"[/\\]", cells[place]) for cells in full):
-            return (place,)
-    return ()
 
 
 def _without_header(table: Table, rows: list[list[str]]) -> Table | str:
@@ -436,7 +432,10 @@ def _text_lines(binary: BinaryIO, encoding: str) -> Iterator[str]:
     wrapper = io.TextIOWrapper(binary, encoding=encoding, errors=errors, newline="")
     try:
         # A line that never ends comes in pieces, each of them too long for a row.
-        yield from iter(lambda: wrapper.readline(MAX_ROW + 1), "")
+        for line in iter(lambda: wrapper.readline(MAX_ROW + 1), ""):
+            if encoding.startswith("utf-16") and line.endswith("\ufffd"):
+                raise DataError("ends in the middle of a character")
+            yield line
     except UnicodeError:
         raise DataError(f"is not text in {encoding}") from None
     finally:
@@ -468,13 +467,13 @@ def _rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     try:
         for cells in reader:
             length = 0
-            whole, last, width = whole and last >= width, len(cells), width or len(cells)
             if len(cells) > MAX_COLUMNS:
                 raise DataError(f"has {len(cells)} columns, the limit is {MAX_COLUMNS}")
             if any(cell and not cell.isspace() for cell in cells):
+                whole, last, width = whole and last >= width, len(cells), width or len(cells)
                 yield cells
         if not ended and whole and last < width:
-            raise DataError(f"ends in the middle of a row, its line {reader.line_num}: it was cut")
+            raise DataError(f"ends in the middle of a row, its line {reader.line_num}; if it is whole, end that line")
     except csv.Error as error:
         raise DataError(f"is not a table: line {reader.line_num}: {error}") from None
 

@@ -1,7 +1,7 @@
 """Scoring on a real cluster, killed at random moments: driver, executor, Python workers.
 
-MELANOMA_KILLS=24 pytest -s tests/faults/scoring/test_score_kills.py is the whole of it, and tells what each kill hit; the suite tries
-a few.
+MELANOMA_KILLS=24 pytest -s tests/faults/scoring/test_score_kills.py is the whole of it, and tells what each kill hit;
+the suite tries a few.
 """
 
 from __future__ import annotations

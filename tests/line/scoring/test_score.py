@@ -315,6 +315,7 @@ def test_no_row_has_the_name_of_another_patient(wards):
     (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
     assert record["tables"] == {
         "ambiguous": 1,
+        "other_folder": 0,
         "contradictory": 1,
         "examples": {
             "ambiguous": ["IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg"],

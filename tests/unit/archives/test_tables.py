@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 import tracemalloc
 from collections import Counter
 
@@ -588,3 +589,47 @@ def test_ten_times_the_rows_need_no_more_memory():
     small, large = peak(10_000), peak(100_000)
     assert large < 1.5 * small, (small, large)
     assert large < 8 << 20
+
+
+# What names the image, and tables that were cut
+
+
+def references(content, **columns):
+    return [row.reference for row in records(content, **columns)]
+
+
+def test_a_path_says_more_than_an_id_where_both_are_of_the_same_image():
+    head = "image_id,path,patient_id\n"
+    assert references(head + "I1,p1/I1.jpg,A\nI2,,B\nI3,p1/I4.jpg,C\nI5,I5.jpg,D\n") == ["p1/I1.jpg", "I2", "I3", "I5"]
+    assert references(head + "p2/I1,E:\\DCIM\\I1.jpg,A\n") == ["p2/I1"], "an id that has folders keeps them"
+    rows = "".join(f"I{number},p/I{number}.jpg,A\n" for number in range(60))
+    assert references(f"{head}{rows}I99,p/I98.jpg,X\n")[-1] == "I99", "whatever the first rows are like"
+    assert references("file,path\na/1.jpg,b/1.jpg\n", image_id="file") == ["a/1.jpg"]
+
+
+WHOLE = "path,patient_id,sex\np1/a.jpg,PAT001,f\n\np1/b.jpg,PAT002,m\n"
+
+
+def ending(content, table):
+    """The last row of a table, or why it is damaged."""
+    try:
+        return list(read_table(io.BytesIO(content), table))[-1]
+    except DataError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])
+def test_a_table_that_was_cut_in_a_row_is_damaged_wherever(encoding):
+    whole = WHOLE.encode(encoding)
+    table = understood(whole)
+    ends = [ending(whole[:at], table) for at in range(len("path,patient_id,sex\np".encode(encoding)), len(whole))]
+    damaged = [end for end in ends if isinstance(end, str)]
+    assert len(damaged) > 0.8 * len(ends)
+    assert all(re.search("ends in the middle of a (row|character)", why) for why in damaged)
+    # within the last cell of all a cut cannot be seen: that cell alone is short then
+    assert {row.patient_id for row in ends if isinstance(row, Record)} == {"PAT001", "PAT002"}
+
+
+def test_a_table_of_ragged_rows_is_no_damaged_one():
+    assert [row.patient_id for row in records("path,patient_id,sex\na.jpg,A\nb.jpg,B")] == ["A", "B"]
+    assert [row.patient_id for row in records("path,patient_id,sex\na.jpg,A,f\nb.jpg,B\n")] == ["A", "B"]

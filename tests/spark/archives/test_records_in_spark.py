@@ -1,100 +1,14 @@
-"""Rows of tables and images: each row goes to the image that it names, or to none."""
+"""All rows of an archive's tables at once: what an image is told, and what is told of rows that no image has."""
 
 from __future__ import annotations
 
 import pytest
 
 from melanoma_spark import records, schemas, tables
-from melanoma_spark.records import ABSENT, AMBIGUOUS, ATTACHED
+from melanoma_spark.records import ABSENT, AMBIGUOUS, OTHER_FOLDER
 
 TABLE = "patients.csv"
-
-
-def found(paths, reference, table=TABLE, contents=()):
-    """State and paths of a row among images of one id."""
-    contents = contents or [None] * len(paths)
-    images = [records.Image(path, path, content) for path, content in zip(paths, contents, strict=True)]
-    group = records.Group(tables.image_id(reference).lower(), images, [table])
-    match = group.find(table, reference)
-    return match.state, [image.path for image in match.images]
-
-
 P1, P2 = "p1/IMG_0001.jpg", "p2/IMG_0001.jpg"
-
-
-@pytest.mark.parametrize(
-    ("reference", "expected"),
-    [
-        ("IMG_0001.jpg", [P1, P2]),
-        ("IMG_0001", [P1, P2]),
-        ("p1/IMG_0001.jpg", [P1]),
-        ("p2/IMG_0001", [P2]),
-        ("P2\\img_0001.JPG", [P2]),
-        (r"D:\export\2026\p1\IMG_0001.jpg", [P1]),
-        ("/mnt/hospital/p2/IMG_0001.jpg", [P2]),
-        ("./p1/IMG_0001.jpg", [P1]),
-        ("../images/p1/IMG_0001.jpg", [P1]),
-        ("p2/../p1/IMG_0001.jpg", [P1]),
-        ("p3/IMG_0001.jpg", [P1, P2]),
-        ("xp1/IMG_0001.jpg", [P1, P2]),  # a folder's name is whole or another one
-    ],
-)
-def test_longest_end_of_the_path_decides(reference, expected):
-    assert found([P1, P2], reference) == (ATTACHED if len(expected) == 1 else AMBIGUOUS, expected)
-
-
-def test_a_longer_end_is_needed_where_a_shorter_one_fits_several():
-    paths = ["a/p1/x/i.jpg", "b/p1/x/i.jpg", "b/p2/x/i.jpg"]
-    assert found(paths, "x/i.jpg") == (AMBIGUOUS, paths)
-    assert found(paths, "p2/x/i.jpg") == (ATTACHED, paths[2:])
-    assert found(paths, "p1/x/i.jpg") == (AMBIGUOUS, paths[:2])
-    assert found(paths, "b/p1/x/i.jpg") == (ATTACHED, paths[1:2])
-
-
-def test_the_very_name_of_a_file_tells_two_of_one_id_apart():
-    paths = ["IMG_1.tif", "IMG_1.jpg"]
-    assert found(paths, "IMG_1.jpg") == (ATTACHED, ["IMG_1.jpg"])
-    assert found(paths, "img_1.TIF") == (ATTACHED, ["IMG_1.tif"])
-    assert found(paths, "IMG_1") == (AMBIGUOUS, paths)
-    assert found(["x.jpg", "x_downsampled.jpg"], "x") == (ATTACHED, ["x.jpg"])
-
-
-def test_members_of_one_name_in_a_container_are_two_images():
-    paths = ["part.zip/a.jpg", "part.zip/a.jpg#2"]
-    assert found(paths, "a.jpg") == (AMBIGUOUS, paths)
-
-
-def test_copies_are_one_image():
-    assert found([P1, P2], "IMG_0001.jpg", contents="xx") == (ATTACHED, [P1, P2])
-    assert found([P1, P2], "IMG_0001.jpg", contents="xy")[0] == AMBIGUOUS
-    assert found([P1, P2], "IMG_0001.jpg", contents=["x", None])[0] == AMBIGUOUS
-
-
-def test_an_id_of_the_isic_archive_is_the_same_image_wherever_it_lies():
-    paths = ["part_1/ISIC_0000001.jpg", "all/ISIC_0000001_downsampled.jpg"]
-    assert found(paths, "isic_0000001") == (ATTACHED, paths)
-
-
-@pytest.mark.parametrize("box", ["a.zip", "a"])
-def test_a_table_is_about_the_images_of_its_own_folder_first(box):
-    paths = [f"{box}/IMG_1.jpg", "b.zip/IMG_1.jpg", "IMG_1.jpg"]
-    assert found(paths, "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[:1])
-    assert found(paths, "IMG_1.jpg", f"{box}/tables/patients.csv") == (ATTACHED, paths[:1])
-    assert found(paths, "IMG_1.jpg") == (AMBIGUOUS, paths)
-    assert found(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[1:2])
-
-
-def test_images_of_one_name_cost_no_more_than_their_folders():
-    paths = [f"ward/{number}/IMG_0001.jpg" for number in range(20_000)]
-    images = [records.Image(path, path) for path in paths]
-    group = records.Group("img_0001", images, [TABLE])
-    for number in range(0, 20_000, 7):
-        assert group.find(TABLE, f"{number}/IMG_0001.jpg").images == (images[number],)
-    for _ in range(1000):
-        assert len(group.find(TABLE, "IMG_0001.jpg").images) == 20_000
-
-
-# All rows of an archive's tables
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +28,7 @@ def matched(spark, paths, said, name=lambda text: text):
             record = tables.Record(tables.image_id(reference), **values, reference=reference, table=table)
             rows.append(tuple(getattr(record, column) for column in schemas.RECORDS.names))
     frame = spark.createDataFrame(rows, schemas.RECORDS)
-    result = records.match(images, frame, name, lambda _, table: table.localCheckpoint())
+    result = records.match(images, frame, said, name, lambda _, table: table.localCheckpoint())
     unmatched = sorted(result.unmatched.collect(), key=lambda row: (row.reason, row.image_id))
     return {row.path: row for row in result.images.collect()}, unmatched, records.notes(result.unmatched)
 
@@ -140,9 +54,17 @@ def test_a_name_that_is_two_images_is_nobodys(spark):
 def test_a_row_of_an_image_that_is_not_there_is_not_its_namesakes(spark):
     """Of two patients' first images one has not come tonight."""
     said = {TABLE: [patient("p1/IMG_0001.jpg", "A"), patient("p2/IMG_0002.jpg", "B"), patient("p3/IMG_0003.jpg", "C")]}
-    rows, unmatched, _ = matched(spark, [P2, "p2/IMG_0002.jpg", "other/IMG_0003.jpg"], said)
+    rows, unmatched, notes = matched(spark, [P2, "p2/IMG_0002.jpg", "other/IMG_0003.jpg"], said)
     assert {path: row.patient_id for path, row in rows.items()} == {"p2/IMG_0002.jpg": "B"}
-    assert [(row.image_id, row.reason) for row in unmatched] == [("p1/img_0001", ABSENT), ("p3/img_0003", ABSENT)]
+    assert [(row.image_id, row.reason) for row in unmatched] == [
+        ("p1/img_0001", OTHER_FOLDER),
+        ("p3/img_0003", OTHER_FOLDER),
+    ]
+    assert (
+        "2 rows of tables name another folder than the image of that name, which does not have them "
+        "(p1/IMG_0001.jpg of patients.csv is not p2/IMG_0001.jpg; "
+        "p3/IMG_0003.jpg of patients.csv is not other/IMG_0003.jpg)"
+    ) in str(notes)
 
 
 def test_folders_of_another_place_do_not_matter(spark):
@@ -160,7 +82,7 @@ def test_each_container_has_its_own_table(spark):
     }
     rows, unmatched, _ = matched(spark, [*paths, "b.zip/IMG_3.jpg"], said)
     assert {path: row.patient_id for path, row in rows.items()} == {paths[0]: "A", paths[1]: "A", paths[2]: "B"}
-    assert [(row.image_id, row.reason) for row in unmatched] == [("img_3", ABSENT)]
+    assert [(row.image_id, row.reason) for row in unmatched] == [("img_3", ABSENT)], "b.zip has a table of its own"
 
 
 def test_a_table_in_one_container_is_about_another_where_names_are_not_used_again(spark):
@@ -178,21 +100,25 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
         "one.csv": [
             patient("a.jpg", "A", age=40.0, sex="female", site="back", lesion_id="1"),
             patient("b.jpg", "B", age=50.0),
+            patient("c.jpg", "C", sex="male"),
         ],
         "two.csv": [
-            patient("a.jpg", "C", age=41.0, sex="female", site="posterior torso"),
+            patient("a.jpg", "A", age=41.0, sex="female", site="posterior torso"),
             patient("b.jpg", None, age=50.0, source="x"),
+            patient("c.jpg", "D", age=60.0),
         ],
     }
-    rows, unmatched, notes = matched(spark, ["a.jpg", "b.jpg"], said)
-    a, b = rows["a.jpg"], rows["b.jpg"]
-    assert (a.patient_id, a.age, a.sex, a.site, a.lesion_id) == (None, None, "female", "back", "1")
+    rows, unmatched, notes = matched(spark, ["a.jpg", "b.jpg", "c.jpg"], said)
+    a, b, c = rows["a.jpg"], rows["b.jpg"], rows["c.jpg"]
+    assert (a.patient_id, a.age, a.sex, a.site, a.lesion_id) == ("A", None, "female", "back", "1")
     assert (b.patient_id, b.age, b.source) == ("B", 50.0, "x")
-    assert (list(a.contradictions), list(b.contradictions)) == (["patient_id", "age"], [])
+    assert (c.patient_id, c.age, c.sex) == (None, None, None), "nobody knows whose age and sex they are"
+    assert [list(row.contradictions) for row in (a, b, c)] == [["age"], [], ["patient_id"]]
     assert [(row.image_id, row.reason, row.detail) for row in unmatched] == [
-        ("a", records.CONTRADICTORY, "a.jpg: patient_id, age")
+        ("a", records.CONTRADICTORY, "a.jpg: age"),
+        ("c", records.CONTRADICTORY, "c.jpg: patient_id"),
     ]
-    assert str(notes) == "; 1 images have rows that disagree (a.jpg: patient_id, age)"
+    assert str(notes) == "; 2 images have rows that disagree (a.jpg: age; c.jpg: patient_id)"
 
 
 def test_two_parts_of_a_region_are_two_sites(spark):
@@ -219,3 +145,42 @@ def test_private_names_are_told_as_what_name_makes_of_them(spark):
         ("<4>", "<12>", ABSENT, None),
     ]
     assert "IMG_0001.jpg of" not in str(notes)
+
+
+@pytest.mark.parametrize(
+    ("paths", "said", "expected"),
+    [
+        # the table calls p2 another patient's, and the first image of p1 has not come
+        (
+            ["p2/IMG_1.jpg"],
+            {TABLE: [patient("p1/IMG_1.jpg", "A"), patient("p2/IMG_2.jpg", "B")]},
+            [OTHER_FOLDER, ABSENT],
+        ),
+        # the archive has the folder that the row names, and not this image in it
+        (["p1/IMG_9.jpg", "p2/IMG_1.jpg"], {TABLE: [patient("p1/IMG_1.jpg", "A")]}, [OTHER_FOLDER]),
+        # one name in several folders of the table
+        (
+            ["p3/IMG_1.jpg"],
+            {TABLE: [patient(f"p{n}/IMG_1.jpg", str(n), age=40.0 + n) for n in (1, 2)]},
+            [OTHER_FOLDER] * 2,
+        ),
+        # a folder with a table of its own is not free for another folder's rows
+        (
+            ["p1/IMG_1.jpg", "p2/IMG_2.jpg"],
+            {"p1/t.csv": [patient("IMG_2.jpg", "A", age=40.0)], "p2/t.csv": [patient("IMG_7.jpg", "B")]},
+            [ABSENT, ABSENT],
+        ),
+        # names of a folder's table that are used again outside are numbers of a camera
+        (
+            ["p1/IMG_1.jpg", "p2/IMG_1.jpg", "p2/IMG_2.jpg"],
+            {"p1/t.csv": [patient("IMG_1.jpg", None, sex="male"), patient("IMG_2.jpg", "A")]},
+            [OTHER_FOLDER],
+        ),
+    ],
+    ids=["table names it", "archive has it", "several folders", "own table", "used again"],
+)
+def test_no_image_has_another_persons_row(spark, paths, said, expected):
+    rows, unmatched, _ = matched(spark, paths, said)
+    assert {row.patient_id for row in rows.values()} <= {None}
+    assert {row.age for row in rows.values()} <= {None}
+    assert [row.reason for row in sorted(unmatched, key=lambda row: row.image_id)] == expected

@@ -1,0 +1,154 @@
+"""Rows of tables and images: each row goes to the image that it names, or to none."""
+
+from __future__ import annotations
+
+import pytest
+
+from melanoma_spark import records, tables
+from melanoma_spark.records import AMBIGUOUS, ATTACHED
+
+TABLE = "patients.csv"
+
+
+def group_of(paths, reference, table=TABLE, contents=(), more=()):
+    """The images of one id, as a group for rows of some tables."""
+    contents = contents or [None] * len(paths)
+    images = [records.Image(path, path, content) for path, content in zip(paths, contents, strict=True)]
+    folders = {records.folders_of(path) for path in (table, *more)}
+    return records.Group(tables.image_id(reference).lower(), images, [table], folders)
+
+
+def found(paths, reference, table=TABLE, contents=(), more=()):
+    """State and paths of a row among images of one id."""
+    candidates = group_of(paths, reference, table, contents, more).fit(table, reference).candidates
+    return candidates.state, candidates.paths
+
+
+P1, P2 = "p1/IMG_0001.jpg", "p2/IMG_0001.jpg"
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("IMG_0001.jpg", [P1, P2]),
+        ("IMG_0001", [P1, P2]),
+        ("p1/IMG_0001.jpg", [P1]),
+        ("p2/IMG_0001", [P2]),
+        ("P2\\img_0001.JPG", [P2]),
+        (r"D:\export\2026\p1\IMG_0001.jpg", [P1]),
+        ("/mnt/hospital/p2/IMG_0001.jpg", [P2]),
+        ("./p1/IMG_0001.jpg", [P1]),
+        ("../images/p1/IMG_0001.jpg", [P1]),
+        ("p2/../p1/IMG_0001.jpg", [P1]),
+        ("p3/IMG_0001.jpg", [P1, P2]),
+        ("xp1/IMG_0001.jpg", [P1, P2]),  # a folder's name is whole or another one
+    ],
+)
+def test_longest_end_of_the_path_decides(reference, expected):
+    assert found([P1, P2], reference) == (ATTACHED if len(expected) == 1 else AMBIGUOUS, expected)
+
+
+def test_a_longer_end_is_needed_where_a_shorter_one_fits_several():
+    paths = ["a/p1/x/i.jpg", "b/p1/x/i.jpg", "b/p2/x/i.jpg"]
+    assert found(paths, "x/i.jpg") == (AMBIGUOUS, paths)
+    assert found(paths, "p2/x/i.jpg") == (ATTACHED, paths[2:])
+    assert found(paths, "p1/x/i.jpg") == (AMBIGUOUS, paths[:2])
+    assert found(paths, "b/p1/x/i.jpg") == (ATTACHED, paths[1:2])
+
+
+def test_a_whole_path_is_that_file_whatever_lies_deeper():
+    paths = ["p1/a.jpg", "backup/p1/a.jpg"]
+    assert found(paths, "p1/a.jpg") == (ATTACHED, paths[:1])
+    assert found(paths, "backup/p1/a.jpg") == (ATTACHED, paths[1:])
+    assert found(["wards/p1/a.jpg", "backup/p1/a.jpg"], "p1/a.jpg", "wards/t.csv") == (ATTACHED, ["wards/p1/a.jpg"])
+    assert found(["a.jpg", "backup/a.jpg"], "a.jpg")[0] == AMBIGUOUS, "a name without a folder is no path"
+
+
+def test_the_very_name_of_a_file_tells_two_of_one_id_apart():
+    paths = ["IMG_1.tif", "IMG_1.jpg"]
+    assert found(paths, "IMG_1.jpg") == (ATTACHED, ["IMG_1.jpg"])
+    assert found(paths, "img_1.TIF") == (ATTACHED, ["IMG_1.tif"])
+    assert found(paths, "IMG_1") == (AMBIGUOUS, paths)
+    assert found(["x.jpg", "x_downsampled.jpg"], "x") == (ATTACHED, ["x.jpg"])
+
+
+def test_members_of_one_name_in_a_container_are_two_images():
+    paths = ["part.zip/a.jpg", "part.zip/a.jpg#2"]
+    assert found(paths, "a.jpg") == (AMBIGUOUS, paths)
+
+
+def test_copies_are_one_image():
+    assert found([P1, P2], "IMG_0001.jpg", contents="xx") == (ATTACHED, [P1, P2])
+    assert found([P1, P2], "IMG_0001.jpg", contents="xy")[0] == AMBIGUOUS
+    assert found([P1, P2], "IMG_0001.jpg", contents=["x", None])[0] == AMBIGUOUS
+
+
+def test_an_id_of_the_isic_archive_is_the_same_image_wherever_it_lies():
+    paths = ["part_1/ISIC_0000001.jpg", "all/ISIC_0000001_downsampled.jpg"]
+    assert found(paths, "isic_0000001") == (ATTACHED, paths)
+    assert found(["p1/ISIC_1.jpg", "p2/ISIC_1.jpg"], "ISIC_1")[0] == AMBIGUOUS, (
+        "seven digits, as the archive gives them"
+    )
+
+
+@pytest.mark.parametrize("box", ["a.zip", "a"])
+def test_a_table_is_about_the_images_of_its_own_folder_first(box):
+    paths = [f"{box}/IMG_1.jpg", "b.zip/IMG_1.jpg", "IMG_1.jpg"]
+    assert found(paths, "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[:1])
+    assert found(paths, "IMG_1.jpg", f"{box}/tables/patients.csv") == (ATTACHED, paths[:1])
+    assert found(paths, "IMG_1.jpg") == (AMBIGUOUS, paths)
+    assert found(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[1:2])
+    assert found(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv", more=["b.zip/patients.csv"])[1] == []
+
+
+@pytest.mark.parametrize(
+    ("table", "reference", "expected"),
+    [
+        ("p1/all.csv", "p2/IMG_0001.jpg", P2),
+        ("p1/all.csv", "IMG_0001.jpg", P1),
+        ("p1/all.csv", r"Z:\exp\2026\p2\IMG_0001.jpg", P2),
+        ("p2/tables/all.csv", "p1/IMG_0001.jpg", P1),
+    ],
+)
+def test_folders_that_a_row_names_count_more_than_where_its_table_lies(table, reference, expected):
+    assert found([P1, P2], reference, table, more=["p1/t.csv", "p2/t.csv"]) == (ATTACHED, [expected])
+
+
+def test_a_row_tells_where_its_folders_part_from_the_images():
+    fit = group_of(["2026/p2/IMG_1.jpg"], "IMG_1").fit(TABLE, "x/p1/IMG_1.jpg")
+    assert (fit.common, fit.row_folder, fit.image_folder) == (1, "p1", "p2")
+    fit = group_of(["2026/p1/IMG_1.jpg"], "IMG_1").fit(TABLE, "2025/p1/IMG_1.jpg")
+    assert (fit.common, fit.row_folder, fit.image_folder) == (2, "2025", "2026")
+    for reference in ("p1/IMG_1.jpg", "/mnt/2026/p1/IMG_1.jpg"):
+        assert not group_of(["2026/p1/IMG_1.jpg"], "IMG_1").fit(TABLE, reference).differs
+
+
+@pytest.mark.parametrize(
+    ("path", "references", "refused"),
+    [
+        ("IMG_1.jpg", ["IMG_1.jpg", "IMG_1"], []),
+        ("IMG_1.jpg", ["IMG_1.jpg", "IMG_1.tif"], [1]),
+        ("IMG_1.jpg", ["IMG_1.tif", "IMG_1.png"], [0, 1]),
+        ("IMG_1.jpg", ["IMG_1.tif"], []),
+        ("p3/IMG_1.jpg", ["p1/IMG_1.jpg", "p2/IMG_1.jpg"], [0, 1]),
+        ("IMG_1.jpg", ["p1/IMG_1.jpg", "p2/IMG_1.jpg"], [0, 1]),
+        ("p1/IMG_1.jpg", ["p1/IMG_1.jpg", "p2/IMG_1.jpg"], [1]),
+        ("p1/IMG_1.jpg", ["IMG_1.jpg", "p1/IMG_1.jpg", "x/p1/IMG_1.jpg"], []),
+    ],
+)
+def test_of_rows_that_name_an_image_differently_those_that_fit_best_have_it(path, references, refused):
+    group = group_of([path], "IMG_1")
+    assert sorted(records.refuse_claims([(one, group.fit(TABLE, one)) for one in references])) == refused
+
+
+def test_images_of_one_name_cost_no_more_than_their_folders():
+    paths = [f"ward/{number}/IMG_0001.jpg" for number in range(20_000)]
+    group = group_of(paths, "IMG_0001")
+    for number in range(20_000):
+        assert group.fit(TABLE, f"{number}/IMG_0001.jpg").candidates.paths == [paths[number]]
+        assert len(group.fit(TABLE, f"q{number}/IMG_0001.jpg").candidates.paths) == 20_000
+
+
+def test_names_from_outside_stay_in_their_line():
+    assert records.visible("evil\n  done: all fine.csv\x1b[31m \u202e") == r"evil\n  done: all fine.csv\x1b[31m \u202e"
+    assert records.visible(" Mädchen 1.jpg ") == "Mädchen 1.jpg"
