@@ -33,6 +33,7 @@ setup(
         "setuptools<70",  # petastorm imports distutils
         "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2
         "pillow>=11",
+        "simplejpeg>=1.9,<2",  # libjpeg-turbo with its warnings as errors, which Pillow keeps to itself; 1 MB
         "pydicom>=3",  # archives of hospitals; pure Python
         "scikit-learn>=1.5",  # comes with mlflow
         "scipy>=1.13",  # connected components of patients, lesions and duplicates

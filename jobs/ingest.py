@@ -22,6 +22,7 @@ from melanoma_spark import (
     images,
     layouts,
     lineage,
+    quality,
     records,
     schemas,
     selection,
@@ -106,6 +107,7 @@ def staged(job: Job, stage: str) -> Summary:
     reasons = {row.reason: row["count"] for row in rejects.groupBy("reason").count().orderBy("reason").collect()}
     unknown = decisions.where("reason = 'unknown_label'").select("detail").distinct().limit(20).collect()
     accepted, rejected = sum(counts.values()), sum(reasons.values())
+    damaged = kept.where(f.col("flags") == quality.DAMAGED).count() if settings.ingest.damaged == "accept" else 0
     skipped = total - roles.get("image", 0)
     if accepted + rejected + skipped != total:
         raise DataError(
@@ -145,6 +147,7 @@ def staged(job: Job, stage: str) -> Summary:
         "listed": total,
         "read": new,
         "accepted": accepted,
+        **({"damaged": damaged} if damaged else {}),  # of the accepted ones
         "rejected": rejected,
         "skipped": skipped,
         "rows_without_image": missing,
@@ -171,7 +174,8 @@ def staged(job: Job, stage: str) -> Summary:
     job.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
     reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
-        f"{total} files listed = {accepted} accepted + {rejected} rejected"
+        f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
+        f" + {rejected} rejected"
         f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
         f"{f'; {missing} rows of the tables have no image' if missing else ''}{notes}; {new} read now; "
         f"{layout.summary}{how_fast}"
@@ -195,7 +199,7 @@ def decoded_as(settings: config.Settings) -> str:
     """The folder of `decoded/`: what the rows depend on that were read of files."""
     limits = settings.ingest
     recipe = [settings.image_size, images.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
-    return lineage.content_id([*recipe, limits.allow_recognisable, settings.privacy.source_names])
+    return lineage.content_id([*recipe, limits.allow_recognisable, limits.damaged, settings.privacy.source_names])
 
 
 def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int, str]:

@@ -91,10 +91,13 @@ def told_of_test(job: Job, images: dict[str, Any], test: pd.DataFrame) -> pd.Dat
     measured = of_pixels(job, images, "quality", quality.measures)
     columns = ("sha256", "image_id", "patient_id", "width", "height", *subgroups.COLUMNS)
     session.describe(job.spark, "evaluate: what is known of the test images")
-    told = pd.DataFrame(stored.select(*columns, measured("image").alias("found")).toPandas()).set_index("sha256")
+    flags = f.col("flags") if "flags" in stored.columns else f.lit(None).cast("string")  # datasets before it had none
+    rows = stored.select(*columns, flags.alias("flags"), measured("image").alias("found"))
+    told = pd.DataFrame(rows.toPandas()).set_index("sha256")
     told = told.loc[test["sha256"]]
     found = np.array([row["values"] for row in told.pop("found")], np.float32)
-    return told.assign(flags=quality.flags(found, job.settings.score.quality))
+    damaged = (told["flags"] == quality.DAMAGED).to_numpy()
+    return told.assign(flags=quality.flags(found, job.settings.score.quality, damaged=damaged))
 
 
 def by_subgroup(

@@ -124,6 +124,7 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
         operating_point=OperatingPoint(**evaluated["operating_points"][name]),
         min_side=settings.ingest.min_side,
         max_pixels=settings.ingest.max_pixels,
+        damaged=settings.ingest.damaged,
         facts={
             key: model[key]
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")

@@ -118,13 +118,13 @@ def batch(job: Job, opened: Opened = nullcontext) -> Summary:
     """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
     found, artifacts = job.tracker.model_files(settings.score.model)
-    scorer, model, version = bundle.unpack(artifacts), str(found.name), str(found.version)
+    model, version = str(found.name), str(found.version)
+    scorer = replace(bundle.unpack(artifacts), damaged=settings.ingest.damaged)
     session.describe(spark, "score: list the archive, look up what was scored before")
     ledger.tidy(spark, warehouse, check_of(job))
     done = known(job, model, version)
-    work = lineage.content_id(
-        [model, version, scorer.model_id, settings.privacy.model_dump(mode="json"), settings.score.quality.model_dump()]
-    )
+    sections = settings.privacy.model_dump(mode="json"), settings.score.quality.model_dump()
+    work = lineage.content_id([model, version, scorer.model_id, *sections, scorer.damaged])
     place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
     # not persisted: Spark would then give these rows for later ones
     before = ledger.waiting(spark, place, done, job.run_id)
@@ -325,11 +325,16 @@ def compute(own: Run, new: New) -> str:
 
     def measuring() -> inference.Predict:
         forward = load()
-        return lambda seen: [*forward(seen["pixels"]), quality.measures(seen["pixels"]), seen["side"]]
+
+        def measure(seen: np.ndarray) -> list[np.ndarray]:
+            damaged = seen["damaged"].astype(np.float32)  # a rejected image has NaN
+            return [*forward(seen["pixels"]), quality.measures(seen["pixels"]), seen["side"], damaged]
+
+        return measure
 
     def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        measured, side = outputs[-2:] if len(outputs) > 1 else (None, None)
-        return with_quality(light.value.finish(outputs[:3], errors), measured, side, image_size, limits)
+        measured, side, damaged = outputs[-3:] if len(outputs) > 1 else (None, None, None)
+        return with_quality(light.value.finish(outputs[:3], errors), measured, side, damaged, image_size, limits)
 
     def prepare(content: bytes) -> np.ndarray:
         return light.value.prepare_sized(content)
@@ -361,16 +366,22 @@ def compute(own: Run, new: New) -> str:
 
 
 def with_quality(
-    rows: pd.DataFrame, measured: np.ndarray | None, side: np.ndarray | None, image_size: int, limits: config.Quality
+    rows: pd.DataFrame,
+    measured: np.ndarray | None,
+    side: np.ndarray | None,
+    damaged: np.ndarray | None,
+    image_size: int,
+    limits: config.Quality,
 ) -> pd.DataFrame:
     """Rows of `bundle.OUTPUTS` with what `quality` says of them; it may let the model abstain, never judge.
 
-    measured: (n, 5) as `quality.measures`; side: (n,), the shorter one of each file in pixels; None where no image
-    could be decoded.
+    measured: (n, 5) as `quality.measures`; side: (n,), the shorter one of each file in pixels; damaged: (n,), 1 where
+    the file is damaged and was accepted; None where no image could be decoded.
     """
-    if measured is None or side is None:
+    if measured is None or side is None or damaged is None:
         measured, side = np.full((len(rows), len(quality.MEASURES)), np.nan, np.float32), np.full(len(rows), np.nan)
-    flags = quality.flags(measured, limits, side / image_size, rows["distance"].to_numpy())
+        damaged = np.zeros(len(rows))
+    flags = quality.flags(measured, limits, side / image_size, rows["distance"].to_numpy(), damaged == 1)
     rows = rows.assign(flags=[",".join(names) or None for names in flags], side=side)
     rows[list(quality.MEASURES)] = measured
     if limits.action == "abstain":

@@ -24,7 +24,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, containers, files, images, layouts, schemas, session
+from melanoma_spark import config, containers, files, images, layouts, quality, schemas, session
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
 from melanoma_spark.prefetch import Waits, ahead
 
@@ -582,18 +582,22 @@ def image_id(path: str, kind: str) -> str:
 
 
 def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, field: Any) -> tuple[Any, ...]:
-    """sha256, pixel_sha256, perceptual_hash, width, height, format, image, reason, detail."""
+    """sha256, pixel_sha256, perceptual_hash, width, height, format, image, reason, detail, flags."""
     sha256 = None
     try:
         if isinstance(content, ImageError):
             raise content
         sha256 = images.sha256(content)
-        found = images.look(content, size, limits.min_side, limits.max_pixels, limits.allow_recognisable)
+        found = images.look(
+            *(content, size, limits.min_side, limits.max_pixels, limits.allow_recognisable),
+            accept_damaged=limits.damaged == "accept",
+        )
     except ImageError as error:
-        return (sha256, None, None, None, None, None, None, error.reason, error.detail)
+        return (sha256, None, None, None, None, None, None, error.reason, error.detail, None)
     hashes = images.pixel_hash(found.hashed), images.perceptual_hash(found.hashed)
     stored = bytes(field.codec.encode(field, found.pixels))
-    return (sha256, *hashes, found.width, found.height, found.format, stored, None, None)
+    flags = quality.DAMAGED if found.damage else None
+    return (sha256, *hashes, found.width, found.height, found.format, stored, None, None, flags)
 
 
 def table_heads(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import __version__, files, images, lineage, network
+from melanoma_spark import __version__, files, images, lineage, network, quality
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
@@ -27,7 +27,7 @@ ARTIFACTS = (*CONTENTS, *OPTIONAL, MANIFEST)
 NUMBERS = ("probability", "raw_probability", "spread", "distance", "threshold")  # of OUTPUTS; the others are text
 OUTPUTS = (
     *("probability", "raw_probability", "spread", "distance", "decision", "operating_point", "threshold"),
-    *("status", "reason", "detail"),
+    *("status", "reason", "detail", "flags"),
 )
 
 
@@ -46,6 +46,7 @@ class Scorer:
     max_pixels: int
     facts: Mapping[str, Any]
     reference: Reference | None = None
+    damaged: str = "reject"  # or "accept": what becomes of a damaged image, as ingest.damaged
 
     @property
     def model_id(self) -> str:
@@ -54,20 +55,32 @@ class Scorer:
 
     def prepare(self, content: bytes) -> np.ndarray:
         """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
-        return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels)
+        return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels, self.damaged == "accept")
 
     def prepare_sized(self, content: bytes) -> np.ndarray:
-        """A record of `prepare`'s `pixels` and `side`, the shorter one of the image as it came. Raises as it does."""
-        size = self.spec.image_size
-        found = images.decode_sized(content, size, self.min_side, self.max_pixels)
-        return np.array(found, np.dtype([("pixels", np.uint8, (size, size, 3)), ("side", np.float32)]))
+        """A record of `prepare`'s `pixels`, `side`, the shorter one of the image as it came, and `damaged`.
 
-    def finish(self, outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        Raises as `prepare` does.
+        """
+        size = self.spec.image_size
+        pixels, side, damage = images.decode_sized(
+            content, size, self.min_side, self.max_pixels, self.damaged == "accept"
+        )
+        fields = [("pixels", np.uint8, (size, size, 3)), ("side", np.float32), ("damaged", bool)]
+        return np.array((pixels, side, damage is not None), np.dtype(fields))
+
+    def finish(
+        self,
+        outputs: list[np.ndarray | None],
+        errors: Sequence[ImageError | None],
+        damaged: Sequence[bool] | None = None,
+    ) -> pd.DataFrame:
         """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected.
 
         `outputs` are those of `network.over_views`. `raw_probability` is the network's, `probability` the calibrated
         one, by which the decision is made. `spread` is the standard deviation of the network's over several views, NaN
-        of one. `distance` is that of `reference.FeatureSpace`, NaN without a reference.
+        of one. `distance` is that of `reference.FeatureSpace`, NaN without a reference. `flags` tells which of the
+        images are `damaged`.
         """
         nothing = np.full(len(errors), np.nan)
         found = (*outputs, None, None, None)[:3]
@@ -90,6 +103,7 @@ class Scorer:
                 "status": np.where(good, "scored", "rejected"),
                 "reason": [error.reason if error else None for error in errors],
                 "detail": [error.detail if error else None for error in errors],
+                "flags": [quality.DAMAGED if one else None for one in damaged or [False] * len(errors)],
             }
         )
 
@@ -112,6 +126,7 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
         },
         "min_side": scorer.min_side,
         "max_pixels": scorer.max_pixels,
+        "damaged": scorer.damaged,
         "facts": dict(scorer.facts),
         "package": __version__,
         "warning": "research software; not a diagnosis, not a medical device",
@@ -145,6 +160,7 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
             operating_point=OperatingPoint(**description["operating_point"]),
             min_side=int(description["min_side"]),
             max_pixels=int(description["max_pixels"]),
+            damaged=description.get("damaged", "reject"),  # version 0.1 did not see damage
             facts=description["facts"],
             reference=unpack_reference(artifacts) if referenced else None,
         )

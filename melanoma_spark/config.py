@@ -87,6 +87,10 @@ class Ingest(Section):
         "them too small for max_ratio",
     )
     allow_recognisable: bool = Field(default=False, description="DICOM marked as showing who the patient is")
+    damaged: Literal["reject", "accept"] = Field(
+        default="reject",
+        description="images whose decoder warns that data is missing or corrupt; accept: taken as decoded, and flagged",
+    )
     columns: dict[str, str] = Field(default={}, description="our field -> column of your table, e.g. label: dx")
     indeterminate: Literal["leave_out", "negative", "positive"] = Field(
         default="leave_out", description="images of neither class: unknown, or malignant where melanoma is the target"

@@ -20,7 +20,7 @@ OUR_NAME = "melanoma-spark"  # in uv.lock
 # What decodes, computes or carries rows on executors. Other versions give other figures, or an error late in a job.
 PACKAGES = (
     *("cloudpickle", "horovod", "keras", "ncnn", "numpy", "onnxruntime", "opencv-python-headless", "pandas"),
-    *("petastorm", "pillow", "pyarrow", "pydicom", "tensorflow", "tensorflow-cpu"),
+    *("petastorm", "pillow", "pyarrow", "pydicom", "simplejpeg", "tensorflow", "tensorflow-cpu"),
 )
 JAVA = ("17", "21")  # what Spark 4.0 runs on
 NEEDS = {"ncnn": 0.6, "tensorflow": 1.2, "onnxruntime": 1.3}  # GB of a Python worker: docs/decisions/engine.md

@@ -1,4 +1,4 @@
-"""Image bytes -> uint8 RGB at model size. The only place that decodes, orients or resizes.
+"""Image bytes -> uint8 RGB at model size. The only place that decodes (with `damage`), orients or resizes.
 
 Ingest calls `look` and scoring `decode`, which give the same pixels: a score is computed from what training saw.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
 
-from melanoma_spark import dicom
+from melanoma_spark import damage, dicom
 from melanoma_spark.errors import ImageError
 
 REASONS = {
@@ -31,6 +31,8 @@ REASONS = {
     "it read",
     "not_an_image": "the content is not a JPEG, PNG, TIFF, BMP, WebP or DICOM image, whatever the name says",
     "corrupt": "the image cannot be decoded to its end",
+    "damaged": "its decoder warns that image data is missing or corrupt, so that a part of the picture may be wrong; "
+    "ingest.damaged=accept takes it",
     "too_many_pixels": "the image is over ingest.max_pixels and was not decoded",
     "too_small": "a side is under ingest.min_side pixels",
     "blank": "all pixels have the same colour",
@@ -113,6 +115,7 @@ class Looked:
     width: int  # pixels, as it came: before orientation and resizing
     height: int
     format: str  # a key of SIGNATURES
+    damage: str | None = None  # what the decoder warned of, where that is accepted
 
 
 @dataclass(frozen=True)
@@ -123,8 +126,9 @@ class _Source:
     width: int
     height: int
     scales: bool  # whether libjpeg can scale it down
-    # Decodes, once: side in pixels -> upright RGB. Each side of it is at least that long if the image's own is.
-    load: Callable[[int], Image.Image]
+    # Decodes, once: side in pixels -> upright RGB, and the damage that is accepted. Each side of it is at least that
+    # long if the image's own is.
+    load: Callable[[int], tuple[Image.Image, str | None]]
 
 
 def look(
@@ -134,43 +138,50 @@ def look(
     max_pixels: int = 100_000_000,
     allow_recognisable: bool = False,
     allow_burned_in: bool = False,
+    accept_damaged: bool = False,
 ) -> Looked:
     """The image at `size` x `size` pixels and what its hashes are taken of, from one decode where that is possible.
 
-    `min_side` is the least width and height and `max_pixels` the most pixels, both of the image as it came. The other
+    `min_side` is the least width and height and `max_pixels` the most pixels, both of the image as it came. The next
     two let DICOM photographs pass whose header says that the patient can be recognised in them or that text is burned
-    in. Raises `ImageError` with one of `REASONS`, and nothing else.
+    in. With `accept_damaged` an image passes whose decoder warns of missing or corrupt data, if it decodes it. Raises
+    `ImageError` with one of `REASONS`, and nothing else.
     """
     with _quiet():
 
         def opened() -> _Source:
-            return _opened(content, min_side, max_pixels, allow_recognisable, allow_burned_in)
+            return _opened(content, min_side, max_pixels, allow_recognisable, allow_burned_in, accept_damaged)
 
         source = opened()
         side = max(WORKING_SIDE, 2 * size)
-        image = _decoded(source, side)
+        image, damage_found = _decoded(source, side)
         pixels = _square(image, size)
-        if source.scales and _draft(source, side) != _draft(source, WORKING_SIDE):
-            image = _decoded(opened(), WORKING_SIDE)  # hashes are of the same pixels at every size
+        shape = source.width, source.height
+        if source.scales and _draft(shape, side) != _draft(shape, WORKING_SIDE):
+            image, _ = _decoded(opened(), WORKING_SIDE)  # hashes are of the same pixels at every size
         hashed = _square(image, HASH_SIZE)
-    return Looked(pixels, hashed, source.width, source.height, source.format)
+    return Looked(pixels, hashed, source.width, source.height, source.format, damage_found)
 
 
-def decode(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000) -> np.ndarray:
+def decode(
+    content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000, accept_damaged: bool = False
+) -> np.ndarray:
     """The image as the model sees it: uint8 RGB of shape (size, size, 3), the `pixels` of `look` to the bit.
 
     The whole image is kept rather than a centre crop: lesions often reach the border. Raises `ImageError` with one of
     `REASONS`.
     """
-    return decode_sized(content, size, min_side, max_pixels)[0]
+    return decode_sized(content, size, min_side, max_pixels, accept_damaged)[0]
 
 
-def decode_sized(content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000) -> tuple[np.ndarray, int]:
-    """What `decode` gives, and the shorter side of the image as it came, in pixels."""
+def decode_sized(
+    content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000, accept_damaged: bool = False
+) -> tuple[np.ndarray, int, str | None]:
+    """What `decode` gives, the shorter side of the image as it came, in pixels, and the damage that was accepted."""
     with _quiet():
-        source = _opened(content, min_side, max_pixels)
-        pixels = _square(_decoded(source, max(WORKING_SIDE, 2 * size)), size)
-    return pixels, min(source.width, source.height)
+        source = _opened(content, min_side, max_pixels, accept_damaged=accept_damaged)
+        image, damage_found = _decoded(source, max(WORKING_SIDE, 2 * size))
+    return _square(image, size), min(source.width, source.height), damage_found
 
 
 def sha256(content: bytes) -> str:
@@ -228,6 +239,7 @@ def _opened(
     max_pixels: int = 2**62,
     allow_recognisable: bool = False,
     allow_burned_in: bool = False,
+    accept_damaged: bool = False,
 ) -> _Source:
     """The image of these bytes, within the limits by its header, and not yet decoded. Raises `ImageError`."""
     if not content:
@@ -243,10 +255,10 @@ def _opened(
             photograph = dicom.read(content, allow_recognisable, allow_burned_in)
             source = _Source(
                 *(kind, photograph.width, photograph.height, photograph.is_jpeg),
-                lambda side: _of_dicom(photograph, side, max_pixels),
+                lambda side: _of_dicom(photograph, side, max_pixels, accept_damaged),
             )
         else:
-            source = _photograph(content, kind, max_pixels)
+            source = _photograph(content, kind, max_pixels, accept_damaged)
     except ImageError:
         raise
     except Image.DecompressionBombError:
@@ -260,7 +272,7 @@ def _opened(
     return source
 
 
-def _photograph(content: bytes, kind: str, max_pixels: int) -> _Source:
+def _photograph(content: bytes, kind: str, max_pixels: int, accept_damaged: bool) -> _Source:
     """An image file of Pillow's formats. Raises `ImageError`, or whatever Pillow does where the header is broken."""
     if kind == "WEBP":  # libwebp asks for the memory of the whole canvas when it opens a file
         _check_size(*_webp_size(content), max_pixels)
@@ -275,12 +287,18 @@ def _photograph(content: bytes, kind: str, max_pixels: int) -> _Source:
     if image.mode not in MODES and (kind, image.mode) != ("PNG", "I"):
         raise ImageError("not_an_image", f"samples of mode {image.mode}, for which nobody says which value is white")
 
-    def load(side: int) -> Image.Image:
-        # libjpeg scales down while it decodes, never below this: a large photograph takes a tenth of the time.
-        # A no-op for other formats and for images under twice the side.
-        image.draft("RGB", (side, side))
+    def load(side: int) -> tuple[Image.Image, str | None]:
+        if kind == "JPEG":
+            decoded, found = _decode_jpeg(content, image, side, accept_damaged)
+            return _upright(decoded, image), found
         image.load()
-        return _upright(image)
+        found = None
+        if kind == "PNG":
+            found = damage.png_damage(content)
+        elif isinstance(image, TiffImagePlugin.TiffImageFile):
+            found = damage.tiff_damage(image, content)
+        _check_damage(found, accept_damaged)
+        return _upright(image, image), found
 
     return _Source(kind, width, height, kind == "JPEG", load)
 
@@ -312,11 +330,31 @@ def _webp_size(content: bytes) -> tuple[int, int]:
     return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
 
 
-def _of_dicom(photograph: dicom.Photograph, side: int, max_pixels: int) -> Image.Image:
-    """The first frame of a DICOM photograph, RGB; DICOM pictures stand upright."""
+def _decode_jpeg(content: bytes, image: Image.Image, side: int, accept_damaged: bool) -> tuple[Image.Image, str | None]:
+    """The pixels of an opened JPEG, each side at least `side` pixels if its own is, and the damage that is accepted."""
+    # libjpeg scales down while it decodes, never below the side: a large photograph takes a tenth of the time.
+    decoded = damage.decode_jpeg(content, image.mode, image.size, _draft(image.size, side))
+    if decoded is not None:
+        return decoded, None
+    found = damage.jpeg_damage(content, image.size)
+    _check_damage(found, accept_damaged)
+    image.draft("RGB", (side, side))
+    image.load()
+    return image, found
+
+
+def _check_damage(found: str | None, accept_damaged: bool) -> None:
+    if found and not accept_damaged:
+        raise ImageError("damaged", found)
+
+
+def _of_dicom(
+    photograph: dicom.Photograph, side: int, max_pixels: int, accept_damaged: bool
+) -> tuple[Image.Image, str | None]:
+    """The first frame of a DICOM photograph, RGB, and the damage that is accepted; DICOM pictures stand upright."""
     if not photograph.is_jpeg:
         array = photograph.array(max_pixels)
-        return Image.fromarray(array).convert("RGB")
+        return Image.fromarray(array).convert("RGB"), None
     frame = photograph.frame(max_pixels)
     image: Image.Image = Image.open(io.BytesIO(frame), formats=("JPEG",))
     if image.size != (photograph.width, photograph.height):
@@ -324,24 +362,27 @@ def _of_dicom(photograph: dicom.Photograph, side: int, max_pixels: int) -> Image
     _check_scans(frame, *image.size, max_pixels)
     # Without a marker that tells libjpeg the colour space DICOM's header does; libjpeg would take it for YCbCr.
     plain = image.mode == "RGB" and photograph.is_rgb and not {"jfif", "adobe"} & image.info.keys()
-    image.draft("YCbCr" if plain else "RGB", (side, side))
-    image.load()
     if plain:
-        return Image.frombytes("RGB", image.size, image.tobytes())
+        found = damage.jpeg_damage(frame, image.size)
+        _check_damage(found, accept_damaged)
+        image.draft("YCbCr", (side, side))
+        image.load()
+        return Image.frombytes("RGB", image.size, image.tobytes()), found
+    image, found = _decode_jpeg(frame, image, side, accept_damaged)
     image = image.convert("RGB")
-    return ImageOps.invert(image) if photograph.is_inverted else image
+    return (ImageOps.invert(image) if photograph.is_inverted else image), found
 
 
-def _draft(source: _Source, side: int) -> int:
+def _draft(size: tuple[int, int], side: int) -> int:
     """By how much libjpeg scales an image down when asked for `side` pixels: 1, 2, 4 or 8, as `Image.draft` has it."""
-    scale = min(source.width // side, source.height // side)
+    scale = min(size) // side
     return next((step for step in (8, 4, 2) if scale >= step), 1)
 
 
-def _decoded(source: _Source, side: int) -> Image.Image:
-    """The image as upright RGB, each side at least `side` pixels if its own is. Raises `ImageError`."""
+def _decoded(source: _Source, side: int) -> tuple[Image.Image, str | None]:
+    """The image as upright RGB, each side at least `side` pixels if its own is, and its damage. Raises `ImageError`."""
     try:
-        image = source.load(side)
+        image, damage_found = source.load(side)
         colours = image.getcolors(2)  # None as soon as there is a third: after a few pixels of any photograph
     except ImageError:
         raise
@@ -352,7 +393,7 @@ def _decoded(source: _Source, side: int) -> Image.Image:
         raise ImageError("blank", "all pixels have the same colour")
     if colours and all(len(set(colour)) == 1 for _, colour in colours if isinstance(colour, tuple)):
         raise ImageError("mask", "grey with two values only")
-    return image
+    return image, damage_found
 
 
 def _square(image: Image.Image, size: int) -> np.ndarray:
@@ -360,9 +401,10 @@ def _square(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, header: Image.Image) -> Image.Image:
+    """The image as RGB, turned as the EXIF data of `header`, the image as it was opened, says."""
     try:
-        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+        turn = UPRIGHT.get(header.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF is no reason to lose an image
         turn = None
     rgb = _rgb(image)

@@ -1,4 +1,4 @@
-"""Whether an image is fit to be judged: measures of it, and flags where they pass a limit.
+"""Whether an image is fit to be judged: measures of it, and flags where they pass a limit or the file is damaged.
 
 Measures of pixels are taken at the size the network sees. Their default limits are those that less than one in a
 hundred of 660 ISIC Archive images at 224 px passes, each (docs/decisions/quality.md).
@@ -16,7 +16,9 @@ from melanoma_spark import config
 MEASURES = ("sharpness", "brightness", "clipped", "dark_border", "warm")
 RING = 16  # a 16th of the side is border
 DARK, CLIPPED = 30, 245  # of 255
+DAMAGED = "damaged"
 FLAGS = {
+    DAMAGED: "the file is damaged: a part of the picture may be missing",
     "blurred": "sharpness is low: out of focus, or moved",
     "dark": "underexposed",
     "bright": "overexposed",
@@ -59,15 +61,21 @@ def _measures(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def flags(
-    found: NDArray[np.float32], limits: config.Quality, side: NDArray | None = None, distance: NDArray | None = None
+    found: NDArray[np.float32],
+    limits: config.Quality,
+    side: NDArray | None = None,
+    distance: NDArray | None = None,
+    damaged: Sequence[bool] | NDArray[np.bool_] | None = None,
 ) -> list[tuple[str, ...]]:
     """The `FLAGS` of each row of `measures`; none where a measure is NaN, or is not given.
 
-    side: (n,), the shorter side of the file over that of the model's input; distance: (n,), see `reference`.
+    side: (n,), the shorter side of the file over that of the model's input; distance: (n,), see `reference`; damaged:
+    (n,), whether the decoder warned of missing or corrupt data.
     """
     sharpness, brightness, clipped, dark_border, warm = found.T
     unknown = np.full(len(found), np.nan)
     passed = {
+        DAMAGED: np.zeros(len(found), bool) if damaged is None else damaged,
         "blurred": _under(sharpness, limits.sharpness),
         "dark": _under(brightness, limits.darkest),
         "bright": _over(brightness, limits.brightest),

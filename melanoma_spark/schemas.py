@@ -45,6 +45,7 @@ def images_schema(size: int) -> Unischema:
             text("licence", nullable=True),
             number("width"),  # of the file as it came, pixels
             number("height"),
+            text("flags", nullable=True),  # quality.DAMAGED or null; datasets made before have none
             UnischemaField("image", np.uint8, (size, size, 3), CompressedImageCodec("png"), False),
         ],
     )
@@ -108,6 +109,7 @@ DECODED = _columns(  # what ingest knows of a file's content; nothing here depen
     ("image", t.BinaryType()),
     ("reason", t.StringType()),
     ("detail", t.StringType()),
+    ("flags", t.StringType()),  # quality.DAMAGED, where the file is damaged and was accepted
 )
 
 REJECTS = _columns(
@@ -215,6 +217,7 @@ CANDIDATES = _columns(  # a readable file with what the archive says of it
     ("lesion_id", t.StringType()),
     *((name, t.StringType()) for name in ATTRIBUTES),
     ("in_table", t.BooleanType()),
+    ("flags", t.StringType()),
     ("reason", t.StringType()),
     ("detail", t.StringType()),
 )

@@ -84,7 +84,7 @@ def _decided(
         row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
         row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
         row.split or folder_split, keys if usable else [], patient, lesion,
-        *(_text(getattr(row, column)) for column in schemas.ATTRIBUTES), in_table, reason, detail,
+        *(_text(getattr(row, column)) for column in schemas.ATTRIBUTES), in_table, _text(row.flags), reason, detail,
     )  # fmt: skip
 
 

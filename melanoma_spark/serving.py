@@ -23,7 +23,7 @@ def signature() -> ModelSignature:
     """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
     texts = dict.fromkeys(OUTPUTS, DataType.string)
     kinds = texts | dict.fromkeys(NUMBERS, DataType.double)
-    missing = ("probability", "raw_probability", "spread", "distance", "reason", "detail")
+    missing = ("probability", "raw_probability", "spread", "distance", "reason", "detail", "flags")
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.binary, "image")]),
         outputs=Schema([ColSpec(kinds[name], name, required=name not in missing) for name in OUTPUTS]),
@@ -34,7 +34,7 @@ def requirements() -> list[str]:
     """What a server of this model needs, at the versions it was made with."""
     import tensorflow as tf
 
-    names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "fsspec")
+    names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "fsspec", "simplejpeg")
     return [f"tensorflow-cpu=={tf.__version__}", *(f"{name}=={version(name)}" for name in names)]
 
 
@@ -47,12 +47,16 @@ class LesionScorer(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         inputs: list[np.ndarray] = []
+        damaged: list[bool] = []
         errors: list[ImageError | None] = []
         for content in model_input["image"]:
             try:
-                inputs.append(self.scorer.prepare(bytes(content)))
+                prepared = self.scorer.prepare_sized(bytes(content))
+                inputs.append(prepared["pixels"])
+                damaged.append(bool(prepared["damaged"]))
                 errors.append(None)
             except ImageError as error:
+                damaged.append(False)
                 errors.append(error)
         outputs: list[np.ndarray | None] = []
         if inputs:
@@ -61,7 +65,7 @@ class LesionScorer(PythonModel):
                 every = np.full((len(errors), *found.shape[1:]), np.nan, np.float32)
                 every[good] = found
                 outputs.append(every)
-        return self.scorer.finish(outputs, errors)
+        return self.scorer.finish(outputs, errors, damaged)
 
 
 set_model(LesionScorer())

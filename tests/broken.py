@@ -180,7 +180,11 @@ def tile_bomb():
 def corpus() -> dict[str, tuple[bytes, str]]:
     jpeg, lossless = encoded(LESION, "JPEG", quality=95), encoded(LESION)
     progressive = encoded(LESION, "JPEG", quality=90, progressive=True)
+    cmyk, in_tiff = encoded(LESION.convert("CMYK"), "JPEG"), encoded(LESION, "TIFF", compression="jpeg")
     raw_tiff, deflate = encoded(LESION, "TIFF"), encoded(LESION, "TIFF", compression="tiff_adobe_deflate")
+    # of a row more than the image has, so that libtiff does not come to the checksum
+    unended = zlib.compress(PIXELS.tobytes() + bytes(96 * 3))[:-4]
+    unchecked = zlib.compress(PIXELS.tobytes() + bytes(96 * 3))[:-4] + bytes(4)
     lzw = encoded(LESION, "TIFF", compression="tiff_lzw")
     bmp, webp = encoded(LESION, "BMP"), encoded(LESION, "WEBP", lossless=True)
     lossy = encoded(LESION, "WEBP")
@@ -203,11 +207,15 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "gzip": (zlib.compress(b"x", wbits=31), "archive_by_another_name"),
         "tar": (bytes(257) + b"ustar\0" + bytes(300), "archive_by_another_name"),
         # JPEG
-        "jpeg cut": (half(jpeg), "corrupt"),
+        "jpeg cut": (half(jpeg), "damaged"),
+        "jpeg cut and ended": (half(jpeg) + b"\xff\xd9", "damaged"),
+        "jpeg with bytes in its scan": (jpeg[:-2] + b"abcdef" + jpeg[-2:], "damaged"),
         "jpeg cut in its header": (jpeg[:60], "corrupt"),
         "jpeg signature alone": (b"\xff\xd8\xff", "corrupt"),
-        "jpeg without an end": (jpeg[:-40], "corrupt"),
-        "progressive jpeg cut": (half(progressive), "corrupt"),
+        "jpeg without an end": (jpeg[:-40], "damaged"),
+        "progressive jpeg cut": (half(progressive), "damaged"),
+        "progressive jpeg cut and ended": (half(progressive) + b"\xff\xd9", "damaged"),
+        "cmyk jpeg cut and ended": (half(cmyk) + b"\xff\xd9", "damaged"),
         "jpeg that claims 65,000 squared": (
             changed(jpeg, (jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 65_000, 65_000))),
             "too_many_pixels",
@@ -221,6 +229,8 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "png cut": (half(lossless), "corrupt"),
         "png cut in its header": (lossless[:20], "corrupt"),
         "png with zeros inside": (changed(lossless, (2000, bytes(2000))), "corrupt"),
+        "png with a wrong checksum": (changed(lossless, (lossless.index(b"IEND") - 8, bytes(4))), "damaged"),
+        "png without an end": (lossless[:-12], "damaged"),
         "png bomb": (drawing._bomb(), "too_many_pixels"),
         "png that claims 9000 x 8000": (png(8, 0, hollow, claimed=(9000, 8000)), "too_many_pixels"),
         "png a line of 100,000": (png(8, 0, hollow, claimed=(9, 100_000)), "too_many_pixels"),
@@ -236,6 +246,15 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "tiff cut": (half(raw_tiff), "corrupt"),
         "deflated tiff cut": (half(deflate), "corrupt"),
         "deflated tiff with zeros inside": (changed(deflate, (1000, bytes(3000))), "corrupt"),
+        "deflated tiff with a wrong checksum": (
+            tiff(tiff_tags(compression=8, length=len(unchecked)), unchecked),
+            "damaged",
+        ),
+        "deflated tiff whose stream does not end": (
+            tiff(tiff_tags(compression=8, length=len(unended)), unended),
+            "damaged",
+        ),
+        "tiff of a jpeg with zeros inside": (changed(in_tiff, (1500, bytes(300))), "damaged"),
         "lzw tiff of rubbish": (changed(lzw, (200, b"\xff" * 2000)), "corrupt"),
         "tiff signature alone": (b"II*\0", "corrupt"),
         "tiff without a directory": (b"MM\0*" + struct.pack(">I", 4_000_000), "corrupt"),
@@ -310,6 +329,10 @@ def corpus() -> dict[str, tuple[bytes, str]]:
             "corrupt",
         ),
         "dicom of a cut jpeg": (half(of_jpeg), "corrupt"),
+        "dicom of a jpeg cut and ended": (
+            dicom(syntax=JPEGBaseline8Bit, frame=half(jpeg) + b"\xff\xd9", PhotometricInterpretation="YBR_FULL_422"),
+            "damaged",
+        ),
         "dicom of rubbish for jpeg": (dicom(syntax=JPEGBaseline8Bit, frame=b"\xff" * 400), "corrupt"),
         "dicom of rubbish for rle": (dicom(syntax=RLELossless, frame=b"\x03" * 400), "corrupt"),
         "dicom without a palette": (dicom(GREY_PIXELS, PhotometricInterpretation="PALETTE COLOR"), "corrupt"),
@@ -321,3 +344,4 @@ def corpus() -> dict[str, tuple[bytes, str]]:
 
 
 GREY_PIXELS = np.asarray(GREY)
+CORPUS = corpus()

@@ -146,7 +146,7 @@ def test_what_is_broken_is_rejected_with_the_right_reason(line):
         reasons.items()
         >= {
             "broken_empty.jpg": "empty",
-            "broken_truncated.jpg": "corrupt",
+            "broken_truncated.jpg": "damaged",
             "broken_text.jpg": "not_an_image",
             "broken_random.png": "not_an_image",
             "broken_tiny.png": "too_small",
@@ -426,7 +426,7 @@ def test_every_image_has_one_score_row(line, scores):
     assert ((scored["probability"] >= scored["threshold"]) == (scored["decision"] == "positive")).all()
     assert rejected["probability"].isna().all()
     assert set(rejected["decision"]) == {""}
-    assert set(rejected["reason"]) == {"corrupt", "empty", "hidden", "not_an_image", "too_many_pixels", "too_small"}
+    assert set(rejected["reason"]) == {"damaged", "empty", "hidden", "not_an_image", "too_many_pixels", "too_small"}
     assert scored["reason"].isna().all()
     for row in scored.itertuples():
         assert row.sha256 == images.sha256(Path(row.source_uri[5:]).read_bytes())

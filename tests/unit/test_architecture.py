@@ -15,7 +15,7 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
-    *("errors", "config", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
+    *("errors", "config", "damage", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
     *("reference", "drift", "logs", "doctor", "retention"),
@@ -83,7 +83,7 @@ EXCEPTIONS = {
     ("tracking", "serving"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}
-OF_CORE = PLAIN | {"PIL", "yaml", "pydantic", "scipy"}
+OF_CORE = PLAIN | {"PIL", "simplejpeg", "yaml", "pydantic", "scipy"}
 OF_EDGES = OF_CORE | {"pandas"}
 # What one module of the core needs besides; not all of it, because the registered model comes without this.
 BESIDES = {"augmentation": {"cv2"}, "shortcuts": {"cv2", "sklearn"}}

@@ -315,7 +315,7 @@ def test_decode_gives_a_row_for_every_readable_image(rows, decoded):
     failed = {readable[uri].path: row.reason for uri, row in decoded.items() if row.reason}
     assert failed == {
         "archive.jpg": "archive_by_another_name",
-        "broken.jpg": "corrupt",
+        "broken.jpg": "damaged",
         "page.jpg": "not_an_image",
         f"flipped.zip/{PACKED[1]}": "damaged_member",
     }

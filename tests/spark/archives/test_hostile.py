@@ -157,7 +157,7 @@ def loose() -> Things:
         "exif.webp": (encoded(new(), "WEBP", exif=exif_of(PERSON), xmp=PERSON.encode()), READ),
         "tags.tif": (encoded(new(), "TIFF", artist=PERSON, description=PERSON), READ),
         "patient.dcm": (broken.dicom(lesion, PatientName=PERSON, PatientID=PERSON), READ),
-        "exif cut.jpg": (broken.half(jpeg(exif=exif_of(PERSON))), "corrupt"),
+        "exif cut.jpg": (jpeg(exif=exif_of(PERSON))[:-60], "damaged"),
         "text cut.png": (broken.half(encoded(new(), "PNG", pnginfo=text_of(PERSON))), "corrupt"),
         "a face.dcm": (broken.dicom(PatientName=PERSON, RecognizableVisualFeatures="YES"), "recognisable"),
         "of another kind.dcm": (broken.dicom(PatientName=PERSON, sop=broken.ENDOSCOPIC), "dicom_not_photographic"),
@@ -186,7 +186,7 @@ def packed(outside: Path) -> Packed:
         "a/../../up.jpg": "a/__/__/up.jpg",
     }
     unsafe = dict.fromkeys(slips.values(), "unsafe_name") | {"good.jpg": READ}
-    member = {"exif.jpg": jpeg(exif=exif_of(PERSON)), "cut.jpg": broken.half(jpeg(exif=exif_of(PERSON)))}
+    member = {"exif.jpg": jpeg(exif=exif_of(PERSON)), "cut.jpg": jpeg(exif=exif_of(PERSON))[:-60]}
     return {
         "slip.zip": (zipped(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}), unsafe),
         "slip.tar": (tarred(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}), unsafe),
@@ -268,7 +268,7 @@ def packed(outside: Path) -> Packed:
                 "emoji \U0001f9d1.jpg": READ,
             },
         ),
-        "persons.zip": (zipped(member), {"exif.jpg": READ, "cut.jpg": "corrupt"}),
+        "persons.zip": (zipped(member), {"exif.jpg": READ, "cut.jpg": "damaged"}),
         "of jpeg.jpg.zip": (zipped([(info("a.jpg", comment=b"x" * 900), jpeg())]), {"a.jpg": READ}),
     }
 

@@ -79,6 +79,7 @@ def file(path, reason=None, detail=None):
         "format": None if unread else "JPEG",
         "reason": reason,
         "detail": detail,
+        "flags": None,
         "path": path,
         "image_id": layouts.image_id(path),
     }

@@ -241,6 +241,7 @@ def test_nothing_of_the_patient_is_read_or_told(caplog, capfd):
             dicom(PhotometricInterpretation="JANE"),
         ):
             assert "jane" not in " ".join(reason(broken)).lower()
-    assert {field.name for field in dataclasses.fields(looked)} == {"pixels", "hashed", "width", "height", "format"}
+    kept = {"pixels", "hashed", "width", "height", "format", "damage"}
+    assert {field.name for field in dataclasses.fields(looked)} == kept
     assert "jane" not in caplog.text.lower()
     assert capfd.readouterr() == ("", "")

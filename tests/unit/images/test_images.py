@@ -379,8 +379,8 @@ def test_decoding_is_deterministic(size):
         (b"\n <HTML><body>403</body></HTML>", "not_an_image", "the content is an HTML page"),
         (bytes(range(128, 256)), "not_an_image", "unknown content, starting with bytes 80818283"),
         (encoded(LESION, "GIF"), "not_an_image", "unknown content, starting with bytes 47494638"),
-        (JPEG[: len(JPEG) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
-        (PROGRESSIVE[: len(PROGRESSIVE) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
+        (JPEG[: len(JPEG) // 2], "damaged", "libjpeg: Premature end of JPEG file"),
+        (PROGRESSIVE[: len(PROGRESSIVE) // 2], "damaged", "libjpeg: Premature end of JPEG file"),
         (PNG[: len(PNG) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
         (JPEG[:60], "corrupt", "its header cannot be read"),
         (PNG[:20], "corrupt", "its header cannot be read"),
@@ -436,7 +436,7 @@ def test_corpus_is_of_every_reason_that_decoding_gives():
     assert len(CORPUS) >= 90
     assert {reason for _, reason in CORPUS.values()} == {
         *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
-        *("blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
+        *("damaged", "blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
     }
 
 
@@ -487,7 +487,7 @@ def test_rubbish_behind_a_signature_is_an_image_error(content, rubbish):
 def test_truncated_image_is_rejected_unless_all_its_pixels_came(content, part):
     found = checked(content[: 8 + int(part * (len(content) - 8))])
     if isinstance(found, str):
-        assert found == "corrupt"
+        assert found in ("corrupt", "damaged")
     else:
         assert np.array_equal(found, images.decode(content, 8))
 
@@ -562,9 +562,10 @@ def test_two_images_in_one_are_looked_at_or_an_image_error(one, other, here, the
     assert time.perf_counter() - start < 5
 
 
-def test_jpeg_cut_anywhere_is_corrupt():
-    ends = [3, 50, 300, 640, len(JPEG) // 2, len(JPEG) - 100, len(JPEG) - 3]
-    assert {checked(JPEG[:end]) for end in ends} == {"corrupt"}
+def test_jpeg_cut_anywhere_is_rejected():
+    scan = JPEG.index(b"\xff\xda")
+    assert {checked(JPEG[:end]) for end in (3, 50, 300, scan)} == {"corrupt"}
+    assert {checked(JPEG[:end]) for end in (scan + 40, len(JPEG) // 2, len(JPEG) - 100, len(JPEG) - 3)} == {"damaged"}
 
 
 @pytest.mark.parametrize("content", [JPEG, PROGRESSIVE, PNG], ids=["jpeg", "progressive", "png"])

@@ -1,0 +1,157 @@
+"""Damaged images through ingest, score, evaluation and the served model: rejected, or accepted with a flag."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from broken import half
+from conftest import with_pictures
+
+from jobs import judging
+from melanoma_spark import bundle, drawing, images, lineage, network, serving
+from melanoma_spark.calibration import Calibration
+from melanoma_spark.operating_points import OperatingPoint
+
+END = b"\xff\xd9"
+
+
+def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_path):
+    archive = tmp_path / "archive"
+    for number in range(40):
+        folder = archive / ("nevus", "melanoma")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(drawing.lesion_jpeg(number, malignant=number % 2 == 1, size=64))
+    cut = archive / "nevus" / "cut.jpg"
+    cut.write_bytes(half(drawing.lesion_jpeg(99, size=96)) + END)
+    line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
+
+    assert "41 files listed = 40 accepted + 1 rejected (damaged 1) + 0 skipped" in line.stage("ingest")
+    facts = line.manifest("images")
+    assert facts["reasons"] == {"damaged": 1}
+    assert "damaged" not in facts
+    assert line.read("images").where("flags is not null").count() == 0
+    (reject,) = pd.read_parquet(line.folder / "rejects" / facts["path"]).itertuples()
+    assert (reject.reason, reject.sha256) == ("damaged", images.sha256(cut.read_bytes()))
+    assert reject.detail == "libjpeg: Corrupt JPEG data: premature end of data segment"
+
+    accepting = line.job.settings.ingest.model_copy(update={"damaged": "accept"})
+    told = line.stage("ingest", ingest=accepting)
+    assert "41 files listed = 41 accepted (1 of them damaged) + 0 rejected + 0 skipped" in told
+    assert "41 read now" in told
+    assert line.manifest("images")["damaged"] == 1
+    flagged = line.read("images").where("flags is not null").toPandas()
+    assert list(flagged["image_id"]) == ["cut"]
+    assert list(flagged["flags"]) == ["damaged"]
+    assert line.read("images").count() == 41
+
+
+@pytest.fixture
+def cut(copied):
+    """The line with an archive of three lesions, one of them cut, of which nothing has been scored."""
+    for name in ("scores", "ledger"):
+        shutil.rmtree(copied.folder / name)
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    for number in range(2):
+        (copied.archive / f"{number}.jpg").write_bytes(drawing.lesion_jpeg(number, size=64))
+    (copied.archive / "cut.jpg").write_bytes(half(drawing.lesion_jpeg(2, size=96)) + END)
+    return copied
+
+
+def test_score_rejects_what_is_damaged_or_scores_and_flags_it(cut):
+    """By its own setting, whatever the model was registered with."""
+    assert "3 images listed = 2 scored + 1 rejected" in cut.stage("score")
+    row = cut.scores().set_index("image_id").loc["cut"]
+    assert (row["status"], row["reason"], row["decision"], row["flags"]) == ("rejected", "damaged", "", None)
+    assert row["detail"] == "libjpeg: Corrupt JPEG data: premature end of data segment"
+
+    section = cut.job.settings.score
+    accepting = {"ingest": cut.job.settings.ingest.model_copy(update={"damaged": "accept"})}
+    shutil.rmtree(cut.folder / "scores")
+    shutil.rmtree(cut.folder / "ledger")
+    assert "3 images listed = 3 scored + 0 rejected" in cut.stage("score", **accepting, score=with_pictures(cut, 3))
+    found = cut.scores().set_index("image_id")
+    assert (found.loc["cut", "status"], found.loc["cut", "reason"]) == ("scored", None)
+    assert found.loc["cut", "flags"].split(",")[0] == "damaged"
+    assert 0 <= found.loc["cut", "probability"] <= 1
+    assert not found.loc["0", "flags"] or "damaged" not in found.loc["0", "flags"]
+    (page,) = cut.folder.glob("batches/*/worklist.html")
+    pictures = {path.name for path in page.parent.glob("pictures/*")}
+    assert {f"{found.loc['cut', 'sha256'][:16]}{end}" for end in (".jpg", "-gradcam.jpg")} <= pictures
+    assert "the file is damaged" in page.read_text()
+
+    shutil.rmtree(cut.folder / "scores")
+    shutil.rmtree(cut.folder / "ledger")
+    strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
+    assert "1 abstained" in cut.stage("score", **accepting, score=strict)
+    row = cut.scores().set_index("image_id").loc["cut"]
+    assert (row["status"], row["reason"]) == ("abstained", "quality")
+    assert row["detail"].startswith("damaged: the file is damaged")
+
+
+def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatch):
+    stored = line.read("images")
+    test = stored.where("split = 'test'").select("sha256").toPandas()
+    monkeypatch.setattr(judging, "pixels_of", lambda job, facts: stored.drop("flags"))
+    found = judging.told_of_test(line.job, line.manifest("images"), test)
+    assert len(found) == len(test)
+    assert not any("damaged" in flags for flags in found["flags"])
+    from pyspark.sql import functions as f
+
+    monkeypatch.setattr(judging, "pixels_of", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
+    found = judging.told_of_test(line.job, line.manifest("images"), test)
+    assert all(flags[0] == "damaged" for flags in found["flags"])
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    """A small and random one."""
+    import keras
+
+    spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
+    keras.utils.set_random_seed(0)
+    tensors = [value.astype(np.float32) for value in network.build(spec).get_weights()]
+    facts = {"id": "m1", "tensors_id": lineage.tensors_id(tensors)}
+    point = OperatingPoint("screening", 0.25, "sensitivity>=0.9")
+    return bundle.Scorer(spec, tensors, Calibration(), point, 16, 10_000, facts)
+
+
+def test_a_model_keeps_the_setting_and_one_from_before_rejects(scorer):
+    assert scorer.damaged == "reject"
+    accepting = bundle.pack(replace(scorer, damaged="accept"))
+    assert bundle.unpack(accepting).damaged == "accept"
+    description = json.loads(accepting["model.json"])
+    del description["damaged"]
+    accepting["model.json"] = json.dumps(description).encode()
+    sums = {name: images.sha256(accepting[name]) for name in bundle.CONTENTS}
+    assert bundle.unpack(accepting | {bundle.MANIFEST: json.dumps(sums).encode()}).damaged == "reject"
+
+
+@pytest.mark.parametrize("choice", ["reject", "accept"])
+def test_the_served_model_rejects_or_flags(scorer, tmp_path, choice):
+    paths = {}
+    for name, content in bundle.pack(replace(scorer, damaged=choice)).items():
+        (tmp_path / name).write_bytes(content)
+        paths[name] = str(tmp_path / name)
+    served = serving.LesionScorer()
+    served.load_context(SimpleNamespace(artifacts=paths))
+    contents = [b"no image", half(drawing.lesion_jpeg(1, size=96)) + END, drawing.lesion_jpeg(2, size=48)]
+    found = served.predict(None, pd.DataFrame({"image": contents}))
+    assert tuple(found.columns) == bundle.OUTPUTS
+    assert bundle.OUTPUTS[-1] == "flags"
+    if choice == "reject":
+        assert list(found["reason"]) == ["not_an_image", "damaged", None]
+        assert list(found["flags"]) == [None, None, None]
+    else:
+        assert list(found["reason"]) == ["not_an_image", None, None]
+        assert list(found["flags"]) == [None, "damaged", None]
+        assert found["probability"].notna().tolist() == [False, True, True]
+    assert any(name.startswith("simplejpeg==") for name in serving.requirements())
+    column = serving.signature().outputs.inputs[-1]
+    assert (column.name, column.required) == ("flags", False)

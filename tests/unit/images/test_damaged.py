@@ -1,0 +1,357 @@
+"""Images whose decoder warns of missing or corrupt data are rejected, or accepted with a flag; others are as before."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import broken
+import cv2
+import numpy as np
+import pytest
+from broken import GREY, LESION, PIXELS, changed, dicom, encoded, half
+from conftest import SHARED
+from PIL import Image
+from pydicom.uid import JPEGBaseline8Bit
+
+from jobs import ingest
+from melanoma_spark import config, damage, images, quality
+from melanoma_spark.errors import ImageError
+
+DATA = SHARED / "data"
+END = b"\xff\xd9"
+KINDS = {
+    "baseline": encoded(LESION, "JPEG", quality=95),
+    "progressive": encoded(LESION, "JPEG", quality=90, progressive=True),
+    "grey": encoded(GREY, "JPEG", quality=95),
+    "cmyk": encoded(LESION.convert("CMYK"), "JPEG", quality=90),
+    "rgb": encoded(LESION, "JPEG", quality=90, keep_rgb=True),
+    "restarts": encoded(LESION, "JPEG", quality=95, restart_marker_rows=1),
+    "large": encoded(LESION.resize((1900, 1900)), "JPEG", quality=80),
+}
+JPEG = KINDS["baseline"]
+
+
+def scan_of(content: bytes) -> int:
+    """Where the data of the first scan starts."""
+    start = content.index(b"\xff\xda")
+    return start + 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+
+
+def without_middle(content: bytes) -> bytes:
+    """A JPEG without a quarter of the data of its first scan, and with all behind it."""
+    start = scan_of(content)
+    length = re.compile(rb"\xff[^\x00\xd0-\xd7]").search(content, start).start() - start
+    return content[: start + length // 4] + content[start + length // 2 :]
+
+
+def before(content: bytes, size: int) -> np.ndarray:
+    """The pixels of a JPEG as decoded before damage was looked for: by Pillow's draft, load and resize."""
+    image = Image.open(io.BytesIO(content))
+    side = max(images.WORKING_SIDE, 2 * size)
+    image.draft("RGB", (side, side))
+    image.load()
+    turn = images.UPRIGHT.get(image.getexif().get(images.ORIENTATION, 1))
+    image = image.convert("RGB")
+    image = image.transpose(turn) if turn is not None else image
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def refusal(content: bytes, **options) -> tuple[str, str]:
+    with pytest.raises(ImageError) as caught:
+        images.look(content, 64, **options)
+    with pytest.raises(ImageError) as other:
+        images.decode(content, 64, **options)
+    assert (other.value.reason, other.value.detail) == (caught.value.reason, caught.value.detail)
+    return caught.value.reason, caught.value.detail
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_cut_in_half_is_damaged_with_and_without_an_end(kind):
+    assert refusal(half(KINDS[kind])) == ("damaged", "libjpeg: Premature end of JPEG file")
+    assert refusal(half(KINDS[kind]) + END) == (
+        "damaged",
+        "libjpeg: Corrupt JPEG data: premature end of data segment",
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_damaged_in_the_middle_is_damaged(kind):
+    content = KINDS[kind]
+    reason, detail = refusal(without_middle(content))
+    assert reason == "damaged"
+    assert detail.startswith(("libjpeg: Corrupt JPEG data: ", "libjpeg: Inconsistent progression sequence"))
+    start = scan_of(content)
+    ended = changed(content, (start + (len(content) - start) // 2, b"\xff\xd9"))  # an end where there is none
+    assert refusal(ended)[0] == "damaged"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_in_the_scan_are_damage(kind):
+    content = KINDS[kind]
+    reason, detail = refusal(content[:-2] + b"abcdefgh" + END)
+    assert reason == "damaged"
+    assert "extraneous bytes before marker 0xd9" in detail
+
+
+@pytest.mark.parametrize("kind", ["baseline", "grey", "progressive", "cmyk"])
+@pytest.mark.parametrize("noise", [b"\0", b"abcd", b"\xff\0\xff\0", b"\xff" * 9])
+def test_bytes_between_the_segments_of_the_header_are_no_damage(kind, noise):
+    content = KINDS[kind]
+    start = content.index(b"\xff\xdb")
+    noisy = content[:start] + noise + content[start:]
+    found, clean = images.look(noisy, 64), images.look(content, 64)
+    assert found.damage is None
+    assert np.array_equal(found.pixels, clean.pixels)
+    # ... nor do they hide damage, as libjpeg's first warning would
+    assert refusal(half(noisy) + END)[0] == "damaged"
+
+
+def test_warnings_about_metadata_neither_reject_nor_hide_damage():
+    jfif = JPEG.index(b"JFIF\0")
+    adobe = KINDS["cmyk"].index(b"Adobe")
+    profile = b"ICC_PROFILE\0\x07\x03" + bytes(200)
+    segment = b"\xff\xe2" + (2 + len(profile)).to_bytes(2, "big") + profile
+    for odd in (
+        changed(JPEG, (jfif + 5, b"\x09")),  # an unknown revision
+        changed(KINDS["cmyk"], (adobe + 11, b"\x07")),  # an unknown transform
+        JPEG[:2] + segment + JPEG[2:],  # a color profile whose parts are missing
+    ):
+        assert images.look(odd, 64).damage is None
+        assert np.array_equal(images.decode(odd, 64), before(odd, 64))
+        assert refusal(half(odd) + END)[0] == "damaged"
+
+
+def test_what_cannot_be_decoded_at_all_stays_corrupt():
+    assert refusal(JPEG[:60])[0] == "corrupt"
+    table = JPEG.index(b"\xff\xc4")
+    assert refusal(changed(JPEG, (table + 5, b"\xff" * 16)))[0] == "corrupt"  # too many codes of each length
+    assert refusal(b"\xff\xd8\xff and no more")[0] == "corrupt"
+
+
+def test_a_damaged_jpeg_in_dicom_is_damaged():
+    stored = encoded(Image.frombytes("YCbCr", (96, 96), PIXELS.tobytes()), "JPEG", quality=100, subsampling=0)
+    app0 = stored.index(b"\xff\xe0")
+    bare = stored[:app0] + stored[app0 + 2 + int.from_bytes(stored[app0 + 2 : app0 + 4]) :]
+    for frame, color in ((JPEG, "YBR_FULL_422"), (bare, "RGB")):
+        good = dicom(syntax=JPEGBaseline8Bit, frame=frame, PhotometricInterpretation=color)
+        assert images.look(good, 64).damage is None
+        bad = dicom(syntax=JPEGBaseline8Bit, frame=half(frame) + END, PhotometricInterpretation=color)
+        assert refusal(bad) == ("damaged", "libjpeg: Corrupt JPEG data: premature end of data segment")
+        assert images.look(bad, 64, accept_damaged=True).damage.startswith("libjpeg: ")
+
+
+def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
+    whole = encoded(LESION)
+    wrong = changed(whole, (whole.index(b"IEND") - 8, bytes(4)))
+    for content, detail in ((wrong, "checksum of a chunk is wrong"), (whole[:-12], "its end is missing")):
+        Image.open(io.BytesIO(content)).load()  # Pillow does not mind
+        assert refusal(content) == ("damaged", f"PNG: {'the ' if 'chunk' in detail else ''}{detail}")
+        found = images.look(content, 96, accept_damaged=True)
+        assert np.array_equal(found.pixels, PIXELS)
+        assert found.damage
+
+
+def test_one_changed_byte_of_a_png_s_pixels_is_never_accepted():
+    whole = encoded(LESION, compress_level=1)
+    start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
+    reasons = [refusal(changed(whole, (at, bytes([whole[at] ^ 16]))))[0] for at in range(start, end, 41)]
+    assert len(reasons) > 300
+    assert set(reasons) <= {"corrupt", "damaged"}
+    assert "damaged" in reasons, "nothing here that Pillow accepts"
+
+
+def test_strips_of_a_tiff_are_checked_by_libjpeg_and_zlib():
+    of_jpeg = broken.CORPUS["tiff of a jpeg with zeros inside"][0]
+    deflated = broken.CORPUS["deflated tiff with a wrong checksum"][0]
+    short = broken.CORPUS["deflated tiff whose stream does not end"][0]
+    for content, detail in (
+        (of_jpeg, "libjpeg: "),
+        (deflated, "zlib: Error -3 while decompressing data: incorrect data check"),
+        (short, "zlib: the end of the stream is missing"),
+    ):
+        Image.open(io.BytesIO(content)).load()
+        reason, found = refusal(content)
+        assert reason == "damaged"
+        assert found.startswith(detail)
+        assert images.look(content, 64, accept_damaged=True).damage == found
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("strip", [2000, 10**6])
+def test_good_tiffs_of_one_strip_and_of_many_are_accepted(options, mode, strip, monkeypatch):
+    from PIL import TiffImagePlugin
+
+    monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", strip)
+    assert images.look(encoded(LESION.convert(mode), "TIFF", **options), 64).damage is None
+
+
+# What is accepted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_accepted_has_the_pixels_of_before_and_tells_its_damage(kind):
+    content = half(KINDS[kind]) + END
+    found = images.look(content, 64, accept_damaged=True)
+    assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
+    assert np.array_equal(found.pixels, before(content, 64))
+    pixels, side, told = images.decode_sized(content, 64, accept_damaged=True)
+    assert np.array_equal(pixels, found.pixels)
+    assert (side, told) == (min(found.width, found.height), found.damage)
+    assert np.array_equal(images.decode(content, 64, accept_damaged=True), found.pixels)
+    whole = images.look(KINDS[kind], 64, accept_damaged=True)
+    assert whole.damage is None
+
+
+def test_what_pillow_cannot_decode_is_corrupt_where_damage_is_accepted():
+    assert refusal(half(JPEG), accept_damaged=True) == ("corrupt", "OSError while decoding 96 x 96 pixels")
+
+
+# What is not to change
+
+
+SAMPLINGS = {
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("quality_", [30, 75, 95])
+@pytest.mark.parametrize("progressive", [0, 1])
+def test_pixels_are_those_of_pillow_at_every_subsampling_quality_and_size(sampling, quality_, progressive):
+    options = [
+        *(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]),
+        *(cv2.IMWRITE_JPEG_QUALITY, quality_),
+        *(cv2.IMWRITE_JPEG_PROGRESSIVE, progressive),
+    ]
+    rng = np.random.default_rng(quality_)
+    for width, height in ((1, 1), (2, 2), (3, 7), (7, 7), (8, 5), (33, 47), (97, 96), (449, 901), (897, 1793)):
+        coarse = rng.integers(0, 256, (height // 5 + 2, width // 5 + 2, 3), np.uint8)
+        content = cv2.imencode(".jpg", cv2.resize(coarse, (width, height)), options)[1].tobytes()
+        decoded = damage.decode_jpeg(content, "RGB", (width, height), 1)
+        assert np.array_equal(np.asarray(decoded), np.asarray(Image.open(io.BytesIO(content))))
+        if min(width, height) > 1:  # else it is blank
+            same_pixels(content)
+
+
+def same_pixels(content: bytes) -> None:
+    for size in (1, 64, 300):
+        found = images.look(content, size)
+        assert np.array_equal(found.pixels, before(content, size))
+        assert np.array_equal(found.hashed, before(content, images.HASH_SIZE))
+        assert found.damage is None
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_decoding_at_a_scale_gives_pillow_s_draft_to_the_bit(scale, mode):
+    rng = np.random.default_rng(scale)
+    for width, height in ((16, 9), (95, 64), (130, 257), (640, 481)):
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+        content = encoded(picture, "JPEG", quality=85)
+        drafted = Image.open(io.BytesIO(content))
+        drafted.draft(mode, (width // scale, height // scale))
+        found = damage.decode_jpeg(content, mode, (width, height), scale)
+        assert found.mode == drafted.mode == mode
+        assert np.array_equal(np.asarray(found), np.asarray(drafted))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_exif_turns_a_jpeg_as_before(orientation, mode):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    oblong = LESION.resize((130, 70)).convert(mode)
+    for options in ({}, {"progressive": True}):
+        same_pixels(encoded(oblong, "JPEG", exif=exif, **options))
+    large = encoded(LESION.resize((1300, 2700)).convert(mode), "JPEG", exif=exif)
+    assert np.array_equal(images.decode(large, 64), before(large, 64))
+
+
+def test_a_good_jpeg_is_decoded_once(monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("Pillow decodes as well"))
+    monkeypatch.setattr(damage, "jpeg_damage", lambda *of: pytest.fail("checked after it was decoded"))
+    for mode, content in (("RGB", JPEG), ("L", KINDS["grey"])):
+        assert damage.decode_jpeg(content, mode, (96, 96), 1) is not None
+
+
+@pytest.mark.parametrize("kind", ["baseline", "grey"])
+def test_look_decodes_a_good_jpeg_by_simplejpeg_alone(kind, monkeypatch):
+    calls, real = [], damage.simplejpeg.decode_jpeg
+    monkeypatch.setattr(damage.simplejpeg, "decode_jpeg", lambda *of, **more: calls.append(1) or real(*of, **more))
+    monkeypatch.setattr(Image.Image, "draft", lambda *of: pytest.fail("Pillow decodes as well"))
+    images.look(KINDS[kind], 64)
+    assert len(calls) == 1
+
+
+def test_no_more_memory_is_taken_than_the_size_that_pillow_read():
+    frame = JPEG.index(b"\xff\xc0")
+    huge = changed(JPEG, (frame + 5, b"\xff\x00\xff\x00"))
+    assert damage.decode_jpeg(huge, "RGB", (96, 96), 1) is None
+    assert damage.jpeg_damage(half(huge) + END, (96, 96)) is None
+    assert damage._without_metadata(huge, (96, 96)) is None  # of CMYK simplejpeg allocates before it sees the buffer
+    assert damage.jpeg_damage(half(JPEG) + END, (96, 96)) is not None
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 50, b"\xff\xd8\xff\xd9", JPEG[:200]])
+def test_of_a_jpeg_without_a_scan_nothing_is_told(content):
+    assert damage.jpeg_damage(content, (96, 96)) is None
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+@pytest.mark.parametrize("folder", ["lesions", "other", "isic_ids"])
+def test_no_real_photograph_is_damaged(folder):
+    paths = sorted((DATA / folder).rglob("*.jpg"))
+    assert paths
+    for path in paths:
+        content = path.read_bytes()
+        with Image.open(path) as image:
+            assert damage.jpeg_damage(content, image.size) is None, path.name
+            scale = images._draft(image.size, images.WORKING_SIDE)
+            assert damage.decode_jpeg(content, image.mode, image.size, scale) is not None, path.name
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not there")
+@pytest.mark.parametrize(("places", "length", "least"), [(16, 1, 250), (1, 16, 130), (1, 1, 70)])
+def test_share_of_real_lesions_with_random_bytes_that_libjpeg_sees(places, length, least):
+    """The table of docs/decisions/damaged-images.md."""
+    paths, reasons = sorted((DATA / "lesions").rglob("*.jpg"))[::8][:300], []
+    for number, path in enumerate(paths):
+        rng, content = np.random.default_rng(number), bytearray(path.read_bytes())
+        for at in rng.integers(scan_of(bytes(content)), len(content) - 2 - length, places):
+            content[at : at + length] = rng.bytes(length)
+        try:
+            images.look(bytes(content), 224)
+            reasons.append("accepted")
+        except ImageError as error:
+            reasons.append(error.reason)
+    counts = {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    print(f"{places} x {length} random bytes: {counts}")
+    assert len(reasons) == 300
+    assert counts["damaged"] >= least
+    assert counts.keys() <= {"accepted", "corrupt", "damaged"}
+
+
+# Through the jobs, and as it is served
+
+
+def test_a_damaged_image_is_the_first_of_flags():
+    measured = np.full((3, 5), np.nan, np.float32)
+    side = np.array([0.5, 2, 2])
+    found = quality.flags(measured, config.Quality(), side, damaged=[True, True, False])
+    assert found == [("damaged", "too_small"), ("damaged",), ()]
+    assert quality.told(found[1]) == "damaged: the file is damaged: a part of the picture may be missing"
+
+
+def test_rows_that_were_decoded_by_another_setting_are_not_taken():
+    settings = [config.parse({"ingest": {"damaged": choice}}) for choice in ("reject", "accept")]
+    assert settings[0] == config.parse({})
+    assert ingest.decoded_as(settings[0]) != ingest.decoded_as(settings[1])
