@@ -88,10 +88,9 @@ def staged(job: Job, stage: str) -> Summary:
     matched = records.nothing(spark)
     if layout.tables:
         session.describe(spark, "ingest: read the tables, and find the images of their rows")
-        rows = keep("records", archive.records(spark, layout, tables, settings))
-        matched = records.match(
-            images_of_rows(candidates, decoded, settings), rows, archive.all_tables(listed), named, keep
-        )
+        rows = archive.records(spark, layout, tables, settings)
+        there, images_there = archive.all_tables(listed), archive.images_of_rows(candidates, settings)
+        matched = records.match(images_there, rows, there, named, keep, contents_of(images_there, decoded))
     told = keep("candidates", selection.candidates(found, matched.images, layout, settings, named))
     session.describe(spark, "ingest: groups, duplicates and splits")
     decisions = keep("decisions", selection.decide(told, settings))
@@ -182,10 +181,10 @@ def staged(job: Job, stage: str) -> Summary:
     )
 
 
-def images_of_rows(candidates: DataFrame, decoded: DataFrame, settings: config.Settings) -> DataFrame:
-    """The images that rows of tables may be about, for `records.match`; copies are equal by their pixels."""
-    contents = decoded.select(*SAME_FILE, f.col("pixel_sha256").alias("content"))
-    return archive.images_of_rows(candidates, settings).join(contents, list(SAME_FILE), "left")
+def contents_of(listed: DataFrame, decoded: DataFrame) -> DataFrame:
+    """`path` and `content` of the files of a listing that could be decoded: equal of those with the same pixels."""
+    pixels = decoded.where("pixel_sha256 is not null").select(*SAME_FILE, f.col("pixel_sha256").alias("content"))
+    return listed.select(*SAME_FILE, "path").join(pixels, list(SAME_FILE)).select("path", "content")
 
 
 def chosen(settings: config.Settings) -> list[Any]:

@@ -78,7 +78,7 @@ def table_metadata(job: Job, listed: DataFrame, unsettled: DataFrame) -> TableMe
     matched = records.nothing(spark)
     if layout.tables:
         rows = archive.readable_records(spark, layout, tables, settings, set_aside)
-        images = archive.images_of_rows(unsettled, settings).withColumn("content", f.lit(None).cast("string"))
+        images = archive.images_of_rows(unsettled, settings)
         there, name = archive.all_tables(unsettled), archive.naming(settings)
         matched = records.match(images, rows, there, name, lambda _, table: session.fixed(table))
     columns = (f.col(name).cast("string") for name in ("path", "patient_id", *drift.METADATA))

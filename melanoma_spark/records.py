@@ -296,22 +296,32 @@ class Notes:
         return asdict(self)
 
 
-def match(images: DataFrame, rows: DataFrame, all_tables: Iterable[str], name: Any, keep: Keep) -> Matched:
+def match(
+    images: DataFrame,
+    rows: DataFrame,
+    all_tables: Iterable[str],
+    name: Any,
+    keep: Keep,
+    contents: DataFrame | None = None,
+) -> Matched:
     """What rows of `schemas.RECORDS` say of an archive's images.
 
-    `images` has `path` (relative to the archive), `image_id`, `shown` (what people are told of it) and `content` (equal
-    of copies, or null). `all_tables` are the paths of the archive's tables, of those that cannot be read, too. `name`
-    makes of a name what may be told of it. `keep` is called for what is read twice.
+    `images` has `path` (relative to the archive), `image_id` and `shown` (what people are told of it), `contents` has
+    `path` and `content`, equal of copies. `all_tables` are the paths of the archive's tables, of those that cannot be
+    read, too. `name` makes of a name what may be told of it. `keep` is called for what is read more than once.
     """
-    found = keep("matches", _fit(images, rows, {folders_of(path) for path in all_tables}, name))
-    decided = keep("matched", _refuse_other_folders(found, images, rows))
+    nothing_known = f.lit(None).cast("string")
+    sides = images.select(f.lower("image_id").alias("id"), "path", "shown")
+    known = sides.withColumn("content", nothing_known) if contents is None else sides.join(contents, "path", "left")
+    found = keep("matches", _fit(known, rows, {folders_of(path) for path in all_tables}, name))
+    decided = keep("matched", _refuse_other_folders(found, images))
     said = _merge(decided.where(f.col("state") == ATTACHED))
     fits = decided.where(f.col("state") == AMBIGUOUS).select(
         f.explode("paths").alias("path"), "detail", (f.size("labels") > 0).alias("label")
     )
     fits = fits.groupBy("path").agg(f.min("detail").alias("ambiguity"), f.max("label").alias("ambiguous_label"))
     both = said.join(fits, "path", "full").withColumn("in_table", f.col("labels").isNotNull())
-    told = keep("said", both.select(*SAID.names))
+    told = both.select(*SAID.names)
     return Matched(told, _unmatched(decided, told, images, name))
 
 
@@ -332,8 +342,7 @@ def notes(unmatched: DataFrame) -> Notes:
 
 def _fit(images: DataFrame, rows: DataFrame, all_tables: set[Folders], name: Any) -> DataFrame:
     """Rows of `MATCHES`. One shuffle by id; a task holds the images and rows of one id at a time."""
-    sides = images.select(f.lower("image_id").alias("id"), "path", "shown", "content")
-    sides = sides.unionByName(rows.withColumn("id", f.lower("image_id")), allowMissingColumns=True)
+    sides = images.unionByName(rows.withColumn("id", f.lower("image_id")), allowMissingColumns=True)
 
     def fitted(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         members = (row for batch in batches for row in batch.itertuples(index=False))
@@ -407,7 +416,7 @@ def visible(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text.strip())
 
 
-def _refuse_other_folders(found: DataFrame, images: DataFrame, rows: DataFrame) -> DataFrame:
+def _refuse_other_folders(found: DataFrame, images: DataFrame) -> DataFrame:
     """Rows of `MATCHES`, without the images that are not theirs by what the rest of the archive shows.
 
     A row reaches beyond its table's folder only where the table's names are those of no image outside. A row that names
@@ -419,20 +428,20 @@ def _refuse_other_folders(found: DataFrame, images: DataFrame, rows: DataFrame) 
         .groupBy("table")
         .agg(f.max("common").alias("most"), f.max("elsewhere").alias("again"))
     )
-    split = f.udf(lambda path: list(folders_of(path)), "array<string>")
+    told = found.join(f.broadcast(by_table), "table", "left")
     differing = found.where(f.col("row_folder").isNotNull())
-    asked = differing.select("table", f.col("image_folder")).distinct()
-    named = rows.select("table", f.explode(split("reference")).alias("image_folder")).distinct()
-    of_table = asked.join(named, ["table", "image_folder"], "left_semi").withColumn("table_names_it", f.lit(True))
-    there = images.select(f.explode(split("path")).alias("row_folder")).distinct()
-    of_archive = differing.select("row_folder").distinct().join(there, "row_folder", "left_semi")
-    told = (
-        found.join(f.broadcast(by_table), "table", "left")
-        .join(of_table, ["table", "image_folder"], "left")
-        .join(of_archive.withColumn("archive_has_it", f.lit(True)), "row_folder", "left")
-    )
+    shared = f.col("common") < f.col("most")
+    if differing.head(1):  # seldom, and the folders of all images are asked for
+        split = f.udf(lambda path: list(folders_of(path)), "array<string>")
+        asked = differing.select("table", "image_folder").distinct()
+        named = found.select("table", f.explode(split("reference")).alias("image_folder")).distinct()
+        of_table = asked.join(named, ["table", "image_folder"], "left_semi").withColumn("table_names_it", f.lit(True))
+        there = images.select(f.explode(split("path")).alias("row_folder")).distinct()
+        of_archive = differing.select("row_folder").distinct().join(there, "row_folder", "left_semi")
+        told = told.join(of_table, ["table", "image_folder"], "left")
+        told = told.join(of_archive.withColumn("archive_has_it", f.lit(True)), "row_folder", "left")
+        shared = shared | f.col("table_names_it") | f.col("archive_has_it")
     beyond = f.col("outside") & f.col("again")
-    shared = (f.col("common") < f.col("most")) | f.col("table_names_it") | f.col("archive_has_it")
     other = f.col("row_folder").isNotNull() & f.coalesce(shared, f.lit(False))
     refused = f.col("state").isin(ATTACHED, AMBIGUOUS) & f.coalesce(beyond | other, f.lit(False))
     is_not = f.regexp_replace("detail", " fits ", " is not ")

@@ -22,7 +22,7 @@ from scipy import stats
 
 from jobs import drift as job
 from jobs import pipeline, score
-from jobs.job import Summary, run_stage
+from jobs.job import Summary, invoke, run_stage
 from melanoma_spark import bundle, config, drift, images, network, reference, serving, weights
 
 LIMITS = config.Drift()
@@ -327,13 +327,13 @@ def noise(copied) -> Line:
     return copied
 
 
-def test_a_batch_beyond_the_limit_is_committed_and_marked(noise, submit, settings_file):
+def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings_file):
     before = len(noise.scores())
     conf = settings_file(archive=str(noise.archive), warehouse=str(noise.folder))
-    done = submit("score", "--conf", conf, "--master", "local[1]")
-    assert done.returncode == score.LOOK == 6, done.stdout + done.stderr
-    assert "60 scored + 0 rejected" in done.stdout
-    assert "beyond the limit: " in done.stdout
+    done = invoke(score.COMMAND, ["--conf", str(conf)], spark)
+    assert done.exit_status == score.LOOK == 6, done.log
+    assert "60 scored + 0 rejected" in done.summary
+    assert "beyond the limit: " in done.summary
     rows = noise.scores()
     assert len(rows) == before + 60
     own = rows[rows["image_id"].str.startswith("noise")]

@@ -9,6 +9,8 @@ import mlflow
 import pytest
 from conftest import REPO, said
 
+from jobs import finetune, ingest, pipeline
+from jobs.job import invoke
 from melanoma_spark import drawing, store
 from melanoma_spark.errors import MelanomaError
 
@@ -34,64 +36,63 @@ def pictures(folder: Path, count: int, name: str = "{}.jpg", first: int = 0) -> 
     return folder
 
 
-# --- through spark-submit.sh
+# --- from their arguments to their exit status
 
 
-def test_a_folder_without_images(submit, settings_file, tmp_path):
+def test_a_folder_without_images(spark, settings_file, tmp_path):
     (tmp_path / "archive").mkdir()
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "archive" / name).write_text("no image")
     settings = settings_file(archive=str(tmp_path / "archive"), warehouse=str(tmp_path / "warehouse"))
-    done = submit("ingest", "--conf", settings, "--master", "local[1]")
-    assert (done.returncode, done.stdout) == (4, "")
-    one_line(done.stderr, "error: no usable image in the archive", "not_an_image 2")
+    done = invoke(ingest.COMMAND, ["--conf", str(settings)], spark)
+    assert done.exit_status == 4
+    one_line(done.log, "error: no usable image in the archive", "not_an_image 2")
     holds_no_result(tmp_path / "warehouse")
 
 
-def test_a_table_that_breaks_where_only_executors_read(submit, settings_file, tmp_path):
+def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp_path):
     archive = pictures(tmp_path / "archive", 4)
     rows = "".join(f"{number},nevus\n" for number in range(20_000))
     (archive / "labels.csv").write_text("image_id,label\n" + rows + "20000,\0\n")
     settings = settings_file(archive=str(archive), warehouse=str(tmp_path / "warehouse"))
-    done = submit("ingest", "--conf", settings, "--master", "local[1]")
-    assert (done.returncode, done.stdout) == (4, "")
-    told = done.stderr.splitlines()[-1]  # after what Spark logs of its task
-    one_line(told, "error: labels.csv is not text: it holds the byte 0x00")
+    done = invoke(ingest.COMMAND, ["--conf", str(settings)], spark)
+    assert done.exit_status == 4
+    one_line(done.log, "error: labels.csv is not text: it holds the byte 0x00")
     holds_no_result(tmp_path / "warehouse")
 
 
-def test_an_archive_that_is_not_there(submit, settings_file, tmp_path):
+def test_an_archive_that_is_not_there(spark, settings_file, tmp_path):
     settings = settings_file(archive=str(tmp_path / "nowhere"), warehouse=str(tmp_path / "warehouse"))
-    done = submit("pipeline", "--conf", settings, "--master", "local[2]")
-    assert (done.returncode, done.stdout) == (4, "")
-    one_line(done.stderr, f"error: archive {tmp_path}/nowhere does not exist", "archive=URL")
+    done = invoke(pipeline.COMMAND, ["--conf", str(settings)], spark)
+    assert done.exit_status == 4
+    one_line(done.log, f"error: archive {tmp_path}/nowhere does not exist", "archive=URL")
     holds_no_result(tmp_path / "warehouse")
 
 
-def test_a_warehouse_that_cannot_be_written(submit, settings_file, lesions, tmp_path):
+def test_a_warehouse_that_cannot_be_written(spark, settings_file, lesions, tmp_path):
     (tmp_path / "file").write_text("no folder")
     settings = settings_file(archive=str(lesions), warehouse=str(tmp_path / "file" / "warehouse"))
-    done = submit("ingest", "--conf", settings, "--master", "local[1]")
-    assert (done.returncode, done.stdout) == (3, "")
-    one_line(done.stderr, f"error: cannot write file://{tmp_path}/file/warehouse", "choose another warehouse=URL")
+    done = invoke(ingest.COMMAND, ["--conf", str(settings)], spark)
+    assert done.exit_status == 3
+    one_line(done.log, f"error: cannot write file://{tmp_path}/file/warehouse", "choose another warehouse=URL")
     assert (tmp_path / "file").read_text() == "no folder"
 
 
-def test_fewer_slots_than_ranks(submit, settings_file, line, tmp_path):
+def test_fewer_slots_than_ranks(spark, settings_file, line, tmp_path):
     for name in ("images", "features", "models/head"):
         shutil.copytree(line.folder / name, tmp_path / "warehouse" / name)
-    settings = settings_file(warehouse=str(tmp_path / "warehouse"))
-    done = submit("finetune", "--conf", settings, "--master", "local[1]")
-    assert (done.returncode, done.stdout) == (3, "")
-    one_line(done.stderr, "error: ranks=2 but Spark has only 1 free slots", "set ranks=1 or", "--master local[2]")
+    settings = settings_file(warehouse=str(tmp_path / "warehouse"), ranks=3)
+    done = invoke(finetune.COMMAND, ["--conf", str(settings)], spark)
+    assert done.exit_status == 3
+    one_line(done.log, "error: ranks=3 but Spark has only 2 free slots", "set ranks=2 or", "--master local[3]")
     assert not (tmp_path / "warehouse/models/finetuned").exists()
 
 
-def test_an_unknown_setting(submit, settings_file, tmp_path):
+def test_an_unknown_setting(spark, settings_file, tmp_path):
     settings = settings_file(archive="a", warehouse=str(tmp_path / "warehouse"), head={"hiden": 3})
-    done = submit("pipeline", "--conf", settings)
-    assert (done.returncode, done.stdout) == (2, "")
-    one_line(done.stderr, "unknown setting 'head.hiden'", "did you mean 'hidden'?", "valid here: ")
+    done = invoke(pipeline.COMMAND, ["--conf", str(settings)], spark)
+    assert done.exit_status == 2
+    one_line(done.log, "unknown setting 'head.hiden'", "did you mean 'hidden'?", "valid here: ")
     holds_no_result(tmp_path / "warehouse")
 
 

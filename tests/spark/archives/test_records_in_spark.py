@@ -20,8 +20,8 @@ def few_partitions(spark):
 
 def matched(spark, paths, said, name=lambda text: text):
     """Path -> what is said of it, and the rows of `unmatched`. `said` has pairs: a table, rows of its `Record`s."""
-    listed = [(path, tables.image_id(path), path, None) for path in paths]
-    images = spark.createDataFrame(listed, "path string, image_id string, shown string, content string")
+    listed = [(path, tables.image_id(path), path) for path in paths]
+    images = spark.createDataFrame(listed, "path string, image_id string, shown string")
     rows = []
     for table, lines in said.items():
         for reference, values in lines:

@@ -99,7 +99,7 @@ def records(spark, rows):
 
 
 def candidates(frame, said, layout, chosen, name):
-    images = frame.selectExpr("path", "image_id", "path as shown", "pixel_sha256 as content")
+    images = frame.selectExpr("path", "image_id", "path as shown")
     matched = row_matching.match(images, said, ["t.csv"], name, lambda _, table: table)
     return selection.candidates(frame, matched.images, layout, chosen, name)
 

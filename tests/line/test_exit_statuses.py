@@ -1,4 +1,4 @@
-"""score's exit statuses, each through spark-submit.sh, and its last line as JSON. 6 is in test_drift.py."""
+"""score's exit statuses and its lines as JSON. 6 is in test_score.py; test_spark_submit.py has what a process adds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import sys
 import pytest
 from conftest import REPO
 
+from jobs import ingest, score
+from jobs.job import invoke
 from melanoma_spark import drift, errors, lease
 
 NOBODY = "http://127.0.0.1:9"  # the port of `discard`, at which nothing listens
@@ -27,35 +29,34 @@ SECRET = "s3a://KEY:SECRET@nobody-has-this-bucket/lesions"
         (5, [], "score is already running on this warehouse"),
     ],
 )
-def test_an_exit_status_and_its_line(copied, submit, settings_file, status, words, message):
+def test_an_exit_status_and_its_line(spark, copied, settings_file, status, words, message):
     settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder))
     held = lease.held(copied.job.warehouse, "score") if status == 5 else contextlib.nullcontext()
     with held:
-        done = submit("score", "--conf", settings, "--master", "local[1]", "log.format=json", *words)
-    assert done.returncode == status, done.stdout + done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert all(line["job"] == "score" and line["level"] == "info" and line["time"].endswith("Z") for line in told)
+        done = invoke(score.COMMAND, ["--conf", str(settings), "log.format=json", *words], spark)
+    assert done.exit_status == status, done.log
+    told = [json.loads(line) for line in done.log.splitlines() if line.startswith("{")]
+    assert all(line["job"] == "score" and line["time"].endswith("Z") for line in told)
     if status == 0:
-        assert done.stderr == ""
         assert [line["event"] for line in told] == ["started", "done"]
         assert told[-1]["run_id"]
         counts = told[-1]["counts"]  # the archive has moved, so its files are copies by content
         assert counts["listed"] == counts["copies"] + counts["rejected"] > 0
         return
-    (line,) = [json.loads(line) for line in done.stderr.splitlines()]
+    line = told[-1]
     assert (line["level"], line["event"], line["exit_status"]) == ("error", "failed", status)
     assert message in line["message"]
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("key", ["archive", "warehouse"])
-def test_a_key_in_an_address_is_refused_and_not_told(submit, settings_file, tmp_path, key, form):
+def test_a_key_in_an_address_is_refused_and_not_told(settings_file, tmp_path, key, form):
     """Else botocore would tell it as the name of a bucket."""
     places = {"archive": str(tmp_path), "warehouse": str(tmp_path / "warehouse"), key: SECRET}
-    done = submit("ingest", "--conf", settings_file(**places), f"log.format={form}")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "SECRET" not in done.stdout + done.stderr
-    assert f"{key}=s3a://***@nobody-has-this-bucket/lesions has a user or a key in its address" in done.stderr
+    done = invoke(ingest.COMMAND, ["--conf", str(settings_file(**places)), f"log.format={form}"])
+    assert done.exit_status == 2, done.log
+    assert "SECRET" not in done.log
+    assert f"{key}=s3a://***@nobody-has-this-bucket/lesions has a user or a key in its address" in done.log
 
 
 def test_help_and_the_operators_page_tell_them_all():
