@@ -14,7 +14,7 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
 # The folders of tests of some tiers; with ONLY=package those of that package alone.
 FOLDERS = $(if $(ONLY),$(or $(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(error no tests/*/$(ONLY) in the tiers $(1))),$(addprefix tests/,$(1)))
 
-.PHONY: help install demo lint test test-full test-yarn bench package ui clean
+.PHONY: help install demo lint test test-full test-yarn coverage bench package ui clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,12 @@ test-full: install ## faults and systems; ONLY=archives: of one package
 
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/systems/test_yarn.py
+
+coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour and a half
+	@rm -rf build/coverage && mkdir -p build/coverage
+	@$(ON_SPARK) export COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" && \
+	  { .venv/bin/python -m coverage run -m pytest -q $(call FOLDERS,unit model spark line faults systems) || true; } && \
+	  .venv/bin/python -m coverage combine -q && .venv/bin/python -m coverage report
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
 	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py

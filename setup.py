@@ -57,6 +57,7 @@ setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "hypothesis>=6.100",
+            "coverage>=7.10",  # whose `patch` reaches forked workers
             "moto[s3]>=5",  # its server, which needs of moto[server] only Flask
             "flask>=3",
             "flask-cors>=6",
