@@ -111,7 +111,7 @@ class New:
 
 
 def run(job: Job) -> Summary:
-    return batch(job)
+    return status.run(job) if job.settings.score.action == "status" else batch(job)
 
 
 def batch(job: Job, opened: Opened = nullcontext) -> Summary:
@@ -219,7 +219,8 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
     ledger.remove(own.place)
     drift.chart(job, drifted, facts, job.spark.read.schema(schemas.SCORED).parquet(target))
     told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
-    aside = f"; {len(set_aside)} tables set aside ({', '.join(set_aside)})" if set_aside else ""
+    number = f"{len(set_aside)} table{'s' if len(set_aside) > 1 else ''}"
+    aside = f"; {number} set aside ({', '.join(set_aside)})" if set_aside else ""
     summary = (
         f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}{notes}"
         f"{aside}; {target}; {page}{how_fast}"
@@ -413,7 +414,7 @@ def exported_network(own: Run, engine: str) -> bytes:
 def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """`run_stage`; or the batches that are there, without a run; or batch after batch, each with a run of its own."""
     if job.settings.score.action == "status":
-        return run_without_run(job, name, status.run, tags)
+        return run_without_run(job, name, stage, tags)
     if job.settings.score.action == "score":
         return run_stage(job, name, stage, tags)
 

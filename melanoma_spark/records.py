@@ -261,17 +261,23 @@ class Matched:
     unmatched: DataFrame
 
 
-# What is told of rows that no image has, and of images whose rows disagree -> how a summary says it of a number
-TOLD = {
-    AMBIGUOUS: "names in tables fit several images, and none has their rows",
-    OTHER_FOLDER: "rows of tables name another folder than the image of that name, which does not have them",
-    CONTRADICTORY: "images have rows that disagree",
+# What is reported of rows that no image has, and of images whose rows disagree -> the words for one, and for several
+REPORTED = {
+    AMBIGUOUS: (
+        "name in a table fits several images, and none has its rows",
+        "names in tables fit several images, and none has their rows",
+    ),
+    OTHER_FOLDER: (
+        "row of a table names another folder than the image of that name, which does not have it",
+        "rows of tables name another folder than the image of that name, which does not have them",
+    ),
+    CONTRADICTORY: ("image has rows that disagree", "images have rows that disagree"),
 }
 
 
 @dataclass(frozen=True)
 class Notes:
-    """How many of each of `TOLD`, and a few of them by name."""
+    """How many of each of `REPORTED`, and a few of them by name."""
 
     ambiguous: int = 0
     other_folder: int = 0
@@ -281,9 +287,10 @@ class Notes:
     def lines(self, most: int = NAMED) -> list[str]:
         """One for each kind that there is."""
         found = []
-        for kind, what in TOLD.items():
+        for kind, (one, several) in REPORTED.items():
             count, some = getattr(self, kind), self.examples.get(kind, [])[:most]
             if count:
+                what = one if count == 1 else several
                 found.append(f"{count} {what} ({'; '.join(some)}{'; ...' if count > len(some) else ''})")
         return found
 

@@ -309,8 +309,8 @@ def test_no_row_has_the_name_of_another_patient(wards):
     told = wards.stage("score")
     assert patients(wards) == PATIENTS
     assert (
-        "; 1 names in tables fit several images, and none has their rows (IMG_0001.jpg of patients.csv fits "
-        "p1/IMG_0001.jpg, p2/IMG_0001.jpg); 1 images have rows that disagree (p1/IMG_0002.jpg: patient_id)"
+        "; 1 name in a table fits several images, and none has its rows (IMG_0001.jpg of patients.csv fits "
+        "p1/IMG_0001.jpg, p2/IMG_0001.jpg); 1 image has rows that disagree (p1/IMG_0002.jpg: patient_id)"
     ) in told
     (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
     assert record["tables"] == {

@@ -46,7 +46,7 @@ def test_a_name_that_is_two_images_is_nobodys(spark):
     assert [(row.image_id, row.reason, sorted(row.paths)) for row in unmatched] == [("img_0001", AMBIGUOUS, [P1, P2])]
     assert (notes.ambiguous, notes.contradictory) == (1, 0)
     assert str(notes) == (
-        "; 1 names in tables fit several images, and none has their rows "
+        "; 1 name in a table fits several images, and none has its rows "
         "(IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg)"
     )
 
