@@ -54,7 +54,7 @@ MATCHES = t.StructType(  # a row of a table, and what becomes of it
         t.StructField("detail", t.StringType()),  # for people, of a row that is not attached
         t.StructField("common", t.IntegerType()),  # as `Fit` has them, from here on
         *(t.StructField(name, t.StringType()) for name in ("row_folder", "image_folder")),
-        *(t.StructField(name, t.BooleanType()) for name in ("outside", "elsewhere")),
+        *(t.StructField(name, t.BooleanType()) for name in ("outside", "owned", "elsewhere")),
     ]
 )
 
@@ -120,6 +120,7 @@ class Fit:
     row_folder: str | None = None  # where row and image name different folders before these: the row's ...
     image_folder: str | None = None  # ... and the image's
     outside: bool = False  # whether the images lie outside of the table's folder, and the row names none of theirs
+    owned: bool = False  # ... and theirs, or one above it, has a table of its own
 
     @property
     def differs(self) -> bool:
@@ -178,11 +179,10 @@ class Group:
         found = self._named((own, scope, end, name), self.ends[scope, end], name, own)
         image = folders_of(found.images[0].path)
         outside = not end and image[: len(own)] != own
-        if outside and any(one in self.all_tables and own[: len(one)] != one for one in _upwards(image)):
-            return Fit()  # they have a table of their own
+        owned = outside and any(one in self.all_tables and own[: len(one)] != one for one in _upwards(image))
         if len(end) == len(folders) or len(end) == len(image):
-            return Fit(found, 1 + len(end), outside=outside)
-        return Fit(found, 1 + len(end), folders[-len(end) - 1], image[-len(end) - 1], outside)
+            return Fit(found, 1 + len(end), outside=outside, owned=owned)
+        return Fit(found, 1 + len(end), folders[-len(end) - 1], image[-len(end) - 1], outside, owned)
 
     def _named(self, key: Any, places: list[int], name: str, own: Folders) -> Candidates:
         """Of several images of one id those whose file has the very name, or the very name but for its suffix."""
@@ -400,6 +400,7 @@ def _fit_group(identifier: str, group: Iterable[Any], all_tables: set[Folders], 
             fit.row_folder,
             fit.image_folder,
             fit.outside,
+            fit.owned,
             found.elsewhere,
         )
 
@@ -426,9 +427,10 @@ def visible(text: str) -> str:
 def _refuse_other_folders(found: DataFrame, images: DataFrame) -> DataFrame:
     """Rows of `MATCHES`, without the images that are not theirs by what the rest of the archive shows.
 
-    A row reaches beyond its table's folder only where the table's names are those of no image outside. A row that names
-    another folder than its image's is taken only where the two share no folder: no row of its table agrees further, its
-    table does not name the image's folder, and the archive has none of the row's.
+    A row reaches beyond its table's folder only where the table's names are those of no image outside; and, where that
+    folder has images itself, only to images that have no table of their own. A row that names another folder than its
+    image's is taken only where the two share no folder: no row of its table agrees further, its table does not name the
+    image's folder, and the archive has none of the row's.
     """
     by_table = (
         found.where(f.col("common").isNotNull())
@@ -448,7 +450,16 @@ def _refuse_other_folders(found: DataFrame, images: DataFrame) -> DataFrame:
         told = told.join(of_table, ["table", "image_folder"], "left")
         told = told.join(of_archive.withColumn("archive_has_it", f.lit(True)), "row_folder", "left")
         shared = shared | f.col("table_names_it") | f.col("archive_has_it")
-    beyond = f.col("outside") & f.col("again")
+    beyond = f.col("again")
+    if found.where("owned").head(1):  # seldom, too
+        upwards = f.udf(lambda path: ["/".join(one) for one in _upwards(folders_of(path))], "array<string>")
+        own = f.udf(lambda path: "/".join(folders_of(path)), "string")
+        there = images.select(f.explode(upwards("path")).alias("own")).distinct()
+        asked = found.where("owned").select("table", own("table").alias("own")).distinct()
+        occupied = asked.join(there, "own", "left_semi").select("table", f.lit(True).alias("occupied"))
+        told = told.join(f.broadcast(occupied), "table", "left")
+        beyond = beyond | (f.col("owned") & f.col("occupied"))
+    beyond = f.col("outside") & beyond
     other = f.col("row_folder").isNotNull() & f.coalesce(shared, f.lit(False))
     refused = f.col("state").isin(ATTACHED, AMBIGUOUS) & f.coalesce(beyond | other, f.lit(False))
     is_not = f.regexp_replace("detail", " fits ", " is not ")

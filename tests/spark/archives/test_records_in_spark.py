@@ -82,7 +82,9 @@ def test_each_container_has_its_own_table(spark):
     }
     rows, unmatched, _ = matched(spark, [*paths, "b.zip/IMG_3.jpg"], said)
     assert {path: row.patient_id for path, row in rows.items()} == {paths[0]: "A", paths[1]: "A", paths[2]: "B"}
-    assert [(row.image_id, row.reason) for row in unmatched] == [("img_3", ABSENT)], "b.zip has a table of its own"
+    assert [(row.image_id, row.reason) for row in unmatched] == [("img_3", OTHER_FOLDER)], (
+        "b.zip has a table of its own"
+    )
 
 
 def test_a_table_in_one_container_is_about_another_where_names_are_not_used_again(spark):
@@ -91,6 +93,20 @@ def test_a_table_in_one_container_is_about_another_where_names_are_not_used_agai
     assert {path: row.patient_id for path, row in rows.items()} == {
         "1.zip/lesion_7.jpg": "A",
         "2.zip/lesion_8.jpg": "B",
+    }
+    assert not unmatched
+
+
+def test_a_folder_of_tables_alone_is_about_images_that_have_a_table_beside_them_too(spark):
+    """Labels in a folder of their own, and a table of other things beside the images."""
+    said = {
+        "labels/truth.csv": [("lesion_7.jpg", {"labels": ("nevus",)})],
+        "images/ages.csv": [("lesion_8.jpg", {"age": 40.0})],
+    }
+    rows, unmatched, _ = matched(spark, ["images/lesion_7.jpg", "images/lesion_8.jpg"], said)
+    assert {path: row.labels for path, row in rows.items()} == {
+        "images/lesion_7.jpg": ["nevus"],
+        "images/lesion_8.jpg": [],
     }
     assert not unmatched
 
@@ -168,7 +184,7 @@ def test_private_names_are_told_as_what_name_makes_of_them(spark):
         (
             ["p1/IMG_1.jpg", "p2/IMG_2.jpg"],
             {"p1/t.csv": [patient("IMG_2.jpg", "A", age=40.0)], "p2/t.csv": [patient("IMG_7.jpg", "B")]},
-            [ABSENT, ABSENT],
+            [OTHER_FOLDER, ABSENT],
         ),
         # names of a folder's table that are used again outside are numbers of a camera
         (

@@ -98,7 +98,10 @@ def test_a_table_is_about_the_images_of_its_own_folder_first(box):
     assert found(paths, "IMG_1.jpg", f"{box}/tables/patients.csv") == (ATTACHED, paths[:1])
     assert found(paths, "IMG_1.jpg") == (AMBIGUOUS, paths)
     assert found(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[1:2])
-    assert found(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv", more=["b.zip/patients.csv"])[1] == []
+    fit = group_of(paths[1:2], "IMG_1").fit(f"{box}/patients.csv", "IMG_1.jpg")
+    assert (fit.outside, fit.owned) == (True, False)
+    fit = group_of(paths[1:2], "IMG_1", more=["b.zip/patients.csv"]).fit(f"{box}/patients.csv", "IMG_1.jpg")
+    assert (fit.outside, fit.owned) == (True, True)
 
 
 @pytest.mark.parametrize(
