@@ -94,7 +94,7 @@ def measured(size: int) -> dict:
         processors = Processors()
         with job.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
             started = time.monotonic()
-            told = ingest.run(job)
+            told = ingest.run(job).text
             seconds = time.monotonic() - started
         cpu = processors.seconds()
         print(told, file=sys.stderr)

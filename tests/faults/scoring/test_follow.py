@@ -54,7 +54,7 @@ def followed(line: Line, **changes: object) -> str:
     )
     job = replace(line.job, settings=settings.model_copy(update={"score": section}), run_id="", tracker=line.tracker())
     with said() as text:
-        assert score.runner(job, "score", score.run, {"job": "score"}) == 0
+        assert score.runner(job, "score", score.run, {"job": "score"}).exit_status == 0
     return text.getvalue()
 
 
