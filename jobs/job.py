@@ -96,7 +96,7 @@ def invoke(command: Command, argv: Sequence[str], spark: Any = None) -> Result:
     `spark` is a session to use, which stays open. What nobody foresaw is in the log as a traceback, with status 1.
     """
     log = io.StringIO()
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with logs.restored(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             summary = execute(command, argv, spark)
         except SystemExit as left:  # of argparse: --help, and words that it does not know

@@ -35,6 +35,16 @@ def set_up(job: str, form: str) -> None:
     _NOW.job, _NOW.form = job, form
 
 
+@contextmanager
+def restored() -> Iterator[None]:
+    """Lines after it are of the job, and in the form, of those before it."""
+    before = _NOW.job, _NOW.form
+    try:
+        yield
+    finally:
+        _NOW.job, _NOW.form = before
+
+
 def in_json() -> bool:
     return _NOW.form == "json"
 
