@@ -1,5 +1,8 @@
 """The convolutional bases, each one entry: how it is built, how pixels are prepared, where it can be cut.
 
+An installed package adds one by an entry point of the group `melanoma_spark.backbones`: its name, and the place of its
+`Backbone`. It has to be installed for the driver and for every worker.
+
 Importing this module does not import TensorFlow; building a base does.
 """
 
@@ -9,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
@@ -17,19 +22,21 @@ from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
 
 CONSTANT = {"gamma": 0.7, "moving_variance": 1}  # of random weights: under 1, so that sums of blocks do not grow
+GROUP = "melanoma_spark.backbones"  # of entry points
 LAST_BLOCK = "last_block"  # as a cut: the one before the last, whatever the backbone's own name for it
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """One convolutional base of `keras.applications`.
+    """One convolutional base. `module` has the `function` that builds it and `preprocess_input`, as Keras's have.
 
     `cuts` are the layers at which it can be cut, from the input to the end: all that comes later goes through their
     output. The last one gives the bottleneck features. `last_convolution` is the last layer that knows of places.
     `smallest` is the smallest side in pixels that Keras documents; `pixel_spread` about the standard deviation of
     prepared pixels. `imagenet_file` is the name Keras caches the published ImageNet weights under, `imagenet_md5` the
     sum that Keras checks, `imagenet_id` the content id of their tensors, where it is known. `named` gives layers that
-    Keras numbers names that stay: kind of layer, and its place among those -> name.
+    Keras numbers names that stay: kind of layer, and its place among those -> name. `winograd` is true of a chain of
+    plain layers, which the engine ncnn computes.
     """
 
     module: str
@@ -42,11 +49,12 @@ class Backbone:
     imagenet_md5: str
     imagenet_id: str | None = None
     named: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    winograd: bool = False
 
 
 BACKBONES = {
     "vgg16": Backbone(
-        module="vgg16",
+        module="keras.applications.vgg16",
         function="VGG16",
         cuts=("block1_pool", "block2_pool", "block3_pool", "block4_pool", "block5_pool"),
         last_convolution="block5_conv3",
@@ -55,9 +63,10 @@ BACKBONES = {
         imagenet_file="vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
         imagenet_md5="6d6bbae143d832006294945121d1f1fc",
         imagenet_id="99b32de5670d4dc2",
+        winograd=True,
     ),
     "resnet50": Backbone(
-        module="resnet50",
+        module="keras.applications.resnet50",
         function="ResNet50",
         cuts=("conv2_block3_out", "conv3_block4_out", "conv4_block6_out", "conv5_block3_out"),
         last_convolution="conv5_block3_out",
@@ -67,7 +76,7 @@ BACKBONES = {
         imagenet_md5="4d473c1dd8becc155b73f8504c6f6626",
     ),
     "inception_v3": Backbone(
-        module="inception_v3",
+        module="keras.applications.inception_v3",
         function="InceptionV3",
         cuts=("mixed2", "mixed7", "mixed10"),
         last_convolution="mixed10",
@@ -77,7 +86,7 @@ BACKBONES = {
         imagenet_md5="bcbd6486424b2319ff4ef7d526e38f63",
     ),
     "xception": Backbone(
-        module="xception",
+        module="keras.applications.xception",
         function="Xception",
         cuts=("block4_out", "block12_out", "block14_sepconv2_act"),
         last_convolution="block14_sepconv2_act",
@@ -93,7 +102,11 @@ BACKBONES = {
 def backbone(name: str) -> Backbone:
     """Raises `ConfigError` with the known names."""
     if name not in BACKBONES:
-        raise ConfigError(f"unknown backbone {name!r}; known: {', '.join(sorted(BACKBONES))}")
+        added = {point.name: point for point in entry_points(group=GROUP)}
+        if name not in added:
+            known = ", ".join(sorted([*BACKBONES, *added]))
+            raise ConfigError(f"unknown backbone {name!r}; known: {known}")
+        BACKBONES[name] = added[name].load()
     return BACKBONES[name]
 
 
@@ -134,7 +147,7 @@ def build_base(name: str, image_size: int, weights: Sequence[np.ndarray] | None 
     import keras
 
     spec = backbone(name)
-    application = getattr(keras.applications, spec.module)
+    application = import_module(spec.module)
     pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
     prepared = application.preprocess_input(keras.ops.cast(pixels, "float32"))
     base = getattr(application, spec.function)(include_top=False, weights=None, input_tensor=prepared)

@@ -36,7 +36,9 @@ NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of priva
 class Backbone(Section):
     """The convolutional base. `weights` is `imagenet`, `random`, or the path or URL of a Keras HDF5 file."""
 
-    name: Literal["vgg16", "resnet50", "inception_v3", "xception"] = "vgg16"
+    name: str = Field(
+        default="vgg16", description="vgg16, resnet50, inception_v3, xception, or what an installed package adds"
+    )
     weights: str = "imagenet"
     allow_random: bool = Field(default=False, description="only the demo and the tests say yes")
 

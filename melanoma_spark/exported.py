@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import network, winograd
+from melanoma_spark import backbones, network, winograd
 from melanoma_spark.errors import ConfigError, DataError
 
 TOLERANCE = 1e-4  # of probabilities; of other outputs relative to their largest
@@ -31,13 +31,13 @@ def engine_for(chosen: str, backbone: str, precision: str = "float32", gpus: boo
     if chosen == "auto":
         if gpus or precision != "float32":
             return "tensorflow"
-        return "ncnn" if backbone in winograd.BACKBONES else "onnxruntime"
+        return "ncnn" if backbones.backbone(backbone).winograd else "onnxruntime"
     if chosen != "tensorflow" and precision != "float32":
         raise ConfigError(
             f"engine={chosen} computes in float32 alone; take engine=tensorflow for precision={precision}"
         )
-    if chosen == "ncnn" and backbone not in winograd.BACKBONES:
-        known = ", ".join(winograd.BACKBONES)
+    if chosen == "ncnn" and not backbones.backbone(backbone).winograd:
+        known = ", ".join(name for name, spec in backbones.BACKBONES.items() if spec.winograd)
         raise ConfigError(f"engine=ncnn computes {known} alone; take engine=onnxruntime for {backbone}")
     return chosen
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -139,11 +140,9 @@ def _random(name: str, seed: int) -> Weights:
 
 
 def _download(name: str) -> str:
-    import keras
-
     spec = backbones.backbone(name)
     try:  # Keras checks the file's hash and keeps it in its cache
-        getattr(getattr(keras.applications, spec.module), spec.function)(include_top=False, weights="imagenet")
+        getattr(import_module(spec.module), spec.function)(include_top=False, weights="imagenet")
     except Exception as error:
         raise ConfigError(
             f"no ImageNet weights of {name} at hand and Keras could not download them "

@@ -17,7 +17,6 @@ import numpy as np
 from melanoma_spark import network
 from melanoma_spark.errors import ConfigError
 
-BACKBONES = ("vgg16",)
 # Of ImageNet's blue, green and red, which keras.applications.vgg16.preprocess_input takes off.
 MEAN = np.array([103.939, 116.779, 123.68], np.float32)
 ACTIVATIONS = {"linear": 0, "relu": 1, "sigmoid": 4}  # as ncnn numbers them

@@ -35,6 +35,10 @@ TESTS = Path(__file__).parent
 REPO = TESTS.parent
 SHARED = REPO.parent / "shared"
 
+# What Spark's Python workers and Horovod's ranks, too, import: a tiny backbone (tests/plugins).
+plugins = [str(TESTS / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(plugins)
+
 # Small enough for two cores, and whole: every stage has something to do.
 SETTINGS: dict[str, Any] = {
     "image_size": 64,

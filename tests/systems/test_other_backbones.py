@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,6 @@ def pixels_only(spark, lesions, shared_mlflow, tmp_path_factory):
     ("name", "phases"), [("resnet50", (LAST, ALL)), ("inception_v3", (LAST,)), ("xception", (ALL,))]
 )
 def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
-    import keras
-
     line = pixels_only
     chosen = {
         "backbone": config.Backbone(name=name, weights="random", allow_random=True),
@@ -55,7 +54,7 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
     # what the job scored, by Keras's own network of that name with the head written out
     version, artifacts = line.tracker().model_files(f"{name}@champion")
     scorer = bundle.unpack(artifacts)
-    module = getattr(keras.applications, spec.module)
+    module = importlib.import_module(spec.module)
     plain = getattr(module, spec.function)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
     *base, hidden, hidden_bias, last, last_bias = scorer.tensors
     plain.set_weights(base)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 
@@ -23,10 +25,8 @@ def pixels() -> np.ndarray:
 
 
 def test_the_base_prepares_pixels_as_keras_does_for_this_network(base, pixels):
-    import keras
-
     spec = backbones.backbone(base.name)
-    module = getattr(keras.applications, spec.module)
+    module = importlib.import_module(spec.module)
     plain = getattr(module, spec.function)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
     plain.set_weights(base.get_weights())
     prepared = module.preprocess_input(pixels.astype(np.float32).copy())

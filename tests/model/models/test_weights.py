@@ -191,7 +191,7 @@ def test_where_the_tensors_are_not_known_the_file_must_be_the_one_that_keras_nam
 
 
 def test_unknown_backbone_is_an_error_that_lists_the_known_ones(nowhere):
-    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg11'; known: .*resnet50, vgg16"):
+    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg11'; known: .*resnet50, tiny_vgg16, vgg16"):
         weights.at_hand("vgg11")
 
 

@@ -118,7 +118,6 @@ def test_no_key_but_the_valid_ones_is_taken(key):
         ("head.dropout=1", "setting head.dropout: .*less than 1; found 1"),
         ("head.dropout=.nan", "setting head.dropout: .*; found nan"),
         ("head.learning_rate=-1e-3", "setting head.learning_rate: .*greater than 0; found '?-1e-3"),
-        ("backbone.name=vgg19", "setting backbone.name: .*'vgg16'.*; found 'vgg19'"),
         ("evaluate.tta=3", "setting evaluate.tta: .*1, 2, 4 or 8; found 3"),
         ("featurize.dtype=int8", "setting featurize.dtype: .*'float16' or 'float32'; found 'int8'"),
         ("ingest.labels.positive=mel", "setting ingest.labels.positive: .*; found 'mel'"),
