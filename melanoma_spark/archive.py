@@ -25,6 +25,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, containers, files, images, layouts, quality, schemas, session
+from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
 from melanoma_spark.prefetch import Waits, ahead
 
@@ -351,7 +352,7 @@ def opened(root: str, name: str, raw: bytes | None) -> Any:
     return filesystem.open(posixpath.join(top, os.fsdecode(raw) if raw else name), "rb")
 
 
-def returned(root: str) -> bool:
+def returned(root: str, clock: Clock = REAL) -> bool:
     """Where a file could not be read: whether its archive was away, and is there again.
 
     False where the archive is there, so that it is the file's own fate. Raises `ClusterError` when the archive stays
@@ -359,9 +360,9 @@ def returned(root: str) -> bool:
     """
     if _there(root):
         return False
-    until = time.monotonic() + AWAY
-    while time.monotonic() < until:
-        time.sleep(AGAIN)
+    until = clock.monotonic() + AWAY
+    while clock.monotonic() < until:
+        clock.sleep(AGAIN)
         if _there(root):
             return True
     raise ClusterError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any
 import psutil
 
 from melanoma_spark import files
+from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import BusyError, ClusterError, MelanomaError
 from melanoma_spark.prefetch import every
 
@@ -31,13 +31,14 @@ class Lease:
     url: str
     job: str
     owner: str
+    clock: Clock = REAL
 
     def check(self) -> None:
         """Raises `BusyError` when another job has it, which a machine that stood still for minutes allows.
 
         Raises `ClusterError` when it is gone: another job has had it, or the warehouse is another one than it was.
         """
-        _refuse(self.url, self.job, self.owner)
+        _refuse(self.url, self.job, self.owner, self.clock)
         try:
             owner = (files.read_json(self.url) or {}).get("owner")
         except MelanomaError:
@@ -50,23 +51,23 @@ class Lease:
 
 
 @contextmanager
-def held(warehouse: str, job: str, wait: float = 0, by: str = "") -> Iterator[Lease]:
+def held(warehouse: str, job: str, wait: float = 0, by: str = "", clock: Clock = REAL) -> Iterator[Lease]:
     """While in here, no other process gets in with the same names.
 
     Raises `BusyError` with who is at it, after `wait` seconds. A job that was killed on this machine holds nothing any
     more; one on another machine nothing after `STALE` seconds. `by` is who is told to be at it, where not the job.
     """
     url = files.join(warehouse, "running", f"{job}.json")
-    until = time.monotonic() + wait
+    until = clock.monotonic() + wait
     while True:
         try:
-            with _taken(url, job, by or job) as lease:
+            with _taken(url, job, by or job, clock) as lease:
                 yield lease
                 return
         except _Refused as refused:
-            if time.monotonic() > until:
+            if clock.monotonic() >= until:
                 raise BusyError(str(refused)) from None
-        time.sleep(min(AGAIN, max(0.0, until - time.monotonic())))
+        clock.sleep(min(AGAIN, max(0.0, until - clock.monotonic())))
 
 
 @contextmanager
@@ -92,12 +93,12 @@ def refuse_any(warehouse: str, but: Collection[str] = ()) -> None:
     for name in sorted(files.matches(folder, "*.json")):
         job = name.removesuffix(".json")
         if job not in but:
-            _refuse(files.join(folder, name), job, own="")
+            _refuse(files.join(folder, name), job, "", REAL)
 
 
 @contextmanager
-def _taken(url: str, job: str, by: str) -> Iterator[Lease]:
-    _refuse(url, job, own="", kind=_Refused)
+def _taken(url: str, job: str, by: str, clock: Clock) -> Iterator[Lease]:
+    _refuse(url, job, "", clock, _Refused)
     own = uuid.uuid4().hex
     facts = {
         "owner": own,
@@ -107,15 +108,15 @@ def _taken(url: str, job: str, by: str) -> Iterator[Lease]:
         "process_started": psutil.Process().create_time(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    files.write_json(url, {**facts, "beat": time.time()})
-    time.sleep(SETTLE)
-    _refuse(url, job, own, kind=_Refused)
-    lease = Lease(url, job, own)
+    files.write_json(url, {**facts, "beat": clock.now()})
+    clock.sleep(SETTLE)
+    _refuse(url, job, own, clock, _Refused)
+    lease = Lease(url, job, own, clock)
 
     def beat() -> None:
         with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will say so
             lease.check()  # what another one holds is not taken back
-            files.write_json(url, {**facts, "beat": time.time()})
+            files.write_json(url, {**facts, "beat": clock.now()})
 
     try:
         with every(BEAT, beat):
@@ -130,14 +131,14 @@ class _Refused(BusyError):
     """Of `held` alone: somebody was there first."""
 
 
-def _refuse(url: str, job: str, own: str, kind: type[BusyError] = BusyError) -> None:
+def _refuse(url: str, job: str, own: str, clock: Clock, kind: type[BusyError] = BusyError) -> None:
     try:
         found = files.read_json(url) or {}
     except MelanomaError:  # torn; it is written anew
         return
-    if not found or found.get("owner") == own or not _alive(found):
+    if not found or found.get("owner") == own or not _alive(found, clock):
         return
-    left = STALE - (time.time() - float(found["beat"]))
+    left = STALE - (clock.now() - float(found["beat"]))
     raise kind(
         f"{found.get('by', job)} is already running on this warehouse, since {found['since']} on {found['host']} "
         f"(process {found['process']}); wait for it, or stop it: should it be dead, the way is free in "
@@ -145,10 +146,10 @@ def _refuse(url: str, job: str, own: str, kind: type[BusyError] = BusyError) -> 
     )
 
 
-def _alive(found: dict[str, Any]) -> bool:
+def _alive(found: dict[str, Any], clock: Clock) -> bool:
     if found["host"] == socket.gethostname():
         with suppress(psutil.Error):
             process = psutil.Process(found["process"])
             return bool(process.create_time() == found["process_started"] and process.status() != psutil.STATUS_ZOMBIE)
         return False
-    return time.time() - float(found["beat"]) < STALE
+    return clock.now() - float(found["beat"]) < STALE

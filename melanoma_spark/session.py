@@ -15,6 +15,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from melanoma_spark import doctor, logs
+from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, of_java
 from melanoma_spark.prefetch import every
 
@@ -117,7 +118,7 @@ SILENT, LOST = 60.0, 600.0
 TELL = 10.0  # seconds between two lines of a wait
 
 
-def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False) -> None:
+def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False, clock: Clock = REAL) -> None:
     """Return when `ranks` tasks can run at once; executors may still be registering, or some have been `lost`.
 
     Raises `ClusterError` with both numbers when those of this kind of master have had their time, and where Spark has
@@ -127,20 +128,20 @@ def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False) -> None:
     patience, silence = (SOON, SILENT) if standalone else (FETCHED, LOST)
     if lost:
         patience += silence
-    now = time.monotonic()
+    now = clock.monotonic()
     until, told = now + (0 if is_local(spark) else patience), now + TELL
     while (free := _slots(spark)) < ranks:
         if _is_stopped(spark):
             raise _ended(spark)
-        if time.monotonic() > told:
+        if clock.monotonic() > told:
             told += TELL
             logs.say(f"  {free} of {ranks} slots are there; waiting for executors", "progress", done=free, of=ranks)
-        if time.monotonic() > until:
+        if clock.monotonic() >= until:
             raise ClusterError(
                 f"ranks={ranks} but Spark has only {free} free slots (cores / spark.task.cpus over all executors); "
                 f"set ranks={max(free, 1)} or give Spark more cores, for example --master local[{ranks}]"
             )
-        time.sleep(0.5)
+        clock.sleep(0.5)
 
 
 def _is_stopped(spark: SparkSession) -> bool:

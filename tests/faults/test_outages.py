@@ -11,11 +11,13 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from conftest import Line
+from fake_clock import FakeClock
 from scoring import once, rows
 
 from jobs import score
@@ -231,12 +233,11 @@ def test_an_archive_that_stays_away_is_no_fate_of_its_images(tmp_path, monkeypat
     for name in "abc":
         (folder / f"{name}.jpg").write_bytes(name.encode())
     disk, root = away(folder), f"file:{folder}"
-    monkeypatch.setattr(archive, "AGAIN", 0.05)
-    monkeypatch.setattr(archive, "AWAY", 0.2)
+    monkeypatch.setattr(archive, "returned", partial(archive.returned, clock=FakeClock()))
     found = archive.contents(root, [listed(folder)], 100)
     assert next(found)[1] == b"a"
     disk.go()
-    with pytest.raises(ClusterError, match="has been away for 0 s; mount it again"):
+    with pytest.raises(ClusterError, match="has been away for 120 s; mount it again"):
         next(found)
     disk.back()
 

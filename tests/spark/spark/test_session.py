@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_clock import FakeClock
 
 from jobs.job import Summary, run_stage
 from melanoma_spark import session
@@ -81,24 +82,21 @@ def of_master(master: str) -> Any:
     ],
 )
 def test_executors_that_fetch_their_packages_first_are_waited_for(monkeypatch, capsys, master, lost, comes):
-    """The second one comes after a second, when standalone workers have had their time and nodes of YARN have not.
+    """The second one comes after 80 s, when standalone workers have had their time and nodes of YARN have not.
 
     Nor has had a standalone master that has yet to find that a worker is lost.
     """
-    monkeypatch.setattr(session, "SOON", 0.1)
-    monkeypatch.setattr(session, "FETCHED", 20.0)
-    monkeypatch.setattr(session, "TELL", 0.2)
-    began = time.monotonic()
-    monkeypatch.setattr(session, "_slots", lambda spark: 1 if time.monotonic() - began < 1.2 else 2)
+    clock = FakeClock()
+    began = clock.now()
+    monkeypatch.setattr(session, "_slots", lambda spark: 2 if comes and clock.now() >= began + 80 else 1)
     spark = of_master(master)
     if comes:
-        session.wait_for_slots(spark, 2, lost)
-        assert "1 of 2 slots are there; waiting for executors" in capsys.readouterr().out
+        session.wait_for_slots(spark, 2, lost, clock)
+        assert capsys.readouterr().out.count("1 of 2 slots are there; waiting for executors") in (7, 8)
     else:
-        monkeypatch.setattr(session, "_slots", lambda spark: 1)
         with pytest.raises(ClusterError, match="ranks=2 but Spark has only 1 free slots"):
-            session.wait_for_slots(spark, 2)
-        assert time.monotonic() - began < 5
+            session.wait_for_slots(spark, 2, lost, clock)
+        assert clock.now() - began == pytest.approx(0 if "local" in master else session.SOON, abs=1)
 
 
 def test_nobody_waits_for_executors_of_an_application_that_was_ended(monkeypatch):

@@ -13,6 +13,7 @@ import time
 
 import pytest
 from conftest import REPO
+from fake_clock import FakeClock
 
 from melanoma_spark import files, lease
 from melanoma_spark.errors import BusyError, ClusterError
@@ -77,15 +78,25 @@ def test_another_process_of_the_same_number_keeps_nobody_out(warehouse, tmp_path
 
 
 def test_a_job_of_another_machine_counts_as_dead_when_it_has_been_silent(warehouse, tmp_path):
-    file = tmp_path / "running/score.json"
-    another(file, beat=time.time() - lease.STALE / 2)
-    with pytest.raises(ClusterError, match=r"since 2026-01-02T03:04:05 on elsewhere .*free in (60|59) s"):  # noqa: SIM117
-        with lease.held(warehouse, "score"):
+    file, clock = tmp_path / "running/score.json", FakeClock()
+    another(file, beat=clock.now() - lease.STALE / 2)
+    with pytest.raises(ClusterError, match=r"since 2026-01-02T03:04:05 on elsewhere .*free in 60 s"):  # noqa: SIM117
+        with lease.held(warehouse, "score", clock=clock):
             pass
     assert json.loads(file.read_text())["owner"] == "o", "who is refused takes nothing away"
-    another(file, beat=time.time() - lease.STALE - 1)
-    with lease.held(warehouse, "score"):
+    began = clock.now()
+    with lease.held(warehouse, "score", wait=90, clock=clock):
+        assert clock.now() == pytest.approx(began + lease.STALE / 2, abs=lease.AGAIN + lease.SETTLE)
+
+
+def test_who_waits_for_a_job_that_goes_on_is_told_so_when_its_time_is_over(warehouse, tmp_path):
+    file, clock = tmp_path / "running/score.json", FakeClock()
+    clock.passed = lambda now: another(file, beat=now)  # a sign of life whenever it looks again
+    another(file, beat=clock.now())
+    began = clock.now()
+    with pytest.raises(BusyError, match="score is already running"), lease.held(warehouse, "score", 600, clock=clock):
         pass
+    assert 600 <= clock.now() - began <= 600 + lease.AGAIN
 
 
 def test_a_torn_file_keeps_nobody_out(warehouse, tmp_path):
@@ -110,10 +121,10 @@ def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, c
 
 
 def test_signs_of_life_do_not_bring_back_a_lease_that_is_gone(warehouse, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
+    monkeypatch.setattr(lease, "BEAT", 0.02)
     with lease.held(warehouse, "score"):
         (tmp_path / "running/score.json").unlink()
-        time.sleep(0.3)
+        time.sleep(0.1)
         assert not (tmp_path / "running/score.json").exists()
 
 
