@@ -12,7 +12,8 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
   export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
 # The folders of tests of some tiers; with ONLY=package those of that package alone.
-FOLDERS = $(if $(ONLY),$(or $(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(error no tests/*/$(ONLY) in the tiers $(1))),$(addprefix tests/,$(1)))
+FOUND = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
+FOLDERS = $(or $(call FOUND,$(1)),$(error no tests/*/$(ONLY) in the tiers $(1)))
 
 .PHONY: help install demo lint test test-full test-yarn coverage bench package ui clean
 
@@ -47,7 +48,9 @@ lint: install ## ruff, its format, and mypy
 	@echo "== mypy" && .venv/bin/mypy
 
 test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one package
-	@echo "== pytest" && $(ON_SPARK) .venv/bin/python -m pytest --durations 15 $(call FOLDERS,unit model spark line)
+	@echo "== pytest $(call FOLDERS,unit model spark line)"
+	@$(if $(call FOUND,unit model),.venv/bin/python -m pytest -n 2 --dist loadfile --durations 15 $(call FOUND,unit model))
+	@$(if $(call FOUND,spark line),$(ON_SPARK) .venv/bin/python -m pytest --durations 15 $(call FOUND,spark line))
 
 test-full: install ## faults and systems; ONLY=archives: of one package
 	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 $(call FOLDERS,faults systems)

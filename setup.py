@@ -56,6 +56,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",  # two processes for unit and model
             "hypothesis>=6.100",
             "coverage>=7.10",  # whose `patch` reaches forked workers
             "moto[s3]>=5",  # its server, which needs of moto[server] only Flask

@@ -1,16 +1,22 @@
-"""Labels, probabilities and groups, drawn for tests of metrics."""
+"""Labels, probabilities and groups, drawn for tests of metrics; and how many examples a test draws."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 # Multiples of 1/8 tie often; the free floats reach 0, 1 and the subnormals.
 TIED = st.integers(0, 8).map(lambda eighths: eighths / 8)
 PROBABILITIES = st.one_of(TIED, st.floats(0, 1))
+
+
+def examples(times: float) -> settings:
+    """A decorator: so many times the examples that HYPOTHESIS_PROFILE asks for."""
+    return settings(max_examples=max(1, round(times * settings.default.max_examples)))
 
 
 @st.composite

@@ -613,31 +613,6 @@ def test_a_second_run_computes_nothing_and_says_so(line, stored, stage):
     }
 
 
-def test_only_what_is_new_is_scored(copied):
-    """One image more in a copy of the archive, one changed and one broken: three new rows, and a batch of their own."""
-    new = copied.archive / "benign" / "new image, [50%20].jpg"
-    before = len(copied.scores())
-    first = copied.stage("score")  # the same images at another place are copies of those scored before
-    assert re.search(r"130 images listed = 0 scored \+ \d rejected \+ 12\d copies \+ 0 scored before", first)
-    new.write_bytes(drawing.lesion_jpeg(77, size=64))
-    told = "131 images listed = 1 scored + 0 rejected + 0 copies + 130 scored before"
-    assert told in copied.stage("score")
-    scores = copied.scores()
-    rows = scores[scores["source_uri"] == f"file:{new}"]
-    assert list(rows["image_id"]) == ["new image, [50%20]"]
-    assert rows["probability"].between(0, 1).all()
-    unread = scores["sha256"].isna().sum() // 2  # of these nobody knows whether they are copies
-    assert sorted(scores.groupby("batch_id").size()) == sorted([1, before, unread])
-
-    (copied.archive / "benign" / "also new.jpg").touch()
-    told = "132 images listed = 0 scored + 1 rejected + 0 copies + 131 scored before"
-    assert told in copied.stage("score")
-    new.write_bytes(drawing.lesion_jpeg(78, size=64))
-    told = "132 images listed = 1 scored + 0 rejected + 0 copies + 131 scored before"
-    assert told in copied.stage("score")
-    assert copied.scores()["source_uri"].value_counts()[f"file:{new}"] == 2
-
-
 def test_a_grown_archive_moves_no_image_and_computes_only_what_is_new(copied, line, stored):
     rows = (copied.archive / "metadata.csv").read_text()
     for number in range(10):  # two images a patient

@@ -1,7 +1,5 @@
 """Backup and restore by the very commands of docs/operations.md: nothing is lost, and nothing is scored twice."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -3,8 +3,6 @@
 The API server is one of HTTP that writes down what it is asked, and refuses.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading

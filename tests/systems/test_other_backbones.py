@@ -1,7 +1,5 @@
 """ResNet50, Inception v3 and Xception through the whole line, at a size that two cores can do."""
 
-from __future__ import annotations
-
 import importlib
 from pathlib import Path
 

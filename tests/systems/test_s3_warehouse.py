@@ -1,7 +1,5 @@
 """The whole line with archive and warehouse on a real S3 server, through Spark's s3a and fsspec's S3, as submitted."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """The line on a real standalone cluster of two one-core workers gives what it gives in one process."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

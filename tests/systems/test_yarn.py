@@ -3,8 +3,6 @@
 The nodes get Python from an archive, `make package`, as machines without any would. MLflow's runs are in PostgreSQL.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

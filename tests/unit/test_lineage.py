@@ -1,7 +1,5 @@
 """Content ids: equal for equal content, whatever its order or container, and for nothing else."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -38,9 +36,6 @@ def turned_round(facts):
     return [turned_round(fact) for fact in facts] if isinstance(facts, list) else facts
 
 
-# Facts
-
-
 @given(FACTS)
 def test_order_of_keys_does_not_matter_at_any_depth(facts):
     assert lineage.content_id(turned_round(facts)) == lineage.content_id(facts)
@@ -67,20 +62,13 @@ def test_order_type_and_nesting_of_values_matter(first, second):
     assert lineage.content_id(first) != lineage.content_id(second)
 
 
-def test_id_is_sixteen_hexadecimal_digits():
-    assert re.fullmatch("[0-9a-f]{16}", lineage.content_id({}))
-    assert re.fullmatch("[0-9a-f]{16}", lineage.rows_id([]))
-    assert re.fullmatch("[0-9a-f]{16}", lineage.tensors_id([]))
-
-
 def test_ids_of_earlier_releases_still_hold():
+    empty = lineage.content_id({}), lineage.rows_id([]), lineage.tensors_id([])
+    assert all(re.fullmatch("[0-9a-f]{16}", found) for found in empty)
     # Written down from release 0.1.0: with other ids every warehouse would be made anew.
     assert lineage.content_id({"b": [1, "ä"], "a": None}) == "3d6f860d37ce3698"
     assert lineage.rows_id([("b", 1), ("a", 2)]) == "4772ef10c3564d71"
     assert lineage.tensors_id([np.arange(6, dtype=np.float32).reshape(2, 3)]) == "3378efc20f15f0e8"
-
-
-# Rows
 
 
 @given(TABLES, st.randoms(use_true_random=False))
@@ -92,32 +80,16 @@ def test_order_of_rows_does_not_matter(rows, rng):
 def test_tables_have_one_id_exactly_when_they_hold_the_same_rows(first, second):
     same = sorted(map(repr, first)) == sorted(map(repr, second))
     assert (lineage.rows_id(first) == lineage.rows_id(second)) == same
-
-
-@given(TABLES.filter(len))
-def test_a_row_that_comes_twice_counts_twice(rows):
-    assert lineage.rows_id([*rows, rows[0]]) != lineage.rows_id(rows)
-
-
-def test_order_of_cells_matters():
+    if first:
+        assert lineage.rows_id([*first, first[0]]) != lineage.rows_id(first)
     assert lineage.rows_id([("a", "b")]) != lineage.rows_id([("b", "a")])
-
-
-def test_line_ends_in_cells_make_no_other_rows():
     assert lineage.rows_id([('a"]\n["b',)]) != lineage.rows_id([("a",), ("b",)])
 
 
-# Tensors
-
-
-@given(TENSORS)
-def test_copies_of_tensors_have_the_same_id_however_they_lie_in_memory(tensors):
+@given(TENSORS.filter(len), st.data())
+def test_every_value_matters_but_not_how_it_lies_in_memory(tensors, data):
     copies = [np.asfortranarray(tensor.copy()) for tensor in tensors]
     assert lineage.tensors_id(copies) == lineage.tensors_id(iter(tensors))
-
-
-@given(TENSORS.filter(len), st.data())
-def test_every_value_matters(tensors, data):
     changed = [tensor.copy() for tensor in tensors]
     tensor = data.draw(st.sampled_from(changed))
     place = data.draw(st.integers(0, tensor.size - 1))
@@ -141,17 +113,6 @@ def test_shape_dtype_order_and_number_of_tensors_matter():
     assert len({lineage.tensors_id(tensors) for tensors in [[tensor], *others]}) == 1 + len(others)
     first, second = np.ones(3, np.float32), np.zeros(3, np.float32)
     assert lineage.tensors_id([first, second]) != lineage.tensors_id([second, first])
-
-
-def test_ids_are_the_same_in_another_process():
-    code = (
-        "from melanoma_spark import lineage; print(lineage.content_id({'a': 1, 'b': [2]}), lineage.rows_id([('x', 1)]))"
-    )
-    told = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout
-    assert told.split() == [lineage.content_id({"b": [2], "a": 1}), lineage.rows_id([("x", 1)])]
-
-
-# The code
 
 
 def test_commit_is_that_of_the_checkout():

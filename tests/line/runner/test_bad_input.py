@@ -7,9 +7,9 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import REPO, said
+from conftest import said
 
-from jobs import finetune, ingest, pipeline
+from jobs import ingest
 from jobs.job import invoke
 from melanoma_spark import drawing, store
 from melanoma_spark.errors import MelanomaError
@@ -61,58 +61,6 @@ def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp
     holds_no_result(tmp_path / "warehouse")
 
 
-def test_an_archive_that_is_not_there(spark, settings_file, tmp_path):
-    settings = settings_file(archive=str(tmp_path / "nowhere"), warehouse=str(tmp_path / "warehouse"))
-    done = invoke(pipeline.COMMAND, ["--conf", str(settings)], spark)
-    assert done.exit_status == 4
-    one_line(done.log, f"error: archive {tmp_path}/nowhere does not exist", "archive=URL")
-    holds_no_result(tmp_path / "warehouse")
-
-
-def test_a_warehouse_that_cannot_be_written(spark, settings_file, lesions, tmp_path):
-    (tmp_path / "file").write_text("no folder")
-    settings = settings_file(archive=str(lesions), warehouse=str(tmp_path / "file" / "warehouse"))
-    done = invoke(ingest.COMMAND, ["--conf", str(settings)], spark)
-    assert done.exit_status == 3
-    one_line(done.log, f"error: cannot write file://{tmp_path}/file/warehouse", "choose another warehouse=URL")
-    assert (tmp_path / "file").read_text() == "no folder"
-
-
-def test_fewer_slots_than_ranks(spark, settings_file, line, tmp_path):
-    for name in ("images", "features", "models/head"):
-        shutil.copytree(line.folder / name, tmp_path / "warehouse" / name)
-    settings = settings_file(warehouse=str(tmp_path / "warehouse"), ranks=3)
-    done = invoke(finetune.COMMAND, ["--conf", str(settings)], spark)
-    assert done.exit_status == 3
-    one_line(done.log, "error: ranks=3 but Spark has only 2 free slots", "set ranks=2 or", "--master local[3]")
-    assert not (tmp_path / "warehouse/models/finetuned").exists()
-
-
-def test_an_unknown_setting(spark, settings_file, tmp_path):
-    settings = settings_file(archive="a", warehouse=str(tmp_path / "warehouse"), head={"hiden": 3})
-    done = invoke(pipeline.COMMAND, ["--conf", str(settings)], spark)
-    assert done.exit_status == 2
-    one_line(done.log, "unknown setting 'head.hiden'", "did you mean 'hidden'?", "valid here: ")
-    holds_no_result(tmp_path / "warehouse")
-
-
-def test_no_java(submitted, settings_file, tmp_path):
-    """From a copy without .venv, which may hold a Java of its own."""
-    copy = tmp_path / "checkout"
-    for name in ("conf", "jobs", "melanoma_spark"):
-        shutil.copytree(REPO / name, copy / name)
-    shutil.copy(REPO / "spark-submit.sh", copy)
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for tool in ("bash", "dirname", "env", "sed", "mktemp", "rm", "cat"):
-        (tools / tool).symlink_to(str(shutil.which(tool)))
-    environment = {"PATH": str(tools), "JAVA_HOME": None, "REAL_JAVA_HOME": None, "JVM_FOLDER": str(tmp_path / "none")}
-    started = submitted("ingest", "--conf", settings_file(archive="a"), script=copy / "spark-submit.sh", **environment)
-    out, err = started.communicate(timeout=60)
-    assert (started.returncode, out) == (3, "")
-    one_line(err, "Spark needs Java 17 or 21, found no Java", "make install")
-
-
 # --- through the jobs' functions
 
 
@@ -151,25 +99,6 @@ def test_bad_tables(new_line, tmp_path, table, words):
     line = new_line(archive)
     refused(line, "ingest", *words)
     holds_no_result(line.folder)
-
-
-def test_one_class_by_folders(new_line, tmp_path):
-    pictures(tmp_path / "archive" / "melanoma", 4)
-    line = new_line(tmp_path / "archive")
-    refused(line, "ingest", "one class only: all 4 usable images carry the positive label", "ingest.labels")
-    holds_no_result(line.folder)
-
-
-def test_an_archive_that_is_a_file(new_line, tmp_path):
-    picture = pictures(tmp_path / "archive", 1) / "0.jpg"
-    line = new_line(picture)
-    refused(line, "ingest", f"archive {picture} is a file, but no zip or tar", "name the folder")
-    holds_no_result(line.folder)
-
-
-def test_an_empty_archive(new_line, tmp_path):
-    (tmp_path / "archive" / "empty").mkdir(parents=True)
-    refused(new_line(tmp_path / "archive"), "ingest", "holds no files", "zip or tar")
 
 
 @pytest.mark.parametrize(
@@ -215,11 +144,3 @@ def test_weights_that_are_not_those_of_the_features(line, new_line):
         shutil.copytree(line.folder / name, other.folder / name)
     refused(other, "train_head", "features/ was made with weights", "spark-submit.sh featurize")
     assert store.manifest(other.job.warehouse, "models/head") is None
-
-
-def test_weights_that_do_not_fit(line, new_line, tmp_path):
-    (tmp_path / "weights.h5").write_bytes(b"no HDF5")
-    other = new_line(backbone={"weights": str(tmp_path / "weights.h5")})
-    shutil.copytree(line.folder / "images", other.folder / "images")
-    refused(other, "featurize", "weights.h5 is not a Keras HDF5 weights file")
-    assert store.manifest(other.job.warehouse, "features") is None

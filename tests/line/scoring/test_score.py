@@ -18,7 +18,7 @@ from PIL import Image
 from scoring import of_ledger, once, rows
 
 from jobs import score
-from melanoma_spark import drawing, files, images, lease, ledger, schemas
+from melanoma_spark import drawing, files, images, ledger, schemas
 from melanoma_spark.errors import BusyError, ClusterError
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
@@ -129,15 +129,6 @@ def test_a_new_version_scores_anew_or_not(scored):
     assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
 
 
-def test_a_lost_ledger_is_made_anew_from_the_scores(scored):
-    """Or one that never was: before version 0.2 there was none."""
-    scored.stage("score")
-    before = of_ledger(scored).sort_values("source_uri", ignore_index=True)
-    shutil.rmtree(scored.folder / "ledger")
-    assert "nothing to do" in scored.stage("score")
-    pd.testing.assert_frame_equal(of_ledger(scored).sort_values("source_uri", ignore_index=True), before)
-
-
 def test_what_killed_runs_left_is_no_result_and_goes(scored):
     scored.stage("score")
     (batch,) = ledger.committed(scored.job.warehouse)
@@ -176,16 +167,6 @@ def test_a_batch_with_a_row_missing_is_not_committed(scored, monkeypatch):
     assert "a killed run has left 7 rows, which are not computed again" in told
     assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
-
-
-def test_who_comes_second_leaves_with_a_status_of_its_own_or_waits(scored):
-    with (
-        lease.held(scored.job.warehouse, "score"),
-        pytest.raises(BusyError, match="score is already running") as caught,
-    ):
-        scored.stage("score")
-    assert caught.value.exit_status == 5
-    assert not (scored.folder / "scores").exists()
 
 
 def test_who_lost_its_lease_does_not_commit(scored, monkeypatch):

@@ -42,6 +42,10 @@ def test_the_page_says_what_it_is_and_what_it_is_not():
         assert words in page.words
     assert "script" not in page.tags
     assert len(re.findall("more, of lower risk", worklist.render(facts(left_out=1234)))) == 1
+    html = worklist.render(facts(rows=[row(flags=tuple(quality.FLAGS))], flags=dict.fromkeys(quality.FLAGS, 1)))
+    assert all(f"{name} ({text})" in Page(html).words for name, text in quality.FLAGS.items())
+    with pytest.raises(DataError, match="a worklist lacks expected, rows"):
+        worklist.render({key: value for key, value in facts().items() if key not in ("rows", "expected")})
 
 
 def test_names_are_text_and_not_markup():
@@ -63,11 +67,6 @@ def test_thousands_of_rows_are_light():
     assert len(worklist.render(facts(rows=rows))) < 5000 * 800
 
 
-def test_what_is_missing_is_named():
-    with pytest.raises(DataError, match="a worklist lacks expected, rows"):
-        worklist.render({key: value for key, value in facts().items() if key not in ("rows", "expected")})
-
-
 def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
     pixels = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
     assert worklist.overlaid(pixels, np.zeros((4, 4), np.float32)) == worklist.picture(pixels)
@@ -79,12 +78,6 @@ def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
     assert found.shape == (worklist.THUMBNAIL, worklist.THUMBNAIL, 3)
     assert changed[:20, :20].mean() > 30
     assert changed[-40:, -40:].mean() < 1
-
-
-def test_every_flag_has_a_text():
-    html = worklist.render(facts(rows=[row(flags=tuple(quality.FLAGS))], flags=dict.fromkeys(quality.FLAGS, 1)))
-    for name, text in quality.FLAGS.items():
-        assert f"{name} ({text})" in Page(html).words
 
 
 def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():

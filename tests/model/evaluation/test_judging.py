@@ -1,7 +1,5 @@
 """What evaluation tells of a model and its images in words; what it measures is tested with the jobs that use it."""
 
-from __future__ import annotations
-
 import pytest
 
 from jobs import judging

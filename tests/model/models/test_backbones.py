@@ -1,7 +1,5 @@
 """The convolutional bases: preprocessing inside, cuts, weights that fit."""
 
-from __future__ import annotations
-
 import importlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a worker of score unpickles brings neither MLflow nor TensorFlow along, whose imports take it seconds."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

@@ -1,18 +1,16 @@
 """A network in ONNX says what it says in TensorFlow, or is refused."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from melanoma_spark import backbones, exported, network
+from melanoma_spark import exported, network
 from melanoma_spark.errors import ConfigError, DataError
 
 ENGINES = ("ncnn", "onnxruntime")
-SIZES = {"vgg16": 32, "resnet50": 32, "inception_v3": 75, "xception": 71}
+SIZES = {"vgg16": 32, "xception": 71}
 
 
 def joined(name, size):
@@ -30,7 +28,8 @@ def pixels(size, count=5):
     return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+# over the limit of one test: tf2onnx goes through 130 layers; systems/test_other_backbones.py exports the others
+@pytest.mark.parametrize("name", ["vgg16", "xception"])
 def test_every_backbone_says_the_same(name):
     spec, weights = joined(name, SIZES[name])
     judge = network.judge(spec, weights)

@@ -14,7 +14,7 @@ def built(name, size=80):
     return spec, [np.asarray(value) for value in network.build(spec).get_weights()]
 
 
-@pytest.mark.parametrize("name", sorted(backbones.BACKBONES))
+@pytest.mark.parametrize("name", ["vgg16", "xception"])
 def test_every_backbone_has_maps_between_0_and_1(name):
     spec, tensors = built(name)
     images = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)

@@ -1,7 +1,5 @@
 """VGG16 by ncnn: the maps of all cuts are TensorFlow's, at any size, and no other network is taken for it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The head alone: the same arrays and seed give the same head, views take turns, what is held out is not learnt."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """All rows of an archive's tables at once: what an image is told, and what is told of rows that no image has."""
 
-from __future__ import annotations
-
 import pytest
 
 from melanoma_spark import records, schemas, tables
@@ -118,29 +116,27 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
             patient("b.jpg", "B", age=50.0),
             patient("c.jpg", "C", sex="male"),
         ],
+        "three.csv": [("d.jpg", {"site": site}) for site in ("chest", "abdomen", "anterior torso")],
         "two.csv": [
             patient("a.jpg", "A", age=41.0, sex="female", site="posterior torso"),
             patient("b.jpg", None, age=50.0, source="x"),
             patient("c.jpg", "D", age=60.0),
         ],
     }
-    rows, unmatched, notes = matched(spark, ["a.jpg", "b.jpg", "c.jpg"], said)
+    rows, unmatched, notes = matched(spark, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], said)
     a, b, c = rows["a.jpg"], rows["b.jpg"], rows["c.jpg"]
     assert (a.patient_id, a.age, a.sex, a.site, a.lesion_id) == ("A", None, "female", "back", "1")
     assert (b.patient_id, b.age, b.source) == ("B", 50.0, "x")
     assert (c.patient_id, c.age, c.sex) == (None, None, None), "nobody knows whose age and sex they are"
     assert [list(row.contradictions) for row in (a, b, c)] == [["age"], [], ["patient_id"]]
+    d = rows["d.jpg"]  # two parts of a region are two sites
+    assert (d.site, list(d.contradictions)) == (None, ["site"])
     assert [(row.image_id, row.reason, row.detail) for row in unmatched] == [
         ("a", records.CONTRADICTORY, "a.jpg: age"),
         ("c", records.CONTRADICTORY, "c.jpg: patient_id"),
+        ("d", records.CONTRADICTORY, "d.jpg: site"),
     ]
-    assert str(notes) == "; 2 images have rows that disagree (a.jpg: age; c.jpg: patient_id)"
-
-
-def test_two_parts_of_a_region_are_two_sites(spark):
-    said = {TABLE: [("a.jpg", {"site": site}) for site in ("chest", "abdomen", "anterior torso")]}
-    rows, _, _ = matched(spark, ["a.jpg"], said)
-    assert (rows["a.jpg"].site, list(rows["a.jpg"].contradictions)) == (None, ["site"])
+    assert str(notes) == "; 3 images have rows that disagree (a.jpg: age; c.jpg: patient_id; ...)"
 
 
 def test_labels_of_a_row_that_fits_several_are_marked(spark):

@@ -3,8 +3,6 @@
 Rows are made here as the jobs before would make them; many cases share a Spark job, since each costs a second.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import random
@@ -59,9 +57,6 @@ def by_path(rows):
     found = {row["source_uri"]: row for row in rows}
     assert len(found) == len(rows)
     return found
-
-
-# What the archive says of an image
 
 
 def file(path, reason=None, detail=None):
@@ -244,24 +239,21 @@ def from_tables(spark):
     return in_one_job(cases)
 
 
+DETAILS = {
+    "benign/alone.jpg": "no row in the archive's tables",
+    "benign/empty.jpg": "no label",
+    "benign/odd.jpg": "label 'frobnitz'",
+    "rows.jpg": "'melanoma' against 'nevus'",
+    **{f"{name}s.jpg": f"two rows give it another {name}_id" for name in ("patient", "lesion")},
+    "split.jpg": "two rows give it another split",
+}
+
+
 def test_tables_tell_labels_and_win_over_folders(from_tables):
     assert decided(from_tables["plain"]) == {f"{path}.jpg": made for path, _, made in SAID}
-
-
-def test_details_say_what_is_wrong(from_tables):
-    rows = {path: row["detail"] for path, row in by_path(from_tables["plain"]).items()}
-    assert rows["benign/alone.jpg"] == "no row in the archive's tables"
-    assert rows["benign/empty.jpg"] == "no label"
-    assert rows["benign/odd.jpg"] == "label 'frobnitz'"
-    assert rows["rows.jpg"] == "'melanoma' against 'nevus'"
-    assert [rows[f"{name}.jpg"] for name in ("patients", "lesions", "split")] == [
-        f"two rows give it another {name}" for name in ("patient_id", "lesion_id", "split")
-    ]
-
-
-def test_rows_of_several_tables_are_one(from_tables):
     rows = by_path(from_tables["plain"])
-    assert (rows["other.jpg"]["label"], rows["other.jpg"]["patient_id"]) == (0, "p")
+    assert {path: row["detail"] for path, row in rows.items() if row["reason"]}.items() >= DETAILS.items()
+    assert (rows["other.jpg"]["label"], rows["other.jpg"]["patient_id"]) == (0, "p"), "rows of several tables are one"
     assert (rows["same.jpg"]["shipped"], rows["same.jpg"]["lesion_id"]) == ("test", "l")
     assert {row["in_table"] for path, row in rows.items() if path != "benign/alone.jpg"} == {True}
 
@@ -282,9 +274,6 @@ def test_private_names_are_stored_as_what_name_makes_of_them(from_tables):
             for kind, _, name in (key.partition(":") for key in rows[path]["keys"])
         ]
         assert row == {**rows[path], **ids, "keys": keys}  # nothing else holds a name, details least of all
-
-
-# Groups, duplicates and splits
 
 
 def candidate(path, label=0, keys=(), pixels=None, looks=None, shipped=None, reason=None, sha256=None):
@@ -409,13 +398,8 @@ def test_every_row_is_placed_as_by_hand(hashed):
     assert placed(found["all"]) == by_hand(rows)
     kept = [row for row in found["all"] if row["split"]]
     assert {row["split"] for row in kept} == set(splits.SPLITS)
-    assert {row["reason"] for row in found["all"]} == {
-        None,
-        "duplicate",
-        "conflicting_labels",
-        "unknown_label",
-        "no_label",
-    }
+    reasons = {None, "duplicate", "conflicting_labels", "unknown_label", "no_label"}
+    assert {row["reason"] for row in found["all"]} == reasons
 
 
 def test_every_row_comes_out_once_with_a_reason_xor_a_split(hashed):
@@ -428,30 +412,12 @@ def test_every_row_comes_out_once_with_a_reason_xor_a_split(hashed):
         assert {name: row[name] for name in same} == {name: given[path][name] for name in same}
 
 
-def test_no_group_and_no_key_stands_on_two_splits(hashed):
-    rows, found = hashed
-    given, sides = by_path(rows), defaultdict(set)
-    for row in found["all"]:
+def test_chains_are_one_group_and_what_cannot_be_used_joins_nothing(hashed):
+    given, sides = by_path(hashed[0]), defaultdict(set)
+    for row in hashed[1]["all"]:
         for key in (row["group"], *given[row["source_uri"]]["keys"]) if row["split"] else ():
             sides[key].add(row["split"])
-    assert {len(names) for names in sides.values()} == {1}
-
-
-def test_copies_and_conflicts(hashed):
-    found = placed(hashed[1]["all"])
-    told = {path: row[:2] for path, row in found.items() if path.startswith(("copy", "both"))}
-    both = ("conflicting_labels", "3 images of these pixels, both labels")
-    assert told == {
-        "copy/a": (None, None),
-        "copy/b": ("duplicate", "same pixels as 11"),
-        "copy/c": (None, None),
-        "copy/d": ("duplicate", "same pixels as 00"),
-        "copy/e": ("unknown_label", "so it was"),
-        **dict.fromkeys(("both/a", "both/b", "both/c"), both),
-    }
-
-
-def test_chains_are_one_group_and_what_cannot_be_used_joins_nothing(hashed):
+    assert {len(names) for names in sides.values()} == {1}, "no group and no key stands on two splits"
     named = {path: row[2] for path, row in placed(hashed[1]["all"]).items()}
     assert {named[f"chain/{n}"] for n in range(1, 7)} == {"patient:chain y"}
     assert (named["apart/1"], named["apart/2"], named["apart/3"]) == ("patient:apart 1", None, "patient:apart 2")
@@ -474,8 +440,6 @@ def test_partitions_and_order_do_not_matter(spark, hashed):
         spark.conf.set("spark.sql.shuffle.partitions", "1")
     assert by_path(again) == by_path(found["all"])
 
-
-# Shipped splits
 
 SHIPPED = [
     candidate("train/1", keys=["patient:1"], shipped="train"),
@@ -579,17 +543,10 @@ def test_layout_tells_splits_and_no_row_at_all_is_no_error(spark):
     }
 
 
-# Archives that cannot be used
-
-
 def counts(*numbers):
     """Of negative and positive images in train, validation and test."""
     names = [f"{split}_{label}" for split in splits.SPLITS for label in (0, 1)]
     return dict(zip(names, numbers, strict=True))
-
-
-def test_enough_is_no_error():
-    selection.check(counts(1, 1, 1, 1, 1, 1), {"corrupt": 5}, ["label 'odd'"])
 
 
 @pytest.mark.parametrize(
@@ -623,6 +580,7 @@ def test_enough_is_no_error():
     ],
 )  # fmt: skip
 def test_too_little_is_an_error_that_says_what_to_do(numbers, reasons, unknown, told):
+    selection.check(counts(1, 1, 1, 1, 1, 1), reasons, unknown)
     with pytest.raises(DataError) as error:
         selection.check(counts(*numbers), reasons, unknown)
     assert str(error.value) == told

@@ -1,7 +1,5 @@
 """The index of what was scored: merged, cut short and made anew, it always tells the same."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

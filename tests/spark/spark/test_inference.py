@@ -1,7 +1,5 @@
 """A model over a column: loaded once a worker, in order, and no image touches another one's result."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter
@@ -214,14 +212,11 @@ def test_an_error_while_preparing_ahead_is_raised_in_its_turn():
             raise ValueError("third")
         return item
 
+    assert list(inference.ahead(iter([]), prepare)) == []
     items = inference.ahead(iter(range(5)), prepare)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(ValueError, match="third"):
         next(items)
-
-
-def test_nothing_ahead_of_nothing():
-    assert list(inference.ahead(iter([]), lambda item: item)) == []
 
 
 def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):

@@ -1,7 +1,5 @@
 """What executors are asked, and what is told when they are not as the driver."""
 
-from __future__ import annotations
-
 import importlib
 import socket
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The session's helpers, on local[2]."""
 
-from __future__ import annotations
-
 import re
 import time
 from pathlib import Path

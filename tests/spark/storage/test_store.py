@@ -1,9 +1,6 @@
 """Datasets: what was written is read, no row more or less, and a half-written one is never taken for a result."""
 
-from __future__ import annotations
-
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +13,7 @@ import pytest
 from pyspark.sql import types as t
 
 from melanoma_spark import files, schemas, store
-from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.errors import DataError
 
 
 def test_no_manifest(tmp_path):
@@ -36,13 +33,8 @@ def test_publish_replaces_the_manifest(tmp_path):
     assert found["made_at"]
     assert store.data_url(warehouse, "images", found) == f"file://{tmp_path}/images/p2"
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["manifest.json"]
-
-
-def test_a_damaged_manifest_is_an_error(tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images/manifest.json").write_text('{"id": "i1", ')
-    with pytest.raises(DataError, match=r"images/manifest\.json is not a JSON object"):
-        store.manifest(files.url_of(str(tmp_path)), "images")
+    text = json.loads((tmp_path / "images/manifest.json").read_text())
+    assert list(text) == sorted(text)
 
 
 def test_a_manifest_is_whole_for_readers_and_after_a_kill(tmp_path):
@@ -100,47 +92,6 @@ def test_a_model_is_kept_as_it_was(tmp_path):
         np.testing.assert_array_equal(before, after, strict=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x03\x04 no zip either"])
-def test_damaged_weights_are_an_error(tmp_path, content):
-    (tmp_path / "models/head/abc").mkdir(parents=True)
-    (tmp_path / "models/head/abc/weights.npz").write_bytes(content)
-    with pytest.raises(DataError, match="weights are damaged"):
-        store.load_model(files.url_of(str(tmp_path)), "models/head", {"path": "abc"})
-
-
-def test_weights_cannot_bring_code(tmp_path):
-    class Bomb:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "exploded"),)
-
-    (tmp_path / "models/head/abc").mkdir(parents=True)
-    np.savez(tmp_path / "models/head/abc/weights.npz", w000=np.asarray([Bomb()], dtype=object))
-    with pytest.raises(DataError, match="weights are damaged or hold something that is no array"):
-        store.load_model(files.url_of(str(tmp_path)), "models/head", {"path": "abc"})
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_missing_weights_are_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"cannot read .*abc/weights\.npz"):
-        store.load_model(files.url_of(str(tmp_path)), "models/head", {"path": "abc"})
-
-
-def test_a_warehouse_below_a_file_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    for place in ("file", "file/below"):
-        with pytest.raises(ClusterError, match=r"cannot write .*; choose another warehouse=URL"):
-            store.publish(files.url_of(str(tmp_path / place)), "images", {"id": "1"})
-
-
-def test_manifests_are_readable_json(tmp_path):
-    store.publish(files.url_of(str(tmp_path)), "images", {"id": "1", "path": "1", "made_from": "m"})
-    text = (tmp_path / "images/manifest.json").read_text()
-    assert list(json.loads(text)) == sorted(json.loads(text))
-
-
-# --- parts
-
-
 PARTS_SCHEMA = t.StructType(
     [
         t.StructField("name", t.StringType()),
@@ -170,6 +121,8 @@ def write_parts(spark, write, rows, broken=None):
 
 
 def test_parts_are_rows_that_spark_reads(spark, tmp_path):
+    assert write_parts(spark, store.parts(f"file:{tmp_path}/one", PARTS_SCHEMA), 1) == 1
+    assert len(list((tmp_path / "one").iterdir())) == 1, "tasks without rows write no part"
     url = f"file:{tmp_path}/parts"
     assert write_parts(spark, store.parts(url, PARTS_SCHEMA), 20) == 20
     found = sorted(spark.read.schema(PARTS_SCHEMA).parquet(url).collect(), key=lambda row: int(row.name[1:]))
@@ -192,11 +145,6 @@ def test_a_task_that_fails_leaves_no_part_and_a_second_attempt_writes_each_row_o
     for _ in range(2):
         assert write_parts(spark, write, 9) == 9
         assert spark.read.parquet(url).count() == 9
-
-
-def test_tasks_without_rows_write_no_part(spark, tmp_path):
-    assert write_parts(spark, store.parts(f"file:{tmp_path}/parts", PARTS_SCHEMA), 1) == 1
-    assert len(list((tmp_path / "parts").iterdir())) == 1
 
 
 IMAGES = {"image_size": 64}

@@ -1,7 +1,5 @@
 """The registered model: whole in itself, the same as batch scoring, and not to be tampered with."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
@@ -248,21 +246,6 @@ def signed(packed):
     return packed | {bundle.MANIFEST: json.dumps(sums).encode()}
 
 
-def test_a_scorer_is_packed_and_unpacked_whole(scorer):
-    again = bundle.unpack(bundle.pack(scorer))
-    assert (again.spec, again.calibration, again.operating_point, again.min_side, again.max_pixels, again.facts) == (
-        scorer.spec,
-        scorer.calibration,
-        scorer.operating_point,
-        16,
-        10_000,
-        scorer.facts,
-    )
-    for before, after in zip(scorer.tensors, again.tensors, strict=True):
-        np.testing.assert_array_equal(before, after, strict=True)
-    assert bundle.without_tensors(scorer).tensors == []
-
-
 @pytest.mark.parametrize("tta", [1, 8])
 def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tta):
     chosen = replace(scorer, spec=scorer.spec.model_copy(update={"tta": tta}))
@@ -283,12 +266,6 @@ def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tt
     assert np.abs(found - expected).max() > 1e-3, "the test cannot tell calibrated from not"
 
 
-def test_workers_tell_models_of_other_views_apart(scorer):
-    """By this id a worker knows the model that it has loaded."""
-    ids = {replace(scorer, spec=scorer.spec.model_copy(update={"tta": tta})).model_id for tta in (1, 2, 4, 8)}
-    assert len(ids) == 4
-
-
 def test_a_model_registered_before_there_were_views_and_calibration_is_unpacked(scorer):
     packed = bundle.pack(scorer)
     description = json.loads(packed["model.json"])
@@ -296,10 +273,6 @@ def test_a_model_registered_before_there_were_views_and_calibration_is_unpacked(
     packed["model.json"] = json.dumps(description).encode()
     again = bundle.unpack(signed(packed))
     assert (again.spec, again.calibration) == (scorer.spec, Calibration())
-
-
-def test_packing_is_the_same_every_time(scorer):
-    assert bundle.pack(scorer)["model.json"] == bundle.pack(scorer)["model.json"]
 
 
 @pytest.mark.parametrize("damage", ["no json", "missing", "spec", "calibration", "empty weights", "text weights"])
@@ -325,6 +298,20 @@ def test_damaged_files_are_refused_in_one_line(scorer, damage):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_scorer_is_packed_and_unpacked_whole(scorer):
+    packed = bundle.pack(scorer)
+    assert packed["model.json"] == bundle.pack(scorer)["model.json"], "the same every time"
+    again = bundle.unpack(packed)
+    assert replace(again, tensors=[]) == replace(scorer, tensors=[]) == bundle.without_tensors(scorer)
+    for before, after in zip(scorer.tensors, again.tensors, strict=True):
+        np.testing.assert_array_equal(before, after, strict=True)
+    # by this id a worker knows the model that it has loaded
+    assert len({replace(scorer, spec=scorer.spec.model_copy(update={"tta": n})).model_id for n in (1, 2, 4, 8)}) == 4
+    with pytest.raises(ImageError, match="too_many_pixels"):
+        scorer.prepare(drawing.lesion_jpeg(1, size=101))  # the limits of ingest hold
+    assert scorer.prepare(drawing.lesion_jpeg(1, size=100)).shape == (32, 32, 3)
+
+
 def test_rows_say_what_was_decided_and_why(scorer):
     broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
     outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
@@ -338,17 +325,3 @@ def test_rows_say_what_was_decided_and_why(scorer):
     assert list(found["detail"]) == [None, "OSError while decoding 64 x 64 pixels", None, None]
     assert set(found["threshold"]) == {0.25}
     assert set(found["operating_point"]) == {"screening"}
-
-
-def test_rows_of_broken_images_alone(scorer):
-    broken = ImageError("empty", "0 bytes")
-    found = scorer.finish([None], [broken, broken])
-    assert list(found["status"]) == ["rejected"] * 2
-    assert found["probability"].isna().all()
-    assert found["probability"].dtype == np.float64
-
-
-def test_the_limits_of_ingest_hold(scorer):
-    with pytest.raises(ImageError, match="too_many_pixels"):
-        scorer.prepare(drawing.lesion_jpeg(1, size=101))
-    assert scorer.prepare(drawing.lesion_jpeg(1, size=100)).shape == (32, 32, 3)

@@ -1,7 +1,5 @@
 """prune: what it tells is what it removes, on every kind of store, and never beside a job at work."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os
@@ -79,6 +77,23 @@ def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
     assert again[-1] == "4 entries, 4 files, 0.0 MB removed"
     assert there(store) == [path for path in before if path.rpartition("/")[0] not in gone]
     assert run(store, mlflow=mlflow)[-1].startswith("nothing may go of the 8 files that were looked at")
+
+
+def test_what_stops_it_is_told_in_a_line(warehouse, monkeypatch):
+    def refused(url):
+        raise PermissionError(13, "Permission denied", url)
+
+    with monkeypatch.context() as only_here:
+        only_here.setattr(prune.files, "remove", refused)
+        with pytest.raises(
+            ClusterError, match=rf"file://{warehouse}: Permission denied; mend that and run prune again"
+        ):
+            run(warehouse, prune={"apply": True})
+    (warehouse / "features/manifest.json").write_text("{")
+    shutil.rmtree(warehouse / "running", ignore_errors=True)
+    with pytest.raises(DataError, match=r"features/manifest\.json is not a JSON object"):
+        run(warehouse, prune={"apply": True})
+    assert (warehouse / f"features/{OLD}").exists()
 
 
 def test_a_table(warehouse):
@@ -207,47 +222,19 @@ def test_killed_anywhere_it_leaves_no_manifest_of_what_is_gone(tmp_path, monkeyp
     assert number > 8, "it was killed at each of its steps"
 
 
-def test_a_folder_that_cannot_be_removed_is_told_in_a_line(warehouse, monkeypatch):
-    def refused(url):
-        raise PermissionError(13, "Permission denied", url)
-
-    monkeypatch.setattr(prune.files, "remove", refused)
-    with pytest.raises(ClusterError, match=rf"file://{warehouse}: Permission denied; mend that and run prune again"):
-        run(warehouse, prune={"apply": True})
-
-
-def test_what_a_killed_ingest_left_is_found(warehouse):
-    files.write_bytes(f"file://{warehouse}/_ingest-0a1b2c3d/listed/part-0", b"1")
-    run(warehouse, prune={"apply": True})
-    assert not (warehouse / "_ingest-0a1b2c3d").exists()
-
-
 def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
     given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
     words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"
     assert invoke(prune.COMMAND, given).summary.endswith(f": ./spark-submit.sh prune {words}")
 
 
-def test_a_damaged_manifest_ends_it(warehouse):
-    (warehouse / "features/manifest.json").write_text("{")
-    with pytest.raises(DataError, match=r"features/manifest\.json is not a JSON object"):
-        run(warehouse, prune={"apply": True})
-    assert (warehouse / f"features/{OLD}").exists()
+def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copied):
+    import mlflow
 
-
-# With registered versions
-
-
-def test_of_a_whole_line_nothing_may_go(line):
     before = there(line.folder)
     assert run(line.folder)[-1].startswith("nothing may go")
     assert there(line.folder) == before
     assert files.matches(f"{line.job.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
-
-
-def test_what_a_registered_version_needs_stays_until_the_version_goes(copied):
-    import mlflow
-
     report, dataset = copied.manifest("reports"), copied.manifest("images")
     exports = copied.folder / "models/exported"
     (kept,) = exports.iterdir()
@@ -295,9 +282,6 @@ def test_a_report_that_moved_an_alias_stays(warehouse, shared_mlflow, monkeypatc
     monkeypatch.setattr(prune.tracking.Tracker, "versions", lambda self: [Version("1")])
     with pytest.raises(DataError, match=r"m version 2 is champion by registry/"):
         run(warehouse, mlflow={"tracking_uri": shared_mlflow})
-
-
-# From outside
 
 
 def test_it_needs_neither_java_nor_spark_and_makes_no_database(warehouse, submit):

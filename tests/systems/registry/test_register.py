@@ -1,7 +1,5 @@
 """Register: a worse model is refused with the reason, a better one promoted, and every move kept, told and undone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

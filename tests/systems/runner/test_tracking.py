@@ -1,7 +1,5 @@
 """MLflow: what is logged, under which run, and what is said when it is not there."""
 
-from __future__ import annotations
-
 import contextlib
 import http.server
 import os
@@ -11,7 +9,6 @@ import sqlite3
 import threading
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -77,6 +74,10 @@ def test_stages_are_nested_in_the_pipeline(tracker):
     assert "mlflow.parentRunId" not in stored(parent).data.tags
     assert stored(parent).data.metrics == {"whole": 2.0}
     assert mlflow.active_run() is None
+    with pytest.raises(ZeroDivisionError), tracker.run("pipeline", {}) as parent, tracker.run("ingest", {}) as child:
+        raise ZeroDivisionError
+    assert {stored(run).info.status for run in (parent, child)} == {"FAILED"}
+    assert mlflow.active_run() is None
 
 
 def test_what_is_charted_over_jobs_is_a_run_of_an_experiment_beside(tracker):
@@ -94,13 +95,6 @@ def test_what_is_charted_over_jobs_is_a_run_of_an_experiment_beside(tracker):
         assert "mlflow.parentRunId" not in found.data.tags
     assert stored(run_id).data.metrics == {"seconds": 1}, "the open run stays what it is"
     assert stored(run_id).info.experiment_id != experiment.experiment_id
-
-
-def test_a_run_that_ends_by_an_error_is_marked(tracker):
-    with pytest.raises(ZeroDivisionError), tracker.run("pipeline", {}) as parent, tracker.run("ingest", {}) as child:
-        raise ZeroDivisionError
-    assert {stored(run).info.status for run in (parent, child)} == {"FAILED"}
-    assert mlflow.active_run() is None
 
 
 def test_epochs_are_curves(tracker):
@@ -189,16 +183,6 @@ def test_a_damaged_database_is_told_in_one_line(tmp_path, damage):
     with pytest.raises(ClusterError, match=r"MLflow at sqlite:.*mlflow\.db cannot be used: ") as caught:
         tracking.Tracker(config.Mlflow(), files.url_of(str(tmp_path)))
     assert len(str(caught.value).splitlines()) == 1
-
-
-def test_the_package_is_unpacked_whole(tmp_path):
-    target = tracking.unpacked_package(tmp_path)
-    package = Path(tracking.__file__).parent
-    expected = {
-        path.name: path.read_bytes() for path in package.iterdir() if path.suffix in (".py", ".html", ".csv", ".md")
-    }
-    assert {path.name: path.read_bytes() for path in target.iterdir()} == expected
-    assert "serving.py" in expected
 
 
 def test_writing_is_tried_on_a_server(server, tmp_path):

@@ -1,7 +1,5 @@
 """What a warehouse on HDFS or S3 rests on. The whole line is run there by test_yarn.py and test_s3_warehouse.py."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor

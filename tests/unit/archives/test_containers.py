@@ -1,7 +1,5 @@
 """Zip, tar and tar.gz: ordinary ones as Python's own readers see them, and every way to spoil one."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import itertools
@@ -9,7 +7,6 @@ import pickle
 import random
 import struct
 import subprocess
-import sys
 import tarfile
 import tracemalloc
 import unicodedata
@@ -28,7 +25,6 @@ from broken_containers import (
     A,
     B,
     C,
-    bomb_of_one_file,
     central,
     changed,
     item,
@@ -37,15 +33,14 @@ from broken_containers import (
     tarred,
     zipped,
 )
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from samples import examples
 
 from melanoma_spark import containers, images
 from melanoma_spark.containers import Limits, Member
 from melanoma_spark.containers.parts import UniqueNames
 from melanoma_spark.errors import ImageError
-
-# To look at containers
 
 
 def listed(content: bytes, kind: str, **limits: Any) -> list[Member]:
@@ -64,9 +59,6 @@ def contents(content: bytes, kind: str, wanted: list[Member] | None = None) -> d
         found[member.name] = got.reason if isinstance(got, ImageError) else got
     assert list(found) == [member.name for member in wanted]
     return found
-
-
-# Ordinary ones
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -131,9 +123,6 @@ def test_kind_is_told_by_content_and_only_then_by_name():
 def test_container_is_told_by_suffix_in_any_case():
     assert all(containers.is_container(f"a/B{suffix.upper()}") for suffix in containers.SUFFIXES)
     assert not any(map(containers.is_container, ("a.jpg", "zip", "a.zip/b.jpg", "a.gz", "a.nii.gz")))
-
-
-# Names
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,11 +195,45 @@ def test_names_in_whatever_encoding(raw, of_zip, of_tar):
     assert contents(header, "tar") == {of_tar: A}
 
 
-def test_nul_in_a_name_is_unsafe():
-    content = zipped({"aNb.jpg": A}).replace(b"aNb", b"a\0b")
-    assert contents(content, "zip") == {"a\\x00b.jpg": "unsafe_name"}
-    entry = item("x.jpg", pax_headers={"path": "a\0b.jpg"})
-    assert contents(tarred([(entry, A)]), "tar") == {"a\\x00b.jpg": "unsafe_name"}
+def old_v7() -> bytes:
+    """A tar header without a prefix, in whose place something else stands."""
+    header = bytearray(tarred({"a.jpg": A}, form=tarfile.USTAR_FORMAT)[:512])
+    header[257:265], header[345:350] = bytes(8), b"noise"
+    return signed(header) + A.ljust(1024, b"\0") + bytes(1024)
+
+
+def of_signed_bytes() -> bytes:
+    """A tar whose checksum counts bytes from -128 to 127."""
+    content = tarred({"ü.jpg": A}, form=tarfile.GNU_FORMAT)
+    header = content[:148] + b" " * 8 + content[156:512]
+    total = sum(byte - 256 * (byte > 127) for byte in header)
+    return changed(content, 148, b"%06o\0 " % total)
+
+
+STREAMED = zipped({"a.jpg": A, "b.jpg": b"text " * 400}, streamed=True)
+LZMA = zipped({"a.jpg": A}, zipfile.ZIP_LZMA)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "expected"),
+    [
+        (zipped({"aNb.jpg": A}).replace(b"aNb", b"a\0b"), "zip", {"a\\x00b.jpg": "unsafe_name"}),
+        (tarred([(item("x", pax_headers={"path": "a\0b"}), A)]), "tar", {"a\\x00b": "unsafe_name"}),
+        (changed(zipped({"a.jpg": A}), 6, b"\1"), "zip", {"a.jpg": "encrypted"}),  # by its own header alone
+        # an LZMA that asks for gigabytes of memory: version and length, then the properties' first byte
+        (changed(LZMA, LZMA.index(b"a.jpg") + 10, b"\0\0\0\xf0"), "zip", {"a.jpg": "damaged_member"}),
+        # no deflate behind the first member, and no directory
+        (
+            changed(STREAMED[: central(STREAMED)], STREAMED.index(b"b.jpg") + 5, b"\xff\xff\xff"),
+            *("zip", {"a.jpg": A, "": "damaged_archive"}),
+        ),
+        (old_v7(), "tar", {"a.jpg": A}),
+        (of_signed_bytes(), "tar", {"ü.jpg": A}),
+    ],
+    ids=["NUL in zip", "NUL in tar", "encrypted", "LZMA", "no deflate", "v7", "signed bytes"],
+)
+def test_single_members_of_odd_headers(content, kind, expected):
+    assert contents(content, kind) == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -222,20 +245,13 @@ def test_members_of_one_name_get_different_names(kind):
 
 
 @given(st.lists(st.text("ab#12", max_size=4), max_size=60))
+@example([f"lesion_{number}.jpg" for number in range(20_000)])  # none is taken for an old one
 def test_names_are_unique_whatever_they_are(names):
-    unique = UniqueNames(100)
+    unique = UniqueNames(max(100, len(names)))
     found = [unique.unique(name, index) for index, name in enumerate(names)]
     assert len(set(found)) == len(found)
-    first = {name: found[names.index(name)] for name in names}
+    first = dict(zip(reversed(names), reversed(found), strict=True))
     assert all(given == name for name, given in first.items() if "#" not in name)
-
-
-def test_no_new_name_of_a_million_is_taken_for_an_old_one():
-    unique = UniqueNames(200_000)
-    assert all(unique.unique(f"lesion_{index}.jpg", index)[-1] == "g" for index in range(200_000))
-
-
-# Those that are not ordinary
 
 
 @pytest.mark.parametrize("case", CORPUS)
@@ -267,36 +283,37 @@ def test_corpus_is_large_and_meets_every_reason():
     assert all(line and "\n" not in line for line in containers.REASONS.values())
 
 
-# Limits
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_member_over_its_limit_is_not_read_and_others_are(kind):
-    found = listed(packed(kind), kind, max_member_bytes=len(B))
-    assert [member.reason for member in found] == [None, None, "too_many_bytes"]
+@pytest.mark.parametrize(
+    ("limits", "last", "told"),
+    [
+        ({"max_member_bytes": len(B)}, "too_many_bytes", "1024"),
+        ({"max_members": 2}, "too_many_members", "2"),
+        ({"max_members": 3}, None, ""),
+        ({"max_total_bytes": len(A + B)}, "archive_too_large", str(len(A + B))),
+        ({"max_total_bytes": len(A + B + C)}, None, ""),
+    ],
+)
+def test_what_is_over_a_limit_is_a_row_with_its_reason_behind_the_others(kind, limits, last, told):
+    found = listed(packed(kind), kind, **limits)
+    assert [member.reason for member in found] == [None, None, last]
+    assert told in (found[-1].detail or "")
+    whole = last in ("too_many_members", "archive_too_large")
+    assert [member.name for member in found] == [*list(PLAIN)[:2], "" if whole else "folder/deep/c.png"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_members_over_the_number_become_one_row(kind):
-    found = listed(packed(kind), kind, max_members=2)
-    assert [member.name for member in found] == ["a.jpg", "folder/b.jpg", ""]
-    assert found[-1].reason == "too_many_members"
-    assert "2" in found[-1].detail
-    assert len(listed(packed(kind), kind, max_members=3)) == 3
-
-
-def test_folders_of_a_zip_do_not_push_its_files_out_silently():
-    content = zipped({**{f"folder{number}/": b"" for number in range(5)}, "a.jpg": A})
-    assert [member.reason for member in listed(content, "zip", max_members=3)] == ["too_many_members"]
-    assert [member.reason for member in listed(content, "zip", max_members=6)] == [None]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_members_over_all_bytes_become_one_row(kind):
-    found = listed(packed(kind), kind, max_total_bytes=len(A) + len(B))
-    assert [member.reason for member in found] == [None, None, "archive_too_large"]
-    assert str(len(A) + len(B)) in found[-1].detail
-    assert len(listed(packed(kind), kind, max_total_bytes=len(A) + len(B) + len(C))) == 3
+@pytest.mark.parametrize(
+    ("files", "limits", "reasons"),
+    [
+        ({**{f"folder{n}/": b"" for n in range(5)}, "a.jpg": A}, {"max_members": 3}, ["too_many_members"]),
+        ({**{f"folder{n}/": b"" for n in range(5)}, "a.jpg": A}, {"max_members": 6}, [None]),
+        # too small for the ratio, which counts from a megabyte on
+        ({f"{n}.bmp": bytes(1 << 20) for n in "abc"}, {"max_total_bytes": 2 << 20}, [None, None, "archive_too_large"]),
+        ({"zeros.bmp": bytes(4 << 20)}, {"max_ratio": 2000}, [None]),
+    ],
+)
+def test_limits_of_a_zip_of_folders_and_of_zeros(files, limits, reasons):
+    assert [member.reason for member in listed(zipped(files), "zip", **limits)] == reasons
 
 
 def test_headers_without_end_in_gzip_stop():
@@ -304,12 +321,6 @@ def test_headers_without_end_in_gzip_stop():
     content = gzip.compress(tarred({}, pax_headers={"comment": "x"})[:1024] * 4000)
     found = listed(content, "tar.gz", max_total_bytes=1000, max_members=100, max_ratio=1e9)
     assert [member.reason for member in found] == ["archive_too_large"]
-
-
-def test_many_members_too_small_for_the_ratio_stop():
-    content = zipped({f"{number}.bmp": bytes(1 << 20) for number in range(5)})
-    found = listed(content, "zip", max_total_bytes=3 << 20)
-    assert [member.reason for member in found] == [None, None, None, "archive_too_large"]
 
 
 def test_zeros_without_end_in_gzip_stop_at_the_limit_of_all_bytes():
@@ -336,14 +347,6 @@ def test_zeros_without_end_in_gzip_stop_at_the_limit_of_all_bytes():
     assert [member.reason for member in found] == ["archive_too_large"]
 
 
-def test_ratio_counts_from_a_megabyte_on():
-    assert [member.reason for member in listed(zipped({"a.bmp": bytes(1 << 20)}), "zip")] == [None]
-    assert [member.reason for member in listed(bomb_of_one_file(), "zip", max_ratio=2000)] == [None]
-
-
-# Damage of one member
-
-
 def lie(content: bytes, number: int, place: int, new: bytes, local: int | None = None) -> bytes:
     """A zip whose central directory says something else of one member, and its local header too."""
     start = central(content, number)
@@ -357,7 +360,9 @@ def long(number: int) -> bytes:
     return struct.pack("<L", number)
 
 
-DEFLATED, RAW = zipped({"a.jpg": A, "b.jpg": b"text " * 400, "c.jpg": C}), zipped(PLAIN, zipfile.ZIP_STORED)
+TEXT = b"text " * 400
+DEFLATED = zipped({"a.jpg": A, "b.jpg": TEXT, "c.jpg": C})
+STORED = zipped({"a.jpg": A, "b.jpg": TEXT, "c.jpg": C}, zipfile.ZIP_STORED)
 
 
 @pytest.mark.parametrize(
@@ -376,6 +381,7 @@ DEFLATED, RAW = zipped({"a.jpg": A, "b.jpg": b"text " * 400, "c.jpg": C}), zippe
         lie(DEFLATED, 1, 10, struct.pack("<H", 12)),  # another method
         lie(DEFLATED, 1, 10, struct.pack("<H", 14)),
         lie(DEFLATED, 1, 10, struct.pack("<H", 0)),
+        changed(STORED, STORED.index(TEXT) + 100, b"damage"),  # told by its checksum
     ],
 )
 def test_damaged_member_of_a_zip_leaves_the_others(content):
@@ -384,11 +390,6 @@ def test_damaged_member_of_a_zip_leaves_the_others(content):
     if found["a.jpg"] == "bomb":  # b claims a part of it
         found["a.jpg"] = A
     assert found == {"a.jpg": A, "c.jpg": C}
-
-
-def test_overwritten_bytes_of_a_stored_member_are_told_by_its_checksum():
-    content = changed(RAW, RAW.index(B) + 100, b"damage")
-    assert contents(content, "zip") == {**PLAIN, "folder/b.jpg": "damaged_member"}
 
 
 def test_lie_about_size_never_inflates_more_than_one_byte_beyond():
@@ -413,16 +414,6 @@ def test_what_is_no_zip_is_not_searched_to_its_end():
     assert len(listed(content, "zip")) == 4
 
 
-def test_lzma_that_asks_for_gigabytes_of_memory_gets_none():
-    content = zipped({"a.jpg": A}, zipfile.ZIP_LZMA)
-    place = content.index(b"a.jpg") + 5 + 4 + 1  # version and length, then the properties' first byte
-    assert contents(changed(content, place, b"\0\0\0\xf0"), "zip") == {"a.jpg": "damaged_member"}
-
-
-def test_member_encrypted_by_its_own_header_alone():
-    assert contents(changed(zipped({"a.jpg": A}), 6, b"\1"), "zip") == {"a.jpg": "encrypted"}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_container_cut_after_it_was_listed(kind):
     content = packed(kind)
@@ -439,9 +430,6 @@ def test_members_of_tar_gz_are_read_in_order():
     with pytest.raises(ValueError, match="order"):
         contents(GZ, "tar.gz", wanted[::-1])
     assert contents(packed("tar"), "tar", listed(packed("tar"), "tar")[::-1]) == dict(reversed(PLAIN.items()))
-
-
-# Forms
 
 
 def test_zip64_in_all_its_places():
@@ -470,29 +458,17 @@ def test_zip64_in_all_its_places():
     assert contents(b"MZ" + C + whole, "zip") == PLAIN
 
 
+# over the limit of one test: it takes so many members
 def test_more_than_65535_members_of_a_writer_that_counts_in_16_bits():
-    content = zipped({f"{number}.jpg": b"x" for number in range(65600)}, zipfile.ZIP_STORED)
-    entries = content[central(content) : content.rindex(b"PK\6\6")]
-    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 64, 64, len(entries), central(content), 0)
-    found = listed(content[: central(content)] + entries + end, "zip")
-    assert len(found) == 65600
-    assert not any(member.reason for member in found)
-    assert len(listed(content, "zip")) == 65600
-
-
-def test_old_v7_tar_has_no_prefix():
-    header = bytearray(tarred({"a.jpg": A}, form=tarfile.USTAR_FORMAT)[:512])
-    header[257:265] = bytes(8)
-    header[345:350] = b"noise"
-    assert contents(signed(header) + A.ljust(1024, b"\0") + bytes(1024), "tar") == {"a.jpg": A}
-
-
-def test_tar_checksum_of_signed_bytes():
-    content = tarred({"ü.jpg": A}, form=tarfile.GNU_FORMAT)
-    header = bytearray(content[:512])
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(byte - 256 * (byte > 127) for byte in header)
-    assert contents(bytes(header) + content[512:], "tar") == {"ü.jpg": A}
+    one = zipped({"00000.jpg": b"x"}, zipfile.ZIP_STORED)
+    local, entry = one[: central(one)], one[central(one) : -22]
+    names = [b"%05d.jpg" % number for number in range(65600)]
+    places = [struct.pack("<L", number * len(local)) for number in range(len(names))]
+    files = b"".join(local[:30] + name + local[39:] for name in names)
+    entries = b"".join(entry[:42] + place + name for place, name in zip(places, names, strict=True))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 64, 64, len(entries), len(files), 0)
+    reasons = [member.reason for member in containers.members(io.BytesIO(files + entries + end), "zip")]
+    assert reasons == [None] * 65600
 
 
 def test_pax_gives_size_and_name():
@@ -550,9 +526,6 @@ def test_error_of_the_file_itself_goes_through(kind):
         list(containers.read(Failing(packed(kind)), kind, listed(packed(kind), kind)))
 
 
-# Any damage
-
-
 def noise() -> Iterator[tuple[str, bytes]]:
     rng = random.Random(7)
     for number in range(8):
@@ -575,7 +548,6 @@ WHOLE = {
 TAR_ENDS = {name: len(whole.rstrip(b"\0")) for name, (kind, whole) in WHOLE.items() if kind == "tar"}
 
 
-@settings(max_examples=400)
 @given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1))
 def test_cut_anywhere(name, part):
     kind, whole = WHOLE[name]
@@ -599,9 +571,9 @@ def test_cut_anywhere(name, part):
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_cut_container_gives_every_member_that_is_whole(kind):
     content = packed(kind)
-    start = content.index(C)  # random bytes do not deflate, so they stand there as they are
-    ends = {content.index(A) + len(A): 1, content.index(B) + len(B): 2, start + len(C): 3}
-    for cut in range(len(content) - 22):
+    # random bytes do not deflate, so they stand there as they are
+    ends = {content.index(own) + len(own): count for count, own in enumerate((A, B, C), 1)}
+    for cut in range(0, len(content) - 22, 7):
         rows = [member for member in listed(content[:cut], kind) if member.name]
         assert len(rows) >= max((count for end, count in ends.items() if end + 8 <= cut), default=0), cut
 
@@ -618,7 +590,7 @@ def test_cut_or_spoilt_tar_gz_gives_every_member_before_it():
     assert [member.reason for member in listed(bad, "tar.gz")] == [None] * len(MANY) + ["damaged_archive"]
 
 
-@settings(max_examples=1200)
+@examples(4)
 @given(
     st.sampled_from(sorted(WHOLE)),
     st.lists(st.tuples(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=12)), min_size=1, max_size=4),
@@ -635,7 +607,6 @@ def test_changed_anywhere(name, changes, at_end):
     check_sane(bytes(spoilt), kind)
 
 
-@settings(max_examples=300)
 @given(st.sampled_from(["pax", "gnu"]), st.integers(0, 40), st.integers(0, 511), st.binary(min_size=1, max_size=12))
 def test_changed_header_whose_checksum_is_put_right(name, block, place, new):
     # What a random change hardly meets: the checksum stands before all the rest.
@@ -645,7 +616,6 @@ def test_changed_header_whose_checksum_is_put_right(name, block, place, new):
     check_sane(whole[:at] + signed(header) + whole[at + 512 :], "tar")
 
 
-@settings(max_examples=200)
 @given(st.sampled_from(KINDS), st.binary(max_size=2000), st.sampled_from([b"", b"PK\3\4", b"PK\5\6", b"\x1f\x8b\x08"]))
 def test_any_bytes_at_all(kind, content, head):
     check_sane(head + content, kind)
@@ -670,16 +640,10 @@ def check_sane(content: bytes, kind: str) -> None:
             assert got.reason in {*containers.REASONS, *images.REASONS}
 
 
-# Room
-
-
-def long_tar(count: int) -> io.BytesIO:
+def long_tar(count: int) -> bytes:
     """A tar of many small members."""
-    file = io.BytesIO()
-    for number in range(count):
-        file.write(item(f"folder/lesion_{number:07d}.jpg", size=500).tobuf(tarfile.USTAR_FORMAT) + bytes(512))
-    file.write(bytes(1024))
-    return file
+    headers = (item(f"folder/lesion_{number:07d}.jpg", size=500).tobuf(tarfile.USTAR_FORMAT) for number in range(count))
+    return b"".join(header + bytes(512) for header in headers) + bytes(1024)
 
 
 def peak(file: Any, kind: str) -> tuple[int, int]:
@@ -691,28 +655,22 @@ def peak(file: Any, kind: str) -> tuple[int, int]:
     return count, held
 
 
-def test_listing_a_tar_holds_no_more_of_a_long_one():
-    few, held = peak(long_tar(10_000), "tar")
-    many, held_of_many = peak(long_tar(50_000), "tar")
-    assert (few, many) == (10_000, 50_000)
-    assert held_of_many < 1.1 * held + 10_000
-    assert held_of_many < 1 << 20
-
-
-def test_listing_a_tar_gz_holds_no_more_of_a_long_one():
-    def gzipped(count: int) -> io.BytesIO:
-        return io.BytesIO(gzip.compress(long_tar(count).getvalue(), 1))
-
-    _, held = peak(gzipped(2_000), "tar.gz")
-    many, held_of_many = peak(gzipped(20_000), "tar.gz")
-    assert many == 20_000
-    assert held_of_many < 1.1 * held + 10_000
+@pytest.mark.parametrize(
+    ("kind", "few", "pack"),
+    [("tar", 200, bytes), ("tar.gz", 1500, lambda content: gzip.compress(content, 1))],
+    ids=["tar", "tar.gz"],
+)
+def test_listing_a_tar_holds_no_more_of_a_long_one(kind, few, pack):
+    (one, held), (other, of_more) = (peak(io.BytesIO(pack(long_tar(count))), kind) for count in (few, 4 * few))
+    assert (one, other) == (few, 4 * few)
+    assert of_more < min(1.1 * held + 30 * few, 1 << 20), "a name takes more than ten bytes"
 
 
 def test_listing_a_zip_holds_little_a_member():
-    count, held = peak(io.BytesIO(zipped({f"lesion_{n:07d}.jpg": b"x" for n in range(30_000)}, 0)), "zip")
-    assert count == 30_000
-    assert held < 6 << 20  # its directory goes by a megabyte at a time
+    content = zipped({f"lesion_{number:07d}.jpg": b"x" for number in range(8000)}, zipfile.ZIP_STORED)
+    count, held = peak(io.BytesIO(content), "zip")
+    assert count == 8000
+    assert held < 1_000_000, "its directory, and some 20 bytes for each"
 
 
 def test_reading_holds_one_member():
@@ -728,9 +686,6 @@ def test_reading_holds_one_member():
 
 def test_bomb_of_gzip_ends_soon():
     zeros = zlib.compressobj(9, wbits=31)
-    content = zeros.compress(tarred({"a.jpg": A})[:1536]) + b"".join(zeros.compress(bytes(1 << 20)) for _ in range(300))
-    content += zeros.flush()
-    file = io.BytesIO(content)
-    found = list(containers.members(file, "tar.gz"))
+    content = zeros.compress(tarred({"a.jpg": A})[:1536]) + zeros.compress(bytes(60 << 20)) + zeros.flush()
+    found = listed(content, "tar.gz")
     assert [member.reason for member in found] == [None, "damaged_archive"]  # zeros are padding, for a megabyte
-    assert sys.getsizeof(found) < 1000

@@ -1,7 +1,5 @@
 """Archive layouts: told from heads of tables and names of folders, or insisted on by name; and files not read."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -75,21 +73,28 @@ def records(files, layout):
     return {path: list(read_table(io.BytesIO(files[path].encode()), table)) for path, table in by_path.items()}
 
 
-# Tables
-
-
 @pytest.mark.parametrize("name", TABLES)
 def test_published_layout_is_recognised_and_may_be_named(name):
     files = TABLES[name]
     layout = found(files)
-    assert layout.name == name
-    assert layout.has_labels
-    assert not layout.folder_labels
-    assert layout.ignored == ()
+    assert (layout.name, layout.has_labels, layout.folder_labels, layout.ignored) == (name, True, False, ())
     assert {table.path for table in layout.tables} == set(files)
     assert layout.summary.startswith(f"{name}: labels from ")
-    assert found(files, layout=name) == layout
+    assert recognise(reversed(heads(files)), {"images": 2}) == found(files, layout=name) == layout
     assert found(files, layout="table").tables == layout.tables
+
+
+def test_tables_of_published_layouts_are_read():
+    layout = found(OLD_CLI)
+    assert layout.name == "isic_cli"
+    old = Record("ISIC_1", ("nevus", "benign"), age=50.0, sex="male", site="torso", source="MSK", licence="CC-0")
+    assert records(OLD_CLI, layout)["metadata.csv"] == [old]
+    assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
+    rows = records(TRUTH_2019, found(TRUTH_2019))
+    assert {row.image_id for table in rows.values() for row in table} == {"ISIC_1"}
+    assert layouts.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
+    assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
+    assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -97,63 +102,16 @@ def test_published_layout_is_recognised_and_may_be_named(name):
 def test_layout_that_is_not_there_is_refused_with_what_is(name, other):
     if name == other:
         return
+    with pytest.raises(
+        DataError, match=rf"^layout={other} needs .*; found no tables; folders of images: none; without"
+    ):
+        recognise([], {}, other)
     with pytest.raises(DataError) as error:
         found(TABLES[name], layout=other)
     told = str(error.value)
     assert told.startswith(f"layout={other} needs {LAYOUTS[other]}; found ")
     assert min(TABLES[name]) in told
     assert "folders of images: images" in told
-
-
-@pytest.mark.parametrize("layout", [*TABLES, "table", "folders"])
-def test_layout_is_refused_in_an_archive_of_nothing(layout):
-    with pytest.raises(
-        DataError, match=rf"^layout={layout} needs .*; found no tables; folders of images: none; without"
-    ):
-        recognise([], {}, layout)
-
-
-@pytest.mark.parametrize(
-    ("file", "name", "role"),
-    [
-        ("ISIC_2019_Training_GroundTruth.csv", "isic_2019", "truth"),
-        ("ISIC_2019_Training_Metadata.csv", None, "metadata"),
-        ("HAM10000_metadata.csv", "ham10000", "truth"),
-        ("ISIC_2020_kaggle_train.csv", "isic_2020", "truth"),
-    ],
-)
-def test_real_tables_are_recognised(file, name, role):
-    path = REAL / file
-    if not path.exists():
-        pytest.skip(f"{path} is not there: the published tables stand outside the repository")
-    with path.open("rb") as table:
-        head = TableHead(file, table.read(HEAD))
-    layout = recognise([head], {"images": 1}, None if name else "plain")
-    assert layout.name == (name or "plain")
-    assert [table.role for table in layout.tables] == [role]
-
-
-def test_older_exports_of_isic_cli():
-    layout = found(OLD_CLI)
-    assert layout.name == "isic_cli"
-    assert records(OLD_CLI, layout)["metadata.csv"] == [
-        Record("ISIC_1", ("nevus", "benign"), age=50.0, sex="male", site="torso", source="MSK", licence="CC-0")
-    ]
-
-
-def test_newer_exports_of_isic_cli():
-    assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
-
-
-def test_ids_of_isic_2019_fit_their_files():
-    rows = records(TRUTH_2019, found(TRUTH_2019))
-    assert {row.image_id for table in rows.values() for row in table} == {"ISIC_1"}
-    assert layouts.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
-
-
-def test_duplicates_of_isic_2020_are_pairs_and_lesions_of_isic_2018_no_labels():
-    assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
-    assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
 
 
 def test_splits_count_where_training_and_test_are_told_apart():
@@ -174,10 +132,6 @@ def test_several_layouts_in_one_archive():
     assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
 
 
-def test_tables_come_in_order_of_their_paths_whatever_the_order_of_the_heads():
-    assert recognise(reversed(heads(TRUTH_2020)), {"images": 2}) == found(TRUTH_2020)
-
-
 def test_table_with_columns_of_ones_own():
     columns = {"image_id": "nummer", "label": "WORT"}
     layout = found(OWN, columns=columns)
@@ -186,12 +140,8 @@ def test_table_with_columns_of_ones_own():
     assert found(OWN, layout="table", columns=columns) == layout
     blank = {"patient_id": "", "sex": " ", "age": None}
     assert found(OWN, columns=columns | blank) == layout
-
-
-def test_own_column_that_is_not_there_is_told():
-    with pytest.raises(
-        DataError, match=r"^columns: no table has a column named Wert; found befunde\.csv .* Nummer, Wort"
-    ):
+    told = r"^columns: no table has a column named Wert; found befunde\.csv .* Nummer, Wort"
+    with pytest.raises(DataError, match=told):
         found(OWN, columns={"image_id": "Nummer", "label": "Wert"})
 
 
@@ -222,47 +172,29 @@ def test_tables_without_labels_need_folders_or_a_name():
     assert "more about the images from m.csv" in folders.summary
 
 
-# Folders
-
-
-def test_folder_for_each_class():
-    layout = found({}, FOLDERS)
-    assert layout == Layout("folders", "folders: labels from the names of folders", folder_labels=True)
-    assert folder_record("benign/a.jpg", layout) == ("benign", None)
-    assert found({}, FOLDERS, "folders") == layout
-
-
 @pytest.mark.parametrize("third", [None, "valid", "val", "validation"])
 def test_folders_with_splits(third):
-    folders = SPLIT_FOLDERS | ({f"{third}/benign": 1} if third else {})
-    layout = found({}, folders)
+    layout = found({}, SPLIT_FOLDERS | ({f"{third}/benign": 1} if third else {}))
     assert (layout.name, layout.folder_labels, layout.folder_splits) == ("folders", True, True)
     assert "splits from the names of folders" in layout.summary
     assert folder_record("train/malignant/a.jpg", layout) == ("malignant", "train")
     assert folder_record("test/benign/a.jpg", layout) == ("benign", "test")
-    if third:
-        assert folder_record(f"{third}/benign/a.jpg", layout) == ("benign", "validation")
-
-
-def test_training_alone_is_no_split():
-    layout = found({}, {"train/benign": 1, "valid/malignant": 1})
-    assert not layout.folder_splits
-    assert folder_record("train/benign/a.jpg", layout) == ("benign", None)
+    assert not third or folder_record(f"{third}/benign/a.jpg", layout) == ("benign", "validation")
 
 
 @pytest.mark.parametrize(
     "folders",
     [
-        ["melanoma", "nevus", "seborrheic_keratosis"],
-        ["Skin Cancer/images/Train/Pigmented Benign Keratosis", "x"],
-        ["melanoma", "NotMelanoma"],
-        ["akiec", "bcc"],
-        ["0", "1"],
-        ["train/0", "train/1", "test/0"],
+        *(["benign", "malignant"], ["melanoma", "nevus", "seborrheic_keratosis"], ["melanoma", "NotMelanoma"]),
+        *(["Skin Cancer/images/Train/Pigmented Benign Keratosis", "x"], ["akiec", "bcc"], ["0", "1"]),
+        *(["train/benign", "valid/malignant"], ["train/0", "train/1"]),  # training alone is no split
     ],
 )
 def test_folders_named_like_diagnoses(folders):
-    assert found({}, dict.fromkeys(folders, 1)).name == "folders"
+    layout = found({}, dict.fromkeys(folders, 1))
+    assert layout == Layout("folders", "folders: labels from the names of folders", folder_labels=True)
+    assert found({}, dict.fromkeys(folders, 1), "folders") == layout
+    assert folder_record("train/benign/a.jpg", layout) == ("benign", None)
 
 
 @pytest.mark.parametrize(
@@ -326,50 +258,28 @@ def test_plain_takes_no_labels_where_there_are_some(files):
     assert not any(row.labels for rows in records(files, layout).values() for row in rows)
 
 
-# Files that are not read
-
-
-@pytest.mark.parametrize("name", ["metadata.csv", "Truth.CSV", "benign/more.tsv", "HAM10000_metadata", "ham.tab"])
-def test_tables_are_known_by_their_names(name):
-    assert layouts.unread(name) == layouts.TABLE
-    assert unread(name) == ("skipped", "a table")
-
-
-@pytest.mark.parametrize("name", ["csv", "a.csv.jpg", "csv/a.jpg", "a_csv", "._metadata.csv", "__MACOSX/metadata.csv"])
-def test_other_names_are_no_tables(name):
-    assert layouts.unread(name) != layouts.TABLE
-
-
 @pytest.mark.parametrize(
-    ("path", "reason"),
+    ("reason", "paths"),
     [
-        (".a.jpg", "hidden"),
-        ("benign/._a.jpg", "hidden"),
-        ("benign/.x/y/a.jpg", "hidden"),
-        ("__MACOSX/benign/a.jpg", "hidden"),
-        ("benign/.DS_Store", "hidden"),
-        ("Thumbs.db", "hidden"),
-        ("README.md", "skipped"),
-        ("LICENSE", "skipped"),
-        ("x/attribution.TXT", "skipped"),
-        ("ISIC_0000000_superpixels.png", "mask"),
-        ("ISIC_0000000_segmentation.png", "mask"),
-        ("ISIC_0000000_Segmentation.PNG", "mask"),
-        ("ISIC_0000000_attribute_pigment_network.png", "mask"),
-        ("ISIC_0000000_expert1_mask.png", "mask"),
-        ("a.jpg", None),
-        ("_a.jpg", None),
-        ("a/b.c/d.JPG", None),
-        ("benign/a", None),
-        ("unmask.jpg", None),
-        ("scan.dcm", None),
-        ("photo.xyz", None),
+        ("hidden", (".a.jpg", "benign/._a.jpg", "benign/.x/y/a.jpg", "__MACOSX/benign/a.jpg", "benign/.DS_Store")),
+        ("hidden", ("Thumbs.db", "._metadata.csv", "__MACOSX/metadata.csv")),
+        ("skipped", ("README.md", "LICENSE", "x/attribution.TXT")),
+        ("table", ("metadata.csv", "Truth.CSV", "benign/more.tsv", "HAM10000_metadata", "ham.tab")),
+        ("mask", ("ISIC_0_superpixels.png", "ISIC_0_segmentation.png", "ISIC_0_Segmentation.PNG")),
+        ("mask", ("ISIC_0_attribute_pigment_network.png", "ISIC_0_expert1_mask.png")),
+        (None, ("a.jpg", "_a.jpg", "a/b.c/d.JPG", "benign/a", "unmask.jpg", "scan.dcm", "photo.xyz")),
+        (None, ("csv", "a.csv.jpg", "csv/a.jpg", "a_csv")),
     ],
 )
-def test_files_that_are_no_images(path, reason):
-    told = unread(path)
-    assert (told and told[0]) == reason
-    assert told is None or told[1]
+def test_files_that_are_no_images(reason, paths):
+    for path in paths:
+        told = unread(path)
+        assert (layouts.unread(path) == layouts.TABLE) == (reason == "table"), path
+        if reason == "table":
+            assert told == ("skipped", "a table")
+        else:
+            assert (told and told[0]) == reason, path
+            assert told is None or told[1]
 
 
 @pytest.mark.parametrize(
@@ -379,8 +289,6 @@ def test_files_that_are_no_images(path, reason):
 def test_some_names_the_first_few_in_order(names, told):
     assert layouts.some(names) == told
 
-
-# Anything
 
 LINES = [line for files in (*TABLES.values(), OLD_CLI, OWN) for text in files.values() for line in text.splitlines()]
 CONTENT = st.binary(max_size=100) | st.lists(st.sampled_from(LINES) | st.text(max_size=20), max_size=5).map(

@@ -1,7 +1,5 @@
 """Rows of tables and images: each row goes to the image that it names, or to none."""
 
-from __future__ import annotations
-
 import pytest
 
 from melanoma_spark import records, tables
@@ -145,11 +143,11 @@ def test_of_rows_that_name_an_image_differently_those_that_fit_best_have_it(path
 
 
 def test_images_of_one_name_cost_no_more_than_their_folders():
-    paths = [f"ward/{number}/IMG_0001.jpg" for number in range(20_000)]
+    paths = [f"ward/{number}/IMG_0001.jpg" for number in range(4000)]
     group = group_of(paths, "IMG_0001")
-    for number in range(20_000):
+    for number in range(4000):
         assert group.fit(TABLE, f"{number}/IMG_0001.jpg").candidates.paths == [paths[number]]
-        assert len(group.fit(TABLE, f"q{number}/IMG_0001.jpg").candidates.paths) == 20_000
+        assert len(group.fit(TABLE, f"q{number}/IMG_0001.jpg").candidates.paths) == 4000
 
 
 def test_names_from_outside_stay_in_their_line():

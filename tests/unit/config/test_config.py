@@ -1,13 +1,12 @@
 """Settings: typed and frozen, from YAML and words, and every mistake named with what would be right."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from conftest import REPO
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
+from samples import examples
 
 from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
@@ -60,9 +59,6 @@ def leaves(model, prefix=""):
             yield key
 
 
-# Unknown keys
-
-
 @pytest.mark.parametrize(
     ("word", "key", "near", "valid"),
     [
@@ -86,15 +82,12 @@ def test_unknown_key_is_named_with_a_near_match_and_its_valid_siblings(word, key
     assert valid in str(error.value)
 
 
-def test_unknown_key_without_a_near_match_lists_the_valid_ones_only():
-    with pytest.raises(ConfigError) as error:
-        config.load(None, ["mlflow.xyzzy=1"])
-    assert str(error.value) == "unknown setting 'mlflow.xyzzy': valid here: experiment, system_metrics, tracking_uri"
-
-
 def test_unknown_keys_of_a_file_are_all_named_at_once(file):
     with pytest.raises(ConfigError, match=r"'head\.epoch'.*'rank'"):
         config.load(file("head: {epoch: 3}\nrank: 2"))
+    for content in (b"1: 2", b"head: {null: 2}"):
+        with pytest.raises(ConfigError, match="Keys should be strings"):
+            config.load(file(content))
 
 
 @given(st.text(min_size=1, max_size=12))
@@ -103,9 +96,6 @@ def test_no_key_but_the_valid_ones_is_taken(key):
     with pytest.raises(ConfigError) as error:
         config.load(None, [f"{key}=1"])
     assert len(str(error.value).splitlines()) == 1
-
-
-# Values of the wrong kind
 
 
 @pytest.mark.parametrize(
@@ -125,6 +115,19 @@ def test_no_key_but_the_valid_ones_is_taken(key):
         ("warehouse=", "setting warehouse: .*string; found None"),
         ("finetune.phases=[{cut: block4_pool}]", r"setting finetune\.phases\.0\.name: Field required"),
         ("finetune.phases=[3]", r"setting finetune\.phases\.0: .*; found 3"),
+        *(
+            (f"finetune.phases={phases}", ".*each with a name of its own")
+            for phases in ("[]", "[{name: a}, {name: a}]")
+        ),
+        ("head.learning_rate=.inf", r".*head\.learning_rate"),
+        (
+            "ingest={test_fraction: 0.5, validation_fraction: 0.5}",
+            r"setting ingest: test_fraction \+ .* must stay below 1",
+        ),
+        ("backbone.weights=random", "setting backbone: random weights make useless features; use imagenet"),
+        *((f"register.name={name}", r".*register\.name") for name in ("../x", "a/b", "''", ".", "'a:1'", "' x'")),
+        *((word, ".*is not of the form key=value, for example image_size=224") for word in ("seed", "=1", "")),
+        ("mlflow.xyzzy=1", "unknown setting 'mlflow.xyzzy': valid here: experiment, system_metrics, tracking_uri$"),
     ],
 )
 def test_ill_typed_value_is_named_with_its_key_and_what_was_found(word, told):
@@ -132,16 +135,22 @@ def test_ill_typed_value_is_named_with_its_key_and_what_was_found(word, told):
         config.load(None, [word])
 
 
-def test_fractions_must_leave_something_to_train_on():
-    with pytest.raises(ConfigError, match=r"setting ingest: test_fraction \+ validation_fraction must stay below 1"):
-        config.load(None, ["ingest.test_fraction=0.5", "ingest.validation_fraction=0.5"])
-
-
-def test_random_weights_are_refused_unless_allowed():
-    with pytest.raises(ConfigError, match="setting backbone: random weights make useless features; use imagenet"):
-        config.load(None, ["backbone.weights=random"])
-    allowed = config.load(None, ["backbone.weights=random", "backbone.allow_random=true"])
-    assert allowed.backbone.weights == "random"
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        (["backbone.weights=random", "backbone.allow_random=true"], "backbone.weights", "random"),
+        (
+            ["ingest.labels.positive=[Spitz, spitz]", "ingest.labels.negative=[other]"],
+            "ingest.labels.positive",
+            "Spitz,spitz",
+        ),
+        (["evaluate.operating_point=sensitivity>=0.95"], "evaluate.operating_point", "sensitivity>=0.95"),
+        (["seed=1", "seed=2"], "seed", "2"),
+        *(([f"archive={text}"], "archive", text) for text in ("/data/box #3", "2020-13-45", "[1", "{", "'")),
+    ],
+)
+def test_values_are_taken_as_they_are_given(words, key, value):
+    assert config.flat(config.load(None, words))[key] == value
 
 
 def test_views_that_would_all_be_the_same_are_refused():
@@ -170,23 +179,13 @@ def test_word_that_is_positive_and_negative_is_refused(positive, negative, named
     assert len(told.splitlines()) == 1
 
 
-def test_words_of_one_side_may_be_spelt_alike():
-    labels = config.load(
-        None, ["ingest.labels.positive=[Spitz, spitz]", "ingest.labels.negative=[other]"]
-    ).ingest.labels
-    assert labels.positive == ("Spitz", "spitz")
-
-
-# Files
-
-
-def test_no_file_gives_the_defaults():
-    assert config.load(None) == config.Settings()
-
-
 @pytest.mark.parametrize("nothing", ["", "# only a comment\n", "---\n"])
-def test_empty_file_gives_the_defaults(file, nothing):
-    assert config.load(file(nothing)) == config.Settings()
+def test_empty_file_gives_the_defaults_and_so_do_they_as_words(file, nothing):
+    assert config.load(file(nothing)) == config.load(None) == config.Settings()
+    defaults = config.flat(config.Settings())
+    words = [f"{key}={text}" for key, text in defaults.items() if text != "None" and key in SENSIBLE]
+    assert len(words) > 10
+    assert config.load(None, words) == config.Settings()
 
 
 @pytest.mark.parametrize(
@@ -200,35 +199,21 @@ def test_empty_file_gives_the_defaults(file, nothing):
         (b"- archive\n- warehouse", ": found a list, expected keys and values"),
         (b"archive", ": found a str, expected keys and values"),
         (b"!!python/object/apply:os.getcwd []", "is not YAML at line 1: could not determine a constructor"),
+        (None, ": No such file or directory; see conf/*.yaml for examples"),
+        ("a folder", ": Is a directory"),
     ],
 )
-def test_damaged_file_is_named_with_what_is_wrong_with_it_in_one_line(file, content, told):
-    path = file(content)
+def test_damaged_file_is_named_with_what_is_wrong_with_it_in_one_line(file, tmp_path, content, told):
+    path = tmp_path / "settings.yaml"
+    if content == "a folder":
+        path.mkdir()
+    elif content is not None:
+        file(content)
     with pytest.raises(ConfigError) as error:
         config.load(path)
     assert str(error.value).startswith(f"settings file {path}")
     assert told in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-
-
-@pytest.mark.parametrize("content", [b"1: 2", b"head: {null: 2}"])
-def test_key_that_is_no_text_is_refused(file, content):
-    with pytest.raises(ConfigError, match="Keys should be strings"):
-        config.load(file(content))
-
-
-def test_missing_file_is_named_with_where_examples_are(tmp_path):
-    with pytest.raises(ConfigError) as error:
-        config.load(tmp_path / "none.yaml")
-    assert (
-        str(error.value)
-        == f"settings file {tmp_path}/none.yaml: No such file or directory; see conf/*.yaml for examples"
-    )
-
-
-def test_folder_is_no_settings_file(tmp_path):
-    with pytest.raises(ConfigError, match=f"settings file {tmp_path}: Is a directory"):
-        config.load(tmp_path)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.name)
@@ -240,20 +225,9 @@ def test_every_settings_file_of_the_repository_loads(path):
     }
 
 
-def test_repository_has_settings_files_to_load():
-    assert CONF / "demo.yaml" in set(CONF.glob("*.yaml"))
-
-
-# Words
-
-
 def test_words_win_over_the_file_and_leave_the_rest_of_it(file):
     settings = config.load(file("seed: 1\nhead: {epochs: 3, hidden: 8}"), ["head.epochs=5", "ranks=4"])
     assert (settings.seed, settings.head.epochs, settings.head.hidden, settings.ranks) == (1, 5, 8, 4)
-
-
-def test_last_of_equal_words_wins():
-    assert config.load(None, ["seed=1", "seed=2"]).seed == 2
 
 
 def test_phases_of_a_word_replace_those_of_the_file(file):
@@ -270,28 +244,9 @@ def test_number_in_scientific_notation_is_a_number(text, file):
     assert config.load(file(phase)).finetune.phases[0].learning_rate == 1e-5
 
 
-@pytest.mark.parametrize("word", ["seed", "=1", ""])
-def test_word_that_is_no_key_and_value_is_refused_with_an_example(word):
-    with pytest.raises(ConfigError, match=r"is not of the form key=value, for example image_size=224"):
-        config.load(None, [word])
-
-
-def test_value_after_the_first_equals_sign_may_hold_more_of_them():
-    settings = config.load(None, ["evaluate.operating_point=sensitivity>=0.95"])
-    assert settings.evaluate.operating_point == "sensitivity>=0.95"
-
-
-@pytest.mark.parametrize("text", ["2020-13-45", "[1", "{", "'"])
-def test_value_that_is_no_yaml_is_text(text):
-    assert config.load(None, [f"archive={text}"]).archive == text
-
-
 def test_key_below_a_value_of_the_file_is_refused(file):
     with pytest.raises(ConfigError, match=r"head\.epochs: head holds the value 3 and has no keys below it"):
         config.load(file("head: 3"), ["head.epochs=1"])
-
-
-# What comes out
 
 
 @pytest.mark.parametrize(
@@ -304,12 +259,9 @@ def test_settings_are_frozen(section, key):
         setattr(part, key, getattr(part, key))
 
 
-def test_valid_keys_are_all_keys_there_are():
-    assert set(config.valid_keys()) == set(leaves(config.Settings))
-
-
 def test_flat_names_every_valid_key_and_each_phase():
     settings = config.Settings()
+    assert set(config.valid_keys()) == set(leaves(config.Settings))
     names = [phase.name for phase in settings.finetune.phases]
     phases = {f"finetune.phases.{name}.{field}" for name in names for field in config.Phase.model_fields}
     assert set(config.flat(settings)) == set(config.valid_keys()) - {"finetune.phases"} | phases
@@ -339,20 +291,8 @@ def test_what_is_shown_holds_no_place_and_no_password():
     assert "search.trials" not in config.compared(config.Settings())
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".", "a:1", " x"])
-def test_names_of_models_are_those_of_folders(name):
-    with pytest.raises(ConfigError, match=r"register\.name"):
-        config.parse({"register": {"name": name}})
-
-
-def test_every_default_may_be_given_as_a_word_again():
-    defaults = config.flat(config.Settings())
-    words = [f"{key}={text}" for key, text in defaults.items() if text != "None" and key in SENSIBLE]
-    assert len(words) > 10
-    assert config.load(None, words) == config.Settings()
-
-
 @given(st.fixed_dictionaries({}, optional=SENSIBLE))
+@examples(0.4)
 def test_settings_come_back_from_the_words_that_flat_writes(values):
     loaded = config.flat(config.load(None, [f"{key}={value}" for key, value in values.items()]))
     assert {key: loaded[key] for key in values} == {
@@ -363,6 +303,7 @@ def test_settings_come_back_from_the_words_that_flat_writes(values):
 
 
 @given(st.fixed_dictionaries({}, optional=SENSIBLE))
+@examples(0.4)
 def test_words_and_nested_mappings_say_the_same(values):
     nested: dict = {}
     for key, value in values.items():
@@ -372,18 +313,3 @@ def test_words_and_nested_mappings_say_the_same(values):
             place = place.setdefault(section, {})
         place[name] = value
     assert config.parse(nested) == config.load(None, [f"{key}={value}" for key, value in values.items()])
-
-
-def test_a_path_may_hold_what_starts_a_comment_in_yaml():
-    assert config.load(None, ["archive=/data/box #3"]).archive == "/data/box #3"
-
-
-@pytest.mark.parametrize("phases", ["[]", "[{name: a}, {name: a}]"])
-def test_phases_without_a_name_of_their_own_are_refused(phases):
-    with pytest.raises(ConfigError, match="each with a name of its own"):
-        config.load(None, [f"finetune.phases={phases}"])
-
-
-def test_an_endless_learning_rate_is_refused():
-    with pytest.raises(ConfigError, match=r"head\.learning_rate"):
-        config.load(None, ["head.learning_rate=.inf"])

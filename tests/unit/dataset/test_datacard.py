@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from page import PLAIN, Page
 from PIL import Image
+from samples import examples
 
 from melanoma_spark import datacard
 from melanoma_spark.errors import DataError
@@ -109,38 +110,12 @@ def facts():
 @pytest.fixture
 def bare():
     """The least that a card can say."""
-    return datacard.CardFacts(
-        dataset_id="00",
-        grew_from=None,
-        created_at="2026-11-23T09:21:44Z",
-        image_size=64,
-        target="melanoma",
-        labels=("other", "melanoma"),
-        layout="a folder per class",
-        listed=0,
-        accepted=0,
-        rejected=0,
-        skipped=0,
-        splits={},
-        with_patient=0,
-        with_lesion=0,
-        distributions=dict.fromkeys(datacard.FIELDS),
-        sizes={},
-        file_bytes=None,
-        rejects={},
-        duplicates=None,
-        contacts=([], []),
-        rows_without_image=None,
-        images_without_row=None,
-        ambiguous_rows=None,
-        contradictory_images=None,
-        label_words=[],
-        settings={},
-        licences=[],
-    )
-
-
-# What it says
+    least = dict.fromkeys(datacard.CardFacts.__required_keys__)
+    least |= dict.fromkeys(("listed", "accepted", "rejected", "skipped", "with_patient", "with_lesion"), 0)
+    least |= {name: {} for name in ("splits", "sizes", "rejects", "settings")}
+    least |= {"dataset_id": "00", "created_at": "2026-11-23T09:21:44Z", "image_size": 64, "target": "melanoma"}
+    least |= {"labels": ("other", "melanoma"), "layout": "a folder per class", "label_words": [], "licences": []}
+    return datacard.CardFacts(**least | {"distributions": dict.fromkeys(datacard.FIELDS), "contacts": ([], [])})
 
 
 def test_the_page_says_all_facts(facts):
@@ -181,10 +156,17 @@ def test_the_page_says_all_facts(facts):
         "bcc basal cell carcinoma malignant 1,250 nv nevus benign 750",
         "ingest.min_side 32",
         "archive https://hospital.example/export",
+        "its name starts with a dot hidden",
+        "no bytes empty not read",
     ):
         assert said in words
     assert words.count("It gives no diagnosis and is not a medical device.") == 2
     assert not re.search(r"\bnan\b|None|melanoma_spark", words)
+    facts["distributions"]["image_type"] = {"dermoscopic": (750, 250)}
+    assert "Not stated for any image" not in shown(facts).words
+    del facts["layout"]
+    with pytest.raises(DataError, match="the data card lacks layout"):
+        datacard.render(facts)
 
 
 def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
@@ -204,19 +186,10 @@ def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
         "No licence is stated.",
     ):
         assert said in words
-    assert "median" not in words
-    assert "left out" not in words
-
-
-def test_no_duplicates_differ_from_duplicates_not_looked_for(bare):
+    assert not {"median", "left out"} & set(words.split())
     bare["duplicates"] = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), 0)
     bare["duplicates"] |= {"sizes": {}, "largest": []}
     assert "No duplicates were found." in shown(bare).words
-
-
-def test_all_fields_given_leaves_no_line_of_absent_ones(facts):
-    facts["distributions"]["image_type"] = {"dermoscopic": (750, 250)}
-    assert "Not stated for any image" not in shown(facts).words
 
 
 def test_long_tails_keep_their_sum(facts):
@@ -231,9 +204,6 @@ def test_bars_are_as_long_as_their_numbers(facts):
     html = datacard.render(facts)
     assert 'class="accepted" style="width: 98.814%"' in html
     assert 'class="negative" style="width: 75.000%"></i><i class="positive" style="width: 25.000%"' in html
-
-
-# The law of counts
 
 
 @pytest.mark.parametrize(
@@ -259,45 +229,56 @@ def test_distributions_count_every_accepted_image(facts, name):
         datacard.render(facts)
 
 
-def test_missing_facts_are_named(facts):
-    del facts["layout"]
-    with pytest.raises(DataError, match="the data card lacks layout"):
-        datacard.render(facts)
+def with_images(validation, test):
+    splits = {"train": (540, 180), "validation": validation, "test": test}
+    return {"splits": {name: {"images": pair, "groups": {}, "asked": None} for name, pair in splits.items()}}
 
 
-# What to mind
+def of_skin(**pairs):
+    return {"distributions": dict.fromkeys(datacard.FIELDS) | {"skin_type": pairs}}
 
 
-def test_limits_are_silent_where_there_is_nothing_to_mind(facts):
-    assert datacard.limits(facts) == NO_LIMITS
+PARTED = "lesions of one patient may stand on both sides of the split."
 
 
-def test_limits_name_missing_ids(facts):
-    facts |= {"with_patient": 0}
-    assert datacard.limits(facts)[:2] == [
-        "There are no patient ids: lesions of one patient may stand on both sides of the split.",
-        "There are no lesion ids: images of one lesion may stand on both sides of the split.",
-    ]
-    facts |= {"with_patient": 990, "with_lesion": 1000}
-    assert datacard.limits(facts) == [
-        "10 of 1,000 images carry no patient id: lesions of one patient may stand on both sides of the split.",
-        *NO_LIMITS,
-    ]
-
-
-def test_limits_name_splits_with_few_positives(facts):
-    facts["splits"]["validation"]["images"] = (101, 29)
-    facts["splits"]["test"]["images"] = (109, 41)
-    told = datacard.limits(facts)
-    assert told[0] == "The validation split has fewer than 30 malignant images (29): figures measured on it are rough."
-    assert told[1:] == NO_LIMITS
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, []),  # nothing to mind
+        (
+            {"with_patient": 0},
+            [
+                f"There are no patient ids: {PARTED}",
+                "There are no lesion ids: images of one lesion may stand on both sides of the split.",
+            ],
+        ),
+        ({"with_patient": 990, "with_lesion": 1000}, [f"10 of 1,000 images carry no patient id: {PARTED}"]),
+        (
+            with_images((101, 29), (109, 41)),
+            ["The validation split has fewer than 30 malignant images (29): figures measured on it are rough."],
+        ),
+        (
+            {"distributions": dict.fromkeys(datacard.FIELDS) | {"skin_type": {None: (750, 250)}}},
+            ["Skin types are not st"],
+        ),
+        (
+            of_skin(V=(20, 0), VI=(0, 9), II=(730, 241)),
+            ["Fewer than 30 images are stated to be of skin type V or VI (29)"],
+        ),
+        (of_skin(V=(20, 1), VI=(0, 9), II=(730, 240)), []),
+    ],
+)
+def test_limits_name_what_to_mind(facts, change, told):
+    found = datacard.limits(facts | change)
+    assert len(found) == len(told) + 1
+    assert found[-1:] == NO_LIMITS
+    assert all(limit.startswith(text) for limit, text in zip(found, told, strict=False))
 
 
 @pytest.mark.parametrize(("pair", "told"), [((800, 200), None), ((801, 199), "malignant"), ((100, 900), "benign")])
 def test_limits_name_the_rare_class(facts, pair, told):
     facts["splits"] = {"train": {"images": pair, "groups": {}, "asked": None}}
-    facts["distributions"] = dict.fromkeys(datacard.FIELDS) | {"skin_type": {"V": pair}}
-    found = [limit for limit in datacard.limits(facts) if "unbalanced" in limit]
+    found = [limit for limit in datacard.limits(facts | of_skin(V=pair)) if "unbalanced" in limit]
     assert len(found) == (told is not None)
     assert told is None or found[0].endswith(f"of the images are {told}.")
 
@@ -324,18 +305,6 @@ def test_limits_name_sources_that_tell_the_label(facts, sources, expected):
     told = datacard.limits(facts)[:-1]
     assert len(told) == len(expected), told
     assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, told, strict=True))
-
-
-def test_limits_name_unstated_and_rare_dark_skin(facts):
-    facts["distributions"]["skin_type"] = {None: (750, 250)}
-    assert datacard.limits(facts)[0].startswith("Skin types are not stated")
-    facts["distributions"]["skin_type"] = {"V": (20, 0), "VI": (0, 9), "II": (730, 241)}
-    assert datacard.limits(facts)[0].startswith("Fewer than 30 images are stated to be of skin type V or VI (29)")
-    facts["distributions"]["skin_type"] = {"V": (20, 1), "VI": (0, 9), "II": (730, 240)}
-    assert datacard.limits(facts) == NO_LIMITS
-
-
-# Nothing from outside
 
 
 def test_the_page_needs_nothing_else_and_links_nowhere(facts):
@@ -381,9 +350,6 @@ def test_long_text_is_cut(facts):
     assert f"{5000 - datacard.WORDS:,} more are not shown." in shown(facts).words
 
 
-# Thumbnails
-
-
 def test_the_pictures_are_the_thumbnails_up_to_their_number(facts):
     pictures = shown(facts).pictures
     expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
@@ -411,18 +377,9 @@ def test_only_small_jpeg_and_png_files_are_embedded(bare, content):
     page = shown(bare)
     assert page.pictures == []
     assert "no picture 00000001 train" in page.words
-
-
-def test_media_types_go_by_signature(bare):
     bare["contacts"] = ([{**thumbnail(k, form), "split": ""} for k, form in enumerate(("JPEG", "PNG"))], [])
     kinds = [value[:16] for name, value in shown(bare).attributes if name == "src"]
-    assert kinds == ["data:image/jpeg;", "data:image/png;b"]
-
-
-def test_rejects_without_pixels_are_grey_tiles_with_the_reason(facts):
-    words = shown(facts).words
-    assert "its name starts with a dot hidden" in words
-    assert "no bytes empty not read" in words
+    assert kinds == ["data:image/jpeg;", "data:image/png;b"], "told by their first bytes"
 
 
 def test_thumbnails_are_named_by_hash_and_never_by_file_name(facts):
@@ -444,9 +401,6 @@ def test_a_full_page_stays_under_two_megabytes(facts):
         assert Page(html).pictures[:40] == [t["image"] for t in sheet]
 
 
-# The sheet
-
-
 def test_contact_sheet_is_a_grid():
     pictures = [drawn(k, 96, "PNG") for k in range(5)]
     png = datacard.contact_sheet([*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3)
@@ -459,21 +413,12 @@ def test_contact_sheet_is_a_grid():
         assert image.getpixel((216 + 5, 138 + 5)) == image.getpixel((8 + 5, 268 + 5)) == (0xD5, 0xD9, 0xDF)
     again = datacard.contact_sheet([*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3)
     assert again == png
+    for broken in ([drawn(0)[:400]], []):
+        assert datacard.contact_sheet(broken, [""] * len(broken), 8).startswith(b"\x89PNG")
+    for captions, columns in (([], 8), (["a"], 0)):
+        with pytest.raises(DataError, match="make no sheet"):
+            datacard.contact_sheet([None], captions, columns)
 
-
-def test_contact_sheet_takes_broken_files_and_none(facts):
-    cut = drawn(0)[:400]
-    assert datacard.contact_sheet([cut], [""], 8).startswith(b"\x89PNG")
-    assert datacard.contact_sheet([], [], 8).startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(("captions", "columns"), [([], 8), (["a"], 0)])
-def test_contact_sheet_refuses_what_does_not_fit(captions, columns):
-    with pytest.raises(DataError, match="make no sheet"):
-        datacard.contact_sheet([None], captions, columns)
-
-
-# Whatever comes
 
 COUNTS = st.integers(0, 5000)
 TEXTS = st.text(max_size=30)
@@ -490,52 +435,42 @@ def shared_out(total, keys):
     return ends.map(lambda parts: dict(zip(keys, zip(*parts, strict=True), strict=True)))
 
 
+DUPLICATES = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), COUNTS)
+SETS = st.fixed_dictionaries({"kind": TEXTS, "count": COUNTS, "members": st.lists(THUMBNAILS, max_size=9)})
+DUPLICATES |= {"sizes": st.dictionaries(COUNTS, COUNTS, max_size=12), "largest": st.lists(SETS, max_size=12)}
+SPLIT = {"images": st.tuples(COUNTS, COUNTS), "groups": st.dictionaries(TEXTS, COUNTS, max_size=3)}
+SPLIT |= {"asked": st.none() | st.floats(0, 1)}
+REJECT = {"count": COUNTS, "meaning": TEXTS, "thumbnails": st.lists(THUMBNAILS, max_size=8)}
+WORD = {"word": TEXTS, "diagnosis": TEXTS, "target": TEXTS, "count": COUNTS}
+FREE = {  # whatever the counts are
+    **dict.fromkeys(("dataset_id", "created_at", "target", "layout"), TEXTS),
+    **dict.fromkeys(("rows_without_image", "images_without_row", "ambiguous_rows", "contradictory_images"), UNMATCHED),
+    "grew_from": st.none() | TEXTS,
+    "image_size": st.integers(32, 1024),
+    "labels": st.tuples(TEXTS, TEXTS),
+    "file_bytes": st.none() | st.fixed_dictionaries(dict.fromkeys(("median", "p95", "max"), st.floats(0, 1e12))),
+    "duplicates": st.none() | st.fixed_dictionaries(DUPLICATES),
+    "contacts": st.tuples(CONTACTS, CONTACTS),
+    "label_words": st.lists(st.fixed_dictionaries(WORD), max_size=3),
+    "settings": st.dictionaries(TEXTS, TEXTS, max_size=3),
+    "licences": st.lists(TEXTS, max_size=2),
+}
+
+
 @st.composite
 def any_facts(draw):
-    splits = draw(
-        st.dictionaries(
-            TEXTS,
-            st.fixed_dictionaries(
-                {
-                    "images": st.tuples(COUNTS, COUNTS),
-                    "groups": st.dictionaries(TEXTS, COUNTS, max_size=3),
-                    "asked": st.none() | st.floats(0, 1),
-                }
-            ),
-            max_size=4,
-        )
-    )
+    def dealt(keys, total):
+        names = draw(st.lists(keys, max_size=15, unique_by=repr))
+        return draw(shared_out(total, names)) if names else draw(st.sampled_from([None, {}]))
+
+    splits = draw(st.dictionaries(TEXTS, st.fixed_dictionaries(SPLIT), max_size=4))
     total = tuple(sum(split["images"][label] for split in splits.values()) for label in (0, 1))
-    accepted = sum(total)
+    rejects = draw(st.dictionaries(TEXTS, st.fixed_dictionaries(REJECT), max_size=4))
     values = {name: TEXTS | st.none() for name in datacard.FIELDS} | {"age": st.floats() | st.none()}
-    distributions = {}
-    for name, value in values.items():
-        keys = draw(st.lists(value, max_size=15, unique_by=repr))
-        distributions[name] = draw(shared_out(total, keys)) if keys else draw(st.sampled_from([None, {}]))
-    sizes = draw(st.lists(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), max_size=15, unique=True))
-    rejects = draw(
-        st.dictionaries(
-            TEXTS,
-            st.fixed_dictionaries({"count": COUNTS, "meaning": TEXTS, "thumbnails": st.lists(THUMBNAILS, max_size=8)}),
-            max_size=4,
-        )
-    )
-    rejected, skipped = sum(reject["count"] for reject in rejects.values()), draw(COUNTS)
-    found = st.fixed_dictionaries({"kind": TEXTS, "count": COUNTS, "members": st.lists(THUMBNAILS, max_size=9)})
-    duplicates = st.fixed_dictionaries(
-        dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), COUNTS)
-        | {"sizes": st.dictionaries(COUNTS, COUNTS, max_size=12), "largest": st.lists(found, max_size=12)}
-    )
-    word = st.fixed_dictionaries({"word": TEXTS, "diagnosis": TEXTS, "target": TEXTS, "count": COUNTS})
-    lengths = st.fixed_dictionaries({key: st.floats(0, 1e12) for key in ("median", "p95", "max")})
+    sizes = dealt(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), (sum(total), 0)) or {}
+    accepted, rejected, skipped = sum(total), sum(reject["count"] for reject in rejects.values()), draw(COUNTS)
     return datacard.CardFacts(
-        dataset_id=draw(TEXTS),
-        grew_from=draw(st.none() | TEXTS),
-        created_at=draw(TEXTS),
-        image_size=draw(st.integers(32, 1024)),
-        target=draw(TEXTS),
-        labels=draw(st.tuples(TEXTS, TEXTS)),
-        layout=draw(TEXTS),
+        **draw(st.fixed_dictionaries(FREE)),
         listed=accepted + rejected + skipped,
         accepted=accepted,
         rejected=rejected,
@@ -543,23 +478,14 @@ def any_facts(draw):
         splits=splits,
         with_patient=draw(st.integers(0, accepted)),
         with_lesion=draw(st.integers(0, accepted)),
-        distributions=distributions,
-        sizes={size: pair[0] for size, pair in draw(shared_out((accepted, 0), sizes)).items()} if sizes else {},
-        file_bytes=draw(st.none() | lengths),
+        distributions={name: dealt(value, total) for name, value in values.items()},
+        sizes={size: pair[0] for size, pair in sizes.items()},
         rejects=rejects,
-        duplicates=draw(st.none() | duplicates),
-        contacts=draw(st.tuples(CONTACTS, CONTACTS)),
-        rows_without_image=draw(UNMATCHED),
-        images_without_row=draw(UNMATCHED),
-        ambiguous_rows=draw(UNMATCHED),
-        contradictory_images=draw(UNMATCHED),
-        label_words=draw(st.lists(word, max_size=3)),
-        settings=draw(st.dictionaries(TEXTS, TEXTS, max_size=3)),
-        licences=draw(st.lists(TEXTS, max_size=2)),
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+# over the limit of one test: an example draws some hundred values, and a page of them takes 30 ms
+@settings(examples(0.2), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(any_facts())
 def test_any_facts_that_add_up_make_a_page(facts):
     page = shown(facts)

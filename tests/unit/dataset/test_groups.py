@@ -1,7 +1,5 @@
 """Groups: what is joined by edges, through whatever chain, is one component."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st

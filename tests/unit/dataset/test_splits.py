@@ -1,7 +1,5 @@
 """Splits: as large as asked for, decided for each group by itself."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 
@@ -54,9 +52,6 @@ def test_known_groups_stay_where_earlier_releases_put_them():
     sides = {n: split_of(f"patient:{n}", 0, 0.15, 0.15) for n in range(24)}
     assert [n for n, side in sides.items() if side == TEST] == [1, 13]
     assert [n for n, side in sides.items() if side == VALIDATION] == [0, 3, 15, 22, 23]
-
-
-# Folds
 
 
 @given(st.text(), st.integers(1, 20), st.integers())

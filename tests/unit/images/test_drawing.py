@@ -6,15 +6,14 @@ import io
 import json
 import subprocess
 import sys
-import zlib
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -50,9 +49,6 @@ def digests(folder):
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-# One lesion
-
-
 def test_lesion_is_rgb_of_the_size_asked_for():
     for size in (32, 96, 131):
         pixels = draw_lesion(np.random.default_rng(1), malignant=True, size=size)
@@ -68,20 +64,11 @@ def test_lesion_repeats_with_the_generator_and_moves_on_with_it():
     assert not np.array_equal(first, second)
 
 
-def test_lesion_too_small_is_refused():
-    with pytest.raises(ValueError, match="size 31"):
-        draw_lesion(np.random.default_rng(0), malignant=False, size=31)
-
-
-@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), malignant=st.booleans())
 def test_no_lesion_reaches_a_corner(seed, malignant):
     lesion = drawing._new_lesion(np.random.default_rng(seed), malignant, np.ones(3, np.float32))
     # The corner squares used below start 1.06 from the centre; a view may shift the lesion by 0.1 and enlarge it 1.06.
     assert lesion.outline.max() * 1.06 + 0.1 < 1.0
-
-
-# The archive
 
 
 def test_same_seed_draws_the_same_bytes(tmp_path):
@@ -142,17 +129,20 @@ def test_share_of_malignant_images(archive, tmp_path):
         assert {row["label"] for row in good_rows(folder)} == {label}
 
 
-def test_views_of_a_lesion_share_patient_and_label(archive):
-    lesions, patients = defaultdict(list), defaultdict(list)
+def test_views_of_a_lesion_share_patient_and_label_and_copies_are_of_the_same_lesion(archive):
+    lesions, patients, by_content = defaultdict(list), defaultdict(list), defaultdict(list)
     for row in good_rows(archive[0]):
         lesions[row["lesion_id"]].append(row)
+        by_content[path_of(archive[0], row).read_bytes()].append(row["lesion_id"])
     for lesion, rows in lesions.items():
-        assert 1 <= len(rows) <= 3
         ((patient, label),) = {(row["patient_id"], row["label"]) for row in rows}
         patients[patient].append((lesion, label))
     assert all(1 <= len(found) <= 4 for found in patients.values())
     assert any(len({label for _, label in found}) == 2 for found in patients.values())
     assert {len(rows) for rows in lesions.values()} == {1, 2, 3}
+    copies = [found for found in by_content.values() if len(found) > 1]
+    assert len(copies) == 6
+    assert all(len(found) == 2 and len(set(found)) == 1 for found in copies)
 
 
 def test_views_of_a_lesion_look_more_alike_than_two_lesions(archive):
@@ -164,16 +154,6 @@ def test_views_of_a_lesion_look_more_alike_than_two_lesions(archive):
     patient = np.array([row["patient_id"] for row in rows])
     same = (lesion[:, None] == lesion) & (apart > 0)
     assert apart[same].mean() < 0.6 * apart[patient[:, None] != patient].mean()
-
-
-def test_copies_are_of_the_same_lesion(archive):
-    folder, _ = archive
-    by_content = defaultdict(list)
-    for row in good_rows(folder):
-        by_content[path_of(folder, row).read_bytes()].append(row["lesion_id"])
-    copies = [lesions for lesions in by_content.values() if len(lesions) > 1]
-    assert len(copies) == 6
-    assert all(len(lesions) == 2 and len(set(lesions)) == 1 for lesions in copies)
 
 
 def _orientation(path):
@@ -207,80 +187,6 @@ def test_turned_jpeg_is_upright_once_oriented(orientation):
     assert (np.abs(stored - pixels).mean() < 8) == (orientation == 1)
 
 
-# What an ingest must reject
-
-
-def _decode(path):
-    with Image.open(path) as image:
-        image.load()
-        return image
-
-
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("broken_empty.jpg", UnidentifiedImageError, "cannot identify"),
-        ("broken_text.jpg", UnidentifiedImageError, "cannot identify"),
-        ("broken_random.png", UnidentifiedImageError, "cannot identify"),
-        ("broken_zero_length.png", UnidentifiedImageError, "cannot identify"),
-        ("broken_page.jpg", UnidentifiedImageError, "cannot identify"),
-        ("broken_truncated.jpg", OSError, "truncated"),
-        ("broken_bomb.png", Image.DecompressionBombError, "exceeds limit"),
-    ],
-)
-def test_broken_file_does_not_decode(archive, name, error, message):
-    (path,) = archive[0].glob("*/" + name)
-    with pytest.raises(error, match=message):
-        _decode(path)
-
-
-def test_empty_files_are_empty(archive):
-    sizes = {path.name: path.stat().st_size for path in archive[0].glob("*/broken_*")}
-    assert len(sizes) == 8
-    assert {name for name, size in sizes.items() if size == 0} == {"broken_empty.jpg", "broken_zero_length.png"}
-    assert sizes["broken_bomb.png"] < 200_000
-
-
-def test_truncated_jpeg_has_a_whole_header(archive):
-    (path,) = archive[0].glob("*/broken_truncated.jpg")
-    with Image.open(path) as image:
-        assert (image.format, image.size) == ("JPEG", (96, 96))
-
-
-def test_tiny_image_is_whole(archive):
-    (path,) = archive[0].glob("*/broken_tiny.png")
-    assert _decode(path).size == (8, 8)
-
-
-def test_bomb_is_a_valid_png_of_the_size_it_claims(archive):
-    (path,) = archive[0].glob("*/broken_bomb.png")
-    content = path.read_bytes()
-    assert int.from_bytes(content[16:20], "big") == int.from_bytes(content[20:24], "big") == 30_000
-    at, data = 8, b""
-    while at < len(content):
-        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
-        body = content[at + 8 : at + 8 + length]
-        assert zlib.crc32(kind + body) == int.from_bytes(content[at + 8 + length : at + 12 + length], "big")
-        data += body if kind == b"IDAT" else b""
-        at += 12 + length
-    inflate, unpacked = zlib.decompressobj(), 0
-    while not inflate.eof:
-        piece = inflate.decompress(data, 1 << 22)
-        data = inflate.unconsumed_tail
-        assert not any(piece[:: 1 << 12])
-        unpacked += len(piece)
-    assert unpacked == 30_000 * (1 + 30_000 // 8)
-    # The same packing at a size that can be unpacked is a black picture.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drawing, "BOMB_SIDE", 5_000)
-        with Image.open(io.BytesIO(drawing._bomb())) as image:
-            assert image.size == (5_000, 5_000)
-            assert image.getextrema() == (0, 0)
-
-
-# Drawing again, and elsewhere
-
-
 def test_same_drawing_is_left_as_it_is(tmp_path):
     counts = draw_archive(tmp_path, images=8, size=32)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
@@ -303,17 +209,12 @@ def test_another_drawing_is_refused(tmp_path, other):
 
 @pytest.mark.parametrize("name", ["notes.txt", drawing.MARKER])
 @pytest.mark.parametrize("content", ["mine", "{}", "[1]"])
-def test_foreign_folder_is_refused(tmp_path, name, content):
+def test_foreign_folder_is_refused_and_a_file_in_its_place(tmp_path, name, content):
     (tmp_path / name).write_text(content)
-    with pytest.raises(FileExistsError, match=tmp_path.name):
-        draw_archive(tmp_path, images=8, size=32)
+    for folder in (tmp_path, tmp_path / name):
+        with pytest.raises(FileExistsError, match=folder.name):
+            draw_archive(folder, images=8, size=32)
     assert digests(tmp_path).keys() == {name}
-
-
-def test_file_in_the_folders_place_is_refused(tmp_path):
-    (tmp_path / "archive").write_text("mine")
-    with pytest.raises(FileExistsError, match="archive"):
-        draw_archive(tmp_path / "archive", images=8, size=32)
 
 
 def test_killed_run_is_drawn_again(tmp_path, monkeypatch):
@@ -343,10 +244,9 @@ def test_killed_run_is_drawn_again(tmp_path, monkeypatch):
 def test_arguments_out_of_range_are_named(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
         draw_archive(tmp_path / "archive", **wrong)
+    with pytest.raises(ValueError, match="size 31"):
+        draw_lesion(np.random.default_rng(0), malignant=False, size=31)
     assert not (tmp_path / "archive").exists()
-
-
-# The command
 
 
 def test_command_prints_one_line(tmp_path):
@@ -367,9 +267,6 @@ def test_command_explains_a_refusal_without_a_traceback(tmp_path, capsys):
     assert "holds no drawing" in capsys.readouterr().err
 
 
-# How hard the drawn classes are to tell apart
-
-
 def decoded(folder):
     """The good images, upright: uint8 (images, 96, 96, 3) in the order of their rows."""
     pixels = []
@@ -377,31 +274,6 @@ def decoded(folder):
         with Image.open(path_of(folder, row)) as image:
             pixels.append(np.asarray(ImageOps.exif_transpose(image)))
     return np.stack(pixels)
-
-
-def abcd_statistics(pixels):
-    """Asymmetry, border, colour and diameter of the dark part of one uint8 (96, 96, 3), measured by hand."""
-    line = (np.arange(96) + 0.5) / 48 - 1
-    disc = np.hypot(*np.meshgrid(line, line)) < 0.9
-    rgb = pixels / 255
-    skin = np.median(rgb[disc], axis=0)
-    darker = (skin - rgb).mean(axis=2) * disc
-    mask = darker > max(0.5 * np.percentile(darker, 97), 0.06)
-    y, x = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    box = mask[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
-    turned = (box != box[::-1, ::-1]).sum() / mask.sum()
-    edge = (mask[1:] != mask[:-1]).sum() + (mask[:, 1:] != mask[:, :-1]).sum()
-    inside = rgb[mask] / skin
-    tint = inside / inside.mean(axis=1, keepdims=True)
-    bluish, reddish = np.percentile(tint[:, 2], 95), np.percentile(tint[:, 0], 95)
-    colours = [*inside.std(axis=0), *tint.std(axis=0), bluish, reddish, np.percentile(inside.mean(axis=1), 5)]
-    return [mask.mean(), turned, edge / np.sqrt(mask.sum()), *colours]
-
-
-def corner_colour(pixels):
-    """Mean colour of the four 12 x 12 corners of one uint8 (96, 96, 3)."""
-    corners = pixels[np.r_[0:12, 84:96]][:, np.r_[0:12, 84:96]]
-    return corners.mean(axis=(0, 1))
 
 
 def grouped_auc(features, rows):
@@ -413,13 +285,11 @@ def grouped_auc(features, rows):
     return roc_auc_score(labels, scores[:, 1])
 
 
-def test_classes_can_be_told_apart_but_not_perfectly(archive):
-    folder, _ = archive
-    auc = grouped_auc(np.array([abcd_statistics(pixels) for pixels in decoded(folder)]), good_rows(folder))
-    assert 0.75 < auc < 0.99
-
-
-def test_background_does_not_tell_the_label(archive):
-    folder, _ = archive
-    auc = grouped_auc(np.array([corner_colour(pixels) for pixels in decoded(folder)]), good_rows(folder))
-    assert auc < 0.65
+def test_classes_can_be_told_apart_by_the_lesion_but_not_perfectly_and_not_by_the_corners(archive):
+    rows, pixels = good_rows(archive[0]), decoded(archive[0]) / 255
+    middle = pixels[:, 16:80, 16:80].reshape(len(rows), -1, 3)
+    relative = middle / np.median(pixels, axis=(1, 2))[:, None]  # to the skin
+    parts = np.percentile(relative, [2, 10, 25, 50, 75], axis=1).transpose(1, 0, 2).reshape(len(rows), -1)
+    assert 0.7 < grouped_auc(np.hstack([parts, relative.std(axis=1)]), rows) < 0.99
+    corners = pixels[:, np.r_[0:12, 84:96]][:, :, np.r_[0:12, 84:96]].mean(axis=(1, 2))
+    assert grouped_auc(corners, rows) < 0.65

@@ -1,7 +1,5 @@
 """Decoding: every kind of image gives the same pixels upright, and every kind of rubbish its reason."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import time
@@ -13,10 +11,11 @@ import pandas as pd
 import pytest
 from broken import GREY, LESION, MASK, PIXELS, encoded, png, tiff, tiff_tags
 from conftest import SHARED
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
+from samples import examples
 
 from melanoma_spark import drawing, images
 from melanoma_spark.errors import DataError, ImageError
@@ -56,25 +55,6 @@ JPEG, PNG = encoded(LESION, "JPEG", quality=95), encoded(LESION)
 PROGRESSIVE = encoded(LESION, "JPEG", quality=90, progressive=True)
 
 
-# What can be read
-
-
-def test_png_of_the_model_s_size_keeps_its_pixels_to_the_bit():
-    assert np.array_equal(images.decode(PNG, 96), PIXELS)
-
-
-def test_jpeg_is_close_to_what_it_was_made_from():
-    assert distance(images.decode(encoded(LESION, "JPEG", quality=100, subsampling=0), 96), PIXELS) < 1
-
-
-@pytest.mark.parametrize("content", [JPEG, PROGRESSIVE, PNG], ids=["jpeg", "progressive", "png"])
-@pytest.mark.parametrize("size", [1, 32, 96, 224])
-def test_pixels_are_uint8_rgb_of_the_size_asked_for(content, size):
-    pixels = images.decode(content, size)
-    assert pixels.shape == (size, size, 3)
-    assert pixels.dtype == np.uint8
-
-
 def test_oblong_image_is_squashed_whole():
     halves = np.zeros((40, 120, 3), np.uint8)
     halves[:, 60:] = 255
@@ -103,11 +83,6 @@ def test_one_bit_image_has_the_two_colours_of_its_palette_and_in_black_and_white
     assert np.array_equal(images.decode(encoded(two, kind, **options), 96), expected)
 
 
-def test_palette_is_looked_up():
-    few = LESION.quantize(16)
-    assert np.array_equal(images.decode(encoded(few), 96), np.asarray(few.convert("RGB")))
-
-
 def test_palette_with_a_transparent_colour_shows_it_on_white():
     few = LESION.quantize(16)
     clear = few.getpixel((48, 48))
@@ -123,25 +98,6 @@ def test_transparent_pixels_are_white_whatever_they_hide():
     found = images.decode(encoded(hidden), 96)
     assert found[0, 0].tolist() == [1, 2, 3]
     assert (found.reshape(-1, 3)[1:] == 255).all()
-
-
-def test_half_transparent_pixels_are_half_white():
-    half = LESION.copy()
-    half.putalpha(128)
-    expected = PIXELS * (128 / 255) + 255 * (127 / 255)
-    assert distance(images.decode(encoded(half), 96), expected.round()) < 1
-
-
-def test_opaque_alpha_changes_nothing():
-    opaque = LESION.copy()
-    opaque.putalpha(255)
-    assert np.array_equal(images.decode(encoded(opaque), 96), PIXELS)
-    assert np.array_equal(images.decode(encoded(GREY.convert("LA")), 96), images.decode(encoded(GREY), 96))
-
-
-def test_cmyk_jpeg_has_the_colours_of_its_rgb_twin():
-    pixels = images.decode(encoded(LESION.convert("CMYK"), "JPEG", quality=100), 96)
-    assert distance(pixels, PIXELS) < 3
 
 
 @pytest.mark.parametrize(
@@ -176,48 +132,53 @@ def test_large_jpegs_scaled_down_while_they_are_decoded_look_like_their_png():
         assert distance(found, expected) < 1.5
 
 
-def test_first_picture_of_several_counts():
-    for kind in ("PNG", "MPO"):
-        several = encoded(LESION, kind, save_all=True, append_images=[LESION.rotate(90)])
-        assert distance(images.decode(several, 96), PIXELS) < 6
+FEW = LESION.quantize(16)
+OF_FEW = np.asarray(FEW.convert("RGB"))
+OPAQUE, HALF = LESION.copy(), LESION.copy()
+OPAQUE.putalpha(255)
+HALF.putalpha(128)
+ON_WHITE = (PIXELS * (128 / 255) + 255 * (127 / 255)).round()
+LOSSLESS = {"lossless": True}
+SEVERAL = [  # the format, its options, and how near it comes
+    (kind, {**options, "save_all": True, "append_images": [LESION.rotate(90)]}, within)
+    for kind, options, within in (("PNG", {}, 0), ("MPO", {}, 6), ("TIFF", {}, 0), ("WEBP", LOSSLESS, 0))
+]
+NO_TURN = Image.Exif()
+NO_TURN[0x0112] = 99  # an orientation that does not exist
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("image", "kind", "options", "expected", "within"),
     [
-        ("TIFF", {}),
-        ("TIFF", {"compression": "tiff_lzw"}),
-        ("TIFF", {"compression": "tiff_adobe_deflate"}),
-        ("TIFF", {"compression": "packbits"}),
-        ("TIFF", {"big_tiff": True}),
-        ("BMP", {}),
-        ("WEBP", {"lossless": True}),
+        (LESION, "PNG", {}, PIXELS, 0),
+        (LESION, "PNG", {"icc_profile": ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()}, PIXELS, 0),
+        (LESION, "PNG", {"exif": NO_TURN}, PIXELS, 0),
+        *((LESION, "TIFF", {"compression": f"tiff_{how}"}, PIXELS, 0) for how in ("lzw", "adobe_deflate")),
+        *((LESION, "TIFF", options, PIXELS, 0) for options in ({}, {"compression": "packbits"}, {"big_tiff": True})),
+        (LESION, "BMP", {}, PIXELS, 0),
+        (LESION, "WEBP", LOSSLESS, PIXELS, 0),
+        *((FEW, kind, {}, OF_FEW, 0) for kind in ("PNG", "TIFF", "BMP")),
+        (OPAQUE, "PNG", {}, PIXELS, 0),
+        (GREY.convert("LA"), "PNG", {}, np.asarray(GREY.convert("RGB")), 0),
+        *((HALF, kind, LOSSLESS if kind == "WEBP" else {}, ON_WHITE, 1) for kind in ("PNG", "TIFF", "WEBP")),
+        *((LESION, kind, more, PIXELS, near) for kind, more, near in SEVERAL),
+        (LESION, "JPEG", {"quality": 100, "subsampling": 0}, PIXELS, 1),
+        (LESION.convert("CMYK"), "JPEG", {"quality": 100}, PIXELS, 3),
+        (LESION, "WEBP", {"quality": 95}, PIXELS, 4),
+        (LESION, "TIFF", {"compression": "jpeg", "quality": 95}, PIXELS, 4),
     ],
 )
-def test_lossless_formats_keep_their_pixels_to_the_bit(kind, options):
-    found = images.look(encoded(LESION, kind, **options), 96)
-    assert np.array_equal(found.pixels, PIXELS)
-    assert (found.width, found.height, found.format) == (96, 96, kind)
-
-
-def test_lossy_webp_and_tiff_of_jpeg_are_close():
-    assert distance(images.decode(encoded(LESION, "WEBP", quality=95), 96), PIXELS) < 4
-    assert distance(images.decode(encoded(LESION, "TIFF", compression="jpeg", quality=95), 96), PIXELS) < 4
+def test_formats_keep_their_pixels(image, kind, options, expected, within):
+    """To the bit where the format is without loss; transparent pixels are on white, and the first picture counts."""
+    found = images.look(encoded(image, kind, **options), 96)
+    assert distance(found.pixels, expected) <= within
+    assert (found.width, found.height, found.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
 
 
 def test_bmp_may_stand_on_its_head():
     upside_down = encoded(LESION.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
     negative = broken.changed(upside_down, (22, (-96 & 0xFFFFFFFF).to_bytes(4, "little")))
     assert np.array_equal(images.decode(negative, 96), PIXELS)
-
-
-@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
-def test_alpha_is_on_white_in_every_format(kind):
-    half = LESION.copy()
-    half.putalpha(128)
-    options = {"lossless": True} if kind == "WEBP" else {}
-    expected = PIXELS * (128 / 255) + 255 * (127 / 255)
-    assert distance(images.decode(encoded(half, kind, **options), 96), expected.round()) < 1
 
 
 def test_cmyk_tiff_has_the_colours_of_its_inks():
@@ -247,34 +208,15 @@ def test_16_bit_tiff_has_the_pixels_of_its_8_bit_twin(order, photometric):
     assert np.array_equal(images.decode(content, 96), images.decode(encoded(twin), 96))
 
 
-def test_palette_of_tiff_and_bmp_is_looked_up():
-    few = LESION.quantize(16)
-    for kind in ("TIFF", "BMP"):
-        assert np.array_equal(images.decode(encoded(few, kind), 96), np.asarray(few.convert("RGB")))
-
-
-@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
-def test_first_frame_of_several_counts(kind):
-    options = {"lossless": True} if kind == "WEBP" else {}
-    several = encoded(LESION, kind, save_all=True, append_images=[LESION.rotate(90)], **options)
-    assert np.array_equal(images.decode(several, 96), PIXELS)
-
-
-def test_colour_profile_changes_nothing():
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert np.array_equal(images.decode(encoded(LESION, icc_profile=profile), 96), PIXELS)
-
-
-# Pixels and hashes from one decode
-
 LARGE = {
     kind: encoded(LESION.resize((1800, 1300), Image.Resampling.BICUBIC), kind, **options)
     for kind, options in {"JPEG": {"quality": 90}, "PNG": {"compress_level": 1}, "BMP": {}}.items()
 }
 
 
-@pytest.mark.parametrize("size", [32, 128, 224, 225, 300, 512])
-@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize(
+    ("kind", "size"), [*(("JPEG", size) for size in (32, 128, 224, 225, 300, 512)), ("PNG", 225), ("BMP", 512)]
+)
 def test_look_has_the_pixels_of_decode_and_hashes_that_no_size_changes(kind, size):
     found = images.look(LARGE[kind], size)
     assert np.array_equal(found.pixels, images.decode(LARGE[kind], size))
@@ -337,37 +279,23 @@ def test_stored_orientation_is_undone(orientation, kind):
     assert (found.width, found.height) == ((64, 96) if orientation > 4 else (96, 64))
 
 
-def test_orientation_holds_for_16_bit_grey_too():
+def test_orientation_holds_for_16_bit_grey_too_and_a_damaged_exif_is_no_reason_to_lose_an_image():
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = Image.fromarray(deep(GREY).astype(np.uint16)).transpose(Image.Transpose.ROTATE_90)
     assert np.array_equal(images.decode(encoded(turned, exif=exif), 96), images.decode(encoded(GREY), 96))
-
-
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0rubbish rubbish", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"])
-def test_damaged_exif_is_no_reason_to_lose_an_image(exif):
-    assert np.array_equal(images.decode(encoded(LESION, "JPEG", quality=95, exif=exif), 96), images.decode(JPEG, 96))
-
-
-def test_orientation_that_does_not_exist_is_upright():
-    exif = Image.Exif()
-    exif[0x0112] = 99
-    assert np.array_equal(images.decode(encoded(LESION, exif=exif), 96), PIXELS)
-
-
-def test_content_decides_and_there_is_no_name_to_be_wrong():
-    # A PNG called .jpg and a JPEG called .png are images like others: only bytes are handed in.
-    assert np.array_equal(images.decode(PNG, 96), PIXELS)
-    assert distance(images.decode(JPEG, 96), PIXELS) < 6
+    for tail in (b"", b"rubbish rubbish", b"MM\0*\0\0\0\x08\0\x05\x01\x12"):
+        odd = encoded(LESION, "JPEG", quality=95, exif=b"Exif\0\0" + tail)
+        assert np.array_equal(images.decode(odd, 96), images.decode(JPEG, 96))
 
 
 @given(st.integers(1, 64))
-@settings(max_examples=20)
-def test_decoding_is_deterministic(size):
-    assert np.array_equal(images.decode(JPEG, size), images.decode(bytes(bytearray(JPEG)), size))
-
-
-# What cannot
+@examples(0.2)
+def test_decoding_is_deterministic_and_of_the_size_asked_for(size):
+    for content in (JPEG, PROGRESSIVE, PNG):
+        pixels = images.decode(content, size)
+        assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
+        assert np.array_equal(pixels, images.decode(bytes(bytearray(content)), size))
 
 
 @pytest.mark.parametrize(
@@ -401,9 +329,6 @@ def test_image_over_the_limit_of_pixels_is_not_decoded():
     with pytest.raises(ImageError, match="8000 x 9000 pixels, the limit is 1000") as error:
         images.decode(hollow, 64, max_pixels=1000)
     assert error.value.reason == "too_many_pixels"
-
-
-def test_limit_of_pixels_is_a_limit_that_may_be_reached():
     assert images.decode(PNG, 8, max_pixels=96 * 96).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="96 x 96 pixels, the limit is 9215"):
         images.decode(PNG, 8, max_pixels=96 * 96 - 1)
@@ -432,17 +357,14 @@ def test_corpus_of_broken_files(name, capfd):
     assert capfd.readouterr() == ("", "")  # libtiff would print there
 
 
-def test_corpus_is_of_every_reason_that_decoding_gives():
+def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
     assert len(CORPUS) >= 90
+    assert {reason for _, reason in CORPUS.values()} <= set(images.REASONS)
+    assert all(images.REASONS.values())
     assert {reason for _, reason in CORPUS.values()} == {
         *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
         *("damaged", "blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
     }
-
-
-def test_every_reason_that_decoding_gives_is_explained():
-    assert {reason for _, reason in CORPUS.values()} <= set(images.REASONS)
-    assert all(images.REASONS.values())
 
 
 @given(st.binary(max_size=400))
@@ -464,23 +386,6 @@ def checked(content):
         return found.reason
     assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
     return found
-
-
-@given(
-    st.sampled_from([JPEG, PROGRESSIVE, PNG, encoded(LESION.quantize(16)), png(16, 0, deep(GREY))]),
-    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=10),
-)
-@settings(max_examples=150)
-def test_corrupted_image_is_pixels_or_an_image_error(content, changes):
-    changed = bytearray(content)
-    for place, value in changes:
-        changed[int(place**3 * len(changed))] = value  # most of them in the headers, where the decoders decide
-    assert isinstance(checked(bytes(changed)), np.ndarray | str)
-
-
-@given(st.sampled_from([JPEG, PROGRESSIVE, PNG]), st.binary(min_size=1, max_size=200))
-def test_rubbish_behind_a_signature_is_an_image_error(content, rubbish):
-    assert checked(content[:8] + rubbish) in ("corrupt", "too_small", "too_many_pixels")
 
 
 @given(st.sampled_from([JPEG, PROGRESSIVE, PNG]), st.floats(0, 1, exclude_max=True))
@@ -536,7 +441,7 @@ def mutated(content, changes):
         max_size=6,
     ),
 )
-@settings(max_examples=2500)
+@examples(4)
 def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes):
     start = time.perf_counter()
     try:
@@ -552,14 +457,6 @@ def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes)
         assert found.hashed.shape == (128, 128, 3)
         assert min(found.width, found.height) >= 2
         assert found.format in images.SIGNATURES
-
-
-@given(st.sampled_from(FUZZED), st.sampled_from(FUZZED), PLACE, PLACE)
-@settings(max_examples=100)
-def test_two_images_in_one_are_looked_at_or_an_image_error(one, other, here, there):
-    start = time.perf_counter()
-    assert isinstance(checked(one[: int(here * len(one))] + other[int(there * len(other)) :]), np.ndarray | str)
-    assert time.perf_counter() - start < 5
 
 
 def test_jpeg_cut_anywhere_is_rejected():
@@ -590,53 +487,37 @@ def test_details_never_quote_the_content_which_may_name_a_person():
         assert "jane" not in str(error.value)
 
 
-# Hashes
-
-
-def test_hash_of_a_file_is_its_sha256():
-    assert images.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
 def test_pixel_hash_does_not_see_the_container():
     twins = [PNG, encoded(LESION, compress_level=1), encoded(LESION, exif=b"Exif\0\0", dpi=(300, 300))]
+    assert images.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert len({images.sha256(content) for content in twins}) == 3
     assert len({images.pixel_hash(images.decode(content, 64)) for content in twins}) == 1
 
 
 @given(SQUARES, st.data())
-def test_pixel_hash_sees_every_pixel(pixels, data):
+def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_memory(pixels, data):
+    assert images.pixel_hash(np.asfortranarray(pixels)) == images.pixel_hash(pixels)
+    flat = np.arange(24, dtype=np.uint8)
+    assert images.pixel_hash(flat.reshape(2, 4, 3)) != images.pixel_hash(flat.reshape(4, 2, 3))
     place = tuple(data.draw(st.integers(0, side - 1)) for side in pixels.shape)
     changed = pixels.copy()
     changed[place] ^= np.uint8(data.draw(st.integers(1, 255)))
     assert images.pixel_hash(changed) != images.pixel_hash(pixels)
 
 
-def test_pixel_hash_sees_the_shape():
-    flat = np.arange(24, dtype=np.uint8)
-    assert images.pixel_hash(flat.reshape(2, 4, 3)) != images.pixel_hash(flat.reshape(4, 2, 3))
-
-
-@given(SQUARES)
-def test_pixel_hash_does_not_see_how_an_array_lies_in_memory(pixels):
-    assert images.pixel_hash(np.asfortranarray(pixels)) == images.pixel_hash(pixels)
-
-
-@given(st.integers(0, 10_000), st.booleans(), st.sampled_from([33, 48, 96, 100]))
-@settings(max_examples=25)
-def test_perceptual_hash_of_a_lesion_is_the_same_turned_and_mirrored(seed, malignant, size):
-    pixels = drawing.draw_lesion(np.random.default_rng(seed), malignant, size)
-    assert len({images.perceptual_hash(view) for view in views(pixels)}) == 1
-
-
 @given(arrays(np.uint8, st.integers(1, 60).map(lambda side: (side, side, 3))))
-def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored(pixels):
+@example(PIXELS)
+@example(np.repeat(np.asarray(GREY)[:, :, None] // 2, 3, axis=2))
+def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored_and_darker(pixels):
+    grey = np.repeat(pixels[:, :, :1] // 2, 3, axis=2)
+    assert images.perceptual_hash(grey * 2) == images.perceptual_hash(grey)  # brightness is not seen
     hashes = {images.perceptual_hash(view) for view in views(pixels)}
     assert len(hashes) == 1
     assert len(hashes.pop()) == 16
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 200), st.integers(1, 200), st.just(3))))
-@settings(max_examples=40)
+@examples(0.4)
 def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
     grey = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int64)
     height, width = grey.shape
@@ -649,30 +530,21 @@ def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
     assert images.perceptual_hash(pixels) == min(expected)
 
 
-def test_perceptual_hash_tells_lesions_apart():
+def test_perceptual_hash_tells_lesions_apart_and_is_near_after_jpeg_compression():
     lesions = [drawing.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
-    assert len({images.perceptual_hash(pixels) for pixels in lesions}) == 40
-
-
-def test_perceptual_hash_is_near_after_jpeg_compression():
-    near = []
-    for seed in range(10):
-        pixels = drawing.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96)
-        again = images.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96)
-        bits = int(images.perceptual_hash(pixels), 16) ^ int(images.perceptual_hash(again), 16)
-        near.append(bits.bit_count())
-    assert np.median(near) <= 4
-
-
-def test_perceptual_hash_does_not_see_brightness():
-    dark = np.repeat(np.asarray(GREY)[:, :, None] // 2, 3, axis=2)
-    assert images.perceptual_hash(dark * 2) == images.perceptual_hash(dark)
+    hashes = [images.perceptual_hash(pixels) for pixels in lesions]
+    assert len(set(hashes)) == 40
+    again = [images.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
+    far = [int(one, 16) ^ int(images.perceptual_hash(other), 16) for one, other in zip(hashes, again, strict=False)]
+    assert np.median([bits.bit_count() for bits in far]) <= 4
 
 
 @pytest.mark.skipif(not (DATA / "lesions_groups.csv").is_file(), reason="../shared/data is not there")
 def test_equal_hashes_of_the_real_set_are_near_duplicates():
     """Against the set's own list, made by correlation of thumbnails. Looking alike to the last bit is a strict rule."""
     rows = pd.read_csv(DATA / "lesions_groups.csv")
+    listed = rows["near_duplicate_group"].duplicated(keep=False)
+    rows = pd.concat([rows[listed], rows[~listed][::8]])  # each pair, and some of those that have none
     looks = [images.look((DATA / path).read_bytes(), 224) for path in rows["path"]]
     for name, hash_of in (("pixels", images.pixel_hash), ("looks", images.perceptual_hash)):
         rows[name] = [hash_of(found.hashed) for found in looks]

@@ -1,7 +1,5 @@
 """Quality: measures as by hand, flags where a picture earns them, and few on real lesions."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
@@ -11,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageFilter
+from samples import examples
 
 from melanoma_spark import config, drawing, quality
 
@@ -28,6 +27,7 @@ def flagged(image) -> set[str]:
 
 
 @given(arrays.arrays(np.uint8, (2, 32, 32, 3)))
+@examples(0.2)
 def test_measures_are_those_of_a_loop(images):
     found = quality.measures(images)
     assert found.shape == (2, len(quality.MEASURES))

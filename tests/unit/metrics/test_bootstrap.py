@@ -16,10 +16,10 @@ from melanoma_spark import bootstrap, metrics
 @given(scored(both_classes=False), st.integers(0, 5))
 def test_bootstrap_equals_a_loop_over_the_same_draws(sample, seed):
     labels, probabilities, groups = sample
-    areas = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=20, seed=seed)
-    sensitivity, specificity = bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=20, seed=seed)
-    assert areas.shape == sensitivity.shape == specificity.shape == (20,)
-    for k, rows in enumerate(resamples_of(groups, 20, seed)):
+    areas = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=6, seed=seed)
+    sensitivity, specificity = bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=6, seed=seed)
+    assert areas.shape == sensitivity.shape == specificity.shape == (6,)
+    for k, rows in enumerate(resamples_of(groups, 6, seed)):
         np.testing.assert_equal(areas[k], metrics.auroc(labels[rows], probabilities[rows]))
         confusion = metrics.confusion_matrix_at(labels[rows], probabilities[rows], 0.5)
         np.testing.assert_equal(sensitivity[k], confusion.sensitivity)
@@ -42,17 +42,17 @@ CURVES = {
 @given(scored(both_classes=False), st.integers(0, 5))
 def test_every_figure_of_a_resample_is_that_of_its_images(sample, seed):
     labels, probabilities, groups = sample
-    rows = list(resamples_of(groups, 20, seed))
+    rows = list(resamples_of(groups, 4, seed))
 
     def check(found, metric):
         expected = [metric(labels[own], probabilities[own]) for own in rows]
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
     for statistic, metric in CURVES.items():
-        check(bootstrap.resampled_curve(*sample, statistic, resamples=20, seed=seed), metric)
-    check(bootstrap.resampled_calibration_error(*sample, resamples=20, seed=seed), metrics.expected_calibration_error)
+        check(bootstrap.resampled_curve(*sample, statistic, resamples=4, seed=seed), metric)
+    check(bootstrap.resampled_calibration_error(*sample, resamples=4, seed=seed), metrics.expected_calibration_error)
     squares = (labels - probabilities) ** 2
-    check(bootstrap.resampled_mean(squares, groups, resamples=20, seed=seed), metrics.brier)
+    check(bootstrap.resampled_mean(squares, groups, resamples=4, seed=seed), metrics.brier)
 
 
 def test_two_models_meet_the_same_resamples():
@@ -105,9 +105,9 @@ def test_intervals_cover_the_true_value_about_as_often_as_they_say():
     threshold = 1 / (1 + math.exp(-0.5))
     covered = np.zeros(2)
     for seed in range(100):
-        sample = grouped_sample(seed)
-        low, high = bootstrap.auroc_interval(*sample, resamples=300, seed=seed)
-        rate_low, rate_high = bootstrap.rate_intervals(*sample, threshold, resamples=300, seed=seed).sensitivity
+        sample = grouped_sample(seed, groups=100)
+        low, high = bootstrap.auroc_interval(*sample, resamples=150, seed=seed)
+        rate_low, rate_high = bootstrap.rate_intervals(*sample, threshold, resamples=150, seed=seed).sensitivity
         covered += (low <= true_auroc <= high, rate_low <= true_rate <= rate_high)
     # 95 expected; a percentile interval on 60 positive groups is a little short.
     assert (covered >= 87).all()

@@ -1,7 +1,5 @@
 """Calibration: what is fitted is right, keeps every order, and has an end on degenerate data."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -108,8 +106,3 @@ def test_one_label_is_refused_by_name():
 def test_a_damaged_calibration_is_refused(slope, intercept):
     with pytest.raises(DataError, match="slope"):
         Calibration("platt", slope, intercept)
-
-
-def test_it_survives_json():
-    found = fit(*drawn(n=100))
-    assert Calibration(**json.loads(json.dumps(vars(found)))) == found

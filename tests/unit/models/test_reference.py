@@ -1,7 +1,5 @@
 """The reference: distances as scikit-learn's density has them, bins that hold all values, and no row of an image."""
 
-from __future__ import annotations
-
 import io
 import json
 
@@ -87,9 +85,9 @@ def test_rare_categories_lose_their_names_and_no_image():
     assert reference.categories({"arm": 1, "hand": 2}, ["arm", "leg"]) == {"arm": 1, "leg": 0, reference.OTHERS: 2}
 
 
-def example(rows: int = 300) -> reference.Reference:
+def example(rows: int = 300, width: int = 40) -> reference.Reference:
     return reference.Reference(
-        space=reference.fit(features(rows, width=512), features(100, 1, width=512)),
+        space=reference.fit(features(rows, width=width), features(100, 1, width=width)),
         histograms={"sharpness": reference.histogram(np.arange(rows) / 7)},
         shares={"sex": {"female": 10, reference.OTHERS: 0}},
         images={"train": rows, "validation": 100},
@@ -97,12 +95,12 @@ def example(rows: int = 300) -> reference.Reference:
 
 
 def test_it_comes_back_as_it_was_and_is_small():
-    packed = example().pack()
+    known = example(width=512)
+    packed = known.pack()
     again = reference.unpack(packed)
     assert again.pack() == packed
-    np.testing.assert_array_equal(
-        again.space.distances(features(9, 3, 512)), example().space.distances(features(9, 3, 512))
-    )
+    distances = (one.space.distances(features(9, 3, 512)) for one in (known, again))
+    np.testing.assert_array_equal(*distances)
     assert sum(map(len, packed.values())) < 300_000
     assert json.loads(packed["reference.json"])["images"] == {"train": 300, "validation": 100}
 

@@ -76,10 +76,16 @@ def one_of_many(folder, barrier, answers):
         answers.put(str(error))
 
 
+def test_who_comes_second_moves_nothing(place, monkeypatch):
+    monkeypatch.setattr(files, "write_new", lambda url, content: False)
+    with pytest.raises(ClusterError, match="another job moved melanoma@champion at the same time"):
+        move(place, history.PROMOTE, None, "1")
+
+
 def test_of_many_at_once_each_move_has_a_number_of_its_own(tmp_path):
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(6), context.Queue()
-    jobs = [context.Process(target=one_of_many, args=(str(tmp_path), barrier, answers)) for _ in range(6)]
+    barrier, answers = context.Barrier(3), context.Queue()
+    jobs = [context.Process(target=one_of_many, args=(str(tmp_path), barrier, answers)) for _ in range(3)]
     for job in jobs:
         job.start()
     told = [answers.get(timeout=60) for _ in jobs]

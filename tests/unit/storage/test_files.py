@@ -1,7 +1,5 @@
 """Small files: written complete or not at all, named in every error, and weights that cannot run code."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle
@@ -12,7 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -52,9 +50,6 @@ def blocked(tmp_path):
     return f"file://{tmp_path}/file/folder"
 
 
-# URLs
-
-
 @pytest.mark.parametrize(
     ("given_", "expected"),
     [
@@ -71,6 +66,7 @@ def blocked(tmp_path):
 )
 def test_url_is_absolute_and_has_no_slash_at_its_end(given_, expected):
     assert files.url_of(given_) == expected
+    assert files.join(f"{expected}/", "images", "manifest.json") == f"{expected}/images/manifest.json"
 
 
 def test_relative_path_is_taken_from_the_working_folder(tmp_path, monkeypatch):
@@ -85,20 +81,6 @@ def test_url_of_a_url_is_itself(names, start):
     assert files.url_of(url) == url
     assert "://" in url
     assert not url.endswith("/")
-
-
-def test_join_puts_one_slash_between_parts():
-    assert files.join("s3a://bucket/", "images", "manifest.json") == "s3a://bucket/images/manifest.json"
-
-
-# Reading and writing
-
-
-@given(st.binary(max_size=200))
-def test_content_comes_back_to_the_bit(tmp_path_factory, content):
-    url = f"file://{tmp_path_factory.getbasetemp()}/any/content"
-    files.write_bytes(url, content)
-    assert files.read_bytes(url) == content
 
 
 def test_folders_are_made_and_old_content_is_replaced(folder):
@@ -170,17 +152,20 @@ class Killed(BaseException):
     """The end of the process: nothing catches it."""
 
 
+@pytest.mark.parametrize("where", ["writing", "renaming"])
 @pytest.mark.parametrize("failure", [Killed, OSError("no space left"), KeyboardInterrupt])
-def test_write_that_ends_in_the_middle_leaves_the_old_content(url, tmp_path, monkeypatch, failure):
+def test_write_that_ends_early_leaves_the_old_content(url, tmp_path, monkeypatch, where, failure):
     target = files.join(url, "manifest.json")
     files.write_bytes(target, b"the old content")
 
-    def dies(self, path, value, **options):
-        with open(path, "wb") as file:
-            file.write(value[:3])
+    def dies(*given, **options):
+        if where == "writing":
+            _, path, value = given
+            with open(path, "wb") as file:
+                file.write(value[:3])
         raise failure
 
-    monkeypatch.setattr(LocalFileSystem, "pipe_file", dies)
+    monkeypatch.setattr(*((LocalFileSystem, "pipe_file") if where == "writing" else (os, "replace")), dies)
     with pytest.raises((Killed, ClusterError, KeyboardInterrupt)):
         files.write_bytes(target, b"a new content")
     assert (tmp_path / "manifest.json").read_bytes() == b"the old content"
@@ -188,30 +173,24 @@ def test_write_that_ends_in_the_middle_leaves_the_old_content(url, tmp_path, mon
     assert all(name.startswith(".") for name in left), "what a killed write leaves is hidden from readers"
 
 
-def test_write_that_ends_before_its_rename_leaves_the_old_content(url, tmp_path, monkeypatch):
-    target = files.join(url, "manifest.json")
-    files.write_bytes(target, b"the old content")
-
-    def dies(source, destination):
-        raise Killed
-
-    monkeypatch.setattr(os, "replace", dies)
-    with pytest.raises(Killed):
-        files.write_bytes(target, b"a new content")
-    assert (tmp_path / "manifest.json").read_bytes() == b"the old content"
-
-
-def test_file_that_is_not_there_is_named(url):
-    with pytest.raises(DataError, match=f"^cannot read {url}/none: No such file or directory$"):
-        files.read_bytes(f"{url}/none")
-
-
-def test_folder_that_cannot_be_written_is_named_with_a_way_out(blocked):
+def test_folder_that_cannot_be_written_or_read_is_named_with_a_way_out(blocked, url):
     told = f"^cannot write {blocked}/manifest.json: .*; choose another warehouse=URL$"
     with pytest.raises(ClusterError, match=told):
         files.write_bytes(f"{blocked}/manifest.json", b"{}")
     with pytest.raises(ClusterError, match=f"^cannot write {blocked}/"):
         files.check_writable(blocked)
+    with pytest.raises(DataError, match=f"^cannot read {url}/none: No such file or directory$"):
+        files.read_bytes(f"{url}/none")
+
+
+def test_a_new_file_is_never_written_over(url, tmp_path, monkeypatch):
+    target = files.join(url, "move.json")
+    assert files.write_new(target, b"first")
+    assert not files.write_new(target, b"second")
+    monkeypatch.setattr(files, "exists", lambda url: False)  # as for two that look before either has written
+    assert not files.write_new(target, b"second")
+    assert files.read_bytes(target) == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["move.json"]
 
 
 @pytest.mark.parametrize("action", [lambda url: files.write_bytes(url, b""), files.check_writable])
@@ -226,22 +205,16 @@ def test_check_of_a_folder_leaves_nothing_in_it(folder):
     assert files.matches(files.join(folder, "warehouse"), ".*") == []
 
 
-def test_removing_takes_folders_whole_and_does_not_mind_their_absence(folder):
+def test_renaming_makes_the_folder_above_and_removing_takes_folders_whole_and_does_not_mind_their_absence(folder):
+    files.write_bytes(files.join(folder, "attempt", "part", "file"), b"content")
+    files.rename(files.join(folder, "attempt"), files.join(folder, "old", "final"))
+    assert files.read_bytes(files.join(folder, "old", "final", "part", "file")) == b"content"
+    assert not files.exists(files.join(folder, "attempt"))
     files.write_bytes(files.join(folder, "old", "deep", "file"), b"")
     files.write_bytes(files.join(folder, "kept"), b"")
     files.remove(files.join(folder, "old"))
     files.remove(files.join(folder, "old"))
     assert files.matches(folder, "*") == ["kept"]
-
-
-def test_renaming_moves_a_folder_and_makes_the_one_above(folder):
-    files.write_bytes(files.join(folder, "attempt", "part", "file"), b"content")
-    files.rename(files.join(folder, "attempt"), files.join(folder, "images", "final"))
-    assert files.read_bytes(files.join(folder, "images", "final", "part", "file")) == b"content"
-    assert not files.exists(files.join(folder, "attempt"))
-
-
-# JSON
 
 
 def test_json_comes_back_and_equal_facts_are_equal_files(folder):
@@ -261,9 +234,6 @@ def test_damaged_json_is_named_with_a_way_out(url, content):
         files.read_json(f"{url}/manifest.json")
 
 
-# Tensors
-
-
 @given(
     st.lists(
         st.sampled_from([np.float32, np.float16, np.int64]).flatmap(
@@ -272,18 +242,10 @@ def test_damaged_json_is_named_with_a_way_out(url, content):
         max_size=12,
     )
 )
+@example([np.array(place) for place in range(1005)])
 def test_tensors_come_back_in_order_with_dtype_and_shape(tensors):
     found = files.unpack_tensors(files.pack_tensors(tensors))
     assert [(t.dtype, t.shape, t.tobytes()) for t in found] == [(t.dtype, t.shape, t.tobytes()) for t in tensors]
-
-
-def test_order_holds_for_more_than_a_thousand_tensors():
-    found = files.unpack_tensors(files.pack_tensors([np.array(place) for place in range(1005)]))
-    assert [int(tensor) for tensor in found] == list(range(1005))
-
-
-def test_no_tensors_are_no_tensors():
-    assert files.unpack_tensors(files.pack_tensors([])) == []
 
 
 class Bomb:

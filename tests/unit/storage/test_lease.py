@@ -1,7 +1,5 @@
 """Leases: one job of a kind at a time on a warehouse, and a dead one keeps nobody out."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """Shards: every row once an epoch, the same steps on any number of ranks, and each rank in few row groups."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import assume, given

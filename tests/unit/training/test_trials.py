@@ -1,7 +1,5 @@
 """A search's trials: the head in force among them, no repeats, whole folds, and honest figures."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np
