@@ -18,7 +18,7 @@ from PIL import Image
 from scoring import of_ledger, once, rows
 
 from jobs import score
-from melanoma_spark import drawing, files, images, lease, ledger, schemas
+from melanoma_spark import drawing, files, images, ledger, schemas
 from melanoma_spark.errors import BusyError, ClusterError
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
@@ -176,16 +176,6 @@ def test_a_batch_with_a_row_missing_is_not_committed(scored, monkeypatch):
     assert "a killed run has left 7 rows, which are not computed again" in told
     assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
-
-
-def test_who_comes_second_leaves_with_a_status_of_its_own_or_waits(scored):
-    with (
-        lease.held(scored.job.warehouse, "score"),
-        pytest.raises(BusyError, match="score is already running") as caught,
-    ):
-        scored.stage("score")
-    assert caught.value.exit_status == 5
-    assert not (scored.folder / "scores").exists()
 
 
 def test_who_lost_its_lease_does_not_commit(scored, monkeypatch):
