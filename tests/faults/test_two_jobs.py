@@ -36,6 +36,7 @@ def serve() -> None:
     from jobs import follow, pipeline, prune, score
     from jobs.job import Command, Job, Summary, invoke, run_stage
     from melanoma_spark import files, lease, retention
+    from melanoma_spark.errors import BusyError
 
     orders, answers = sys.stdin, sys.stdout  # a job's own output is in its result
     order: dict[str, Any] = {}
@@ -76,13 +77,21 @@ def serve() -> None:
         stage(following.job)
         following.done = True
 
-    decide = retention.decide
+    refuse, decide = lease._refuse, retention.decide
+
+    def refusing(*given: Any, **words: Any) -> None:
+        try:
+            refuse(*given, **words)
+        except BusyError:
+            if order.pop("wait", 0) and not order["hold"]:
+                answer(waits=True)
+            raise
 
     def deciding(*given: Any) -> Any:
         stage(Job(None, None, files.url_of(order["warehouse"]), None))
         return decide(*given)
 
-    follow.Following.until_over, retention.decide = until_over, deciding
+    follow.Following.until_over, retention.decide, lease._refuse = until_over, deciding, refusing
     follow.archive.empty = lambda url: True
     pipeline.STAGES = {name: partial(stage, name=name) for name in STAGES}
     pipeline.weights.located = pipeline.preflight.check = lambda *_: None
@@ -188,6 +197,7 @@ def test_who_comes_second_is_refused_or_waits(workers, tmp_path, first, second, 
     other.start(second, tmp_path)
     check_refused(other.answer(), told, one.process.pid)
     other.start(second, tmp_path, wait=60)
+    assert other.answer() == {"waits": True}
     one.leave()
     assert "inside" in other.answer()
     other.leave()
