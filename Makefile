@@ -61,7 +61,7 @@ coverage: install ## branch coverage of all tests but YARN's, executors and rank
 	  { .venv/bin/python -m coverage run -m pytest -q $(call FOLDERS,unit model spark line faults systems) || true; } && \
 	  .venv/bin/python -m coverage combine -q && .venv/bin/python -m coverage report
 
-mutants: install ## how many of a fixed sample of mutants the cheap tests kill, by module; about 20 minutes
+mutants: install ## how many of a fixed sample of mutants the cheap tests kill, by module
 	@$(ON_SPARK) PYTHONHASHSEED=0 .venv/bin/python tests/mutants.py
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
