@@ -15,7 +15,7 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
 FOUND = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
 FOLDERS = $(or $(call FOUND,$(1)),$(error no tests/*/$(ONLY) in the tiers $(1)))
 
-.PHONY: help install demo lint test test-full test-yarn coverage bench package ui clean
+.PHONY: help install demo lint test test-full test-yarn coverage mutants bench package ui clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ coverage: install ## branch coverage of all tests but YARN's, executors and rank
 	@$(ON_SPARK) export COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" && \
 	  { .venv/bin/python -m coverage run -m pytest -q $(call FOLDERS,unit model spark line faults systems) || true; } && \
 	  .venv/bin/python -m coverage combine -q && .venv/bin/python -m coverage report
+
+mutants: install ## how many of a fixed sample of mutants the cheap tests kill, by module
+	@$(ON_SPARK) PYTHONHASHSEED=0 .venv/bin/python tests/mutants.py
 
 bench: install ## how fast images go through VGG16's base, and into the dataset
 	@$(ON_SPARK) .venv/bin/python benchmarks/featurize.py && .venv/bin/python benchmarks/ingest.py

@@ -59,6 +59,7 @@ setup(
             "pytest-xdist>=3.6",  # two processes for unit and model
             "hypothesis>=6.100",
             "coverage>=7.10",  # whose `patch` reaches forked workers
+            "mutmut>=3.8,<4",  # `make mutants`; 15 MB with what it needs
             "moto[s3]>=5",  # its server, which needs of moto[server] only Flask
             "flask>=3",
             "flask-cors>=6",

@@ -19,8 +19,8 @@ from conftest import Line, said
 from kills import kill
 
 from jobs import follow, score
-from melanoma_spark import batches, drawing, images, lease
-from melanoma_spark.errors import BusyError, DataError
+from melanoma_spark import batches, drawing, images
+from melanoma_spark.errors import DataError
 
 PATIENCE = 180  # seconds
 
@@ -206,11 +206,6 @@ def test_another_version_behind_the_alias_is_news(landing):
     with meanwhile(moves):
         followed(landing)
     assert landing.scores().groupby("model_version").size().tolist() == [2, 2]
-
-
-def test_one_at_a_time(landing):
-    with lease.held(landing.job.warehouse, "score"), pytest.raises(BusyError, match="score is already running"):
-        followed(landing)
 
 
 def test_an_archive_that_is_not_there_ends_it_at_once(landing):

@@ -122,29 +122,6 @@ def test_it_leaves_while_a_job_is_at_work(warehouse, job, apply):
     run(warehouse, prune={"apply": apply})
 
 
-def test_it_waits_for_a_job_when_told_to(warehouse, monkeypatch):
-    monkeypatch.setattr(lease, "AGAIN", 0.1)
-    with lease.held(f"file://{warehouse}", "score") as held, lease.every(1, lambda: files.remove(held.url)):
-        assert run(warehouse, wait=60, prune={"apply": True})[-1].endswith("removed")
-
-
-def test_no_job_starts_meanwhile(warehouse, monkeypatch):
-    decide, refused = retention.decide, []
-
-    def deciding(*given):
-        for job in prune.JOBS:
-            with pytest.raises(BusyError, match="prune is already running on this warehouse"), lease.held(url, job):
-                pass
-            refused.append(job)
-        return decide(*given)
-
-    url = f"file://{warehouse}"
-    monkeypatch.setattr(retention, "decide", deciding)
-    run(warehouse, prune={"apply": True})
-    assert tuple(refused) == prune.JOBS
-    assert not files.matches(f"{url}/running", "*"), "and its leases are given back"
-
-
 def test_it_knows_the_leases_of_all_jobs():
     """Of all that do not open everything by themselves."""
     modules = [importlib.import_module(f"jobs.{path.stem}") for path in (REPO / "jobs").glob("[a-z]*.py")]
