@@ -25,13 +25,13 @@ import sqlite3
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 VARIABLE = "MELANOMA_CRASH_POINTS"
-MOMENTS = ("before", "in", "after")
 FULL, LOST = (errno.ENOSPC, "No space left on device"), (errno.EIO, "Input/output error")
 RANDOM = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}|(?<=\.parquet)-\d+|(?<=/)\d+(?=/)|[0-9a-f]{6,}")
 
@@ -100,7 +100,9 @@ def points(writes: list[Write]) -> list[Point]:
     found = []
     for place, write in enumerate(writes):
         inside = ["in"] if write.torn else []
-        found += [Point(str(write), moment, "kill") for moment in (["before"] if not place else []) + inside + ["after"]]
+        found += [
+            Point(str(write), moment, "kill") for moment in (["before"] if not place else []) + inside + ["after"]
+        ]
         found += [Point(str(write), moment, "error") for moment in ["before", *inside, "after"]]
         if write.who != "driver":
             found += [Point(str(write), moment, "lost") for moment in inside or ["before"]]
@@ -144,7 +146,7 @@ class _Process:
         raise Killed
 
     def write(self, kind: str, path: str, do: Callable[[], Any], half: Callable[[], Any] | None, error: Any) -> Any:
-        """Do a write, unless it is the one that fails, or all is over. `error` makes an exception of `FULL` or `LOST`."""
+        """Do a write, unless it is to fail, or all is over. `error` makes an exception of `FULL` or `LOST`."""
         if getattr(self.local, "inside", False):
             return do()
         plan = self.read()
@@ -156,7 +158,7 @@ class _Process:
         target = RANDOM.sub("*", place.removeprefix(plan["warehouse"] + "/"))
         with self.lock:
             self.counts[f"{kind} {target}"] += 1
-            write = Write(self.who, kind, target, self.counts[f"{kind} {target}"], half is not None)
+            write = Write(self.who, kind, target, self.counts[f"{kind} {target}"], bool(half))
         self.tell("writes", json.dumps(asdict(write)))
         point = plan["point"] or {}
         moment = point.get("moment") if point.get("write") == str(write) and not self.exists("hit") else None
@@ -183,7 +185,7 @@ class _Process:
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Of the interpreter: tells of changes below the warehouse that `write` does not know of."""
         if event == "open":
-            path, mode, flags = arguments
+            path, _, flags = arguments
             if not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 return
         elif event in ("os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir"):
@@ -201,7 +203,7 @@ class _Process:
                 self.local.inside = False
 
 
-def _os_error(reason: tuple[int, str]) -> OSError:
+def _os_error(reason: tuple[int, str], *_: Any) -> Exception:
     return OSError(*reason)
 
 
@@ -214,148 +216,131 @@ def install(folder: str | None = None) -> Callable[[], None]:
     process = _Process(folder or os.environ[VARIABLE])
     stack = contextlib.ExitStack()
 
-    def wrap(owner: Any, name: str, wrapped: Callable[..., Any]) -> None:
-        whole = getattr(owner, name)
-        own = name in vars(owner)
+    def wrap(owner: Any, name: str, kind: str, path: Any, half: Any = None, error: Any = _os_error) -> None:
+        """`path`, `half` and `error` are given the arguments of a call; `path` is None of a call that writes nothing.
+
+        `half` is given a function before them that does all of it; it is None where there is no half.
+        """
+        whole, own = getattr(owner, name), name in vars(owner)
 
         def call(*arguments: Any, **words: Any) -> Any:
-            return wrapped(whole, *arguments, **words)
+            def do() -> Any:
+                return whole(*arguments, **words)
+
+            place = path(*arguments)
+            if place is None:
+                return do()
+            torn = half and (kind != "remove" or os.path.isdir(place)) and (lambda: half(do, *arguments))
+            return process.write(kind, str(place), do, torn, lambda reason: error(reason, *arguments))
 
         setattr(owner, name, call)
         stack.callback(lambda: setattr(owner, name, whole) if own else delattr(owner, name))
 
-    def pipe_file(whole: Any, store: Any, path: str, value: bytes, *more: Any, **words: Any) -> Any:
-        def half() -> None:
-            Path(path).write_bytes(value[: len(value) // 2])
+    def half_folder(do: Any, store: Any, path: str, *_: Any) -> None:
+        _half_removed(Path(path))
 
-        return process.write("file", path, lambda: whole(store, path, value, *more, **words), half, _os_error)
-
-    def opened(whole: Any, store: Any, path: str, mode: str = "rb", *more: Any, **words: Any) -> Any:
-        def do() -> Any:
-            return whole(store, path, mode, *more, **words)
-
-        def half() -> None:
-            Path(path).write_bytes(b"PAR1 and no more")
-
-        return process.write("file", path, do, half, _os_error) if "w" in mode else do()
-
-    def removed(whole: Any, store: Any, path: str, *more: Any, **words: Any) -> Any:
-        inside = sorted(one for one in Path(path).rglob("*") if one.is_file())
-
-        def half() -> None:
-            for one in inside[: len(inside) // 2]:
-                one.unlink()
-
-        return process.write(
-            "remove", path, lambda: whole(store, path, *more, **words), half if len(inside) > 1 else None, _os_error
-        )
-
-    def made(whole: Any, store: Any, path: str, *more: Any, **words: Any) -> Any:
-        def do() -> Any:
-            return whole(store, path, *more, **words)
-
-        return do() if os.path.exists(path) else process.write("folder", path, do, None, _os_error)
-
-    def renamed(whole: Any, store: Any, old: str, new: str) -> Any:
-        return process.write("rename", new, lambda: whole(store, old, new), None, _os_error)
-
-    def linked(whole: Any, old: Any, new: Any, *more: Any, **words: Any) -> Any:
-        return process.write("rename", str(new), lambda: whole(old, new, *more, **words), None, _os_error)
-
-    wrap(LocalFileSystem, "pipe_file", pipe_file)
-    wrap(LocalFileSystem, "open", opened)
-    wrap(LocalFileSystem, "rm", removed)
-    wrap(LocalFileSystem, "rm_file", removed)
-    wrap(LocalFileSystem, "makedirs", made)
-    wrap(files, "_replace", renamed)
-    wrap(os, "link", linked)
+    local = LocalFileSystem
+    wrap(local, "pipe_file", "file", lambda _, path, *more: path, lambda do, _, path, value, *more: _half(path, value))
+    wrap(
+        local,
+        "open",
+        "file",
+        lambda _, path, mode="rb", *more: path if "w" in mode else None,
+        lambda do, _, path, *more: _half(path, b"PAR1 and then no more"),
+    )
+    for name in ("rm", "rm_file"):
+        wrap(local, name, "remove", lambda _, path, *more: path, half_folder)
+    wrap(local, "makedirs", "folder", lambda _, path, *more: None if os.path.exists(path) else path)
+    wrap(files, "_replace", "rename", lambda store, old, new: new)
+    wrap(os, "link", "rename", lambda old, new, *more: new)
     sys.addaudithook(process.audit)
     if process.who == "driver":
-        _install_in_driver(process, wrap)
+        _install_in_driver(wrap)
     return stack.close
 
 
-def _install_in_driver(process: _Process, wrap: Callable[..., None]) -> None:
+def _half(path: str, content: bytes) -> None:
+    Path(path).write_bytes(content[: len(content) // 2])
+
+
+def _half_removed(folder: Path) -> None:
+    found = sorted(one for one in folder.rglob("*") if one.is_file())
+    for one in found[len(found) // 2 :]:
+        one.unlink()
+
+
+def _install_in_driver(wrap: Callable[..., None]) -> None:
     import petastorm.utils
     import sqlalchemy.engine.default
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from pyspark.sql.readwriter import DataFrameWriter
 
-    def spark_writes(whole: Any, writer: Any, path: str, *more: Any, **words: Any) -> Any:
-        folder = Path(path.removeprefix("file://"))
+    def folder_of(writer: Any, path: str, *_: Any) -> Path:
+        return Path(path.removeprefix("file://"))
+
+    def half_spark(do: Any, writer: Any, path: str, *_: Any) -> None:
+        """As of a driver that died while it put the files of tasks in place."""
+        folder = folder_of(writer, path)
         before = set(folder.glob("*"))
+        do()
+        (folder / "_SUCCESS").unlink()
+        new = sorted(set(folder.glob("part-*")) - before)
+        (waiting := folder / "_temporary/0/task_1").mkdir(parents=True)
+        for one in new[len(new) // 2 :]:
+            one.rename(waiting / one.name)
 
-        def half() -> None:
-            """As of a driver that died while it put the files of tasks in place."""
-            whole(writer, path, *more, **words)
-            (folder / "_SUCCESS").unlink()
-            new = sorted(one for one in folder.glob("part-*") if one not in before)
-            (waiting := folder / "_temporary/0/task_1").mkdir(parents=True)
-            for one in new[len(new) // 2 :]:
-                one.rename(waiting / one.name)
+    def spark_error(reason: tuple[int, str], writer: Any, *_: Any) -> Exception:
+        from py4j.protocol import Py4JJavaError
 
-        def error(reason: tuple[int, str]) -> Exception:
-            from py4j.protocol import Py4JJavaError
+        jvm = writer._spark._jvm
+        java = jvm.org.apache.spark.SparkException("Job aborted.", jvm.java.io.IOException(reason[1]))
+        return Py4JJavaError("An error occurred while calling o1.parquet.\n", java)
 
-            jvm = writer._spark._jvm
-            java = jvm.org.apache.spark.SparkException("Job aborted.", jvm.java.io.IOException(reason[1]))
-            return Py4JJavaError("An error occurred while calling o1.parquet.\n", java)
+    def metadata_of(dataset: Any, *_: Any) -> Path:
+        return Path(dataset.paths) / "_common_metadata"
 
-        return process.write("spark", str(folder), lambda: whole(writer, path, *more, **words), half, error)
+    def half_metadata(do: Any, dataset: Any, *_: Any) -> None:
+        do()
+        os.truncate(metadata_of(dataset), metadata_of(dataset).stat().st_size // 2)
 
-    def petastorm_writes(whole: Any, dataset: Any, key: Any, value: Any) -> Any:
-        path = Path(dataset.paths) / "_common_metadata"
-
-        def half() -> None:
-            whole(dataset, key, value)
-            os.truncate(path, path.stat().st_size // 2)
-
-        return process.write("petastorm", str(path), lambda: whole(dataset, key, value), half, _os_error)
-
-    def committed(whole: Any, dialect: Any, connection: Any) -> Any:
-        def do() -> Any:
-            return whole(dialect, connection)
-
+    def method_of(_: Any, connection: Any) -> str | None:
+        """The database, and the outermost method of MLflow's store. None of a transaction that only reads."""
         raw = getattr(connection, "dbapi_connection", connection)
         if not isinstance(raw, sqlite3.Connection) or not raw.in_transaction:
-            return do()  # reads
-        database = raw.execute("PRAGMA database_list").fetchone()[2]
-        frame, method = sys._getframe(), "?"
-        while frame.f_back is not None:  # the outermost method of MLflow's store
-            if frame.f_code.co_filename.endswith("/sqlalchemy_store.py"):
-                method = frame.f_code.co_name
-            frame = frame.f_back
+            return None
+        names = [frame.f_code.co_name for frame in _frames() if "sqlalchemy_store.py" in frame.f_code.co_filename]
+        return f"{raw.execute('PRAGMA database_list').fetchone()[2]}:{names[-1] if names else '?'}"
 
-        def error(reason: tuple[int, str]) -> Exception:
-            return sqlite3.OperationalError("disk I/O error" if reason == LOST else "database or disk is full")
+    def database_error(reason: tuple[int, str], *_: Any) -> Exception:
+        return sqlite3.OperationalError("disk I/O error" if reason == LOST else "database or disk is full")
 
-        return process.write("mlflow", f"{database}:{method}", do, None, error)
+    def artifact_of(store: Any, local: str, place: str | None = None) -> str:
+        return os.path.join(store.artifact_dir, place or "", os.path.basename(local))
 
-    def artifact(whole: Any, store: Any, local: str, place: str | None = None) -> Any:
-        def half() -> None:
-            (folder := Path(store.artifact_dir, place or "")).mkdir(parents=True, exist_ok=True)
-            content = Path(local).read_bytes()
-            (folder / ".artifact.uploading.half").write_bytes(content[: len(content) // 2])
+    def half_artifact(do: Any, store: Any, local: str, place: str | None = None) -> None:
+        (folder := Path(store.artifact_dir, place or "")).mkdir(parents=True, exist_ok=True)
+        _half(str(folder / ".artifact.uploading.half"), Path(local).read_bytes())
 
-        path = os.path.join(store.artifact_dir, place or "", os.path.basename(local))
-        return process.write("artifact", path, lambda: whole(store, local, place), half, _os_error)
+    def artifacts_of(store: Any, local: str, place: str | None = None) -> str:
+        return os.path.join(store.artifact_dir, place or "")
 
-    def artifacts(whole: Any, store: Any, local: str, place: str | None = None) -> Any:
-        def half() -> None:
-            whole(store, local, place)
-            found = sorted(one for one in Path(path).rglob("*") if one.is_file())
-            for one in found[len(found) // 2 :]:
-                one.unlink()
+    def half_artifacts(do: Any, *arguments: Any) -> None:
+        do()
+        _half_removed(Path(artifacts_of(*arguments)))
 
-        path = os.path.join(store.artifact_dir, place or "")
-        return process.write("artifact", path, lambda: whole(store, local, place), half, _os_error)
+    for name in ("parquet", "csv", "json", "save"):
+        wrap(DataFrameWriter, name, "spark", folder_of, half_spark, spark_error)
+    wrap(petastorm.utils, "add_to_dataset_metadata", "petastorm", metadata_of, half_metadata)
+    wrap(sqlalchemy.engine.default.DefaultDialect, "do_commit", "mlflow", method_of, None, database_error)
+    wrap(LocalArtifactRepository, "log_artifact", "artifact", artifact_of, half_artifact)
+    wrap(LocalArtifactRepository, "log_artifacts", "artifact", artifacts_of, half_artifacts)
 
-    for name in ("parquet", "csv", "json", "orc", "text", "save"):
-        wrap(DataFrameWriter, name, spark_writes)
-    wrap(petastorm.utils, "add_to_dataset_metadata", petastorm_writes)
-    wrap(sqlalchemy.engine.default.DefaultDialect, "do_commit", committed)
-    wrap(LocalArtifactRepository, "log_artifact", artifact)
-    wrap(LocalArtifactRepository, "log_artifacts", artifacts)
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def as_after_death(warehouse: Path) -> None:
