@@ -109,7 +109,7 @@ class Stages:
             assert done.exit_status in (0, score.LOOK), done.log
         for path in later:
             (folder / path.name).rename(path)
-        old = self.warehouse / "external" / 16 * "0" / "images"
+        old = self.warehouse / "external" / ("0" * 16) / "images"
         shutil.copytree(self.warehouse / "images", old)
         for path in old.rglob("*"):
             os.utime(path, (0, 0))
