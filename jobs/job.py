@@ -148,9 +148,10 @@ def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
     """
     if isinstance(error, MelanomaError):
         return str(error), error.exit_status
+    from py4j.protocol import Py4JJavaError
     from pyspark.errors import PySparkException
 
-    if not isinstance(error, PySparkException) or os.environ.get(TRACEBACK_VARIABLE):
+    if not isinstance(error, PySparkException | Py4JJavaError) or os.environ.get(TRACEBACK_VARIABLE):
         return None
     ours = of_executor(error)
     if ours:

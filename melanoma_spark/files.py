@@ -214,7 +214,10 @@ def check_writable(url: str) -> None:
     """Raises `ClusterError` now rather than after an hour of work."""
     probe = join(url, f".writable-{uuid.uuid4().hex[:8]}")
     write_bytes(probe, b"")
-    remove(probe)
+    try:
+        remove(probe)
+    except OSError as error:
+        raise _unwritten(probe, error) from None
 
 
 def remove(url: str) -> None:

@@ -33,6 +33,16 @@ class Cluster:
         """How many tasks its executors say that they have finished."""
         return sum((folder / "stderr").read_text().count("Finished task") for folder in self.executors(worker))
 
+    def executor_process(self, worker: Path) -> int:
+        """The process of the executor that runs on a worker now."""
+        for name in os.listdir("/proc"):
+            with contextlib.suppress(ValueError, OSError):
+                command = Path(f"/proc/{int(name)}/cmdline").read_bytes()
+                folder = Path(f"/proc/{name}/cwd").resolve()
+                if b"CoarseGrainedExecutorBackend" in command and worker in folder.parents:
+                    return int(name)
+        raise AssertionError(f"{worker.name} runs no executor")
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

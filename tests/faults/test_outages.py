@@ -85,14 +85,13 @@ def on_disk(scored, disk) -> Line:
 
 @contextmanager
 def full_at(place: str, disk: Disk, monkeypatch):
-    """The disk is full from the moment on at which the job comes to this place of the protocol."""
+    """The disk is full from the moment on at which a worker, Spark or SQLite writes; of each write: crash points."""
 
     def before(owner, name, leave=0):
         whole = getattr(owner, name)
 
         def first_full(*arguments, **words):
-            if name != "write_json" or arguments[0].endswith("batch.json"):
-                disk.fill(leave)
+            disk.fill(leave)
             return whole(*arguments, **words)
 
         only_here.setattr(owner, name, first_full)
@@ -102,18 +101,12 @@ def full_at(place: str, disk: Disk, monkeypatch):
             before(score, "compute", leave=60_000)  # room for the first rows
         elif place == "staging":
             before(ledger, "stage")
-        elif place == "worklist":
-            before(score.worklist, "write")
-        elif place == "index":
-            before(ledger, "commit")
-        elif place == "batch.json":
-            before(files, "write_json")
         elif place == "MLflow":
             before(tracking.Tracker, "metrics")
         yield
 
 
-@pytest.mark.parametrize("place", ["scoring", "staging", "worklist", "index", "batch.json", "MLflow"])
+@pytest.mark.parametrize("place", ["scoring", "staging", "MLflow"])
 def test_a_full_disk_ends_the_job_in_one_line_and_costs_nothing(on_disk, disk, monkeypatch, place):
     before = rows(on_disk)
     with full_at(place, disk, monkeypatch), pytest.raises(ClusterError) as caught:

@@ -1,6 +1,5 @@
 """The line on a real standalone cluster of two one-core workers gives what it gives in one process."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -68,16 +67,6 @@ def test_the_scores_are_equal(line: Line, distributed: tuple[Line, str]):
     assert ours["probability"].notna().sum() > 100
 
 
-def executor_process(worker: Path) -> int:
-    """The process of the executor that runs on a worker now."""
-    for name in os.listdir("/proc"):
-        with contextlib.suppress(ValueError, OSError):
-            command = Path(f"/proc/{int(name)}/cmdline").read_bytes()
-            if b"CoarseGrainedExecutorBackend" in command and worker in Path(f"/proc/{name}/cwd").resolve().parents:
-                return int(name)
-    raise AssertionError(f"{worker.name} runs no executor")
-
-
 def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(
     cluster: Cluster, distributed: tuple[Line, str], line: Line, tmp_path: Path
 ):
@@ -91,7 +80,7 @@ def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint
         assert time.monotonic() < until
         assert started.poll() is None, started.communicate()
         time.sleep(0.02)
-    os.kill(executor_process(cluster.workers[1]), signal.SIGKILL)
+    os.kill(cluster.executor_process(cluster.workers[1]), signal.SIGKILL)
     out, err = started.communicate(timeout=300)
     assert started.returncode == 0, out + err
     assert "starting again from the last checkpoint" in out

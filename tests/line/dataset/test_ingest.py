@@ -15,8 +15,7 @@ import pytest
 from conftest import SHARED, open_line
 from PIL import Image
 
-from jobs import ingest
-from melanoma_spark import drawing, files
+from melanoma_spark import drawing
 from melanoma_spark.errors import DataError
 
 DATA = SHARED / "data"
@@ -263,14 +262,3 @@ def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow
         found.append([pd.read_parquet(path, columns=["split", "sha256"]).to_numpy().tolist() for path in paths])
     assert len(found[0]) == 3
     assert found[0] == found[1]
-
-
-def test_what_a_killed_ingest_has_left_unfinished_goes_with_the_next(tmp_path):
-    for name in ("_ingest-0a1b2c3d/listed/part-0.parquet", "decoded/r/_part-1.parquet-0", "decoded/r/part-2.parquet"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    ingest.clear(files.url_of(str(tmp_path)))
-    assert not list(tmp_path.glob("_ingest-*"))
-    assert [path.name for path in (tmp_path / "decoded/r").iterdir()] == ["part-2.parquet"]
-    ingest.clear(files.url_of(str(tmp_path / "not-there-yet")))

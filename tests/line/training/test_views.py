@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import open_line, said
 
-from jobs import evaluate, featurize
+from jobs import evaluate
 from melanoma_spark import augmentation, backbones, config, files, network, schemas, session, store, weights
 
 CUT = "block5_pool"
@@ -198,39 +198,6 @@ def test_settings_of_augmentation_are_part_of_augmented_features_alone(ingested,
     same(second[second["view"] == 0], first[first["view"] == 0])
     changed = [one != another for one, another in zip(second[CUT], first[CUT], strict=True)]
     assert changed == list(second["view"] == 1)
-
-
-@pytest.mark.parametrize("appends", [1, 2])
-def test_killed_between_its_steps_it_goes_on(fresh, plain, stored, monkeypatch, appends):
-    """After the plain views were taken over, and after all rows are there but no metadata."""
-
-    class Killed(BaseException):
-        pass
-
-    train = int((stored["split"] == "train").sum())
-    fresh.stage("featurize")
-    known = fresh.manifest("features")
-    done = []
-    append = featurize.append
-
-    def killed(table, target):
-        append(table, target)
-        done.append(target)
-        if len(done) == appends:
-            raise Killed
-
-    with monkeypatch.context() as only_here:
-        only_here.setattr(featurize, "append", killed)
-        with pytest.raises(Killed):
-            fresh.stage("featurize", **views(2))
-    assert fresh.manifest("features") == known
-    todo = train if appends == 1 else 0
-    told = fresh.stage("featurize", **views(2))
-    assert f" = {todo} computed + {train + len(stored) - todo} computed before" in told
-    found = rows(fresh)
-    assert not found.duplicated(["sha256", "view"]).any()
-    assert len(found) == train + len(stored)
-    assert by_petastorm(fresh) == keys(found)
 
 
 def test_the_head_is_judged_on_images_as_they_are(line, copied):

@@ -159,46 +159,6 @@ def test_who_has_lost_a_lease_while_it_looked_removes_nothing(warehouse, monkeyp
     assert there(warehouse) == before
 
 
-def test_killed_anywhere_it_leaves_no_manifest_of_what_is_gone(tmp_path, monkeypatch):
-    """An external set goes with its manifest, so it is the one that could."""
-    remove = files.remove
-    for number in range(20):
-        place = tmp_path / str(number)
-        fill(f"file://{place}")
-        top = f"external/{OLD}/images"
-        for path in (f"{top}/{NEW}-{MADE}/part-0", f"{top}/{NEW}-{MADE}/part-1"):
-            files.write_bytes(f"file://{place}/{path}", b"1")
-        files.write_json(f"file://{place}/{top}/manifest.json", {"id": NEW, "path": f"{NEW}-{MADE}"})
-        for path in (place / "external").rglob("*"):
-            os.utime(path, (0, 0))
-        left = [number]
-
-        def dying(url, left=left):
-            if "/running/" in url:
-                return remove(url)
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return remove(url)
-
-        with monkeypatch.context() as only_here:
-            only_here.setattr(files, "remove", dying)
-            try:
-                run(place, prune={"apply": True})
-            except KeyboardInterrupt:
-                ended = False
-            else:
-                ended = True
-        for manifest in place.rglob("manifest.json"):
-            assert (manifest.parent / json.loads(manifest.read_text())["path"]).is_dir()
-        run(place, prune={"apply": True})
-        assert not (place / top).exists()
-        assert run(place)[-1].startswith("nothing may go")
-        if ended:
-            break
-    assert number > 8, "it was killed at each of its steps"
-
-
 def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
     given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
     words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"

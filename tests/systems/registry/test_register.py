@@ -115,17 +115,6 @@ def test_a_champion_whose_predictions_are_gone_judges_the_test_images_for_the_re
     assert "less that of <b>champion, version 1</b>, on the same images:\n+0.000" in page
 
 
-def test_a_move_that_a_killed_job_wrote_is_made_by_the_next(copied):
-    tracker = copied.tracker()
-    with tracker.run("again", {}):
-        version = mlflow.MlflowClient().create_model_version("melanoma", tracker.version("melanoma@champion").source)
-    history.append(copied.job.warehouse, "melanoma", "champion", "promote", "1", str(version.version), "", {})
-    assert champion(copied) == "1"
-    register(copied, action="history")
-    assert champion(copied) == str(version.version)
-    assert len(moves(copied)) == 2
-
-
 def test_a_move_by_other_hands_is_written_down(copied):
     tracker = copied.tracker()
     client = mlflow.MlflowClient()

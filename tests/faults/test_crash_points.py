@@ -1,0 +1,304 @@
+"""Each stage fails at its writes, one after another, and is run again: the same rows, none twice, no half result.
+
+A sample holds each kind of write, each moment and each way to fail of a stage. HYPOTHESIS_PROFILE=nightly tries all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import crash_points
+import pyarrow.parquet
+import pytest
+import yaml
+from conftest import REPO, TESTS, with_settings
+from crash_points import Control, Killed, Point, Write
+
+from jobs import evaluate, featurize, finetune, ingest, prune, register, score, search, train_head
+from jobs.job import Command, Result, invoke
+from melanoma_spark import drawing, files, history, lease, lineage, store, tracking
+
+ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
+FOLLOW = ["--follow", "score.follow.once=true", "score.follow.settle=0", "score.follow.interval=1"]
+# Stage -> its command, its words, and the stage after which it runs.
+STAGES: dict[str, tuple[Command, list[str], str]] = {
+    "ingest": (ingest.COMMAND, [], ""),
+    "featurize": (featurize.COMMAND, [], "ingest"),
+    "search": (search.COMMAND, [], "featurize"),
+    "train_head": (train_head.COMMAND, [], "featurize"),
+    "finetune": (finetune.COMMAND, [], "train_head"),
+    "evaluate": (evaluate.COMMAND, [], "finetune"),
+    "register": (register.COMMAND, [], "evaluate"),
+    "score": (score.COMMAND, [], "register"),
+    "follow": (score.COMMAND, FOLLOW, "register"),
+    "prune": (prune.COMMAND, ["prune.apply=true"], "score"),
+}
+SETTINGS = {
+    "image_size": 32,
+    "backbone": {"name": "tiny_vgg16"},
+    "finetune": {"checkpoint_steps": 1, "phases": [{"name": "block5", "cut": "block4_pool", "epochs": 1}]},
+    "evaluate": {"mistakes": 1},
+    "register": {"gate": {"auroc_margin": 1.0}},
+    "score": {"batch_size": 4, "worklist": {"pictures": int(ALL)}},
+    "search": {"hidden": [16, 32], "trials": 2, "folds": 2, "seeds": 1, "tta": [2]},
+    "mlflow": {"system_metrics": False},
+    "prune": {"external_days": 1},
+}
+LATER = {"augment": {"enabled": True}, "featurize": {"views": 2}}  # than the first results: some are then taken over
+# What was finished is kept: who is killed after such a write says so when it runs again.
+KEPT = {
+    "featurize": ("driver spark features/", r"= \d+ computed \+ [1-9]\d* computed before"),
+    "score": ("worker rename scoring/", "a killed run has left [1-9]"),
+    "follow": ("worker rename scoring/", "a killed run has left [1-9]"),
+    "finetune": ("rank rename models/", "goes on from the checkpoint"),
+}
+# Where a result begins to count, or where training goes on from: the sample holds what comes right after.
+COUNTS = re.compile(r"rename (scores/batch_id=|registry/\S+/champion/|\S+/manifest\.json|\S+/checkpoint\.npz)")
+MOST = {"ingest": 6, "score": 6, "prune": 5, "finetune": 3, "search": 2, "follow": 2}  # points in the sample
+# What all stages do around their own work: the sample tries these where there is nothing else of the kind.
+AROUND = re.compile(r"\.writable|running/|settings\.txt|:create_run|:update_run_info|:log_inputs")
+# What two runs of the same stage do not have in common.
+OWN = {"made_at", "run_id", "read", "seconds", "images_per_second", "waited", "left_by_a_killed_run", "engine"}
+OWN |= {"scored_at", "batch_id", "committed_at", "report_run_id", "number", "at", "from", "to", "version"}
+Content = dict[str, Any]
+
+
+@dataclass
+class Recorded:
+    """An undisturbed run of a stage: what was there before and after it, and its writes."""
+
+    before: Path
+    result: Result
+    old: Content
+    new: Content
+    writes: list[Write]
+    after: Path
+    folders: list[str]
+    unseen: list[str] = field(default_factory=list)
+
+
+class Stages:
+    """A warehouse in one place, put back into its state before each stage; its archive has grown since then."""
+
+    def __init__(self, spark: Any, folder: Path, control: Control) -> None:
+        self.spark, self.folder, self.control = spark, folder, control
+        self.warehouse = folder / "warehouse"
+        self.recorded: dict[str, Recorded] = {}
+        self.settings = folder / "settings.yaml"
+        values = with_settings(archive=str(folder / "archive"), warehouse=str(self.warehouse))
+        for key, value in SETTINGS.items():
+            values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
+        self.settings.write_text(yaml.safe_dump(values))
+        drawing.draw_archive(folder / "archive", images=40, size=32)
+        later = sorted((folder / "archive").glob("*/*.jpg"))[::4]
+        for path in later:
+            path.rename(folder / path.name)
+        for command in (ingest, featurize, train_head, evaluate, register, score):
+            done = self.run(command.COMMAND)
+            assert done.exit_status in (0, score.LOOK), done.log
+        for path in later:
+            (folder / path.name).rename(path)
+        old = self.warehouse / "external" / ("0" * 16) / "images"
+        shutil.copytree(self.warehouse / "images", old)
+        for path in old.rglob("*"):
+            os.utime(path, (0, 0))
+        self.settings.write_text(yaml.safe_dump(values | LATER))
+        shutil.copytree(self.warehouse, folder / "before-ingest")
+
+    def run(self, command: Command, words: list[str] | None = None) -> Result:
+        return invoke(command, ["--conf", str(self.settings), *(words or [])], self.spark)
+
+    def undisturbed(self, name: str) -> Recorded:
+        if name not in self.recorded:
+            command, words, earlier = STAGES[name]
+            before = self.undisturbed(earlier).after if earlier else self.folder / "before-ingest"
+            crash_points.restore(before, self.warehouse)
+            old = self.content()
+            self.control.start(self.warehouse, None)
+            result = self.run(command, words)
+            writes, unseen = self.control.writes(), self.control.unseen()
+            self.control.stop()
+            assert result.exit_status in (0, score.LOOK), result.log
+            shutil.copytree(self.warehouse, after := self.folder / f"after-{name}")
+            new = self.content()
+            self.recorded[name] = Recorded(before, result, old, new, writes, after, self.folders, unseen)
+        return self.recorded[name]
+
+    def content(self) -> Content:
+        """All that a reader finds in the warehouse. Raises where something of it cannot be read."""
+        top, found = self.warehouse, {}
+        url = files.url_of(str(top))
+        for path in sorted(one for one in top.rglob("manifest.json") if "mlartifacts" not in one.parts):
+            name = str(path.parent.relative_to(top))
+            facts = store.need(url, name, "?")
+            found[name] = own(facts)
+            data = path.parent / facts["path"]
+            assert data.is_dir()
+            if name in ("images", "features"):
+                found[f"{name}: rows"] = rows(data)
+                assert pyarrow.parquet.read_metadata(data / "_common_metadata").metadata[UNISCHEMA]
+            if name == "images":
+                for other in ("rejects", "unmatched"):
+                    found[other] = rows(top / other / facts["path"])
+            if name.startswith("models/"):
+                assert lineage.tensors_id(store.load_model(url, name, facts)) == facts["tensors_id"]
+            if name == "reports":
+                found["reports: rows"] = rows(data / "predictions")
+                found["reports: files"] = sorted(str(one.relative_to(data)) for one in data.rglob("*.[hmj]*"))
+        batches = sorted(path.name.removeprefix("batch_id=") for path in (top / "scores").glob("batch_id=*"))
+        found["scores"] = rows(top / "scores")
+        found["batches"] = [own(json.loads((top / "batches" / name / "batch.json").read_text())) for name in batches]
+        found["worklists"] = [(top / "batches" / name / "worklist.csv").read_text().count("\n") for name in batches]
+        tracker = tracking.Tracker(tracking.config.Mlflow(), url)
+        for alias in ("champion", "challenger"):
+            if tracker.version(f"melanoma@{alias}"):
+                version, artifacts = tracker.model_files(f"melanoma@{alias}")
+                sums = {key: hashlib.sha256(value).hexdigest() for key, value in artifacts.items()}
+                found[alias] = own(version.tags), len(sums), bool(version.description)
+        held = {one.parent for one in top.rglob("*") if one.is_file() and "mlartifacts" not in one.parts}
+        self.folders = sorted(crash_points.RANDOM.sub("*", f"{one.relative_to(top)}/") for one in held)
+        found["moves"] = [own(move) for move in history.moves(url, "melanoma", "champion")]
+        return found
+
+
+UNISCHEMA = b"dataset-toolkit.unischema.v1"
+
+
+def own(facts: Any) -> Any:
+    """Without what each run has of its own; what is no number is `nan`, which equals itself."""
+    if isinstance(facts, float) and facts != facts:
+        return "nan"
+    if isinstance(facts, dict):
+        return {key: own(value) for key, value in facts.items() if key not in OWN}
+    return [own(value) for value in facts] if isinstance(facts, list) else facts
+
+
+def rows(folder: Path) -> list[str]:
+    """The rows of a folder of Parquet as everybody reads it, without what each run has of its own."""
+    table = pyarrow.parquet.read_table(folder).to_pandas()
+    table = table[[name for name in sorted(table) if name not in OWN]]
+    return sorted(hashlib.sha1(repr(row).encode()).hexdigest() for row in table.itertuples(index=False))
+
+
+@pytest.fixture(scope="module")
+def stages(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stages]:
+    folder = tmp_path_factory.mktemp("crash")
+    (folder / "control").mkdir()
+    environment = spark.sparkContext.environment
+    before = dict(environment)
+    environment[crash_points.VARIABLE] = str(folder / "control")
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (TESTS / "plugins", TESTS, REPO)))
+    tiny = {"spark.sql.shuffle.partitions": "2", "spark.sql.adaptive.enabled": "false"}
+    chosen = {key: spark.conf.get(key) for key in tiny}
+    for key, value in tiny.items():
+        spark.conf.set(key, value)
+    with pytest.MonkeyPatch.context() as only_here:
+        only_here.setattr(lease, "BEAT", 3600.0)
+        only_here.setattr(lease, "SETTLE", 0.0)
+        take_off = crash_points.install(str(folder / "control"))
+        yield Stages(spark, folder, Control(folder / "control"))
+        take_off()
+    environment.clear()
+    environment.update(before)
+    for key, value in chosen.items():
+        spark.conf.set(key, value)
+
+
+def sample(name: str, writes: list[Write]) -> list[Point]:
+    """A few points of a stage, the same ones each time: each kind of write, each moment and each way to fail.
+
+    First what comes right after a result begins to count. Then what adds most, a stage's own work before what is around
+    all of them, workers and ranks before the driver.
+    """
+    kinds = {str(write): f"{write.who} {write.kind}" for write in writes}
+    found = crash_points.points(writes)
+    chosen = [point for point in found if str(point).startswith("kill after") and COUNTS.search(point.write)][-2:]
+    drawn = random.Random(name).sample(found, len(found))
+    drawn.sort(key=lambda point: (bool(AROUND.search(point.write)), " driver " in str(point)))
+
+    def traits(point: Point) -> set[str]:
+        return {kinds[point.write], point.moment, point.how}
+
+    while len(chosen) < MOST.get(name, 4):
+        seen = {trait for point in chosen for trait in traits(point)}
+        chosen.append(max(drawn, key=lambda point: len(traits(point) - seen)))
+        drawn.remove(chosen[-1])
+    return chosen
+
+
+def difference(found: Content, *allowed: Content) -> list[str]:
+    """The parts of a warehouse that are as in none of these."""
+    names = set(found).union(*allowed)
+    return [name for name in sorted(names) if all(found.get(name) != one.get(name) for one in allowed)]
+
+
+def tried(stages: Stages, name: str, point: Point) -> list[str]:
+    """Fails a stage at a point, looks at what is left, and runs it again; returns what is wrong."""
+    command, words, _ = STAGES[name]
+    known = stages.undisturbed(name)
+    crash_points.restore(known.before, stages.warehouse)
+    stages.control.start(stages.warehouse, point)
+    result = None
+    with contextlib.suppress(Killed):
+        result = stages.run(command, words)
+    hit = stages.control.was_hit()
+    stages.control.stop()
+    left = sorted(path.name for path in (stages.warehouse / "running").glob("*.json"))
+    crash_points.as_after_death(stages.warehouse)
+    wrong = [] if hit else ["it was not reached"]
+    states = [known.old, known.new]
+    if point.how != "kill" and result is not None:
+        allowed = (0, known.result.exit_status, 3) if point.how == "error" else (0, 1, 3)
+        if result.exit_status not in allowed:
+            wrong.append(f"exit status {result.exit_status}")
+        errors = [line for line in result.log.splitlines() if line.startswith("error: ")]
+        failed = result.exit_status not in (0, score.LOOK)
+        states = states if failed else states[1:]
+        if len(errors) != failed or "Traceback" in result.log:
+            wrong.append(f"it said: {result.log[-3000:]}")
+        if left and " running/" not in point.write:
+            wrong.append(f"leases are left: {left}")
+    try:
+        if parts := difference(stages.content(), *states):
+            wrong.append(f"half done: {parts}")
+    except Exception as error:
+        wrong.append(f"cannot be read: {error!r}")
+    again = stages.run(command, words)
+    if again.exit_status != known.result.exit_status:
+        wrong.append(f"run again it left with {again.exit_status}: {again.log[-3000:]}")
+    else:
+        wrong += [f"run again {part} is another" for part in difference(stages.content(), known.new)]
+        if left := Counter(stages.folders) - Counter(known.folders):
+            wrong.append(f"folders are left: {sorted(left)}")
+        mark, text = KEPT.get(name, ("no such", ""))
+        if point.how == "kill" and point.moment == "after" and mark in point.write and not re.search(text, again.log):
+            wrong.append(f"it did not go on with what was there: {again.log}")
+    return wrong
+
+
+@pytest.mark.timeout(0 if ALL else 900)
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_fails_at_a_write_and_runs_again(stages, name):
+    known = stages.undisturbed(name)
+    assert not known.unseen, f"writes that no crash point covers: {known.unseen}"
+    chosen = crash_points.points(known.writes) if ALL else sample(name, known.writes)
+    if pattern := os.environ.get("MELANOMA_CRASH_POINT"):
+        chosen = [point for point in crash_points.points(known.writes) if pattern in str(point)]
+    print(f"\n{name}: {len(known.writes)} writes, {len(crash_points.points(known.writes))} points, {len(chosen)} tried")
+    failed = []
+    for point in chosen:
+        if wrong := tried(stages, name, point):
+            failed.append(f"{name}: {point}: " + "; ".join(wrong))
+            print(failed[-1], flush=True)
+    assert not failed, "\n".join(failed)
