@@ -12,8 +12,8 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
   export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
 # The folders of tests of some tiers; with ONLY=package those of that package alone.
-FOUND = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
-FOLDERS = $(or $(call FOUND,$(1)),$(error no tests/*/$(ONLY) in the tiers $(1)))
+FOLDERS = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
+THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1)))
 
 .PHONY: help install demo lint test test-full test-yarn coverage mutants bench package ui clean
 
@@ -48,14 +48,15 @@ lint: install ## ruff, its format, and mypy
 	@echo "== mypy" && .venv/bin/mypy
 
 test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one package
-	@echo "== pytest $(call FOLDERS,unit model spark line)"
-	@$(if $(call FOUND,unit model),.venv/bin/python -m pytest -n 2 --dist loadfile --durations 15 $(call FOUND,unit model))
-	@$(if $(call FOUND,spark line),$(ON_SPARK) .venv/bin/python -m pytest --durations 15 $(call FOUND,spark line))
+	$(call THERE,unit model spark line)
+	@echo "== pytest" && $(ON_SPARK) .venv/bin/python tests/at_once.py --durations=15 \
+	  "$(call FOLDERS,unit model spark)" "$(call FOLDERS,line)"
 
-test-full: install ## faults and systems; ONLY=archives: of one package
-	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 $(call FOLDERS,faults systems)
+test-full: install ## faults and systems, with the line on YARN; ONLY=archives: of one package
+	$(call THERE,faults systems)
+	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 -m "" $(call FOLDERS,faults systems)
 
-test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
+test-yarn: install ## of test-full, the line on a YARN of two nodes, over HDFS, MLflow and PostgreSQL; ONLY="not lost"
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/systems/test_yarn.py
 
 coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour and a half

@@ -56,7 +56,6 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
-            "pytest-xdist>=3.6",  # two processes for unit and model
             "hypothesis>=6.100",
             "coverage>=7.10",  # whose `patch` reaches forked workers
             "mutmut>=3.8,<4",  # `make mutants`; 15 MB with what it needs

@@ -55,12 +55,15 @@ rm -rf "$packages"/pyspark/{jars,examples,data,licenses} "$packages"/{tensorflow
     "$packages"/pyarrow/tests "$packages"/clang "$packages"/{pandas,numpy,scipy,sklearn}/tests
 find "$packages" -name __pycache__ -prune -exec rm -rf {} +
 
+# What is imported here is packed as bytecode, too. Containers often must not write where it is unpacked: each Python
+# worker would compile all of it anew, for a minute of a core.
 echo "trying it from another place, with nothing else in sight"
 tried="import sys; assert sys.prefix.startswith('$work/moved'), sys.prefix
-import horovod.tensorflow as hvd, tensorflow, keras, petastorm, mlflow.pyfunc, pyarrow, cv2, ncnn, onnxruntime, hdfs_native
+import horovod.tensorflow as hvd, horovod.spark, tensorflow, keras, keras.applications, petastorm.etl.dataset_metadata
+import mlflow.pyfunc, pandas, pyarrow.parquet, pyspark.pandas, pyspark.worker, cv2, ncnn, onnxruntime, hdfs_native, s3fs
 assert hvd.gloo_built()"
 mv "$env" "$work/moved"
-env -i PATH=/usr/bin:/bin HOME="$work" TF_CPP_MIN_LOG_LEVEL=3 PYTHONDONTWRITEBYTECODE=1 "$work/moved/bin/python" -W ignore -c "$tried"
+env -i PATH=/usr/bin:/bin HOME="$work" TF_CPP_MIN_LOG_LEVEL=3 "$work/moved/bin/python" -W ignore -c "$tried"
 
 echo "packing"
 tar -C "$work/moved" --owner=0 --group=0 -cf - . | gzip -"${PACK_LEVEL:-6}" >"$target.part"
