@@ -87,13 +87,13 @@ def at_rest(warehouse: str, jobs: Collection[str], by: str, wait: float = 0) -> 
         yield check
 
 
-def refuse_any(warehouse: str, but: Collection[str] = ()) -> None:
+def refuse_any(warehouse: str, but: Collection[str] = (), clock: Clock = REAL) -> None:
     """Raises `BusyError` with who is at it where any job is, but for those of some names."""
     folder = files.join(warehouse, "running")
     for name in sorted(files.matches(folder, "*.json")):
         job = name.removesuffix(".json")
         if job not in but:
-            _refuse(files.join(folder, name), job, "", REAL)
+            _refuse(files.join(folder, name), job, "", clock)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def test_known_groups_stay_where_earlier_releases_put_them():
     sides = {n: split_of(f"patient:{n}", 0, 0.15, 0.15) for n in range(24)}
     assert [n for n, side in sides.items() if side == TEST] == [1, 13]
     assert [n for n, side in sides.items() if side == VALIDATION] == [0, 3, 15, 22, 23]
+    assert [fold_of(f"patient:{n}", 5, 0) for n in range(12)] == [0, 2, 3, 2, 1, 0, 1, 0, 3, 4, 1, 1]
 
 
 @given(st.text(), st.integers(1, 20), st.integers())

@@ -153,6 +153,7 @@ def test_named_points_are_those_of_their_rules():
 def test_a_named_point_out_of_reach_finds_nothing():
     found = named([0, 1, 1], [0.9, 0.9, 0.2])
     assert [point.threshold for point in found] == [0.2, 0.2, math.inf]
+    assert [point.rule for point in found] == list(NAMED.values())
 
 
 @given(sample=scored())

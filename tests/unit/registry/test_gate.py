@@ -43,7 +43,9 @@ def test_a_model_that_is_better_or_as_good_passes_and_a_worse_one_does_not(rows)
     assert (better.holds, same.holds, worse.holds, alone.holds) == (True, True, False, True)
     gain = metrics.auroc(labels, poor) - metrics.auroc(labels, good)
     low, high = bootstrap.auroc_difference(labels, good, poor, groups, resamples=200)
-    assert worse.found.startswith(f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}]")
+    interval = f"{gain:+.4f} [{low:+.4f} to {high:+.4f}]"
+    assert worse.found == f"AUROC less the champion's {interval}, wanted: lower bound >= -0.02"
+    assert alone.found == "there is no champion to be compared with"
 
 
 def test_a_little_worse_passes_within_the_margin_alone(rows):
@@ -51,7 +53,7 @@ def test_a_little_worse_passes_within_the_margin_alone(rows):
     little = np.where(np.arange(300) % 50 == 0, 1 - good, good)
     low, _ = bootstrap.auroc_difference(labels, good, little, groups, resamples=200)
     assert low < 0
-    for margin, passes in ((-low + 1e-6, True), (max(-low - 1e-6, 0), False)):
+    for margin, passes in ((-low + 1e-6, True), (-low, True), (max(-low - 1e-6, 0), False)):
         rules = config.Gate(**NONE | {"auroc_margin": margin})
         (found,) = gate.verdicts(rules, labels, groups, little, 0.5, good, [], 0, resamples=200)
         assert found.holds is passes

@@ -78,6 +78,12 @@ def test_epochs_differ_in_their_steps_and_seeds_decide_how():
     assert not any(of(a) == of(b) for a, b in zip(first, other, strict=True))
 
 
+def test_a_seed_deals_the_same_steps_in_every_release():
+    dealt = deal(np.array([0, 0, 1, 1, 2, 2, 2]), 3, 7)
+    assert dealt.tolist() == [[1, 4, 5], [0, 6, 2], [-1, -1, 3]]
+    assert {dealt.dtype, share(dealt, 0, 2).dtype} == {np.dtype(np.int32)}
+
+
 def test_a_step_draws_from_many_row_groups():
     groups = np.repeat(np.arange(16), 20)
     for step in deal(groups, 16, seed=3):
