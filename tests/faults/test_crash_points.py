@@ -95,6 +95,7 @@ class Stages:
         self.spark, self.folder, self.control = spark, folder, control
         self.warehouse = folder / "warehouse"
         self.recorded: dict[str, Recorded] = {}
+        self.folders: list[str] = []  # that hold a file, as `content` saw them last
         self.settings = folder / "settings.yaml"
         values = with_settings(archive=str(folder / "archive"), warehouse=str(self.warehouse))
         for key, value in SETTINGS.items():
@@ -237,8 +238,12 @@ def sample(name: str, writes: list[Write]) -> list[Point]:
     return chosen
 
 
-def difference(found: Content, *allowed: Content) -> list[str]:
-    """The parts of a warehouse that are as in none of these."""
+def difference(stages: Stages, *allowed: Content) -> list[str]:
+    """The parts of the warehouse that are as in none of these, or why it cannot be read."""
+    try:
+        found = stages.content()
+    except Exception as error:
+        return [f"cannot be read: {error!r}"]
     names = set(found).union(*allowed)
     return [name for name in sorted(names) if all(found.get(name) != one.get(name) for one in allowed)]
 
@@ -269,16 +274,13 @@ def tried(stages: Stages, name: str, point: Point) -> list[str]:
             wrong.append(f"it said: {result.log[-3000:]}")
         if left and " running/" not in point.write:
             wrong.append(f"leases are left: {left}")
-    try:
-        if parts := difference(stages.content(), *states):
-            wrong.append(f"half done: {parts}")
-    except Exception as error:
-        wrong.append(f"cannot be read: {error!r}")
+    if parts := difference(stages, *states):
+        wrong.append(f"half done: {parts}")
     again = stages.run(command, words)
     if again.exit_status != known.result.exit_status:
         wrong.append(f"run again it left with {again.exit_status}: {again.log[-3000:]}")
     else:
-        wrong += [f"run again {part} is another" for part in difference(stages.content(), known.new)]
+        wrong += [f"run again {part} is another" for part in difference(stages, known.new)]
         if left := Counter(stages.folders) - Counter(known.folders):
             wrong.append(f"folders are left: {sorted(left)}")
         mark, text = KEPT.get(name, ("no such", ""))
