@@ -45,7 +45,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(plugins)
 SETTINGS: dict[str, Any] = {
     "image_size": 64,
     "ranks": 2,
-    "backbone": {"name": "tiny_vgg16", "weights": "random", "allow_random": True},
+    "backbone": {"weights": "random", "allow_random": True},
     "ingest": {"test_fraction": 0.3, "validation_fraction": 0.2},
     "head": {"epochs": 1, "hidden": 32, "dropout": 0.0},  # a head that leaves fine-tuning much to mend
     "finetune": {

@@ -62,8 +62,6 @@ class Cluster:
             "spark.yarn.jars": f"local:{Path(pyspark.__file__).parent}/jars/*",  # else 400 MB are sent each time
             "spark.yarn.appMasterEnv.SPARK_LOCAL_IP": "127.0.0.1",
             "spark.executorEnv.SPARK_LOCAL_IP": "127.0.0.1",
-            "spark.yarn.appMasterEnv.PYTHONPATH": f"{REPO}/tests/plugins",
-            "spark.executorEnv.PYTHONPATH": f"{REPO}/tests/plugins",
             "spark.executor.extraJavaOptions": SHORT_LIVED,
             "spark.driver.host": "127.0.0.1" if mode == "client" else None,
         }
