@@ -76,6 +76,7 @@ class Cluster:
             "SPARK_LOCAL_IP": "127.0.0.1",
             "SPARK_SUBMIT_OPTS": SHORT_LIVED,
         }
+        del environment["PYTHONPATH"]  # Spark would send it to the nodes, whose Python is another one
         return subprocess.Popen(
             [str(REPO / "spark-submit.sh"), job, "--conf", "settings.yaml", *where, *words],
             env=environment,

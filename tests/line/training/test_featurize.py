@@ -35,5 +35,5 @@ def test_what_an_engine_cannot_do_is_said_before_spark_starts():
     with pytest.raises(ConfigError, match="engine=ncnn computes in float32 alone; take engine=tensorflow"):
         check(config.parse(words), False)
     words = {"featurize": {"engine": "ncnn"}, "backbone": {"name": "resnet50"}}
-    with pytest.raises(ConfigError, match="engine=ncnn computes .*vgg16.* alone; take engine=onnxruntime for resnet50"):
+    with pytest.raises(ConfigError, match=r"ncnn computes .*vgg16.* alone; take engine=onnxruntime for resnet50"):
         check(config.parse(words), False)
