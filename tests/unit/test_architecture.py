@@ -14,7 +14,7 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
-    *("errors", "config", "damage", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
+    *("errors", "clock", "config", "damage", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
     *("reference", "drift", "logs", "doctor", "retention"),
