@@ -118,7 +118,7 @@ def test_named_file_that_is_not_there_is_an_error_with_a_way_out(tmp_path):
     (tmp_path / "notes.h5").write_text("no weights")
     with pytest.raises(ConfigError, match=r"notes\.h5 is not a Keras HDF5 weights file"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "notes.h5")), seed=0)
-    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg11'; known: .*resnet50, vgg16"):
+    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg11'; known: .*resnet50, tiny_vgg16, vgg16"):
         weights.at_hand("vgg11")
     with pytest.raises(ConfigError, match=r"backbone\.weights: cannot read .*/none\.h5: No such file.*or `imagenet`"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "none.h5")), seed=0)
