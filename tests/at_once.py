@@ -5,8 +5,6 @@ others when they have ended. The exit status is that of the first process that f
 no test has to know of it, and each list has one Spark session.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -3,8 +3,6 @@
 They are refused at the limits of `LIMITS`. Each is small, whatever it claims or would unpack to.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

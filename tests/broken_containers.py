@@ -4,8 +4,6 @@ Of the corpus each is small, whatever it would unpack to: name -> (kind, what ma
 member is read; its bytes are then `A`, `B` or `C`). What is wrong with a container as a whole has no member's name.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import random

@@ -12,8 +12,6 @@ there stands which of them is to fail, and how:
 After `kill` each further write of any process raises `Killed`, which is no `Exception`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

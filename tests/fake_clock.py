@@ -1,7 +1,5 @@
 """A clock that waits for nothing: who sleeps is told at once that the time is over."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Jobs that are killed, by SIGKILL and all at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

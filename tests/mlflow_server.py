@@ -1,7 +1,5 @@
 """A real MLflow server for tests, through which artifacts go too, on a port of its own of the loopback address."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess

@@ -4,8 +4,6 @@ The sample is fixed: of each module every k-th mutant, in the order in which mut
 functions with a decorator as they are. A mutant that no test reaches counts as survived.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A real S3 server for tests: moto's, as a process of its own on a port of its own of the loopback address."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

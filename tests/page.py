@@ -1,7 +1,5 @@
 """An HTML page as a test reads it."""
 
-from __future__ import annotations
-
 import base64
 from html.parser import HTMLParser
 

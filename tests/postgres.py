@@ -1,7 +1,5 @@
 """A real PostgreSQL for tests, on a port of its own of the loopback address, with a password."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import pwd

@@ -1,7 +1,5 @@
 """Labels, probabilities and groups, drawn for tests of metrics; and how many examples a test draws."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

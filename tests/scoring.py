@@ -1,7 +1,5 @@
 """A small archive to score, and what must hold of scores/ afterwards."""
 
-from __future__ import annotations
-
 import os
 import shutil
 

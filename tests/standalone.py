@@ -1,7 +1,5 @@
 """A real standalone cluster of Spark: a master and two workers of one core each."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -3,8 +3,6 @@
 A sample holds each kind of write, each moment and each way to fail of a stage. HYPOTHESIS_PROFILE=nightly tries all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

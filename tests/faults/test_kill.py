@@ -3,8 +3,6 @@
 What a killed job leaves is the subject of test_crash_points.py; these show that its model of a kill is right.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

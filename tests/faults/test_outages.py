@@ -1,7 +1,5 @@
 """Scoring through full and lost file systems, and beside others: nothing is lost, nothing stands twice."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

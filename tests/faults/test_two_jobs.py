@@ -5,8 +5,6 @@ own name added, so that of two at once one is lost. Whole jobs at once: score in
 in `scoring/test_follow`, register in `systems/registry`, score on S3 in `systems/test_s3_warehouse`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

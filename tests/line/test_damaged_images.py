@@ -1,7 +1,5 @@
 """Damaged images through ingest, score, evaluation and the served model: rejected, or accepted with a flag."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

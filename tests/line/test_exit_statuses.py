@@ -1,7 +1,5 @@
 """score's exit statuses and its lines as JSON. 6 is in test_score.py; test_spark_submit.py has what a process adds."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

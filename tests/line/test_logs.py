@@ -1,7 +1,5 @@
 """What a job tells: as text for people, as JSON lines for machines, and without a password in either."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The whole line on drawn lesions: what went in came out, once, and can be traced; nothing else did."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

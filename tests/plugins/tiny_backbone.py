@@ -4,8 +4,6 @@ For tests whose subject is not VGG16. Its folder is on PYTHONPATH and has the me
 Spark's Python workers and Horovod's ranks find it by its entry point as the driver does.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """score --follow: what lands is scored once, batch after batch, whatever fails and whoever is killed meanwhile."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -3,8 +3,6 @@
 What a killed driver leaves, at each of its writes, is the subject of test_crash_points.py.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

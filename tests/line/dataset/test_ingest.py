@@ -1,7 +1,5 @@
 """Ingest of archives as they come: what is in them is found wherever it lies, once, and nothing of it is lost."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import tarfile

@@ -1,7 +1,5 @@
 """An external set: judged by the registered model as it is, without what training has seen, and told in a report."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Test-time augmentation along the line: chosen where models are evaluated, and carried from there."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

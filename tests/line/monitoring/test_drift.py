@@ -1,7 +1,5 @@
 """Drift: the figures of the literature, verdicts that do not grow with the batch, and what chance explains is none."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

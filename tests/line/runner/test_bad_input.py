@@ -1,7 +1,5 @@
 """What cannot work ends soon, with a status, in one line that says what is wrong and what to do, and leaves nothing."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

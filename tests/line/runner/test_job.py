@@ -1,7 +1,5 @@
 """A job in this process: from its arguments to its exit status, by the code that a process of its own runs."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

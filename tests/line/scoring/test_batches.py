@@ -1,7 +1,5 @@
 """What is told of batches without Spark: by the names of folders and a JSON file each, in a second."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

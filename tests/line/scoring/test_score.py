@@ -1,7 +1,5 @@
 """Scoring: every image once for each model version, whatever files are renamed, copied, lost or changed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

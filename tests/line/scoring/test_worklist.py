@@ -1,7 +1,5 @@
 """The worklist: nothing not judged is at the bottom, names from outside are text, and pictures are of what was seen."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

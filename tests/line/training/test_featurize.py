@@ -1,7 +1,5 @@
 """featurize by another engine: the same dataset within rounding, and what an engine cannot do is said beforehand."""
 
-from __future__ import annotations
-
 import io
 import shutil
 

@@ -1,7 +1,5 @@
 """What a rank of fine-tuning reads: in each epoch another view, of features as stored and of pixels as they come."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

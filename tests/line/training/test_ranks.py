@@ -1,7 +1,5 @@
 """Ranks: two real ones of Horovod, started by Spark, and what is said when there are too few slots for them."""
 
-from __future__ import annotations
-
 import io
 import os
 import threading

@@ -1,7 +1,5 @@
 """The search over heads: every figure that of a fit by hand, the best named, what fails told, nothing done twice."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

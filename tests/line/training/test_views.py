@@ -1,7 +1,5 @@
 """Features of several views of each train image: augmented as the settings say, computed once, kept apart by `view`."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from pathlib import Path
