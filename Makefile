@@ -52,11 +52,11 @@ test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one p
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python tests/at_once.py --durations=15 \
 	  "$(call FOLDERS,unit model spark)" "$(call FOLDERS,line)"
 
-test-full: install ## faults and systems, with the line on YARN; ONLY=archives: of one package
+test-full: install ## faults and systems; ONLY=archives: of one package
 	$(call THERE,faults systems)
-	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 -m "" $(call FOLDERS,faults systems)
+	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 $(call FOLDERS,faults systems)
 
-test-yarn: install ## of test-full, the line on a YARN of two nodes, over HDFS, MLflow and PostgreSQL; ONLY="not lost"
+test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/systems/test_yarn.py
 
 coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour and a half
