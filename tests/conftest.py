@@ -60,15 +60,9 @@ SETTINGS: dict[str, Any] = {
 STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score")
 
 
-BUDGETS = {
-    "unit": 60,
-    "model": 90,
-    "spark": 180,
-    "line": 240,
-    "faults": 600,
-    "systems": 900,
-}  # seconds of all its tests
-LIMITS = {"unit": 1, "model": 5, "spark": 5, "line": 30}  # seconds of one test: docs/testing.md has those over it
+# Seconds of all tests of a tier on two quiet cores, and of one test: docs/testing.md has those over it.
+BUDGETS = {"unit": 60, "model": 90, "spark": 180, "line": 240, "faults": 600, "systems": 900}
+LIMITS = {"unit": 1, "model": 5, "spark": 5, "line": 30}
 
 
 def tier_of(path: Path) -> str:

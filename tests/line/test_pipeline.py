@@ -64,9 +64,6 @@ def listed_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-# --- before it
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -79,9 +76,6 @@ def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told
     with pytest.raises(MelanomaError, match=re.escape(told)):
         run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
     assert not (new.folder / "images").exists()
-
-
-# --- how fast
 
 
 @pytest.mark.parametrize("stage", ["ingest", "featurize", "evaluate", "score"])
@@ -108,9 +102,6 @@ def test_training_tells_the_pace_of_each_epoch(line, runs, stage):
         values = [point.value for point in history(runs[stage].info.run_id, name)]
         assert values
         assert all(0 <= value <= most for value in values)
-
-
-# --- ingest
 
 
 def test_the_line_leaves_no_file_in_the_drivers_folder(line):
@@ -204,9 +195,6 @@ def test_row_groups_hold_one_split_where_they_can(line):
         assert list(rows.itertuples(index=False)) == sorted(rows.itertuples(index=False))
 
 
-# --- featurize, train_head, finetune
-
-
 def test_features_are_those_of_a_plain_forward_pass(line, stored):
     import keras
 
@@ -281,9 +269,6 @@ def test_a_model_can_be_walked_back_to_its_images(line, stored):
     ]
     changed = [not np.array_equal(a, b) for a, b in zip(*tensors, strict=True)]
     assert all(changed), "the last phase trains the whole network"
-
-
-# --- evaluate
 
 
 def test_the_report_judges_both_models_on_every_image_of_both_splits(stored, predictions):
@@ -387,9 +372,6 @@ def test_the_threshold_comes_from_validation_alone(line, predictions):
         assert facts["metrics"][f"test_sensitivity_{suffix}"] == pytest.approx((positives >= chosen).mean())
 
 
-# --- register, score
-
-
 def test_score_rows_hold_all_that_is_promised(line, scores):
     promised = {
         *("image_id", "source_uri", "sha256", "probability", "decision", "threshold", "status", "model_name"),
@@ -445,9 +427,6 @@ def test_a_score_can_be_walked_back_to_its_training_images(line, scores, runs):
     assert version.tags["dataset_id"] == line.manifest("images")["id"]
     assert version.tags["report_id"] == line.manifest("reports")["id"]
     assert row["run_id"] == runs["score"].info.run_id
-
-
-# --- MLflow
 
 
 def test_one_run_with_a_nested_one_for_each_stage(runs):
@@ -574,9 +553,6 @@ def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):
 def test_predictions_carry_no_file_names(predictions):
     assert sorted(predictions.columns) == sorted(schemas.PREDICTIONS.names)
     assert "source_uri" not in predictions.columns
-
-
-# --- again
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

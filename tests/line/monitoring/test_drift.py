@@ -56,9 +56,6 @@ def states(found: drift.Drift) -> dict[str, str]:
     return {one.name: one.state for one in found.measures}
 
 
-# --- figures
-
-
 def test_psi_is_that_of_the_books():
     # Siddiqi's formula by hand, of 100,000 images so that the half image added does not tell
     before, now = np.array([30_000, 50_000, 20_000]), np.array([20_000, 50_000, 30_000])
@@ -130,9 +127,6 @@ def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
     assert now.tolist() == [0, 100]
     some = reference.histogram([0.0] * 380 + list(normal(20, 2) + 9))
     assert drift._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
-
-
-# --- verdicts
 
 
 def test_a_batch_like_the_training_images_is_told_so_whatever_its_size():
@@ -226,9 +220,6 @@ def test_what_tables_say_is_counted_in_bands_and_as_it_is():
         *("40-49", "80 and over", "unknown", "unknown", "unknown"),
     ]
     assert [drift.category("site", text) for text in (" arm ", None)] == ["arm", "unknown"]
-
-
-# --- of the registered model, and of batches
 
 
 @pytest.fixture(scope="module")
@@ -401,9 +392,6 @@ def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
         assert run_stage(job, "first", stages["first"], {"job": "first"}).exit_status == 0
     assert ran == ["first"] * 3
     assert "pipeline: 3 stages" in text.getvalue()
-
-
-# --- on real images
 
 
 def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray]:

@@ -34,9 +34,6 @@ def pictures(folder: Path, count: int, name: str = "{}.jpg", first: int = 0) -> 
     return folder
 
 
-# --- from their arguments to their exit status
-
-
 def test_a_folder_without_images(spark, settings_file, tmp_path):
     (tmp_path / "archive").mkdir()
     for name in ("a.jpg", "b.jpg"):
@@ -57,9 +54,6 @@ def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp
     assert done.exit_status == 4
     one_line(done.log, "error: labels.csv is not text: it holds the byte 0x00")
     holds_no_result(tmp_path / "warehouse")
-
-
-# --- through the jobs' functions
 
 
 def refused(line, stage: str, *words: str, **changes) -> None:

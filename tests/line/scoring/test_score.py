@@ -127,19 +127,6 @@ def test_a_new_version_scores_anew_or_not(scored):
     assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
 
 
-def test_what_killed_runs_left_is_no_result_and_goes(scored):
-    scored.stage("score")
-    (batch,) = ledger.committed(scored.job.warehouse)
-    scores, top = scored.folder / "scores", scored.folder / "ledger/melanoma/1"
-    shutil.copytree(scores / f"batch_id={batch}", scores / "_staged-dead")
-    shutil.copytree(top / f"batch_id={batch}", top / "batch_id=dead")
-    shutil.copytree(scored.folder / "batches" / batch, scored.folder / "batches/dead")
-    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
-    assert len(rows(scored)) == 7
-    assert "1 scored + 0 rejected + 0 copies + 7 scored before" in scored.stage("score")
-    assert not list(scored.folder.rglob("*dead*"))
-
-
 def test_what_waits_of_another_model_is_not_taken(scored):
     scored.stage("score")
     name = score.archive_id(str(scored.archive))

@@ -97,9 +97,6 @@ def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():
     assert "too few to tell: 3 images, 50 are needed" in Page(worklist.render(facts())).words
 
 
-# --- of a batch
-
-
 @pytest.fixture
 def wards(copied):
     """Three patients, one of them with an image that is not fit, a file that is no image, and names with formulas."""
