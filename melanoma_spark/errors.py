@@ -105,9 +105,9 @@ def _free(place: str) -> str:
 
 def root_cause(error: object) -> str:
     """The root cause of a Java exception in one line."""
-    text = str(getattr(error, "java_exception", None) or error)
     if found := re.search(r"Python worker exited unexpectedly.*", str(error)):  # which has a cause of no use
         return found[0][:400]
+    text = str(getattr(error, "java_exception", None) or error)
     causes = [line for line in text.splitlines() if line.startswith("Caused by: ")] or text.splitlines()
     return (causes[-1] if causes else type(error).__name__).removeprefix("Caused by: ").strip()[:400]
 

@@ -21,14 +21,19 @@ def kill(started: subprocess.Popen[str]) -> None:
     started.wait()
 
 
+def wait_until(started: subprocess.Popen[str], half_way: Callable[[], object]) -> None:
+    """Waits for `half_way` to be true of a running job."""
+    until = time.monotonic() + PATIENCE
+    while not half_way():
+        assert time.monotonic() < until, "the job did not come half-way"
+        assert started.poll() is None, f"the job ended before it was half-way: {started.communicate()}"
+        time.sleep(0.02)
+
+
 def killed_when(started: subprocess.Popen[str], half_way: Callable[[], object]) -> None:
     """Waits for `half_way` to be true of a running job, and kills it."""
-    until = time.monotonic() + PATIENCE
     try:
-        while not half_way():
-            assert time.monotonic() < until, "the job did not come half-way"
-            assert started.poll() is None, f"the job ended before it was half-way: {started.communicate()}"
-            time.sleep(0.02)
+        wait_until(started, half_way)
     finally:
         kill(started)
     assert started.returncode == -signal.SIGKILL

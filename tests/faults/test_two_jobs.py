@@ -32,7 +32,7 @@ STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register
 
 def serve() -> None:
     from jobs import follow, pipeline, prune, score
-    from jobs.job import Command, Job, Summary, invoke, run_stage
+    from jobs.job import Job, Summary, invoke, run_stage
     from melanoma_spark import files, lease, retention
     from melanoma_spark.errors import BusyError
 
@@ -106,7 +106,6 @@ def serve() -> None:
             module = importlib.import_module(f"jobs.{'score' if name == 'follow' else name}")
             command = replace(module.COMMAND, runner=partial(run, name), prepared=False)
             command = replace(command, needs_archive=lambda settings: False)
-        assert isinstance(command, Command)
         result = invoke(command, words)
         answer(status=result.exit_status, log=result.log)
 

@@ -3,13 +3,13 @@
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import STAGES, Line, open_line
+from kills import wait_until
 from standalone import Cluster, submitted
 
 from melanoma_spark import store
@@ -75,11 +75,7 @@ def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint
     shutil.copytree(there.folder, tmp_path / "warehouse")
     shutil.rmtree(tmp_path / "warehouse/models/finetuned")
     started = submitted(cluster, "finetune", tmp_path, line.archive, finetune={"checkpoint_steps": 1})
-    until = time.monotonic() + 180
-    while not list(tmp_path.glob("warehouse/models/finetuned/*/checkpoint.npz")):
-        assert time.monotonic() < until
-        assert started.poll() is None, started.communicate()
-        time.sleep(0.02)
+    wait_until(started, lambda: list(tmp_path.glob("warehouse/models/finetuned/*/checkpoint.npz")))
     os.kill(cluster.executor_process(cluster.workers[1]), signal.SIGKILL)
     out, err = started.communicate(timeout=300)
     assert started.returncode == 0, out + err

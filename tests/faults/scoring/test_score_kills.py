@@ -6,9 +6,9 @@ What a killed driver leaves, at each of its writes, is the subject of test_crash
 import os
 import shutil
 import signal
-import time
 
 from conftest import open_line
+from kills import wait_until
 from standalone import submitted
 
 from melanoma_spark import drawing, images
@@ -23,11 +23,7 @@ def test_a_lost_executor_costs_no_row(line, cluster, tmp_path):
         (tmp_path / "archive" / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(5000 + seed, size=64))
     settings = {"batch_size": 4, "drift": {"minimum": 100_000}}  # whether these images are like others is no matter
     started = submitted(cluster, "score", tmp_path, tmp_path / "archive", score=settings)
-    until = time.monotonic() + 300
-    while not list(tmp_path.glob("warehouse/scoring/*/*/part-*.parquet")):
-        assert time.monotonic() < until
-        assert started.poll() is None, started.communicate()
-        time.sleep(0.02)
+    wait_until(started, lambda: list(tmp_path.glob("warehouse/scoring/*/*/part-*.parquet")))
     os.kill(cluster.executor_process(cluster.workers[1]), signal.SIGKILL)
     out, err = started.communicate(timeout=600)
     assert started.returncode == 0, out + err
