@@ -100,13 +100,19 @@ BACKBONES = {
 
 
 def backbone(name: str) -> Backbone:
-    """Raises `ConfigError` with the known names."""
+    """Raises `ConfigError` with the known names, or where the package that has it cannot be imported."""
     if name not in BACKBONES:
         added = {point.name: point for point in entry_points(group=GROUP)}
         if name not in added:
             known = ", ".join(sorted([*BACKBONES, *added]))
-            raise ConfigError(f"unknown backbone {name!r}; known: {known}")
-        BACKBONES[name] = added[name].load()
+            raise ConfigError(f"setting backbone.name: unknown backbone {name!r}; known: {known}")
+        try:
+            BACKBONES[name] = added[name].load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"setting backbone.name: {name!r} is {added[name].value} of an installed package, which cannot be "
+                f"imported: {error}; mend or reinstall that package, or take another backbone"
+            ) from None
     return BACKBONES[name]
 
 

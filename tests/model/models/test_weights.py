@@ -118,10 +118,22 @@ def test_named_file_that_is_not_there_is_an_error_with_a_way_out(tmp_path):
     (tmp_path / "notes.h5").write_text("no weights")
     with pytest.raises(ConfigError, match=r"notes\.h5 is not a Keras HDF5 weights file"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "notes.h5")), seed=0)
-    with pytest.raises(ConfigError, match=r"unknown backbone 'vgg11'; known: .*resnet50, tiny_vgg16, vgg16"):
+    with pytest.raises(
+        ConfigError, match=r"setting backbone\.name: unknown backbone 'vgg11'; known: .*resnet50, tiny_vgg16, vgg16"
+    ):
         weights.at_hand("vgg11")
     with pytest.raises(ConfigError, match=r"backbone\.weights: cannot read .*/none\.h5: No such file.*or `imagenet`"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "none.h5")), seed=0)
+
+
+def test_backbone_of_a_package_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch):
+    facts = tmp_path / "broken-1.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (facts / "entry_points.txt").write_text(f"[{backbones.GROUP}]\nbroken = not_there:BROKEN\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"'broken' is not_there:BROKEN of .* imported: No module named 'not_there';"):
+        weights.at_hand("broken")
 
 
 def test_variable_that_names_no_file_is_an_error_even_where_other_weights_are_at_hand(nowhere, monkeypatch, tmp_path):
