@@ -14,6 +14,9 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
 # The folders of tests of some tiers; with ONLY=package those of that package alone.
 FOLDERS = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
 THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1)))
+# What of the line `make test` runs in the process of unit, model and spark, so that both end at the same time.
+LINE = $(filter-out %__pycache__,$(patsubst %/,%,$(if $(ONLY),$(call FOLDERS,line),$(wildcard tests/line/*/ tests/line/test_*.py))))
+BESIDE = $(filter tests/line/dataset tests/line/runner,$(LINE))
 
 .PHONY: help install demo lint test test-full test-yarn coverage mutants bench package ui clean
 
@@ -50,7 +53,7 @@ lint: install ## ruff, its format, and mypy
 test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one package
 	$(call THERE,unit model spark line)
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python tests/at_once.py --durations=15 \
-	  "$(call FOLDERS,unit model spark)" "$(call FOLDERS,line)"
+	  "$(call FOLDERS,unit model spark) $(BESIDE)" "$(filter-out $(BESIDE),$(LINE))"
 
 test-full: install ## faults and systems; ONLY=archives: of one package
 	$(call THERE,faults systems)

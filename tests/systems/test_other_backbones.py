@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import STAGES, open_line, said
 
-from melanoma_spark import backbones, bundle, config, images
+from melanoma_spark import backbones, bundle, config, drawing, images
 
 SIZE = 80  # the smallest that Inception v3 takes is 75
 LAST = config.Phase(name="last", cut="last_block", epochs=1)
@@ -16,11 +16,12 @@ ALL = config.Phase(name="all", epochs=1)
 
 
 @pytest.fixture(scope="module")
-def pixels_only(spark, lesions, shared_mlflow, tmp_path_factory):
+def pixels_only(spark, shared_mlflow, tmp_path_factory):
     """A line of which ingest alone has run; settings name each backbone as a user would."""
+    drawing.draw_archive(archive := tmp_path_factory.mktemp("others") / "archive", images=60, size=SIZE)
     line = open_line(
         spark,
-        lesions,
+        archive,
         tmp_path_factory.mktemp("others") / "warehouse",
         image_size=SIZE,
         mlflow={"tracking_uri": shared_mlflow},
@@ -57,7 +58,7 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
     *base, hidden, hidden_bias, last, last_bias = scorer.tensors
     plain.set_weights(base)
     scores = line.scores()
-    rows = scores[(scores["model_name"] == version.name) & (scores["status"] == "scored")].iloc[::10]
+    rows = scores[(scores["model_name"] == version.name) & (scores["status"] == "scored")].iloc[::5]
     pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), SIZE) for uri in rows["source_uri"]])
     pooled = plain.predict(module.preprocess_input(pixels.astype(np.float32)), verbose=0).mean(axis=(1, 2))
     expected = 1 / (1 + np.exp(-(np.maximum(pooled @ hidden + hidden_bias, 0) @ last + last_bias)[:, 0]))

@@ -32,8 +32,8 @@ def evaluated(line, archive, **changes):
 
 @pytest.fixture
 def another(tmp_path):
-    """60 lesions drawn with another seed."""
-    drawing.draw_archive(tmp_path / "another", images=60, size=64, seed=1234)
+    """30 lesions drawn with another seed."""
+    drawing.draw_archive(tmp_path / "another", images=30, size=64, seed=1234)
     return tmp_path / "another"
 
 

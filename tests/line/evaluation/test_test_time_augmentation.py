@@ -8,7 +8,7 @@ import pytest
 
 from melanoma_spark import bundle, config, images, network, store
 
-EIGHT = {"evaluate": config.Evaluate(tta=8, resamples=50)}
+FOUR = {"evaluate": config.Evaluate(tta=4, resamples=50)}
 MODELS = {"head alone": "models/head", "fine-tuned": "models/finetuned"}
 
 
@@ -20,15 +20,15 @@ def probabilities(line) -> pd.DataFrame:
 
 @pytest.fixture
 def evaluated(line, copied):
-    """The line's models judged once more, by eight views; nothing is trained for it."""
-    told = copied.stage("evaluate", **EIGHT)
+    """The line's models judged once more, by four views; nothing is trained for it."""
+    told = copied.stage("evaluate", **FOUR)
     assert "test AUC" in told
     for place in MODELS.values():
         assert copied.manifest(place) == line.manifest(place)
     return copied
 
 
-def test_the_same_models_judged_by_eight_views_are_registered_and_score_so(line, evaluated):
+def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, evaluated):
     before, found = probabilities(line), probabilities(evaluated)
     assert list(found.index) == list(before.index)
     # by networks and copies of the images that are made here
@@ -41,33 +41,31 @@ def test_the_same_models_judged_by_eight_views_are_registered_and_score_so(line,
         some = found.loc[name].iloc[::5]
         paths = [Path(uri.removeprefix("file:")) for uri in stored.loc[some.index, "source_uri"]]
         pixels = np.stack([images.decode(path.read_bytes(), 64) for path in paths])
-        turned = [np.rot90(kind, k, (1, 2)) for kind in (pixels, pixels[:, :, ::-1]) for k in range(4)]
+        turned = [np.rot90(kind, k, (1, 2)) for kind in (pixels, pixels[:, :, ::-1]) for k in (0, 2)]
         expected = np.mean([model.predict(view, verbose=0)[:, 0] for view in turned], axis=0)
         np.testing.assert_allclose(some, expected, atol=1e-5)
         assert np.abs(some - before.loc[name].loc[some.index]).max() > 1e-3, "one view says the same"
 
-    assert evaluated.manifest("reports")["tta"] == 8
+    assert evaluated.manifest("reports")["tta"] == 4
     assert evaluated.manifest("reports")["id"] != line.manifest("reports")["id"]
-    assert "nothing new, the report stands" in evaluated.stage("evaluate", **EIGHT)
+    assert "nothing new, the report stands" in evaluated.stage("evaluate", **FOUR)
 
     # what is registered is what was evaluated, whatever the settings say now
     lenient = config.Register(gate=config.Gate(auroc_margin=None))
     assert "melanoma version 2 is champion now" in evaluated.stage("register", register_=lenient)
     assert "nothing new, melanoma version 2" in evaluated.stage("register")
     version, artifacts = evaluated.tracker().model_files("melanoma@champion")
-    assert bundle.unpack(artifacts).spec.tta == 8
-    assert version.tags["tta"] == "8"
-    assert "119 scored" in evaluated.stage("score")
+    assert bundle.unpack(artifacts).spec.tta == 4
+    assert version.tags["tta"] == "4"
+    judged = found.loc["fine-tuned"].iloc[::5]
+    for path in evaluated.archive.rglob("*.*"):
+        if images.sha256(path.read_bytes()) not in judged.index:
+            path.unlink()
+    assert f"= {len(judged)} scored" in evaluated.stage("score")
     scores = evaluated.scores()
     scores = scores[(scores["model_version"] == "2") & (scores["status"] == "scored")]
     scores = scores.drop_duplicates("sha256").set_index("sha256")["raw_probability"]
-    judged = found.loc["fine-tuned"]
     np.testing.assert_allclose(scores.loc[judged.index], judged, atol=1e-5)
-
-    # and back: one view is another result again
-    assert "test AUC" in evaluated.stage("evaluate")
-    assert evaluated.manifest("reports")["id"] == line.manifest("reports")["id"]
-    pd.testing.assert_series_equal(probabilities(evaluated), before, atol=1e-6)
 
 
 def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):

@@ -29,7 +29,7 @@ def descriptions(line: Line, after: int) -> list[str]:
     return [job.description().get() for job in found if job.jobId() > after]
 
 
-def test_a_batch_holds_every_file_once(scored):
+def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
     last = scored.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None).head().jobId()
     told = scored.stage("score", score=with_pictures(scored, 2))
     said = descriptions(scored, last)
@@ -55,8 +55,18 @@ def test_a_batch_holds_every_file_once(scored):
     assert "7 images listed, all scored before by melanoma version 1; nothing to do" in scored.stage("score")
     pd.testing.assert_frame_equal(rows(scored), before)
 
+    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    scored.stage("score")
+    shown = scored.job.settings.score.model_copy(update={"action": "status"})
+    told = scored.told("score", score=shown).splitlines()
+    assert "melanoma version 1  1 scored  too few to tell: " in told[0], "the newest first"
+    assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in told[1]
+    assert told[2].startswith("score: 2 batches in scores/, 2 shown")
+    shutil.rmtree(scored.folder / "batches")
+    assert "of before version 0.2" in scored.told("score", score=shown)
 
-def test_a_renamed_file_and_copies_have_no_second_row(scored):
+
+def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one(scored):
     shutil.copy(scored.archive / "0.jpg", scored.archive / "twin.jpg")
     assert "8 images listed = 6 scored + 1 rejected + 1 copies + 0 scored before" in scored.stage("score")
     (scored.archive / "1.jpg").rename(scored.archive / "renamed.jpg")
@@ -76,11 +86,8 @@ def test_a_renamed_file_and_copies_have_no_second_row(scored):
     assert index["source_uri"].str.endswith("renamed.jpg").sum() == 1
     assert "11 images listed, all scored before" in scored.stage("score")
 
-
-def test_a_changed_file_is_another_image(scored):
-    scored.stage("score")
     (scored.archive / "0.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
-    assert "= 1 scored + 0 rejected + 0 copies + 6 scored before" in scored.stage("score")
+    assert "= 1 scored + 0 rejected + 0 copies + 10 scored before" in scored.stage("score")
     assert (rows(scored)["source_uri"].str.endswith("/0.jpg")).sum() == 2
     once(scored)
 
@@ -117,9 +124,17 @@ def test_a_new_version_scores_anew_or_not(scored):
         client.set_model_version_tag("melanoma", second.version, key, value)
     client.set_registered_model_alias("melanoma", "champion", second.version)
     (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    name = score.archive_id(str(scored.archive))
+    other, theirs = (scored.folder / "scoring" / archive / "another model" for archive in (name, "another archive"))
+    for folder in (other, theirs):
+        folder.mkdir(parents=True)
+        (folder / "part.parquet").write_bytes(b"no parquet")
     settings = scored.job.settings.score
     told = scored.stage("score", score=settings.model_copy(update={"anew": False}))
     assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in told
+    assert not other.exists(), "what waits of another model is not taken"
+    assert theirs.exists(), "the next run on that archive goes on with it"
+    shutil.rmtree(theirs)
     told = scored.stage("score")
     assert "8 images listed = 6 scored + 1 rejected + 0 copies + 1 scored before, by melanoma version 2" in told
     once(scored)
@@ -127,38 +142,14 @@ def test_a_new_version_scores_anew_or_not(scored):
     assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
 
 
-def test_what_waits_of_another_model_is_not_taken(scored):
-    scored.stage("score")
-    name = score.archive_id(str(scored.archive))
-    other = scored.folder / "scoring" / name / "another model"
-    other.mkdir(parents=True)
-    (other / "part.parquet").write_bytes(b"no parquet")
-    theirs = scored.folder / "scoring" / "another archive" / "another model"
-    theirs.mkdir(parents=True)
-    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
-    assert "1 scored" in scored.stage("score")
-    assert not other.exists()
-    assert theirs.exists(), "the next run on that archive goes on with it"
-
-
-def test_a_batch_with_a_row_missing_is_not_committed(scored, monkeypatch):
+def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored, monkeypatch):
     whole = ledger.stage
     monkeypatch.setattr(score.ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
     with pytest.raises(ClusterError, match=r"batch .* has 3 rows, expected 7, so it is not committed"):
         scored.stage("score")
     assert not list((scored.folder / "scores").glob("*"))
-    monkeypatch.undo()
-    told = scored.told("score")
-    assert "a killed run has left 7 rows, which are not computed again" in told
-    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
-    once(scored)
 
-
-def test_who_lost_its_lease_does_not_commit(scored, monkeypatch):
-    """A machine that stood still for minutes: another one took over meanwhile."""
-    whole = ledger.stage
-
-    def slow(*arguments):
+    def slow(*arguments):  # a machine that stood still for minutes: another one took over meanwhile
         facts = files.read_json(f"{scored.job.warehouse}/running/score.json")
         files.write_json(f"{scored.job.warehouse}/running/score.json", facts | {"owner": "another"})
         return whole(*arguments)
@@ -169,21 +160,10 @@ def test_who_lost_its_lease_does_not_commit(scored, monkeypatch):
     assert not list((scored.folder / "scores").glob("batch_id=*"))
     shutil.rmtree(scored.folder / "running")
     monkeypatch.undo()
-    assert "6 scored" in scored.stage("score")
+    told = scored.told("score")
+    assert "a killed run has left 7 rows, which are not computed again" in told
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
-
-
-def test_status_tells_the_batches(scored):
-    scored.stage("score")
-    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
-    scored.stage("score")
-    shown = scored.job.settings.score.model_copy(update={"action": "status"})
-    told = scored.told("score", score=shown).splitlines()
-    assert "melanoma version 1  1 scored  too few to tell: " in told[0], "the newest first"
-    assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in told[1]
-    assert told[2].startswith("score: 2 batches in scores/, 2 shown")
-    shutil.rmtree(scored.folder / "batches")
-    assert "of before version 0.2" in scored.told("score", score=shown)
 
 
 def test_names_are_hashed_where_they_are_private(scored, monkeypatch):

@@ -10,37 +10,18 @@ from melanoma_spark import exported, network
 from melanoma_spark.errors import ConfigError, DataError
 
 ENGINES = ("ncnn", "onnxruntime")
-SIZES = {"vgg16": 32, "xception": 71}
-
-
-def joined(name, size):
-    spec = network.Spec(backbone=name, image_size=size, hidden=8, dropout=0.5)
-    return spec, network.build(spec).get_weights()
 
 
 @pytest.fixture(scope="module")
 def small():
-    spec, weights = joined("vgg16", 32)
+    """VGG16; systems/test_other_backbones.py exports the others."""
+    spec = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
+    weights = network.build(spec).get_weights()
     return spec, weights, {engine: exported.export(network.judge(spec, weights), engine) for engine in ENGINES}
 
 
 def pixels(size, count=5):
     return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-# over the limit of one test: tf2onnx goes through 130 layers; systems/test_other_backbones.py exports the others
-@pytest.mark.parametrize("name", ["vgg16", "xception"])
-def test_every_backbone_says_the_same(name):
-    spec, weights = joined(name, SIZES[name])
-    judge = network.judge(spec, weights)
-    content = exported.export(judge, "onnxruntime")
-    images = pixels(SIZES[name])
-    ours, theirs = exported.predictor(content, 2, "onnxruntime")(images), network.predictor(judge)(images)
-    assert [(found.shape, found.dtype) for found in ours] == [(found.shape, found.dtype) for found in theirs]
-    assert len(ours) == 2
-    np.testing.assert_allclose(ours[0], theirs[0], atol=exported.TOLERANCE)
-    np.testing.assert_allclose(ours[1], theirs[1], atol=exported.TOLERANCE * max(1, np.abs(theirs[1]).max()))
-    assert np.ptp(theirs[1]) > 0, "the test cannot tell images apart"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -50,6 +31,7 @@ def test_batches_of_any_length_and_views(small, engine):
         ours = network.over_views(exported.predictor(contents[engine], 1, engine), 4)(pixels(32, count))
         theirs = network.classifier(spec.model_copy(update={"tta": 4}), weights)(pixels(32, count))
         for one, other in zip(ours, theirs, strict=True):
+            assert one.dtype == other.dtype
             np.testing.assert_allclose(one, other, atol=1e-5)
     assert ours[1].min() > 0
 
