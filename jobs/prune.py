@@ -37,6 +37,10 @@ def run(job: Job) -> Summary:
             listing = listed(warehouse)
             found = retention.decide(listing, needed(settings, warehouse, listing), chosen, time.time())
             tell(warehouse, found, still_at_rest)
+            if still_at_rest:
+                still_at_rest()
+                for place in retention.PLACES:  # who was killed while it removed a folder may have left it, empty
+                    files.remove_empty_folders(files.join(warehouse, place))
     except OSError as error:
         raise ClusterError(f"{warehouse}: {files.reason(error)}; mend that and run prune again") from None
     if chosen.worklists_days is None and any(file.path.startswith("batches/") for file in listing):

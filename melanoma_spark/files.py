@@ -226,6 +226,24 @@ def remove(url: str) -> None:
         store.rm(path, recursive=True)
 
 
+def remove_empty_folders(url: str) -> None:
+    """Remove the folders below that hold no file. S3 has none."""
+    store, top = filesystem(url)
+    if "s3" in store.protocol:
+        return
+    folders, holding = set(), {top}
+    for info in _below(store, top):
+        if info["type"] == "directory" and not info.get("islink"):
+            folders.add(info["name"])
+            continue
+        above = info["name"].rpartition("/")[0]
+        while above not in holding:
+            holding.add(above)
+            above = above.rpartition("/")[0]
+    for path in sorted(folders - holding, reverse=True):  # those in a folder before it
+        store.rmdir(path)
+
+
 def rename(source: str, target: str) -> None:
     """Move a file or a folder, over a file of that name; on `file` and `hdfs` this is atomic."""
     store, old = filesystem(source)

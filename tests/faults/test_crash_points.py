@@ -93,7 +93,7 @@ class Stages:
         self.spark, self.folder, self.control = spark, folder, control
         self.warehouse = folder / "warehouse"
         self.recorded: dict[str, Recorded] = {}
-        self.folders: list[str] = []  # that hold a file, as `content` saw them last
+        self.folders: list[str] = []  # as `content` saw them last
         self.settings = folder / "settings.yaml"
         values = with_settings(archive=str(folder / "archive"), warehouse=str(self.warehouse))
         for key, value in SETTINGS.items():
@@ -165,7 +165,7 @@ class Stages:
                 version, artifacts = tracker.model_files(f"melanoma@{alias}")
                 sums = {key: hashlib.sha256(value).hexdigest() for key, value in artifacts.items()}
                 found[alias] = own(version.tags), len(sums), bool(version.description)
-        held = {one.parent for one in top.rglob("*") if one.is_file() and "mlartifacts" not in one.parts}
+        held = {one for one in top.rglob("*") if one.is_dir() and "mlartifacts" not in one.parts}
         self.folders = sorted(crash_points.RANDOM.sub("*", f"{one.relative_to(top)}/") for one in held)
         found["moves"] = [own(move) for move in history.moves(url, "melanoma", "champion")]
         return found

@@ -72,7 +72,9 @@ def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
     assert [line.split()[0] for line in told[1:-2]] == gone
     assert "4 entries, 4 files, 0.0 MB may go, nothing was removed; to remove them: ./spark-submit.sh prune" in told[-1]
     assert told[-1].endswith("prune.apply=true")
+    files.make_folder(emptied := f"{store}/features/{'e' * 16}/deep")  # as a removal that was killed leaves it
     again = run(store, mlflow=mlflow, prune={"apply": True})
+    assert not files.exists(emptied.rpartition("/")[0])
     assert again[:-1] == told[:-1]
     assert again[-1] == "4 entries, 4 files, 0.0 MB removed"
     assert there(store) == [path for path in before if path.rpartition("/")[0] not in gone]

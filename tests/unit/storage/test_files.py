@@ -120,6 +120,17 @@ def test_links_are_not_walked_over(tmp_path):
     assert [path for path, _, _ in files.walk(f"file://{tmp_path}/linked")] == ["folder/file"]
 
 
+def test_folders_without_a_file_go_and_a_link_is_one(url, tmp_path):
+    for name in ("kept/inner", "empty/inner/deep", "linked"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "kept/inner/file").write_text("")
+    (tmp_path / "linked/link").symlink_to(tmp_path / "kept")
+    files.remove_empty_folders(files.join(url, "none"))
+    files.remove_empty_folders(url)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "inner", "kept", "link", "linked"]
+    assert (tmp_path / "linked/link").is_symlink()
+
+
 def test_a_folder_that_cannot_be_walked_over_is_not_passed_over(url, tmp_path, monkeypatch):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/c").write_text("")
