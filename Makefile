@@ -17,6 +17,7 @@ THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1))
 # What of the line `make test` runs in the process of unit, model and spark, so that both end at the same time.
 LINE = $(filter-out %__pycache__,$(patsubst %/,%,$(if $(ONLY),$(call FOLDERS,line),$(wildcard tests/line/*/ tests/line/test_*.py))))
 BESIDE = $(filter tests/line/dataset tests/line/runner,$(LINE))
+YARN = tests/systems/test_yarn.py
 
 .PHONY: help install demo lint test test-full test-yarn coverage mutants bench package ui clean
 
@@ -55,12 +56,13 @@ test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one p
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python tests/at_once.py --durations=15 \
 	  "$(call FOLDERS,unit model spark) $(BESIDE)" "$(filter-out $(BESIDE),$(LINE))"
 
-test-full: install ## faults and systems; ONLY=archives: of one package
+test-full: install ## faults, systems, and beside them the line on YARN; ONLY=archives: of one package
 	$(call THERE,faults systems)
-	@$(ON_SPARK) .venv/bin/python -m pytest --durations 25 $(call FOLDERS,faults systems)
+	@$(ON_SPARK) .venv/bin/python tests/at_once.py --durations=25 "-mfaults or systems" \
+	  "$(call FOLDERS,faults systems) --ignore=$(YARN)" "$(if $(ONLY),,$(YARN))"
 
-test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL; about 25 minutes
-	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") tests/systems/test_yarn.py
+test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL
+	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") $(YARN)
 
 coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour and a half
 	@rm -rf build/coverage && mkdir -p build/coverage
