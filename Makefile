@@ -67,7 +67,8 @@ test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS,
 coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour and a half
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(ON_SPARK) export COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" && \
-	  { .venv/bin/python -m coverage run -m pytest -q $(call FOLDERS,unit model spark line faults systems) || true; } && \
+	  { .venv/bin/python -m coverage run tests/at_once.py -q --durations=40 "$(call FOLDERS,unit model spark faults) $(BESIDE)" \
+	    "$(filter-out $(BESIDE),$(LINE)) $(call FOLDERS,systems)" || true; } && \
 	  .venv/bin/python -m coverage combine -q && .venv/bin/python -m coverage report
 
 mutants: install ## how many of a fixed sample of mutants the cheap tests kill, by module

@@ -43,6 +43,7 @@ def test_a_driver_that_cannot_be_reached(spark):
         preflight.check(seen, 2)
 
 
+# over the limit of one test: the executor imports Horovod, and TensorFlow with it
 def test_machines(spark, tmp_path):
     warehouse = files.url_of(str(tmp_path))
     files.write_bytes(files.join(warehouse, "written"), b"")
