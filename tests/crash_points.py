@@ -248,6 +248,7 @@ def install(folder: str | None = None) -> Callable[[], None]:
     )
     for name in ("rm", "rm_file"):
         wrap(local, name, "remove", lambda _, path, *more: path, half_folder)
+    wrap(local, "rmdir", "remove", lambda _, path, *more: path)
     wrap(local, "makedirs", "folder", lambda _, path, *more: None if os.path.exists(path) else path)
     wrap(files, "_replace", "rename", lambda store, old, new: new)
     wrap(os, "link", "rename", lambda old, new, *more: new)
