@@ -64,7 +64,7 @@ test-full: install ## faults, systems, and beside them the line on YARN; ONLY=ar
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") $(YARN)
 
-coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour and a half
+coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(ON_SPARK) export COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" && \
 	  { .venv/bin/python -m coverage run tests/at_once.py -q --durations=40 "$(call FOLDERS,unit model spark faults) $(BESIDE)" \
