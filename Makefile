@@ -17,7 +17,9 @@ THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1))
 # What of the line `make test` runs in the process of unit, model and spark, so that both end at the same time.
 LINE = $(filter-out %__pycache__,$(patsubst %/,%,$(if $(ONLY),$(call FOLDERS,line),$(wildcard tests/line/*/ tests/line/test_*.py))))
 BESIDE = $(filter tests/line/dataset tests/line/runner,$(LINE))
+# What `make test-full` runs beside the other systems: YARN's containers, and after them what takes most memory.
 YARN = tests/systems/test_yarn.py
+APART = $(YARN) tests/systems/test_other_backbones.py
 
 .PHONY: help install demo lint test test-full test-yarn coverage mutants bench package ui clean
 
@@ -59,7 +61,7 @@ test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one p
 test-full: install ## faults, systems, and beside them the line on YARN; ONLY=archives: of one package
 	$(call THERE,faults systems)
 	@$(ON_SPARK) .venv/bin/python tests/at_once.py --durations=25 "-mfaults or systems" \
-	  "$(call FOLDERS,faults systems) --ignore=$(YARN)" "$(if $(ONLY),,$(YARN))"
+	  "$(call FOLDERS,faults systems) $(addprefix --ignore=,$(APART))" "$(if $(ONLY),,$(APART))"
 
 test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS, MLflow and PostgreSQL
 	@$(ON_SPARK) .venv/bin/python -m pytest -m yarn -s $(if $(ONLY),-k "$(ONLY)") $(YARN)
