@@ -14,9 +14,10 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
 # The folders of tests of some tiers; with ONLY=package those of that package alone.
 FOLDERS = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
 THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1)))
-# What of the line `make test` runs in the process of unit, model and spark, so that both end at the same time.
-LINE = $(filter-out %__pycache__,$(patsubst %/,%,$(if $(ONLY),$(call FOLDERS,line),$(wildcard tests/line/*/ tests/line/test_*.py))))
-BESIDE = $(filter tests/line/dataset tests/line/runner,$(LINE))
+# What of the line `make test` runs in the process of unit, model and spark, so that both end at the same time: files whose
+# tests do not ask for the fixture `line`, which takes a minute.
+LINE = $(wildcard tests/line/$(or $(ONLY),*)/test_*.py $(if $(ONLY),,tests/line/test_*.py))
+BESIDE = $(filter tests/line/dataset/% tests/line/runner/% $(addprefix tests/line/training/,test_training.py test_ranks.py),$(LINE))
 # What `make test-full` runs beside the other systems: YARN's containers, and after them what takes most memory.
 YARN = tests/systems/test_yarn.py
 APART = $(YARN) tests/systems/test_other_backbones.py

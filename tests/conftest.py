@@ -264,6 +264,30 @@ def said() -> Iterator[io.StringIO]:
         yield text
 
 
+def one_line(text: str, *words: str) -> None:
+    assert len(text.splitlines()) == 1, text
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text, f"{word!r} is not in: {text}"
+
+
+def refused(line: Line, stage: str, *words: str, **changes: Any) -> None:
+    """A stage ends in one line that holds these words, and its run has failed."""
+    import mlflow
+
+    from melanoma_spark.errors import MelanomaError
+
+    with pytest.raises(MelanomaError) as caught, said() as text:
+        line.stage(stage, **changes)
+    assert caught.value.exit_status in (2, 3, 4)
+    one_line(str(caught.value), *words)
+    assert text.getvalue() == ""
+    assert mlflow.active_run() is None
+    client = mlflow.MlflowClient()
+    (experiment,) = client.search_experiments(filter_string=f"name = '{line.job.settings.mlflow.experiment}'")
+    assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
+
+
 def open_line(spark: Any, archive: Path, folder: Path, **changes: Any) -> Line:
     """A line whose stages have yet to run."""
     from jobs.job import Job

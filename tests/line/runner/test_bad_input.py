@@ -1,23 +1,13 @@
 """What cannot work ends soon, with a status, in one line that says what is wrong and what to do, and leaves nothing."""
 
-import shutil
 from pathlib import Path
 
-import mlflow
 import pytest
-from conftest import said
+from conftest import one_line, refused
 
 from jobs import ingest
 from jobs.job import invoke
-from melanoma_spark import drawing, store
-from melanoma_spark.errors import MelanomaError
-
-
-def one_line(text: str, *words: str) -> None:
-    assert len(text.splitlines()) == 1, text
-    assert "Traceback" not in text
-    for word in words:
-        assert word in text, f"{word!r} is not in: {text}"
+from melanoma_spark import drawing
 
 
 def holds_no_result(warehouse: Path) -> None:
@@ -54,18 +44,6 @@ def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp
     assert done.exit_status == 4
     one_line(done.log, "error: labels.csv is not text: it holds the byte 0x00")
     holds_no_result(tmp_path / "warehouse")
-
-
-def refused(line, stage: str, *words: str, **changes) -> None:
-    with pytest.raises(MelanomaError) as caught, said() as text:
-        line.stage(stage, **changes)
-    assert caught.value.exit_status in (2, 3, 4)
-    one_line(str(caught.value), *words)
-    assert text.getvalue() == ""
-    assert mlflow.active_run() is None
-    client = mlflow.MlflowClient()
-    (experiment,) = client.search_experiments(filter_string=f"name = '{line.job.settings.mlflow.experiment}'")
-    assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
 
 
 @pytest.mark.parametrize(
@@ -108,31 +86,3 @@ def test_a_stage_before_its_time(new_line, stage, words):
     line = new_line()
     refused(line, stage, *words)
     holds_no_result(line.folder)
-
-
-def test_fewer_images_than_ranks(line, new_line):
-    """Said before any rank is started, and before slots are asked for."""
-    other = new_line()
-    for name in ("images", "features", "models/head"):
-        shutil.copytree(line.folder / name, other.folder / name)
-    refused(other, "finetune", "images for 200 ranks: each rank needs at least one; set ranks=", ranks=200)
-    assert not (other.folder / "models/finetuned").exists()
-
-
-def test_a_dataset_that_lost_a_file(line, new_line):
-    """The manifest stands, the rows do not: no model is trained on what is left."""
-    other = new_line()
-    for name in ("images", "features"):
-        shutil.copytree(line.folder / name, other.folder / name)
-    lost = sorted((other.folder / "features").rglob("*.parquet"))[0]
-    lost.unlink()
-    refused(other, "train_head", "wanted rows; run the job that makes it again")
-    assert store.manifest(other.job.warehouse, "models/head") is None
-
-
-def test_weights_that_are_not_those_of_the_features(line, new_line):
-    other = new_line(seed=1)
-    for name in ("images", "features"):
-        shutil.copytree(line.folder / name, other.folder / name)
-    refused(other, "train_head", "features/ was made with weights", "spark-submit.sh featurize")
-    assert store.manifest(other.job.warehouse, "models/head") is None
