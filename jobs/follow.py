@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Job, Summary, in_one_line, in_run, one_line, say
-from melanoma_spark import archive, files, lease, logs
+from melanoma_spark import archive, clock, files, lease, logs
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 
 LOOK = 1.0  # seconds after which a signal is met at the latest
@@ -64,15 +64,16 @@ class Following:
         self.settings = job.settings.score.follow
         self.given: queue.SimpleQueue[Given] = queue.SimpleQueue()
         self.stream: Any = None
-        self.streams = self.batches = self.failures = self.retries = self.status = 0
-        self.again = self.looked = 0.0  # when to try again what failed, and when the alias was looked at
+        self.streams = self.batches = self.retries = self.status = 0
+        self.backoff = clock.Backoff(self.settings.interval, self.settings.longest_wait)
+        self.looked = 0.0  # when the alias was looked at
         self.due = False  # whether what failed is still to be asked for again
         self.model: str | None = None
         self.done = False
 
     def until_over(self) -> None:
         while not self.over.is_set() and not self.done:
-            if self.stream is None and time.monotonic() >= self.again:
+            if self.stream is None and self.backoff.over:
                 self.stream = self.started()
             elif self.stream is not None:
                 self.ask()
@@ -82,7 +83,7 @@ class Following:
                 self.look_at_stream()
                 continue
             try:
-                if count and time.monotonic() >= self.again:  # before that, what landed waits for the next attempt
+                if count and self.backoff.over:  # before that, what landed waits for the next attempt
                     self.one()
             except Exception as error:
                 self.failed(error)
@@ -99,7 +100,8 @@ class Following:
                 gc.collect()  # what Python holds, Spark's driver holds, too
             seconds = time.monotonic() - started
             say(f"{self.name}: {summary.text}; {seconds:.1f} s", "batch", seconds=round(seconds, 1))
-        self.batches, self.failures, self.due = self.batches + 1, 0, False
+        self.backoff.succeeded()
+        self.batches, self.due = self.batches + 1, False
         self.status = max(self.status, summary.exit_status)
 
     def failed(self, error: Exception) -> None:
@@ -108,14 +110,12 @@ class Following:
             raise error
         if not alive(self.job.spark):
             raise ClusterError("Spark's driver or its cluster is gone; start score --follow again") from error
-        self.failures += 1
-        wait = min(self.settings.interval * 2.0 ** (self.failures - 1), self.settings.longest_wait)
-        self.again, self.due = time.monotonic() + wait, True
+        wait, attempt, self.due = self.backoff.failed(), self.backoff.failures, True
         private = self.job.settings.privacy.source_names == "hash"
         told = in_one_line(error, private)
         message, status = told or (type(error).__name__ + ("" if private else f": {error}"), 1)
-        text = f"error: {message}; attempt {self.failures} failed, the next one in {wait:.0f} s"
-        say(text, "batch_failed", "error", attempt=self.failures, wait=wait, exit_status=status)
+        text = f"error: {message}; attempt {attempt} failed, the next one in {wait:.0f} s"
+        say(text, "batch_failed", "error", attempt=attempt, wait=wait, exit_status=status)
 
     # --- The stream ---
 
@@ -157,7 +157,7 @@ class Following:
     def ask(self) -> None:
         """Once an interval: another version behind the alias, or a failed batch whose time has come, is news."""
         now = time.monotonic()
-        retry = self.due and now >= self.again
+        retry = self.due and self.backoff.over
         if self.looked and now < self.looked + self.settings.interval and not retry:
             return
         self.looked = now

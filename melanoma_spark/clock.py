@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -17,3 +17,29 @@ class Clock:
 
 
 REAL = Clock()
+
+
+@dataclass
+class Backoff:
+    """When to try again what failed: after `first` seconds, then each time after twice as long, at most `longest`."""
+
+    first: float
+    longest: float
+    clock: Clock = field(default=REAL)
+    failures: int = 0
+    again: float = 0.0  # the next attempt's time, by `clock.monotonic`
+
+    def failed(self) -> float:
+        """Seconds until the next attempt."""
+        wait = min(self.first * 2.0 ** min(self.failures, 60), self.longest)  # 2.0**1024 is no float
+        self.failures += 1
+        self.again = self.clock.monotonic() + wait
+        return wait
+
+    def succeeded(self) -> None:
+        self.failures = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether the wait is over."""
+        return self.clock.monotonic() >= self.again

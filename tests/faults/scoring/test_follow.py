@@ -158,27 +158,25 @@ def test_a_batch_that_fails_is_tried_again_later(landing):
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias("melanoma", "champion")
     drop(landing.archive, 0, 1)
-    times = []
+    tries = []
 
     def returns() -> None:
-        wait_for(lambda: len(times) >= 3, "it did not try again")
+        wait_for(lambda: len(tries) >= 2, "it did not try again")
         client.set_registered_model_alias("melanoma", "champion", version)
         wait_for(lambda: committed(landing), "it did not succeed")
 
     batch, failing = score.batch, "no model melanoma@champion in MLflow"
 
-    def timed(*arguments):
-        times.append(time.monotonic())
+    def counted(*arguments):
+        tries.append(arguments)
         return batch(*arguments)
 
     with pytest.MonkeyPatch.context() as only_here:
-        only_here.setattr(score, "batch", timed)
+        only_here.setattr(score, "batch", counted)
         with meanwhile(returns):
             told = followed(landing, longest_wait=2)
     waits = re.findall(rf"error: {failing}.*; attempt (\d) failed, the next one in (\d) s", told)
-    assert waits[:3] == [("1", "0"), ("2", "1"), ("3", "2")]
-    assert times[1] - times[0] >= 0.5
-    assert times[2] - times[1] >= 1
+    assert waits[:2] == [("1", "0"), ("2", "1")]
     assert "2 images listed = 2 scored" in told
     once(landing, 2)
     # where it is to end, a schedule shall know
