@@ -14,11 +14,6 @@ ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] 
 # The folders of tests of some tiers; with ONLY=package those of that package alone.
 FOLDERS = $(if $(ONLY),$(wildcard $(foreach tier,$(1),tests/$(tier)/$(ONLY))),$(addprefix tests/,$(1)))
 THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1)))
-# What of the line `make test` runs in the process of unit, model and spark, so that both end at the same time: files whose
-# tests do not ask for the fixture `line`, which takes a minute.
-LINE = $(wildcard tests/line/$(or $(ONLY),*)/test_*.py $(if $(ONLY),,tests/line/test_*.py))
-BESIDE = $(filter tests/line/dataset/% tests/line/runner/% $(addprefix tests/line/training/,test_training.py test_ranks.py),$(LINE))
-REST = $(filter-out $(BESIDE),$(LINE))
 # What `make test-full` runs beside the other systems: YARN's containers, and after them what takes most memory.
 YARN = tests/systems/test_yarn.py
 APART = $(YARN) tests/systems/test_other_backbones.py
@@ -58,7 +53,7 @@ lint: install ## ruff, its format, and mypy
 test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one package
 	$(call THERE,unit model spark line)
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python tests/at_once.py --durations=15 \
-	  "$(call FOLDERS,unit model spark) $(BESIDE)" "$(REST)"
+	  "$(call FOLDERS,unit model spark)" "$(call FOLDERS,line)"
 
 test-full: install ## faults, systems, and beside them the line on YARN; ONLY=archives: of one package
 	$(call THERE,faults systems)
@@ -71,8 +66,8 @@ test-yarn: install ## the line on a YARN of two nodes that it starts, over HDFS,
 coverage: install ## branch coverage of all tests but YARN's, executors and ranks included; about an hour
 	@rm -rf build/coverage && mkdir -p build/coverage
 	@$(ON_SPARK) export COVERAGE_PROCESS_START="$(CURDIR)/pyproject.toml" && \
-	  { .venv/bin/python -m coverage run tests/at_once.py -q --durations=40 "$(call FOLDERS,unit model spark faults) $(BESIDE)" \
-	    "$(REST) $(call FOLDERS,systems)" || true; } && \
+	  { .venv/bin/python -m coverage run tests/at_once.py -q --durations=40 "$(call FOLDERS,unit model spark faults)" \
+	    "$(call FOLDERS,line systems)" || true; } && \
 	  .venv/bin/python -m coverage combine -q && .venv/bin/python -m coverage report
 
 mutants: install ## how many of a fixed sample of mutants the cheap tests kill, by module

@@ -23,6 +23,7 @@ from melanoma_spark import drawing
 LIMITS = {"min_side": 8, "max_pixels": 1_000_000}
 DERMOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.7"
 PHOTOGRAPHIC = "1.2.840.10008.5.1.4.1.1.77.1.4"
+END = b"\xff\xd9"  # of a JPEG
 ENDOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.1"
 
 PIXELS = drawing.draw_lesion(np.random.default_rng(1), malignant=True, size=96)

@@ -264,6 +264,14 @@ def said() -> Iterator[io.StringIO]:
         yield text
 
 
+def counted(line: Line) -> dict[str, Any]:
+    """What ingest counted of an archive, which adds up."""
+    facts = line.manifest("images")
+    assert facts["accepted"] + facts["rejected"] + facts["skipped"] == facts["listed"]
+    assert sum(facts["reasons"].values()) == facts["rejected"]
+    return facts
+
+
 def one_line(text: str, *words: str) -> None:
     assert len(text.splitlines()) == 1, text
     assert "Traceback" not in text

@@ -3,9 +3,11 @@
 import os
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import Line
+from PIL import Image
 
 from melanoma_spark import drawing, images, ledger
 
@@ -43,3 +45,19 @@ def once(line: Line) -> None:
     }
     assert here <= set(contents["sha256"])
     assert not (line.folder / "scoring").exists() or not list((line.folder / "scoring").rglob("*.parquet"))
+
+
+@pytest.fixture
+def noise(copied) -> Line:
+    """60 images of noise, with a table, and a warehouse in which nothing of it has been scored."""
+    shutil.rmtree(copied.archive)
+    copied.archive.mkdir()
+    rng = np.random.default_rng(0)
+    table = ["image_id,sex,age_approx,diagnosis"]
+    for place in range(60):
+        size = 48 if place < 3 else 80
+        image = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        image.save(copied.archive / f"noise{place}.png")
+        table.append(f"noise{place},{'male' if place % 2 else 'female'},45,nevus")
+    (copied.archive / "metadata.csv").write_text("\n".join(table) + "\n")
+    return copied

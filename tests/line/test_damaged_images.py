@@ -1,22 +1,18 @@
 """Damaged images through ingest, score, evaluation and the served model: rejected, or accepted with a flag."""
 
 import json
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from broken import half
-from conftest import with_pictures
+from broken import END, half
 
 from jobs import judging
 from melanoma_spark import bundle, drawing, images, lineage, network, serving
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.operating_points import OperatingPoint
-
-END = b"\xff\xd9"
 
 
 def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_path):
@@ -47,50 +43,6 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
     assert list(flagged["image_id"]) == ["cut"]
     assert list(flagged["flags"]) == ["damaged"]
     assert line.read("images").count() == 41
-
-
-@pytest.fixture
-def cut(copied):
-    """The line with an archive of three lesions, one of them cut, of which nothing has been scored."""
-    for name in ("scores", "ledger"):
-        shutil.rmtree(copied.folder / name)
-    shutil.rmtree(copied.archive)
-    copied.archive.mkdir()
-    for number in range(2):
-        (copied.archive / f"{number}.jpg").write_bytes(drawing.lesion_jpeg(number, size=64))
-    (copied.archive / "cut.jpg").write_bytes(half(drawing.lesion_jpeg(2, size=96)) + END)
-    return copied
-
-
-def test_score_rejects_what_is_damaged_or_scores_and_flags_it(cut):
-    """By its own setting, whatever the model was registered with."""
-    assert "3 images listed = 2 scored + 1 rejected" in cut.stage("score")
-    row = cut.scores().set_index("image_id").loc["cut"]
-    assert (row["status"], row["reason"], row["decision"], row["flags"]) == ("rejected", "damaged", "", None)
-    assert row["detail"] == "libjpeg: Corrupt JPEG data: premature end of data segment"
-
-    section = cut.job.settings.score
-    accepting = {"ingest": cut.job.settings.ingest.model_copy(update={"damaged": "accept"})}
-    shutil.rmtree(cut.folder / "scores")
-    shutil.rmtree(cut.folder / "ledger")
-    assert "3 images listed = 3 scored + 0 rejected" in cut.stage("score", **accepting, score=with_pictures(cut, 3))
-    found = cut.scores().set_index("image_id")
-    assert (found.loc["cut", "status"], found.loc["cut", "reason"]) == ("scored", None)
-    assert found.loc["cut", "flags"].split(",")[0] == "damaged"
-    assert 0 <= found.loc["cut", "probability"] <= 1
-    assert not found.loc["0", "flags"] or "damaged" not in found.loc["0", "flags"]
-    (page,) = cut.folder.glob("batches/*/worklist.html")
-    pictures = {path.name for path in page.parent.glob("pictures/*")}
-    assert {f"{found.loc['cut', 'sha256'][:16]}{end}" for end in (".jpg", "-gradcam.jpg")} <= pictures
-    assert "the file is damaged" in page.read_text()
-
-    shutil.rmtree(cut.folder / "scores")
-    shutil.rmtree(cut.folder / "ledger")
-    strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
-    assert "1 abstained" in cut.stage("score", **accepting, score=strict)
-    row = cut.scores().set_index("image_id").loc["cut"]
-    assert (row["status"], row["reason"]) == ("abstained", "quality")
-    assert row["detail"].startswith("damaged: the file is damaged")
 
 
 def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatch):

@@ -1,20 +1,15 @@
 """Ingest of archives as they come: what is in them is found wherever it lies, once, and nothing of it is lost."""
 
 import io
-import shutil
 import tarfile
 import zipfile
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHARED, open_line
-from PIL import Image
+from conftest import SHARED, counted
 
 from melanoma_spark import drawing
-from melanoma_spark.errors import DataError
 
 DATA = SHARED / "data"
 
@@ -49,13 +44,6 @@ def mixed(tmp_path: Path) -> Path:
     (root / "ISIC_2019_Training_Metadata.csv").write_text(header + rows + "\n")
     (root / "README.md").write_text("about")
     return root
-
-
-def counted(line) -> dict:
-    facts = line.manifest("images")
-    assert facts["accepted"] + facts["rejected"] + facts["skipped"] == facts["listed"]
-    assert sum(facts["reasons"].values()) == facts["rejected"]
-    return facts
 
 
 def unmatched(line) -> list[str]:
@@ -97,161 +85,3 @@ def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
                     assert "ISIC_" not in stored
                     assert "lesion_" not in stored
     assert sorted(line.read("images").toPandas()["sha256"]) == sorted(table["sha256"])
-
-
-@pytest.fixture
-def wards(tmp_path: Path) -> Path:
-    """Two wards whose cameras number their images from 1: forty images, and six of the same names."""
-    archive = tmp_path / "wards"
-    for ward, numbers in (("p1", range(1, 41)), ("p2", range(1, 7))):
-        (archive / ward).mkdir(parents=True)
-        for number in numbers:
-            content = drawing.lesion_jpeg(100 * numbers.stop + number, number % 2 == 1, 64)
-            (archive / ward / f"IMG_{number:04}.jpg").write_bytes(content)
-    return archive
-
-
-def labels_of(numbers, folder="") -> str:
-    words = ("nevus", "melanoma")
-    return "".join(f"{folder}IMG_{number:04}.jpg,{words[number % 2]},{folder or 'x'}-{number}\n" for number in numbers)
-
-
-def test_a_label_that_may_be_another_images_is_nobodys(new_line, wards):
-    """The recipe: rows by base name, of which six fit an image in each of two folders."""
-    (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + labels_of(range(1, 41)))
-    line = new_line(wards, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
-    facts = counted(line)
-    assert (facts["accepted"], facts["reasons"]) == (34, {"ambiguous_metadata": 12})
-    assert (
-        "; 6 names in tables fit several images, and none has their rows (IMG_0001.jpg of labels.csv fits "
-        "p1/IMG_0001.jpg, p2/IMG_0001.jpg; IMG_0002.jpg of labels.csv fits p1/IMG_0002.jpg, p2/IMG_0002.jpg; ...)"
-    ) in told
-    rejects = pd.read_parquet(line.folder / "rejects" / facts["path"])
-    assert {detail for detail in rejects["detail"] if "0003" in detail} == {
-        "IMG_0003.jpg of labels.csv fits p1/IMG_0003.jpg, p2/IMG_0003.jpg"
-    }
-    named = pd.read_parquet(line.folder / "unmatched" / facts["path"])
-    assert named["reason"].tolist() == ["ambiguous"] * 6
-    assert facts["rows_unclear"]["ambiguous"] == 6
-    assert facts["rows_without_image"] == 0
-
-    # with folders in the table each image has its own label, and with a table in each folder too
-    table = labels_of(range(1, 41), "p1/") + labels_of(range(1, 7), "p2\\")
-    (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + table)
-    assert "; 0 read now" in line.stage("ingest")
-    by_folder = line.read("images").toPandas().set_index("sha256").sort_index()
-    assert counted(line)["accepted"] == 46
-    for row in by_folder.itertuples():
-        ward = Path(row.source_uri).parent.name
-        assert row.patient_id == f"{ward}{'/' if ward == 'p1' else chr(92)}-{int(row.image_id[4:])}"
-    (wards / "labels.csv").unlink()
-    for ward, last in (("p1", 41), ("p2", 7)):
-        (wards / ward / "labels.csv").write_text("file_name,diagnosis,lesion_id\n" + labels_of(range(1, last)))
-    (wards / "p1/IMG_0099.jpg").write_bytes(drawing.lesion_jpeg(99, False, 64))  # has no row
-    assert "; 1 read now" in line.stage("ingest")
-    assert counted(line)["accepted"] == 46
-    by_table = line.read("images").toPandas().set_index("sha256").sort_index()
-    assert (by_table["label"] == by_folder["label"]).all()
-    assert set(by_table["lesion_id"]) == {f"x-{number}" for number in range(1, 41)}
-
-
-def test_an_archive_of_which_no_row_is_sure_says_so(new_line, wards):
-    for number in range(7, 41):
-        (wards / f"p1/IMG_{number:04}.jpg").unlink()
-    (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + labels_of(range(1, 7)))
-    with pytest.raises(
-        DataError, match=r"ambiguous_metadata 12; 6 names in tables fit several images.*p2/IMG_0001.jpg"
-    ):
-        new_line(wards).stage("ingest")
-
-
-@pytest.mark.skipif(not (DATA / "isic_ids").is_dir(), reason="../shared/data is not there")
-def test_real_images_with_their_real_metadata(new_line, tmp_path):
-    archive = tmp_path / "isic"
-    shutil.copytree(DATA / "isic_ids", archive / "images")
-    for name in ("GroundTruth", "Metadata"):
-        shutil.copy(DATA / f"metadata/ISIC_2019_Training_{name}.csv", archive)
-    line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
-    facts = counted(line)
-    assert facts["layout"].startswith("isic_2019"), told
-    truth = pd.read_csv(archive / "ISIC_2019_Training_GroundTruth.csv")
-    truth.index = truth["image"].str.replace("_downsampled", "")
-    here = {path.stem for path in (archive / "images").glob("*.jpg")}
-    assert facts["rows_without_image"] == len(truth) - len(here & set(truth.index))
-    assert facts["reasons"].get("no_label", 0) == len(here - set(truth.index))
-    table = line.read("images").toPandas().set_index("image_id")
-    assert table.groupby("lesion_id")["split"].nunique().max() == 1
-    expected = truth.loc[table.index, ["MEL", "BCC", "SCC"]].sum(axis=1)
-    assert (table["label"] == expected).all()
-
-
-@pytest.mark.skipif(not (DATA / "metadata").is_dir(), reason="../shared/data is not there")
-@pytest.mark.parametrize(
-    ("tables", "layout", "name", "together"),
-    [
-        (["ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"], "isic_2019", "image", "lesion_id"),
-        (["HAM10000_metadata.csv"], "ham10000", "image_id", "lesion_id"),
-        (["ISIC_2020_kaggle_train.csv"], "isic_2020", "image_name", "patient_id"),
-    ],
-)
-def test_real_metadata_with_images_that_stand_in(new_line, tmp_path, tables, layout, name, together):
-    """The tables as they are shipped, whole; of their images every 100th lesion's or patient's, tiny."""
-    (tmp_path / "archive").mkdir()
-    for table in tables:
-        shutil.copy(DATA / "metadata" / table, tmp_path / "archive")
-    frames = [pd.read_csv(DATA / "metadata" / table).set_index(name) for table in tables]
-    truth = pd.concat(frames, axis=1)
-    if layout == "isic_2019":
-        # 2,084 images have no lesion id: those stand alone
-        malignant = truth[["MEL", "BCC", "SCC"]].sum(axis=1)
-        known = truth["AK"] == 0  # neither benign nor malignant
-    elif layout == "ham10000":
-        malignant, known = truth["dx"].isin(["mel", "bcc"]).astype(int), truth["dx"] != "akiec"
-    else:
-        malignant, known = truth["target"], truth["target"] >= 0
-    some = truth[together].dropna().drop_duplicates().iloc[::100]
-    alone = truth[truth[together].isna() & (malignant == 1)].index[::10]
-    chosen = truth[truth[together].isin(some) | truth.index.isin(alone)]
-    with zipfile.ZipFile(tmp_path / "archive" / "images.zip", "w") as archive:
-        for image in chosen.index:
-            noise = np.random.default_rng(zlib.crc32(image.encode())).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            buffer = io.BytesIO()
-            Image.fromarray(noise).save(buffer, "PNG")
-            archive.writestr(f"{image}.png", buffer.getvalue())
-
-    line = new_line(tmp_path / "archive", image_size=32, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
-    facts = counted(line)
-    assert facts["layout"].startswith(layout), told
-    assert facts["rows_without_image"] == len(truth) - len(chosen)
-    used = chosen[known[chosen.index]]
-    assert facts["reasons"].get("indeterminate", 0) == len(chosen) - len(used)
-    table = line.read("images").toPandas().set_index("image_id")
-    assert set(table.index) == {image.removesuffix("_downsampled") for image in used.index}
-    expected = malignant.rename(lambda image: image.removesuffix("_downsampled"))[table.index]
-    assert (table["label"] == expected.astype(int)).all()
-    assert table.groupby(together)["split"].nunique().max() == 1
-    assert set(table["split"]) == {"train", "validation", "test"}
-    assert table.groupby(together).size().max() > 1
-
-
-def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow, tmp_path):
-    """Training reads file by file: where the archive lies and how Spark is set must not change what it trains."""
-    shutil.copytree(lesions, tmp_path / "elsewhere", copy_function=shutil.copy2)
-    key = "spark.sql.shuffle.partitions"
-    found = []
-    for archive, partitions in ((lesions, "200"), (tmp_path / "elsewhere", "7")):
-        changes = {"image_size": 128, "ingest": {"shard_mb": 1}, "mlflow": {"tracking_uri": shared_mlflow}}
-        line = open_line(spark, archive, tmp_path / partitions, **changes)
-        spark.conf.set(key, partitions)
-        try:
-            line.stage("ingest")
-        finally:
-            spark.conf.unset(key)
-        folder = tmp_path / partitions / "images" / line.manifest("images")["path"]
-        paths = sorted(folder.glob("*.parquet"))
-        found.append([pd.read_parquet(path, columns=["split", "sha256"]).to_numpy().tolist() for path in paths])
-    assert len(found[0]) == 3
-    assert found[0] == found[1]

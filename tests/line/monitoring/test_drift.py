@@ -1,7 +1,6 @@
 """Drift: the figures of the literature, verdicts that do not grow with the batch, and what chance explains is none."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHARED, Line, said
+from conftest import SHARED, said
 from hypothesis import given
 from hypothesis import strategies as st
 from page import Page
@@ -300,22 +299,6 @@ def test_a_model_without_reference_says_so(spark):
     assert job.of_training(SimpleNamespace(settings=off), {}, "", None, [], None) is None
 
 
-@pytest.fixture
-def noise(copied) -> Line:
-    """60 images of noise, with a table, and a warehouse in which nothing of it has been scored."""
-    shutil.rmtree(copied.archive)
-    copied.archive.mkdir()
-    rng = np.random.default_rng(0)
-    table = ["image_id,sex,age_approx,diagnosis"]
-    for place in range(60):
-        size = 48 if place < 3 else 80
-        image = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
-        image.save(copied.archive / f"noise{place}.png")
-        table.append(f"noise{place},{'male' if place % 2 else 'female'},45,nevus")
-    (copied.archive / "metadata.csv").write_text("\n".join(table) + "\n")
-    return copied
-
-
 def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings_file):
     before = len(noise.scores())
     conf = settings_file(archive=str(noise.archive), warehouse=str(noise.folder))
@@ -355,31 +338,6 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
     status = noise.told("score", score=section.model_copy(update={"action": "status"}))
     assert facts["verdict"] in status.splitlines()[0]
     assert "nothing to do" in noise.stage("score")
-
-
-def test_unlike_images_are_not_judged_where_flags_abstain(noise):
-    section = noise.job.settings.score
-    strict = section.quality.model_copy(update={"action": "abstain"})
-    calm = section.drift.model_copy(update={"minimum": 100})
-    told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
-    assert "0 scored + 60 abstained" in told
-    assert "too few to tell: 60 images that training has not seen, 100 are needed" in told
-    rows = noise.scores()
-    own = rows[rows["status"] == "abstained"]
-    assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
-    assert own["probability"].isna().all()
-
-
-def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
-    (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
-    seen = {}
-    with pytest.MonkeyPatch.context() as only_here:
-        held_against = drift.held_against
-        only_here.setattr(drift, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told))
-        noise.stage("score")
-    assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
-    assert seen["metadata"]["age"] == {"40-49": 60}
-    assert seen["metadata"]["site"] == {"unknown": 60}
 
 
 def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):

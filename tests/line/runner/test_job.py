@@ -3,19 +3,10 @@
 import json
 
 import pytest
-from conftest import SETTINGS
 
 from jobs import ingest, pipeline, prune, score, status
 from jobs.job import Command, Summary, invoke
 from melanoma_spark.errors import BusyError, ClusterError, DataError
-
-
-def words(settings, above=""):
-    """Settings as `key=value` words."""
-    found = []
-    for key, value in settings.items():
-        found += words(value, f"{above}{key}.") if isinstance(value, dict) else [f"{above}{key}={json.dumps(value)}"]
-    return found
 
 
 def raising(error):
@@ -30,17 +21,6 @@ def looking(stage, **options):
     from jobs.job import run_without_run
 
     return Command("look", "look: what is there", stage, runner=run_without_run, prepared=False, **options)
-
-
-def test_ingest_of_an_archive_and_once_more(spark, lesions, tmp_path, shared_mlflow):
-    argv = [f"archive={lesions}", f"warehouse={tmp_path}", f"mlflow.tracking_uri={shared_mlflow}", *words(SETTINGS)]
-    first = invoke(ingest.COMMAND, argv, spark)
-    assert (first.exit_status, first.log.splitlines()[-1][:8]) == (0, "ingest: ")
-    assert " accepted + " in first.summary
-    assert first.summary in first.log
-    again = invoke(ingest.COMMAND, argv, spark)
-    assert "nothing new" in again.summary
-    assert spark.range(3).count() == 3, "the session that was given stays open"
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,14 @@ import os
 import re
 import shutil
 import zipfile
-from dataclasses import replace
-from pathlib import Path
 
-import mlflow
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import Line, with_pictures
-from PIL import Image
 from scoring import of_ledger, once, rows
 
 from jobs import score
-from melanoma_spark import drawing, files, images, ledger, schemas
+from melanoma_spark import drawing, files, ledger, schemas
 from melanoma_spark.errors import BusyError, ClusterError
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
@@ -92,56 +87,6 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
     once(scored)
 
 
-def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):
-    """A file that vanishes between the listing and the reading: root may read everything else."""
-    whole, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
-    listing = score.archive.listing
-
-    def vanishing(spark, settings):
-        listed = listing(spark, settings).localCheckpoint()
-        whole.rename(away)
-        return listed
-
-    for told in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
-        with monkeypatch.context() as only_here:
-            only_here.setattr(score.archive, "listing", vanishing)
-            assert told in scored.stage("score")
-        away.rename(whole)
-        assert set(rows(scored)["reason"].dropna()) == {"corrupt", images.GONE}
-        assert len(rows(scored)) == 7, "it is not told every night"
-    assert "7 images listed = 1 scored + 0 rejected" in scored.stage("score")
-    assert "nothing to do" in scored.stage("score")
-    once(scored)
-
-
-def test_a_new_version_scores_anew_or_not(scored):
-    scored.stage("score")
-    tracker = scored.tracker()
-    client = mlflow.MlflowClient()
-    first = tracker.version("melanoma@champion")
-    second = client.create_model_version("melanoma", first.source)
-    for key, value in first.tags.items():
-        client.set_model_version_tag("melanoma", second.version, key, value)
-    client.set_registered_model_alias("melanoma", "champion", second.version)
-    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
-    name = score.archive_id(str(scored.archive))
-    other, theirs = (scored.folder / "scoring" / archive / "another model" for archive in (name, "another archive"))
-    for folder in (other, theirs):
-        folder.mkdir(parents=True)
-        (folder / "part.parquet").write_bytes(b"no parquet")
-    settings = scored.job.settings.score
-    told = scored.stage("score", score=settings.model_copy(update={"anew": False}))
-    assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in told
-    assert not other.exists(), "what waits of another model is not taken"
-    assert theirs.exists(), "the next run on that archive goes on with it"
-    shutil.rmtree(theirs)
-    told = scored.stage("score")
-    assert "8 images listed = 6 scored + 1 rejected + 0 copies + 1 scored before, by melanoma version 2" in told
-    once(scored)
-    found = rows(scored)
-    assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
-
-
 def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored, monkeypatch):
     whole = ledger.stage
     monkeypatch.setattr(score.ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
@@ -164,141 +109,3 @@ def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored
     assert "a killed run has left 7 rows, which are not computed again" in told
     assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
-
-
-def test_names_are_hashed_where_they_are_private(scored, monkeypatch):
-    monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
-    privacy = scored.job.settings.privacy.model_copy(update={"source_names": "hash"})
-    told = scored.told("score", privacy=privacy)
-    assert "6 scored + 1 rejected" in told
-    everything = b"".join(path.read_bytes() for path in scored.folder.glob("scores/**/*") if path.is_file())
-    assert b"broken" not in everything
-    assert Path(rows(scored)["source_uri"][0]).name != "0.jpg"
-    assert "nothing to do" in scored.stage("score", privacy=privacy)
-
-
-def test_model_and_archive_may_change_places(scored, tmp_path):
-    """Two archives on one warehouse: a copy in the second has its row already."""
-    scored.stage("score")
-    other = tmp_path / "other"
-    other.mkdir()
-    shutil.copy(scored.archive / "0.jpg", other / "a.jpg")
-    (other / "b.jpg").write_bytes(drawing.lesion_jpeg(70, size=64))
-    there = replace(
-        scored,
-        archive=other,
-        job=replace(scored.job, settings=scored.job.settings.model_copy(update={"archive": str(other)})),
-    )
-    assert "2 images listed = 1 scored + 0 rejected + 1 copies + 0 scored before" in there.stage("score")
-    once(scored)
-
-
-def test_an_image_that_is_not_fit_is_flagged_or_not_judged(scored):
-    noise = np.random.default_rng(0).integers(0, 25, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(scored.archive / "dark.png")
-    assert "7 scored + 1 rejected" in scored.stage("score")
-    found = rows(scored).set_index("image_id")
-    dark = found.loc["dark"]
-    assert set(dark["flags"].split(",")) >= {"dark", "heavy_border"}
-    assert (dark["status"], dark["reason"]) == ("scored", None)
-    assert dark["brightness"] < 0.1
-    assert found.loc["0", "flags"] is None
-    assert found.loc["0", "dataset_id"] == scored.manifest("images")["id"]
-
-    shutil.rmtree(scored.folder / "scores")
-    section = scored.job.settings.score
-    strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
-    told = scored.stage("score", score=strict)
-    assert " 1 abstained + " in told
-    row = rows(scored).set_index("image_id").loc["dark"]
-    assert (row["status"], row["decision"], row["reason"]) == ("abstained", "", "quality")
-    assert "dark: underexposed" in row["detail"]
-    assert np.isnan(row["probability"])
-    assert 0 <= row["raw_probability"] <= 1
-
-
-@pytest.fixture
-def wards(scored):
-    """Images of two patients whose cameras number from 1, with a table that names files alone, and one in each zip."""
-    shutil.rmtree(scored.archive)
-    for seed, name in enumerate(("p1/IMG_0001", "p2/IMG_0001", "p1/IMG_0002", "p2/IMG_0003")):
-        path = scored.archive / f"{name}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawing.lesion_jpeg(seed, size=64))
-    for seed, ward in enumerate("ab"):
-        with zipfile.ZipFile(scored.archive / f"{ward}.zip", "w") as box:
-            box.writestr("DSC_1.jpg", drawing.lesion_jpeg(10 + seed, size=64))
-            box.writestr("patients.csv", f"path,patient_id,sex\nDSC_1.jpg,{ward},f\n")
-    lines = ["path,patient_id,sex", "IMG_0001.jpg,A,f", "IMG_0002.jpg,B,f", "IMG_0002.jpg,C,f", "p2/IMG_0003.jpg,D,m"]
-    (scored.archive / "patients.csv").write_text("\n".join(lines) + "\n")
-    return scored
-
-
-def patients(line: Line) -> dict[str, str | None]:
-    found = rows(line)
-    names = found["source_uri"].str.split("/archive/").str[1]
-    return dict(zip(names, found["patient_id"].where(found["patient_id"].notna(), None), strict=True))
-
-
-PATIENTS = {
-    "a.zip!/DSC_1.jpg": "a",
-    "b.zip!/DSC_1.jpg": "b",
-    "p1/IMG_0001.jpg": None,
-    "p1/IMG_0002.jpg": None,
-    "p2/IMG_0001.jpg": None,
-    "p2/IMG_0003.jpg": "D",
-}
-
-
-def test_no_row_has_the_name_of_another_patient(wards):
-    """The recipes: a name that is two images, and two rows of an image that disagree."""
-    told = wards.stage("score")
-    assert patients(wards) == PATIENTS
-    assert (
-        "; 1 name in a table fits several images, and none has its rows (IMG_0001.jpg of patients.csv fits "
-        "p1/IMG_0001.jpg, p2/IMG_0001.jpg); 1 image has rows that disagree (p1/IMG_0002.jpg: patient_id)"
-    ) in told
-    (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
-    assert record["tables"] == {
-        "ambiguous": 1,
-        "other_folder": 0,
-        "contradictory": 1,
-        "examples": {
-            "ambiguous": ["IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg"],
-            "contradictory": ["p1/IMG_0002.jpg: patient_id"],
-        },
-        "set_aside": {},
-        "unused": {},
-    }
-    (named,) = wards.folder.glob("batches/*/unmatched.csv")
-    assert pd.read_csv(named)["reason"].tolist() == ["ambiguous", "contradictory"]
-    # what was unclear about older images is not told again of a later batch
-    (wards.archive / "p3").mkdir()
-    (wards.archive / "p3/IMG_0009.jpg").write_bytes(drawing.lesion_jpeg(30, size=64))
-    assert "several images" not in wards.stage("score")
-
-
-def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(wards):
-    """The recipe, and its sisters: cut in the middle of a row, of a quote, no text, and no access."""
-    whole = "path,patient_id,sex\n" + "".join(f"p1/IMG_000{number}.jpg,wrong,m\n" for number in range(1, 5))
-    damaged = {
-        "cut.csv": whole[: whole.rindex(",wrong")].encode(),
-        "quote.csv": whole.encode() + b'p2/IMG_0003.jpg,"wro',
-        "zeros.csv": whole.encode() + bytes(40),
-        "utf-32.csv": whole.encode("utf-32"),
-        "nothing.csv": b"",
-    }
-    for name, content in damaged.items():
-        (wards.archive / name).write_bytes(content)
-    (wards.archive / "cameras.csv").write_text("serial,bought\n17,2024\n")
-    from jobs import score as job
-    from jobs.job import run_stage
-
-    assert run_stage(replace(wards.job, tracker=wards.tracker()), "score", job.run, {"stage": "score"}).exit_status == 6
-    assert patients(wards) == PATIENTS
-    (record,) = (files.read_json(str(path)) for path in wards.folder.glob("batches/*/batch.json"))
-    assert set(record["tables"]["set_aside"]) == set(damaged)
-    assert "ends in the middle of a row" in record["tables"]["set_aside"]["cut.csv"]
-    assert set(record["tables"]["unused"]) == {"cameras.csv"}
-    (page,) = wards.folder.glob("batches/*/worklist.html")
-    assert "cut.csv" in page.read_text()

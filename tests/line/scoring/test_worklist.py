@@ -156,16 +156,6 @@ def test_a_batch_has_its_worklist(wards):
     assert not image.getexif()
 
 
-def test_a_table_that_nobody_understands_costs_the_patients_alone(wards):
-    (wards.archive / "metadata.csv").write_text("a,b\n1,2\n")
-    told = wards.told("score")
-    assert "images are not sorted by patient" in told or "10 scored" in told
-    assert wards.scores()["patient_id"].isna().all()
-    (folder,) = (wards.folder / "batches").iterdir()
-    assert "patients" not in Page((folder / "worklist.html").read_text()).words.split("Show")[0].split("copies")[0]
-    assert not (folder / "pictures").exists()
-
-
 def test_the_order_is_the_same_for_the_same_rows(spark):
     columns = "source_uri string, sha256 string, patient_id string, status string, probability double"
     rows = [

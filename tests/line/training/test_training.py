@@ -1,43 +1,17 @@
 """Training: right batches, right weights, the best epoch kept, and the same on any number of ranks."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 
-import cloudpickle
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_training import QUIET, images_of, plan, rows_of, same, small_model
 
 from melanoma_spark import ranks, sharding, training
 from melanoma_spark.errors import DataError
-
-QUIET = {"say": lambda text: None}
-
-
-def rows_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    draw = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    return (draw.standard_normal((count, 6)) + labels[:, None]).astype(np.float32), labels
-
-
-def images_of(inputs: np.ndarray, labels: np.ndarray) -> training.Images:
-    """Seven to a row group."""
-    groups = np.arange(len(labels)) // 7
-    return training.Images(groups, labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]]))
-
-
-def small_model(dropout: float = 0.0) -> keras.Model:
-    keras.utils.set_random_seed(3)
-    inputs = keras.Input((6,))
-    hidden = keras.layers.Dense(4, activation="tanh")(inputs)
-    hidden = keras.layers.Dropout(dropout)(hidden) if dropout else hidden
-    return keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(hidden))
 
 
 def test_a_step_of_the_optimizer_is_that_of_keras():
@@ -67,27 +41,10 @@ def stepped(optimizer, starts, steps) -> list[np.ndarray]:
     return [np.asarray(variable) for variable in (*variables, *optimizer.variables)]
 
 
-def plan(**changes) -> training.Plan:
-    values = {
-        "phase": "test",
-        "learning_rate": 0.05,
-        "epochs": 3,
-        "patience": 3,
-        "class_weights": (1.0, 1.0),
-        "seed": 0,
-        "batch_size": 8,
-    }
-    return training.Plan(**{**values, **changes})
-
-
 def fitted(model, chosen, images, judged=None, **more):
     judged = judged or images
     arguments = {**QUIET, **more}
     return training.train(ranks.Alone(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
-
-
-def same(ones, others):
-    return all(np.array_equal(one, other) for one, other in zip(ones, others, strict=True))
 
 
 class Part(ranks.Alone):
@@ -266,55 +223,3 @@ def test_one_class_in_validation_leaves_auroc_undefined_and_the_loss_decides():
     records = fitted(small_model(), plan(), images_of(inputs, labels), ones)
     assert all(np.isnan(record.validation_auroc) for record in records)
     assert training.best_of(records).validation_loss == min(record.validation_loss for record in records)
-
-
-def train_on_rank(rank, count, batch, *float16):
-    """For gradients that travel as they are, and as float16 where asked: weights, log and the loss of each step."""
-    images = images_of(*rows_of(count))
-    found = []
-    for half in (False, *float16):
-        model = small_model()
-        states = []
-        weighted = plan(class_weights=(0.5, 2.0), batch_size=batch, float16_gradients=half)
-        arguments = (lambda epoch: images, lambda epoch: images)
-        records = training.train(rank, model, weighted, *arguments, **QUIET, checkpoint=states.append, every=1)
-        log = [(r.loss, r.validation_loss, r.validation_auroc) for r in records[1:]]
-        found.append((model.get_weights(), log, [state.losses for state in states]))
-    return found
-
-
-SCRIPT = """
-    import sys
-
-    import cloudpickle
-
-    sys.path.insert(0, {tests!r})
-    import test_training
-    from melanoma_spark import ranks, session
-
-    cloudpickle.register_pickle_by_value(test_training)  # ranks do not have this file on their path
-    spark = session.start("three ranks")
-    results = ranks.run_on_spark(spark, 3, 120, test_training.train_on_rank, 41, 8, True)
-    assert all(test_training.same(results[0][0][0], result[0][0]) for result in results[1:])
-    open({out!r}, "wb").write(cloudpickle.dumps(results[0]))
-    spark.stop()
-"""
-
-
-def test_one_rank_and_three_take_the_same_steps(tmp_path):
-    """Three ranks need three slots, so they are started by a Spark of their own."""
-    (alone,) = ranks.run_alone(train_on_rank, 41, 8)[0]
-    out = tmp_path / "three"
-    script = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__), out=str(out))
-    environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[3] pyspark-shell"}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=300)
-    (weights, log, losses), half = cloudpickle.loads(out.read_bytes())
-    assert [len(steps) for steps in losses] == [len(steps) for steps in alone[2]]
-    for found, expected in zip(losses, alone[2], strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
-    np.testing.assert_allclose(log, alone[1], rtol=1e-4)
-    for found, expected in zip(weights, alone[0], strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
-    # as float16: seen, and of little consequence
-    assert not np.allclose(half[1], alone[1], rtol=1e-5)
-    np.testing.assert_allclose(half[1], alone[1], rtol=0.05)

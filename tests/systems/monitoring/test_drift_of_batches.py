@@ -1,0 +1,30 @@
+"""Batches that are unlike the training images: not judged where the settings say so, and counted by their tables."""
+
+import pytest
+
+from melanoma_spark import drift
+
+
+def test_unlike_images_are_not_judged_where_flags_abstain(noise):
+    section = noise.job.settings.score
+    strict = section.quality.model_copy(update={"action": "abstain"})
+    calm = section.drift.model_copy(update={"minimum": 100})
+    told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
+    assert "0 scored + 60 abstained" in told
+    assert "too few to tell: 60 images that training has not seen, 100 are needed" in told
+    rows = noise.scores()
+    own = rows[rows["status"] == "abstained"]
+    assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
+    assert own["probability"].isna().all()
+
+
+def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
+    (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    seen = {}
+    with pytest.MonkeyPatch.context() as only_here:
+        held_against = drift.held_against
+        only_here.setattr(drift, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told))
+        noise.stage("score")
+    assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
+    assert seen["metadata"]["age"] == {"40-49": 60}
+    assert seen["metadata"]["site"] == {"unknown": 60}
