@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,17 @@ def try_writing(settings: config.Mlflow, warehouse: str) -> str:
 def unpacked_package(folder: Path) -> Path:
     """This package's sources as plain files below `folder`: Spark ships it as a zip, MLflow copies files."""
     target = folder / "melanoma_spark"
-    target.mkdir()
-    for source in importlib.resources.files("melanoma_spark").iterdir():
-        if source.name.endswith((".py", ".html", ".csv", ".md")):
-            (target / source.name).write_bytes(source.read_bytes())
+    _copy_sources(importlib.resources.files("melanoma_spark"), target)
     return target
+
+
+def _copy_sources(package: Traversable, target: Path) -> None:
+    target.mkdir()
+    for source in package.iterdir():
+        if source.is_dir() and source.name != "__pycache__":
+            _copy_sources(source, target / source.name)
+        elif source.name.endswith((".py", ".html", ".csv", ".md")):
+            (target / source.name).write_bytes(source.read_bytes())
 
 
 class Tracker:
