@@ -24,7 +24,8 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import backbones, config, drawing, files, schemas, session, store, tracking, weights
+from melanoma_spark import backbones, config, drawing, schemas, session, tracking, weights
+from melanoma_spark.storage import files, store
 
 ENGINES = ("ncnn", "tensorflow")
 

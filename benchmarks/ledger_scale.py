@@ -29,7 +29,8 @@ from score import registered
 from side_by_side import REPO, start_spark
 
 from jobs.job import Job
-from melanoma_spark import archive, config, drawing, files, ledger, schemas, tracking
+from melanoma_spark import archive, config, drawing, ledger, schemas, tracking
+from melanoma_spark.storage import files
 
 SIZE = 32  # pixels, of the network
 ARCHIVES = {"small": 1_000, "large": 100_000}  # images

@@ -20,7 +20,8 @@ from side_by_side import start_spark
 
 from jobs import evaluate, featurize, finetune, ingest, train_head
 from jobs.job import Job, run_stage
-from melanoma_spark import config, files, metrics, store, tracking
+from melanoma_spark import config, metrics, tracking
+from melanoma_spark.storage import files, store
 
 Figures = dict[tuple[str, int], list[tuple[float, float]]]  # (recipe, views) -> (AUC, accuracy) of each seed
 

@@ -32,9 +32,10 @@ from side_by_side import REPO, Memory, Processes
 
 from jobs import score
 from jobs.job import Job
-from melanoma_spark import bundle, config, drawing, files, images, lineage, network, tracking
+from melanoma_spark import bundle, config, drawing, images, lineage, network, tracking
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.storage import files
 
 ENGINES = ("ncnn", "onnxruntime", "tensorflow")
 PEERS = ("naive pandas UDF", "iterator pandas UDF", "mlflow spark_udf", "Ray Data")

@@ -32,19 +32,8 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import (
-    config,
-    drawing,
-    files,
-    network,
-    ranks,
-    reading,
-    sharding,
-    store,
-    tracking,
-    training,
-    weights,
-)
+from melanoma_spark import config, drawing, network, ranks, reading, sharding, tracking, training, weights
+from melanoma_spark.storage import files, store
 
 CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2
 BACKBONE = config.Backbone(weights="random", allow_random=True)  # speed does not depend on the weights' values

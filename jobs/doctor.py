@@ -35,22 +35,10 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import (
-    backbones,
-    config,
-    doctor,
-    exported,
-    files,
-    lease,
-    lineage,
-    logs,
-    preflight,
-    session,
-    tracking,
-    weights,
-)
+from melanoma_spark import backbones, config, doctor, exported, lineage, logs, preflight, session, tracking, weights
 from melanoma_spark.doctor import DRIVER, OK, WARNING, Finding
 from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.storage import files, lease
 
 SERVER = (
     "see that the server runs and may write where it keeps runs and artifacts, or name another: mlflow.tracking_uri="

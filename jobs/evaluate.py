@@ -29,7 +29,6 @@ from melanoma_spark import (
     bootstrap,
     calibration,
     config,
-    files,
     inference,
     lineage,
     metrics,
@@ -39,10 +38,10 @@ from melanoma_spark import (
     schemas,
     session,
     shortcuts,
-    store,
     subgroups,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, store
 
 HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"
 PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}

@@ -24,7 +24,6 @@ from melanoma_spark import (
     augmentation,
     backbones,
     config,
-    files,
     lineage,
     network,
     preflight,
@@ -32,10 +31,10 @@ from melanoma_spark import (
     reading,
     session,
     sharding,
-    store,
     training,
 )
 from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.storage import files, store
 
 # Settings that change how the work is done, not what comes of it.
 HOW = {"accumulate", "checkpoint_steps", "read_ahead_mb", "retries", "start_timeout"}

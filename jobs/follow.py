@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Job, Summary, in_one_line, in_run, one_line, say
-from melanoma_spark import archive, clock, files, lease, logs
+from melanoma_spark import archive, clock, logs
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
+from melanoma_spark.storage import files, lease
 
 LOOK = 1.0  # seconds after which a signal is met at the latest
 Batch = Callable[..., Summary]  # of a job, and of what opens its MLflow run

@@ -18,7 +18,6 @@ from melanoma_spark import (
     census,
     config,
     datacard,
-    files,
     images,
     layouts,
     lineage,
@@ -28,9 +27,9 @@ from melanoma_spark import (
     selection,
     session,
     splits,
-    store,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, store
 
 SAME_FILE = ("source_uri", "length", "modified")
 

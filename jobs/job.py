@@ -18,9 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import __version__, backbones, config, exported, files, lineage, logs, operating_points
+from melanoma_spark import __version__, backbones, config, exported, lineage, logs, operating_points
 from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, of_storage, root_cause
 from melanoma_spark.logs import say as say
+from melanoma_spark.storage import files
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
@@ -196,7 +197,7 @@ def archive_id(archive: str) -> str:
 
 def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
     """The manifest of what stands under `name`; MLflow is told that the run reads it. Raises as `store.need`."""
-    from melanoma_spark import store
+    from melanoma_spark.storage import store
 
     facts = store.need(job.warehouse, name, made_by)
     job.tracker.reads(name, facts["id"])
@@ -205,7 +206,7 @@ def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
 
 def pixels_of(job: Job, images: dict[str, Any]) -> Any:
     """The rows of images/, a `DataFrame`, by its manifest."""
-    from melanoma_spark import store
+    from melanoma_spark.storage import store
 
     return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
 
@@ -215,7 +216,8 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summar
 
     Raises `ClusterError` where a file system was full, or away.
     """
-    from melanoma_spark import lease, session
+    from melanoma_spark import session
+    from melanoma_spark.storage import lease
 
     started = time.monotonic()
     with logs.about(stage=name), one_line(job):

@@ -17,7 +17,6 @@ from melanoma_spark import (
     bootstrap,
     bundle,
     figures,
-    files,
     gradcam,
     inference,
     layouts,
@@ -31,6 +30,7 @@ from melanoma_spark import (
     subgroups,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files
 
 PREDICTIONS = "predictions/predictions.parquet"
 

@@ -7,7 +7,8 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
 from jobs.job import Command, Job, Summary, dataset, main, run_stage, say
-from melanoma_spark import files, preflight, store, weights
+from melanoma_spark import preflight, weights
+from melanoma_spark.storage import files, store
 
 STAGES = {
     "ingest": ingest.run,

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import config, exported, files, history, images, lease, logs, retention, store, tracking
+from melanoma_spark import config, exported, history, images, logs, retention, tracking
 from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.storage import files, lease, store
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
 JOBS = ("pipeline", "ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "search")

@@ -18,10 +18,11 @@ from pyspark.sql import functions as f
 
 from jobs import drift, judging
 from jobs.job import Command, Job, Summary, main, pixels_of, say
-from melanoma_spark import bundle, files, gate, history, lineage, network, store
+from melanoma_spark import bundle, gate, history, lineage, network
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.storage import files, store
 
 CHALLENGER = "challenger"
 ACTIONS = ("rollback", "history")

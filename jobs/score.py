@@ -46,7 +46,6 @@ from melanoma_spark import (
     bundle,
     config,
     exported,
-    files,
     images,
     inference,
     ledger,
@@ -57,9 +56,9 @@ from melanoma_spark import (
     records,
     schemas,
     session,
-    store,
 )
 from melanoma_spark.errors import ClusterError, ImageError
+from melanoma_spark.storage import files, store
 
 LOOK = 6  # exit status
 LOST = 0.05  # of a batch may be computed twice after a kill

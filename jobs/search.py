@@ -28,7 +28,6 @@ from jobs.job import Command, Job, Summary, dataset, main, pixels_of, say
 from melanoma_spark import (
     backbones,
     config,
-    files,
     head,
     inference,
     lineage,
@@ -38,11 +37,11 @@ from melanoma_spark import (
     report,
     schemas,
     session,
-    store,
     trials,
     weights,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, store
 
 TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, reason string"  # trials.Task
 MOST_PARTITIONS = 10_000

@@ -22,7 +22,6 @@ from melanoma_spark import (
     bundle,
     config,
     drift,
-    files,
     gradcam,
     inference,
     layouts,
@@ -34,6 +33,7 @@ from melanoma_spark import (
     worklist,
 )
 from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.storage import files
 
 PICTURES = t.StructType(
     [*schemas.SOURCE, t.StructField("image", t.BinaryType()), t.StructField("heat", t.BinaryType())]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from melanoma_spark import files
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files
 
 PREFIX = "batch_id="  # of a batch's folder
 KINDS = ("scored", "abstained", "rejected", "copies")  # of counts, in the order in which they are told

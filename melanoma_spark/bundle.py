@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import __version__, files, images, lineage, network, quality
+from melanoma_spark import __version__, images, lineage, network, quality
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.reference import FILES as OPTIONAL
 from melanoma_spark.reference import Reference
 from melanoma_spark.reference import unpack as unpack_reference
+from melanoma_spark.storage import files
 
 CONTENTS = ("model.json", "weights.npz")
 MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS, and of the reference where there is one

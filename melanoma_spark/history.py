@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from melanoma_spark import files
 from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.storage import files
 
 PROMOTE, ROLLBACK, OUTSIDE = "promote", "rollback", "outside"
 VERDICTS = "verdicts"  # beside a model's aliases: which rules each version held

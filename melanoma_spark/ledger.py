@@ -17,9 +17,10 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import batches, files, images, schemas
+from melanoma_spark import batches, images, schemas
 from melanoma_spark.batches import committed
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.storage import files
 
 BATCH = batches.PREFIX
 STAGED = "_staged-"  # readers of Parquet pass over names that start with an underscore

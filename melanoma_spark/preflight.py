@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from melanoma_spark import doctor, files, session
+from melanoma_spark import doctor, session
 from melanoma_spark.errors import ClusterError, MelanomaError, of_executor, of_java
+from melanoma_spark.storage import files
 
 PYTHON = (
     "workers need the driver's Python and packages: at the same path, or sent along by --archives and PYSPARK_PYTHON "

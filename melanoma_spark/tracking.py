@@ -18,8 +18,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import bundle, config, files
+from melanoma_spark import bundle, config
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
+from melanoma_spark.storage import files
 
 # Before MLflow is imported: no call home, no bar for each small download, and no two lines with a link for each run.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

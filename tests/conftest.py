@@ -236,13 +236,13 @@ class Line:
 
     def read(self, name: str) -> Any:
         """A dataset of the warehouse as a Spark table."""
-        from melanoma_spark import store
+        from melanoma_spark.storage import store
 
         facts = store.need(self.job.warehouse, name, "?")
         return self.job.spark.read.parquet(store.data_url(self.job.warehouse, name, facts))
 
     def manifest(self, name: str) -> dict[str, Any]:
-        from melanoma_spark import store
+        from melanoma_spark.storage import store
 
         return store.need(self.job.warehouse, name, "?")
 
@@ -299,7 +299,8 @@ def refused(line: Line, stage: str, *words: str, **changes: Any) -> None:
 def open_line(spark: Any, archive: Path, folder: Path, **changes: Any) -> Line:
     """A line whose stages have yet to run."""
     from jobs.job import Job
-    from melanoma_spark import config, files, tracking
+    from melanoma_spark import config, tracking
+    from melanoma_spark.storage import files
 
     settings = config.parse(with_settings(archive=str(archive), warehouse=str(folder), **changes))
     warehouse = files.url_of(settings.warehouse)
@@ -339,7 +340,7 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def copied(line: Line, tmp_path: Path) -> Line:
     """The line with copies of its archive and its warehouse, to change; without pictures, as `SETTINGS`."""
-    from melanoma_spark import files
+    from melanoma_spark.storage import files
 
     shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
     shutil.copytree(line.folder, tmp_path / "warehouse")

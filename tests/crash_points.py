@@ -209,7 +209,7 @@ def install(folder: str | None = None) -> Callable[[], None]:
     """Wrap the functions by which this process writes. Returns what takes the wrappers off again."""
     from fsspec.implementations.local import LocalFileSystem
 
-    from melanoma_spark import files
+    from melanoma_spark.storage import files
 
     process = _Process(folder or os.environ[VARIABLE])
     stack = contextlib.ExitStack()

@@ -25,7 +25,8 @@ from crash_points import Control, Killed, Point, Write
 
 from jobs import evaluate, featurize, finetune, ingest, prune, register, score, search, train_head
 from jobs.job import Command, Result, invoke
-from melanoma_spark import drawing, files, history, lease, lineage, store, tracking
+from melanoma_spark import drawing, history, lineage, tracking
+from melanoma_spark.storage import files, lease, store
 
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 FOLLOW = ["--follow", "score.follow.once=true", "score.follow.settle=0", "score.follow.interval=1"]

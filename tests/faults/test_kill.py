@@ -17,8 +17,8 @@ import pytest
 from kills import killed_when
 
 from jobs import finetune
-from melanoma_spark import files, store
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, store
 
 
 def rank_processes() -> dict[int, int]:

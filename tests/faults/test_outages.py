@@ -19,8 +19,9 @@ from fake_clock import FakeClock
 from scoring import once, rows
 
 from jobs import score
-from melanoma_spark import archive, drawing, files, images, ledger, schemas, tracking
+from melanoma_spark import archive, drawing, images, ledger, schemas, tracking
 from melanoma_spark.errors import ClusterError, ImageError, of_storage
+from melanoma_spark.storage import files
 
 NEW = 24  # images that are not scored yet
 SMALL = {"batch_size": 4}

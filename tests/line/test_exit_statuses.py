@@ -11,7 +11,8 @@ from conftest import REPO
 
 from jobs import ingest, score
 from jobs.job import invoke
-from melanoma_spark import drift, errors, lease
+from melanoma_spark import drift, errors
+from melanoma_spark.storage import lease
 
 NOBODY = "http://127.0.0.1:9"  # the port of `discard`, at which nothing listens
 SECRET = "s3a://KEY:SECRET@nobody-has-this-bucket/lesions"

@@ -26,10 +26,10 @@ from melanoma_spark import (
     reading,
     schemas,
     sharding,
-    store,
     weights,
 )
 from melanoma_spark.errors import ConfigError, DataError, MelanomaError
+from melanoma_spark.storage import store
 
 
 @pytest.fixture(scope="module")

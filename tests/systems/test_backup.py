@@ -14,7 +14,8 @@ import pytest
 from conftest import REPO, Line, open_line
 from mlflow_server import mlflow_server
 
-from melanoma_spark import batches, drawing, files, history
+from melanoma_spark import batches, drawing, history
+from melanoma_spark.storage import files
 
 
 def commands(heading: str) -> list[str]:

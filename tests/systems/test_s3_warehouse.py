@@ -16,7 +16,8 @@ from conftest import REPO, STAGES, with_settings
 from kills import killed_when
 from mlflow_server import mlflow_server
 
-from melanoma_spark import drawing, files, images, store
+from melanoma_spark import drawing, images
+from melanoma_spark.storage import files, store
 
 WAREHOUSE = "s3a://melanoma/warehouse"
 ARCHIVE = "s3a://melanoma/archive"

@@ -12,7 +12,7 @@ from conftest import STAGES, Line, open_line
 from kills import wait_until
 from standalone import Cluster, submitted
 
-from melanoma_spark import store
+from melanoma_spark.storage import store
 
 
 @pytest.fixture(scope="module")

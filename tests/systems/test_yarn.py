@@ -21,7 +21,8 @@ import yaml
 from conftest import REPO, SHORT_LIVED, STAGES, Line, java_home, open_line, with_settings
 from mlflow_server import mlflow_server
 
-from melanoma_spark import drawing, files
+from melanoma_spark import drawing
+from melanoma_spark.storage import files
 
 pytestmark = [pytest.mark.yarn, pytest.mark.timeout(1800)]
 

@@ -11,8 +11,9 @@ from conftest import Line, with_pictures
 from scoring import of_ledger, once, rows
 
 from jobs import score
-from melanoma_spark import drawing, files, ledger, schemas
+from melanoma_spark import drawing, ledger, schemas
 from melanoma_spark.errors import BusyError, ClusterError
+from melanoma_spark.storage import files
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
 

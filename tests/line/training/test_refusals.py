@@ -4,7 +4,7 @@ import shutil
 
 from conftest import refused
 
-from melanoma_spark import store
+from melanoma_spark.storage import store
 
 
 def test_fewer_images_than_ranks(line, new_line):

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import pytest
 from pyspark.sql import functions as f
 
-from melanoma_spark import files, images, ledger, schemas
+from melanoma_spark import images, ledger, schemas
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.storage import files
 
 MODEL = ("melanoma", "1")
 

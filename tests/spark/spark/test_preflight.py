@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from melanoma_spark import doctor, files, preflight
+from melanoma_spark import doctor, preflight
 from melanoma_spark.errors import ClusterError, of_java
+from melanoma_spark.storage import files
 
 ON = doctor.on(socket.gethostname())
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from pyspark.sql import types as t
 
-from melanoma_spark import files, schemas, store
+from melanoma_spark import schemas
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, store
 
 
 def test_no_manifest(tmp_path):
@@ -41,7 +42,7 @@ def test_a_manifest_is_whole_for_readers_and_after_a_kill(tmp_path):
     """A writer that replaces it over and over is killed; nobody ever reads a part."""
     writer = """
         import sys
-        from melanoma_spark import store
+        from melanoma_spark.storage import store
         number = 0
         while True:
             number += 1

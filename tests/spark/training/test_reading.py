@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from melanoma_spark import files, reading, schemas, sharding, store
+from melanoma_spark import reading, schemas, sharding
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, store
 
 SHAPES = {"a": (2, 2, 3), "b": (1, 1, 4)}
 ROWS = 60

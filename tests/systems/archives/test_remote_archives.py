@@ -16,8 +16,9 @@ import pytest
 from hadoop import configure
 from pyspark.errors import PySparkException
 
-from melanoma_spark import archive, config, containers, drawing, files, landing
+from melanoma_spark import archive, config, containers, drawing, landing
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
+from melanoma_spark.storage import files
 
 SECONDS = 15  # the most that a failure may take to tell
 PLACES = ("hdfs", "s3a")
@@ -217,7 +218,7 @@ def large(roots, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fetched(monkeypatch) -> list[int]:
     """The lengths of the ranges that are asked for from now on."""
-    from melanoma_spark import hdfs, s3
+    from melanoma_spark.storage import hdfs, s3
 
     lengths: list[int] = []
     fetch, read = s3.Reader._fetch_range, hdfs.FileReader.read_range
@@ -321,7 +322,7 @@ def test_a_name_node_that_is_not_there_is_named(nobody):
 
 
 def test_a_name_node_that_says_nothing_is_named(silent, monkeypatch):
-    from melanoma_spark import hdfs
+    from melanoma_spark.storage import hdfs
 
     monkeypatch.setattr(hdfs, "PATIENCE", 1)
     assert "no name node answered in 1 s; name the host" in refused(f"hdfs://127.0.0.1:{silent}/lesions")
@@ -385,7 +386,7 @@ def test_a_store_that_is_not_there_is_named(other_s3, nobody):
 
 
 def test_a_store_that_says_nothing_is_named(other_s3, silent):
-    from melanoma_spark.s3 import S3
+    from melanoma_spark.storage.s3 import S3
 
     other_s3.setattr(S3, "read_timeout", 1)
     other_s3.setattr(S3, "retries", 1)

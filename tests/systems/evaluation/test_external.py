@@ -9,8 +9,9 @@ import pytest
 
 from jobs import evaluate
 from jobs.job import run_stage
-from melanoma_spark import drawing, images, metrics, network, shortcuts, store
+from melanoma_spark import drawing, images, metrics, network, shortcuts
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import store
 
 
 def evaluated(line, archive, **changes):
@@ -96,7 +97,7 @@ def test_the_archive_of_the_warehouse_is_no_external_one(line):
 
 
 def test_a_model_of_another_warehouse_is_refused(copied, another):
-    from melanoma_spark import files
+    from melanoma_spark.storage import files
 
     url = f"{copied.job.warehouse}/images/manifest.json"
     files.write_json(url, files.read_json(url) | {"id": "other"})

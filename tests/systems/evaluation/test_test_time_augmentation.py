@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma_spark import bundle, config, images, network, store
+from melanoma_spark import bundle, config, images, network
+from melanoma_spark.storage import store
 
 FOUR = {"evaluate": config.Evaluate(tta=4, resamples=50)}
 MODELS = {"head alone": "models/head", "fine-tuned": "models/finetuned"}

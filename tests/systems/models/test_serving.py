@@ -21,10 +21,11 @@ import pandas as pd
 import pytest
 from conftest import REPO
 
-from melanoma_spark import bundle, drawing, files, images, lineage, network, reference, serving
+from melanoma_spark import bundle, drawing, images, lineage, network, reference, serving
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.storage import files
 
 POINT = OperatingPoint("screening", 0.25, "sensitivity>=0.9")
 # What a server that has MLflow, but neither this repository nor its package, does with the model and a table.

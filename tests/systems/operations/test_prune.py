@@ -13,8 +13,9 @@ from conftest import REPO, STAGES, said
 
 from jobs import prune
 from jobs.job import Job, invoke
-from melanoma_spark import config, exported, files, history, images, lease, lineage, retention
+from melanoma_spark import config, exported, history, images, lineage, retention
 from melanoma_spark.errors import BusyError, ClusterError, DataError
+from melanoma_spark.storage import files, lease
 
 OLD, NEW, MADE = (lineage.content_id([name]) for name in ("old", "new", "made from"))
 DAY = 86400

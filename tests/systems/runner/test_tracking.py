@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import mlflow
 import pytest
 
-from melanoma_spark import config, files, tracking
+from melanoma_spark import config, tracking
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
+from melanoma_spark.storage import files
 from melanoma_spark.training import EpochRecord
 
 

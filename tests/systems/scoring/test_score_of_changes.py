@@ -17,7 +17,8 @@ from scoring import once, rows
 
 from jobs import score
 from jobs.job import run_stage
-from melanoma_spark import drawing, files, images
+from melanoma_spark import drawing, images
+from melanoma_spark.storage import files
 
 
 def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):

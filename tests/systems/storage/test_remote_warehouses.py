@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import REPO
 
-from melanoma_spark import files
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.storage import files
 
 
 def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypatch):
@@ -32,7 +32,7 @@ def test_a_new_file_that_cannot_be_written_is_named(s3, monkeypatch):
 
 FORKS = """
 import multiprocessing, sys
-from melanoma_spark import files
+from melanoma_spark.storage import files
 assert files.exists(sys.argv[1])
 forked = multiprocessing.get_context("fork").Process(target=print, args=("forked",))
 forked.start()

@@ -5,8 +5,9 @@ import pathlib
 
 import pytest
 
-from melanoma_spark import files, history
+from melanoma_spark import history
 from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.storage import files
 
 
 @pytest.fixture

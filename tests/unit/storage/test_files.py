@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from melanoma_spark import files
 from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.storage import files
 
 NAMES = st.lists(
     st.text("abc XYZ.-_#%", min_size=1, max_size=8).filter(lambda name: name.strip(".")), min_size=1, max_size=4

@@ -13,8 +13,8 @@ import pytest
 from conftest import REPO
 from fake_clock import FakeClock
 
-from melanoma_spark import files, lease
 from melanoma_spark.errors import BusyError, ClusterError
+from melanoma_spark.storage import files, lease
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_it_is_given_back_when_the_job_fails(warehouse):
 def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for):
     script = textwrap.dedent(f"""
         import os, signal
-        from melanoma_spark import lease
+        from melanoma_spark.storage import lease
         with lease.held({warehouse!r}, "score"):
             os.kill(os.getpid(), signal.SIGKILL)
     """)

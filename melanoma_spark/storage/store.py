@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import __version__, files, lineage
+from melanoma_spark import __version__, lineage
 from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files
 
 MANIFEST = "manifest.json"
 PARTS = "rows long"  # of what `parts` tells: rows written by a task

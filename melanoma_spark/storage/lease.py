@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 
-from melanoma_spark import files
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import BusyError, ClusterError, MelanomaError
 from melanoma_spark.prefetch import every
+from melanoma_spark.storage import files
 
 BEAT = 10.0  # seconds between signs of life
 STALE = 120.0  # seconds without one, after which a job on another machine counts as dead; clocks may differ by less

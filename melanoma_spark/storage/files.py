@@ -20,9 +20,9 @@ from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
 # Imported when the first URL of theirs is opened, so that nobody else pays for them, or has to have them.
 REMOTE = {
-    "hdfs": ("melanoma_spark.hdfs.Hdfs", "hdfs-native"),
-    "s3": ("melanoma_spark.s3.S3", "s3fs"),
-    "s3a": ("melanoma_spark.s3.S3", "s3fs"),
+    "hdfs": ("melanoma_spark.storage.hdfs.Hdfs", "hdfs-native"),
+    "s3": ("melanoma_spark.storage.s3.S3", "s3fs"),
+    "s3a": ("melanoma_spark.storage.s3.S3", "s3fs"),
 }
 for _protocol, (_class, _package) in REMOTE.items():
     _missing = (
