@@ -24,7 +24,8 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import backbones, config, drawing, schemas, session, tracking, weights
+from melanoma_spark import backbones, config, drawing, schemas, tracking, weights
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
 ENGINES = ("ncnn", "tensorflow")

@@ -30,7 +30,8 @@ from side_by_side import REPO, Processes, Turns, start_spark
 
 from jobs import ingest
 from jobs.job import Job
-from melanoma_spark import archive, config, drawing, images, schemas, session, tracking
+from melanoma_spark import archive, config, drawing, images, schemas, tracking
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
 SHARED = REPO.parent / "shared/data"

@@ -17,7 +17,8 @@ import pandas as pd
 from pyspark.sql import functions as f
 from side_by_side import start_spark
 
-from melanoma_spark import images, network, session
+from melanoma_spark import images, network
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
 BATCH = 16

@@ -17,7 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from melanoma_spark import prefetch, session
+from melanoma_spark import background
+from melanoma_spark.spark import session
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -111,7 +112,7 @@ class Memory:
 
     def __init__(self, top: int) -> None:
         self._top, self.largest, self.all = top, 0.0, 0.0
-        self._watch = prefetch.every(0.5, self._look)
+        self._watch = background.every(0.5, self._look)
 
     def __enter__(self) -> Memory:
         self._watch.__enter__()

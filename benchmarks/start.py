@@ -21,7 +21,7 @@ from side_by_side import REPO, find_java
 SCRIPT = """
 import sys
 sys.path.insert(0, {repo!r})
-from melanoma_spark import session
+from melanoma_spark.spark import session
 spark = session.start("benchmark")
 rows = spark.range(100).selectExpr("id % 7 as key").groupBy("key").count()
 assert sum(row["count"] for row in rows.mapInPandas(lambda parts: parts, rows.schema).collect()) == 100

@@ -35,28 +35,29 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import backbones, config, doctor, exported, lineage, logs, preflight, session, tracking, weights
-from melanoma_spark.doctor import DRIVER, OK, WARNING, Finding
+from melanoma_spark import backbones, config, exported, lineage, logs, tracking, weights
 from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.spark import checks, executors, session
+from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease
 
 SERVER = (
     "see that the server runs and may write where it keeps runs and artifacts, or name another: mlflow.tracking_uri="
 )
-LEVELS = {OK: "info", WARNING: "warning", doctor.FAILED: "error"}
+LEVELS = {OK: "info", WARNING: "warning", checks.FAILED: "error"}
 
 
 def run(job: Job) -> Summary:
     """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
     exported.engine_for(job.settings.score.engine, job.settings.backbone.name)
-    found = doctor.merged(examined(job.settings, job.warehouse))
+    found = checks.merged(examined(job.settings, job.warehouse))
     if logs.in_json():
         for one in found:
             told = f"{one.what}, {one.where}: {one.found}" + (f"; {one.remedy}" if one.remedy else "")
             say(told, "finding", LEVELS[one.verdict], **asdict(one))
     else:
-        say(doctor.table(found))
-    failed = [one for one in found if one.verdict == doctor.FAILED]
+        say(checks.table(found))
+    failed = [one for one in found if one.verdict == checks.FAILED]
     if failed:
         names = ", ".join(dict.fromkeys(one.what for one in failed))
         raise ClusterError(f"{len(failed)} of {len(found)} checks failed: {names}; remedies stand in the table")
@@ -65,8 +66,8 @@ def run(job: Job) -> Summary:
 
 
 def examined(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
-    yield from checked("uv.lock", DRIVER, of_lock, doctor.INSTALL)
-    yield from checked("Horovod", DRIVER, lambda: [doctor.horovod(DRIVER, preflight.horovod())], doctor.INSTALL)
+    yield from checked("uv.lock", DRIVER, of_lock, checks.INSTALL)
+    yield from checked("Horovod", DRIVER, lambda: [checks.horovod(DRIVER, executors.horovod())], checks.INSTALL)
     yield from checked("weights", DRIVER, lambda: [of_weights(settings)], "name a readable file: backbone.weights=")
     written = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
 
@@ -91,9 +92,9 @@ def checked(what: str, where: str, check: Callable[[], Iterable[Finding]], remed
     try:
         return list(check())
     except MelanomaError as error:
-        return [doctor.of_error(what, where, error, remedy)]
+        return [checks.of_error(what, where, error, remedy)]
     except Exception as error:
-        return [doctor.not_checked(what, where, error, remedy)]
+        return [checks.not_checked(what, where, error, remedy)]
 
 
 def of_lock() -> list[Finding]:
@@ -101,7 +102,7 @@ def of_lock() -> list[Finding]:
     if not path.is_file():
         return [Finding("uv.lock", DRIVER, "not compared: there is none beside this code, as in a packed environment")]
     text = path.read_text()
-    return [doctor.locked(text, doctor.installed(doctor.names_locked(text)))]
+    return [checks.locked(text, checks.installed(checks.names_locked(text)))]
 
 
 def of_weights(settings: config.Settings) -> Finding:
@@ -121,7 +122,7 @@ def of_spark(settings: config.Settings, warehouse: str, written: str) -> Iterato
     def start() -> list[Finding]:
         spark = session.start("doctor")
         started.append(spark)
-        java = doctor.java(DRIVER, session.java_version(spark))
+        java = checks.java(DRIVER, session.java_version(spark))
         return [java, Finding("Spark", DRIVER, f"{spark.version}, {session.master()}")]
 
     def of_mlflow() -> list[Finding]:
@@ -143,12 +144,12 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
         return [Finding("slots", DRIVER, f"{session.settled_slots(spark)}, ranks={settings.ranks}")]
 
     def asked() -> Iterable[Finding]:
-        answers = preflight.machines(spark, warehouse, written)
+        answers = executors.machines(spark, warehouse, written)
         engine = exported.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
-        return doctor.executors(answers, doctor.versions(), spark.version, session.asked(spark), engine, lease.STALE)
+        return checks.executors(answers, checks.versions(), spark.version, session.asked(spark), engine, lease.STALE)
 
     yield from checked("slots", DRIVER, of_slots, "")
-    yield from checked("executors", "cluster", asked, preflight.PYTHON)
+    yield from checked("executors", "cluster", asked, executors.PYTHON)
 
 
 COMMAND = Command("doctor", __doc__, run, runner=run_without_run, prepared=False)

@@ -29,18 +29,17 @@ from melanoma_spark import (
     bootstrap,
     calibration,
     config,
-    inference,
     lineage,
     metrics,
     network,
     operating_points,
     report,
     schemas,
-    session,
     shortcuts,
     subgroups,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
 HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"

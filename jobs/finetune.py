@@ -20,20 +20,9 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Command, Job, Summary, dataset, main, say
-from melanoma_spark import (
-    augmentation,
-    backbones,
-    config,
-    lineage,
-    network,
-    preflight,
-    ranks,
-    reading,
-    session,
-    sharding,
-    training,
-)
+from melanoma_spark import augmentation, backbones, config, lineage, network, ranks, reading, sharding, training
 from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.spark import executors, session
 from melanoma_spark.storage import files, store
 
 # Settings that change how the work is done, not what comes of it.
@@ -67,7 +56,7 @@ def run(job: Job) -> Summary:
     sources = sources_of(job, images, features)
     for source in sources.values():  # so that what does not fit is told before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
-    preflight.check(job.spark, settings.ranks)
+    executors.check(job.spark, settings.ranks)
     session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
     target = files.join(warehouse, "models/finetuned", made_from)

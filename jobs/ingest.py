@@ -25,10 +25,10 @@ from melanoma_spark import (
     records,
     schemas,
     selection,
-    session,
     splits,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
 SAME_FILE = ("source_uri", "length", "modified")

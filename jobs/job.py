@@ -216,7 +216,7 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summar
 
     Raises `ClusterError` where a file system was full, or away.
     """
-    from melanoma_spark import session
+    from melanoma_spark.spark import session
     from melanoma_spark.storage import lease
 
     started = time.monotonic()
@@ -264,7 +264,7 @@ def one_line(job: Job) -> Iterator[None]:
 
     Raises `ClusterError`, or what it was.
     """
-    from melanoma_spark import session
+    from melanoma_spark.spark import session
 
     scratch = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
     if job.spark is not None:
@@ -285,7 +285,8 @@ def one_line(job: Job) -> Iterator[None]:
 
 def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[str, ...]) -> Summary:
     """The stage of a command; `given` is a Spark session to use, or None to start one, which is stopped at the end."""
-    from melanoma_spark import preflight, session, tracking
+    from melanoma_spark import tracking
+    from melanoma_spark.spark import executors, session
 
     warehouse, runner = files.url_of(settings.warehouse), command.runner or run_stage
     if not command.prepared:
@@ -297,7 +298,7 @@ def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[st
             tracking.check(settings.mlflow, session.master())
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         if spark is not None and not session.is_local(spark):  # now that executors have had time to come
-            preflight.check_versions(spark)
+            executors.check_versions(spark)
         job = Job(spark, settings, warehouse, tracker, argv=argv)
         tags = {"job": command.name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
         return runner(job, command.name, command.stage, tags)

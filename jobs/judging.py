@@ -18,18 +18,17 @@ from melanoma_spark import (
     bundle,
     figures,
     gradcam,
-    inference,
     layouts,
     metrics,
     network,
     quality,
     report,
     schemas,
-    session,
     shortcuts,
     subgroups,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
 PREDICTIONS = "predictions/predictions.parquet"

@@ -7,7 +7,8 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
 from jobs.job import Command, Job, Summary, dataset, main, run_stage, say
-from melanoma_spark import preflight, weights
+from melanoma_spark import weights
+from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, store
 
 STAGES = {
@@ -24,7 +25,7 @@ STAGES = {
 def run(job: Job) -> Summary:
     # what featurize and finetune would stop for, when ingest has taken its hours
     weights.located(job.settings.backbone)
-    preflight.check(job.spark, job.settings.ranks)
+    executors.check(job.spark, job.settings.ranks)
     summaries = [run_stage(job, name, stage, {"stage": name}) for name, stage in STAGES.items()]
     return Summary(closing(job), max(summary.exit_status for summary in summaries))  # one that failed has ended it
 

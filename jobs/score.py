@@ -47,7 +47,6 @@ from melanoma_spark import (
     config,
     exported,
     images,
-    inference,
     ledger,
     lineage,
     logs,
@@ -55,9 +54,9 @@ from melanoma_spark import (
     quality,
     records,
     schemas,
-    session,
 )
 from melanoma_spark.errors import ClusterError, ImageError
+from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
 LOOK = 6  # exit status

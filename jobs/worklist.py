@@ -17,22 +17,9 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, say
-from melanoma_spark import (
-    archive,
-    bundle,
-    config,
-    drift,
-    gradcam,
-    inference,
-    layouts,
-    ledger,
-    network,
-    records,
-    schemas,
-    session,
-    worklist,
-)
+from melanoma_spark import archive, bundle, config, drift, gradcam, layouts, ledger, network, records, schemas, worklist
 from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
 PICTURES = t.StructType(

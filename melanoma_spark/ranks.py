@@ -19,8 +19,9 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from melanoma_spark import logs, session
+from melanoma_spark import logs
 from melanoma_spark.errors import ClusterError, MelanomaError, of_executor
+from melanoma_spark.spark import session
 
 
 class Alone:

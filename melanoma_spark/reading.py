@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import session, sharding
+from melanoma_spark import sharding
+from melanoma_spark.background import ahead
 from melanoma_spark.errors import DataError
-from melanoma_spark.prefetch import ahead
 from melanoma_spark.sharding import Index
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 from melanoma_spark.storage.store import opener, quiet
 

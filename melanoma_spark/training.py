@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from melanoma_spark import metrics, sharding
+from melanoma_spark.background import Waits, ahead
 from melanoma_spark.errors import DataError
 from melanoma_spark.network import input_dtype, predictor
-from melanoma_spark.prefetch import Waits, ahead
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
 

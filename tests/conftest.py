@@ -119,7 +119,7 @@ def spark() -> Iterator[Any]:
     """The session of a job, on two cores of this machine."""
     os.environ.update(java_environment())
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    from melanoma_spark import session
+    from melanoma_spark.spark import session
 
     with pytest.MonkeyPatch.context() as only_here:
         properties = ["--properties-file", f"'{REPO}/conf/spark-local.conf'", "--master", "local[2]"]

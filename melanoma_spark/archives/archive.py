@@ -24,10 +24,11 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, containers, images, layouts, quality, schemas, session
+from melanoma_spark import config, containers, images, layouts, quality, schemas
+from melanoma_spark.background import Waits, ahead
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
-from melanoma_spark.prefetch import Waits, ahead
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
 CHUNK = 256  # files or members that are read by one task, one after the other

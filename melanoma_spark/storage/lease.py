@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 
+from melanoma_spark.background import every
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import BusyError, ClusterError, MelanomaError
-from melanoma_spark.prefetch import every
 from melanoma_spark.storage import files
 
 BEAT = 10.0  # seconds between signs of life

@@ -18,9 +18,9 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
     *("errors", "clock", "config", "damage", "dicom", "images", "layouts", "groups", "splits", "sharding", "lineage"),
-    *("containers", "diagnoses", "prefetch", "tables", "metrics", "bootstrap", "figures", "drawing"),
+    *("containers", "diagnoses", "background", "tables", "metrics", "bootstrap", "figures", "drawing"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
-    *("reference", "drift", "logs", "doctor", "retention"),
+    *("reference", "drift", "logs", "checks", "retention"),
 }
 TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
@@ -34,7 +34,7 @@ SYSTEMS = {
     "inference": {"pyspark"},
     "store": set(),
     "reading": set(),
-    "preflight": set(),
+    "executors": set(),
     "lease": {"psutil"},
     "ranks": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
@@ -61,7 +61,7 @@ LATER = {
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
-    "preflight": {"psutil", "py4j", "pyspark"},
+    "executors": {"psutil", "py4j", "pyspark"},
     "ranks": {"horovod", "keras", "tensorflow"},
     "tracking": {"mlflow"},
     "serving": {"tensorflow"},

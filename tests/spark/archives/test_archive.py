@@ -17,8 +17,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
-from melanoma_spark import archive, config, drawing, images, layouts, schemas, session
+from melanoma_spark import archive, config, drawing, images, layouts, schemas
 from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
+from melanoma_spark.spark import session
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
 NAMES = (

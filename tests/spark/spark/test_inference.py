@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from pyspark.sql import types as t
 
-from melanoma_spark import inference, session
+from melanoma_spark.background import Waits
 from melanoma_spark.errors import ImageError
-from melanoma_spark.prefetch import Waits
+from melanoma_spark.spark import inference, session
 
 BATCH = 4
 WEIGHTS = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)

@@ -7,30 +7,30 @@ from types import SimpleNamespace
 
 import pytest
 
-from melanoma_spark import doctor, preflight
 from melanoma_spark.errors import ClusterError, of_java
+from melanoma_spark.spark import checks, executors
 from melanoma_spark.storage import files
 
-ON = doctor.on(socket.gethostname())
+ON = checks.on(socket.gethostname())
 
 
 @pytest.fixture
 def other_driver(monkeypatch):
     """The driver alone has another numpy, and a package more."""
-    own = doctor.versions()
-    monkeypatch.setattr(doctor, "versions", lambda: {**own, "numpy": "0.0.1", "more": "1"})
+    own = checks.versions()
+    monkeypatch.setattr(checks, "versions", lambda: {**own, "numpy": "0.0.1", "more": "1"})
 
 
 def test_executors_that_are_fit(spark):
-    preflight.check(spark, 2)
-    preflight.check_versions(spark)
+    executors.check(spark, 2)
+    executors.check_versions(spark)
 
 
-@pytest.mark.parametrize("check", [lambda spark: preflight.check(spark, 2), preflight.check_versions])
+@pytest.mark.parametrize("check", [lambda spark: executors.check(spark, 2), executors.check_versions])
 def test_other_versions_are_told_in_one_line(spark, other_driver, check):
     with pytest.raises(ClusterError) as caught:
         check(spark)
-    found = doctor.installed(["numpy"])["numpy"]
+    found = checks.installed(["numpy"])["numpy"]
     assert str(caught.value) == (
         f"{ON}: more none (driver: 1), numpy {found} (driver: 0.0.1); install the driver's versions there"
     )
@@ -41,21 +41,21 @@ def test_a_driver_that_cannot_be_reached(spark):
     seen = SimpleNamespace(sparkContext=spark.sparkContext, conf=elsewhere)
     told = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
     with pytest.raises(ClusterError, match=told):
-        preflight.check(seen, 2)
+        executors.check(seen, 2)
 
 
 # over the limit of one test: the executor imports Horovod, and TensorFlow with it
 def test_machines(spark, tmp_path):
     warehouse = files.url_of(str(tmp_path))
     files.write_bytes(files.join(warehouse, "written"), b"")
-    first, second = preflight.machines(spark, warehouse, files.join(warehouse, "written"))
+    first, second = executors.machines(spark, warehouse, files.join(warehouse, "written"))
     assert (first.host, first.executor) == (second.host, second.executor)
-    assert first.versions == second.versions == doctor.versions()
+    assert first.versions == second.versions == checks.versions()
     assert first.unreachable == second.unreachable == ""
     assert first.skew == second.skew == 0
     assert second.machine is None, "an executor is looked at once"
     found = first.machine
-    assert found.java.split(".")[0] in doctor.JAVA
+    assert found.java.split(".")[0] in checks.JAVA
     assert found.spark == spark.version
     assert (found.horovod, found.warehouse, found.gpus) == ("", "", ())
     assert 0 < found.available < found.total
@@ -68,17 +68,17 @@ def test_machines(spark, tmp_path):
     [(".", "{place} is another one than the driver's; mount"), ("file/warehouse", "cannot write {place}/")],
 )
 def test_a_warehouse_that_is_not_the_drivers(tmp_path, monkeypatch, folder, told):
-    monkeypatch.setattr(preflight, "horovod", lambda: "")
+    monkeypatch.setattr(executors, "horovod", lambda: "")
     (tmp_path / "file").write_text("no folder")
     place = files.url_of(str(tmp_path / folder))
-    found = preflight._look(place, files.join(place, "of-the-driver"), SimpleNamespace(java="17", spark="4"))
+    found = executors._look(place, files.join(place, "of-the-driver"), SimpleNamespace(java="17", spark="4"))
     assert found.warehouse.startswith(told.format(place=place))
 
 
 def test_no_executor_has_come(spark, monkeypatch):
-    monkeypatch.setattr(preflight.session, "settled_slots", lambda spark: 0)
+    monkeypatch.setattr(executors.session, "settled_slots", lambda spark: 0)
     with pytest.raises(ClusterError, match=r"none has come; see that the cluster has free cores"):
-        preflight.machines(spark, "file:///nowhere", "")
+        executors.machines(spark, "file:///nowhere", "")
 
 
 @pytest.mark.parametrize("barrier", [False, True])
@@ -89,10 +89,10 @@ def test_what_a_task_ended_with_is_told(spark, barrier):
     rows = spark.sparkContext.parallelize(range(2), 2)
     rows = rows.barrier() if barrier else rows
     with pytest.raises(ClusterError) as caught:
-        preflight._collected(rows.mapPartitions(broken))
+        executors._collected(rows.mapPartitions(broken))
     where, told = str(caught.value).split(" cannot be asked: ")
     assert where == "executors" if barrier else where.startswith("executor on ")
-    assert told == f"ModuleNotFoundError: No module named 'nobody_has_this_package'; {preflight.PYTHON}"
+    assert told == f"ModuleNotFoundError: No module named 'nobody_has_this_package'; {executors.PYTHON}"
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_what_a_task_ended_with_is_told(spark, barrier):
     ],
 )
 def test_horovod(tmp_path: Path, monkeypatch, source, told):
-    monkeypatch.setattr(preflight, "SLOW", 2)
+    monkeypatch.setattr(executors, "SLOW", 2)
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod/__init__.py").touch()
     (tmp_path / "horovod/tensorflow.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert preflight.horovod() == told
+    assert executors.horovod() == told
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from fake_clock import FakeClock
 
 from jobs.job import Summary, run_stage
-from melanoma_spark import session
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.spark import session
 
 
 def test_a_task_has_one_core_of_the_two(spark: Any) -> None:

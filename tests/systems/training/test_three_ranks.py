@@ -18,7 +18,8 @@ SCRIPT = """
 
     sys.path.insert(0, {tests!r})
     import small_training
-    from melanoma_spark import ranks, session
+    from melanoma_spark import ranks
+    from melanoma_spark.spark import session
 
     cloudpickle.register_pickle_by_value(small_training)  # ranks do not have this file on their path
     spark = session.start("three ranks")

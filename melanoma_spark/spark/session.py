@@ -14,10 +14,11 @@ from pyspark import SparkConf, StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from melanoma_spark import doctor, logs
+from melanoma_spark import logs
+from melanoma_spark.background import every
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, of_java
-from melanoma_spark.prefetch import every
+from melanoma_spark.spark import checks
 
 
 def start(name: str) -> SparkSession:
@@ -67,7 +68,7 @@ def is_local(spark: SparkSession) -> bool:
     return str(spark.sparkContext.master).startswith("local")
 
 
-def asked(spark: SparkSession) -> doctor.Asked:
+def asked(spark: SparkSession) -> checks.Asked:
     """What Spark is to give each executor."""
     local, jvm = is_local(spark), cast(Any, spark.sparkContext._jvm)
 
@@ -80,7 +81,7 @@ def asked(spark: SparkSession) -> doctor.Asked:
     overhead = gigabytes("spark.executor.memoryOverhead", f"{max(384, int(heap * 1e9 / 2**20 * share))}m")
     cap = gigabytes("spark.executor.pyspark.memory", "0")
     contained = str(spark.sparkContext.master).startswith(("yarn", "k8s"))
-    return doctor.Asked(heap, overhead, cap, contained, task_threads(spark), task_gpus(spark))
+    return checks.Asked(heap, overhead, cap, contained, task_threads(spark), task_gpus(spark))
 
 
 def java_version(spark: SparkSession) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from melanoma_spark import doctor, session
 from melanoma_spark.errors import ClusterError, MelanomaError, of_executor, of_java
+from melanoma_spark.spark import checks, session
 from melanoma_spark.storage import files
 
 PYTHON = (
@@ -31,7 +31,7 @@ ITSELF = (
     "reflect('org.apache.spark.package', 'SPARK_VERSION') AS spark",
 )
 
-Look = Callable[[Any], doctor.Machine]
+Look = Callable[[Any], checks.Machine]
 
 
 def check(spark: Any, size: int) -> None:
@@ -40,10 +40,10 @@ def check(spark: Any, size: int) -> None:
     Takes a second or two. Raises `ClusterError` with the executor and what is wrong with it.
     """
     session.wait_for_slots(spark, size)
-    here = doctor.versions()
+    here = checks.versions()
     for answer in _asked(spark, spark.sparkContext.parallelize(range(size), size)):
-        where = doctor.on(answer.host)
-        doctor.refuse([doctor.packages(where, here, answer.versions), doctor.reached(where, answer.unreachable)])
+        where = checks.on(answer.host)
+        checks.refuse([checks.packages(where, here, answer.versions), checks.reached(where, answer.unreachable)])
 
 
 def check_versions(spark: Any) -> None:
@@ -51,14 +51,14 @@ def check_versions(spark: Any) -> None:
 
     One that comes later is not asked. It costs the start of Python workers, which the first stage then finds.
     """
-    here, asked = doctor.versions(), 0
+    here, asked = checks.versions(), 0
     while asked < (there := session.slots(spark)):  # some come while the first ones answer
         asked = there
         for host, found in _versions(spark, asked):
-            doctor.refuse([doctor.packages(doctor.on(host), here, found)])
+            checks.refuse([checks.packages(checks.on(host), here, found)])
 
 
-def machines(spark: Any, warehouse: str, written: str) -> list[doctor.Answer]:
+def machines(spark: Any, warehouse: str, written: str) -> list[checks.Answer]:
     """What a task in every slot tells, the first one in each executor of its machine, too. Takes some seconds.
 
     `written` is a file that the driver wrote into the warehouse, or nothing. Raises `ClusterError` where there is no
@@ -87,17 +87,17 @@ def horovod() -> str:
 
 def _versions(spark: Any, tasks: int) -> list[tuple[str, dict[str, str]]]:
     rows = spark.sparkContext.parallelize(range(tasks), tasks)
-    return _collected(rows.mapPartitions(lambda _: [(socket.gethostname(), doctor.versions())]))
+    return _collected(rows.mapPartitions(lambda _: [(socket.gethostname(), checks.versions())]))
 
 
-def _asked(spark: Any, rows: Any, look: Look | None = None) -> list[doctor.Answer]:
+def _asked(spark: Any, rows: Any, look: Look | None = None) -> list[checks.Answer]:
     """What a task of each row tells; all of them run at once."""
     with socket.create_server(("", 0), backlog=1024) as listening:
         driver = (str(spark.conf.get("spark.driver.host")), str(listening.getsockname()[1]))
         sent = time.time()
         answers = _collected(rows.barrier().mapPartitions(functools.partial(_probe, driver, look)))
         received = time.time()
-    return [replace(one, skew=doctor.skew(sent, one.began, one.ended, received)) for one in answers]
+    return [replace(one, skew=checks.skew(sent, one.began, one.ended, received)) for one in answers]
 
 
 def _collected(tasks: Any) -> list[Any]:
@@ -108,11 +108,11 @@ def _collected(tasks: Any) -> list[Any]:
         return list(tasks.collect())
     except Py4JJavaError as error:
         host = re.search(r"\(TID \d+\) \((\S+) executor", str(error))
-        where = doctor.on(host[1]) if host else "executors"
+        where = checks.on(host[1]) if host else "executors"
         raise of_executor(error) or ClusterError(f"{where} cannot be asked: {of_java(error)}; {PYTHON}") from None
 
 
-def _probe(driver: tuple[str, str], look: Look | None, rows: Iterator[Any]) -> Iterator[doctor.Answer]:
+def _probe(driver: tuple[str, str], look: Look | None, rows: Iterator[Any]) -> Iterator[checks.Answer]:
     """In a barrier task."""
     from pyspark import BarrierTaskContext
 
@@ -133,10 +133,10 @@ def _probe(driver: tuple[str, str], look: Look | None, rows: Iterator[Any]) -> I
         context.barrier()  # listening until all have tried
     first = executors.index(own) == context.partitionId()
     machine = look(next(iter(rows))) if look and first else None
-    yield doctor.Answer(host, own, doctor.versions(), unreachable, began, time.time(), machine=machine)
+    yield checks.Answer(host, own, checks.versions(), unreachable, began, time.time(), machine=machine)
 
 
-def _look(warehouse: str, written: str, row: Any) -> doctor.Machine:
+def _look(warehouse: str, written: str, row: Any) -> checks.Machine:
     """In the first task of an executor."""
     import psutil
     from pyspark import TaskContext
@@ -153,7 +153,7 @@ def _look(warehouse: str, written: str, row: Any) -> doctor.Machine:
             )
     except (MelanomaError, OSError) as error:
         wrong = str(error)
-    return doctor.Machine(
+    return checks.Machine(
         java=row.java,
         spark=row.spark,
         horovod=horovod(),

@@ -17,9 +17,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import types as t
 from pyspark.sql.functions import pandas_udf
 
-from melanoma_spark import schemas, session
+from melanoma_spark import schemas
+from melanoma_spark.background import Waits, ahead
 from melanoma_spark.errors import ImageError
-from melanoma_spark.prefetch import Waits, ahead
+from melanoma_spark.spark import session
 
 Predict = Callable[[np.ndarray], list[np.ndarray]]
 Load = Callable[[], Predict]
