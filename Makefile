@@ -42,7 +42,7 @@ $(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt conf/share-cla
 	@touch $@
 
 demo: install ## lesions drawn, then the whole line on them: into demo/
-	@.venv/bin/python -m melanoma_spark.drawing demo/archive
+	@.venv/bin/python -m melanoma_spark.images.synthetic demo/archive
 	@./spark-submit.sh pipeline --conf conf/demo.yaml
 
 lint: install ## ruff, its format, and mypy

@@ -24,7 +24,8 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import backbones, config, drawing, schemas, tracking, weights
+from melanoma_spark import backbones, config, schemas, tracking, weights
+from melanoma_spark.images import synthetic
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
@@ -52,7 +53,7 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
         }
     )
     # every fourth image more, because a few are copies or broken and are not kept; and enough for three splits
-    drawing.draw_archive(folder / "archive", images=max(chosen.images * 5 // 4, 240), size=chosen.size)
+    synthetic.draw_archive(folder / "archive", images=max(chosen.images * 5 // 4, 240), size=chosen.size)
     spark = start_spark(chosen.slots)
     warehouse = files.url_of(settings.warehouse)
     job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))

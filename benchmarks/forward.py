@@ -13,7 +13,8 @@ import time
 import numpy as np
 from side_by_side import Turns
 
-from melanoma_spark import drawing, exported, images, network
+from melanoma_spark import exported, network
+from melanoma_spark.images import decoding, synthetic
 
 SIZE = 224
 
@@ -29,7 +30,7 @@ def main() -> None:
     ways = {"tensorflow": network.predictor(judge)}
     for engine in exported.FORMATS:
         ways[engine] = exported.predictor(exported.export(judge, engine), 1, engine)
-    pixels = np.stack([images.decode(drawing.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(chosen.batch)])
+    pixels = np.stack([decoding.decode(synthetic.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(chosen.batch)])
     for predict in ways.values():
         predict(pixels)
     turns = Turns(("ncnn", "tensorflow", 1.15), ("onnxruntime", "tensorflow", 0.95))

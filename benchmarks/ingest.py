@@ -30,7 +30,8 @@ from side_by_side import REPO, Processes, Turns, start_spark
 
 from jobs import ingest
 from jobs.job import Job
-from melanoma_spark import archive, config, drawing, images, schemas, tracking
+from melanoma_spark import archive, config, schemas, tracking
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
@@ -116,10 +117,10 @@ def bare_loop(size: int) -> Callable[[list[Path]], None]:
     def do(paths: list[Path]) -> None:
         for path in paths:
             content = path.read_bytes()
-            images.sha256(content)
-            found = images.look(content, size)
-            images.pixel_hash(found.hashed)
-            images.perceptual_hash(found.hashed)
+            decoding.sha256(content)
+            found = decoding.look(content, size)
+            decoding.pixel_hash(found.hashed)
+            decoding.perceptual_hash(found.hashed)
             field.codec.encode(field, found.pixels)
 
     return do
@@ -156,7 +157,7 @@ def photographs(name: str) -> Iterator[bytes]:
         if real:
             yield from (path.read_bytes() for path in real)
         else:
-            yield from (drawing.lesion_jpeg(seed, bool(seed % 2), SIZES[name][0]) for seed in range(500))
+            yield from (synthetic.lesion_jpeg(seed, bool(seed % 2), SIZES[name][0]) for seed in range(500))
         return
     width, height = SIZES[name]
     real = sorted((SHARED / "isic_ids").glob("*.jpg"))
@@ -164,7 +165,7 @@ def photographs(name: str) -> Iterator[bytes]:
     noise = rng.normal(0, 5, (height + DIFFERENT, width, 3)).astype(np.int16)
     for place in range(DIFFERENT):
         small = Image.open(
-            real[place % len(real)] if real else io.BytesIO(drawing.lesion_jpeg(place, bool(place % 2), 450))
+            real[place % len(real)] if real else io.BytesIO(synthetic.lesion_jpeg(place, bool(place % 2), 450))
         )
         pixels = np.asarray(small.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
         noisy = (pixels + noise[place : place + height]).clip(0, 255).astype(np.uint8)

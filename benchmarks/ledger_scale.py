@@ -29,7 +29,8 @@ from score import registered
 from side_by_side import REPO, start_spark
 
 from jobs.job import Job
-from melanoma_spark import archive, config, drawing, ledger, schemas, tracking
+from melanoma_spark import archive, config, ledger, schemas, tracking
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 
 SIZE = 32  # pixels, of the network
@@ -60,7 +61,7 @@ def measure(folder: Path) -> None:
     told("nothing new in 1,000 images", folder, "small")
     told("nothing new in 100,000 images", folder, "large")
     for seed in range(NEW):
-        (folder / f"small/new-{seed}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=SIDE * 4))
+        (folder / f"small/new-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(seed, size=SIDE * 4))
     told(f"{NEW} new images beside 1,000", folder, "small")
 
 

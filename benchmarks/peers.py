@@ -17,7 +17,8 @@ import pandas as pd
 from pyspark.sql import functions as f
 from side_by_side import start_spark
 
-from melanoma_spark import images, network
+from melanoma_spark import network
+from melanoma_spark.images import decoding
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
@@ -60,7 +61,7 @@ def naive(spec: network.Spec, weights: str) -> Any:
         network.use_threads(1)
         with open(weights, "rb") as file:
             model = network.build(spec, files.unpack_tensors(file.read()))
-        return contents.map(lambda c: float(model(images.decode(c, spec.image_size)[None], training=False)[0, 0]))
+        return contents.map(lambda c: float(model(decoding.decode(c, spec.image_size)[None], training=False)[0, 0]))
 
     return judge
 
@@ -76,7 +77,7 @@ def iterator(spec: network.Spec, weights: str) -> Any:
         shape = (spec.image_size, spec.image_size, 3)
 
         def decoded(content: Any) -> Any:
-            pixels = tf.numpy_function(lambda c: images.decode(c, spec.image_size), [content], tf.uint8)
+            pixels = tf.numpy_function(lambda c: decoding.decode(c, spec.image_size), [content], tf.uint8)
             return tf.ensure_shape(pixels, shape)
 
         for contents in batches:

@@ -32,8 +32,9 @@ from side_by_side import REPO, Memory, Processes
 
 from jobs import score
 from jobs.job import Job
-from melanoma_spark import bundle, config, drawing, images, lineage, network, tracking
+from melanoma_spark import bundle, config, lineage, network, tracking
 from melanoma_spark.calibration import Calibration
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.storage import files
 
@@ -61,11 +62,11 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     for count in sizes:
         (folder / str(count)).mkdir()
         for seed in range(count):
-            (folder / str(count) / f"{seed:05d}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=SIZE))
+            (folder / str(count) / f"{seed:05d}.jpg").write_bytes(synthetic.lesion_jpeg(seed, size=SIZE))
     scorer = registered(folder)
     ray = environment(folder / "ray") if "Ray Data" in chosen.only else None
     sample = sorted((folder / str(chosen.few)).iterdir())[:BATCH]
-    pixels = np.stack([images.decode(path.read_bytes(), SIZE) for path in sample])
+    pixels = np.stack([decoding.decode(path.read_bytes(), SIZE) for path in sample])
     print(f"{chosen.few} and {chosen.images} JPEG files of {SIZE} px, VGG16, random weights, {chosen.slots} cores")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in chosen.only}
     with Processes(chosen.slots, bare_loop, pixels, scorer) as bare:

@@ -32,7 +32,8 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import config, drawing, network, ranks, reading, sharding, tracking, training, weights
+from melanoma_spark import config, network, ranks, reading, sharding, tracking, training, weights
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files, store
 
 CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2
@@ -101,7 +102,7 @@ def made(spark: Any, folder: Path, images: int) -> tuple[Rows, Rows]:
             "backbone": BACKBONE.model_dump(),
         }
     )
-    drawing.draw_archive(folder / "archive", images=max(images * 3 // 2, 150), size=224)
+    synthetic.draw_archive(folder / "archive", images=max(images * 3 // 2, 150), size=224)
     warehouse = files.url_of(settings.warehouse)
     job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     with job.tracker.run("benchmark", {}):

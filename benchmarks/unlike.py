@@ -21,7 +21,8 @@ from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from melanoma_spark import backbones, config, images, network, reference, weights
+from melanoma_spark import backbones, config, network, reference, weights
+from melanoma_spark.images import decoding
 
 SHARED = Path(__file__).parents[2] / "shared"
 SIZE, BATCH = 224, 16
@@ -32,14 +33,14 @@ Distances = Callable[[np.ndarray], np.ndarray]
 def pictures() -> dict[str, list[np.ndarray]]:
     """uint8 (SIZE, SIZE, 3) each."""
     contents = [path.read_bytes() for path in (SHARED / "data/lesions").glob("*/*.jpg")]
-    files = {images.sha256(content): content for content in contents}
+    files = {decoding.sha256(content): content for content in contents}
     others = [path.read_bytes() for path in sorted((SHARED / "data/isic_ids").glob("*.jpg"))]
-    lesions = [images.decode(files[name], SIZE) for name in sorted(files)[:ALL]]
+    lesions = [decoding.decode(files[name], SIZE) for name in sorted(files)[:ALL]]
     rng = np.random.default_rng(0)
     last = lesions[-24:]
     return {
         "lesions": lesions,
-        "with ISIC ids": [images.decode(content, SIZE) for content in others],
+        "with ISIC ids": [decoding.decode(content, SIZE) for content in others],
         "noise": [rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for _ in range(16)],
         "gradients": [gradient(rng) for _ in range(16)],
         "text": [text(rng) for _ in range(16)],

@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 rm -f "$classes"
 
 # What an ingest of a few images has loaded is most of what any job will.
-"$repo/.venv/bin/python" -m melanoma_spark.drawing "$work/archive" --images 20 --size 64 >"$work/told" 2>&1 &&
+"$repo/.venv/bin/python" -m melanoma_spark.images.synthetic "$work/archive" --images 20 --size 64 >"$work/told" 2>&1 &&
     SPARK_SUBMIT_OPTS="-XX:ArchiveClassesAtExit=$work/classes.jsa -XX:TieredStopAtLevel=1 -XX:+UseSerialGC" \
         SPARK_CONF='' SPARK_HOME='' PYSPARK_PYTHON='' PYSPARK_DRIVER_PYTHON='' "$repo/spark-submit.sh" ingest \
         archive="$work/archive" warehouse="$work/warehouse" image_size=64 --master 'local[2]' >>"$work/told" 2>&1

@@ -20,8 +20,9 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, pixels_of
-from melanoma_spark import bundle, drift, network, quality, reference, schemas
+from melanoma_spark import bundle, drift, network, reference, schemas
 from melanoma_spark.errors import ImageError
+from melanoma_spark.images import quality
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import store
 

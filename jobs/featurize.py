@@ -18,8 +18,9 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Command, Job, Summary, dataset, main, pace, pixels_of
-from melanoma_spark import augmentation, backbones, exported, lineage, schemas, weights
-from melanoma_spark.images import PIXELS_VERSION
+from melanoma_spark import backbones, exported, lineage, schemas, weights
+from melanoma_spark.images import augmentation
+from melanoma_spark.images.decoding import PIXELS_VERSION
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 

@@ -13,21 +13,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from jobs.job import Command, Job, Summary, archive_id, main, pace
-from melanoma_spark import (
-    archive,
-    census,
-    config,
-    datacard,
-    images,
-    layouts,
-    lineage,
-    quality,
-    records,
-    schemas,
-    selection,
-    splits,
-)
+from melanoma_spark import archive, census, config, datacard, layouts, lineage, records, schemas, selection, splits
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import decoding, quality
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
@@ -127,7 +115,7 @@ def staged(job: Job, stage: str) -> Summary:
     missing = (unmatched["rows_without_image"] or {"count": 0})["count"]
     groups = census.group_kinds(kept)
     kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
-    dataset_id = lineage.content_id([kept_id, settings.image_size, images.PIXELS_VERSION])
+    dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
     write(job, decoded, kept, accepted, path)
     for name, table in (("rejects", rejects), ("unmatched", apart)):
@@ -190,13 +178,13 @@ def chosen(settings: config.Settings) -> list[Any]:
     """The settings that a dataset depends on."""
     sections = (settings.ingest, settings.privacy)
     plain = (settings.layout, settings.target, settings.split, settings.image_size, settings.seed)
-    return [*(section.model_dump(mode="json") for section in sections), *plain, images.PIXELS_VERSION]
+    return [*(section.model_dump(mode="json") for section in sections), *plain, decoding.PIXELS_VERSION]
 
 
 def decoded_as(settings: config.Settings) -> str:
     """The folder of `decoded/`: what the rows depend on that were read of files."""
     limits = settings.ingest
-    recipe = [settings.image_size, images.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
+    recipe = [settings.image_size, decoding.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
     return lineage.content_id([*recipe, limits.allow_recognisable, limits.damaged, settings.privacy.source_names])
 
 
@@ -210,7 +198,7 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int, str]:
     url = files.join(job.warehouse, "decoded", decoded_as(settings))
     todo = readable
     if files.matches(url, "*.parquet"):
-        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{images.GONE}'")
+        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{decoding.GONE}'")
         keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
         same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
         todo = readable.join(keys, same, "left_anti")

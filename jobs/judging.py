@@ -21,13 +21,13 @@ from melanoma_spark import (
     layouts,
     metrics,
     network,
-    quality,
     report,
     schemas,
     shortcuts,
     subgroups,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import quality
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import config, exported, history, images, logs, retention, tracking
+from melanoma_spark import config, exported, history, logs, retention, tracking
 from melanoma_spark.errors import ClusterError, DataError
+from melanoma_spark.images import decoding
 from melanoma_spark.storage import files, lease, store
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
@@ -89,7 +90,7 @@ def needed(settings: config.Settings, warehouse: str, listing: list[retention.Fi
         manifests,
         datasets=frozenset(found["dataset_id"] for found in tags if "dataset_id" in found),
         reports=frozenset(found["report_id"] for found in [*tags, *evidence] if "report_id" in found),
-        exported=frozenset(p for p in kept if images.sha256(files.read_bytes(files.join(warehouse, p))) in sums),
+        exported=frozenset(p for p in kept if decoding.sha256(files.read_bytes(files.join(warehouse, p))) in sums),
     )
 
 

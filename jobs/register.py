@@ -216,9 +216,9 @@ def overlap(job: Job, images: dict[str, Any]) -> int:
 
 def example(job: Job, scorer: bundle.Scorer) -> pd.DataFrame:
     """One drawn lesion, not a patient's: an input example must be free to show."""
-    from melanoma_spark import drawing
+    from melanoma_spark.images import synthetic
 
-    return pd.DataFrame({"image": [drawing.lesion_jpeg(seed=1, size=scorer.spec.image_size)]})
+    return pd.DataFrame({"image": [synthetic.lesion_jpeg(seed=1, size=scorer.spec.image_size)]})
 
 
 COMMAND = Command(

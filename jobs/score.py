@@ -40,22 +40,9 @@ from pyspark.sql import functions as f
 
 from jobs import drift, follow, status, worklist
 from jobs.job import Command, Job, Stage, Summary, archive_id, main, pace, run_stage, run_without_run, say
-from melanoma_spark import (
-    archive,
-    batches,
-    bundle,
-    config,
-    exported,
-    images,
-    ledger,
-    lineage,
-    logs,
-    network,
-    quality,
-    records,
-    schemas,
-)
+from melanoma_spark import archive, batches, bundle, config, exported, ledger, lineage, logs, network, records, schemas
 from melanoma_spark.errors import ClusterError, ImageError
+from melanoma_spark.images import decoding, quality
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -248,7 +235,7 @@ def refuse_lost(rows: DataFrame, total: int, most: float) -> None:
 
     One of them is a row. Many of them are a part of the archive that is away, or rights that changed.
     """
-    lost = rows.where(f.col("reason") == images.GONE)
+    lost = rows.where(f.col("reason") == decoding.GONE)
     count = lost.count()
     if count > max(FEW, most * total):
         (first,) = lost.select("detail").limit(1).collect()
@@ -400,12 +387,12 @@ def exported_network(own: Run, engine: str) -> bytes:
     version = job.tracker.version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
-        if version.tags.get(tag) == images.sha256(content):
+        if version.tags.get(tag) == decoding.sha256(content):
             return content
     say(f"  exporting the network for {engine}, once")
     content = exported.export(network.judge(spec, own.scorer.tensors), engine)
     files.write_bytes(url, content)
-    job.tracker.tag_version(own.model, own.version, {tag: images.sha256(content)})
+    job.tracker.tag_version(own.model, own.version, {tag: decoding.sha256(content)})
     return content
 
 

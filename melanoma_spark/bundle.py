@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import __version__, images, lineage, network, quality
+from melanoma_spark import __version__, lineage, network
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
+from melanoma_spark.images import decoding, quality
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.reference import FILES as OPTIONAL
 from melanoma_spark.reference import Reference
@@ -56,7 +57,7 @@ class Scorer:
 
     def prepare(self, content: bytes) -> np.ndarray:
         """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
-        return images.decode(content, self.spec.image_size, self.min_side, self.max_pixels, self.damaged == "accept")
+        return decoding.decode(content, self.spec.image_size, self.min_side, self.max_pixels, self.damaged == "accept")
 
     def prepare_sized(self, content: bytes) -> np.ndarray:
         """A record of `prepare`'s `pixels`, `side`, the shorter one of the image as it came, and `damaged`.
@@ -64,7 +65,7 @@ class Scorer:
         Raises as `prepare` does.
         """
         size = self.spec.image_size
-        pixels, side, damage = images.decode_sized(
+        pixels, side, damage = decoding.decode_sized(
             content, size, self.min_side, self.max_pixels, self.damaged == "accept"
         )
         fields = [("pixels", np.uint8, (size, size, 3)), ("side", np.float32), ("damaged", bool)]
@@ -137,7 +138,7 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
         "weights.npz": files.pack_tensors(scorer.tensors),
         **(scorer.reference.pack() if scorer.reference else {}),
     }
-    sums = {name: images.sha256(content) for name, content in contents.items()}
+    sums = {name: decoding.sha256(content) for name, content in contents.items()}
     return contents | {MANIFEST: json.dumps(sums, indent=1, sort_keys=True).encode()}
 
 
@@ -147,7 +148,7 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
         sums = json.loads(artifacts[MANIFEST])
         referenced = any(name in sums for name in OPTIONAL)
         for name in (*CONTENTS, *(OPTIONAL if referenced else ())):
-            found = images.sha256(artifacts[name])
+            found = decoding.sha256(artifacts[name])
             if found != sums[name]:
                 raise DataError(
                     f"the model's {name} was changed after it was registered: SHA-256 {found}, "

@@ -11,7 +11,8 @@ import numpy as np
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, containers, images, layouts, schemas, splits
+from melanoma_spark import config, containers, layouts, schemas, splits
+from melanoma_spark.images import decoding
 
 CONTACTS = 40  # thumbnails of a class
 SHOWN = 6  # thumbnails of a reject reason
@@ -24,7 +25,7 @@ WORDS = 200  # rows of the label mapping
 EXAMPLES = 5
 SIDE = 96  # pixels of a thumbnail
 NAMES = {"malignant": ("benign", "malignant"), "melanoma": ("not melanoma", "melanoma")}
-REASONS = {**images.REASONS, **containers.REASONS}
+REASONS = {**decoding.REASONS, **containers.REASONS}
 
 
 def unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Any]:
@@ -274,6 +275,5 @@ def thumbnails(decoded: DataFrame, shas: set[str], size: int) -> dict[str, bytes
         return {}
     rows = decoded.where(f.col("sha256").isin(*sorted(shas)) & f.col("image").isNotNull())
     found = rows.select("sha256", "image").dropDuplicates(["sha256"]).collect()
-    return {
-        row.sha256: images.thumbnail(np.asarray(field.codec.decode(field, bytearray(row.image))), SIDE) for row in found
-    }
+    pixels = {row.sha256: np.asarray(field.codec.decode(field, bytearray(row.image))) for row in found}
+    return {sha256: decoding.thumbnail(image, SIDE) for sha256, image in pixels.items()}

@@ -288,7 +288,7 @@ class Register(Section):
 
 
 class Quality(Section):
-    """Limits of `melanoma_spark.quality`, of pixels at the model's size, and of what is known besides; null is none."""
+    """Limits of `images.quality`, of pixels at the model's size, and of what is known besides; null is none."""
 
     action: Literal["flag", "abstain"] = Field(
         default="flag", description="what passes a limit keeps its score and is flagged; or it is not judged"

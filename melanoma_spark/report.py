@@ -20,10 +20,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from melanoma_spark import bootstrap, figures, metrics, operating_points, pages, quality
+from melanoma_spark import bootstrap, figures, metrics, operating_points, pages
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
-from melanoma_spark.images import REASONS
+from melanoma_spark.images import quality
+from melanoma_spark.images.decoding import REASONS
 from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL

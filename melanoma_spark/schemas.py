@@ -10,7 +10,7 @@ from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
 from petastorm.unischema import Unischema, UnischemaField
 from pyspark.sql import types as t
 
-from melanoma_spark import quality
+from melanoma_spark.images import quality
 
 
 @functools.cache
@@ -115,7 +115,7 @@ DECODED = _columns(  # what ingest knows of a file's content; nothing here depen
 REJECTS = _columns(
     ("source_uri", t.StringType()),
     ("sha256", t.StringType()),
-    ("reason", t.StringType()),  # a code of melanoma_spark.images.REASONS
+    ("reason", t.StringType()),  # a code of images.decoding.REASONS
     ("detail", t.StringType()),
 )
 
@@ -145,7 +145,7 @@ SCORES = _columns(
     ("status", t.StringType()),  # scored, abstained, rejected
     ("reason", t.StringType()),
     ("detail", t.StringType()),
-    ("flags", t.StringType()),  # of melanoma_spark.quality, with commas between; null of none
+    ("flags", t.StringType()),  # of melanoma_spark.images.quality, with commas between; null of none
     *((name, t.FloatType()) for name in quality.MEASURES),
     ("side", t.IntegerType()),  # the shorter one of the file, pixels
     ("distance", t.DoubleType()),  # in feature space, see melanoma_spark.reference; null where the model has none

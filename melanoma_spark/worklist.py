@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from melanoma_spark import drift, pages, quality
+from melanoma_spark import drift, pages
+from melanoma_spark.images import quality
 
 THUMBNAIL = 160  # pixels, the side
 COLUMNS = (

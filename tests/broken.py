@@ -18,7 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from melanoma_spark import drawing
+from melanoma_spark.images import synthetic
 
 LIMITS = {"min_side": 8, "max_pixels": 1_000_000}
 DERMOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.7"
@@ -26,7 +26,7 @@ PHOTOGRAPHIC = "1.2.840.10008.5.1.4.1.1.77.1.4"
 END = b"\xff\xd9"  # of a JPEG
 ENDOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.1"
 
-PIXELS = drawing.draw_lesion(np.random.default_rng(1), malignant=True, size=96)
+PIXELS = synthetic.draw_lesion(np.random.default_rng(1), malignant=True, size=96)
 LESION = Image.fromarray(PIXELS)
 GREY = LESION.convert("L")
 MASK = GREY.point(lambda value: 255 * (value > 128))
@@ -230,7 +230,7 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "png with zeros inside": (changed(lossless, (2000, bytes(2000))), "corrupt"),
         "png with a wrong checksum": (changed(lossless, (lossless.index(b"IEND") - 8, bytes(4))), "damaged"),
         "png without an end": (lossless[:-12], "damaged"),
-        "png bomb": (drawing._bomb(), "too_many_pixels"),
+        "png bomb": (synthetic._bomb(), "too_many_pixels"),
         "png that claims 9000 x 8000": (png(8, 0, hollow, claimed=(9000, 8000)), "too_many_pixels"),
         "png a line of 100,000": (png(8, 0, hollow, claimed=(9, 100_000)), "too_many_pixels"),
         "png of height 0": (png(8, 0, hollow, claimed=(0, 50)), "corrupt"),

@@ -197,10 +197,10 @@ def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_
 @pytest.fixture(scope="session")
 def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """120 drawn lesions with copies, turned JPEGs, broken files and an image without a label."""
-    from melanoma_spark import drawing
+    from melanoma_spark.images import synthetic
 
     folder = tmp_path_factory.mktemp("archive") / "lesions"
-    drawing.draw_archive(folder, images=120, size=64)
+    synthetic.draw_archive(folder, images=120, size=64)
     return folder
 
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import Line
 from PIL import Image
 
-from melanoma_spark import drawing, images, ledger
+from melanoma_spark import ledger
+from melanoma_spark.images import decoding, synthetic
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def scored(copied):
     shutil.rmtree(copied.archive)
     copied.archive.mkdir()
     for seed in range(6):
-        (copied.archive / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=64))
+        (copied.archive / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(seed, size=64))
     (copied.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
     return copied
 
@@ -39,7 +40,7 @@ def once(line: Line) -> None:
     contents = found[found["sha256"].notna()]
     assert not contents.duplicated(["sha256", "model_version"]).any()
     here = {
-        images.sha256(path.read_bytes())
+        decoding.sha256(path.read_bytes())
         for path in line.archive.rglob("*")
         if path.is_file() and path.suffix not in (".zip", ".csv") and os.access(path, os.R_OK)
     }

@@ -24,10 +24,11 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, containers, images, layouts, quality, schemas
+from melanoma_spark import config, containers, layouts, schemas
 from melanoma_spark.background import Waits, ahead
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError
+from melanoma_spark.images import decoding, quality
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
@@ -151,7 +152,7 @@ def walked(root: str, only: str, max_bytes: int) -> Iterator[tuple[Any, ...]]:
             if returned(root):
                 folders.append(folder)
                 continue
-            yield _row(root, folder, None, 0, None, reason=images.GONE, detail=f"the folder: {files.reason(error)}")
+            yield _row(root, folder, None, 0, None, reason=decoding.GONE, detail=f"the folder: {files.reason(error)}")
             continue
         below = []
         for info in sorted(infos, key=lambda info: info["name"]):
@@ -202,7 +203,7 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
         with opened(root, container.file, container.raw) as file:
             head = file.read(512)
             kind = containers.kind_of(head)
-            if kind is None and not any(signature.match(head) for signature in images.SIGNATURES.values()):
+            if kind is None and not any(signature.match(head) for signature in decoding.SIGNATURES.values()):
                 kind = containers.kind_of(head, container.file)
             if kind is None and container.length:
                 wrong = layouts.unread(container.file) or _too_long(container.length, limits.max_member_bytes)
@@ -223,7 +224,7 @@ def expanded(root: str, container: Any, limits: containers.Limits) -> Iterator[t
         if returned(root):
             yield from islice(expanded(root, container, limits), told, None)
             return
-        yield _row(root, container.file, "file", **whole, reason=images.GONE, detail=files.reason(error))
+        yield _row(root, container.file, "file", **whole, reason=decoding.GONE, detail=files.reason(error))
 
 
 def _member(root: str, container: Any, kind: str, member: containers.Member) -> tuple[Any, ...]:
@@ -434,9 +435,9 @@ def _bytes_of(root: str, row: Any, max_bytes: int) -> bytes | ImageError:
                 attempt = 0
             elif isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError):
                 if attempt > 1:  # the archive may just have come back
-                    return ImageError(images.GONE, files.reason(error))
+                    return ImageError(decoding.GONE, files.reason(error))
             elif attempt == ATTEMPTS:
-                return ImageError(images.GONE, f"{files.reason(error)} ({ATTEMPTS} attempts)")
+                return ImageError(decoding.GONE, f"{files.reason(error)} ({ATTEMPTS} attempts)")
             else:
                 time.sleep(attempt)
 
@@ -470,7 +471,7 @@ def _members_of(root: str, name: str, kind: str, rows: Iterable[Any]) -> Iterato
     for _ in members:  # those that were not asked for any more
         pass
     for row in asked.values():
-        yield row, ImageError(images.GONE, detail)
+        yield row, ImageError(decoding.GONE, detail)
 
 
 def read_ahead(found: Iterator[tuple[Any, bytes | ImageError]]) -> Iterator[tuple[Any, bytes | ImageError]]:
@@ -528,7 +529,7 @@ def hashed(listed: DataFrame, count: int, settings: config.Settings) -> DataFram
     def told(row: Any, content: bytes | ImageError) -> tuple[Any, ...]:
         if isinstance(content, ImageError):
             return (row.source_key, name(row.image_id), None, content.reason, content.detail)
-        return (row.source_key, name(row.image_id), images.sha256(content), None, None)
+        return (row.source_key, name(row.image_id), decoding.sha256(content), None, None)
 
     def rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         found = read_ahead(contents(root, batches, max_bytes))
@@ -562,7 +563,7 @@ def computed(
             found = contents(root, batches, max_bytes)
             while batch := list(islice(found, batch_size)):
                 for row, content in batch:
-                    sha256 = None if isinstance(content, ImageError) else images.sha256(content)
+                    sha256 = None if isinstance(content, ImageError) else decoding.sha256(content)
                     whose = name(getattr(row, "patient_id", None))
                     read.append((row.source_uri, row.length, moment(row.modified), name(row.image_id), whose, sha256))
                 yield [content for _, content in batch]
@@ -590,14 +591,14 @@ def _decoded(content: bytes | ImageError, size: int, limits: config.Ingest, fiel
     try:
         if isinstance(content, ImageError):
             raise content
-        sha256 = images.sha256(content)
-        found = images.look(
+        sha256 = decoding.sha256(content)
+        found = decoding.look(
             *(content, size, limits.min_side, limits.max_pixels, limits.allow_recognisable),
             accept_damaged=limits.damaged == "accept",
         )
     except ImageError as error:
         return (sha256, None, None, None, None, None, None, error.reason, error.detail, None)
-    hashes = images.pixel_hash(found.hashed), images.perceptual_hash(found.hashed)
+    hashes = decoding.pixel_hash(found.hashed), decoding.perceptual_hash(found.hashed)
     stored = bytes(field.codec.encode(field, found.pixels))
     flags = quality.DAMAGED if found.damage else None
     return (sha256, *hashes, found.width, found.height, found.format, stored, None, None, flags)

@@ -25,7 +25,8 @@ from crash_points import Control, Killed, Point, Write
 
 from jobs import evaluate, featurize, finetune, ingest, prune, register, score, search, train_head
 from jobs.job import Command, Result, invoke
-from melanoma_spark import drawing, history, lineage, tracking
+from melanoma_spark import history, lineage, tracking
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files, lease, store
 
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -100,7 +101,7 @@ class Stages:
         for key, value in SETTINGS.items():
             values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
         self.settings.write_text(yaml.safe_dump(values))
-        drawing.draw_archive(folder / "archive", images=40, size=32)
+        synthetic.draw_archive(folder / "archive", images=40, size=32)
         later = sorted((folder / "archive").glob("*/*.jpg"))[::4]
         for path in later:
             path.rename(folder / path.name)

@@ -19,8 +19,9 @@ from fake_clock import FakeClock
 from scoring import once, rows
 
 from jobs import score
-from melanoma_spark import archive, drawing, images, ledger, schemas, tracking
+from melanoma_spark import archive, ledger, schemas, tracking
 from melanoma_spark.errors import ClusterError, ImageError, of_storage
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.storage import files
 
 NEW = 24  # images that are not scored yet
@@ -76,7 +77,7 @@ def on_disk(scored, disk) -> Line:
         elif path.is_dir() and path.name not in ("scoring", "running"):
             (folder / path.name).symlink_to(path)
     for seed in range(NEW):
-        (scored.archive / f"new-{seed}.jpg").write_bytes(drawing.lesion_jpeg(500 + seed, size=64))
+        (scored.archive / f"new-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(500 + seed, size=64))
     settings = scored.job.settings.model_copy(update={"warehouse": str(folder)})
     small = settings.model_copy(update={"score": settings.score.model_copy(update=SMALL)})
     return replace(scored, folder=folder, job=replace(scored.job, settings=small, warehouse=files.url_of(str(folder))))
@@ -189,7 +190,7 @@ def away(request):
 def test_an_archive_that_is_away_for_a_moment_is_waited_for(scored, monkeypatch, away, moment):
     with zipping(scored.archive / "more.zip") as more:
         for seed in range(4):
-            more.writestr(f"{seed}.jpg", drawing.lesion_jpeg(700 + seed, size=64))
+            more.writestr(f"{seed}.jpg", synthetic.lesion_jpeg(700 + seed, size=64))
     disk = away(scored.archive)
     whole = getattr(archive, moment)
 
@@ -242,14 +243,14 @@ def test_a_file_alone_that_is_gone_is_a_row(tmp_path):
     contents = [content for _, content in found]
     assert (contents[0], contents[2]) == (b"a", b"c")
     assert isinstance(contents[1], ImageError)
-    assert contents[1].reason == images.GONE
+    assert contents[1].reason == decoding.GONE
 
 
 def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch):
     """A disk below the archive, or rights that changed: the archive itself is there."""
     (below := scored.archive / "below").mkdir()
     for seed in range(12):
-        (below / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(800 + seed, size=64))
+        (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(800 + seed, size=64))
     listing, elsewhere = score.archive.listing, scored.folder.parent / "below"
 
     def vanishing(spark, settings):
@@ -270,7 +271,7 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
     assert list(rows(scored)["reason"].dropna()) == ["corrupt"], "nobody is told of what came back"
 
     for seed in range(12):
-        (below / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(900 + seed, size=64))
+        (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(900 + seed, size=64))
     with monkeypatch.context() as only_here:
         only_here.setattr(score.archive, "listing", vanishing)
         taken = scored.job.settings.score.model_copy(update={"most_unreadable": 1})
@@ -362,7 +363,7 @@ def test_killed_at_99_of_100_it_computes_at_most_5_of_100_again(scored, monkeypa
     """Rows that the network has judged are counted by the worker that does it."""
     count = 200
     for seed in range(count - 7):
-        (scored.archive / f"more-{seed}.jpg").write_bytes(drawing.lesion_jpeg(2000 + seed, size=64))
+        (scored.archive / f"more-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(2000 + seed, size=64))
     counted = str(scored.folder.parent / "counted")
     whole = score.with_quality
 

@@ -10,8 +10,9 @@ import pytest
 from broken import END, half
 
 from jobs import judging
-from melanoma_spark import bundle, drawing, images, lineage, network, serving
+from melanoma_spark import bundle, lineage, network, serving
 from melanoma_spark.calibration import Calibration
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.operating_points import OperatingPoint
 
 
@@ -20,9 +21,9 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
     for number in range(40):
         folder = archive / ("nevus", "melanoma")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.jpg").write_bytes(drawing.lesion_jpeg(number, malignant=number % 2 == 1, size=64))
+        (folder / f"{number}.jpg").write_bytes(synthetic.lesion_jpeg(number, malignant=number % 2 == 1, size=64))
     cut = archive / "nevus" / "cut.jpg"
-    cut.write_bytes(half(drawing.lesion_jpeg(99, size=96)) + END)
+    cut.write_bytes(half(synthetic.lesion_jpeg(99, size=96)) + END)
     line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
 
     assert "41 files listed = 40 accepted + 1 rejected (damaged 1) + 0 skipped" in line.stage("ingest")
@@ -31,7 +32,7 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
     assert "damaged" not in facts
     assert line.read("images").where("flags is not null").count() == 0
     (reject,) = pd.read_parquet(line.folder / "rejects" / facts["path"]).itertuples()
-    assert (reject.reason, reject.sha256) == ("damaged", images.sha256(cut.read_bytes()))
+    assert (reject.reason, reject.sha256) == ("damaged", decoding.sha256(cut.read_bytes()))
     assert reject.detail == "libjpeg: Corrupt JPEG data: premature end of data segment"
 
     accepting = line.job.settings.ingest.model_copy(update={"damaged": "accept"})
@@ -79,7 +80,7 @@ def test_a_model_keeps_the_setting_and_one_from_before_rejects(scorer):
     description = json.loads(accepting["model.json"])
     del description["damaged"]
     accepting["model.json"] = json.dumps(description).encode()
-    sums = {name: images.sha256(accepting[name]) for name in bundle.CONTENTS}
+    sums = {name: decoding.sha256(accepting[name]) for name in bundle.CONTENTS}
     assert bundle.unpack(accepting | {bundle.MANIFEST: json.dumps(sums).encode()}).damaged == "reject"
 
 
@@ -91,7 +92,7 @@ def test_the_served_model_rejects_or_flags(scorer, tmp_path, choice):
         paths[name] = str(tmp_path / name)
     served = serving.LesionScorer()
     served.load_context(SimpleNamespace(artifacts=paths))
-    contents = [b"no image", half(drawing.lesion_jpeg(1, size=96)) + END, drawing.lesion_jpeg(2, size=48)]
+    contents = [b"no image", half(synthetic.lesion_jpeg(1, size=96)) + END, synthetic.lesion_jpeg(2, size=48)]
     found = served.predict(None, pd.DataFrame({"image": contents}))
     assert tuple(found.columns) == bundle.OUTPUTS
     assert bundle.OUTPUTS[-1] == "flags"

@@ -118,9 +118,9 @@ def test_an_error_of_spark_names_no_file_where_names_are_private(spark):
 def test_hashed_names_are_in_no_line(copied, monkeypatch, as_json, capsys):
     """A whole batch, with a table that cannot be understood, and a file that cannot be decoded."""
     monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
-    from melanoma_spark import drawing
+    from melanoma_spark.images import synthetic
 
-    (copied.archive / "Jane Doe.jpg").write_bytes(drawing.lesion_jpeg(900, size=64))
+    (copied.archive / "Jane Doe.jpg").write_bytes(synthetic.lesion_jpeg(900, size=64))
     (copied.archive / "John Roe.jpg").write_bytes(b"\xff\xd8\xff and no more")
     (copied.archive / "Jane Roe.csv").write_text("a,b\n1\n")
     (copied.archive / "metadata.csv").unlink(missing_ok=True)

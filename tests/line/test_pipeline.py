@@ -14,21 +14,9 @@ from PIL import Image
 
 from jobs import pipeline
 from jobs.job import run_stage
-from melanoma_spark import (
-    calibration,
-    config,
-    drawing,
-    images,
-    ledger,
-    network,
-    operating_points,
-    quality,
-    reading,
-    schemas,
-    sharding,
-    weights,
-)
+from melanoma_spark import calibration, config, ledger, network, operating_points, reading, schemas, sharding, weights
 from melanoma_spark.errors import ConfigError, DataError, MelanomaError
+from melanoma_spark.images import decoding, quality, synthetic
 from melanoma_spark.storage import store
 
 
@@ -122,7 +110,7 @@ def test_every_file_of_the_archive_is_accounted_for(line, stored):
         len(skipped),
     )
     assert facts["reasons"] == rejects["reason"].value_counts().to_dict()
-    assert set(rejects["reason"]) <= set(images.REASONS)
+    assert set(rejects["reason"]) <= set(decoding.REASONS)
     assert rejects["detail"].str.len().min() > 0
     expected = f"ingest: {len(accounted)} files listed = {len(stored)} accepted + {len(rejects)} rejected"
     assert line.said.startswith(expected)
@@ -156,10 +144,10 @@ def test_pixels_are_stored_as_decoded_and_nothing_but_pixels(stored):
     turned = 0
     for row in stored.itertuples():
         content = Path(row.source_uri.removeprefix("file:")).read_bytes()
-        assert images.sha256(content) == row.sha256
-        pixels = images.decode(content, 64)
+        assert decoding.sha256(content) == row.sha256
+        pixels = decoding.decode(content, 64)
         np.testing.assert_array_equal(field.codec.decode(field, row.image), pixels)
-        assert images.pixel_hash(images.decode(content, images.HASH_SIZE)) == row.pixel_sha256
+        assert decoding.pixel_hash(decoding.decode(content, decoding.HASH_SIZE)) == row.pixel_sha256
         with Image.open(io.BytesIO(row.image)) as image:
             assert image.format == "PNG"
             assert not image.getexif()
@@ -206,7 +194,7 @@ def test_features_are_those_of_a_plain_forward_pass(line, stored):
     rows = line.read("features").toPandas().set_index("sha256")
     assert sorted(rows.index) == sorted(stored["sha256"])
     some = stored.iloc[::6]
-    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in some["source_uri"]])
+    pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in some["source_uri"]])
     expected = model.predict(keras.applications.vgg16.preprocess_input(pixels.astype("float32")), verbose=0)
     for cut, values in zip(cuts, expected, strict=True):
         for sha, value in zip(some["sha256"], values, strict=True):
@@ -236,7 +224,7 @@ def test_training_reads_exactly_the_rows_of_its_split(line, stored):
     shared = sharding.share(sharding.deal(index.groups, 8, 1), 0, 1)
     read = list(reading.values(url, "image", index, shared, 1, 1024**2))
     rows = stored[stored["split"] == "validation"]
-    expected = [images.decode(Path(uri[5:]).read_bytes(), 64).tobytes() for uri in rows["source_uri"]]
+    expected = [decoding.decode(Path(uri[5:]).read_bytes(), 64).tobytes() for uri in rows["source_uri"]]
     assert sorted(pixels.tobytes() for pixels in read) == sorted(expected)
 
 
@@ -295,7 +283,7 @@ def test_probabilities_are_calibrated_on_validation_alone(line, predictions):
 
 def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
     rows = stored[stored["split"] != "train"].iloc[::5]
-    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
+    pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
     for name, place, near in (("head alone", "models/head", 5e-3), ("fine-tuned", "models/finetuned", 1e-5)):
         facts = line.manifest(place)
         spec = network.Spec.model_validate(facts["spec"])
@@ -320,7 +308,7 @@ def test_auroc_is_that_of_scikit_learn(line, predictions):
 
 def test_flagged_images_are_subgroups_of_the_report(copied, stored):
     test = stored[stored["split"] == "test"]
-    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), 64) for uri in test["source_uri"]])
+    pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in test["source_uri"]])
     measured = quality.measures(pixels)
     sharpness, brightness = (
         float(np.median(measured[:, quality.MEASURES.index(k)])) for k in ("sharpness", "brightness")
@@ -394,10 +382,10 @@ def test_every_image_has_one_score_row(line, scores):
     ]
     read = scores[scores["sha256"].notna()]
     assert read["sha256"].is_unique
-    contents = {images.sha256(path.read_bytes()) for path in listed}
+    contents = {decoding.sha256(path.read_bytes()) for path in listed}
     unread = scores[scores["sha256"].isna()]
     assert set(unread["reason"]) == {"empty", "hidden"}
-    assert contents == set(read["sha256"]) | {images.sha256(Path(uri[5:]).read_bytes()) for uri in unread["source_uri"]}
+    assert contents == {*read["sha256"], *(decoding.sha256(Path(uri[5:]).read_bytes()) for uri in unread["source_uri"])}
     scored = scores[scores["status"] == "scored"]
     rejected = scores[scores["status"] == "rejected"]
     assert len(scored) + len(rejected) == len(scores)
@@ -409,7 +397,7 @@ def test_every_image_has_one_score_row(line, scores):
     assert set(rejected["reason"]) == {"damaged", "empty", "hidden", "not_an_image", "too_many_pixels", "too_small"}
     assert scored["reason"].isna().all()
     for row in scored.itertuples():
-        assert row.sha256 == images.sha256(Path(row.source_uri[5:]).read_bytes())
+        assert row.sha256 == decoding.sha256(Path(row.source_uri[5:]).read_bytes())
         assert row.image_id == Path(row.source_uri).stem
 
 
@@ -536,11 +524,11 @@ def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):
     assert names.search((line.archive / "metadata.csv").read_bytes())
     shown = [path for folder in ("reports", "mlartifacts") for path in listed_files(line.folder / folder)]
     shown = [path for path in shown if path.parent.name not in ("predictions", "isic")]  # tables of the warehouse
-    assert {"report.html", "MLmodel", "model.json", "weights.npz", "serving.py", "drawing.py"} <= {
+    assert {"report.html", "MLmodel", "model.json", "weights.npz", "serving.py", "synthetic.py"} <= {
         p.name for p in shown
     }
     for path in shown:
-        if path.name == "drawing.py":  # draws such names itself
+        if path.name == "synthetic.py":  # draws such names itself
             continue
         assert not names.search(path.read_bytes()), path
     for run in runs.values():
@@ -590,7 +578,7 @@ def test_a_second_run_computes_nothing_and_says_so(line, stored, stage):
 def test_a_grown_archive_moves_no_image_and_computes_only_what_is_new(copied, line, stored):
     rows = (copied.archive / "metadata.csv").read_text()
     for number in range(10):  # two images a patient
-        (copied.archive / "benign" / f"grown_{number}.jpg").write_bytes(drawing.lesion_jpeg(500 + number, size=64))
+        (copied.archive / "benign" / f"grown_{number}.jpg").write_bytes(synthetic.lesion_jpeg(500 + number, size=64))
         rows += f"grown_{number},benign,new_{number // 2},new_{number}\n"
     (copied.archive / "metadata.csv").write_text(rows)
     assert "128 accepted" in copied.stage("ingest")

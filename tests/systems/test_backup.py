@@ -14,7 +14,8 @@ import pytest
 from conftest import REPO, Line, open_line
 from mlflow_server import mlflow_server
 
-from melanoma_spark import batches, drawing, history
+from melanoma_spark import batches, history
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 
 
@@ -44,7 +45,7 @@ def scored_once(line: Line, before: pd.DataFrame) -> None:
 
 def land(line: Line, *seeds: int) -> None:
     for seed in seeds:
-        (line.archive / f"new_{seed}.jpg").write_bytes(drawing.lesion_jpeg(seed, size=64))
+        (line.archive / f"new_{seed}.jpg").write_bytes(synthetic.lesion_jpeg(seed, size=64))
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from conftest import STAGES, open_line, said
 
-from melanoma_spark import backbones, bundle, config, drawing, images
+from melanoma_spark import backbones, bundle, config
+from melanoma_spark.images import decoding, synthetic
 
 SIZE = 80  # the smallest that Inception v3 takes is 75
 LAST = config.Phase(name="last", cut="last_block", epochs=1)
@@ -18,7 +19,7 @@ ALL = config.Phase(name="all", epochs=1)
 @pytest.fixture(scope="module")
 def pixels_only(spark, shared_mlflow, tmp_path_factory):
     """A line of which ingest alone has run; settings name each backbone as a user would."""
-    drawing.draw_archive(archive := tmp_path_factory.mktemp("others") / "archive", images=60, size=SIZE)
+    synthetic.draw_archive(archive := tmp_path_factory.mktemp("others") / "archive", images=60, size=SIZE)
     line = open_line(
         spark,
         archive,
@@ -59,7 +60,7 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
     plain.set_weights(base)
     scores = line.scores()
     rows = scores[(scores["model_name"] == version.name) & (scores["status"] == "scored")].iloc[::5]
-    pixels = np.stack([images.decode(Path(uri[5:]).read_bytes(), SIZE) for uri in rows["source_uri"]])
+    pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), SIZE) for uri in rows["source_uri"]])
     pooled = plain.predict(module.preprocess_input(pixels.astype(np.float32)), verbose=0).mean(axis=(1, 2))
     expected = 1 / (1 + np.exp(-(np.maximum(pooled @ hidden + hidden_bias, 0) @ last + last_bias)[:, 0]))
     assert len(rows) > 10

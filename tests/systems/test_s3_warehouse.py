@@ -16,7 +16,7 @@ from conftest import REPO, STAGES, with_settings
 from kills import killed_when
 from mlflow_server import mlflow_server
 
-from melanoma_spark import drawing, images
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.storage import files, store
 
 WAREHOUSE = "s3a://melanoma/warehouse"
@@ -110,7 +110,7 @@ def test_it_gives_what_a_folder_gives(told, line):
 def come_in(first: int, count: int) -> None:
     there, top = files.filesystem(ARCHIVE)
     for seed in range(first, first + count):
-        there.pipe_file(f"{top}/new-{seed}.jpg", drawing.lesion_jpeg(9000 + seed, size=64))
+        there.pipe_file(f"{top}/new-{seed}.jpg", synthetic.lesion_jpeg(9000 + seed, size=64))
 
 
 def test_killed_around_its_commit_and_again_every_image_has_one_row(told, bucket, submit, submitted):
@@ -130,7 +130,7 @@ def test_killed_around_its_commit_and_again_every_image_has_one_row(told, bucket
     done = submit("score", *bucket.words)
     assert done.returncode == 0, done.stderr
     found = once()
-    new = {images.sha256(drawing.lesion_jpeg(9000 + seed, size=64)) for seed in range(20)}
+    new = {decoding.sha256(synthetic.lesion_jpeg(9000 + seed, size=64)) for seed in range(20)}
     assert new <= set(found["sha256"])
     assert not rows_in("scores/_staged-")()
     assert not rows_in("scoring/")()

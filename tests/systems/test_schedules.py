@@ -12,7 +12,8 @@ import pytest
 from conftest import REPO, Line
 from hadoop import Missing, or_skipped
 
-from melanoma_spark import batches, drawing
+from melanoma_spark import batches
+from melanoma_spark.images import synthetic
 
 EXAMPLES = REPO / "examples/schedules"
 HOME = "/opt/melanoma_spark"  # of all examples
@@ -90,7 +91,7 @@ def lines_of_cron() -> list[str]:
 
 def test_the_line_of_cron_scores_a_night(copied: Line, settings_file, tmp_path):
     """By sh, with another place for each path: a real night, and the check of the morning."""
-    (copied.archive / "tonight.jpg").write_bytes(drawing.lesion_jpeg(500, size=64))
+    (copied.archive / "tonight.jpg").write_bytes(synthetic.lesion_jpeg(500, size=64))
     before = set(batches.committed(copied.job.warehouse))
     log = tmp_path / "score.log"
     places = {

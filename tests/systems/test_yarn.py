@@ -21,7 +21,7 @@ import yaml
 from conftest import REPO, SHORT_LIVED, STAGES, Line, java_home, open_line, with_settings
 from mlflow_server import mlflow_server
 
-from melanoma_spark import drawing
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 
 pytestmark = [pytest.mark.yarn, pytest.mark.timeout(1800)]
@@ -229,7 +229,7 @@ def draw(cluster: Cluster, folder: str, seeds: range) -> str:
     store_, top = files.filesystem(f"{cluster.hdfs.url}/{folder}")
     store_.makedirs(top, exist_ok=True)
     for seed in seeds:
-        store_.pipe_file(f"{top}/{seed}.jpg", drawing.lesion_jpeg(seed, size=64))
+        store_.pipe_file(f"{top}/{seed}.jpg", synthetic.lesion_jpeg(seed, size=64))
     return f"{cluster.hdfs.url}/{folder}"
 
 

@@ -17,8 +17,9 @@ from conftest import Line, said
 from kills import kill
 
 from jobs import follow, score
-from melanoma_spark import batches, drawing, images
+from melanoma_spark import batches
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import decoding, synthetic
 
 PATIENCE = 180  # seconds
 
@@ -27,7 +28,7 @@ def drop(folder: Path, *seeds: int, seconds: float = 5000) -> None:
     """Drawn lesions that have not changed for some seconds; renamed into place, as who lands files does."""
     for seed in seeds:
         path = folder.parent / f"{seed}.jpg"
-        path.write_bytes(drawing.lesion_jpeg(seed, size=64))
+        path.write_bytes(synthetic.lesion_jpeg(seed, size=64))
         os.utime(path, (time.time() - seconds,) * 2)
         path.rename(folder / path.name)
 
@@ -133,7 +134,7 @@ def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landi
                 with zipfile.ZipFile(landing.folder.parent / "more.zip", "w") as zipped:
                     zipped.write(landing.archive / "0.jpg", "again.jpg")
                     for seed in (20, 21):
-                        zipped.writestr(f"{seed}.jpg", drawing.lesion_jpeg(seed, size=64))
+                        zipped.writestr(f"{seed}.jpg", synthetic.lesion_jpeg(seed, size=64))
                 os.utime(landing.folder.parent / "more.zip", (1000, 1000))
                 (landing.folder.parent / "more.zip").rename(landing.archive / "more.zip")
             else:
@@ -248,6 +249,6 @@ def test_told_to_end_through_spark_submit(landing, submitted, submit, settings_f
     assert (started.returncode, err) == (0, ""), out + err
     assert "told to end" in out
     once(landing, 44)
-    here = {images.sha256(path.read_bytes()) for path in landing.archive.glob("*.jpg")}
+    here = {decoding.sha256(path.read_bytes()) for path in landing.archive.glob("*.jpg")}
     assert set(landing.scores()["sha256"]) == here
     assert not list(scoring.rglob("*.parquet"))

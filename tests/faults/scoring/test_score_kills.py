@@ -11,7 +11,7 @@ from conftest import open_line
 from kills import wait_until
 from standalone import submitted
 
-from melanoma_spark import drawing, images
+from melanoma_spark.images import decoding, synthetic
 
 NEW = 60
 
@@ -20,7 +20,7 @@ def test_a_lost_executor_costs_no_row(line, cluster, tmp_path):
     shutil.copytree(line.folder, tmp_path / "warehouse")
     (tmp_path / "archive").mkdir()
     for seed in range(NEW):
-        (tmp_path / "archive" / f"{seed}.jpg").write_bytes(drawing.lesion_jpeg(5000 + seed, size=64))
+        (tmp_path / "archive" / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(5000 + seed, size=64))
     settings = {"batch_size": 4, "drift": {"minimum": 100_000}}  # whether these images are like others is no matter
     started = submitted(cluster, "score", tmp_path, tmp_path / "archive", score=settings)
     wait_until(started, lambda: list(tmp_path.glob("warehouse/scoring/*/*/part-*.parquet")))
@@ -28,7 +28,7 @@ def test_a_lost_executor_costs_no_row(line, cluster, tmp_path):
     out, err = started.communicate(timeout=600)
     assert started.returncode == 0, out + err
     found = open_line(line.job.spark, tmp_path / "archive", tmp_path / "warehouse").scores()
-    here = {images.sha256(path.read_bytes()) for path in (tmp_path / "archive").iterdir()}
+    here = {decoding.sha256(path.read_bytes()) for path in (tmp_path / "archive").iterdir()}
     ours = found[found["sha256"].isin(here)]
     assert sorted(ours["sha256"]) == sorted(here)
     assert not list((tmp_path / "warehouse/scoring").rglob("*.parquet"))

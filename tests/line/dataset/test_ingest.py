@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from conftest import SHARED, counted
 
-from melanoma_spark import drawing
+from melanoma_spark.images import synthetic
 
 DATA = SHARED / "data"
 
@@ -19,7 +19,7 @@ def mixed(tmp_path: Path) -> Path:
     """The layout of ISIC 2019 in a folder, a zip, a tar and a tar.gz, with what people leave beside images."""
     root = tmp_path / "mixed"
     root.mkdir()
-    images = {f"ISIC_{number:07d}": drawing.lesion_jpeg(number, number % 2 == 1, 64) for number in range(80)}
+    images = {f"ISIC_{number:07d}": synthetic.lesion_jpeg(number, number % 2 == 1, 64) for number in range(80)}
     names = list(images)
     for name in names[:20]:
         (root / f"{name}.JPG").write_bytes(images[name])

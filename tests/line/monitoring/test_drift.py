@@ -20,7 +20,8 @@ from scipy import stats
 from jobs import drift as job
 from jobs import pipeline, score
 from jobs.job import Summary, invoke, run_stage
-from melanoma_spark import bundle, config, drift, images, network, reference, serving, weights
+from melanoma_spark import bundle, config, drift, network, reference, serving, weights
+from melanoma_spark.images import decoding
 
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
@@ -375,8 +376,8 @@ def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray
 def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
     """VGG16 of ImageNet at 64 px; docs/decisions/drift.md has figures at 224."""
     size = 64
-    paths = sorted((SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: images.sha256(path.name.encode()))
-    lesions = [images.decode(path.read_bytes(), size) for path in paths[:360]]
+    paths = sorted((SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: decoding.sha256(path.name.encode()))
+    lesions = [decoding.decode(path.read_bytes(), size) for path in paths[:360]]
     spec = network.Spec(backbone="vgg16", image_size=size, hidden=4, dropout=0.0)
     file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     base = weights.resolve(config.Backbone(weights=str(file)), 0).tensors

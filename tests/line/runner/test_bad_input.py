@@ -7,7 +7,7 @@ from conftest import one_line, refused
 
 from jobs import ingest
 from jobs.job import invoke
-from melanoma_spark import drawing
+from melanoma_spark.images import synthetic
 
 
 def holds_no_result(warehouse: Path) -> None:
@@ -20,7 +20,7 @@ def holds_no_result(warehouse: Path) -> None:
 def pictures(folder: Path, count: int, name: str = "{}.jpg", first: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        (folder / name.format(number)).write_bytes(drawing.lesion_jpeg(number, size=64))
+        (folder / name.format(number)).write_bytes(synthetic.lesion_jpeg(number, size=64))
     return folder
 
 

@@ -11,8 +11,9 @@ from conftest import Line, with_pictures
 from scoring import of_ledger, once, rows
 
 from jobs import score
-from melanoma_spark import drawing, ledger, schemas
+from melanoma_spark import ledger, schemas
 from melanoma_spark.errors import BusyError, ClusterError
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
@@ -51,7 +52,7 @@ def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
     assert "7 images listed, all scored before by melanoma version 1; nothing to do" in scored.stage("score")
     pd.testing.assert_frame_equal(rows(scored), before)
 
-    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
     scored.stage("score")
     shown = scored.job.settings.score.model_copy(update={"action": "status"})
     told = scored.told("score", score=shown).splitlines()
@@ -69,9 +70,9 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
     os.utime(scored.archive / "2.jpg", (1, 1))
     with zipfile.ZipFile(scored.archive / "more.zip", "w") as more:
         more.write(scored.archive / "3.jpg", "again.jpg")
-        more.writestr("new.jpg", drawing.lesion_jpeg(100, size=64))
+        more.writestr("new.jpg", synthetic.lesion_jpeg(100, size=64))
     with zipfile.ZipFile(scored.archive / "most.zip", "w") as most:
-        most.writestr("new_too.jpg", drawing.lesion_jpeg(100, size=64))
+        most.writestr("new_too.jpg", synthetic.lesion_jpeg(100, size=64))
     told = scored.stage("score")
     assert "11 images listed = 1 scored + 0 rejected + 4 copies + 6 scored before" in told
     once(scored)
@@ -82,7 +83,7 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
     assert index["source_uri"].str.endswith("renamed.jpg").sum() == 1
     assert "11 images listed, all scored before" in scored.stage("score")
 
-    (scored.archive / "0.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    (scored.archive / "0.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
     assert "= 1 scored + 0 rejected + 0 copies + 10 scored before" in scored.stage("score")
     assert (rows(scored)["source_uri"].str.endswith("/0.jpg")).sum() == 2
     once(scored)

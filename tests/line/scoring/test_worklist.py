@@ -13,8 +13,9 @@ from page import Page
 from PIL import Image
 
 from jobs import worklist as job
-from melanoma_spark import drawing, drift, quality, worklist
+from melanoma_spark import drift, worklist
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import quality, synthetic
 
 NAN = float("nan")
 
@@ -107,7 +108,7 @@ def wards(copied):
     table = [("image_id", "patient_id", "diagnosis")]
     for seed in range(9):
         name = f"=cmd{seed}" if seed == 4 else f"img{seed}"
-        (copied.archive / f"{name}.jpg").write_bytes(drawing.lesion_jpeg(seed, malignant=seed % 2 == 0, size=64))
+        (copied.archive / f"{name}.jpg").write_bytes(synthetic.lesion_jpeg(seed, malignant=seed % 2 == 0, size=64))
         table.append((name, f"patient {seed % 3}", "nevus"))
     noise = np.random.default_rng(0).integers(0, 25, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(copied.archive / "dark.png")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jobs import finetune
-from melanoma_spark import augmentation, config, reading, sharding
+from melanoma_spark import config, reading, sharding
+from melanoma_spark.images import augmentation
 from melanoma_spark.storage import store
 
 AUGMENT = config.Augment(enabled=True)

@@ -17,8 +17,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
-from melanoma_spark import archive, config, drawing, images, layouts, schemas
+from melanoma_spark import archive, config, layouts, schemas
 from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.spark import session
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
@@ -44,7 +45,7 @@ MAX_BYTES = 6000
 
 
 def drawn(seed: int) -> bytes:
-    return drawing.lesion_jpeg(seed, malignant=bool(seed % 2), size=64)
+    return synthetic.lesion_jpeg(seed, malignant=bool(seed % 2), size=64)
 
 
 def settings_of(folder: Path | str | None, **more: object) -> config.Settings:
@@ -217,12 +218,12 @@ def test_decoded_loose_files_are_what_images_makes_of_them(decoded, odd):
     assert len(read) == len(NAMES) + len(NO_TEXT) + len(FOUR) + 2  # a link within, and photograph.zip
     for path in read:
         row, content = decoded[f"file:{odd}/{path}"], files[path].read_bytes()
-        looked = images.look(content, 64)
-        assert row.sha256 == images.sha256(content)
-        assert row.pixel_sha256 == images.pixel_hash(looked.hashed)
-        assert row.perceptual_hash == images.perceptual_hash(looked.hashed)
+        looked = decoding.look(content, 64)
+        assert row.sha256 == decoding.sha256(content)
+        assert row.pixel_sha256 == decoding.pixel_hash(looked.hashed)
+        assert row.perceptual_hash == decoding.perceptual_hash(looked.hashed)
         assert (row.width, row.height, row.format) == (64, 64, "JPEG")
-        np.testing.assert_array_equal(field.codec.decode(field, row.image), images.decode(content, 64))
+        np.testing.assert_array_equal(field.codec.decode(field, row.image), decoding.decode(content, 64))
 
 
 @pytest.mark.parametrize("container", [*KINDS, "\\xe9.zip"])
@@ -272,7 +273,7 @@ def test_contents_are_the_files(listed, rows, settings, odd):
             continue
         expected = files[place.path].read_bytes() if place.kind == "file" else FOUR[place.member]
         assert (bytes(row.content), row.reason, row.detail) == (expected, None, None)
-        assert row.sha256 == images.sha256(expected)
+        assert row.sha256 == decoding.sha256(expected)
         assert row.image_id == place.image_id == layouts.image_id(place.path)
 
 

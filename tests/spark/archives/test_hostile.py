@@ -23,7 +23,8 @@ from broken_containers import central, info, item, tarred, unix, zipped
 from conftest import Line, open_line
 from PIL import Image, PngImagePlugin
 
-from melanoma_spark import containers, drawing, images
+from melanoma_spark import containers
+from melanoma_spark.images import decoding, synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
@@ -39,7 +40,7 @@ SEEDS = iter(range(1000, 2000))
 
 def new() -> Image.Image:
     """A lesion that no other file shows."""
-    return Image.fromarray(drawing.draw_lesion(np.random.default_rng(next(SEEDS)), malignant=False, size=64))
+    return Image.fromarray(synthetic.draw_lesion(np.random.default_rng(next(SEEDS)), malignant=False, size=64))
 
 
 def jpeg(**options: Any) -> bytes:
@@ -331,7 +332,7 @@ def lay_out(root: Path) -> tuple[dict[str, str], dict[str, bytes]]:
     outside.mkdir()
     (outside / "one.jpg").write_bytes(jpeg())
     for number in range(40):
-        content = drawing.lesion_jpeg(number, malignant=number % 2 == 1, size=64)
+        content = synthetic.lesion_jpeg(number, malignant=number % 2 == 1, size=64)
         put(f"{('nevus', 'melanoma')[number % 2]}/good/good_{number}.jpg", content, READ)
     things, boxes = of_corpora()
     for folder, files in (("nevus/hostile", loose()), ("nevus/corpus", things), (".", TABLES)):
@@ -427,7 +428,7 @@ def test_the_sums_are_those_of_the_tables_here(ingested):
 
 
 def test_every_reject_says_what_and_why(ingested):
-    known = images.REASONS.keys() | containers.REASONS.keys()
+    known = decoding.REASONS.keys() | containers.REASONS.keys()
     for row in ingested.rejects().itertuples():
         assert row.reason in known
         assert row.detail
@@ -435,7 +436,7 @@ def test_every_reject_says_what_and_why(ingested):
         if row.sha256 is None:
             assert row.reason not in OF_CONTENT or row.reason in ("mask", "empty"), row
         elif row.source_uri in ingested.contents:
-            assert row.sha256 == images.sha256(ingested.contents[row.source_uri])
+            assert row.sha256 == decoding.sha256(ingested.contents[row.source_uri])
         else:
             assert len(row.sha256) == 64
 

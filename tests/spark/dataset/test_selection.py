@@ -13,9 +13,10 @@ from functools import reduce
 
 import pytest
 
-from melanoma_spark import config, groups, images, layouts, schemas, selection, splits
+from melanoma_spark import config, groups, layouts, schemas, selection, splits
 from melanoma_spark import records as row_matching
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import decoding
 
 INGEST = {"test_fraction": 0.3, "validation_fraction": 0.3}
 SETTINGS = config.parse({"ingest": INGEST})
@@ -108,7 +109,7 @@ def decided(rows):
     for row in rows:
         assert (row["label"] is None) == (row["reason"] is not None)
         assert (row["keys"] == []) == (row["reason"] is not None)
-        assert row["reason"] is None or row["reason"] in images.REASONS
+        assert row["reason"] is None or row["reason"] in decoding.REASONS
         assert row["reason"] is None or row["detail"]
     return {path: row["reason"] or row["label"] for path, row in by_path(rows).items()}
 

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 import pytest
 from pyspark.sql import functions as f
 
-from melanoma_spark import images, ledger, schemas
+from melanoma_spark import ledger, schemas
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.images import decoding
 from melanoma_spark.storage import files
 
 MODEL = ("melanoma", "1")
@@ -172,12 +173,16 @@ def test_of_what_two_runs_computed_a_content_waits_once(spark, warehouse, place)
 
 
 def test_what_another_run_could_not_read_is_tried_again(spark, warehouse, place):
-    lost = {"sha256": None, "status": "rejected", "reason": images.GONE}
+    lost = {"sha256": None, "status": "rejected", "reason": decoding.GONE}
     wait(scores(spark, ["a", "b"], run_id="before", **lost), place)
     wait(scores(spark, ["a", "c"], **lost), place)
     wait(scores(spark, ["b"]), place)
     found = ledger.waiting(spark, place, ledger.known(spark, warehouse, *MODEL), "r").collect()
-    assert sorted((row.image_id, row.reason) for row in found) == [("a", images.GONE), ("b", None), ("c", images.GONE)]
+    assert sorted((row.image_id, row.reason) for row in found) == [
+        ("a", decoding.GONE),
+        ("b", None),
+        ("c", decoding.GONE),
+    ]
 
 
 def test_what_waits_and_was_committed_under_another_name_waits_no_more(spark, warehouse, place):

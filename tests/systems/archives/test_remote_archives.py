@@ -16,8 +16,9 @@ import pytest
 from hadoop import configure
 from pyspark.errors import PySparkException
 
-from melanoma_spark import archive, config, containers, drawing, landing
+from melanoma_spark import archive, config, containers, landing
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
+from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 
 SECONDS = 15  # the most that a failure may take to tell
@@ -36,7 +37,7 @@ NAMES = (
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn archive: odd names in odd folders, a zip, a tar, one of each cut off, and an empty folder."""
     root = tmp_path_factory.mktemp("drawn") / "archive #1, 50%20 [x]"
-    drawing.draw_archive(root, images=60, size=64)
+    synthetic.draw_archive(root, images=60, size=64)
     with (root / "metadata.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row, name in zip(rows, NAMES, strict=False):

@@ -12,8 +12,8 @@ import pytest
 from conftest import SHARED, counted, open_line
 from PIL import Image
 
-from melanoma_spark import drawing
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import synthetic
 
 DATA = SHARED / "data"
 
@@ -25,7 +25,7 @@ def wards(tmp_path: Path) -> Path:
     for ward, numbers in (("p1", range(1, 41)), ("p2", range(1, 7))):
         (archive / ward).mkdir(parents=True)
         for number in numbers:
-            content = drawing.lesion_jpeg(100 * numbers.stop + number, number % 2 == 1, 64)
+            content = synthetic.lesion_jpeg(100 * numbers.stop + number, number % 2 == 1, 64)
             (archive / ward / f"IMG_{number:04}.jpg").write_bytes(content)
     return archive
 
@@ -67,7 +67,7 @@ def test_a_label_that_may_be_another_images_is_nobodys(new_line, wards):
     (wards / "labels.csv").unlink()
     for ward, last in (("p1", 41), ("p2", 7)):
         (wards / ward / "labels.csv").write_text("file_name,diagnosis,lesion_id\n" + labels_of(range(1, last)))
-    (wards / "p1/IMG_0099.jpg").write_bytes(drawing.lesion_jpeg(99, False, 64))  # has no row
+    (wards / "p1/IMG_0099.jpg").write_bytes(synthetic.lesion_jpeg(99, False, 64))  # has no row
     assert "; 1 read now" in line.stage("ingest")
     assert counted(line)["accepted"] == 46
     by_table = line.read("images").toPandas().set_index("sha256").sort_index()

@@ -9,8 +9,9 @@ import pytest
 
 from jobs import evaluate
 from jobs.job import run_stage
-from melanoma_spark import drawing, images, metrics, network, shortcuts
+from melanoma_spark import metrics, network, shortcuts
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.storage import store
 
 
@@ -34,7 +35,7 @@ def evaluated(line, archive, **changes):
 @pytest.fixture
 def another(tmp_path):
     """30 lesions drawn with another seed."""
-    drawing.draw_archive(tmp_path / "another", images=30, size=64, seed=1234)
+    synthetic.draw_archive(tmp_path / "another", images=30, size=64, seed=1234)
     return tmp_path / "another"
 
 
@@ -63,9 +64,9 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     facts = copied.manifest("models/finetuned")
     tensors = store.load_model(copied.job.warehouse, "models/finetuned", facts)
     model = network.build(network.Spec.model_validate(facts["spec"]), tensors)
-    files = {images.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
+    files = {decoding.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
     some = rows.iloc[::7]
-    pixels = np.stack([images.decode(files[sha256].read_bytes(), 64) for sha256 in some["sha256"]])
+    pixels = np.stack([decoding.decode(files[sha256].read_bytes(), 64) for sha256 in some["sha256"]])
     np.testing.assert_allclose(some["raw_probability"], model.predict(pixels, verbose=0)[:, 0], atol=1e-5)
 
     auroc = metrics.auroc(rows["label"], rows["probability"])
@@ -73,7 +74,7 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     page = (folder / "report.html").read_text()
     assert f"{left_out} images were left out" in page
     assert "Sensitivity, validation" not in page
-    over = [shortcuts.without_lesion(images.decode(files[sha256].read_bytes(), 64)) for sha256 in rows["sha256"]]
+    over = [shortcuts.without_lesion(decoding.decode(files[sha256].read_bytes(), 64)) for sha256 in rows["sha256"]]
     painted = metrics.auroc(rows["label"], model.predict(np.stack(over), verbose=0)[:, 0])
     assert f"still ranks with an AUROC of <b>{painted:.3f}</b>" in page
     assert (folder / "model_card.md").exists()

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma_spark import bundle, config, images, network
+from melanoma_spark import bundle, config, network
+from melanoma_spark.images import decoding
 from melanoma_spark.storage import store
 
 FOUR = {"evaluate": config.Evaluate(tta=4, resamples=50)}
@@ -41,7 +42,7 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
         model = network.build(spec, store.load_model(evaluated.job.warehouse, place, facts))
         some = found.loc[name].iloc[::5]
         paths = [Path(uri.removeprefix("file:")) for uri in stored.loc[some.index, "source_uri"]]
-        pixels = np.stack([images.decode(path.read_bytes(), 64) for path in paths])
+        pixels = np.stack([decoding.decode(path.read_bytes(), 64) for path in paths])
         turned = [np.rot90(kind, k, (1, 2)) for kind in (pixels, pixels[:, :, ::-1]) for k in (0, 2)]
         expected = np.mean([model.predict(view, verbose=0)[:, 0] for view in turned], axis=0)
         np.testing.assert_allclose(some, expected, atol=1e-5)
@@ -60,7 +61,7 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
     assert version.tags["tta"] == "4"
     judged = found.loc["fine-tuned"].iloc[::5]
     for path in evaluated.archive.rglob("*.*"):
-        if images.sha256(path.read_bytes()) not in judged.index:
+        if decoding.sha256(path.read_bytes()) not in judged.index:
             path.unlink()
     assert f"= {len(judged)} scored" in evaluated.stage("score")
     scores = evaluated.scores()

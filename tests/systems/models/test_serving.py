@@ -21,9 +21,10 @@ import pandas as pd
 import pytest
 from conftest import REPO
 
-from melanoma_spark import bundle, drawing, images, lineage, network, reference, serving
+from melanoma_spark import bundle, lineage, network, reference, serving
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError, ImageError
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.storage import files
 
@@ -164,8 +165,8 @@ def test_signature_and_example_are_there(registered):
     assert model.signature.outputs.input_names() == list(bundle.OUTPUTS)
     example = model.load_input_example(str(registered))
     content = example["image"][0]
-    assert images.decode(bytes(content), 64).shape == (64, 64, 3)
-    assert bytes(content) == drawing.lesion_jpeg(seed=1, size=64)  # drawn, no patient's
+    assert decoding.decode(bytes(content), 64).shape == (64, 64, 3)
+    assert bytes(content) == synthetic.lesion_jpeg(seed=1, size=64)  # drawn, no patient's
 
 
 def test_it_names_what_it_needs_and_what_it_is(registered, line):
@@ -195,7 +196,7 @@ def test_the_reference_is_under_the_same_sums(scorer):
             bundle.unpack(packed | {name: packed[name] + b" "})
     for name in reference.FILES:
         damaged = packed | {name: b"no reference"}
-        sums = {key: images.sha256(content) for key, content in damaged.items() if key != bundle.MANIFEST}
+        sums = {key: decoding.sha256(content) for key, content in damaged.items() if key != bundle.MANIFEST}
         with pytest.raises(DataError, match="the model's description is damaged"):
             bundle.unpack(damaged | {bundle.MANIFEST: json.dumps(sums).encode()})
 
@@ -210,7 +211,7 @@ def test_tampered_weights_are_refused(registered, tmp_path, line, sums_too):
     path.write_bytes(files.pack_tensors(tensors))
     told = r"weights\.npz was changed after it was registered: SHA-256 .*, manifest\.json has"
     if sums_too:
-        sums = json.loads(manifest.read_text()) | {"weights.npz": images.sha256(path.read_bytes())}
+        sums = json.loads(manifest.read_text()) | {"weights.npz": decoding.sha256(path.read_bytes())}
         manifest.write_text(json.dumps(sums))
         told = "weights were changed after it was registered: content id .*, expected"
     with pytest.raises(DataError, match=told):
@@ -243,7 +244,7 @@ def scorer():
 
 def signed(packed):
     """The same files with sums that are right."""
-    sums = {name: images.sha256(packed[name]) for name in bundle.CONTENTS}
+    sums = {name: decoding.sha256(packed[name]) for name in bundle.CONTENTS}
     return packed | {bundle.MANIFEST: json.dumps(sums).encode()}
 
 
@@ -256,7 +257,7 @@ def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tt
         paths[name] = str(tmp_path / name)
     served = serving.LesionScorer()
     served.load_context(SimpleNamespace(artifacts=paths))
-    contents = [drawing.lesion_jpeg(seed, size=48) for seed in range(3)]
+    contents = [synthetic.lesion_jpeg(seed, size=48) for seed in range(3)]
     found = served.predict(None, pd.DataFrame({"image": contents}))["probability"]
     pixels = np.stack([scorer.prepare(content) for content in contents])
     plain = network.predictor(network.build(scorer.spec, scorer.tensors))
@@ -309,8 +310,8 @@ def test_a_scorer_is_packed_and_unpacked_whole(scorer):
     # by this id a worker knows the model that it has loaded
     assert len({replace(scorer, spec=scorer.spec.model_copy(update={"tta": n})).model_id for n in (1, 2, 4, 8)}) == 4
     with pytest.raises(ImageError, match="too_many_pixels"):
-        scorer.prepare(drawing.lesion_jpeg(1, size=101))  # the limits of ingest hold
-    assert scorer.prepare(drawing.lesion_jpeg(1, size=100)).shape == (32, 32, 3)
+        scorer.prepare(synthetic.lesion_jpeg(1, size=101))  # the limits of ingest hold
+    assert scorer.prepare(synthetic.lesion_jpeg(1, size=100)).shape == (32, 32, 3)
 
 
 def test_rows_say_what_was_decided_and_why(scorer):

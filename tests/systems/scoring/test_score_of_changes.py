@@ -17,7 +17,7 @@ from scoring import once, rows
 
 from jobs import score
 from jobs.job import run_stage
-from melanoma_spark import drawing, images
+from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.storage import files
 
 
@@ -36,7 +36,7 @@ def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeyp
             only_here.setattr(score.archive, "listing", vanishing)
             assert told in scored.stage("score")
         away.rename(whole)
-        assert set(rows(scored)["reason"].dropna()) == {"corrupt", images.GONE}
+        assert set(rows(scored)["reason"].dropna()) == {"corrupt", decoding.GONE}
         assert len(rows(scored)) == 7, "it is not told every night"
     assert "7 images listed = 1 scored + 0 rejected" in scored.stage("score")
     assert "nothing to do" in scored.stage("score")
@@ -52,7 +52,7 @@ def test_a_new_version_scores_anew_or_not(scored):
     for key, value in first.tags.items():
         client.set_model_version_tag("melanoma", second.version, key, value)
     client.set_registered_model_alias("melanoma", "champion", second.version)
-    (scored.archive / "new.jpg").write_bytes(drawing.lesion_jpeg(50, size=64))
+    (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
     name = score.archive_id(str(scored.archive))
     other, theirs = (scored.folder / "scoring" / archive / "another model" for archive in (name, "another archive"))
     for folder in (other, theirs):
@@ -88,7 +88,7 @@ def test_model_and_archive_may_change_places(scored, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     shutil.copy(scored.archive / "0.jpg", other / "a.jpg")
-    (other / "b.jpg").write_bytes(drawing.lesion_jpeg(70, size=64))
+    (other / "b.jpg").write_bytes(synthetic.lesion_jpeg(70, size=64))
     there = replace(
         scored,
         archive=other,
@@ -129,10 +129,10 @@ def namesakes(scored):
     for seed, name in enumerate(("p1/IMG_0001", "p2/IMG_0001", "p1/IMG_0002", "p2/IMG_0003")):
         path = scored.archive / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(drawing.lesion_jpeg(seed, size=64))
+        path.write_bytes(synthetic.lesion_jpeg(seed, size=64))
     for seed, ward in enumerate("ab"):
         with zipfile.ZipFile(scored.archive / f"{ward}.zip", "w") as box:
-            box.writestr("DSC_1.jpg", drawing.lesion_jpeg(10 + seed, size=64))
+            box.writestr("DSC_1.jpg", synthetic.lesion_jpeg(10 + seed, size=64))
             box.writestr("patients.csv", f"path,patient_id,sex\nDSC_1.jpg,{ward},f\n")
     lines = ["path,patient_id,sex", "IMG_0001.jpg,A,f", "IMG_0002.jpg,B,f", "IMG_0002.jpg,C,f", "p2/IMG_0003.jpg,D,m"]
     (scored.archive / "patients.csv").write_text("\n".join(lines) + "\n")
@@ -179,7 +179,7 @@ def test_no_row_has_the_name_of_another_patient(namesakes):
     assert pd.read_csv(named)["reason"].tolist() == ["ambiguous", "contradictory"]
     # what was unclear about older images is not told again of a later batch
     (namesakes.archive / "p3").mkdir()
-    (namesakes.archive / "p3/IMG_0009.jpg").write_bytes(drawing.lesion_jpeg(30, size=64))
+    (namesakes.archive / "p3/IMG_0009.jpg").write_bytes(synthetic.lesion_jpeg(30, size=64))
     assert "several images" not in namesakes.stage("score")
 
 
@@ -218,7 +218,7 @@ def test_a_table_that_nobody_understands_costs_the_patients_alone(scored):
 
 def test_score_rejects_what_is_damaged_or_scores_and_flags_it(scored):
     """By its own setting, whatever the model was registered with."""
-    (scored.archive / "cut.jpg").write_bytes(half(drawing.lesion_jpeg(20, size=96)) + END)
+    (scored.archive / "cut.jpg").write_bytes(half(synthetic.lesion_jpeg(20, size=96)) + END)
     assert "8 images listed = 6 scored + 2 rejected" in scored.stage("score")
     row = scored.scores().set_index("image_id").loc["cut"]
     assert (row["status"], row["reason"], row["decision"], row["flags"]) == ("rejected", "damaged", "", None)

@@ -37,10 +37,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import examples
 
-from melanoma_spark import containers, images
+from melanoma_spark import containers
 from melanoma_spark.containers import Limits, Member
 from melanoma_spark.containers.parts import UniqueNames
 from melanoma_spark.errors import ImageError
+from melanoma_spark.images import decoding
 
 
 def listed(content: bytes, kind: str, **limits: Any) -> list[Member]:
@@ -278,8 +279,8 @@ def test_corpus_is_large_and_meets_every_reason():
     assert len(CORPUS) >= 35
     elsewhere = {"unsafe_name", "too_many_members", "archive_too_large", "damaged_member"}  # the tests around this one
     assert met | elsewhere == set(containers.REASONS) | {"hidden", "empty"}
-    assert {"hidden", "empty", "too_many_bytes"} <= set(images.REASONS)
-    assert not set(containers.REASONS) & set(images.REASONS)
+    assert {"hidden", "empty", "too_many_bytes"} <= set(decoding.REASONS)
+    assert not set(containers.REASONS) & set(decoding.REASONS)
     assert all(line and "\n" not in line for line in containers.REASONS.values())
 
 
@@ -627,7 +628,7 @@ def check_sane(content: bytes, kind: str) -> None:
     found = list(itertools.islice(containers.members(io.BytesIO(content), kind, limits), 200))
     assert len(found) <= 101
     assert len({member.name for member in found}) == len(found)
-    assert {member.reason for member in found} <= {None, *containers.REASONS, *images.REASONS}
+    assert {member.reason for member in found} <= {None, *containers.REASONS, *decoding.REASONS}
     assert all(member.name and printable(member.name) for member in found[:-1])
     for member, got in containers.read(io.BytesIO(content), kind, found):
         assert min(member.offset, member.stored, member.size) >= 0
@@ -637,7 +638,7 @@ def check_sane(content: bytes, kind: str) -> None:
             assert len(got) == member.size
         else:
             assert got.reason == (member.reason or got.reason)
-            assert got.reason in {*containers.REASONS, *images.REASONS}
+            assert got.reason in {*containers.REASONS, *decoding.REASONS}
 
 
 def long_tar(count: int) -> bytes:

@@ -9,9 +9,10 @@ from conftest import REPO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import augmentation, config, drawing, images
-from melanoma_spark.augmentation import DRAWS, augmented, generator
+from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.images import augmentation, decoding, synthetic
+from melanoma_spark.images.augmentation import DRAWS, augmented, generator
 
 AMOUNTS = {
     "flip": st.booleans(),
@@ -58,7 +59,7 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture(scope="module")
 def lesion() -> np.ndarray:
     """Drawn, and without any symmetry: a corner of it is darker."""
-    picture = images.decode(drawing.lesion_jpeg(3, size=SIZE), SIZE).copy()
+    picture = decoding.decode(synthetic.lesion_jpeg(3, size=SIZE), SIZE).copy()
     picture[8:28, 12:44] //= 2
     return picture
 
@@ -114,7 +115,7 @@ def test_the_same_seed_view_and_key_give_the_same_pixels(lesion):
 
 def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_this_code():
     code = (
-        "import cv2; from melanoma_spark.augmentation import generator; "
+        "import cv2; from melanoma_spark.images.augmentation import generator; "
         "assert cv2.getNumThreads() == 1; print(generator(7, 1, 'ab' * 32).random(3).tolist())"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout

@@ -21,16 +21,16 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from melanoma_spark import dicom as reader
-from melanoma_spark import images
 from melanoma_spark.errors import ImageError
+from melanoma_spark.images import decoding
+from melanoma_spark.images import dicom as reader
 
 GREY_PIXELS = np.asarray(GREY)
 JPEG = encoded(LESION, "JPEG", quality=95)
 
 
 def seen(content, **options):
-    return images.look(content, 96, **options).pixels
+    return decoding.look(content, 96, **options).pixels
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written here
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydico
 
 def reason(content, **options):
     with pytest.raises(ImageError) as error:
-        images.look(content, 96, **options)
+        decoding.look(content, 96, **options)
     return error.value.reason, error.value.detail
 
 
@@ -52,10 +52,10 @@ def ybr(rgb):
 
 
 def test_rgb_keeps_its_pixels_to_the_bit():
-    found = images.look(dicom(PIXELS[:64]), 96)
+    found = decoding.look(dicom(PIXELS[:64]), 96)
     assert (found.width, found.height, found.format) == (96, 64, "DICOM")
-    assert np.array_equal(found.pixels, images.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
-    assert np.array_equal(found.hashed, images.look(encoded(LESION.crop((0, 0, 96, 64))), 32).hashed)
+    assert np.array_equal(found.pixels, decoding.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
+    assert np.array_equal(found.hashed, decoding.look(encoded(LESION.crop((0, 0, 96, 64))), 32).hashed)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_palette_is_looked_up_as_pydicom_does(bits, first):
 
 def test_jpeg_frame_has_the_pixels_of_the_jpeg():
     content = dicom(syntax=JPEGBaseline8Bit, frame=JPEG, PhotometricInterpretation="YBR_FULL_422")
-    assert np.array_equal(seen(content), images.decode(JPEG, 96))
+    assert np.array_equal(seen(content), decoding.decode(JPEG, 96))
     grey = encoded(GREY, "JPEG", quality=95)
     for colour, expected in (("MONOCHROME2", seen(grey)), ("MONOCHROME1", 255 - seen(grey))):
         content = dicom(GREY_PIXELS, JPEGBaseline8Bit, grey, PhotometricInterpretation=colour)
@@ -141,15 +141,15 @@ def test_jpeg_frame_of_rgb_without_a_marker_is_as_the_header_says():
     assert np.abs(seen(dicom(syntax=JPEGBaseline8Bit, frame=bare)).astype(int) - PIXELS).mean() < 1
     # ... where there is a marker, it is right, as in pydicom
     marked = dicom(syntax=JPEGBaseline8Bit, frame=JPEG)
-    assert np.array_equal(seen(marked), images.decode(JPEG, 96))
+    assert np.array_equal(seen(marked), decoding.decode(JPEG, 96))
 
 
 def test_large_jpeg_frame_is_scaled_down_while_it_is_decoded(monkeypatch):
     large = encoded(LESION.resize((1800, 1300)), "JPEG")
     content = dicom(np.zeros((1300, 1800, 3), np.uint8), JPEGBaseline8Bit, large, PhotometricInterpretation="YBR_FULL")
-    found = images.look(content, 512)
-    assert np.array_equal(found.pixels, images.decode(large, 512))
-    assert np.array_equal(found.hashed, images.look(large, 64).hashed)
+    found = decoding.look(content, 512)
+    assert np.array_equal(found.pixels, decoding.decode(large, 512))
+    assert np.array_equal(found.hashed, decoding.look(large, 64).hashed)
 
 
 def test_jpeg_2000_frame():
@@ -173,7 +173,7 @@ def test_first_frame_of_several_counts():
         PixelData=encapsulate([JPEG, other]),
         PhotometricInterpretation="YBR_FULL",
     )
-    assert np.array_equal(seen(content), images.decode(JPEG, 96))
+    assert np.array_equal(seen(content), decoding.decode(JPEG, 96))
 
 
 def test_other_objects_are_refused_with_their_class():
@@ -209,7 +209,7 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
     assert np.array_equal(seen(named), PIXELS), "only its name stands there"
     limits, real = [], reader._inflated
     monkeypatch.setattr(reader, "_inflated", lambda *of: limits.append(len(real(*of))) or real(*of))
-    images.look(content[:end] + body, 96, **LIMITS)
+    decoding.look(content[:end] + body, 96, **LIMITS)
     assert max(limits) < reader.HEADER_BYTES + PIXELS.nbytes + 300
     # without the length of the meta information pydicom would unpack all of it
     assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"
@@ -226,7 +226,7 @@ def test_nothing_of_the_patient_is_read_or_told(caplog, capfd):
         "SpecificCharacterSet",
     }
     with caplog.at_level(logging.DEBUG):
-        looked = images.look(content, 96)
+        looked = decoding.look(content, 96)
         for broken in (
             content[:-900],
             dicom(Rows=None),

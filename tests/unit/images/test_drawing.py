@@ -20,8 +20,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from melanoma_spark import drawing
-from melanoma_spark.drawing import draw_archive, draw_lesion, main
+from melanoma_spark.images import synthetic
+from melanoma_spark.images.synthetic import draw_archive, draw_lesion, main
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_lesion_repeats_with_the_generator_and_moves_on_with_it():
 
 @given(seed=st.integers(0, 2**32 - 1), malignant=st.booleans())
 def test_no_lesion_reaches_a_corner(seed, malignant):
-    lesion = drawing._new_lesion(np.random.default_rng(seed), malignant, np.ones(3, np.float32))
+    lesion = synthetic._new_lesion(np.random.default_rng(seed), malignant, np.ones(3, np.float32))
     # The corner squares used below start 1.06 from the centre; a view may shift the lesion by 0.1 and enlarge it 1.06.
     assert lesion.outline.max() * 1.06 + 0.1 < 1.0
 
@@ -87,7 +87,7 @@ def test_good_images_do_not_depend_on_the_broken_ones(tmp_path):
     added = {name for name in faulty if "broken_" in name}
     assert len(added) == 8
     differing = {name for name in faulty.keys() - added if whole.get(name) != faulty[name]}
-    assert differing == {"metadata.csv", drawing.MARKER}
+    assert differing == {"metadata.csv", synthetic.MARKER}
     assert good_rows(tmp_path / "whole") == good_rows(tmp_path / "faulty")
 
 
@@ -103,7 +103,7 @@ def test_counts_are_those_on_disk_and_in_the_table(archive):
     on_disk = {path for path in folder.rglob("*") if path.is_file()}
     beside = {path.name for path in on_disk - labelled}
     assert labelled <= on_disk
-    assert beside == {"metadata.csv", drawing.MARKER, "notes.txt", "unlabelled.jpg"}
+    assert beside == {"metadata.csv", synthetic.MARKER, "notes.txt", "unlabelled.jpg"}
     with Image.open(folder / "unlabelled.jpg") as image:
         assert np.asarray(image).shape == (96, 96, 3)
 
@@ -181,7 +181,7 @@ def test_formats_suffixes_and_orientations(archive):
 def test_turned_jpeg_is_upright_once_oriented(orientation):
     pixels = draw_lesion(np.random.default_rng(2), malignant=True)
     pixels[:20] = 0  # a dark strip on top tells which way is up
-    with Image.open(io.BytesIO(drawing._jpeg(pixels, orientation))) as image:
+    with Image.open(io.BytesIO(synthetic._jpeg(pixels, orientation))) as image:
         stored, upright = np.asarray(image).astype(int), np.asarray(ImageOps.exif_transpose(image)).astype(int)
     assert np.abs(upright - pixels).mean() < 8
     assert (np.abs(stored - pixels).mean() < 8) == (orientation == 1)
@@ -207,7 +207,7 @@ def test_another_drawing_is_refused(tmp_path, other):
     assert digests(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["notes.txt", drawing.MARKER])
+@pytest.mark.parametrize("name", ["notes.txt", synthetic.MARKER])
 @pytest.mark.parametrize("content", ["mine", "{}", "[1]"])
 def test_foreign_folder_is_refused_and_a_file_in_its_place(tmp_path, name, content):
     (tmp_path / name).write_text(content)
@@ -224,7 +224,7 @@ def test_killed_run_is_drawn_again(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(drawing, "_broken_files", killed)
+        patch.setattr(synthetic, "_broken_files", killed)
         with pytest.raises(KeyboardInterrupt):
             draw_archive(tmp_path / "half", images=8, size=32)
     assert not (tmp_path / "half" / "metadata.csv").exists()
@@ -250,12 +250,12 @@ def test_arguments_out_of_range_are_named(tmp_path, wrong, message):
 
 
 def test_command_prints_one_line(tmp_path):
-    folder, root = tmp_path / "drawn", Path(drawing.__file__).parents[1]
+    folder, root = tmp_path / "drawn", Path(synthetic.__file__).parents[1]
     options = [str(folder), "--images", "8", "--seed", "2", "--size", "32"]
-    command = [sys.executable, "-m", "melanoma_spark.drawing", *options]
+    command = [sys.executable, "-m", "melanoma_spark.images.synthetic", *options]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == f"{folder}: 8 labelled images, 8 broken files, 1 image without a label, 1 other file\n"
-    marker = json.loads((folder / drawing.MARKER).read_text())
+    marker = json.loads((folder / synthetic.MARKER).read_text())
     assert marker["drawing"].items() >= {"images": 8, "seed": 2, "size": 32}.items()
 
 

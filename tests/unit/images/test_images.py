@@ -17,8 +17,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms
 from samples import examples
 
-from melanoma_spark import drawing, images
 from melanoma_spark.errors import DataError, ImageError
+from melanoma_spark.images import decoding, synthetic
 
 DATA = SHARED / "data"
 CORPUS = broken.corpus()
@@ -59,14 +59,14 @@ def test_oblong_image_is_squashed_whole():
     halves = np.zeros((40, 120, 3), np.uint8)
     halves[:, 60:] = 255
     halves[0, 0, 0] = 9  # grey with two values would be a mask
-    pixels = images.decode(encoded(Image.fromarray(halves)), 30)
+    pixels = decoding.decode(encoded(Image.fromarray(halves)), 30)
     assert (pixels[1:, :14] == 0).all()
     assert (pixels[:, 16:] == 255).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_grayscale_has_three_equal_channels(kind):
-    pixels = images.decode(encoded(GREY, kind), 96)
+    pixels = decoding.decode(encoded(GREY, kind), 96)
     assert (pixels == pixels[:, :, :1]).all()
     assert distance(pixels[:, :, 0], np.asarray(GREY)) < 4
 
@@ -75,12 +75,12 @@ def test_grayscale_has_three_equal_channels(kind):
 def test_one_bit_image_has_the_two_colours_of_its_palette_and_in_black_and_white_is_a_mask(kind):
     marks = MASK.convert("1")
     with pytest.raises(ImageError, match="mask: grey with two values only"):
-        images.decode(encoded(marks, kind), 96)
+        decoding.decode(encoded(marks, kind), 96)
     two = Image.fromarray((np.asarray(marks)).astype(np.uint8), "P")
     two.putpalette([200, 150, 140, 90, 40, 30])
     expected = np.where(np.asarray(marks)[:, :, None], np.uint8([90, 40, 30]), np.uint8([200, 150, 140]))
     options = {"bits": 1} if kind == "PNG" else {}
-    assert np.array_equal(images.decode(encoded(two, kind, **options), 96), expected)
+    assert np.array_equal(decoding.decode(encoded(two, kind, **options), 96), expected)
 
 
 def test_palette_with_a_transparent_colour_shows_it_on_white():
@@ -88,14 +88,14 @@ def test_palette_with_a_transparent_colour_shows_it_on_white():
     clear = few.getpixel((48, 48))
     expected = np.asarray(few.convert("RGB")).copy()
     expected[np.asarray(few) == clear] = 255
-    assert np.array_equal(images.decode(encoded(few, transparency=clear), 96), expected)
+    assert np.array_equal(decoding.decode(encoded(few, transparency=clear), 96), expected)
 
 
 def test_transparent_pixels_are_white_whatever_they_hide():
     hidden = LESION.copy()
     hidden.putalpha(0)
     hidden.putpixel((0, 0), (1, 2, 3, 255))  # without a pixel to see it would be blank
-    found = images.decode(encoded(hidden), 96)
+    found = decoding.decode(encoded(hidden), 96)
     assert found[0, 0].tolist() == [1, 2, 3]
     assert (found.reshape(-1, 3)[1:] == 255).all()
 
@@ -112,23 +112,23 @@ def test_transparent_pixels_are_white_whatever_they_hide():
 def test_16_bit_png_has_the_pixels_of_its_8_bit_twin(colour, samples):
     twin = LESION if colour == 2 else GREY
     for size in (96, 40):
-        assert np.array_equal(images.decode(png(16, colour, samples), size), images.decode(encoded(twin), size))
+        assert np.array_equal(decoding.decode(png(16, colour, samples), size), decoding.decode(encoded(twin), size))
 
 
 def test_16_bit_grey_with_a_transparent_value_shows_only_that_on_white():
     samples = deep(GREY)
     clear = samples[48, 48]
     expected = np.where(samples == clear, 255, np.asarray(GREY))
-    pixels = images.decode(png(16, 0, samples, transparent=clear.tobytes()), 96)
+    pixels = decoding.decode(png(16, 0, samples, transparent=clear.tobytes()), 96)
     assert np.array_equal(pixels[:, :, 0], expected)
 
 
 def test_large_jpegs_scaled_down_while_they_are_decoded_look_like_their_png():
-    large = Image.fromarray(drawing.draw_lesion(np.random.default_rng(3), malignant=True, size=500))
-    exact = images.decode(encoded(large), 48)
+    large = Image.fromarray(synthetic.draw_lesion(np.random.default_rng(3), malignant=True, size=500))
+    exact = decoding.decode(encoded(large), 48)
     for mode in ("RGB", "CMYK", "L"):
-        found = images.decode(encoded(large.convert(mode), "JPEG", quality=95), 48)
-        expected = images.decode(encoded(large.convert("L")), 48) if mode == "L" else exact
+        found = decoding.decode(encoded(large.convert(mode), "JPEG", quality=95), 48)
+        expected = decoding.decode(encoded(large.convert("L")), 48) if mode == "L" else exact
         assert distance(found, expected) < 1.5
 
 
@@ -170,7 +170,7 @@ NO_TURN[0x0112] = 99  # an orientation that does not exist
 )
 def test_formats_keep_their_pixels(image, kind, options, expected, within):
     """To the bit where the format is without loss; transparent pixels are on white, and the first picture counts."""
-    found = images.look(encoded(image, kind, **options), 96)
+    found = decoding.look(encoded(image, kind, **options), 96)
     assert distance(found.pixels, expected) <= within
     assert (found.width, found.height, found.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
 
@@ -178,13 +178,13 @@ def test_formats_keep_their_pixels(image, kind, options, expected, within):
 def test_bmp_may_stand_on_its_head():
     upside_down = encoded(LESION.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
     negative = broken.changed(upside_down, (22, (-96 & 0xFFFFFFFF).to_bytes(4, "little")))
-    assert np.array_equal(images.decode(negative, 96), PIXELS)
+    assert np.array_equal(decoding.decode(negative, 96), PIXELS)
 
 
 def test_cmyk_tiff_has_the_colours_of_its_inks():
     inks = np.random.default_rng(0).integers(0, 256, (96, 96, 4)).astype(np.uint8)
     expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
-    found = images.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
+    found = decoding.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
     assert np.abs(found - expected).max() < 2
 
 
@@ -194,7 +194,7 @@ def test_adobe_s_inverted_cmyk_jpeg_has_the_colours_of_its_inks():
     content = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
     assert b"Adobe" in content
     expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
-    assert distance(images.decode(content, 96), expected) < 2
+    assert distance(decoding.decode(content, 96), expected) < 2
 
 
 @pytest.mark.parametrize(("photometric", "order"), [(0, "<"), (1, "<"), (1, ">"), (2, "<"), (2, ">")])
@@ -205,7 +205,7 @@ def test_16_bit_tiff_has_the_pixels_of_its_8_bit_twin(order, photometric):
         samples = 65535 - samples
     tags = tiff_tags(photometric=photometric, bits=(16,) * (3 if photometric == 2 else 1))
     content = tiff(tags, samples.astype(order + "u2").tobytes(), order)
-    assert np.array_equal(images.decode(content, 96), images.decode(encoded(twin), 96))
+    assert np.array_equal(decoding.decode(content, 96), decoding.decode(encoded(twin), 96))
 
 
 LARGE = {
@@ -218,37 +218,37 @@ LARGE = {
     ("kind", "size"), [*(("JPEG", size) for size in (32, 128, 224, 225, 300, 512)), ("PNG", 225), ("BMP", 512)]
 )
 def test_look_has_the_pixels_of_decode_and_hashes_that_no_size_changes(kind, size):
-    found = images.look(LARGE[kind], size)
-    assert np.array_equal(found.pixels, images.decode(LARGE[kind], size))
-    assert np.array_equal(found.hashed, images.look(LARGE[kind], 64).hashed)
+    found = decoding.look(LARGE[kind], size)
+    assert np.array_equal(found.pixels, decoding.decode(LARGE[kind], size))
+    assert np.array_equal(found.hashed, decoding.look(LARGE[kind], 64).hashed)
     assert (found.width, found.height, found.format) == (1800, 1300, kind)
-    for pixels, side in ((found.pixels, size), (found.hashed, images.HASH_SIZE)):
+    for pixels, side in ((found.pixels, size), (found.hashed, decoding.HASH_SIZE)):
         assert (pixels.shape, pixels.dtype) == ((side, side, 3), np.uint8)
 
 
 @pytest.mark.parametrize(("size", "times"), [(64, 1), (224, 1), (325, 1), (326, 2), (600, 2)])
 def test_large_jpeg_is_decoded_once_where_hashes_can_share_it(size, times, monkeypatch):
     # libjpeg halves 1800 x 1300 for 448 pixels and up to twice 325, and leaves it whole above that
-    calls, real = [], images._decoded
-    monkeypatch.setattr(images, "_decoded", lambda *of: calls.append(of) or real(*of))
-    images.look(LARGE["JPEG"], size)
+    calls, real = [], decoding._decoded
+    monkeypatch.setattr(decoding, "_decoded", lambda *of: calls.append(of) or real(*of))
+    decoding.look(LARGE["JPEG"], size)
     assert len(calls) == times
 
 
 def test_libjpeg_scales_down_but_never_below_twice_the_size(monkeypatch):
-    sides, real = [], images._square
-    monkeypatch.setattr(images, "_square", lambda image, size: sides.append(image.size) or real(image, size))
-    images.decode(LARGE["JPEG"], 32)
-    images.decode(LARGE["JPEG"], 325)
-    images.decode(LARGE["JPEG"], 326)
-    images.decode(encoded(LESION.resize((3600, 2600)), "JPEG"), 224)
+    sides, real = [], decoding._square
+    monkeypatch.setattr(decoding, "_square", lambda image, size: sides.append(image.size) or real(image, size))
+    decoding.decode(LARGE["JPEG"], 32)
+    decoding.decode(LARGE["JPEG"], 325)
+    decoding.decode(LARGE["JPEG"], 326)
+    decoding.decode(encoded(LESION.resize((3600, 2600)), "JPEG"), 224)
     assert sides == [(900, 650), (900, 650), (1800, 1300), (900, 650)]
 
 
 def test_small_jpeg_has_the_pixels_of_plain_pillow():
     # Splits hang on the hashes of 224-pixel JPEGs: no scaling by libjpeg, one bilinear resize.
     small = encoded(LESION.resize((224, 224), Image.Resampling.BICUBIC), "JPEG", quality=90)
-    found = images.look(small, 224)
+    found = decoding.look(small, 224)
     with Image.open(io.BytesIO(small)) as plain:
         assert np.array_equal(found.pixels, np.asarray(plain))
         assert np.array_equal(found.hashed, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
@@ -258,10 +258,10 @@ def test_hashes_of_real_images_are_those_of_the_first_version():
     real = DATA / "lesions" / "benign" / "100.jpg"
     if not real.exists():
         pytest.skip("no real images at ../shared/data")
-    found = images.look(real.read_bytes(), 224)
-    assert images.pixel_hash(found.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
-    assert images.pixel_hash(found.hashed) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
-    assert images.perceptual_hash(found.hashed) == "010e4e8cde8b68a2"
+    found = decoding.look(real.read_bytes(), 224)
+    assert decoding.pixel_hash(found.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
+    assert decoding.pixel_hash(found.hashed) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
+    assert decoding.perceptual_hash(found.hashed) == "010e4e8cde8b68a2"
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -274,8 +274,8 @@ def test_stored_orientation_is_undone(orientation, kind):
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     stored = encoded(upright if turn is None else upright.transpose(turn), kind, exif=exif, **options)
     # oblong sides: a picture left lying would not be near, nor would one turned the other way round
-    assert distance(images.decode(stored, 48), images.decode(encoded(upright), 48)) < 1
-    found = images.look(stored, 48)
+    assert distance(decoding.decode(stored, 48), decoding.decode(encoded(upright), 48)) < 1
+    found = decoding.look(stored, 48)
     assert (found.width, found.height) == ((64, 96) if orientation > 4 else (96, 64))
 
 
@@ -283,19 +283,19 @@ def test_orientation_holds_for_16_bit_grey_too_and_a_damaged_exif_is_no_reason_t
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = Image.fromarray(deep(GREY).astype(np.uint16)).transpose(Image.Transpose.ROTATE_90)
-    assert np.array_equal(images.decode(encoded(turned, exif=exif), 96), images.decode(encoded(GREY), 96))
+    assert np.array_equal(decoding.decode(encoded(turned, exif=exif), 96), decoding.decode(encoded(GREY), 96))
     for tail in (b"", b"rubbish rubbish", b"MM\0*\0\0\0\x08\0\x05\x01\x12"):
         odd = encoded(LESION, "JPEG", quality=95, exif=b"Exif\0\0" + tail)
-        assert np.array_equal(images.decode(odd, 96), images.decode(JPEG, 96))
+        assert np.array_equal(decoding.decode(odd, 96), decoding.decode(JPEG, 96))
 
 
 @given(st.integers(1, 64))
 @examples(0.2)
 def test_decoding_is_deterministic_and_of_the_size_asked_for(size):
     for content in (JPEG, PROGRESSIVE, PNG):
-        pixels = images.decode(content, size)
+        pixels = decoding.decode(content, size)
         assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
-        assert np.array_equal(pixels, images.decode(bytes(bytearray(content)), size))
+        assert np.array_equal(pixels, decoding.decode(bytes(bytearray(content)), size))
 
 
 @pytest.mark.parametrize(
@@ -313,13 +313,13 @@ def test_decoding_is_deterministic_and_of_the_size_asked_for(size):
         (JPEG[:60], "corrupt", "its header cannot be read"),
         (PNG[:20], "corrupt", "its header cannot be read"),
         (PNG[:2000] + bytes(2000) + PNG[4000:], "corrupt", "while decoding 96 x 96 pixels"),
-        (drawing._bomb(), "too_many_pixels", "over Pillow's own limit"),
+        (synthetic._bomb(), "too_many_pixels", "over Pillow's own limit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_broken_content_has_its_reason(content, reason, detail):
     with pytest.raises(ImageError) as error:
-        images.decode(content, 64, min_side=8)
+        decoding.decode(content, 64, min_side=8)
     assert error.value.reason == reason
     assert detail in error.value.detail
 
@@ -327,18 +327,18 @@ def test_broken_content_has_its_reason(content, reason, detail):
 def test_image_over_the_limit_of_pixels_is_not_decoded():
     hollow = png(8, 0, np.zeros((1, 1), np.uint8), claimed=(9000, 8000))  # decoding it would fail
     with pytest.raises(ImageError, match="8000 x 9000 pixels, the limit is 1000") as error:
-        images.decode(hollow, 64, max_pixels=1000)
+        decoding.decode(hollow, 64, max_pixels=1000)
     assert error.value.reason == "too_many_pixels"
-    assert images.decode(PNG, 8, max_pixels=96 * 96).shape == (8, 8, 3)
+    assert decoding.decode(PNG, 8, max_pixels=96 * 96).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="96 x 96 pixels, the limit is 9215"):
-        images.decode(PNG, 8, max_pixels=96 * 96 - 1)
+        decoding.decode(PNG, 8, max_pixels=96 * 96 - 1)
 
 
 def test_each_side_must_reach_the_least():
     narrow = encoded(LESION.crop((0, 0, 96, 31)))
-    assert images.decode(narrow, 8, min_side=31).shape == (8, 8, 3)
+    assert decoding.decode(narrow, 8, min_side=31).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="96 x 31 pixels, each side must be at least 32") as error:
-        images.decode(narrow, 8, min_side=32)
+        decoding.decode(narrow, 8, min_side=32)
     assert error.value.reason == "too_small"
 
 
@@ -347,7 +347,7 @@ def test_corpus_of_broken_files(name, capfd):
     content, reason = CORPUS[name]
     start = time.perf_counter()
     with pytest.raises(ImageError) as error:
-        images.look(content, 64, **broken.LIMITS)
+        decoding.look(content, 64, **broken.LIMITS)
     assert error.value.reason == reason
     assert time.perf_counter() - start < 5
     told = str(error.value)
@@ -359,8 +359,8 @@ def test_corpus_of_broken_files(name, capfd):
 
 def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
     assert len(CORPUS) >= 90
-    assert {reason for _, reason in CORPUS.values()} <= set(images.REASONS)
-    assert all(images.REASONS.values())
+    assert {reason for _, reason in CORPUS.values()} <= set(decoding.REASONS)
+    assert all(decoding.REASONS.values())
     assert {reason for _, reason in CORPUS.values()} == {
         *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
         *("damaged", "blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
@@ -370,18 +370,18 @@ def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
 @given(st.binary(max_size=400))
 def test_any_bytes_are_pixels_or_an_image_error(content):
     with pytest.raises(ImageError) as error:
-        images.decode(content, 8)
-    assert error.value.reason in images.REASONS
+        decoding.decode(content, 8)
+    assert error.value.reason in decoding.REASONS
 
 
 def checked(content):
     """The pixels, or the reason why there are none; anything else a decoder may do fails the test."""
     try:
-        found = images.decode(content, 8, min_side=2, max_pixels=200_000)
+        found = decoding.decode(content, 8, min_side=2, max_pixels=200_000)
     except ImageError as error:
         found = error
     if isinstance(found, ImageError):
-        assert found.reason in images.REASONS
+        assert found.reason in decoding.REASONS
         assert len(str(found).splitlines()) == 1
         return found.reason
     assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
@@ -394,7 +394,7 @@ def test_truncated_image_is_rejected_unless_all_its_pixels_came(content, part):
     if isinstance(found, str):
         assert found in ("corrupt", "damaged")
     else:
-        assert np.array_equal(found, images.decode(content, 8))
+        assert np.array_equal(found, decoding.decode(content, 8))
 
 
 FUZZED = [
@@ -445,18 +445,18 @@ def mutated(content, changes):
 def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes):
     start = time.perf_counter()
     try:
-        found = images.look(mutated(content, changes), 48, min_side=2, max_pixels=2_000_000)
+        found = decoding.look(mutated(content, changes), 48, min_side=2, max_pixels=2_000_000)
     except ImageError as error:
         found = error
     assert time.perf_counter() - start < 5
     if isinstance(found, ImageError):
-        assert found.reason in images.REASONS
+        assert found.reason in decoding.REASONS
         assert len(str(found).splitlines()) == 1
     else:
         assert (found.pixels.shape, found.pixels.dtype) == ((48, 48, 3), np.uint8)
         assert found.hashed.shape == (128, 128, 3)
         assert min(found.width, found.height) >= 2
-        assert found.format in images.SIGNATURES
+        assert found.format in decoding.SIGNATURES
 
 
 def test_jpeg_cut_anywhere_is_rejected():
@@ -467,12 +467,12 @@ def test_jpeg_cut_anywhere_is_rejected():
 
 @pytest.mark.parametrize("content", [JPEG, PROGRESSIVE, PNG], ids=["jpeg", "progressive", "png"])
 def test_bytes_behind_an_image_are_no_harm(content):
-    assert np.array_equal(images.decode(content + b"left behind", 8), images.decode(content, 8))
+    assert np.array_equal(decoding.decode(content + b"left behind", 8), decoding.decode(content, 8))
 
 
 def test_image_error_survives_pickle():
     with pytest.raises(ImageError) as raised:
-        images.decode(b"text", 8)
+        decoding.decode(b"text", 8)
     again = pickle.loads(pickle.dumps(raised.value))
     assert type(again) is ImageError
     assert (again.reason, again.detail, str(again)) == ("not_an_image", "the content is text", str(raised.value))
@@ -483,26 +483,26 @@ def test_details_never_quote_the_content_which_may_name_a_person():
     secret = b"patient_jane_doe.jpg"
     for content in (secret, b"<html>" + secret, secret * 30, b"\x80" + secret, JPEG[:2] + secret, PNG[:8] + secret):
         with pytest.raises(ImageError) as error:
-            images.decode(content, 8)
+            decoding.decode(content, 8)
         assert "jane" not in str(error.value)
 
 
 def test_pixel_hash_does_not_see_the_container():
     twins = [PNG, encoded(LESION, compress_level=1), encoded(LESION, exif=b"Exif\0\0", dpi=(300, 300))]
-    assert images.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert len({images.sha256(content) for content in twins}) == 3
-    assert len({images.pixel_hash(images.decode(content, 64)) for content in twins}) == 1
+    assert decoding.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert len({decoding.sha256(content) for content in twins}) == 3
+    assert len({decoding.pixel_hash(decoding.decode(content, 64)) for content in twins}) == 1
 
 
 @given(SQUARES, st.data())
 def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_memory(pixels, data):
-    assert images.pixel_hash(np.asfortranarray(pixels)) == images.pixel_hash(pixels)
+    assert decoding.pixel_hash(np.asfortranarray(pixels)) == decoding.pixel_hash(pixels)
     flat = np.arange(24, dtype=np.uint8)
-    assert images.pixel_hash(flat.reshape(2, 4, 3)) != images.pixel_hash(flat.reshape(4, 2, 3))
+    assert decoding.pixel_hash(flat.reshape(2, 4, 3)) != decoding.pixel_hash(flat.reshape(4, 2, 3))
     place = tuple(data.draw(st.integers(0, side - 1)) for side in pixels.shape)
     changed = pixels.copy()
     changed[place] ^= np.uint8(data.draw(st.integers(1, 255)))
-    assert images.pixel_hash(changed) != images.pixel_hash(pixels)
+    assert decoding.pixel_hash(changed) != decoding.pixel_hash(pixels)
 
 
 @given(arrays(np.uint8, st.integers(1, 60).map(lambda side: (side, side, 3))))
@@ -510,8 +510,8 @@ def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_
 @example(np.repeat(np.asarray(GREY)[:, :, None] // 2, 3, axis=2))
 def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored_and_darker(pixels):
     grey = np.repeat(pixels[:, :, :1] // 2, 3, axis=2)
-    assert images.perceptual_hash(grey * 2) == images.perceptual_hash(grey)  # brightness is not seen
-    hashes = {images.perceptual_hash(view) for view in views(pixels)}
+    assert decoding.perceptual_hash(grey * 2) == decoding.perceptual_hash(grey)  # brightness is not seen
+    hashes = {decoding.perceptual_hash(view) for view in views(pixels)}
     assert len(hashes) == 1
     assert len(hashes.pop()) == 16
 
@@ -527,15 +527,15 @@ def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
     for view in views(small):
         cells = view.reshape(8, 3, 8, 3).sum(axis=1)
         expected.append(np.packbits(cells[:, :, 2] > cells[:, :, 0]).tobytes().hex())
-    assert images.perceptual_hash(pixels) == min(expected)
+    assert decoding.perceptual_hash(pixels) == min(expected)
 
 
 def test_perceptual_hash_tells_lesions_apart_and_is_near_after_jpeg_compression():
-    lesions = [drawing.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
-    hashes = [images.perceptual_hash(pixels) for pixels in lesions]
+    lesions = [synthetic.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
+    hashes = [decoding.perceptual_hash(pixels) for pixels in lesions]
     assert len(set(hashes)) == 40
-    again = [images.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
-    far = [int(one, 16) ^ int(images.perceptual_hash(other), 16) for one, other in zip(hashes, again, strict=False)]
+    again = [decoding.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
+    far = [int(one, 16) ^ int(decoding.perceptual_hash(other), 16) for one, other in zip(hashes, again, strict=False)]
     assert np.median([bits.bit_count() for bits in far]) <= 4
 
 
@@ -545,8 +545,8 @@ def test_equal_hashes_of_the_real_set_are_near_duplicates():
     rows = pd.read_csv(DATA / "lesions_groups.csv")
     listed = rows["near_duplicate_group"].duplicated(keep=False)
     rows = pd.concat([rows[listed], rows[~listed][::8]])  # each pair, and some of those that have none
-    looks = [images.look((DATA / path).read_bytes(), 224) for path in rows["path"]]
-    for name, hash_of in (("pixels", images.pixel_hash), ("looks", images.perceptual_hash)):
+    looks = [decoding.look((DATA / path).read_bytes(), 224) for path in rows["path"]]
+    for name, hash_of in (("pixels", decoding.pixel_hash), ("looks", decoding.perceptual_hash)):
         rows[name] = [hash_of(found.hashed) for found in looks]
 
     def pairs(column):

@@ -11,7 +11,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageFilter
 from samples import examples
 
-from melanoma_spark import config, drawing, quality
+from melanoma_spark import config
+from melanoma_spark.images import quality, synthetic
 
 LIMITS = config.Quality()
 LESIONS = SHARED / "data/lesions"
@@ -19,7 +20,7 @@ SIZE = 224
 
 
 def lesion(seed=1):
-    return Image.open(io.BytesIO(drawing.lesion_jpeg(seed, size=SIZE))).convert("RGB")
+    return Image.open(io.BytesIO(synthetic.lesion_jpeg(seed, size=SIZE))).convert("RGB")
 
 
 def flagged(image) -> set[str]:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin
 
-from melanoma_spark import damage, dicom
 from melanoma_spark.errors import ImageError
+from melanoma_spark.images import damage, dicom
 
 REASONS = {
     "empty": "the file has no bytes",

@@ -1,6 +1,6 @@
 """Draws an archive of synthetic dermoscopic lesions, for the demo and the end-to-end tests.
 
-    python -m melanoma_spark.drawing FOLDER [--images N] [--seed S] [--size PX]
+    python -m melanoma_spark.images.synthetic FOLDER [--images N] [--seed S] [--size PX]
 
 Nothing here imitates a real patient, and no figure measured on a drawing says anything about melanoma. The drawings
 are there so that every stage can be run, and seen to learn, where no archive can be had: what separates the classes
@@ -462,12 +462,12 @@ def _bomb() -> bytes:
 def main(arguments: list[str] | None = None) -> None:
     """The command line: draws an archive and prints one line about it."""
     parser = argparse.ArgumentParser(
-        prog="python -m melanoma_spark.drawing",
+        prog="python -m melanoma_spark.images.synthetic",
         description="Draws an archive of synthetic dermoscopic lesions: benign/, malignant/ and metadata.csv with "
         "patient and lesion ids. Among the good images are copies, turned JPEGs and a wrong suffix; eight files more "
         "are broken, for the ingest to reject.",
         epilog="The same settings give the same bytes. A folder that holds the same drawing is left as it is; one that "
-        "holds anything else is refused. Example: python -m melanoma_spark.drawing demo/archive --images 360",
+        "holds anything else is refused. Example: python -m melanoma_spark.images.synthetic demo/archive --images 360",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to draw: a new or an empty folder")
     parser.add_argument("--images", type=int, default=360, metavar="N", help="good images with a label (%(default)s)")
