@@ -29,7 +29,8 @@ from score import registered
 from side_by_side import REPO, start_spark
 
 from jobs.job import Job
-from melanoma_spark import archive, config, ledger, schemas, tracking
+from melanoma_spark import config, ledger, schemas, tracking
+from melanoma_spark.archives import archive
 from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 

@@ -1,6 +1,6 @@
 """score --follow: what lands in an archive is scored, batch after batch, by structured streaming, until a signal.
 
-Spark's stream says when: at each trigger its source (`melanoma_spark.landing`) looks at the folder, and only when
+Spark's stream says when: at each trigger its source (`archives.landing`) looks at the folder, and only when
 something has changed is there a batch. Each goes through the very code of `score`, and through the same ledger, in the
 main thread: so a signal is met between two batches, and ending the stream ends no batch.
 """
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Job, Summary, in_one_line, in_run, one_line, say
-from melanoma_spark import archive, clock, logs
+from melanoma_spark import clock, logs
+from melanoma_spark.archives import archive
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.storage import files, lease
 
@@ -123,7 +124,7 @@ class Following:
     def started(self) -> Any:
         """A stream that knows nothing yet: its first batch asks the ledger about all there is."""
         try:
-            from melanoma_spark import landing
+            from melanoma_spark.archives import landing
         except ImportError:
             raise ClusterError("score --follow needs Spark 4 or later; run score by a schedule instead") from None
         spark, settings = self.job.spark, self.job.settings

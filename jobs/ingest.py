@@ -13,7 +13,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from jobs.job import Command, Job, Summary, archive_id, main, pace
-from melanoma_spark import archive, census, config, datacard, layouts, lineage, records, schemas, selection, splits
+from melanoma_spark import census, config, datacard, lineage, schemas, selection, splits
+from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.spark import session

@@ -13,19 +13,8 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, pixels_of
-from melanoma_spark import (
-    bootstrap,
-    bundle,
-    figures,
-    gradcam,
-    layouts,
-    metrics,
-    network,
-    report,
-    schemas,
-    shortcuts,
-    subgroups,
-)
+from melanoma_spark import bootstrap, bundle, figures, gradcam, metrics, network, report, schemas, shortcuts, subgroups
+from melanoma_spark.archives import layouts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality
 from melanoma_spark.spark import inference, session

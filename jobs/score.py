@@ -40,7 +40,8 @@ from pyspark.sql import functions as f
 
 from jobs import drift, follow, status, worklist
 from jobs.job import Command, Job, Stage, Summary, archive_id, main, pace, run_stage, run_without_run, say
-from melanoma_spark import archive, batches, bundle, config, exported, ledger, lineage, logs, network, records, schemas
+from melanoma_spark import batches, bundle, config, exported, ledger, lineage, logs, network, schemas
+from melanoma_spark.archives import archive, records
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.spark import inference, session

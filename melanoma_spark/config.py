@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from melanoma_spark import diagnoses
+from melanoma_spark.archives import diagnoses
 from melanoma_spark.errors import ConfigError
 
 

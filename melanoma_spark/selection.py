@@ -13,7 +13,8 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, diagnoses, groups, layouts, schemas, splits
+from melanoma_spark import config, groups, schemas, splits
+from melanoma_spark.archives import diagnoses, layouts
 from melanoma_spark.errors import DataError
 
 

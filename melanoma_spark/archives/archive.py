@@ -24,7 +24,8 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, containers, layouts, schemas
+from melanoma_spark import config, schemas
+from melanoma_spark.archives import containers, layouts
 from melanoma_spark.background import Waits, ahead
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError

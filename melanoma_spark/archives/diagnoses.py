@@ -86,7 +86,7 @@ def key(word: str) -> str:
 @lru_cache(maxsize=1)
 def known() -> Mapping[str, Diagnosis]:
     """The rows of diagnoses.csv by their word as `key` makes it."""
-    text = resources.files("melanoma_spark").joinpath("diagnoses.csv").read_text(encoding="utf-8")
+    text = resources.files("melanoma_spark.archives").joinpath("diagnoses.csv").read_text(encoding="utf-8")
     rows = {}
     for row in csv.DictReader(text.splitlines()):
         said = [row["malignant"], row["melanoma"]]

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from melanoma_spark import diagnoses
-from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.tables import (
+from melanoma_spark.archives import diagnoses
+from melanoma_spark.archives.tables import (
     FIELDS,
     NAMES,
     NO_IDS,
@@ -28,6 +27,7 @@ from melanoma_spark.tables import (
     split_of,
     understand,
 )
+from melanoma_spark.errors import ConfigError, DataError
 
 __all__ = [
     "FIELDS",

@@ -25,7 +25,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from melanoma_spark import schemas, tables
+from melanoma_spark import schemas
+from melanoma_spark.archives import tables
 from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
 
 ATTACHED = "attached"  # what becomes of a row, if not one of the reasons of `schemas`

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from melanoma_spark import diagnoses
+from melanoma_spark.archives import diagnoses
 from melanoma_spark.errors import DataError
 
 MAX_COLUMNS = 1000

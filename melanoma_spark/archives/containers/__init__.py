@@ -12,8 +12,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from melanoma_spark.containers import tars, zips
-from melanoma_spark.containers.parts import Entry, Limits, Member, Stop, UniqueNames
+from melanoma_spark.archives.containers import tars, zips
+from melanoma_spark.archives.containers.parts import Entry, Limits, Member, Stop, UniqueNames
 from melanoma_spark.errors import ImageError
 
 __all__ = ["REASONS", "SUFFIXES", "Limits", "Member", "is_container", "kind_of", "members", "read"]

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from melanoma_spark.containers.parts import MOST, Entry, Limits, Member, Stop, decoded, exactly, length_of
+from melanoma_spark.archives.containers.parts import MOST, Entry, Limits, Member, Stop, decoded, exactly, length_of
 from melanoma_spark.errors import ImageError
 
 BLOCK = 512  # bytes: everything in a tar starts at a multiple of it

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from melanoma_spark.containers.parts import MOST, Entry, Limits, Member, Stop, decoded, exactly, length_of
+from melanoma_spark.archives.containers.parts import MOST, Entry, Limits, Member, Stop, decoded, exactly, length_of
 from melanoma_spark.errors import ImageError
 
 LOCAL, CENTRAL, END, END64 = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06"

@@ -3,7 +3,8 @@
 import pytest
 
 from jobs import judging
-from melanoma_spark import layouts, network
+from melanoma_spark import network
+from melanoma_spark.archives import layouts
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,11 @@ def test_a_worker_of_score_imports_neither_mlflow_nor_tensorflow(tmp_path):
 import pickle, sys
 with open({str(tmp_path / "scorer")!r}, "rb") as file:
     scorer = pickle.load(file)
-import melanoma_spark.archive, melanoma_spark.exported, melanoma_spark.spark.inference, melanoma_spark.images.quality
-import melanoma_spark.store
+from melanoma_spark import exported
+from melanoma_spark.archives import archive
+from melanoma_spark.images import quality
+from melanoma_spark.spark import inference
+from melanoma_spark.storage import store
 assert scorer.model_id == "x tta 1"
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow")))
 """

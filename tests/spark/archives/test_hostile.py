@@ -23,7 +23,7 @@ from broken_containers import central, info, item, tarred, unix, zipped
 from conftest import Line, open_line
 from PIL import Image, PngImagePlugin
 
-from melanoma_spark import containers
+from melanoma_spark.archives import containers
 from melanoma_spark.images import decoding, synthetic
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")

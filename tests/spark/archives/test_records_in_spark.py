@@ -2,8 +2,9 @@
 
 import pytest
 
-from melanoma_spark import records, schemas, tables
-from melanoma_spark.records import ABSENT, AMBIGUOUS, OTHER_FOLDER
+from melanoma_spark import schemas
+from melanoma_spark.archives import records, tables
+from melanoma_spark.archives.records import ABSENT, AMBIGUOUS, OTHER_FOLDER
 
 TABLE = "patients.csv"
 P1, P2 = "p1/IMG_0001.jpg", "p2/IMG_0001.jpg"

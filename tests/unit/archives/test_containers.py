@@ -37,9 +37,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import examples
 
-from melanoma_spark import containers
-from melanoma_spark.containers import Limits, Member
-from melanoma_spark.containers.parts import UniqueNames
+from melanoma_spark.archives import containers
+from melanoma_spark.archives.containers import Limits, Member
+from melanoma_spark.archives.containers.parts import UniqueNames
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import decoding
 

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import diagnoses
-from melanoma_spark.diagnoses import TARGETS, Answer, find, key, known, target_of
+from melanoma_spark.archives import diagnoses
+from melanoma_spark.archives.diagnoses import TARGETS, Answer, find, key, known, target_of
 
-ROWS = list(csv.DictReader(resources.files("melanoma_spark").joinpath("diagnoses.csv").read_text("utf-8").splitlines()))
+ROWS = list(
+    csv.DictReader(resources.files("melanoma_spark.archives").joinpath("diagnoses.csv").read_text("utf-8").splitlines())
+)
 WORDS = sorted(row["word"] for row in ROWS)
 MELANOMA = "Malignant:Malignant melanocytic proliferations (Melanoma)"
 

@@ -7,10 +7,19 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import layouts
+from melanoma_spark.archives import layouts
+from melanoma_spark.archives.layouts import (
+    LAYOUTS,
+    Layout,
+    Record,
+    TableHead,
+    folder_record,
+    read_table,
+    recognise,
+    unread,
+)
+from melanoma_spark.archives.tables import FIELDS, HEAD
 from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.layouts import LAYOUTS, Layout, Record, TableHead, folder_record, read_table, recognise, unread
-from melanoma_spark.tables import FIELDS, HEAD
 
 REAL = SHARED / "data/metadata"
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from melanoma_spark import records, tables
-from melanoma_spark.records import AMBIGUOUS, ATTACHED
+from melanoma_spark.archives import records, tables
+from melanoma_spark.archives.records import AMBIGUOUS, ATTACHED
 
 TABLE = "patients.csv"
 

@@ -13,9 +13,9 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import diagnoses, tables
+from melanoma_spark.archives import diagnoses, tables
+from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of, understand
 from melanoma_spark.errors import DataError
-from melanoma_spark.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of, understand
 
 REAL = SHARED / "data/metadata"
 SIMPLE = "image_id,label\nISIC_1,benign\nISIC_2,malignant\n"
