@@ -20,7 +20,8 @@ from side_by_side import start_spark
 
 from jobs import evaluate, featurize, finetune, ingest, train_head
 from jobs.job import Job, run_stage
-from melanoma_spark import config, metrics, tracking
+from melanoma_spark import config, tracking
+from melanoma_spark.metrics import binary
 from melanoma_spark.storage import files, store
 
 Figures = dict[tuple[str, int], list[tuple[float, float]]]  # (recipe, views) -> (AUC, accuracy) of each seed
@@ -87,7 +88,7 @@ def measured(rows: pd.DataFrame) -> tuple[float, float]:
         for side in (rows[rows["split"] == "validation"], rows[rows["split"] == "test"])
     )
     threshold = max(sorted(p), key=lambda at: ((p >= at) == y).mean())
-    return metrics.auroc(y_test, p_test), float(((p_test >= threshold) == y_test).mean())
+    return binary.auroc(y_test, p_test), float(((p_test >= threshold) == y_test).mean())
 
 
 def table(figures: Figures) -> str:

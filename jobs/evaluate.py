@@ -26,11 +26,9 @@ from jobs.job import Command, Job, Summary, archive_id, dataset, main, pace, pix
 from melanoma_spark import (
     __version__,
     backbones,
-    bootstrap,
     calibration,
     config,
     lineage,
-    metrics,
     network,
     operating_points,
     report,
@@ -39,6 +37,7 @@ from melanoma_spark import (
     subgroups,
 )
 from melanoma_spark.errors import DataError
+from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -280,7 +279,7 @@ def difference(settings: config.Settings, of: str, rows: pd.DataFrame, over: str
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     both = others["probability"].to_numpy(), rows["probability"].to_numpy()
     bounds = bootstrap.auroc_difference(labels, *both, groups, settings.evaluate.resamples, settings.seed)
-    before, after = (metrics.auroc(labels, probabilities) for probabilities in both)
+    before, after = (binary.auroc(labels, probabilities) for probabilities in both)
     return {"of": of, "over": over, "auroc": after - before, "interval": bounds}
 
 

@@ -13,10 +13,11 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, pixels_of
-from melanoma_spark import bootstrap, bundle, figures, gradcam, metrics, network, report, schemas, shortcuts, subgroups
+from melanoma_spark import bundle, figures, gradcam, network, report, schemas, shortcuts, subgroups
 from melanoma_spark.archives import layouts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality
+from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
@@ -137,7 +138,7 @@ def without_the_lesion(
     labels, groups = test["label"].to_numpy(), test["group"].to_numpy()
     drawn = job.settings.evaluate.resamples, job.settings.seed
     return {
-        key: figures.Figure("AUROC", metrics.auroc(labels, p), bootstrap.auroc_interval(labels, p, groups, *drawn))
+        key: figures.Figure("AUROC", binary.auroc(labels, p), bootstrap.auroc_interval(labels, p, groups, *drawn))
         for key, p in (("painted", painted_over["raw_probability"].to_numpy()), ("colours", colours))
     }  # type: ignore[return-value]
 

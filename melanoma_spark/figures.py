@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from melanoma_spark import bootstrap, metrics
-from melanoma_spark.metrics import Floats
+from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics.binary import Floats
 
 TOP = 15  # images of a patient that a person looks at: ISIC 2024's second prize
 RATES = (0.90, 0.95)  # at which sensitivity and specificity are told
@@ -39,7 +39,7 @@ def of_split(
     Takes and raises what `metrics` does. Predictive values are told for each of `prevalences`. `patients` is (n,): what
     a worklist by patient finds is told of the images that have one, where there are any.
     """
-    y, p = metrics.checked(labels, probabilities)
+    y, p = binary.checked(labels, probabilities)
     drawn = {"resamples": resamples, "seed": seed}
     found: dict[str, Figure] = {}
 
@@ -50,45 +50,45 @@ def of_split(
         resampled = bootstrap.resampled_curve(y, p, groups, partial(statistic, **at), **drawn)
         add(key, name, metric(y, p, **at), resampled, percent=key.endswith(("90", "95")))
 
-    curve("auprc", "AUPRC", metrics.auprc, metrics.average_precision)
+    curve("auprc", "AUPRC", binary.auprc, binary.average_precision)
     curve(
         "pauc_above_80",
         "Partial AUC above 80 % sensitivity (ISIC 2024; perfect is 0.2)",
-        metrics.auc_above_sensitivity,
-        metrics.area_above_sensitivity,
+        binary.auc_above_sensitivity,
+        binary.area_above_sensitivity,
         sensitivity=0.8,
     )
     curve(
         "auc_sens_80",
         "AUC right of 80 % sensitivity (isic-challenge-scoring; perfect is 1)",
-        metrics.auc_right_of_sensitivity,
-        metrics.area_right_of_sensitivity,
+        binary.auc_right_of_sensitivity,
+        binary.area_right_of_sensitivity,
         sensitivity=0.8,
     )
     for rate in RATES:
         curve(
             f"sensitivity_at_specificity_{100 * rate:.0f}",
             f"Best sensitivity at a specificity of {100 * rate:.0f} %",
-            metrics.sensitivity_at_specificity,
-            metrics.best_sensitivity,
+            binary.sensitivity_at_specificity,
+            binary.best_sensitivity,
             specificity=rate,
         )
         curve(
             f"specificity_at_sensitivity_{100 * rate:.0f}",
             f"Best specificity at a sensitivity of {100 * rate:.0f} %",
-            metrics.specificity_at_sensitivity,
-            metrics.best_specificity,
+            binary.specificity_at_sensitivity,
+            binary.best_specificity,
             sensitivity=rate,
         )
 
     squares = (p - y) ** 2
-    add("brier", "Brier score", metrics.brier(y, p), bootstrap.resampled_mean(squares, groups, **drawn))
+    add("brier", "Brier score", binary.brier(y, p), bootstrap.resampled_mean(squares, groups, **drawn))
     calibration = bootstrap.resampled_calibration_error(y, p, groups, **drawn)
-    add("ece", "Expected calibration error", metrics.expected_calibration_error(y, p), calibration)
-    losses = metrics.log_losses(y, p)
-    add("log_loss", "Log loss, nats", metrics.log_loss(y, p), bootstrap.resampled_mean(losses, groups, **drawn))
+    add("ece", "Expected calibration error", binary.expected_calibration_error(y, p), calibration)
+    losses = binary.log_losses(y, p)
+    add("log_loss", "Log loss, nats", binary.log_loss(y, p), bootstrap.resampled_mean(losses, groups, **drawn))
 
-    decided = metrics.confusion_matrix_at(y, p, threshold)
+    decided = binary.confusion_matrix_at(y, p, threshold)
     sensitivity, specificity = bootstrap.resampled_rates(y, p, groups, threshold, **drawn)
     add("sensitivity", "Sensitivity", decided.sensitivity, sensitivity, percent=True)
     add("specificity", "Specificity", decided.specificity, specificity, percent=True)
@@ -103,8 +103,8 @@ def of_split(
     add("accuracy", "Accuracy", decided.accuracy, bootstrap.resampled_mean(right, groups, **drawn), percent=True)
     for prevalence in prevalences:
         for key, name, value in (
-            ("ppv", "Positive predictive value", metrics.ppv_at_prevalence),
-            ("npv", "Negative predictive value", metrics.npv_at_prevalence),
+            ("ppv", "Positive predictive value", binary.ppv_at_prevalence),
+            ("npv", "Negative predictive value", binary.npv_at_prevalence),
         ):
             resampled = np.array([value(*rates, prevalence) for rates in zip(sensitivity, specificity, strict=True)])
             add(
@@ -116,7 +116,7 @@ def of_split(
             )
     known = np.array([patient is not None for patient in patients or ()], bool)
     if known.any():
-        own = metrics.found_in_top(y[known], p[known], [patient for patient in patients or () if patient], TOP)
+        own = binary.found_in_top(y[known], p[known], [patient for patient in patients or () if patient], TOP)
         sums = bootstrap.resampled_sums(np.stack([own, y[known]], axis=1), np.asarray(groups)[known], **drawn)
         shares = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
         name = f"Sensitivity among the {TOP} highest of each patient ({known.sum()} images name theirs)"

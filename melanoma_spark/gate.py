@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from melanoma_spark import bootstrap, config, metrics
+from melanoma_spark import config
+from melanoma_spark.metrics import binary, bootstrap
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def verdicts(
     if rules.auroc_margin is not None:
         found.append(_not_worse(rules.auroc_margin, labels, groups, challenger, champion, resamples, seed))
     if rules.sensitivity is not None:
-        sensitivity = metrics.confusion_matrix_at(labels, challenger, threshold).sensitivity
+        sensitivity = binary.confusion_matrix_at(labels, challenger, threshold).sensitivity
         told = f"{sensitivity:.4f} at the operating point, wanted: >= {rules.sensitivity:g}"
         found.append(Verdict("sensitivity", sensitivity >= rules.sensitivity, told))
     if rules.calibration_error is not None:
-        error = metrics.expected_calibration_error(labels, challenger)
+        error = binary.expected_calibration_error(labels, challenger)
         told = f"{error:.4f}, wanted: <= {rules.calibration_error:g}"
         found.append(Verdict("calibration_error", error <= rules.calibration_error, told))
     if rules.subgroup_auroc is not None:
@@ -75,7 +76,7 @@ def _not_worse(
     """Non-inferiority: the lower bound of the difference's 95 % interval, by a paired bootstrap, is above -margin."""
     if champion is None:
         return Verdict("auroc_margin", True, "there is no champion to be compared with")
-    gain = metrics.auroc(labels, challenger) - metrics.auroc(labels, champion)
+    gain = binary.auroc(labels, challenger) - binary.auroc(labels, champion)
     low, high = bootstrap.auroc_difference(labels, champion, challenger, groups, resamples, seed)
     holds = not math.isnan(low) and low >= -margin
     told = f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"

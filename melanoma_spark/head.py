@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import config, metrics, network, training
+from melanoma_spark import config, network, training
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.metrics import binary
 
 Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
 
@@ -90,7 +91,7 @@ def fit_without(
     found = []
     for tta in ttas:
         y, p = labels[held], said[:, :tta].mean(axis=1, dtype=np.float64)
-        auroc, loss = metrics.auroc(y, p), metrics.log_loss(y, p)
+        auroc, loss = binary.auroc(y, p), binary.log_loss(y, p)
         found.append(replace(training.best_of(records), validation_auroc=auroc, validation_loss=loss))
     return found
 

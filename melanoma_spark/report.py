@@ -20,12 +20,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from melanoma_spark import bootstrap, figures, metrics, operating_points, pages
+from melanoma_spark import figures, operating_points, pages
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality
 from melanoma_spark.images.decoding import REASONS
-from melanoma_spark.metrics import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
+from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics.binary import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
 from melanoma_spark.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL
 from melanoma_spark.subgroups import ATTRIBUTES, FEWEST, Subgroup, in_words, largest_gaps
@@ -218,8 +219,8 @@ def model_facts(
     points = [
         Point(
             point=point,
-            validation=None if fitted_on is None else metrics.confusion_matrix_at(*fitted_on, point.threshold),
-            test=metrics.confusion_matrix_at(labels, probabilities, point.threshold),
+            validation=None if fitted_on is None else binary.confusion_matrix_at(*fitted_on, point.threshold),
+            test=binary.confusion_matrix_at(labels, probabilities, point.threshold),
         )
         for point in (operating_point, *(operating_points.named(*fitted_on) if fitted_on else ()))
         if point is operating_point or point.rule != operating_point.rule
@@ -227,7 +228,7 @@ def model_facts(
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     return ModelFacts(
         name=name,
-        auroc=metrics.auroc(labels, probabilities),
+        auroc=binary.auroc(labels, probabilities),
         auroc_low=auroc_low,
         auroc_high=auroc_high,
         prevalence=float(np.mean(truth)),
@@ -236,17 +237,17 @@ def model_facts(
         validation=points[0]["validation"],
         test=points[0]["test"],
         points=points,
-        roc=metrics.roc_curve(labels, probabilities),
-        precision_recall=metrics.precision_recall_curve(labels, probabilities),
-        decision_curve=metrics.decision_curve(labels, probabilities),
-        reliability=metrics.reliability(labels, probabilities),
+        roc=binary.roc_curve(labels, probabilities),
+        precision_recall=binary.precision_recall_curve(labels, probabilities),
+        decision_curve=binary.decision_curve(labels, probabilities),
+        reliability=binary.reliability(labels, probabilities),
         calibration=calibration,
         uncalibrated=Uncalibrated(
-            reliability=metrics.reliability(labels, raw),
+            reliability=binary.reliability(labels, raw),
             figures={
-                "ece": metrics.expected_calibration_error(labels, raw),
-                "brier": metrics.brier(labels, raw),
-                "log_loss": metrics.log_loss(labels, raw),
+                "ece": binary.expected_calibration_error(labels, raw),
+                "brier": binary.brier(labels, raw),
+                "log_loss": binary.log_loss(labels, raw),
             },
         ),
         histograms=Histograms(

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark import bootstrap, metrics
 from melanoma_spark.figures import Figure
+from melanoma_spark.metrics import binary, bootstrap
 
 # Attribute -> how it is told.
 ATTRIBUTES = {
@@ -142,7 +142,7 @@ def of_split(
     Rows as in `metrics`; bootstrap over `groups` within each subgroup. `least`: images below which a subgroup has no
     figures. Raises DataError as `metrics` does.
     """
-    truth, scores = metrics.checked(labels, probabilities)
+    truth, scores = binary.checked(labels, probabilities)
     of_group = np.asarray(groups)
     found = []
     for attribute, column in columns.items():
@@ -154,8 +154,8 @@ def of_split(
             bounds = [(math.nan, math.nan)] * 3
             if sufficient:
                 given = truth[rows], scores[rows]
-                decided = metrics.confusion_matrix_at(*given, threshold)
-                auroc, sensitivity, specificity = metrics.auroc(*given), decided.sensitivity, decided.specificity
+                decided = binary.confusion_matrix_at(*given, threshold)
+                auroc, sensitivity, specificity = binary.auroc(*given), decided.sensitivity, decided.specificity
                 drawn = {"resamples": resamples, "seed": seed}
                 rates = bootstrap.rate_intervals(*given, of_group[rows], threshold, **drawn)
                 bounds = [bootstrap.auroc_interval(*given, of_group[rows], **drawn), *rates]

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from melanoma_spark import metrics, sharding
+from melanoma_spark import sharding
 from melanoma_spark.background import Waits, ahead
 from melanoma_spark.errors import DataError
+from melanoma_spark.metrics import binary
 from melanoma_spark.network import input_dtype, predictor
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
@@ -220,7 +221,7 @@ def train(
         p = rank.gather(np.concatenate(probabilities).astype(np.float64)).clip(0, 1)
         y = rank.gather(np.concatenate(labels)).astype(int)
         speed = images / seconds if seconds else 0.0
-        found = metrics.log_loss(y, p), metrics.auroc(y, p)
+        found = binary.log_loss(y, p), binary.auroc(y, p)
         return EpochRecord(plan.phase, epoch, loss, *found, seconds, speed, waited)
 
     if state is None:

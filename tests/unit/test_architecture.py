@@ -18,7 +18,7 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
     *("errors", "clock", "config", "damage", "dicom", "decoding", "layouts", "groups", "splits", "sharding", "lineage"),
-    *("containers", "diagnoses", "background", "tables", "metrics", "bootstrap", "figures", "synthetic"),
+    *("containers", "diagnoses", "background", "tables", "binary", "bootstrap", "figures", "synthetic"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
     *("reference", "drift", "logs", "checks", "retention"),
 }

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from melanoma_spark import config, head, metrics, ranks, training
+from melanoma_spark import config, head, ranks, training
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.metrics import binary
 
 CHOSEN = config.Head(hidden=4, dropout=0.2, learning_rate=0.01, epochs=3, batch_size=8)
 SPEC = head.spec_of(CHOSEN, "vgg16", 64)
@@ -39,7 +40,7 @@ def outcome(record):
 def test_its_tensors_are_those_of_the_best_epoch():
     tensors, records = fitted([rows()], rows(20, seed=1))
     values, labels = rows(20, seed=1)
-    assert metrics.auroc(labels, said(tensors, values)) == pytest.approx(training.best_of(records).validation_auroc)
+    assert binary.auroc(labels, said(tensors, values)) == pytest.approx(training.best_of(records).validation_auroc)
 
 
 def test_the_seed_says_which_head_it_is():
@@ -95,7 +96,7 @@ def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
     assert outcome(found[1]) == pytest.approx(outcome(best))
     for record, tta in zip(found, [4, 1, 2], strict=True):
         probability = said(tensors, copies[held, :tta]).mean(axis=1)
-        expected = metrics.auroc(labels[held], probability), metrics.log_loss(labels[held], probability)
+        expected = binary.auroc(labels[held], probability), binary.log_loss(labels[held], probability)
         assert outcome(record) == pytest.approx((best.epoch, *expected), rel=1e-5)
     assert len({record.validation_loss for record in found}) == 3
 

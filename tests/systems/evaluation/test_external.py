@@ -9,9 +9,10 @@ import pytest
 
 from jobs import evaluate
 from jobs.job import run_stage
-from melanoma_spark import metrics, network, shortcuts
+from melanoma_spark import network, shortcuts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.metrics import binary
 from melanoma_spark.storage import store
 
 
@@ -69,13 +70,13 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     pixels = np.stack([decoding.decode(files[sha256].read_bytes(), 64) for sha256 in some["sha256"]])
     np.testing.assert_allclose(some["raw_probability"], model.predict(pixels, verbose=0)[:, 0], atol=1e-5)
 
-    auroc = metrics.auroc(rows["label"], rows["probability"])
+    auroc = binary.auroc(rows["label"], rows["probability"])
     assert f"AUC {auroc:.4f}" in told
     page = (folder / "report.html").read_text()
     assert f"{left_out} images were left out" in page
     assert "Sensitivity, validation" not in page
     over = [shortcuts.without_lesion(decoding.decode(files[sha256].read_bytes(), 64)) for sha256 in rows["sha256"]]
-    painted = metrics.auroc(rows["label"], model.predict(np.stack(over), verbose=0)[:, 0])
+    painted = binary.auroc(rows["label"], model.predict(np.stack(over), verbose=0)[:, 0])
     assert f"still ranks with an AUROC of <b>{painted:.3f}</b>" in page
     assert (folder / "model_card.md").exists()
     assert (folder / "isic/prediction.csv").exists()
@@ -89,7 +90,7 @@ def test_a_copy_of_the_training_archive_leaves_its_test_split(copied, tmp_path):
     assert set(rows["sha256"]) == set(stored[stored["split"] == "test"]["sha256"])
     reported = copied.manifest("reports")["metrics"]["test_auroc_finetuned"]
     assert f"AUC {reported:.4f}" in told
-    assert metrics.auroc(rows["label"], rows["probability"]) == pytest.approx(reported)
+    assert binary.auroc(rows["label"], rows["probability"]) == pytest.approx(reported)
 
 
 def test_the_archive_of_the_warehouse_is_no_external_one(line):

@@ -14,8 +14,9 @@ from conftest import open_line, said
 
 from jobs import search
 from jobs.job import run_stage
-from melanoma_spark import config, head, metrics, network, ranks, splits, training, trials, weights
+from melanoma_spark import config, head, network, ranks, splits, training, trials, weights
 from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.metrics import binary
 
 CUT = "block5_pool"
 SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
@@ -165,8 +166,8 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
             SPEC.model_copy(update={"tta": settings["tta"]}), [*base.tensors, *model.get_weights()]
         )
         y, p = rows[1][1], whole(pixels[held])[0][:, 0].astype(np.float64)
-        assert task["auroc"] == pytest.approx(metrics.auroc(y, p), abs=0.02)  # stored features are float16
-        assert task["loss"] == pytest.approx(metrics.log_loss(y, p), abs=2e-3)
+        assert task["auroc"] == pytest.approx(binary.auroc(y, p), abs=0.02)  # stored features are float16
+        assert task["loss"] == pytest.approx(binary.log_loss(y, p), abs=2e-3)
 
     def never(*_):
         raise AssertionError("the base ran again")

@@ -7,7 +7,8 @@ import pytest
 import sklearn.metrics
 from samples import grouped_sample, resamples_of
 
-from melanoma_spark import figures, metrics
+from melanoma_spark import figures
+from melanoma_spark.metrics import binary
 
 THRESHOLD, PREVALENCES = 0.45, (0.02, 0.2)
 
@@ -20,10 +21,10 @@ def by_hand(labels, probabilities):
     specificity = sklearn.metrics.recall_score(labels, decided, pos_label=0)
     found = {
         "auprc": sklearn.metrics.average_precision_score(labels, probabilities),
-        "pauc_above_80": metrics.auc_above_sensitivity(labels, probabilities),
-        "auc_sens_80": metrics.auc_right_of_sensitivity(labels, probabilities),
+        "pauc_above_80": binary.auc_above_sensitivity(labels, probabilities),
+        "auc_sens_80": binary.auc_right_of_sensitivity(labels, probabilities),
         "brier": sklearn.metrics.brier_score_loss(labels, probabilities),
-        "ece": metrics.expected_calibration_error(labels, probabilities),
+        "ece": binary.expected_calibration_error(labels, probabilities),
         "log_loss": sklearn.metrics.log_loss(labels, probabilities),
         "sensitivity": sensitivity,
         "specificity": specificity,

@@ -11,9 +11,10 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import bootstrap, datacard, figures, metrics, operating_points, report, subgroups
+from melanoma_spark import datacard, figures, operating_points, report, subgroups
 from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import DataError
+from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.operating_points import OperatingPoint, choose
 
 PLOTS = {"roc.png", "precision_recall.png", "calibration.png", "decision_curve.png"}
@@ -120,24 +121,24 @@ def test_model_facts_are_the_metrics_of_the_test_split():
     facts = report.model_facts("head", FITTED, point, *given, 40, 2, (0.02,))
     interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
     assert facts.keys() == report.ModelFacts.__required_keys__
-    assert facts["auroc"] == metrics.auroc(labels, probabilities)
+    assert facts["auroc"] == binary.auroc(labels, probabilities)
     assert (facts["auroc_low"], facts["auroc_high"]) == interval
     rows = labels, probabilities, groups
     assert facts["figures"] == figures.of_split(*rows, 0.4, (0.02,), resamples=40, seed=2)
     assert facts["prevalence"] == labels.mean()
     assert facts["calibration"] == FITTED
     before = facts["uncalibrated"]
-    assert before["figures"]["brier"] == metrics.brier(labels, raw) != metrics.brier(labels, probabilities)
-    np.testing.assert_equal(before["reliability"], metrics.reliability(labels, raw))
-    assert facts["test"] == metrics.confusion_matrix_at(labels, probabilities, 0.4)
-    assert facts["validation"] == metrics.confusion_matrix_at(*validation, 0.4)
+    assert before["figures"]["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)
+    np.testing.assert_equal(before["reliability"], binary.reliability(labels, raw))
+    assert facts["test"] == binary.confusion_matrix_at(labels, probabilities, 0.4)
+    assert facts["validation"] == binary.confusion_matrix_at(*validation, 0.4)
     others = [other for other in operating_points.named(*validation) if other.rule != point.rule]
     assert [chosen["point"] for chosen in facts["points"]] == [point, *others]
     assert len(others) == len(operating_points.NAMED) - 1
     for chosen in facts["points"]:
         threshold = chosen["point"].threshold
-        assert chosen["test"] == metrics.confusion_matrix_at(labels, probabilities, threshold)
-        assert chosen["validation"] == metrics.confusion_matrix_at(*validation, threshold)
+        assert chosen["test"] == binary.confusion_matrix_at(labels, probabilities, threshold)
+        assert chosen["validation"] == binary.confusion_matrix_at(*validation, threshold)
     assert facts["histograms"]["negative"].sum() == (labels == 0).sum()
     assert facts["histograms"]["positive"].sum() == (labels == 1).sum()
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from melanoma_spark import metrics, shortcuts
+from melanoma_spark import shortcuts
+from melanoma_spark.metrics import binary
 
 SKIN, DARK = (220, 170, 150), (70, 40, 30)
 
@@ -68,4 +69,4 @@ def test_colours_tell_a_label_that_has_a_colour_and_no_other(told, least, most):
     rows = np.stack([shortcuts.colour_histogram(image) for image in images.astype(np.uint8)])
     found = shortcuts.judged_by_colours(rows[:200], labels[:200], rows[200:])
     assert found.dtype == np.float64
-    assert least <= metrics.auroc(labels[200:], found) <= most
+    assert least <= binary.auroc(labels[200:], found) <= most

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import bootstrap, metrics, subgroups
+from melanoma_spark import subgroups
+from melanoma_spark.metrics import binary, bootstrap
 
 
 def told(n, **columns):
@@ -60,7 +61,7 @@ def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
     counts = [("no flag", 100), ("any flag", 200), ("blurred", 100), ("dark", 200)]
     assert [(own.value, own.n) for own in found] == counts
     blurred = np.arange(300) % 3 == 2
-    assert found[2].auroc.value == metrics.auroc(labels[blurred], probabilities[blurred])
+    assert found[2].auroc.value == binary.auroc(labels[blurred], probabilities[blurred])
     assert found[1].auroc == found[3].auroc
 
 
@@ -89,9 +90,9 @@ def test_figures_are_those_of_the_rows_alone(rows):
     for subgroup in found[:2]:
         own = column == subgroup.value
         given = labels[own], probabilities[own]
-        decided = metrics.confusion_matrix_at(*given, 0.5)
+        decided = binary.confusion_matrix_at(*given, 0.5)
         assert subgroup.sufficient
-        assert subgroup.auroc.value == metrics.auroc(*given)
+        assert subgroup.auroc.value == binary.auroc(*given)
         assert subgroup.auroc.interval == bootstrap.auroc_interval(*given, groups[own], resamples=60, seed=3)
         assert (subgroup.sensitivity.value, subgroup.specificity.value) == (decided.sensitivity, decided.specificity)
         rates = bootstrap.rate_intervals(*given, groups[own], 0.5, resamples=60, seed=3)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import grouped_sample, resamples_of, scored
 
-from melanoma_spark import bootstrap, metrics
+from melanoma_spark.metrics import binary, bootstrap
 
 
 @given(scored(both_classes=False), st.integers(0, 5))
@@ -20,21 +20,21 @@ def test_bootstrap_equals_a_loop_over_the_same_draws(sample, seed):
     sensitivity, specificity = bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=6, seed=seed)
     assert areas.shape == sensitivity.shape == specificity.shape == (6,)
     for k, rows in enumerate(resamples_of(groups, 6, seed)):
-        np.testing.assert_equal(areas[k], metrics.auroc(labels[rows], probabilities[rows]))
-        confusion = metrics.confusion_matrix_at(labels[rows], probabilities[rows], 0.5)
+        np.testing.assert_equal(areas[k], binary.auroc(labels[rows], probabilities[rows]))
+        confusion = binary.confusion_matrix_at(labels[rows], probabilities[rows], 0.5)
         np.testing.assert_equal(sensitivity[k], confusion.sensitivity)
         np.testing.assert_equal(specificity[k], confusion.specificity)
 
 
 CURVES = {
-    metrics.average_precision: metrics.auprc,
-    functools.partial(metrics.area_above_sensitivity, sensitivity=0.8): metrics.auc_above_sensitivity,
-    functools.partial(metrics.area_right_of_sensitivity, sensitivity=0.8): metrics.auc_right_of_sensitivity,
-    functools.partial(metrics.best_sensitivity, specificity=0.9): functools.partial(
-        metrics.sensitivity_at_specificity, specificity=0.9
+    binary.average_precision: binary.auprc,
+    functools.partial(binary.area_above_sensitivity, sensitivity=0.8): binary.auc_above_sensitivity,
+    functools.partial(binary.area_right_of_sensitivity, sensitivity=0.8): binary.auc_right_of_sensitivity,
+    functools.partial(binary.best_sensitivity, specificity=0.9): functools.partial(
+        binary.sensitivity_at_specificity, specificity=0.9
     ),
-    functools.partial(metrics.best_specificity, sensitivity=0.9): functools.partial(
-        metrics.specificity_at_sensitivity, sensitivity=0.9
+    functools.partial(binary.best_specificity, sensitivity=0.9): functools.partial(
+        binary.specificity_at_sensitivity, sensitivity=0.9
     ),
 }
 
@@ -50,9 +50,9 @@ def test_every_figure_of_a_resample_is_that_of_its_images(sample, seed):
 
     for statistic, metric in CURVES.items():
         check(bootstrap.resampled_curve(*sample, statistic, resamples=4, seed=seed), metric)
-    check(bootstrap.resampled_calibration_error(*sample, resamples=4, seed=seed), metrics.expected_calibration_error)
+    check(bootstrap.resampled_calibration_error(*sample, resamples=4, seed=seed), binary.expected_calibration_error)
     squares = (labels - probabilities) ** 2
-    check(bootstrap.resampled_mean(squares, groups, resamples=4, seed=seed), metrics.brier)
+    check(bootstrap.resampled_mean(squares, groups, resamples=4, seed=seed), binary.brier)
 
 
 def test_two_models_meet_the_same_resamples():

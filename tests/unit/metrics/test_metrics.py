@@ -12,27 +12,27 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from samples import TIED, scored
 
-from melanoma_spark import bootstrap, metrics
 from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.metrics import ConfusionMatrix
+from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics.binary import ConfusionMatrix
 
 
 @given(scored())
 def test_the_roc_curve_is_that_of_scikit_learn(sample):
     labels, probabilities, _ = sample
-    fpr, tpr, thresholds = metrics.roc_curve(labels, probabilities)
+    fpr, tpr, thresholds = binary.roc_curve(labels, probabilities)
     expected = sklearn.metrics.roc_curve(labels, probabilities, drop_intermediate=False)
     np.testing.assert_allclose(fpr, expected[0], atol=1e-15)
     np.testing.assert_allclose(tpr, expected[1], atol=1e-15)
     np.testing.assert_array_equal(thresholds, expected[2])
-    assert np.trapz(tpr, fpr) == pytest.approx(metrics.auroc(labels, probabilities), abs=1e-12)
+    assert np.trapz(tpr, fpr) == pytest.approx(binary.auroc(labels, probabilities), abs=1e-12)
 
 
 @given(scored(both_classes=False), st.one_of(TIED, st.just(math.inf)))
 def test_confusion_matrix_agrees_with_scikit_learn(sample, threshold):
     labels, probabilities, _ = sample
     expected = sklearn.metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1]).ravel()
-    found = metrics.confusion_matrix_at(labels, probabilities, threshold)
+    found = binary.confusion_matrix_at(labels, probabilities, threshold)
     assert (found.tn, found.fp, found.fn, found.tp) == tuple(expected)
     assert found.accuracy == sklearn.metrics.accuracy_score(labels, probabilities >= threshold)
 
@@ -40,8 +40,8 @@ def test_confusion_matrix_agrees_with_scikit_learn(sample, threshold):
 @given(scored())
 def test_confusion_matrix_lies_on_the_roc_curve(sample):
     labels, probabilities, _ = sample
-    for fpr, tpr, threshold in zip(*metrics.roc_curve(labels, probabilities), strict=True):
-        confusion = metrics.confusion_matrix_at(labels, probabilities, threshold)
+    for fpr, tpr, threshold in zip(*binary.roc_curve(labels, probabilities), strict=True):
+        confusion = binary.confusion_matrix_at(labels, probabilities, threshold)
         assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)
 
 
@@ -53,7 +53,7 @@ def test_figures_of_one_label_or_both_agree_with_scikit_learn(sample):
     labels, probabilities = np.array(sample[0]), np.array(sample[1])
     decided = probabilities >= 0.5
     one_label = len(set(labels)) == 1
-    matrix = metrics.confusion_matrix_at(labels, probabilities, 0.5)
+    matrix = binary.confusion_matrix_at(labels, probabilities, 0.5)
     expected = {
         # of positives alone scikit-learn says 1, whatever the scores: no ranking, so undefined here
         "auprc": np.nan if one_label else sklearn.metrics.average_precision_score(labels, probabilities),
@@ -68,19 +68,19 @@ def test_figures_of_one_label_or_both_agree_with_scikit_learn(sample):
     expected |= {"npv": precision[0], "ppv": precision[1], "specificity": recall[0], "sensitivity": recall[1]}
     expected["balanced_accuracy"] = np.nan if one_label else recall.mean()
     for name, value in expected.items():
-        found = getattr(matrix, name) if hasattr(matrix, name) else getattr(metrics, name)(labels, probabilities)
+        found = getattr(matrix, name) if hasattr(matrix, name) else getattr(binary, name)(labels, probabilities)
         np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_auroc_counts_a_tie_as_half():
-    assert metrics.auroc([0, 1], [0.5, 0.5]) == 0.5
-    assert metrics.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
-    assert metrics.auroc([0, 1], [0.9, 0.1]) == 0.0
+    assert binary.auroc([0, 1], [0.5, 0.5]) == 0.5
+    assert binary.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
+    assert binary.auroc([0, 1], [0.9, 0.1]) == 0.0
 
 
 def test_decision_at_the_threshold_is_positive():
-    assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
-    assert metrics.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
+    assert binary.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
+    assert binary.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
 
 
 ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # see isic_scorer.py
@@ -89,11 +89,11 @@ ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # s
 @pytest.mark.parametrize("case", ISIC, ids=lambda case: str(len(case["labels"])))
 def test_figures_are_those_of_isics_scorer(case):
     rows = case["labels"], case["probabilities"]
-    confusion = metrics.confusion_matrix_at(*rows, np.nextafter(0.5, 1))  # the scorer decides by > 0.5
+    confusion = binary.confusion_matrix_at(*rows, np.nextafter(0.5, 1))  # the scorer decides by > 0.5
     found = {
-        "auc": metrics.auroc(*rows),
-        "auc_sens_80": metrics.auc_right_of_sensitivity(*rows, 0.8),
-        "ap": metrics.auprc(*rows),
+        "auc": binary.auroc(*rows),
+        "auc_sens_80": binary.auc_right_of_sensitivity(*rows, 0.8),
+        "ap": binary.auprc(*rows),
         **{name: getattr(confusion, name) for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv")},
     }
     for name, value in found.items():
@@ -118,16 +118,16 @@ def test_partial_auc_above_a_sensitivity_is_that_of_isic_2024(sample, sensitivit
     labels, probabilities, _ = sample
     probabilities = np.round(probabilities, 6)  # 1 - p must keep ties and order
     expected = isic_2024(labels, probabilities, sensitivity)
-    assert metrics.auc_above_sensitivity(labels, probabilities, sensitivity) == pytest.approx(expected, abs=1e-9)
+    assert binary.auc_above_sensitivity(labels, probabilities, sensitivity) == pytest.approx(expected, abs=1e-9)
 
 
 @given(scored(), st.floats(0.01, 1))
 def test_both_partial_aucs_share_a_corner(sample, sensitivity):
     labels, probabilities, _ = sample
-    above = metrics.auc_above_sensitivity(labels, probabilities, sensitivity)
-    right = metrics.auc_right_of_sensitivity(labels, probabilities, sensitivity)
+    above = binary.auc_above_sensitivity(labels, probabilities, sensitivity)
+    right = binary.auc_right_of_sensitivity(labels, probabilities, sensitivity)
     assert -1e-12 <= above <= 1 - sensitivity + 1e-12
-    assert above - 1e-12 <= right <= metrics.auroc(labels, probabilities) + 1e-12
+    assert above - 1e-12 <= right <= binary.auroc(labels, probabilities) + 1e-12
 
 
 def test_partial_aucs_of_known_curves():
@@ -136,22 +136,22 @@ def test_partial_aucs_of_known_curves():
         ([0, 0, 1, 1], [0.8, 0.6, 0.4, 0.2]),
         ([0, 1], [0.5] * 2),
     )
-    assert metrics.auc_right_of_sensitivity(*perfect) == pytest.approx(1.0)
-    assert metrics.auc_above_sensitivity(*perfect) == pytest.approx(0.2)
-    assert metrics.auc_right_of_sensitivity(*wrong) == metrics.auc_above_sensitivity(*wrong) == 0
+    assert binary.auc_right_of_sensitivity(*perfect) == pytest.approx(1.0)
+    assert binary.auc_above_sensitivity(*perfect) == pytest.approx(0.2)
+    assert binary.auc_right_of_sensitivity(*wrong) == binary.auc_above_sensitivity(*wrong) == 0
     # the diagonal: a triangle of side 0.2, and the trapezoid under it
-    assert metrics.auc_above_sensitivity(*none) == pytest.approx(0.02)
-    assert metrics.auc_right_of_sensitivity(*none) == pytest.approx(0.18)
+    assert binary.auc_above_sensitivity(*none) == pytest.approx(0.02)
+    assert binary.auc_right_of_sensitivity(*none) == pytest.approx(0.18)
 
 
 @given(scored(), st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]))
 def test_rates_at_a_rate_are_the_best_points_of_the_roc(sample, rate):
     labels, probabilities, _ = sample
-    points = [metrics.confusion_matrix_at(labels, probabilities, t) for t in [math.inf, *probabilities]]
-    assert metrics.sensitivity_at_specificity(labels, probabilities, rate) == pytest.approx(
+    points = [binary.confusion_matrix_at(labels, probabilities, t) for t in [math.inf, *probabilities]]
+    assert binary.sensitivity_at_specificity(labels, probabilities, rate) == pytest.approx(
         max(point.sensitivity for point in points if point.specificity >= rate)
     )
-    assert metrics.specificity_at_sensitivity(labels, probabilities, rate) == pytest.approx(
+    assert binary.specificity_at_sensitivity(labels, probabilities, rate) == pytest.approx(
         max(point.specificity for point in points if point.sensitivity >= rate)
     )
 
@@ -162,14 +162,14 @@ def test_predictive_values_at_a_sets_own_prevalence_are_its_own(tn, fp, fn, tp):
     if tp + fn == 0 or tn + fp == 0:
         return
     rates = confusion.sensitivity, confusion.specificity, (tp + fn) / (tn + fp + fn + tp)
-    assert metrics.ppv_at_prevalence(*rates) == pytest.approx(confusion.ppv, nan_ok=True)
-    assert metrics.npv_at_prevalence(*rates) == pytest.approx(confusion.npv, nan_ok=True)
+    assert binary.ppv_at_prevalence(*rates) == pytest.approx(confusion.ppv, nan_ok=True)
+    assert binary.npv_at_prevalence(*rates) == pytest.approx(confusion.npv, nan_ok=True)
 
 
 def test_predictive_values_of_a_rare_disease():
-    assert metrics.ppv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(1 / 12)
-    assert metrics.npv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(891 / 892)
-    assert math.isnan(metrics.ppv_at_prevalence(0.0, 1.0, 0.5))
+    assert binary.ppv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(1 / 12)
+    assert binary.npv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(891 / 892)
+    assert math.isnan(binary.ppv_at_prevalence(0.0, 1.0, 0.5))
 
 
 @given(scored(), st.sampled_from([0.0, 0.1, 0.5, 0.75]))
@@ -178,16 +178,16 @@ def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
     decided = probabilities >= threshold
     hits, alarms = (decided & (labels == 1)).mean(), (decided & (labels == 0)).mean()
     expected = hits - alarms * threshold / (1 - threshold)
-    assert metrics.net_benefit(labels, probabilities, threshold) == pytest.approx(expected)
+    assert binary.net_benefit(labels, probabilities, threshold) == pytest.approx(expected)
     everybody = np.ones(len(labels))
-    assert metrics.net_benefit_of_all(labels, threshold) == metrics.net_benefit(labels, everybody, threshold)
+    assert binary.net_benefit_of_all(labels, threshold) == binary.net_benefit(labels, everybody, threshold)
 
 
 @given(scored())
 def test_precision_and_recall_are_scikit_learns(sample):
     labels, probabilities, _ = sample
     precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
-    found = metrics.precision_recall_curve(labels, probabilities)
+    found = binary.precision_recall_curve(labels, probabilities)
     np.testing.assert_allclose(found.recall, recall[-2::-1])
     np.testing.assert_allclose(found.precision, precision[-2::-1])
     np.testing.assert_array_equal(found.thresholds, thresholds[::-1])
@@ -195,7 +195,7 @@ def test_precision_and_recall_are_scikit_learns(sample):
 
 def test_a_decision_curve_holds_the_net_benefit_at_each_threshold():
     labels, probabilities = [0, 0, 1, 1], [0.1, 0.6, 0.4, 0.9]
-    curve = metrics.decision_curve(labels, probabilities, steps=3)
+    curve = binary.decision_curve(labels, probabilities, steps=3)
     assert curve.thresholds.tolist() == [0.25, 0.5, 0.75]
     assert curve.benefit.tolist() == [2 / 4 - 1 / 4 / 3, 0.0, 1 / 4]
     assert curve.of_all.tolist() == pytest.approx([0.5 - 0.5 / 3, 0.0, 0.5 - 1.5])
@@ -209,36 +209,36 @@ def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
         order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -probabilities))
         taken = sum(labels[[row for row in order if patients[row] == one][:images]].sum() for one in set(patients))
         found.append(taken / labels.sum())
-    value = metrics.sensitivity_in_top(labels, probabilities, patients, images)
+    value = binary.sensitivity_in_top(labels, probabilities, patients, images)
     assert min(found) - 1e-12 <= value <= max(found) + 1e-12
     if len(set(probabilities)) == len(labels):
         assert value == pytest.approx(found[0])
 
 
 def test_sensitivity_in_top_counts_ties_by_their_chance():
-    assert metrics.sensitivity_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], ["a", "a", "a", "b"], 1) == (1 / 3 + 1) / 2
-    assert metrics.sensitivity_in_top([1, 0, 1], [0.5, 0.5, 0.5], ["a", "a", "a"], 2) == pytest.approx(2 / 3)
+    assert binary.sensitivity_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], ["a", "a", "a", "b"], 1) == (1 / 3 + 1) / 2
+    assert binary.sensitivity_in_top([1, 0, 1], [0.5, 0.5, 0.5], ["a", "a", "a"], 2) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_leaves_rates_and_partial_areas_undefined(label):
     rows = [label] * 3, [0.1, 0.5, 0.9]
-    assert math.isnan(metrics.auc_above_sensitivity(*rows))
-    assert math.isnan(metrics.auc_right_of_sensitivity(*rows))
-    assert math.isnan(metrics.sensitivity_at_specificity(*rows, 0.9))
-    assert math.isnan(metrics.specificity_at_sensitivity(*rows, 0.9))
-    assert math.isnan(metrics.sensitivity_in_top(*rows, ["a"] * 3)) == (label == 0)
+    assert math.isnan(binary.auc_above_sensitivity(*rows))
+    assert math.isnan(binary.auc_right_of_sensitivity(*rows))
+    assert math.isnan(binary.sensitivity_at_specificity(*rows, 0.9))
+    assert math.isnan(binary.specificity_at_sensitivity(*rows, 0.9))
+    assert math.isnan(binary.sensitivity_in_top(*rows, ["a"] * 3)) == (label == 0)
 
 
 def test_shares_out_of_range_are_named():
     rows = [0, 1], [0.1, 0.9]
     for call in (
-        lambda: metrics.auc_above_sensitivity(*rows, 0),
-        lambda: metrics.auc_right_of_sensitivity(*rows, 1.1),
-        lambda: metrics.sensitivity_at_specificity(*rows, -0.1),
-        lambda: metrics.ppv_at_prevalence(0.9, 0.9, 2),
-        lambda: metrics.net_benefit(*rows, 1.0),
-        lambda: metrics.sensitivity_in_top(*rows, ["a", "b"], 0),
+        lambda: binary.auc_above_sensitivity(*rows, 0),
+        lambda: binary.auc_right_of_sensitivity(*rows, 1.1),
+        lambda: binary.sensitivity_at_specificity(*rows, -0.1),
+        lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
+        lambda: binary.net_benefit(*rows, 1.0),
+        lambda: binary.sensitivity_in_top(*rows, ["a", "b"], 0),
     ):
         with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
             call()
@@ -262,22 +262,22 @@ def test_rates_are_by_hand_and_without_a_denominator_nan_and_not_one():
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
     labels, probabilities = [label] * 3, [0.2, 0.5, 0.9]
-    assert math.isnan(metrics.auroc(labels, probabilities))
-    assert math.isnan(metrics.auprc(labels, probabilities))
-    fpr, tpr, _ = metrics.roc_curve(labels, probabilities)
+    assert math.isnan(binary.auroc(labels, probabilities))
+    assert math.isnan(binary.auprc(labels, probabilities))
+    fpr, tpr, _ = binary.roc_curve(labels, probabilities)
     missing, present = (tpr, fpr) if label == 0 else (fpr, tpr)
     assert np.isnan(missing).all()
     assert (present[0], present[-1]) == (0.0, 1.0)
-    assert np.isfinite(metrics.brier(labels, probabilities))
-    assert np.isfinite(metrics.log_loss(labels, [0.0, 0.5, 1.0]))
-    assert np.isfinite(metrics.expected_calibration_error(labels, probabilities))
+    assert np.isfinite(binary.brier(labels, probabilities))
+    assert np.isfinite(binary.log_loss(labels, [0.0, 0.5, 1.0]))
+    assert np.isfinite(binary.expected_calibration_error(labels, probabilities))
     assert all(math.isnan(bound) for bound in bootstrap.auroc_interval(labels, probabilities, [1, 2, 3]))
 
 
 @given(scored(both_classes=False), st.integers(1, 12))
 def test_reliability_bins_agree_with_a_loop(sample, bins):
     labels, probabilities, _ = sample
-    table = metrics.reliability(labels, probabilities, bins)
+    table = binary.reliability(labels, probabilities, bins)
     error = 0.0
     for k in range(bins):
         last = k == bins - 1
@@ -291,30 +291,30 @@ def test_reliability_bins_agree_with_a_loop(sample, bins):
             assert math.isnan(table.mean_probability[k])
             assert math.isnan(table.observed_fraction[k])
     assert table.n.sum() == len(labels)
-    assert metrics.expected_calibration_error(labels, probabilities, bins) == pytest.approx(error, abs=1e-12)
+    assert binary.expected_calibration_error(labels, probabilities, bins) == pytest.approx(error, abs=1e-12)
 
 
 def test_expected_calibration_error_of_a_known_case():
     # Two of ten bins: 0.25 with one in two positive, 0.75 with all positive.
-    assert metrics.expected_calibration_error([0, 1, 1, 1], [0.25, 0.25, 0.75, 0.75]) == 0.25
-    assert metrics.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
+    assert binary.expected_calibration_error([0, 1, 1, 1], [0.25, 0.25, 0.75, 0.75]) == 0.25
+    assert binary.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
 
 
 EVERY_METRIC = [
-    metrics.auc_above_sensitivity,
-    metrics.auc_right_of_sensitivity,
-    lambda labels, probabilities: metrics.sensitivity_at_specificity(labels, probabilities, 0.9),
-    lambda labels, probabilities: metrics.net_benefit(labels, probabilities, 0.5),
-    lambda labels, probabilities: metrics.sensitivity_in_top(labels, probabilities, ["a"] * len(labels)),
-    metrics.counts_by_threshold,
-    metrics.roc_curve,
-    metrics.auroc,
-    metrics.auprc,
-    metrics.brier,
-    metrics.log_loss,
-    metrics.reliability,
-    metrics.expected_calibration_error,
-    lambda labels, probabilities: metrics.confusion_matrix_at(labels, probabilities, 0.5),
+    binary.auc_above_sensitivity,
+    binary.auc_right_of_sensitivity,
+    lambda labels, probabilities: binary.sensitivity_at_specificity(labels, probabilities, 0.9),
+    lambda labels, probabilities: binary.net_benefit(labels, probabilities, 0.5),
+    lambda labels, probabilities: binary.sensitivity_in_top(labels, probabilities, ["a"] * len(labels)),
+    binary.counts_by_threshold,
+    binary.roc_curve,
+    binary.auroc,
+    binary.auprc,
+    binary.brier,
+    binary.log_loss,
+    binary.reliability,
+    binary.expected_calibration_error,
+    lambda labels, probabilities: binary.confusion_matrix_at(labels, probabilities, 0.5),
     lambda labels, probabilities: bootstrap.auroc_interval(labels, probabilities, np.arange(len(labels))),
     lambda labels, probabilities: bootstrap.rate_intervals(labels, probabilities, np.arange(len(labels)), 0.5),
 ]
@@ -359,10 +359,10 @@ def test_missing_groups_are_named_and_never_merged(groups, message):
 def test_settings_out_of_range_are_named():
     labels, probabilities, groups = [0, 1], [0.1, 0.9], [0, 1]
     with pytest.raises(ConfigError, match="bins must be at least 1, found 0"):
-        metrics.reliability(labels, probabilities, bins=0)
+        binary.reliability(labels, probabilities, bins=0)
     with pytest.raises(ConfigError, match="resamples must be at least 1, found 0"):
         bootstrap.auroc_interval(labels, probabilities, groups, resamples=0)
     with pytest.raises(ConfigError, match="level must lie between 0 and 1, found 95"):
         bootstrap.auroc_interval(labels, probabilities, groups, level=95)
     with pytest.raises(ConfigError, match="threshold is NaN"):
-        metrics.confusion_matrix_at(labels, probabilities, math.nan)
+        binary.confusion_matrix_at(labels, probabilities, math.nan)

@@ -8,9 +8,10 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from melanoma_spark import calibration, metrics
+from melanoma_spark import calibration
 from melanoma_spark.calibration import Calibration, fit
 from melanoma_spark.errors import DataError
+from melanoma_spark.metrics import binary
 
 
 def drawn(seed=0, n=8000, slope=1.0, shift=0.0):
@@ -28,9 +29,9 @@ def test_overconfidence_and_a_wrong_mean_are_undone(slope, shift):
     assert found.slope == pytest.approx(1 / slope, rel=0.1)
     assert found.intercept == pytest.approx(-shift / slope, abs=0.15)
     other = drawn(1, slope=slope, shift=shift)  # not the images that it was fitted on
-    assert metrics.expected_calibration_error(other[0], found.apply(other[1])) < 0.03
+    assert binary.expected_calibration_error(other[0], found.apply(other[1])) < 0.03
     if (slope, shift) != (1, 0):
-        assert metrics.expected_calibration_error(*other) > 0.08
+        assert binary.expected_calibration_error(*other) > 0.08
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -49,7 +50,7 @@ def test_temperature_is_the_best_of_all_slopes_and_has_no_intercept():
     found = fit(labels, probabilities, "temperature")
     assert (found.method, found.intercept) == ("temperature", 0.0)
     slopes = np.linspace(0.05, 2, 400)
-    losses = [metrics.log_loss(labels, Calibration("temperature", s).apply(probabilities)) for s in slopes]
+    losses = [binary.log_loss(labels, Calibration("temperature", s).apply(probabilities)) for s in slopes]
     assert found.slope == pytest.approx(slopes[int(np.argmin(losses))], abs=0.01)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.metrics import confusion_matrix_at
+from melanoma_spark.metrics.binary import confusion_matrix_at
 from melanoma_spark.operating_points import NAMED, ROOM, OperatingPoint, by_name, choose, named, parse_rule, with_room
 
 TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)

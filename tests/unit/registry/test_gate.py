@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from melanoma_spark import bootstrap, config, gate, metrics
+from melanoma_spark import config, gate
+from melanoma_spark.metrics import binary, bootstrap
 
 NONE = {"auroc_margin": None, "sensitivity": None, "calibration_error": None, "subgroup_auroc": None, "apart": False}
 
@@ -41,7 +42,7 @@ def test_a_model_that_is_better_or_as_good_passes_and_a_worse_one_does_not(rows)
     (worse,) = verdicts(rows, rule, champion=good, swapped=True)
     (alone,) = verdicts(rows, rule)
     assert (better.holds, same.holds, worse.holds, alone.holds) == (True, True, False, True)
-    gain = metrics.auroc(labels, poor) - metrics.auroc(labels, good)
+    gain = binary.auroc(labels, poor) - binary.auroc(labels, good)
     low, high = bootstrap.auroc_difference(labels, good, poor, groups, resamples=200)
     interval = f"{gain:+.4f} [{low:+.4f} to {high:+.4f}]"
     assert worse.found == f"AUROC less the champion's {interval}, wanted: lower bound >= -0.02"
@@ -63,9 +64,9 @@ def test_a_little_worse_passes_within_the_margin_alone(rows):
 def test_floors_and_ceilings_are_at_the_figure_itself(rows, rule, figure):
     labels, _, good, _ = rows
     if rule == "sensitivity":
-        value, easier, harder = metrics.confusion_matrix_at(labels, good, 0.5).sensitivity, -1e-9, 1e-9
+        value, easier, harder = binary.confusion_matrix_at(labels, good, 0.5).sensitivity, -1e-9, 1e-9
     else:
-        value, easier, harder = metrics.expected_calibration_error(labels, good), 1e-9, -1e-9
+        value, easier, harder = binary.expected_calibration_error(labels, good), 1e-9, -1e-9
     assert verdicts(rows, {rule: value})[0].holds
     assert verdicts(rows, {rule: value + easier})[0].holds
     refused = verdicts(rows, {rule: value + harder})[0]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from melanoma_spark.errors import ConfigError
-from melanoma_spark.metrics import Floats, Ints, bin_of, checked, group_index, negatives_under, outcome
+from melanoma_spark.metrics.binary import Floats, Ints, bin_of, checked, group_index, negatives_under, outcome
 
 # Cumulative counts of positives and of negatives by falling threshold, each (rows, k) -> (rows,)
 Statistic = Callable[[NDArray, NDArray], Floats]
