@@ -24,8 +24,9 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import backbones, config, schemas, tracking, weights
+from melanoma_spark import config, schemas, tracking
 from melanoma_spark.images import synthetic
+from melanoma_spark.models import backbones, weights
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
@@ -101,7 +102,7 @@ def bare_loop(
     threads: int, pixels: np.ndarray, tensors: tuple[np.ndarray, ...], settings: config.Settings
 ) -> Callable[[int], None]:
     """Nothing but the forward pass over decoded pixels."""
-    from melanoma_spark import network
+    from melanoma_spark.models import network
 
     network.use_threads(threads)
     base = backbones.build_base(settings.backbone.name, settings.image_size, tensors)

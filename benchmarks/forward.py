@@ -13,8 +13,8 @@ import time
 import numpy as np
 from side_by_side import Turns
 
-from melanoma_spark import exported, network
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.models import engines, network
 
 SIZE = 224
 
@@ -28,8 +28,8 @@ def main() -> None:
     spec = network.Spec(backbone="vgg16", image_size=SIZE, hidden=256, dropout=0.5)
     judge = network.judge(spec, network.build(spec).get_weights())
     ways = {"tensorflow": network.predictor(judge)}
-    for engine in exported.FORMATS:
-        ways[engine] = exported.predictor(exported.export(judge, engine), 1, engine)
+    for engine in engines.FORMATS:
+        ways[engine] = engines.predictor(engines.export(judge, engine), 1, engine)
     pixels = np.stack([decoding.decode(synthetic.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(chosen.batch)])
     for predict in ways.values():
         predict(pixels)

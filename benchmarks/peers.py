@@ -17,8 +17,8 @@ import pandas as pd
 from pyspark.sql import functions as f
 from side_by_side import start_spark
 
-from melanoma_spark import network
 from melanoma_spark.images import decoding
+from melanoma_spark.models import network
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 

@@ -32,10 +32,11 @@ from side_by_side import REPO, Memory, Processes
 
 from jobs import score
 from jobs.job import Job
-from melanoma_spark import bundle, config, lineage, network, tracking
-from melanoma_spark.calibration import Calibration
+from melanoma_spark import config, lineage, tracking
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.models import bundle, network
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.storage import files
 
 ENGINES = ("ncnn", "onnxruntime", "tensorflow")

@@ -32,8 +32,9 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import config, network, ranks, reading, sharding, tracking, training, weights
+from melanoma_spark import config, ranks, reading, sharding, tracking, training
 from melanoma_spark.images import synthetic
+from melanoma_spark.models import network, weights
 from melanoma_spark.storage import files, store
 
 CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2

@@ -21,8 +21,9 @@ from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from melanoma_spark import backbones, config, network, reference, weights
+from melanoma_spark import config
 from melanoma_spark.images import decoding
+from melanoma_spark.models import backbones, network, training_reference, weights
 
 SHARED = Path(__file__).parents[2] / "shared"
 SIZE, BATCH = 224, 16
@@ -85,7 +86,7 @@ def features(of: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def as_in_the_model(train: np.ndarray, unit: np.ndarray) -> Distances:
-    return reference.fit(train, unit).distances
+    return training_reference.fit(train, unit).distances
 
 
 def without_length(train: np.ndarray, unit: np.ndarray) -> Distances:
@@ -95,17 +96,17 @@ def without_length(train: np.ndarray, unit: np.ndarray) -> Distances:
     def placed(rows: np.ndarray) -> np.ndarray:
         return np.concatenate([rows, np.full((len(rows), 1), far)], axis=1)
 
-    distances = reference.fit(placed(train), placed(unit)).distances
+    distances = training_reference.fit(placed(train), placed(unit)).distances
     return lambda rows: distances(placed(rows))
 
 
 def tenth_neighbour(train: np.ndarray, unit: np.ndarray) -> Distances:
-    near = NearestNeighbors(n_neighbors=10).fit(reference.directions(train))
+    near = NearestNeighbors(n_neighbors=10).fit(training_reference.directions(train))
 
     def tenth(rows: np.ndarray) -> np.ndarray:
-        return np.asarray(near.kneighbors(reference.directions(rows))[0][:, -1])
+        return np.asarray(near.kneighbors(training_reference.directions(rows))[0][:, -1])
 
-    one = float(np.quantile(tenth(unit), reference.WITHIN))
+    one = float(np.quantile(tenth(unit), training_reference.WITHIN))
     return lambda rows: tenth(rows) / one
 
 

@@ -35,8 +35,9 @@ from dataclasses import asdict
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import backbones, config, exported, lineage, logs, tracking, weights
+from melanoma_spark import config, lineage, logs, tracking
 from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.models import backbones, engines, weights
 from melanoma_spark.spark import checks, executors, session
 from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease
@@ -49,7 +50,7 @@ LEVELS = {OK: "info", WARNING: "warning", checks.FAILED: "error"}
 
 def run(job: Job) -> Summary:
     """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
-    exported.engine_for(job.settings.score.engine, job.settings.backbone.name)
+    engines.engine_for(job.settings.score.engine, job.settings.backbone.name)
     found = checks.merged(examined(job.settings, job.warehouse))
     if logs.in_json():
         for one in found:
@@ -145,7 +146,7 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
 
     def asked() -> Iterable[Finding]:
         answers = executors.machines(spark, warehouse, written)
-        engine = exported.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
+        engine = engines.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
         return checks.executors(answers, checks.versions(), spark.version, session.asked(spark), engine, lease.STALE)
 
     yield from checked("slots", DRIVER, of_slots, "")

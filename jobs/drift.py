@@ -20,9 +20,10 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, pixels_of
-from melanoma_spark import bundle, drift, network, reference, schemas
+from melanoma_spark import drift, schemas
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
+from melanoma_spark.models import bundle, network, training_reference
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import store
 
@@ -35,7 +36,7 @@ MOST_WORDS = 10_000  # that tables may use for ages, sites and so on; what is ra
 
 def of_training(
     job: Job, images: dict[str, Any], model_id: str, spec: network.Spec, tensors: list[np.ndarray], raw: np.ndarray
-) -> reference.Reference | None:
+) -> training_reference.Reference | None:
     """The reference for a network; None where the settings ask for none.
 
     `raw` (n,) are the network's own probabilities of the validation images, by as many views as it will be asked for.
@@ -47,17 +48,17 @@ def of_training(
     table = looked_at(job, rows, most, model_id, spec, tensors)
     train, validation = (table[table["split"] == split] for split in ("train", "validation"))
     features = [np.stack(part["features"].tolist()) for part in (train, validation)]
-    space = reference.fit(*features)
+    space = training_reference.fit(*features)
     values = {
         "raw_probability": raw,
         "distance": space.distances(features[1]),
         **dict(zip(quality.MEASURES, np.stack(table["measures"].tolist()).T, strict=True)),
         "side": table["side"].to_numpy(),
     }
-    return reference.Reference(
+    return training_reference.Reference(
         space=space,
-        histograms={name: reference.histogram(found) for name, found in values.items()},
-        shares={name: reference.categories(counts) for name, counts in said_of(rows).items()},
+        histograms={name: training_reference.histogram(found) for name, found in values.items()},
+        shares={name: training_reference.categories(counts) for name, counts in said_of(rows).items()},
         images={"train": len(train), "validation": len(validation)},
     )
 
@@ -109,7 +110,9 @@ def told_by(job: Job, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
     return judged.join(learnt, "sha256", "left_anti")
 
 
-def of_batch(job: Job, judged: DataFrame, metadata: DataFrame, known: reference.Reference | None) -> drift.Drift:
+def of_batch(
+    job: Job, judged: DataFrame, metadata: DataFrame, known: training_reference.Reference | None
+) -> drift.Drift:
     """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
     if known is None:
         return drift.Drift(drift.NO_REFERENCE, detail="the version was registered without one")
@@ -127,7 +130,7 @@ def of_batch(job: Job, judged: DataFrame, metadata: DataFrame, known: reference.
     return drift.held_against(known, numbers, said_of(metadata), counts.rows, unlike, chosen)
 
 
-def in_bins(rows: DataFrame, histograms: Mapping[str, reference.Histogram]) -> dict[str, list[int]]:
+def in_bins(rows: DataFrame, histograms: Mapping[str, training_reference.Histogram]) -> dict[str, list[int]]:
     """How many rows are in each bin of the histogram of a column, of all of them in one pass."""
     own = {name: found for name, found in histograms.items() if name in rows.columns}
     places = [f.struct(f.lit(name).alias("name"), place(name, found.edges).alias("bin")) for name, found in own.items()]

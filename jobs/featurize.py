@@ -18,9 +18,10 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Command, Job, Summary, dataset, main, pace, pixels_of
-from melanoma_spark import backbones, exported, lineage, schemas, weights
+from melanoma_spark import lineage, schemas
 from melanoma_spark.images import augmentation
 from melanoma_spark.images.decoding import PIXELS_VERSION
+from melanoma_spark.models import backbones, engines, weights
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -102,7 +103,7 @@ def run(job: Job) -> Summary:
 def engine_of(job: Job) -> str:
     """Raises `ConfigError` where the chosen one cannot compute this backbone at this precision."""
     chosen, gpus = job.settings.featurize, session.task_gpus(job.spark)
-    return exported.engine_for(chosen.engine, job.settings.backbone.name, chosen.precision, gpus)
+    return engines.engine_for(chosen.engine, job.settings.backbone.name, chosen.precision, gpus)
 
 
 def views_of(views: int) -> Column:
@@ -142,7 +143,7 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     threads, engine = session.task_threads(spark), engine_of(job)
 
     def by_tensorflow() -> inference.Predict:
-        from melanoma_spark import network
+        from melanoma_spark.models import network
 
         network.use_threads(threads)
         with backbones.precision(chosen.precision):
@@ -152,7 +153,7 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
         sent, load = session.broadcast(spark, list(base.tensors)), by_tensorflow
     else:
         model = backbones.features(backbones.build_base(name, size, base.tensors), cuts)
-        sent = session.broadcast(spark, exported.export(model, engine))
+        sent = session.broadcast(spark, engines.export(model, engine))
         load = inference.exported_loader(engine, sent, threads)
 
     def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Command, Job, Summary, dataset, main, say
-from melanoma_spark import backbones, config, lineage, network, ranks, reading, sharding, training
+from melanoma_spark import config, lineage, ranks, reading, sharding, training
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.images import augmentation
+from melanoma_spark.models import backbones, network
 from melanoma_spark.spark import executors, session
 from melanoma_spark.storage import files, store
 

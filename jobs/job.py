@@ -18,9 +18,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import __version__, backbones, config, exported, lineage, logs, operating_points
+from melanoma_spark import __version__, config, lineage, logs
 from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, of_storage, root_cause
 from melanoma_spark.logs import say as say
+from melanoma_spark.models import backbones, engines, operating_points
 from melanoma_spark.storage import files
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
@@ -186,7 +187,7 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
                 "the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE), HDFS's user is HADOOP_USER_NAME"
             )
     backbones.check(settings)
-    exported.engine_for(settings.featurize.engine, settings.backbone.name, settings.featurize.precision)
+    engines.engine_for(settings.featurize.engine, settings.backbone.name, settings.featurize.precision)
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 

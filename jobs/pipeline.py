@@ -7,7 +7,7 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
 from jobs.job import Command, Job, Summary, dataset, main, run_stage, say
-from melanoma_spark import weights
+from melanoma_spark.models import weights
 from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, store
 

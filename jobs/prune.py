@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import config, exported, history, logs, retention, tracking
+from melanoma_spark import config, history, logs, retention, tracking
 from melanoma_spark.errors import ClusterError, DataError
 from melanoma_spark.images import decoding
+from melanoma_spark.models import engines
 from melanoma_spark.storage import files, lease, store
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
@@ -84,7 +85,7 @@ def needed(settings: config.Settings, warehouse: str, listing: list[retention.Fi
     manifests = {place: store.manifest(warehouse, place) or {} for place in places}
     versions, evidence = registered(settings, warehouse)
     tags = [version.tags for version in versions]
-    sums = {found.get(exported.TAG.format(engine=engine)) for found in tags for engine in exported.FORMATS}
+    sums = {found.get(engines.TAG.format(engine=engine)) for found in tags for engine in engines.FORMATS}
     kept = [file.path for file in listing if file.path.startswith("models/exported/")]
     return retention.Needed(
         manifests,

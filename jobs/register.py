@@ -18,10 +18,11 @@ from pyspark.sql import functions as f
 
 from jobs import drift, judging
 from jobs.job import Command, Job, Summary, main, pixels_of, say
-from melanoma_spark import bundle, gate, history, lineage, network
-from melanoma_spark.calibration import Calibration
+from melanoma_spark import gate, history, lineage
 from melanoma_spark.errors import DataError
-from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.models import bundle, network
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.storage import files, store
 
 CHALLENGER = "challenger"

@@ -40,10 +40,11 @@ from pyspark.sql import functions as f
 
 from jobs import drift, follow, status, worklist
 from jobs.job import Command, Job, Stage, Summary, archive_id, main, pace, run_stage, run_without_run, say
-from melanoma_spark import batches, bundle, config, exported, ledger, lineage, logs, network, schemas
+from melanoma_spark import batches, config, ledger, lineage, logs, schemas
 from melanoma_spark.archives import archive, records
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import decoding, quality
+from melanoma_spark.models import bundle, engines, network
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -302,7 +303,7 @@ def compute(own: Run, new: New) -> str:
     # which `session` takes back; what PySpark makes one of by itself, because it is large, stays until the driver ends.
     light = session.broadcast(spark, bundle.without_tensors(scorer))
     image_size, size, threads = scorer.spec.image_size, settings.score.batch_size, session.task_threads(spark)
-    engine = exported.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
+    engine = engines.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
     if engine == "tensorflow":
         load = inference.network_loader(scorer.spec, session.broadcast(spark, scorer.tensors), threads)
     else:
@@ -383,15 +384,15 @@ def with_quality(
 def exported_network(own: Run, engine: str) -> bytes:
     """The network, exported at its first use and kept in the warehouse; the registry knows its SHA-256."""
     job, spec = own.job, own.scorer.spec.model_copy(update={"tta": 1})
-    name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), exported.FORMATS[engine]])
-    url, tag = files.join(job.warehouse, "models", "exported", f"{name}.{engine}"), exported.TAG.format(engine=engine)
+    name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), engines.FORMATS[engine]])
+    url, tag = files.join(job.warehouse, "models", "exported", f"{name}.{engine}"), engines.TAG.format(engine=engine)
     version = job.tracker.version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
         if version.tags.get(tag) == decoding.sha256(content):
             return content
     say(f"  exporting the network for {engine}, once")
-    content = exported.export(network.judge(spec, own.scorer.tensors), engine)
+    content = engines.export(network.judge(spec, own.scorer.tensors), engine)
     files.write_bytes(url, content)
     job.tracker.tag_version(own.model, own.version, {tag: decoding.sha256(content)})
     return content

@@ -25,8 +25,9 @@ import pandas as pd
 from pyspark.sql import types as t
 
 from jobs.job import Command, Job, Summary, dataset, main, pixels_of, say
-from melanoma_spark import backbones, config, head, lineage, network, ranks, reading, report, schemas, trials, weights
+from melanoma_spark import config, head, lineage, ranks, reading, report, schemas, trials
 from melanoma_spark.errors import DataError
+from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 

@@ -6,7 +6,8 @@ example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_ra
 from __future__ import annotations
 
 from jobs.job import Command, Job, Summary, dataset, main, say
-from melanoma_spark import backbones, head, lineage, ranks, reading, training, weights
+from melanoma_spark import head, lineage, ranks, reading, training
+from melanoma_spark.models import backbones, weights
 from melanoma_spark.spark import session
 from melanoma_spark.storage import store
 

@@ -17,9 +17,10 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, say
-from melanoma_spark import bundle, config, drift, gradcam, ledger, network, schemas, worklist
+from melanoma_spark import config, drift, ledger, schemas, worklist
 from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.models import bundle, gradcam, network
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 

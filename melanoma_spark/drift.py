@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats has the same by name, and takes each job half a second more to import
 
 from melanoma_spark import config, subgroups
-from melanoma_spark.reference import OTHERS, UNKNOWN, WITHIN, Reference, categories
+from melanoma_spark.models.training_reference import OTHERS, UNKNOWN, WITHIN, Reference, categories
 
 AS_TRAINED, DRIFTING, BEYOND = "as in training", "drifting", "beyond the limit"
 STATES = (AS_TRAINED, DRIFTING, BEYOND)  # rising

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import config, network, training
+from melanoma_spark import config, training
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import binary
+from melanoma_spark.models import network
 
 Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
 

@@ -148,7 +148,10 @@ SCORES = _columns(
     ("flags", t.StringType()),  # of melanoma_spark.images.quality, with commas between; null of none
     *((name, t.FloatType()) for name in quality.MEASURES),
     ("side", t.IntegerType()),  # the shorter one of the file, pixels
-    ("distance", t.DoubleType()),  # in feature space, see melanoma_spark.reference; null where the model has none
+    (
+        "distance",
+        t.DoubleType(),
+    ),  # in feature space, see melanoma_spark.models.training_reference; null where the model has none
     ("dataset_id", t.StringType()),  # that the model was trained on
     ("model_name", t.StringType()),
     ("model_version", t.StringType()),

@@ -18,8 +18,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from melanoma_spark import bundle, config
+from melanoma_spark import config
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
+from melanoma_spark.models import bundle
 from melanoma_spark.storage import files
 
 # Before MLflow is imported: no call home, no bar for each small download, and no two lines with a link for each run.
@@ -227,7 +228,7 @@ class Tracker:
         self, name: str, artifacts: Mapping[str, bytes], example: Any, tags: dict[str, str], description: str
     ) -> str:
         """Log a self-contained scorer into the open run and register it; returns the version."""
-        from melanoma_spark import serving
+        from melanoma_spark.models import pyfunc
 
         with tempfile.TemporaryDirectory() as folder:
             package = unpacked_package(Path(folder))
@@ -239,12 +240,12 @@ class Tracker:
             with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of each step; what fails is raised
                 info = self._mlflow.pyfunc.log_model(
                     name="model",
-                    python_model=str(package / "serving.py"),
+                    python_model=str(package / "models/pyfunc.py"),
                     artifacts=paths,
                     code_paths=[str(package)],
-                    signature=serving.signature(),
+                    signature=pyfunc.signature(),
                     input_example=example,
-                    pip_requirements=serving.requirements(),
+                    pip_requirements=pyfunc.requirements(),
                     registered_model_name=name,
                     metadata={"model_id": scorer.model_id},
                 )

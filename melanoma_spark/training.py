@@ -19,7 +19,7 @@ from melanoma_spark import sharding
 from melanoma_spark.background import Waits, ahead
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import binary
-from melanoma_spark.network import input_dtype, predictor
+from melanoma_spark.models.network import input_dtype, predictor
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
 

@@ -167,7 +167,7 @@ def network_loader(spec: Any, tensors: Any, threads: int) -> Load:
     """Load the classifier of a spec; `tensors` is a Spark broadcast of its weights."""
 
     def load() -> Predict:
-        from melanoma_spark import network
+        from melanoma_spark.models import network
 
         network.use_threads(threads)
         return network.classifier(spec, tensors.value)
@@ -182,9 +182,9 @@ def exported_loader(engine: str, content: Any, threads: int, tta: int | None = N
     """
 
     def load() -> Predict:
-        from melanoma_spark import exported, network
+        from melanoma_spark.models import engines, network
 
-        forward = exported.predictor(content.value, threads, engine)
+        forward = engines.predictor(content.value, threads, engine)
         return forward if tta is None else network.over_views(forward, tta)
 
     return load

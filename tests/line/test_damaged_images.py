@@ -10,10 +10,11 @@ import pytest
 from broken import END, half
 
 from jobs import judging
-from melanoma_spark import bundle, lineage, network, serving
-from melanoma_spark.calibration import Calibration
+from melanoma_spark import lineage
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.models import bundle, network, pyfunc
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
 
 
 def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_path):
@@ -90,7 +91,7 @@ def test_the_served_model_rejects_or_flags(scorer, tmp_path, choice):
     for name, content in bundle.pack(replace(scorer, damaged=choice)).items():
         (tmp_path / name).write_bytes(content)
         paths[name] = str(tmp_path / name)
-    served = serving.LesionScorer()
+    served = pyfunc.LesionScorer()
     served.load_context(SimpleNamespace(artifacts=paths))
     contents = [b"no image", half(synthetic.lesion_jpeg(1, size=96)) + END, synthetic.lesion_jpeg(2, size=48)]
     found = served.predict(None, pd.DataFrame({"image": contents}))
@@ -103,6 +104,6 @@ def test_the_served_model_rejects_or_flags(scorer, tmp_path, choice):
         assert list(found["reason"]) == ["not_an_image", None, None]
         assert list(found["flags"]) == [None, "damaged", None]
         assert found["probability"].notna().tolist() == [False, True, True]
-    assert any(name.startswith("simplejpeg==") for name in serving.requirements())
-    column = serving.signature().outputs.inputs[-1]
+    assert any(name.startswith("simplejpeg==") for name in pyfunc.requirements())
+    column = pyfunc.signature().outputs.inputs[-1]
     assert (column.name, column.required) == ("flags", False)

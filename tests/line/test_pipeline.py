@@ -14,9 +14,10 @@ from PIL import Image
 
 from jobs import pipeline
 from jobs.job import run_stage
-from melanoma_spark import calibration, config, ledger, network, operating_points, reading, schemas, sharding, weights
+from melanoma_spark import config, ledger, reading, schemas, sharding
 from melanoma_spark.errors import ConfigError, DataError, MelanomaError
 from melanoma_spark.images import decoding, quality, synthetic
+from melanoma_spark.models import calibration, network, operating_points, weights
 from melanoma_spark.storage import store
 
 
@@ -524,7 +525,7 @@ def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):
     assert names.search((line.archive / "metadata.csv").read_bytes())
     shown = [path for folder in ("reports", "mlartifacts") for path in listed_files(line.folder / folder)]
     shown = [path for path in shown if path.parent.name not in ("predictions", "isic")]  # tables of the warehouse
-    assert {"report.html", "MLmodel", "model.json", "weights.npz", "serving.py", "synthetic.py"} <= {
+    assert {"report.html", "MLmodel", "model.json", "weights.npz", "pyfunc.py", "synthetic.py"} <= {
         p.name for p in shown
     }
     for path in shown:

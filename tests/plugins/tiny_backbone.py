@@ -7,7 +7,7 @@ Spark's Python workers and Horovod's ranks find it by its entry point as the dri
 from dataclasses import replace
 from typing import Any
 
-from melanoma_spark.backbones import BACKBONES
+from melanoma_spark.models.backbones import BACKBONES
 
 BLOCKS = ((2, 4), (2, 4), (3, 8), (3, 8), (3, 16))  # convolutions, and channels of each
 TINY = replace(BACKBONES["vgg16"], module="tiny_backbone", function="build", imagenet_file="none.h5", imagenet_id=None)

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from conftest import STAGES, open_line, said
 
-from melanoma_spark import backbones, bundle, config
+from melanoma_spark import config
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.models import backbones, bundle
 
 SIZE = 80  # the smallest that Inception v3 takes is 75
 LAST = config.Phase(name="last", cut="last_block", epochs=1)

@@ -20,9 +20,9 @@ CORE = {
     *("errors", "clock", "config", "damage", "dicom", "decoding", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "background", "tables", "binary", "bootstrap", "figures", "synthetic"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
-    *("reference", "drift", "logs", "checks", "retention"),
+    *("training_reference", "drift", "logs", "checks", "retention"),
 }
-TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "exported", "winograd"}
+TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "engines", "ncnn"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
@@ -38,7 +38,7 @@ SYSTEMS = {
     "lease": {"psutil"},
     "ranks": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
-    "serving": {"mlflow"},
+    "pyfunc": {"mlflow"},
     "bundle": set(),
     "pages": {"jinja2"},
     "report": {"matplotlib"},
@@ -55,16 +55,16 @@ SYSTEMS = {
 }
 # ... and what it may import inside its functions besides.
 LATER = {
-    "exported": {"onnx", "onnxruntime", "tf2onnx"},
-    "winograd": {"ncnn"},
-    "reference": {"sklearn"},  # at registration
+    "engines": {"onnx", "onnxruntime", "tf2onnx"},
+    "ncnn": {"ncnn"},
+    "training_reference": {"sklearn"},  # at registration
     "dicom": {"pydicom"},  # of the core, which else has no systems: half a second that only hospital exports pay
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
     "executors": {"psutil", "py4j", "pyspark"},
     "ranks": {"horovod", "keras", "tensorflow"},
     "tracking": {"mlflow"},
-    "serving": {"tensorflow"},
+    "pyfunc": {"tensorflow"},
     "weights": {"h5py", "keras"},
 }
 # Beneath the edges: each of them may import these.
@@ -72,17 +72,17 @@ CONTRACT = {"schemas"}
 BENEATH = {"files", "pages", "session"}
 # Edges that import another edge or a network, each with its reason.
 EXCEPTIONS = {
-    ("inference", "exported"): "the same, without TensorFlow",
+    ("inference", "engines"): "the same, without TensorFlow",
     ("inference", "network"): "loads on the executor, inside a function, what the job named by its spec",
     ("bundle", "network"): "what is registered is a network, and what its answers mean",
-    ("serving", "network"): "the model that MLflow serves is the network",
-    ("serving", "bundle"): "the same, without MLflow, which workers of score do not import",
+    ("pyfunc", "network"): "the model that MLflow serves is the network",
+    ("pyfunc", "bundle"): "the same, without MLflow, which workers of score do not import",
     ("weights", "backbones"): "what a backbone's file is called, and its id, stand with the backbone",
     ("reading", "store"): "what one writes through Petastorm the other reads, with the same warnings",
     ("landing", "archive"): "what lands is what a listing walks over",
     ("ledger", "batches"): "which batches there are is told without Spark, too",
     ("tracking", "bundle"): "what is kept with a version is a bundle, whose files stand with it",
-    ("tracking", "serving"): "registering logs the served model, inside a function",
+    ("tracking", "pyfunc"): "registering logs the served model, inside a function",
 }
 PLAIN = set(sys.stdlib_module_names) | {"numpy"}
 OF_CORE = PLAIN | {"PIL", "simplejpeg", "yaml", "pydantic", "scipy"}
@@ -179,7 +179,7 @@ def test_core_imports_only_the_core_and_what_reads_numbers_images_and_settings(n
 
 def test_the_registered_model_reaches_nothing_that_its_requirements_lack():
     """It comes with all sources of the package, but not with all packages: those of `serving.requirements`."""
-    reached, todo = set(), {"serving"}
+    reached, todo = set(), {"pyfunc"}
     while todo:
         reached |= todo
         todo = set().union(*(own(PACKAGE[name]) for name in todo)) - reached

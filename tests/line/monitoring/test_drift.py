@@ -20,14 +20,15 @@ from scipy import stats
 from jobs import drift as job
 from jobs import pipeline, score
 from jobs.job import Summary, invoke, run_stage
-from melanoma_spark import bundle, config, drift, network, reference, serving, weights
+from melanoma_spark import config, drift
 from melanoma_spark.images import decoding
+from melanoma_spark.models import bundle, network, pyfunc, training_reference, weights
 
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
 
 
-def binned(histogram: reference.Histogram, values) -> list[int]:
+def binned(histogram: training_reference.Histogram, values) -> list[int]:
     places = np.searchsorted(histogram.edges, values, side="left")
     return np.bincount(places, minlength=len(histogram.counts)).tolist()
 
@@ -36,11 +37,15 @@ def normal(rows: int, seed: int, shift: float = 0.0, scale: float = 1.0) -> np.n
     return np.random.default_rng(seed).normal(shift, scale, rows)
 
 
-def known(**changes) -> reference.Reference:
-    space = reference.fit(np.random.default_rng(0).normal(size=(50, 4)), np.random.default_rng(1).normal(size=(50, 4)))
-    histograms = {name: reference.histogram(normal(600, seed)) for seed, name in enumerate(drift.NUMBERS)}
-    shares = {"sex": {"female": 200, "male": 180, reference.OTHERS: 0}}
-    return reference.Reference(**{"space": space, "histograms": histograms, "shares": shares, "images": {}, **changes})
+def known(**changes) -> training_reference.Reference:
+    space = training_reference.fit(
+        np.random.default_rng(0).normal(size=(50, 4)), np.random.default_rng(1).normal(size=(50, 4))
+    )
+    histograms = {name: training_reference.histogram(normal(600, seed)) for seed, name in enumerate(drift.NUMBERS)}
+    shares = {"sex": {"female": 200, "male": 180, training_reference.OTHERS: 0}}
+    return training_reference.Reference(
+        **{"space": space, "histograms": histograms, "shares": shares, "images": {}, **changes}
+    )
 
 
 def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> drift.Drift:
@@ -86,16 +91,16 @@ def test_psi_of_a_shifted_normal_distribution_is_the_square_of_the_shift():
 
 def test_ks_is_near_that_of_the_values_and_never_over_it():
     before = normal(900, 1)
-    histogram = reference.histogram(before)
+    histogram = training_reference.histogram(before)
     for seed, shift in enumerate((0, 0.1, 0.3, 1)):
         now = normal(700, 10 + seed, shift)
         exact = stats.ks_2samp(before, now).statistic
         found = drift.ks(histogram.counts, binned(histogram, now))
-        assert exact - 1 / reference.BINS <= found <= exact + 1e-12
+        assert exact - 1 / training_reference.BINS <= found <= exact + 1e-12
 
 
 def test_chance_is_rarely_passed_where_nothing_has_changed():
-    histogram = reference.histogram(normal(400, 1))
+    histogram = training_reference.histogram(normal(400, 1))
     passed = np.zeros(2, int)
     for seed in range(1000):
         before, now = normal(400, 2000 + seed), normal(80, 5000 + seed)
@@ -117,15 +122,15 @@ def test_chance_is_that_of_scipys_distributions(before, now, bins):
 
 def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
     for rows in (20, 57, 400, 601):
-        before = reference.histogram(normal(rows, 1)).counts
+        before = training_reference.histogram(normal(rows, 1)).counts
         tenths, same = drift._tenths(before, before)
         assert len(tenths) == 10
         assert sum(tenths) == sum(same) == rows
-    side = reference.histogram([224] * 600)
+    side = training_reference.histogram([224] * 600)
     before, now = drift._tenths(side.counts, binned(side, [600] * 100))
     assert before.tolist() == [600, 0]
     assert now.tolist() == [0, 100]
-    some = reference.histogram([0.0] * 380 + list(normal(20, 2) + 9))
+    some = training_reference.histogram([0.0] * 380 + list(normal(20, 2) + 9))
     assert drift._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
 
 
@@ -225,7 +230,7 @@ def test_what_tables_say_is_counted_in_bands_and_as_it_is():
 @pytest.fixture(scope="module")
 def registered(line) -> bundle.Scorer:
     _, artifacts = line.tracker().model_files("melanoma@champion")
-    assert sum(len(artifacts[name]) for name in reference.FILES) < 2_000_000
+    assert sum(len(artifacts[name]) for name in training_reference.FILES) < 2_000_000
     return bundle.unpack(artifacts)
 
 
@@ -241,7 +246,7 @@ def test_the_registered_model_knows_its_training_images(line, registered):
     report = line.manifest("reports")
     table = pd.read_parquet(line.folder / "reports" / report["path"] / "predictions")
     raw = table[(table["model"] == "fine-tuned") & (table["split"] == "validation")]["raw_probability"]
-    assert known.histograms["raw_probability"] == reference.histogram(raw)
+    assert known.histograms["raw_probability"] == training_reference.histogram(raw)
 
 
 def test_score_and_the_served_model_tell_the_same_distances(line, registered):
@@ -252,8 +257,8 @@ def test_score_and_the_served_model_tell_the_same_distances(line, registered):
     assert scored["side"].min() >= 32
     validation = line.read("images").where("split = 'validation'").select("sha256").toPandas()["sha256"]
     own = scored[scored["sha256"].isin(validation)]["distance"]
-    assert own.quantile(reference.WITHIN) == pytest.approx(1, rel=0.01), "by any engine as by TensorFlow"
-    model = serving.LesionScorer()
+    assert own.quantile(training_reference.WITHIN) == pytest.approx(1, rel=0.01), "by any engine as by TensorFlow"
+    model = pyfunc.LesionScorer()
     model.scorer, model.forward = registered, network.classifier(registered.spec, registered.tensors)
     some = scored.head(4)
     table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in some["source_uri"]]})
@@ -285,11 +290,11 @@ def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_tra
 
 def test_counts_of_spark_are_those_of_numpy(spark):
     values = np.random.default_rng(0).normal(size=300).astype(np.float32)
-    histogram = reference.histogram(values)
+    histogram = training_reference.histogram(values)
     now = np.concatenate([values[:100], values[:50] + 1, [np.nan], histogram.edges])
     rows = spark.createDataFrame(pd.DataFrame({"x": now.astype(np.float32), "y": [1.0] * len(now)}))
     rows = rows.unionByName(spark.createDataFrame([(None, None)], "x float, y double"))
-    found = job.in_bins(rows, {"x": histogram, "y": reference.Histogram((), (0,)), "z": histogram})
+    found = job.in_bins(rows, {"x": histogram, "y": training_reference.Histogram((), (0,)), "z": histogram})
     assert found == {"x": binned(histogram, now[~np.isnan(now)].astype(np.float32)), "y": [len(now)]}
 
 
@@ -386,7 +391,7 @@ def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
     of = {"lesions": forward(np.stack(lesions))[1]}
     for kind in ("noise", "gradient", "text"):
         of[kind] = forward(np.stack(pictures(kind, 12, size)))[1]
-    space = reference.fit(of["lesions"][:200], of["lesions"][200:280])
+    space = training_reference.fit(of["lesions"][:200], of["lesions"][200:280])
     assert np.mean(space.distances(of["lesions"][280:]) > 1) <= 0.08
     for kind in ("noise", "gradient", "text"):
         assert np.mean(space.distances(of[kind]) > 1) >= 0.9, kind

@@ -3,8 +3,8 @@
 import pytest
 
 from jobs import judging
-from melanoma_spark import network
 from melanoma_spark.archives import layouts
+from melanoma_spark.models import network
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import importlib
 import numpy as np
 import pytest
 
-from melanoma_spark import backbones, config
+from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.models import backbones
 
 PHASE = config.Phase(name="a", cut="block4_pool")
 SIZE = 80  # the smallest that Inception v3 takes is 75

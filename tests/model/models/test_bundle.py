@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 
-from melanoma_spark import bundle, network, reference
-from melanoma_spark.calibration import Calibration
 from melanoma_spark.errors import ImageError
-from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.models import bundle, network, training_reference
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
 
 
 def test_a_worker_of_score_imports_neither_mlflow_nor_tensorflow(tmp_path):
@@ -21,7 +21,7 @@ def test_a_worker_of_score_imports_neither_mlflow_nor_tensorflow(tmp_path):
 import pickle, sys
 with open({str(tmp_path / "scorer")!r}, "rb") as file:
     scorer = pickle.load(file)
-from melanoma_spark import exported
+from melanoma_spark.models import engines as exported
 from melanoma_spark.archives import archive
 from melanoma_spark.images import quality
 from melanoma_spark.spark import inference
@@ -37,8 +37,8 @@ def test_images_none_of_which_can_be_decoded_are_rows_with_reasons():
     """A model that is served is handed such a table as any other; with a reference it looks for their features."""
     spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
     point = OperatingPoint("screening", 0.5, "sensitivity>=0.90")
-    space = reference.FeatureSpace(np.zeros(2), np.eye(1, 2), np.ones(1), 1.0, 1.0)
-    known = reference.Reference(space, {}, {}, {})
+    space = training_reference.FeatureSpace(np.zeros(2), np.eye(1, 2), np.ones(1), 1.0, 1.0)
+    known = training_reference.Reference(space, {}, {}, {})
     scorer = bundle.Scorer(spec, [], Calibration(), point, 1, 10_000, {"id": "x"}, known)
     for outputs in ([], [None]):  # of the served model, and of inference.over_batches
         rows = scorer.finish(outputs, [ImageError("corrupt", "cut short"), ImageError("corrupt", "no image")])

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from melanoma_spark import exported, network
 from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.models import engines, network
 
 ENGINES = ("ncnn", "onnxruntime")
 
@@ -17,7 +17,7 @@ def small():
     """VGG16; systems/test_other_backbones.py exports the others."""
     spec = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
     weights = network.build(spec).get_weights()
-    return spec, weights, {engine: exported.export(network.judge(spec, weights), engine) for engine in ENGINES}
+    return spec, weights, {engine: engines.export(network.judge(spec, weights), engine) for engine in ENGINES}
 
 
 def pixels(size, count=5):
@@ -28,7 +28,7 @@ def pixels(size, count=5):
 def test_batches_of_any_length_and_views(small, engine):
     spec, weights, contents = small
     for count in (1, 5):
-        ours = network.over_views(exported.predictor(contents[engine], 1, engine), 4)(pixels(32, count))
+        ours = network.over_views(engines.predictor(contents[engine], 1, engine), 4)(pixels(32, count))
         theirs = network.classifier(spec.model_copy(update={"tta": 4}), weights)(pixels(32, count))
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype
@@ -41,8 +41,8 @@ def test_another_network_is_refused(small, engine):
     spec, weights, contents = small
     changed = [*weights[:-1], weights[-1] + 0.01]
     with pytest.raises(DataError, match=rf"{engine}'s output 0 is 0\.00\d+ off TensorFlow's, 0\.0001 is allowed"):
-        exported.check(contents[engine], network.judge(spec, changed), engine)
-    exported.check(contents[engine], network.judge(spec, weights), engine)
+        engines.check(contents[engine], network.judge(spec, changed), engine)
+    engines.check(contents[engine], network.judge(spec, weights), engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -50,7 +50,8 @@ def test_it_runs_without_tensorflow(small, tmp_path, engine):
     (tmp_path / "network").write_bytes(small[2][engine])
     code = f"""
 import sys, pathlib, numpy
-from melanoma_spark import exported, network
+from melanoma_spark.models import engines as exported
+from melanoma_spark.models import network
 content = pathlib.Path({str(tmp_path / "network")!r}).read_bytes()
 found = network.over_views(exported.predictor(content, 1, {engine!r}), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
 assert found[0].shape == (2, 1) and numpy.isnan(found[1]).all()
@@ -61,12 +62,12 @@ print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "m
 
 
 def test_auto_is_the_fastest_that_can_and_what_cannot_is_refused():
-    assert exported.engine_for("auto", "vgg16") == "ncnn"
-    assert exported.engine_for("auto", "xception") == "onnxruntime"
-    assert exported.engine_for("auto", "vgg16", precision="bfloat16") == "tensorflow"
-    assert exported.engine_for("auto", "vgg16", gpus=True) == "tensorflow"
-    assert exported.engine_for("onnxruntime", "vgg16", gpus=True) == "onnxruntime"
+    assert engines.engine_for("auto", "vgg16") == "ncnn"
+    assert engines.engine_for("auto", "xception") == "onnxruntime"
+    assert engines.engine_for("auto", "vgg16", precision="bfloat16") == "tensorflow"
+    assert engines.engine_for("auto", "vgg16", gpus=True) == "tensorflow"
+    assert engines.engine_for("onnxruntime", "vgg16", gpus=True) == "onnxruntime"
     with pytest.raises(ConfigError, match="engine=ncnn computes vgg16 alone; take engine=onnxruntime for resnet50"):
-        exported.engine_for("ncnn", "resnet50")
+        engines.engine_for("ncnn", "resnet50")
     with pytest.raises(ConfigError, match="take engine=tensorflow for precision=bfloat16"):
-        exported.engine_for("onnxruntime", "vgg16", precision="bfloat16")
+        engines.engine_for("onnxruntime", "vgg16", precision="bfloat16")

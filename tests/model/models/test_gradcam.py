@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from melanoma_spark import backbones, gradcam, network
+from melanoma_spark.models import backbones, gradcam, network
 
 
 def built(name, size=80):

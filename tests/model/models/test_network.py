@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from melanoma_spark import backbones, network, ranks, sharding, training
+from melanoma_spark import ranks, sharding, training
 from melanoma_spark.errors import ClusterError, ConfigError
+from melanoma_spark.models import backbones, network
 
 SPEC = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
 

@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from melanoma_spark import backbones, config, lineage, weights
+from melanoma_spark import config, lineage
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.models import backbones, weights
 
 KERNEL = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
 LAYERS = {"pool": {}, "conv_b": {"kernel": KERNEL, "bias": np.zeros(3, np.float32)}, "conv_a": {"kernel": KERNEL + 1}}

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from melanoma_spark import backbones, network, winograd
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.models import backbones, ncnn, network
 
 
 def pixels(size, count=2):
@@ -16,11 +16,11 @@ def test_all_cuts_are_tensorflows_in_the_order_that_was_asked_for(size):
     cuts = ("block5_pool", "block2_pool", "block4_pool")
     base = backbones.build_base("vgg16", size, backbones.random_weights("vgg16", 0))
     model = backbones.features(base, cuts)
-    content = winograd.export(model)
+    content = ncnn.export(model)
     images = pixels(size)
     expected = network.predictor(model)(images)
     for threads in (1, 2):
-        found = winograd.predictor(content, threads)(images)
+        found = ncnn.predictor(content, threads)(images)
         for one, other in zip(found, expected, strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
             np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
@@ -29,7 +29,7 @@ def test_all_cuts_are_tensorflows_in_the_order_that_was_asked_for(size):
 
 def test_images_of_a_batch_are_judged_each_alone():
     spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
-    predict = winograd.predictor(winograd.export(network.judge(spec, network.build(spec).get_weights())), 1)
+    predict = ncnn.predictor(ncnn.export(network.judge(spec, network.build(spec).get_weights())), 1)
     images = pixels(32, 5)
     together = predict(images)
     for place in range(5):
@@ -39,4 +39,4 @@ def test_images_of_a_batch_are_judged_each_alone():
 
 def test_another_network_is_refused():
     with pytest.raises(ConfigError, match=r"ncnn does not compute \w+ conv1_\w+; use engine=onnxruntime"):
-        winograd.export(backbones.build_base("resnet50", 32))
+        ncnn.export(backbones.build_base("resnet50", 32))

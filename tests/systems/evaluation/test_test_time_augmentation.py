@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from melanoma_spark import bundle, config, network
+from melanoma_spark import config
 from melanoma_spark.images import decoding
+from melanoma_spark.models import bundle, network
 from melanoma_spark.storage import store
 
 FOUR = {"evaluate": config.Evaluate(tta=4, resamples=50)}

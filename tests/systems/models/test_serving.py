@@ -21,11 +21,12 @@ import pandas as pd
 import pytest
 from conftest import REPO
 
-from melanoma_spark import bundle, lineage, network, reference, serving
-from melanoma_spark.calibration import Calibration
+from melanoma_spark import lineage
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.operating_points import OperatingPoint
+from melanoma_spark.models import bundle, network, pyfunc, training_reference
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.storage import files
 
 POINT = OperatingPoint("screening", 0.25, "sensitivity>=0.9")
@@ -184,17 +185,19 @@ def test_it_names_what_it_needs_and_what_it_is(registered, line):
 
 def test_the_reference_is_under_the_same_sums(scorer):
     rng = np.random.default_rng(0)
-    space = reference.fit(rng.random((40, 512)), rng.random((20, 512)))
-    known = reference.Reference(space, {"side": reference.histogram([1, 2, 3])}, {"sex": {"f": 9}}, {"train": 40})
+    space = training_reference.fit(rng.random((40, 512)), rng.random((20, 512)))
+    known = training_reference.Reference(
+        space, {"side": training_reference.histogram([1, 2, 3])}, {"sex": {"f": 9}}, {"train": 40}
+    )
     packed = bundle.pack(replace(scorer, reference=known))
     again = bundle.unpack(packed)
     outputs = [np.array([[0.5]]), np.array([[np.nan]]), rng.random((1, 512))]
     np.testing.assert_allclose(again.finish(outputs, [None])["distance"], space.distances(outputs[2]))
     assert scorer.finish(outputs, [None])["distance"].isna().all(), "without one there is no distance"
-    for name in reference.FILES:
+    for name in training_reference.FILES:
         with pytest.raises(DataError, match=f"the model's {name} was changed after it was registered"):
             bundle.unpack(packed | {name: packed[name] + b" "})
-    for name in reference.FILES:
+    for name in training_reference.FILES:
         damaged = packed | {name: b"no reference"}
         sums = {key: decoding.sha256(content) for key, content in damaged.items() if key != bundle.MANIFEST}
         with pytest.raises(DataError, match="the model's description is damaged"):
@@ -255,7 +258,7 @@ def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tt
     for name, content in bundle.pack(chosen).items():
         (tmp_path / name).write_bytes(content)
         paths[name] = str(tmp_path / name)
-    served = serving.LesionScorer()
+    served = pyfunc.LesionScorer()
     served.load_context(SimpleNamespace(artifacts=paths))
     contents = [synthetic.lesion_jpeg(seed, size=48) for seed in range(3)]
     found = served.predict(None, pd.DataFrame({"image": contents}))["probability"]

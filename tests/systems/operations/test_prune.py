@@ -13,9 +13,10 @@ from conftest import REPO, STAGES, said
 
 from jobs import prune
 from jobs.job import Job, invoke
-from melanoma_spark import config, exported, history, lineage, retention
+from melanoma_spark import config, history, lineage, retention
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.images import decoding
+from melanoma_spark.models import engines
 from melanoma_spark.storage import files, lease
 
 OLD, NEW, MADE = (lineage.content_id([name]) for name in ("old", "new", "made from"))
@@ -192,7 +193,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
 
     tracker = copied.tracker()
     version = tracker.version("melanoma@champion")
-    assert version.tags[exported.TAG.format(engine="ncnn")] == decoding.sha256(kept.read_bytes())
+    assert version.tags[engines.TAG.format(engine="ncnn")] == decoding.sha256(kept.read_bytes())
     mlflow.MlflowClient().delete_model_version("melanoma", version.version)
     with pytest.raises(
         DataError, match=r"melanoma version 1 is champion by registry/, and MLflow at sqlite:///.* does"

@@ -62,13 +62,13 @@ def test_what_is_registered_holds_no_pickle(line):
     line.tracker()
     folder = Path(mlflow.artifacts.download_artifacts("models:/melanoma@champion"))
     found = [path for path in folder.rglob("*") if path.is_file()]
-    assert {"model.json", "weights.npz", "manifest.json", "serving.py", "MLmodel"} <= {path.name for path in found}
+    assert {"model.json", "weights.npz", "manifest.json", "pyfunc.py", "MLmodel"} <= {path.name for path in found}
     assert not {path.suffix for path in found} & {".pkl", ".pickle", ".joblib", ".cloudpickle", ".keras"}
     pickled = [path.name for path in found if path.read_bytes()[:2] in {bytes([0x80, k]) for k in range(6)}]
     assert pickled == []
     flavor = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
     assert "python_model" not in flavor, "MLflow would unpickle it"
-    assert flavor["model_code_path"].endswith("/serving.py")
+    assert flavor["model_code_path"].endswith("/pyfunc.py")
     assert flavor["loader_module"] == "mlflow.pyfunc.loaders.code_model"
 
 

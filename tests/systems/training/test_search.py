@@ -14,9 +14,10 @@ from conftest import open_line, said
 
 from jobs import search
 from jobs.job import run_stage
-from melanoma_spark import config, head, network, ranks, splits, training, trials, weights
+from melanoma_spark import config, head, ranks, splits, training, trials
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
+from melanoma_spark.models import network, weights
 
 CUT = "block5_pool"
 SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)

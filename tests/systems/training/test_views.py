@@ -10,8 +10,9 @@ import pytest
 from conftest import open_line, said
 
 from jobs import evaluate
-from melanoma_spark import backbones, config, network, schemas, weights
+from melanoma_spark import config, schemas
 from melanoma_spark.images import augmentation
+from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 

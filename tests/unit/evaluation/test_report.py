@@ -11,11 +11,12 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import datacard, figures, operating_points, report, subgroups
-from melanoma_spark.calibration import Calibration
+from melanoma_spark import datacard, figures, report, subgroups
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import binary, bootstrap
-from melanoma_spark.operating_points import OperatingPoint, choose
+from melanoma_spark.models import operating_points
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint, choose
 
 PLOTS = {"roc.png", "precision_recall.png", "calibration.png", "decision_curve.png"}
 PLOTS |= {"confusion.png", "histogram.png", "training.png"}

@@ -8,10 +8,10 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 
-from melanoma_spark import calibration
-from melanoma_spark.calibration import Calibration, fit
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import binary
+from melanoma_spark.models import calibration
+from melanoma_spark.models.calibration import Calibration, fit
 
 
 def drawn(seed=0, n=8000, slope=1.0, shift=0.0):

@@ -10,7 +10,16 @@ from hypothesis.extra.numpy import arrays
 
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics.binary import confusion_matrix_at
-from melanoma_spark.operating_points import NAMED, ROOM, OperatingPoint, by_name, choose, named, parse_rule, with_room
+from melanoma_spark.models.operating_points import (
+    NAMED,
+    ROOM,
+    OperatingPoint,
+    by_name,
+    choose,
+    named,
+    parse_rule,
+    with_room,
+)
 
 TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)
 

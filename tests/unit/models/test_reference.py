@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from melanoma_spark import reference
 from melanoma_spark.errors import DataError
+from melanoma_spark.models import training_reference
 
 
 def features(rows: int, seed: int = 0, width: int = 40) -> np.ndarray:
@@ -24,7 +24,7 @@ def test_distances_are_those_of_the_density_that_scikit_learn_fits():
     from sklearn.decomposition import PCA
 
     train, others = features(400), features(50, 1)
-    space = reference.fit(train, features(100, 2))
+    space = training_reference.fit(train, features(100, 2))
     train, of_others = (rows / np.linalg.norm(rows.astype(np.float64), axis=1)[:, None] for rows in (train, others))
     pca = PCA(n_components=len(space.axes), svd_solver="full").fit(train)
     centred = of_others - pca.mean_
@@ -37,7 +37,7 @@ def test_distances_are_those_of_the_density_that_scikit_learn_fits():
 
 def test_of_validation_images_99_in_100_are_nearer_than_1_and_what_is_elsewhere_is_not():
     held_out = features(1000, 1)
-    space = reference.fit(features(500), held_out)
+    space = training_reference.fit(features(500), held_out)
     assert np.mean(space.distances(held_out) > 1) == pytest.approx(0.01, abs=0.001)
     assert np.mean(space.distances(features(1000, 2)) > 1) < 0.03
     shuffled = np.random.default_rng(0).permuted(held_out, axis=1)  # the same values, in other places
@@ -48,7 +48,7 @@ def test_of_validation_images_99_in_100_are_nearer_than_1_and_what_is_elsewhere_
 @pytest.mark.parametrize("rows", [2, 3, 10, 100])
 def test_few_images_and_dead_features_have_distances_all_the_same(rows):
     for train in (features(rows), np.zeros((rows, 8), np.float32), np.ones((rows, 1024), np.float32)):
-        space = reference.fit(train, train[:1] + 0.5)
+        space = training_reference.fit(train, train[:1] + 0.5)
         found = space.distances(np.concatenate([train, np.eye(1, train.shape[1])]))
         assert np.isfinite(found).all()
         assert found[-1] > found[0]
@@ -57,12 +57,12 @@ def test_few_images_and_dead_features_have_distances_all_the_same(rows):
 def test_too_few_images_are_refused():
     for train, held_out in ((features(1), features(5)), (features(5), features(0))):
         with pytest.raises(DataError, match="too few to learn their look from"):
-            reference.fit(train, held_out)
+            training_reference.fit(train, held_out)
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.just(float("nan")), max_size=200))
 def test_a_histogram_holds_every_value_once(values):
-    found = reference.histogram(values)
+    found = training_reference.histogram(values)
     known = [value for value in values if value == value]
     assert sum(found.counts) == len(known)
     assert len(found.counts) == len(found.edges) + 1
@@ -73,23 +73,27 @@ def test_a_histogram_holds_every_value_once(values):
 
 
 def test_bins_are_even_where_values_allow_it():
-    found = reference.histogram(stats.norm.rvs(size=2000, random_state=0))
-    assert found.counts == (100,) * reference.BINS
-    assert reference.histogram([3.0] * 50 + [7.0]).counts == (50, 1)
+    found = training_reference.histogram(stats.norm.rvs(size=2000, random_state=0))
+    assert found.counts == (100,) * training_reference.BINS
+    assert training_reference.histogram([3.0] * 50 + [7.0]).counts == (50, 1)
 
 
 def test_rare_categories_lose_their_names_and_no_image():
     counts = {"arm": 40, "leg": 5, "Mrs Smith's toe": 4, "unknown": 7}
-    found = reference.categories(counts)
-    assert found == {"arm": 40, "leg": 5, reference.OTHERS: 4}
-    assert reference.categories({"arm": 1, "hand": 2}, ["arm", "leg"]) == {"arm": 1, "leg": 0, reference.OTHERS: 2}
+    found = training_reference.categories(counts)
+    assert found == {"arm": 40, "leg": 5, training_reference.OTHERS: 4}
+    assert training_reference.categories({"arm": 1, "hand": 2}, ["arm", "leg"]) == {
+        "arm": 1,
+        "leg": 0,
+        training_reference.OTHERS: 2,
+    }
 
 
-def example(rows: int = 300, width: int = 40) -> reference.Reference:
-    return reference.Reference(
-        space=reference.fit(features(rows, width=width), features(100, 1, width=width)),
-        histograms={"sharpness": reference.histogram(np.arange(rows) / 7)},
-        shares={"sex": {"female": 10, reference.OTHERS: 0}},
+def example(rows: int = 300, width: int = 40) -> training_reference.Reference:
+    return training_reference.Reference(
+        space=training_reference.fit(features(rows, width=width), features(100, 1, width=width)),
+        histograms={"sharpness": training_reference.histogram(np.arange(rows) / 7)},
+        shares={"sex": {"female": 10, training_reference.OTHERS: 0}},
         images={"train": rows, "validation": 100},
     )
 
@@ -97,7 +101,7 @@ def example(rows: int = 300, width: int = 40) -> reference.Reference:
 def test_it_comes_back_as_it_was_and_is_small():
     known = example(width=512)
     packed = known.pack()
-    again = reference.unpack(packed)
+    again = training_reference.unpack(packed)
     assert again.pack() == packed
     distances = (one.space.distances(features(9, 3, 512)) for one in (known, again))
     np.testing.assert_array_equal(*distances)
@@ -116,6 +120,6 @@ def test_it_holds_no_row_for_an_image():
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 and no more", b"\x00" * 100])
 def test_damage_is_a_value_error(damage):
     packed = example(50).pack()
-    for name in reference.FILES:
+    for name in training_reference.FILES:
         with pytest.raises((KeyError, TypeError, ValueError)):
-            reference.unpack(packed | {name: damage})
+            training_reference.unpack(packed | {name: damage})

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import __version__, lineage, network
-from melanoma_spark.calibration import Calibration
+from melanoma_spark import __version__, lineage
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.images import decoding, quality
-from melanoma_spark.operating_points import OperatingPoint
-from melanoma_spark.reference import FILES as OPTIONAL
-from melanoma_spark.reference import Reference
-from melanoma_spark.reference import unpack as unpack_reference
+from melanoma_spark.models import network
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
+from melanoma_spark.models.training_reference import FILES as OPTIONAL
+from melanoma_spark.models.training_reference import Reference
+from melanoma_spark.models.training_reference import unpack as unpack_reference
 from melanoma_spark.storage import files
 
 CONTENTS = ("model.json", "weights.npz")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from melanoma_spark import backbones, network
+from melanoma_spark.models import backbones, network
 
 Heatmaps = Callable[[NDArray[np.uint8], Sequence[bool]], NDArray[np.float32]]
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from melanoma_spark import backbones, config, lineage, logs
+from melanoma_spark import config, lineage, logs
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.models import backbones
 from melanoma_spark.storage import files
 
 FILE_VARIABLE = "MELANOMA_WEIGHTS"

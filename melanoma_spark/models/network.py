@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from melanoma_spark import backbones, config
+from melanoma_spark import config
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.models import backbones
 
 Predict = Callable[[np.ndarray], list[np.ndarray]]
 

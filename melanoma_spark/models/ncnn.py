@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import network
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.models import network
 
 # Of ImageNet's blue, green and red, which keras.applications.vgg16.preprocess_input takes off.
 MEAN = np.array([103.939, 116.779, 123.68], np.float32)

@@ -1,6 +1,6 @@
 """A network for another engine than TensorFlow: the same outputs, from workers that start sooner.
 
-`ncnn` computes VGG16 by Winograd's convolutions (`winograd`), `onnxruntime` every backbone, as ONNX. TensorFlow is the
+`ncnn` computes VGG16 by Winograd's convolutions (`ncnn`), `onnxruntime` every backbone, as ONNX. TensorFlow is the
 reference: what is exported is held against it before it is used. See docs/decisions/engine.md.
 """
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import backbones, network, winograd
 from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.models import backbones, ncnn, network
 
 TOLERANCE = 1e-4  # of probabilities; of other outputs relative to their largest
 OPSET = 17  # of 2022: what ONNX Runtime has known since 1.12
@@ -44,7 +44,7 @@ def engine_for(chosen: str, backbone: str, precision: str = "float32", gpus: boo
 
 def export(model: Any, engine: str) -> bytes:
     """A Keras model with one input of images, for an engine; outputs keep their order. Raises as `check`."""
-    content = winograd.export(model) if engine == "ncnn" else _onnx(model)
+    content = ncnn.export(model) if engine == "ncnn" else _onnx(model)
     check(content, model, engine)
     return content
 
@@ -111,7 +111,7 @@ def check(content: bytes, model: Any, engine: str) -> None:
 def predictor(content: bytes, threads: int, engine: str) -> network.Predict:
     """What `network.predictor` gives, of a network that was exported for an engine."""
     if engine == "ncnn":
-        return winograd.predictor(content, threads)
+        return ncnn.predictor(content, threads)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

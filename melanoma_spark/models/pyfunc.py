@@ -14,9 +14,9 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 
-from melanoma_spark import network
-from melanoma_spark.bundle import NUMBERS, OUTPUTS, from_files
 from melanoma_spark.errors import ImageError
+from melanoma_spark.models import network
+from melanoma_spark.models.bundle import NUMBERS, OUTPUTS, from_files
 
 
 def signature() -> ModelSignature:
