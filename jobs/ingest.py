@@ -13,8 +13,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from jobs.job import Command, Job, Summary, archive_id, main, pace
-from melanoma_spark import census, config, datacard, lineage, schemas, selection, splits
+from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import archive, layouts, records
+from melanoma_spark.dataset import datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.spark import session
@@ -105,7 +106,7 @@ def staged(job: Job, stage: str) -> Summary:
     notes = records.notes(apart)
     among = ("test",) if settings.split == "test" else splits.SPLITS
     selection.check(counts, reasons, [row.detail for row in unknown], among, str(notes))
-    unmatched = census.unmatched(apart, decisions, layout)
+    unmatched = summary.unmatched(apart, decisions, layout)
     if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
         sides = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
         raise DataError(
@@ -114,7 +115,7 @@ def staged(job: Job, stage: str) -> Summary:
         )
 
     missing = (unmatched["rows_without_image"] or {"count": 0})["count"]
-    groups = census.group_kinds(kept)
+    groups = summary.group_kinds(kept)
     kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
@@ -144,7 +145,7 @@ def staged(job: Job, stage: str) -> Summary:
         "reasons": reasons,
     }
     session.describe(spark, "ingest: data card")
-    card = census.card(decisions, rejects, decoded, facts, unmatched, groups, settings)
+    card = summary.card(decisions, rejects, decoded, facts, unmatched, groups, settings)
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
     store.publish(warehouse, "images", facts)

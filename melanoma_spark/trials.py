@@ -8,7 +8,8 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from melanoma_spark import config, splits
+from melanoma_spark import config
+from melanoma_spark.dataset import splits
 from melanoma_spark.errors import DataError
 
 TRIED = ("hidden", "dropout", "learning_rate", "views")  # fields of config.Head

@@ -30,7 +30,7 @@ SYSTEMS = {
     "archive": {"pyspark"},
     "records": {"pyspark"},
     "selection": {"pyspark"},
-    "census": {"pyspark"},
+    "summary": {"pyspark"},
     "inference": {"pyspark"},
     "store": set(),
     "reading": set(),

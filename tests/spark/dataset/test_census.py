@@ -7,7 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from melanoma_spark import census, schemas, splits
+from melanoma_spark import schemas
+from melanoma_spark.dataset import splits, summary
 
 KINDS = ("patient", "lesion", "looks", "pixels")
 
@@ -59,24 +60,24 @@ def pairs(rows, value):
 
 def test_each_field_is_counted_by_value_and_class(table):
     frame, rows = table
-    found = census.tally(frame)
-    assert set(found) == set(census.KINDS)
+    found = summary.tally(frame)
+    assert set(found) == set(summary.KINDS)
     for name in ("age", "sex", "licence", "source"):
         assert found[name] == pairs(rows, lambda row, name=name: row[name])
-    assert census.sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
-    assert census.sizes({"64x64": (1, 2), "other": (3, 4)}) == {}, "not as if these were all"
-    assert census.distribution(found["source"], "source") is None
-    assert census.distribution(found["sex"], "sex") == pairs(rows, lambda row: row["sex"])
+    assert summary.sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
+    assert summary.sizes({"64x64": (1, 2), "other": (3, 4)}) == {}, "not as if these were all"
+    assert summary.distribution(found["source"], "source") is None
+    assert summary.distribution(found["sex"], "sex") == pairs(rows, lambda row: row["sex"])
     ages = {None: None, "40": 40.0, "40.0": 40.0, "55": 55.0, "old": None}
-    assert census.distribution(found["age"], "age") == pairs(rows, lambda row: ages[row["age"]])
+    assert summary.distribution(found["age"], "age") == pairs(rows, lambda row: ages[row["age"]])
 
 
 def test_rare_values_are_counted_together(table):
     frame, rows = table
-    found = census.tally(frame)["site"]
+    found = summary.tally(frame)["site"]
     counts = Counter(row["site"] for row in rows)
-    common = sorted(counts, key=lambda site: (-counts[site], site))[: census.KINDS["site"]]
-    assert len(counts) > census.KINDS["site"]
+    common = sorted(counts, key=lambda site: (-counts[site], site))[: summary.KINDS["site"]]
+    assert len(counts) > summary.KINDS["site"]
     assert found == pairs(rows, lambda row: row["site"] if row["site"] in common else "other")
 
 
@@ -86,12 +87,12 @@ def test_groups_are_counted_by_what_holds_them_together(table):
     for split, group in {(row["split"], row["group"]) for row in rows}:
         kind = group.partition(":")[0]
         expected[split][kind if kind in ("patient", "lesion") else "image"] += 1
-    assert census.group_kinds(frame) == expected
+    assert summary.group_kinds(frame) == expected
 
 
 def test_examples_are_those_of_the_smallest_hashes(table):
     frame, rows = table
-    found = census.first_of(frame, "label", 7, "split")
+    found = summary.first_of(frame, "label", 7, "split")
     for label in (0, 1):
         hashes = sorted(row["sha256"] for row in rows if row["label"] == label)
         assert [row.sha256 for row in found[label]] == hashes[:7]
@@ -99,7 +100,7 @@ def test_examples_are_those_of_the_smallest_hashes(table):
 
 def test_files_that_look_alike_are_sets(table):
     frame, rows = table
-    found = census.duplicate_sets(frame)
+    found = summary.duplicate_sets(frame)
     labels = [{row["label"] for row in rows[at : at + 2]} for at in range(0, 8, 2)]
     assert (found["same_look"], found["same_pixels"], found["same_bytes"]) == (4, 0, 0)
     assert found["sizes"] == {2: 4}

@@ -13,9 +13,10 @@ from functools import reduce
 
 import pytest
 
-from melanoma_spark import config, groups, schemas, selection, splits
+from melanoma_spark import config, schemas
 from melanoma_spark.archives import layouts
 from melanoma_spark.archives import records as row_matching
+from melanoma_spark.dataset import groups, selection, splits
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding
 

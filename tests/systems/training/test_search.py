@@ -14,7 +14,8 @@ from conftest import open_line, said
 
 from jobs import search
 from jobs.job import run_stage
-from melanoma_spark import config, head, ranks, splits, training, trials
+from melanoma_spark import config, head, ranks, training, trials
+from melanoma_spark.dataset import splits
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network, weights

@@ -13,7 +13,7 @@ from page import PLAIN, Page
 from PIL import Image
 from samples import examples
 
-from melanoma_spark import datacard
+from melanoma_spark.dataset import datacard
 from melanoma_spark.errors import DataError
 
 HOSTILE = '<script>alert(\'x\')</script>" onload="steal()" & {{ 7 * 7 }} <b>'

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from melanoma_spark.groups import components
+from melanoma_spark.dataset.groups import components
 
 SMALL = st.integers(-4, 4)
 LONG = st.integers(-(2**63), 2**63 - 1)  # hashes, of either sign

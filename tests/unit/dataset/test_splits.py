@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark.splits import SPLITS, TEST, TRAIN, VALIDATION, fold_of, split_of
+from melanoma_spark.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION, fold_of, split_of
 
 GROUPS = 20_000
 

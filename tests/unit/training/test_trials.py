@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import config, splits, trials
+from melanoma_spark import config, trials
+from melanoma_spark.dataset import splits
 from melanoma_spark.errors import DataError
 
 IN_FORCE = config.Head(views=1)

@@ -13,8 +13,9 @@ import pandas as pd
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, groups, schemas, splits
+from melanoma_spark import config, schemas
 from melanoma_spark.archives import diagnoses, layouts
+from melanoma_spark.dataset import groups, splits
 from melanoma_spark.errors import DataError
 
 

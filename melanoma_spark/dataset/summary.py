@@ -11,8 +11,9 @@ import numpy as np
 from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, schemas, splits
+from melanoma_spark import config, schemas
 from melanoma_spark.archives import containers, layouts
+from melanoma_spark.dataset import splits
 from melanoma_spark.images import decoding
 
 CONTACTS = 40  # thumbnails of a class
