@@ -32,10 +32,11 @@ from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
 from jobs.job import Job
-from melanoma_spark import config, ranks, reading, sharding, tracking, training
+from melanoma_spark import config, tracking
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import horovod, loop, reading, sharding
 
 CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2
 BACKBONE = config.Backbone(weights="random", allow_random=True)  # speed does not depend on the weights' values
@@ -50,7 +51,7 @@ class Rows:
     column: str
     index: sharding.Index
 
-    def images(self, count: int, threads: int = 1) -> training.Images:
+    def images(self, count: int, threads: int = 1) -> loop.Images:
         index = sharding.Index(
             self.index.places, self.index.groups[:count], self.index.keys[:count], self.index.labels[:count]
         )
@@ -58,17 +59,17 @@ class Rows:
         def read(shared: np.ndarray) -> Iterator[np.ndarray]:
             return reading.values(self.url, self.column, index, shared, threads, AHEAD)
 
-        return training.Images(index.groups, index.labels, read)
+        return loop.Images(index.groups, index.labels, read)
 
-    def all(self) -> training.Images:
+    def all(self) -> loop.Images:
         """In memory, in the order of the images' keys, which is the same for features and pixels."""
         images = self.images(len(self.index))
         values = np.stack(list(images.read(sharding.share(sharding.deal(images.groups, 1), 0, 1))))
         order = np.argsort(self.index.keys)
-        return training.in_memory(values[order], images.labels[order])
+        return loop.in_memory(values[order], images.labels[order])
 
 
-def taken(images: training.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
+def taken(images: loop.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels."""
     rows = np.arange(count, dtype=np.int32)[:, None]
     return np.stack(list(images.read(rows))), images.labels[:count]
@@ -136,29 +137,27 @@ def built(cut: str | None, freeze: bool = False) -> Any:
 
 
 def trained(
-    rank: training.Rank, model: Any, images: training.Images, states: list[training.State] | None = None
-) -> training.EpochRecord:
+    rank: loop.Rank, model: Any, images: loop.Images, states: list[loop.State] | None = None
+) -> loop.EpochRecord:
     """The second epoch of two: the first one traces."""
-    plan = training.Plan("benchmark", 1e-5, 2, 2, (1.0, 1.0), 0, BATCH)
-    few = training.Images(images.groups[:2], images.labels[:2], images.read)  # what is timed is training
+    plan = loop.Plan("benchmark", 1e-5, 2, 2, (1.0, 1.0), 0, BATCH)
+    few = loop.Images(images.groups[:2], images.labels[:2], images.read)  # what is timed is training
     keep = states.append if states is not None else None
-    return training.train(rank, model, plan, lambda _: images, lambda _: few, say=lambda text: None, checkpoint=keep)[
-        -1
-    ]
+    return loop.train(rank, model, plan, lambda _: images, lambda _: few, say=lambda text: None, checkpoint=keep)[-1]
 
 
 def cached_or_not(features: Rows, pixels: Rows, count: int, rounds: int) -> None:
     network.use_threads(2)
     turns = Turns(("cached", "pixels", 3.5))
-    at_cut, whole = (training.in_memory(*taken(rows.all(), count)) for rows in (features, pixels))
+    at_cut, whole = (loop.in_memory(*taken(rows.all(), count)) for rows in (features, pixels))
     for _ in range(rounds):
         cached, frozen = built(CUT), built(CUT, freeze=True)
         start = cached.get_weights()
-        of_cached: list[training.State] = []
-        of_frozen: list[training.State] = []
+        of_cached: list[loop.State] = []
+        of_frozen: list[loop.State] = []
         turns.add(
-            cached=trained(ranks.Alone(), cached, at_cut, of_cached).images_per_second,
-            pixels=trained(ranks.Alone(), frozen, whole, of_frozen).images_per_second,
+            cached=trained(horovod.Alone(), cached, at_cut, of_cached).images_per_second,
+            pixels=trained(horovod.Alone(), frozen, whole, of_frozen).images_per_second,
         )
         ones, others = (state[-1].variables[-len(cached.variables) :] for state in (of_cached, of_frozen))
         ones = [value for value, variable in zip(ones, cached.variables, strict=True) if variable.dtype == "float32"]
@@ -176,7 +175,7 @@ def pipelines(features: Rows, pixels: Rows, count: int, folder: Path, rounds: in
     jpeg.mkdir()
     for number, image in enumerate(taken(pixels.all(), count)[0]):
         Image.fromarray(image).save(jpeg / f"{number:05d}.jpg", quality=95)
-    step = trained(ranks.Alone(), built(CUT), features.images(count)).images_per_second
+    step = trained(horovod.Alone(), built(CUT), features.images(count)).images_per_second
     print(f"a step of block 5: {step:.1f} images/s on two threads")
     turns = Turns(("features", "step", 3.0), ("pixels", "tf_data_of_jpeg", 0.3))
 
@@ -216,7 +215,7 @@ def throughput(spark: Any, what: str, cut: str | None, rows: Rows, count: int, r
             one = count / alone.seconds([1])
             bare = 2 * half / pair.seconds([1, 1])
             began = time.time()
-            speed, share, first = ranks.run_on_spark(spark, 2, 180, on_rank, cut, images)[0]
+            speed, share, first = horovod.run_on_spark(spark, 2, 180, on_rank, cut, images)[0]
             turns.add(one_process=one, two_bare_processes=bare, two_ranks=speed)
             shares.append(share)
             starts.append(first - began)
@@ -227,7 +226,7 @@ def throughput(spark: Any, what: str, cut: str | None, rows: Rows, count: int, r
     )
 
 
-def on_rank(rank: Any, cut: str | None, images: training.Images) -> tuple[float, float, float]:
+def on_rank(rank: Any, cut: str | None, images: loop.Images) -> tuple[float, float, float]:
     """Images/s of a second epoch, the share of a step in which gradients travel, and when the first epoch began."""
     network.use_threads(1)
     model = built(cut)

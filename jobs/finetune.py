@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from jobs.job import Command, Job, Summary, dataset, main, say
-from melanoma_spark import config, lineage, ranks, reading, sharding, training
+from melanoma_spark import config, lineage
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.images import augmentation
 from melanoma_spark.models import backbones, network
 from melanoma_spark.spark import executors, session
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import horovod, loop, reading, sharding
 
 # Settings that change how the work is done, not what comes of it.
 HOW = {"accumulate", "checkpoint_steps", "read_ahead_mb", "retries", "start_timeout"}
@@ -62,7 +63,7 @@ def run(job: Job) -> Summary:
     session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
     target = files.join(warehouse, "models/finetuned", made_from)
-    records: list[training.EpochRecord] = ranks.run_on_spark(
+    records: list[loop.EpochRecord] = horovod.run_on_spark(
         job.spark,
         settings.ranks,
         settings.finetune.start_timeout,
@@ -76,7 +77,7 @@ def run(job: Job) -> Summary:
         retries=settings.finetune.retries,
     )[0]
     names = [phase.name for phase in settings.finetune.phases]
-    best = {name: training.best_of([record for record in records if record.phase == name]) for name in names}
+    best = {name: loop.best_of([record for record in records if record.phase == name]) for name in names}
     tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(files.join(target, "weights.npz"))))
     facts = {
         **{key: head[key] for key in ("spec", "weights_id", "weights_origin", "dataset_id", "features_id")},
@@ -87,7 +88,7 @@ def run(job: Job) -> Summary:
         "tensors_id": tensors_id,
         "ranks": settings.ranks,
         "validation_auroc": best[names[-1]].validation_auroc,
-        "training": [training.as_dict(record) for record in records],
+        "training": [loop.as_dict(record) for record in records],
         "best": {name: record.epoch for name, record in best.items()},
         "run_id": job.run_id,
     }
@@ -130,14 +131,14 @@ CHECKPOINT = "checkpoint.npz"
 
 
 def train(
-    rank: training.Rank,
+    rank: loop.Rank,
     settings: config.Settings,
     spec: network.Spec,
     sources: dict[str | None, Source],
     start: str,
     target: str,
     threads: int,
-) -> list[training.EpochRecord]:
+) -> list[loop.EpochRecord]:
     """What each rank does: all phases, one after the other, each from the best weights of the one before."""
     import keras
 
@@ -154,12 +155,12 @@ def train(
         source = sources[backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None]
         part = network.tail(model, source.column if phase.cut else None)
         labels = source.indexes["train"][0].labels
-        plan = training.Plan(
+        plan = loop.Plan(
             phase=phase.name,
             learning_rate=phase.learning_rate * chosen.batch_size / (chosen.rates_for_batch or chosen.batch_size),
             epochs=phase.epochs,
             patience=phase.patience,
-            class_weights=training.class_weights(labels.tolist()),
+            class_weights=loop.class_weights(labels.tolist()),
             seed=settings.training_seed,
             batch_size=chosen.batch_size,
             accumulate=chosen.accumulate,
@@ -167,12 +168,12 @@ def train(
             float16_gradients=chosen.float16_gradients,
         )
 
-        def keep(state: training.State, earlier: tuple[training.EpochRecord, ...] = tuple(records)) -> None:
-            complete = files.pack_tensors(training.pack(replace(state, earlier=earlier)))
+        def keep(state: loop.State, earlier: tuple[loop.EpochRecord, ...] = tuple(records)) -> None:
+            complete = files.pack_tensors(loop.pack(replace(state, earlier=earlier)))
             files.write_bytes(files.join(target, CHECKPOINT), complete)
 
         read = functools.partial(epoch_images, source, threads, settings)
-        records += training.train(
+        records += loop.train(
             rank,
             part,
             plan,
@@ -190,7 +191,7 @@ def train(
     return records
 
 
-def epoch_images(source: Source, threads: int, settings: config.Settings, split: str, epoch: int) -> training.Images:
+def epoch_images(source: Source, threads: int, settings: config.Settings, split: str, epoch: int) -> loop.Images:
     """The images of a split, as this rank reads them: in each epoch another view of those of train."""
     views = source.indexes[split]
     index = views[(epoch - 1) % len(views)]
@@ -205,16 +206,16 @@ def epoch_images(source: Source, threads: int, settings: config.Settings, split:
             yield augmentation.augmented(image, settings.augment, drawn)
 
     drawn_anew = split == "train" and source.column == "image" and settings.augment.enabled
-    return training.Images(index.groups, index.labels, augmented if drawn_anew else read)
+    return loop.Images(index.groups, index.labels, augmented if drawn_anew else read)
 
 
-def checkpoint_in(target: str) -> training.State | None:
+def checkpoint_in(target: str) -> loop.State | None:
     """The state of a training that was stopped, or None. Raises `DataError` when it cannot be read."""
     url = files.join(target, CHECKPOINT)
     if not files.exists(url):
         return None
     try:
-        return training.unpack(files.unpack_tensors(files.read_bytes(url)))
+        return loop.unpack(files.unpack_tensors(files.read_bytes(url)))
     except (DataError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         raise DataError(
             f"checkpoint {url} cannot be read ({files.reason(error)}); remove it, and fine-tuning starts from the head"

@@ -25,11 +25,12 @@ import pandas as pd
 from pyspark.sql import types as t
 
 from jobs.job import Command, Job, Summary, dataset, main, pixels_of, say
-from melanoma_spark import config, head, lineage, ranks, reading, report, schemas, trials
+from melanoma_spark import config, lineage, report, schemas
 from melanoma_spark.errors import DataError
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import head, horovod, reading, trials
 
 TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, reason string"  # trials.Task
 MOST_PARTITIONS = 10_000
@@ -195,7 +196,7 @@ def fitter(
             best: list[Any] = [None] * len(ttas)
             reason = ""
             try:
-                best = head.fit_without(ranks.Alone(), heads[at], seed, specs[at], *data, ttas)
+                best = head.fit_without(horovod.Alone(), heads[at], seed, specs[at], *data, ttas)
             except DataError as error:
                 reason = str(error)
             for trial, record in enumerate(best, start=at * len(ttas)):  # as trials.combined counts

@@ -6,10 +6,11 @@ example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_ra
 from __future__ import annotations
 
 from jobs.job import Command, Job, Summary, dataset, main, say
-from melanoma_spark import head, lineage, ranks, reading, training
+from melanoma_spark import lineage
 from melanoma_spark.models import backbones, weights
 from melanoma_spark.spark import session
 from melanoma_spark.storage import store
+from melanoma_spark.training import head, horovod, loop, reading
 
 
 def run(job: Job) -> Summary:
@@ -34,10 +35,10 @@ def run(job: Job) -> Summary:
     pooled = reading.averages(job.spark, url, cut, labels, views)
     spec = head.spec_of(settings.head, settings.backbone.name, images["image_size"])
     *train, judged = [(view.values, view.labels) for view in (*pooled["train"], *pooled["validation"])]
-    fitted = ranks.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, say)
+    fitted = horovod.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, say)
     model, records = fitted[0]
     tensors = [*base.tensors, *model.get_weights()]
-    best = training.best_of(records)
+    best = loop.best_of(records)
     facts = {
         "id": lineage.content_id([made_from, lineage.tensors_id(tensors)]),
         "made_from": made_from,
@@ -48,7 +49,7 @@ def run(job: Job) -> Summary:
         "dataset_id": images["id"],
         "features_id": features["id"],
         "validation_auroc": best.validation_auroc,
-        "training": [training.as_dict(record) for record in records],
+        "training": [loop.as_dict(record) for record in records],
         "best": {"head": best.epoch},
         "run_id": job.run_id,
     }

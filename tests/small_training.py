@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from melanoma_spark import sharding, training
+from melanoma_spark.training import loop, sharding
 
 QUIET = {"say": lambda text: None}
 
@@ -14,10 +14,10 @@ def rows_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (draw.standard_normal((count, 6)) + labels[:, None]).astype(np.float32), labels
 
 
-def images_of(inputs: np.ndarray, labels: np.ndarray) -> training.Images:
+def images_of(inputs: np.ndarray, labels: np.ndarray) -> loop.Images:
     """Seven to a row group."""
     groups = np.arange(len(labels)) // 7
-    return training.Images(groups, labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]]))
+    return loop.Images(groups, labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]]))
 
 
 def small_model(dropout: float = 0.0) -> keras.Model:
@@ -37,13 +37,13 @@ def train_on_rank(rank, count, batch, *float16):
         states = []
         weighted = plan(class_weights=(0.5, 2.0), batch_size=batch, float16_gradients=half)
         arguments = (lambda epoch: images, lambda epoch: images)
-        records = training.train(rank, model, weighted, *arguments, **QUIET, checkpoint=states.append, every=1)
+        records = loop.train(rank, model, weighted, *arguments, **QUIET, checkpoint=states.append, every=1)
         log = [(r.loss, r.validation_loss, r.validation_auroc) for r in records[1:]]
         found.append((model.get_weights(), log, [state.losses for state in states]))
     return found
 
 
-def plan(**changes) -> training.Plan:
+def plan(**changes) -> loop.Plan:
     values = {
         "phase": "test",
         "learning_rate": 0.05,
@@ -53,7 +53,7 @@ def plan(**changes) -> training.Plan:
         "seed": 0,
         "batch_size": 8,
     }
-    return training.Plan(**{**values, **changes})
+    return loop.Plan(**{**values, **changes})
 
 
 def same(ones, others):

@@ -22,7 +22,7 @@ CORE = {
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
     *("training_reference", "drift", "logs", "checks", "retention"),
 }
-TENSORFLOW = {"backbones", "network", "training", "head", "gradcam", "engines", "ncnn"}
+TENSORFLOW = {"backbones", "network", "loop", "head", "gradcam", "engines", "ncnn"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.
 SYSTEMS = {
     "schemas": {"petastorm", "pyspark"},
@@ -36,7 +36,7 @@ SYSTEMS = {
     "reading": set(),
     "executors": set(),
     "lease": {"psutil"},
-    "ranks": {"cloudpickle"},
+    "horovod": {"cloudpickle"},
     "tracking": set(),  # MLflow takes seconds to import, so it is imported where it is used
     "pyfunc": {"mlflow"},
     "bundle": set(),
@@ -62,7 +62,7 @@ LATER = {
     "store": {"petastorm", "pyarrow", "pyspark"},
     "reading": {"petastorm", "pyarrow"},
     "executors": {"psutil", "py4j", "pyspark"},
-    "ranks": {"horovod", "keras", "tensorflow"},
+    "horovod": {"horovod", "keras", "tensorflow"},
     "tracking": {"mlflow"},
     "pyfunc": {"tensorflow"},
     "weights": {"h5py", "keras"},

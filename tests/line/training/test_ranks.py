@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from melanoma_spark import ranks
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.training import horovod
 
 
 def work(ragged):
@@ -72,7 +72,7 @@ def two(spark):
         only_here.setattr("sys.stdout", out)
         only_here.setattr("sys.stderr", err)
         only_here.setenv("MELANOMA_TEST_SECRET", "stays on the driver")
-        found = ranks.run_on_spark(spark, 2, 120, work(RAGGED))
+        found = horovod.run_on_spark(spark, 2, 120, work(RAGGED))
     return found, out, err
 
 
@@ -80,7 +80,7 @@ def two(spark):
 def alone():
     with pytest.MonkeyPatch.context() as only_here:
         only_here.setenv("OMP_NUM_THREADS", "1")
-        return ranks.run_alone(work([[values[0]] for values in RAGGED]))[0]
+        return horovod.run_alone(work([[values[0]] for values in RAGGED]))[0]
 
 
 def test_two_ranks_in_processes_of_their_own(two):
@@ -145,7 +145,7 @@ def test_a_rank_that_fails_ends_them_all_in_one_line(spark, monkeypatch):
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", out)
     with pytest.raises(ClusterError, match="training on 2 ranks ended early: a rank failed") as caught:
-        ranks.run_on_spark(spark, 2, 120, on_rank)
+        horovod.run_on_spark(spark, 2, 120, on_rank)
     assert "\n" not in str(caught.value)
     assert "rank 1: ZeroDivisionError: the second rank's own message" in out.getvalue().splitlines()
     assert threading.excepthook is hook

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import QUIET, images_of, plan, rows_of, same, small_model
 
-from melanoma_spark import ranks, sharding, training
 from melanoma_spark.errors import DataError
+from melanoma_spark.training import horovod, loop, sharding
 
 
 def test_a_step_of_the_optimizer_is_that_of_keras():
@@ -19,7 +19,7 @@ def test_a_step_of_the_optimizer_is_that_of_keras():
     starts = [draw.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (4,))]
     steps = [[draw.standard_normal(start.shape).astype(np.float32) for start in starts] for _ in range(5)]
     expected, found = (
-        stepped(optimizer, starts, steps) for optimizer in (keras.optimizers.Adam(0.1), ranks.Alone().optimizer(0.1))
+        stepped(optimizer, starts, steps) for optimizer in (keras.optimizers.Adam(0.1), horovod.Alone().optimizer(0.1))
     )
     assert np.abs(expected[0] - starts[0]).mean() > 0.05
     for value, of_keras in zip(found, expected, strict=True):
@@ -44,10 +44,10 @@ def stepped(optimizer, starts, steps) -> list[np.ndarray]:
 def fitted(model, chosen, images, judged=None, **more):
     judged = judged or images
     arguments = {**QUIET, **more}
-    return training.train(ranks.Alone(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
+    return loop.train(horovod.Alone(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
 
 
-class Part(ranks.Alone):
+class Part(horovod.Alone):
     """A rank among several, for what does not talk to the others."""
 
     def __init__(self, rank, size):
@@ -62,7 +62,7 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
     dealt = sharding.deal(images.groups, batch, seed=1)
     found, weight_of_step = [], np.zeros(len(dealt))
     for rank in range(size):
-        own = list(training.batches(images, dealt, Part(rank, size), (1.0, 1.0), (1,), "float32"))
+        own = list(loop.batches(images, dealt, Part(rank, size), (1.0, 1.0), (1,), "float32"))
         assert len(own) == len(dealt)
         assert len({batch[0].shape for batch in own}) == 1
         for step, (values, labels, weights) in enumerate(own):
@@ -76,8 +76,8 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
 
 def test_class_weights_multiply_what_a_label_weighs():
     images = images_of(np.zeros((4, 1)), np.array([0, 1, 1, 0]))
-    ((_, labels, weights),) = training.batches(
-        images, sharding.deal(images.groups, 4), ranks.Alone(), (0.5, 2.0), (1,), "float32"
+    ((_, labels, weights),) = loop.batches(
+        images, sharding.deal(images.groups, 4), horovod.Alone(), (0.5, 2.0), (1,), "float32"
     )
     assert labels.tolist() == [0, 1, 1, 0]
     assert weights.tolist() == [0.5, 2.0, 2.0, 0.5]
@@ -88,9 +88,9 @@ def test_class_weights_are_those_of_scikit_learn():
 
     labels = [0] * 70 + [1] * 30
     expected = compute_class_weight("balanced", classes=np.asarray([0, 1]), y=labels)
-    np.testing.assert_allclose(training.class_weights(labels), expected)
+    np.testing.assert_allclose(loop.class_weights(labels), expected)
     with pytest.raises(DataError, match="3 negative and 0 positive"):
-        training.class_weights([0, 0, 0])
+        loop.class_weights([0, 0, 0])
 
 
 def test_training_learns_and_leaves_the_model_with_the_weights_of_its_best_epoch():
@@ -100,7 +100,7 @@ def test_training_learns_and_leaves_the_model_with_the_weights_of_its_best_epoch
     model = small_model()
     records = fitted(model, plan(epochs=8, patience=8), images_of(inputs, labels))
     assert records[-1].loss < records[1].loss
-    best = training.best_of(records)
+    best = loop.best_of(records)
     assert roc_auc_score(labels, model.predict_on_batch(inputs)[:, 0]) == pytest.approx(best.validation_auroc)
     assert best.validation_auroc == max(record.validation_auroc for record in records)
 
@@ -152,7 +152,7 @@ def test_training_taken_up_from_any_checkpoint_ends_as_if_it_had_never_stopped(d
     assert len(states) == 9
     for state in states:
         model = small_model(dropout)
-        kept = training.unpack(training.pack(state))
+        kept = loop.unpack(loop.pack(state))
         again = fitted(model, plan(), images, state=kept)
         assert same(model.get_weights(), whole.get_weights())
         clocks = {"seconds": 0, "images_per_second": 0, "waited": 0}
@@ -172,7 +172,7 @@ def test_a_checkpoint_holds_the_whole_network_not_only_the_part_that_is_trained(
 @pytest.mark.parametrize("tensors", [[np.zeros(3)], [np.frombuffer(b"{}", np.uint8)], []])
 def test_arrays_that_are_no_state_are_not_taken_for_one(tensors):
     with pytest.raises((ValueError, KeyError, TypeError, IndexError)):
-        training.unpack(tensors)
+        loop.unpack(tensors)
 
 
 def test_ranks_drop_out_by_masks_of_their_own():
@@ -180,7 +180,7 @@ def test_ranks_drop_out_by_masks_of_their_own():
     seeds = []
     for rank in (0, 1):
         model = small_model(0.5)
-        training.train(Part(rank, 2), model, plan(epochs=1), *2 * [lambda epoch: images], **QUIET)
+        loop.train(Part(rank, 2), model, plan(epochs=1), *2 * [lambda epoch: images], **QUIET)
         seeds.append(int(model.layers[2].seed_generator.state.numpy()[0]))
     assert seeds[0] != seeds[1]
 
@@ -191,8 +191,8 @@ def test_a_loss_that_is_no_number_ends_training_and_names_the_phase_the_step_and
     states = []
     message = r"^test: the loss is nan in epoch 2, step \d of 5; lower the learning rate of this phase \(now 0\.05\)"
     with pytest.raises(DataError, match=message):
-        training.train(
-            ranks.Alone(),
+        loop.train(
+            horovod.Alone(),
             small_model(),
             plan(),
             lambda epoch: good if epoch < 2 else bad,
@@ -212,7 +212,7 @@ def test_a_phase_that_only_harms_ends_with_the_weights_it_began_with_and_stops_e
     good = model.get_weights()
     harmful = plan(epochs=30, patience=2, learning_rate=0.5)
     records = fitted(model, harmful, images_of(inputs, 1 - labels), images_of(inputs, labels))
-    assert training.best_of(records).epoch == 0
+    assert loop.best_of(records).epoch == 0
     assert len(records) == 3, "the start and two epochs of patience"
     assert same(model.get_weights(), good)
 
@@ -222,4 +222,4 @@ def test_one_class_in_validation_leaves_auroc_undefined_and_the_loss_decides():
     ones = images_of(inputs[labels == 1], labels[labels == 1])
     records = fitted(small_model(), plan(), images_of(inputs, labels), ones)
     assert all(np.isnan(record.validation_auroc) for record in records)
-    assert training.best_of(records).validation_loss == min(record.validation_loss for record in records)
+    assert loop.best_of(records).validation_loss == min(record.validation_loss for record in records)

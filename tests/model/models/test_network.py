@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from melanoma_spark import ranks, sharding, training
 from melanoma_spark.errors import ClusterError, ConfigError
 from melanoma_spark.models import backbones, network
+from melanoma_spark.training import horovod, loop, sharding
 
 SPEC = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
 
@@ -165,13 +165,13 @@ def lesions_in_memory():
 
 def trained_on(model, inputs, labels, whole=None):
     """The weights after two epochs from the last block on, and the loss of each epoch."""
-    images = training.Images(
+    images = loop.Images(
         np.zeros(len(labels), int), labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]])
     )
-    plan = training.Plan("test", 1e-5, 2, 2, (1.0, 1.0), 0, 8)
+    plan = loop.Plan("test", 1e-5, 2, 2, (1.0, 1.0), 0, 8)
     states = []
-    records = training.train(
-        ranks.Alone(), model, plan, lambda _: images, lambda _: images, lambda text: None, checkpoint=states.append
+    records = loop.train(
+        horovod.Alone(), model, plan, lambda _: images, lambda _: images, lambda text: None, checkpoint=states.append
     )
     floats = [value for value in states[-1].variables if value.dtype == np.float32]
     return floats, [record.loss for record in records[1:]]

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from melanoma_spark import config, head, ranks, training
+from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import binary
+from melanoma_spark.training import head, horovod, loop
 
 CHOSEN = config.Head(hidden=4, dropout=0.2, learning_rate=0.01, epochs=3, batch_size=8)
 SPEC = head.spec_of(CHOSEN, "vgg16", 64)
@@ -18,13 +19,13 @@ def rows(count=40, channels=6, seed=0):
 
 
 def fitted(views, validation, chosen=CHOSEN, seed=3):
-    model, records = head.fit(ranks.Alone(), chosen, seed, SPEC, views, validation, lambda text: None)
+    model, records = head.fit(horovod.Alone(), chosen, seed, SPEC, views, validation, lambda text: None)
     return model.get_weights(), records
 
 
 def without(views, labels, held, chosen=CHOSEN, seed=3):
     copies = views[0][:, None]
-    return head.fit_without(ranks.Alone(), chosen, seed, SPEC, views, labels, held, copies, [1])[0]
+    return head.fit_without(horovod.Alone(), chosen, seed, SPEC, views, labels, held, copies, [1])[0]
 
 
 def said(tensors, values):
@@ -40,7 +41,7 @@ def outcome(record):
 def test_its_tensors_are_those_of_the_best_epoch():
     tensors, records = fitted([rows()], rows(20, seed=1))
     values, labels = rows(20, seed=1)
-    assert binary.auroc(labels, said(tensors, values)) == pytest.approx(training.best_of(records).validation_auroc)
+    assert binary.auroc(labels, said(tensors, values)) == pytest.approx(loop.best_of(records).validation_auroc)
 
 
 def test_the_seed_says_which_head_it_is():
@@ -71,7 +72,7 @@ def test_held_out_images_are_not_learnt_from():
     other[held] = np.inf
     found = without([values, other], labels, held, CHOSEN.model_copy(update={"views": 2}))
     rest = [(values[~held], labels[~held]), (other[~held], labels[~held])]
-    assert outcome(found) == outcome(training.best_of(fitted(rest, (values[held], labels[held]))[1]))
+    assert outcome(found) == outcome(loop.best_of(fitted(rest, (values[held], labels[held]))[1]))
 
 
 def test_images_without_further_views_are_taken_as_they_are():
@@ -90,9 +91,9 @@ def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
     values, labels = rows()
     held = np.arange(40) % 3 == 0
     copies = np.stack([values, *(rows(seed=seed)[0] for seed in (5, 6, 7))], axis=1)
-    found = head.fit_without(ranks.Alone(), CHOSEN, 3, SPEC, [values], labels, held, copies, [4, 1, 2])
+    found = head.fit_without(horovod.Alone(), CHOSEN, 3, SPEC, [values], labels, held, copies, [4, 1, 2])
     tensors, records = fitted([(values[~held], labels[~held])], (values[held], labels[held]))
-    best = training.best_of(records)
+    best = loop.best_of(records)
     assert outcome(found[1]) == pytest.approx(outcome(best))
     for record, tta in zip(found, [4, 1, 2], strict=True):
         probability = said(tensors, copies[held, :tta]).mean(axis=1)

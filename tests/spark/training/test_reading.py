@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from melanoma_spark import reading, schemas, sharding
+from melanoma_spark import schemas
 from melanoma_spark.errors import DataError
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import reading, sharding
 
 SHAPES = {"a": (2, 2, 3), "b": (1, 1, 4)}
 ROWS = 60

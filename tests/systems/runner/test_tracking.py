@@ -16,7 +16,7 @@ import pytest
 from melanoma_spark import config, tracking
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
 from melanoma_spark.storage import files
-from melanoma_spark.training import EpochRecord
+from melanoma_spark.training.loop import EpochRecord
 
 
 @pytest.fixture(scope="module")

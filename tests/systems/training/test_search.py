@@ -14,11 +14,12 @@ from conftest import open_line, said
 
 from jobs import search
 from jobs.job import run_stage
-from melanoma_spark import config, head, ranks, training, trials
+from melanoma_spark import config
 from melanoma_spark.dataset import splits
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network, weights
+from melanoma_spark.training import head, horovod, loop, trials
 
 CUT = "block5_pool"
 SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
@@ -138,8 +139,8 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
         columns = ["plain", "other"][: chosen.views]
         views = [(np.stack(seen[column]), seen["label"].to_numpy(np.int8)) for column in columns]
         judged = np.stack(held["plain"]), held["label"].to_numpy(np.int8)
-        _, records = head.fit(ranks.Alone(), chosen, task["seed"], spec, views, judged, lambda text: None)
-        best = training.best_of(records)
+        _, records = head.fit(horovod.Alone(), chosen, task["seed"], spec, views, judged, lambda text: None)
+        best = loop.best_of(records)
         expected.append((best.validation_auroc, best.validation_loss, best.epoch))
         got.append((task["auroc"], task["loss"], task["epoch"]))
     assert len(got) == FOLDS * SEEDS
@@ -163,7 +164,9 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
         settings = by_trial(facts)[task["trial"]]["settings"]
         held = fold == 1
         rows = [(np.stack(side["plain"]), side["label"].to_numpy(np.int8)) for side in (arrays[~held], arrays[held])]
-        model, _ = head.fit(ranks.Alone(), head_of(settings), task["seed"], SPEC, rows[:1], rows[1], lambda text: None)
+        model, _ = head.fit(
+            horovod.Alone(), head_of(settings), task["seed"], SPEC, rows[:1], rows[1], lambda text: None
+        )
         whole = network.classifier(
             SPEC.model_copy(update={"tta": settings["tta"]}), [*base.tensors, *model.get_weights()]
         )

@@ -9,7 +9,7 @@ import cloudpickle
 import numpy as np
 import small_training
 
-from melanoma_spark import ranks
+from melanoma_spark.training import horovod
 
 SCRIPT = """
     import sys
@@ -18,7 +18,7 @@ SCRIPT = """
 
     sys.path.insert(0, {tests!r})
     import small_training
-    from melanoma_spark import ranks
+    from melanoma_spark.training import horovod as ranks
     from melanoma_spark.spark import session
 
     cloudpickle.register_pickle_by_value(small_training)  # ranks do not have this file on their path
@@ -32,7 +32,7 @@ SCRIPT = """
 
 def test_one_rank_and_three_take_the_same_steps(tmp_path):
     """Three ranks need three slots, so they are started by a Spark of their own."""
-    (alone,) = ranks.run_alone(small_training.train_on_rank, 41, 8)[0]
+    (alone,) = horovod.run_alone(small_training.train_on_rank, 41, 8)[0]
     out = tmp_path / "three"
     script = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(small_training.__file__), out=str(out))
     environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[3] pyspark-shell"}

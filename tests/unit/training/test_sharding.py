@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from melanoma_spark.errors import DataError
-from melanoma_spark.sharding import NONE, check, deal, share, stretches
+from melanoma_spark.training.sharding import NONE, check, deal, share, stretches
 
 GROUPS = st.lists(st.integers(1, 30), min_size=1, max_size=15).map(
     lambda sizes: np.repeat(np.arange(len(sizes)), sizes)

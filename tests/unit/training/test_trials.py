@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import config, trials
+from melanoma_spark import config
 from melanoma_spark.dataset import splits
 from melanoma_spark.errors import DataError
+from melanoma_spark.training import trials
 
 IN_FORCE = config.Head(views=1)
 some = {

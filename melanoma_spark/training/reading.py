@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark import sharding
 from melanoma_spark.background import ahead
 from melanoma_spark.errors import DataError
-from melanoma_spark.sharding import Index
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 from melanoma_spark.storage.store import opener, quiet
+from melanoma_spark.training import sharding
+from melanoma_spark.training.sharding import Index
 
 KEY = ("sha256", "view")  # of a row; images have no views
 Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows

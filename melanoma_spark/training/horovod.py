@@ -190,7 +190,7 @@ def _on_rank(shipped: list[str], work: Callable[..., Any], arguments: tuple[Any,
 
         sys.path[:0] = [place for path in shipped for place in (os.path.abspath(os.path.basename(path)), path)]
         work, arguments = cloudpickle.loads(packed)
-        from melanoma_spark.ranks import HorovodRank
+        from melanoma_spark.training.horovod import HorovodRank
 
         return work(HorovodRank(), *arguments)
 

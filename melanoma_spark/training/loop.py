@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from melanoma_spark import sharding
 from melanoma_spark.background import Waits, ahead
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models.network import input_dtype, predictor
+from melanoma_spark.training import sharding
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
 

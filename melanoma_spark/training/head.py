@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from melanoma_spark import config, training
+from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
+from melanoma_spark.training import loop
 
 Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
 
@@ -32,14 +33,14 @@ def views_of(chosen: config.Head, stored: int) -> int:
 
 
 def fit(
-    rank: training.Rank,
+    rank: loop.Rank,
     chosen: config.Head,
     seed: int,
     spec: network.Spec,
     views: Sequence[Rows],
     validation: Rows,
     say: Callable[[str], None] = print,
-) -> tuple[Any, list[training.EpochRecord]]:
+) -> tuple[Any, list[loop.EpochRecord]]:
     """The head of the best epoch, a Keras model of (n, 1, 1, channels), and the log.
 
     `views` are the images to learn from, once for each view in the same order; an epoch takes one of them, in turn.
@@ -51,22 +52,22 @@ def fit(
     keras.utils.set_random_seed(seed)
     features = keras.Input((1, 1, validation[0].shape[-1]), name="features")
     model = keras.Model(features, network.build_head(features, spec), name="head")
-    plan = training.Plan(
+    plan = loop.Plan(
         phase="head",
         learning_rate=chosen.learning_rate,
         epochs=chosen.epochs,
         patience=chosen.patience,
-        class_weights=training.class_weights(views[0][1].tolist()),
+        class_weights=loop.class_weights(views[0][1].tolist()),
         seed=seed,
         batch_size=chosen.batch_size,
     )
     train, judged = [images(view) for view in views], images(validation)
-    records = training.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
+    records = loop.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
     return model, records
 
 
 def fit_without(
-    rank: training.Rank,
+    rank: loop.Rank,
     chosen: config.Head,
     seed: int,
     spec: network.Spec,
@@ -75,7 +76,7 @@ def fit_without(
     held: np.ndarray,
     copies: np.ndarray,
     ttas: Sequence[int],
-) -> list[training.EpochRecord]:
+) -> list[loop.EpochRecord]:
     """The best epoch of a head that has not seen the images `held`, bool (n,), by what it says of these; for each tta.
 
     `views[0]` is view 0 of all n images; further ones, float32 (m, channels), are of the first m, those of the train
@@ -93,9 +94,9 @@ def fit_without(
     for tta in ttas:
         y, p = labels[held], said[:, :tta].mean(axis=1, dtype=np.float64)
         auroc, loss = binary.auroc(y, p), binary.log_loss(y, p)
-        found.append(replace(training.best_of(records), validation_auroc=auroc, validation_loss=loss))
+        found.append(replace(loop.best_of(records), validation_auroc=auroc, validation_loss=loss))
     return found
 
 
-def images(rows: Rows) -> training.Images:
-    return training.in_memory(rows[0][:, None, None], rows[1])
+def images(rows: Rows) -> loop.Images:
+    return loop.in_memory(rows[0][:, None, None], rows[1])
