@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from melanoma_spark import figures
+from melanoma_spark.evaluation import figures
 from melanoma_spark.metrics import bootstrap
 
 

@@ -15,8 +15,9 @@ from pyspark.sql import DataFrame
 
 from jobs import ingest, judging
 from jobs.job import Job, Summary, archive_id, pixels_of, say
-from melanoma_spark import __version__, config, lineage, report, shortcuts, subgroups
+from melanoma_spark import __version__, config, lineage
 from melanoma_spark.errors import DataError
+from melanoma_spark.evaluation import report, shortcuts, subgroups
 from melanoma_spark.models import bundle
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store

@@ -13,9 +13,10 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, pixels_of
-from melanoma_spark import figures, report, schemas, shortcuts, subgroups
+from melanoma_spark import schemas
 from melanoma_spark.archives import layouts
 from melanoma_spark.errors import DataError
+from melanoma_spark.evaluation import figures, report, shortcuts, subgroups
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import bundle, gradcam, network

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats has the same by name, and takes each job half a second more to import
 
-from melanoma_spark import config, subgroups
+from melanoma_spark import config
+from melanoma_spark.evaluation import subgroups
 from melanoma_spark.models.training_reference import OTHERS, UNKNOWN, WITHIN, Reference, categories
 
 AS_TRAINED, DRIFTING, BEYOND = "as in training", "drifting", "beyond the limit"

@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics
 from samples import grouped_sample, resamples_of
 
-from melanoma_spark import figures
+from melanoma_spark.evaluation import figures
 from melanoma_spark.metrics import binary
 
 THRESHOLD, PREVALENCES = 0.45, (0.02, 0.2)

@@ -11,9 +11,9 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark import figures, report, subgroups
 from melanoma_spark.dataset import datacard
 from melanoma_spark.errors import DataError
+from melanoma_spark.evaluation import figures, report, subgroups
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration

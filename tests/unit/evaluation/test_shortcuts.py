@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from melanoma_spark import shortcuts
+from melanoma_spark.evaluation import shortcuts
 from melanoma_spark.metrics import binary
 
 SKIN, DARK = (220, 170, 150), (70, 40, 30)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark import subgroups
+from melanoma_spark.evaluation import subgroups
 from melanoma_spark.metrics import binary, bootstrap
 
 

@@ -20,8 +20,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from melanoma_spark import figures, pages
+from melanoma_spark import pages
 from melanoma_spark.errors import DataError
+from melanoma_spark.evaluation import figures
+from melanoma_spark.evaluation.subgroups import ATTRIBUTES, FEWEST, Subgroup, in_words, largest_gaps
 from melanoma_spark.images import quality
 from melanoma_spark.images.decoding import REASONS
 from melanoma_spark.metrics import binary, bootstrap
@@ -30,7 +32,6 @@ from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.pages import COLOURS, NEUTRAL
-from melanoma_spark.subgroups import ATTRIBUTES, FEWEST, Subgroup, in_words, largest_gaps
 
 # Beside the colours, for print.
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark.figures import Figure
+from melanoma_spark.evaluation.figures import Figure
 from melanoma_spark.metrics import binary, bootstrap
 
 # Attribute -> how it is told.
