@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import config, history, logs, retention, tracking
+from melanoma_spark import config, logs, retention, tracking
 from melanoma_spark.errors import ClusterError, DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.models import engines
+from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, lease, store
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
@@ -102,8 +103,8 @@ def registered(settings: config.Settings, warehouse: str) -> tuple[list[Any], li
     if settings.mlflow.tracking_uri or files.exists(files.join(warehouse, "mlflow.db")):  # else it would be made now
         versions = tracking.Tracker(settings.mlflow, warehouse).versions()
     known, evidence = {f"{version.name} version {version.version}" for version in versions}, []
-    for name, alias in history.aliases(warehouse):
-        moves = history.moves(warehouse, name, alias)
+    for name, alias in alias_history.aliases(warehouse):
+        moves = alias_history.moves(warehouse, name, alias)
         last = f"{name} version {moves[-1]['to']}" if moves else ""
         if moves and last not in known:
             raise DataError(

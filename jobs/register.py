@@ -18,11 +18,12 @@ from pyspark.sql import functions as f
 
 from jobs import drift, judging
 from jobs.job import Command, Job, Summary, main, pixels_of, say
-from melanoma_spark import gate, history, lineage
+from melanoma_spark import lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.models import bundle, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
+from melanoma_spark.registry import alias_history, gate
 from melanoma_spark.storage import files, store
 
 CHALLENGER = "challenger"
@@ -35,8 +36,8 @@ def run(job: Job) -> Summary:
     settings = job.settings.register_
     reconcile(job)
     if settings.action == "history":
-        found = history.moves(job.warehouse, settings.name, settings.alias)
-        say(history.told(found))
+        found = alias_history.moves(job.warehouse, settings.name, settings.alias)
+        say(alias_history.told(found))
         return Summary(f"{len(found)} moves of {settings.name}@{settings.alias}")
     if settings.action == "rollback":
         return rollback(job)
@@ -47,7 +48,7 @@ def reconcile(job: Job) -> None:
     """The alias is what its moves say: one that a killed job wrote is made now; one by other hands is written down."""
     settings, warehouse = job.settings.register_, job.warehouse
     standing = job.tracker.version(f"{settings.name}@{settings.alias}")
-    found = history.moves(warehouse, settings.name, settings.alias)
+    found = alias_history.moves(warehouse, settings.name, settings.alias)
     now = str(standing.version) if standing else None
     last = found[-1] if found else {"from": None, "to": None}
     if now == last["to"]:
@@ -56,16 +57,16 @@ def reconcile(job: Job) -> None:
         job.tracker.point(settings.name, settings.alias, last["to"])
     elif now:
         why = "the alias was moved without `register`, in MLflow's UI or by another warehouse"
-        history.append(warehouse, settings.name, settings.alias, history.OUTSIDE, last["to"], now, why, {})
+        alias_history.append(warehouse, settings.name, settings.alias, alias_history.OUTSIDE, last["to"], now, why, {})
 
 
 def rollback(job: Job) -> Summary:
     settings = job.settings.register_
-    found = history.moves(job.warehouse, settings.name, settings.alias)
-    target = history.previous(found, settings.name, settings.alias)
+    found = alias_history.moves(job.warehouse, settings.name, settings.alias)
+    target = alias_history.previous(found, settings.name, settings.alias)
     if job.tracker.version(f"{settings.name}/{target}") is None:
         raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
-    move(job, history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
+    move(job, alias_history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
     return Summary(
         f"{settings.name} version {target} is {settings.alias} again, version {found[-1]['to']} is not any more"
     )
@@ -75,7 +76,7 @@ def move(job: Job, action: str, before: str | None, after: str, why: str, eviden
     """Written first: a job that is killed between the two is completed by the next one."""
     settings = job.settings.register_
     evidence = evidence | {"run_id": job.run_id}
-    history.append(job.warehouse, settings.name, settings.alias, action, before, after, why, evidence)
+    alias_history.append(job.warehouse, settings.name, settings.alias, action, before, after, why, evidence)
     job.tracker.point(settings.name, settings.alias, after)
 
 
@@ -100,14 +101,14 @@ def promote(job: Job) -> Summary:
     told = "; ".join(f"{verdict.rule}: {verdict.found}" for verdict in found if not verdict.holds)
     record = [vars(verdict) for verdict in found]
     job.tracker.tag_version(settings.name, version, {"gate": f"refused: {told}" if told else "passed"})
-    verdict = files.join(warehouse, "registry", settings.name, history.VERDICTS, f"{version}.json")
+    verdict = files.join(warehouse, "registry", settings.name, alias_history.VERDICTS, f"{version}.json")
     files.write_json(verdict, {"rules": record})
     if told:
         kept = f"version {standing.version} stays {settings.alias}" if standing else f"there is no {settings.alias}"
         return Summary(f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}")
     before = str(standing.version) if standing else None
     evidence = {"report_id": evaluated["id"], "rules": record}
-    move(job, history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
+    move(job, alias_history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
     return Summary(f"{settings.name} version {version} is {settings.alias} now ({name}), {len(found)} rules hold")
 
 

@@ -25,8 +25,9 @@ from crash_points import Control, Killed, Point, Write
 
 from jobs import evaluate, featurize, finetune, ingest, prune, register, score, search, train_head
 from jobs.job import Command, Result, invoke
-from melanoma_spark import history, lineage, tracking
+from melanoma_spark import lineage, tracking
 from melanoma_spark.images import synthetic
+from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, lease, store
 
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
@@ -169,7 +170,7 @@ class Stages:
                 found[alias] = own(version.tags), len(sums), bool(version.description)
         held = {one for one in top.rglob("*") if one.is_dir() and "mlartifacts" not in one.parts}
         self.folders = sorted(crash_points.RANDOM.sub("*", f"{one.relative_to(top)}/") for one in held)
-        found["moves"] = [own(move) for move in history.moves(url, "melanoma", "champion")]
+        found["moves"] = [own(move) for move in alias_history.moves(url, "melanoma", "champion")]
         return found
 
 

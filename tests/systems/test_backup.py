@@ -14,8 +14,9 @@ import pytest
 from conftest import REPO, Line, open_line
 from mlflow_server import mlflow_server
 
-from melanoma_spark import batches, history
+from melanoma_spark import batches
 from melanoma_spark.images import synthetic
+from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files
 
 
@@ -131,7 +132,7 @@ def test_a_tracking_server_on_postgresql_is_restored_as_the_page_says(copied, po
         land(line, 902)
         assert "= 1 scored" in line.stage("score")
         scored_once(line, before)
-        (move,) = history.moves(line.job.warehouse, "melanoma", "champion")
+        (move,) = alias_history.moves(line.job.warehouse, "melanoma", "champion")
         runs = {run.info.run_id for run in mlflow.MlflowClient().search_runs(["1"])}
         assert {move["evidence"]["run_id"], *line.scores()["run_id"]} <= runs
         assert files.exists(f"{line.job.warehouse}/registry/melanoma/verdicts/1.json")

@@ -47,7 +47,7 @@ SYSTEMS = {
     "hdfs": {"hdfs_native"},  # file systems of fsspec, which files names to it
     "s3": {"botocore", "s3fs"},
     "weights": set(),
-    "history": set(),
+    "alias_history": set(),
     "worklist": set(),
     "ledger": {"pyspark"},
     "batches": set(),

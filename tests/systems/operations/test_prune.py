@@ -13,10 +13,11 @@ from conftest import REPO, STAGES, said
 
 from jobs import prune
 from jobs.job import Job, invoke
-from melanoma_spark import config, history, lineage, retention
+from melanoma_spark import config, lineage, retention
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.models import engines
+from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, lease
 
 OLD, NEW, MADE = (lineage.content_id([name]) for name in ("old", "new", "made from"))
@@ -210,9 +211,9 @@ def test_a_report_that_moved_an_alias_stays(warehouse, shared_mlflow, monkeypatc
     url = f"file://{warehouse}"
     files.write_bytes(f"{url}/reports/{OLD}/report.html", b"1")
     files.write_json(f"{url}/reports/manifest.json", {"id": NEW, "path": NEW})
-    history.append(url, "m", "champion", history.PROMOTE, None, "1", "", {"report_id": OLD})
-    history.append(url, "m", "champion", history.PROMOTE, "1", "2", "", {"report_id": NEW})
-    files.write_json(f"{url}/registry/m/{history.VERDICTS}/1.json", {})
+    alias_history.append(url, "m", "champion", alias_history.PROMOTE, None, "1", "", {"report_id": OLD})
+    alias_history.append(url, "m", "champion", alias_history.PROMOTE, "1", "2", "", {"report_id": NEW})
+    files.write_json(f"{url}/registry/m/{alias_history.VERDICTS}/1.json", {})
 
     class Version:
         def __init__(self, version):

@@ -10,8 +10,9 @@ import sqlalchemy
 import yaml
 from conftest import Line, open_line
 
-from melanoma_spark import batches, config, history, lineage
+from melanoma_spark import batches, config, lineage
 from melanoma_spark.errors import DataError
+from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, store
 
 OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, subgroup_auroc=None, apart=False)
@@ -26,7 +27,7 @@ def champion(line: Line) -> str:
 
 
 def moves(line: Line):
-    return history.moves(line.job.warehouse, "melanoma", "champion")
+    return alias_history.moves(line.job.warehouse, "melanoma", "champion")
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from melanoma_spark import config, gate
+from melanoma_spark import config
 from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.registry import gate
 
 NONE = {"auroc_margin": None, "sensitivity": None, "calibration_error": None, "subgroup_auroc": None, "apart": False}
 
