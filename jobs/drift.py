@@ -20,10 +20,11 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, pixels_of
-from melanoma_spark import drift, schemas
+from melanoma_spark import schemas
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
 from melanoma_spark.models import bundle, network, training_reference
+from melanoma_spark.monitoring import statistics
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import store
 
@@ -112,10 +113,10 @@ def told_by(job: Job, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
 
 def of_batch(
     job: Job, judged: DataFrame, metadata: DataFrame, known: training_reference.Reference | None
-) -> drift.Drift:
+) -> statistics.Drift:
     """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
     if known is None:
-        return drift.Drift(drift.NO_REFERENCE, detail="the version was registered without one")
+        return statistics.Drift(statistics.NO_REFERENCE, detail="the version was registered without one")
     session.describe(job.spark, "score: compare with the training images")
     limit = job.settings.score.quality.distance
     counts = judged.agg(
@@ -125,9 +126,9 @@ def of_batch(
     unlike = None if limit is None else int(counts.unlike)
     chosen = job.settings.score.drift
     if counts.rows < chosen.minimum:
-        return drift.held_against(known, {}, {}, counts.rows, unlike, chosen)
+        return statistics.held_against(known, {}, {}, counts.rows, unlike, chosen)
     numbers = in_bins(judged, known.histograms)
-    return drift.held_against(known, numbers, said_of(metadata), counts.rows, unlike, chosen)
+    return statistics.held_against(known, numbers, said_of(metadata), counts.rows, unlike, chosen)
 
 
 def in_bins(rows: DataFrame, histograms: Mapping[str, training_reference.Histogram]) -> dict[str, list[int]]:
@@ -150,15 +151,17 @@ def place(column: str, edges: Sequence[float]) -> Column:
 
 def said_of(rows: DataFrame) -> dict[str, dict[str, int]]:
     """Attribute -> images by `drift.category`, of columns that hold what an archive's tables say of them."""
-    pairs = [f.struct(f.lit(name).alias("name"), f.col(name).cast("string").alias("text")) for name in drift.METADATA]
+    pairs = [
+        f.struct(f.lit(name).alias("name"), f.col(name).cast("string").alias("text")) for name in statistics.METADATA
+    ]
     told = rows.select(f.explode(f.array(*pairs)).alias("said")).groupBy("said.name", "said.text").count()
-    found: dict[str, Counter[str]] = {name: Counter() for name in drift.METADATA}
+    found: dict[str, Counter[str]] = {name: Counter() for name in statistics.METADATA}
     for row in told.orderBy(f.desc("count"), "name", "text").limit(MOST_WORDS).collect():
-        found[row.name][drift.category(row.name, row.text)] += row["count"]
+        found[row.name][statistics.category(row.name, row.text)] += row["count"]
     return {name: dict(counted) for name, counted in found.items()}
 
 
-def chart(job: Job, found: drift.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
+def chart(job: Job, found: statistics.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
     """A point of each chart of MLflow's experiment `<experiment>-drift`: a run of its own for a batch that is there."""
     session.describe(job.spark, "score: chart the batch")
     means = rows.agg(

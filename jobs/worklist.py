@@ -17,10 +17,11 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, say
-from melanoma_spark import config, drift, ledger, schemas, worklist
+from melanoma_spark import config, ledger, schemas, worklist
 from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.models import bundle, gradcam, network
+from melanoma_spark.monitoring import statistics
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
@@ -70,7 +71,7 @@ def table_metadata(job: Job, listed: DataFrame, unsettled: DataFrame) -> TableMe
         images = archive.images_of_rows(unsettled, settings)
         there, name = archive.all_tables(unsettled), archive.naming(settings)
         matched = records.match(images, rows, there, name, lambda _, table: session.fixed(table))
-    columns = (f.col(name).cast("string") for name in ("path", "patient_id", *drift.METADATA))
+    columns = (f.col(name).cast("string") for name in ("path", "patient_id", *statistics.METADATA))
     found = [nameless(settings, tables) for tables in (set_aside, unused)]
     for path, why in found[0].items():
         say(f"  set aside: {path} {why}", "table_set_aside", "warning", table=path)
@@ -107,7 +108,7 @@ def write(
     scorer: bundle.Scorer,
     told: Mapping[str, Any],
     counts: Mapping[str, int],
-    drifted: drift.Drift,
+    drifted: statistics.Drift,
 ) -> str:
     """The worklist of a staged batch, of which `told` is batch.json; returns the page's URL."""
     chosen = job.settings.score.worklist

@@ -337,7 +337,7 @@ class DriftLimit(Section):
 
 
 class Drift(Section):
-    """A batch against the training images: `melanoma_spark.drift` has the figures, and where the limits come from."""
+    """A batch against the training images: `monitoring.statistics` has the figures, and where the limits come from."""
 
     minimum: Count = Field(default=50, description="images below which a batch is too small to tell")
     warn: DriftWarning = DriftWarning()

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from melanoma_spark import drift, pages
+from melanoma_spark import pages
 from melanoma_spark.images import quality
+from melanoma_spark.monitoring import statistics
 
 THUMBNAIL = 160  # pixels, the side
 COLUMNS = (
@@ -60,16 +61,16 @@ class Facts(TypedDict):
     rows: Sequence[Row]
     left_out: int  # rows that only the CSV holds
     expected: float  # positives among a hundred by the calibrated probabilities
-    drift: drift.Drift
+    drift: statistics.Drift
     notes: Sequence[str]  # what the archive's tables leave unclear
 
 
 def render(facts: Facts) -> str:
     """One HTML page; its pictures lie beside it and are loaded when they come into view. No script, no network."""
     pages.check_keys("a worklist", facts, Facts.__required_keys__)
-    open_ = facts["drift"].state in (drift.DRIFTING, drift.BEYOND)  # what a person should see without asking
+    open_ = facts["drift"].state in (statistics.DRIFTING, statistics.BEYOND)  # what a person should see without asking
     return pages.render(
-        "worklist.html", facts=facts, flags=quality.FLAGS, measures=drift.MEASURES, told=open_, side=THUMBNAIL
+        "worklist.html", facts=facts, flags=quality.FLAGS, measures=statistics.MEASURES, told=open_, side=THUMBNAIL
     )
 
 

@@ -11,7 +11,8 @@ from conftest import REPO
 
 from jobs import ingest, score
 from jobs.job import invoke
-from melanoma_spark import drift, errors
+from melanoma_spark import errors
+from melanoma_spark.monitoring import statistics
 from melanoma_spark.storage import lease
 
 NOBODY = "http://127.0.0.1:9"  # the port of `discard`, at which nothing listens
@@ -69,5 +70,5 @@ def test_help_and_the_operators_page_tell_them_all():
         assert re.search(rf"^  {status}  \w", told, re.MULTILINE)
         assert re.search(rf"^\| {status} \|", page, re.MULTILINE)
         assert not status or f"\n## Status {status}" in alarms
-    for verdict in (drift.DRIFTING, drift.BEYOND, drift.TOO_FEW, drift.NO_REFERENCE):
+    for verdict in (statistics.DRIFTING, statistics.BEYOND, statistics.TOO_FEW, statistics.NO_REFERENCE):
         assert re.search(rf'^## .*"{verdict}"', alarms, re.MULTILINE)

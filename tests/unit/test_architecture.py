@@ -20,7 +20,7 @@ CORE = {
     *("errors", "clock", "config", "damage", "dicom", "decoding", "layouts", "groups", "splits", "sharding", "lineage"),
     *("containers", "diagnoses", "background", "tables", "binary", "bootstrap", "figures", "synthetic"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
-    *("training_reference", "drift", "logs", "checks", "retention"),
+    *("training_reference", "statistics", "logs", "checks", "retention"),
 }
 TENSORFLOW = {"backbones", "network", "loop", "head", "gradcam", "engines", "ncnn"}
 # Every other module, and the outside system it is there for: what it may import when it is itself imported.

@@ -20,9 +20,10 @@ from scipy import stats
 from jobs import drift as job
 from jobs import pipeline, score
 from jobs.job import Summary, invoke, run_stage
-from melanoma_spark import config, drift
+from melanoma_spark import config
 from melanoma_spark.images import decoding
 from melanoma_spark.models import bundle, network, pyfunc, training_reference, weights
+from melanoma_spark.monitoring import statistics
 
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
@@ -41,23 +42,23 @@ def known(**changes) -> training_reference.Reference:
     space = training_reference.fit(
         np.random.default_rng(0).normal(size=(50, 4)), np.random.default_rng(1).normal(size=(50, 4))
     )
-    histograms = {name: training_reference.histogram(normal(600, seed)) for seed, name in enumerate(drift.NUMBERS)}
+    histograms = {name: training_reference.histogram(normal(600, seed)) for seed, name in enumerate(statistics.NUMBERS)}
     shares = {"sex": {"female": 200, "male": 180, training_reference.OTHERS: 0}}
     return training_reference.Reference(
         **{"space": space, "histograms": histograms, "shares": shares, "images": {}, **changes}
     )
 
 
-def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> drift.Drift:
+def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> statistics.Drift:
     numbers = {name: binned(reference_.histograms[name], found) for name, found in values.items()}
-    return drift.held_against(reference_, numbers, metadata or {}, rows, unlike, limits)
+    return statistics.held_against(reference_, numbers, metadata or {}, rows, unlike, limits)
 
 
 def batch(rows: int, seed: int = 50, **changed) -> dict[str, np.ndarray]:
-    return {name: changed.get(name, normal(rows, seed + place)) for place, name in enumerate(drift.NUMBERS)}
+    return {name: changed.get(name, normal(rows, seed + place)) for place, name in enumerate(statistics.NUMBERS)}
 
 
-def states(found: drift.Drift) -> dict[str, str]:
+def states(found: statistics.Drift) -> dict[str, str]:
     return {one.name: one.state for one in found.measures}
 
 
@@ -65,18 +66,18 @@ def test_psi_is_that_of_the_books():
     # Siddiqi's formula by hand, of 100,000 images so that the half image added does not tell
     before, now = np.array([30_000, 50_000, 20_000]), np.array([20_000, 50_000, 30_000])
     expected = (0.2 - 0.3) * np.log(0.2 / 0.3) + (0.3 - 0.2) * np.log(0.3 / 0.2)
-    assert drift.psi(before, now) == pytest.approx(expected, rel=1e-3)
-    assert 0 < drift.psi([10, 0], [0, 10]) < 10, "an empty bin is no infinity"
+    assert statistics.psi(before, now) == pytest.approx(expected, rel=1e-3)
+    assert 0 < statistics.psi([10, 0], [0, 10]) < 10, "an empty bin is no infinity"
 
 
 @given(COUNTS, st.data())
 def test_figures_are_symmetric_and_zero_of_the_same(before, data):
     now = data.draw(st.lists(st.integers(0, 500), min_size=len(before), max_size=len(before)).filter(any))
-    for figure in (drift.psi, drift.ks):
+    for figure in (statistics.psi, statistics.ks):
         assert figure(before, now) == pytest.approx(figure(now, before))
         assert figure(before, now) >= 0
         assert figure(before, before) == pytest.approx(0, abs=1e-12)
-    assert drift.ks(before, now) <= 1 + 1e-12
+    assert statistics.ks(before, now) <= 1 + 1e-12
 
 
 def test_psi_of_a_shifted_normal_distribution_is_the_square_of_the_shift():
@@ -85,8 +86,8 @@ def test_psi_of_a_shifted_normal_distribution_is_the_square_of_the_shift():
         shift = np.sqrt(bound)
         edges = stats.norm.ppf(np.arange(1, 400) / 400)
         before, now = (np.diff(stats.norm.cdf([-np.inf, *edges, np.inf], at)) * 1e8 for at in (0, shift))
-        assert drift.psi(before, now) == pytest.approx(bound, rel=0.02)
-        assert drift.ks(before, now) == pytest.approx(other, abs=0.005)
+        assert statistics.psi(before, now) == pytest.approx(bound, rel=0.02)
+        assert statistics.ks(before, now) == pytest.approx(other, abs=0.005)
 
 
 def test_ks_is_near_that_of_the_values_and_never_over_it():
@@ -95,7 +96,7 @@ def test_ks_is_near_that_of_the_values_and_never_over_it():
     for seed, shift in enumerate((0, 0.1, 0.3, 1)):
         now = normal(700, 10 + seed, shift)
         exact = stats.ks_2samp(before, now).statistic
-        found = drift.ks(histogram.counts, binned(histogram, now))
+        found = statistics.ks(histogram.counts, binned(histogram, now))
         assert exact - 1 / training_reference.BINS <= found <= exact + 1e-12
 
 
@@ -106,8 +107,8 @@ def test_chance_is_rarely_passed_where_nothing_has_changed():
         before, now = normal(400, 2000 + seed), normal(80, 5000 + seed)
         counts = [binned(histogram, values) for values in (before, now)]
         passed += [
-            drift.psi(*drift._tenths(*counts)) > drift.psi_by_chance(10, 400, 80),
-            drift.ks(*counts) > drift.ks_by_chance(400, 80),
+            statistics.psi(*statistics._tenths(*counts)) > statistics.psi_by_chance(10, 400, 80),
+            statistics.ks(*counts) > statistics.ks_by_chance(400, 80),
         ]
     assert passed.max() <= 8  # of 1000, one is expected of each
 
@@ -115,50 +116,52 @@ def test_chance_is_rarely_passed_where_nothing_has_changed():
 @given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(2, 60))
 def test_chance_is_that_of_scipys_distributions(before, now, bins):
     by = 1 / before + 1 / now
-    assert drift.psi_by_chance(bins, before, now) == pytest.approx(stats.chi2.isf(drift.CHANCE, bins - 1) * by)
-    assert drift.ks_by_chance(before, now) == pytest.approx(stats.kstwobign.isf(drift.CHANCE) * by**0.5)
-    assert drift.unlike_by_chance(now) == stats.binom.isf(drift.CHANCE, now, 1 - drift.WITHIN) / now
+    assert statistics.psi_by_chance(bins, before, now) == pytest.approx(
+        stats.chi2.isf(statistics.CHANCE, bins - 1) * by
+    )
+    assert statistics.ks_by_chance(before, now) == pytest.approx(stats.kstwobign.isf(statistics.CHANCE) * by**0.5)
+    assert statistics.unlike_by_chance(now) == stats.binom.isf(statistics.CHANCE, now, 1 - statistics.WITHIN) / now
 
 
 def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
     for rows in (20, 57, 400, 601):
         before = training_reference.histogram(normal(rows, 1)).counts
-        tenths, same = drift._tenths(before, before)
+        tenths, same = statistics._tenths(before, before)
         assert len(tenths) == 10
         assert sum(tenths) == sum(same) == rows
     side = training_reference.histogram([224] * 600)
-    before, now = drift._tenths(side.counts, binned(side, [600] * 100))
+    before, now = statistics._tenths(side.counts, binned(side, [600] * 100))
     assert before.tolist() == [600, 0]
     assert now.tolist() == [0, 100]
     some = training_reference.histogram([0.0] * 380 + list(normal(20, 2) + 9))
-    assert drift._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
+    assert statistics._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
 
 
 def test_a_batch_like_the_training_images_is_told_so_whatever_its_size():
     for rows in (50, 60, 200, 5000):
         found = held(known(), batch(rows), rows, {"sex": {"female": rows // 2, "male": rows - rows // 2}})
-        assert found.state == drift.AS_TRAINED, found
-        assert found.verdict == drift.AS_TRAINED
+        assert found.state == statistics.AS_TRAINED, found
+        assert found.verdict == statistics.AS_TRAINED
         assert not found.beyond
-        assert {one.name for one in found.measures} == {*drift.NUMBERS, "sex", "unlike"}
+        assert {one.name for one in found.measures} == {*statistics.NUMBERS, "sex", "unlike"}
 
 
 def test_a_measure_that_moved_is_named_by_how_far():
     rows = 2000
-    assert held(known(), batch(rows, distance=normal(rows, 1, 0.2)), rows).state == drift.AS_TRAINED
+    assert held(known(), batch(rows, distance=normal(rows, 1, 0.2)), rows).state == statistics.AS_TRAINED
     some = held(known(), batch(rows, sharpness=normal(rows, 1, 0.4)), rows)
     assert some.verdict == "drifting: sharpness"
     much = held(known(), batch(rows, sharpness=normal(rows, 1, 0.4), distance=normal(rows, 2, 1)), rows)
     assert much.verdict == "beyond the limit: distance in feature space"
     assert much.beyond
-    assert states(much)["sharpness"] == drift.DRIFTING
+    assert states(much)["sharpness"] == statistics.DRIFTING
     wider = held(known(), batch(rows, warm=normal(rows, 3, 0, 2.5)), rows)
-    assert states(wider)["warm"] == drift.BEYOND, "PSI sees what has no other middle"
+    assert states(wider)["warm"] == statistics.BEYOND, "PSI sees what has no other middle"
 
 
 def test_a_verdict_names_a_few():
     rows = 500
-    found = held(known(), {name: normal(rows, 1, 3) for name in drift.NUMBERS}, rows)
+    found = held(known(), {name: normal(rows, 1, 3) for name in statistics.NUMBERS}, rows)
     assert found.verdict == (
         "beyond the limit: the network's probability, distance in feature space, sharpness, brightness and 4 more"
     )
@@ -168,8 +171,8 @@ def test_a_small_batch_must_move_more_than_chance():
     shifted = {"raw_probability": normal(60, 9, 0.35)}
     small = held(known(), batch(60, **shifted), 60)
     assert next(one for one in small.measures if one.name == "raw_probability").psi > LIMITS.warn.psi
-    assert small.state == drift.AS_TRAINED
-    assert held(known(), batch(60, raw_probability=normal(60, 9, 2)), 60).state == drift.BEYOND
+    assert small.state == statistics.AS_TRAINED
+    assert held(known(), batch(60, raw_probability=normal(60, 9, 2)), 60).state == statistics.BEYOND
 
 
 def test_too_few_images_tell_nothing():
@@ -179,22 +182,22 @@ def test_too_few_images_tell_nothing():
 
 
 def test_the_share_of_unlike_images_has_limits_of_its_own():
-    for count, state in ((10, drift.AS_TRAINED), (100, drift.DRIFTING), (300, drift.BEYOND)):
+    for count, state in ((10, statistics.AS_TRAINED), (100, statistics.DRIFTING), (300, statistics.BEYOND)):
         found = held(known(), batch(1000), 1000, unlike=count)
         assert states(found)["unlike"] == state
         assert found.metrics["share/unlike"] == count / 1000
     assert "unlike" not in states(held(known(), batch(1000), 1000, unlike=None))
-    assert states(held(known(), batch(60), 60, unlike=4))["unlike"] == drift.AS_TRAINED, "four of sixty are chance"
+    assert states(held(known(), batch(60), 60, unlike=4))["unlike"] == statistics.AS_TRAINED, "four of sixty are chance"
 
 
 def test_categories_are_compared_where_both_sides_name_some():
     rows = 1000
     same = {"female": 500, "male": 450, "unknown": 500}
-    assert states(held(known(), batch(rows), rows, {"sex": same}))["sex"] == drift.AS_TRAINED
+    assert states(held(known(), batch(rows), rows, {"sex": same}))["sex"] == statistics.AS_TRAINED
     found = held(known(), batch(rows), rows, {"sex": {"female": 950, "male": 50}})
-    assert states(found)["sex"] == drift.BEYOND
+    assert states(found)["sex"] == statistics.BEYOND
     new = held(known(), batch(rows), rows, {"sex": {"f": 500, "m": 500}})
-    assert states(new)["sex"] == drift.BEYOND, "words that the training images did not have"
+    assert states(new)["sex"] == statistics.BEYOND, "words that the training images did not have"
     few = {"sex": {"female": 49, "unknown": rows - 49}}
     for silent in ({}, {"sex": {}}, {"sex": {"unknown": rows}}, {"site": {"arm": rows}}, few):
         assert not {"sex", "site"} & states(held(known(), batch(rows), rows, silent)).keys()
@@ -205,10 +208,10 @@ def test_what_is_ignored_is_told_and_sets_no_verdict():
     moved = batch(rows, raw_probability=normal(rows, 1, 2))
     calm = config.Drift(ignore=("raw_probability",))
     found = held(known(), moved, rows, limits=calm)
-    assert found.state == drift.AS_TRAINED
-    assert states(found)["raw_probability"] == drift.BEYOND
+    assert found.state == statistics.AS_TRAINED
+    assert states(found)["raw_probability"] == statistics.BEYOND
     off = config.Drift(warn={"psi": None, "ks": None}, limit={"psi": None, "ks": None})
-    assert held(known(), moved, rows, limits=off).state == drift.AS_TRAINED
+    assert held(known(), moved, rows, limits=off).state == statistics.AS_TRAINED
 
 
 def test_metrics_have_the_same_names_for_every_batch():
@@ -217,14 +220,14 @@ def test_metrics_have_the_same_names_for_every_batch():
 
 
 def test_every_measure_can_be_named_in_the_settings():
-    assert get_args(config.DriftMeasure) == tuple(drift.MEASURES)
+    assert get_args(config.DriftMeasure) == tuple(statistics.MEASURES)
 
 
 def test_what_tables_say_is_counted_in_bands_and_as_it_is():
-    assert [drift.category("age", text) for text in ("45.0", "90", None, "", "adult")] == [
+    assert [statistics.category("age", text) for text in ("45.0", "90", None, "", "adult")] == [
         *("40-49", "80 and over", "unknown", "unknown", "unknown"),
     ]
-    assert [drift.category("site", text) for text in (" arm ", None)] == ["arm", "unknown"]
+    assert [statistics.category("site", text) for text in (" arm ", None)] == ["arm", "unknown"]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +241,7 @@ def test_the_registered_model_knows_its_training_images(line, registered):
     images = line.read("images").where("split != 'test'").toPandas()
     known = registered.reference
     assert known.images == images["split"].value_counts().to_dict()
-    assert known.histograms.keys() == drift.NUMBERS.keys()
+    assert known.histograms.keys() == statistics.NUMBERS.keys()
     for name, histogram in known.histograms.items():
         expected = len(images) if name not in ("raw_probability", "distance") else known.images["validation"]
         assert sum(histogram.counts) == expected, name
@@ -276,12 +279,12 @@ def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_tra
     assert len(own) + scores.join(line.read("images").where("split != 'test'"), "sha256", "left_semi").count() == (
         scores.where("status = 'scored'").count()
     )
-    nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in drift.METADATA))
+    nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in statistics.METADATA))
     few = line.job.settings.score.drift.model_copy(update={"minimum": 10})
     score_ = line.job.settings.score.model_copy(update={"drift": few})
     calm = replace(line.job, settings=line.job.settings.model_copy(update={"score": score_}))
     found = job.of_batch(calm, telling, nothing, registered.reference)
-    assert found.state == drift.AS_TRAINED, found
+    assert found.state == statistics.AS_TRAINED, found
     (folder,) = (line.folder / "batches").iterdir()
     facts = json.loads((folder / "batch.json").read_text())
     assert facts["verdict"] == f"too few to tell: {len(own)} images that training has not seen, 50 are needed"
@@ -323,7 +326,9 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
     (batch_id,) = own["batch_id"].unique()
     facts = json.loads((noise.folder / "batches" / batch_id / "batch.json").read_text())
     told = {one["name"]: one for one in facts["drift"]["measures"]}
-    assert {"distance", "unlike", "sharpness", "side"} <= {k for k, one in told.items() if one["state"] == drift.BEYOND}
+    assert {"distance", "unlike", "sharpness", "side"} <= {
+        k for k, one in told.items() if one["state"] == statistics.BEYOND
+    }
     assert told["unlike"]["share"] == 1
     page = (noise.folder / "batches" / batch_id / "worklist.html").read_text()
     assert facts["verdict"] in Page(page, apart=("b",)).words

@@ -13,9 +13,10 @@ from page import Page
 from PIL import Image
 
 from jobs import worklist as job
-from melanoma_spark import drift, worklist
+from melanoma_spark import worklist
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality, synthetic
+from melanoma_spark.monitoring import statistics
 
 NAN = float("nan")
 
@@ -31,7 +32,7 @@ def facts(**changes) -> worklist.Facts:
     plain |= {"operating_point": "screening, sensitivity>=0.9", "threshold": 0.3, "target": "malignant"}
     plain |= {"counts": {"scored": 3, "abstained": 0, "rejected": 2, "copies": 1, "positive": 2}, "patients": 2}
     plain |= {"reasons": {"corrupt": 2}, "flags": {}, "rows": [row()], "left_out": 0, "expected": 12.3}
-    plain |= {"drift": drift.Drift(drift.TOO_FEW, detail="3 images, 50 are needed"), "notes": []}
+    plain |= {"drift": statistics.Drift(statistics.TOO_FEW, detail="3 images, 50 are needed"), "notes": []}
     return worklist.Facts(**{**plain, **changes})
 
 
@@ -81,11 +82,13 @@ def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
 
 def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():
     shares = {"before": (0.1,) * 10, "now": (0.0, *(0.1,) * 8, 0.2)}
-    moved = drift.Measure("distance", 900, drift.BEYOND, 0.31, 0.25, **shares)
+    moved = statistics.Measure("distance", 900, statistics.BEYOND, 0.31, 0.25, **shares)
     bad = '"><script>'
-    said = drift.Measure("site", 800, drift.AS_TRAINED, 0.01, labels=(bad, "arm"), before=(0.5, 0.5), now=(0.4, 0.6))
-    few = drift.Measure(drift.UNLIKE, 900, drift.DRIFTING, share=0.07, before=(0.01,), now=(0.07,))
-    found = drift.Drift(drift.BEYOND, (moved, said, few), "distance in feature space")
+    said = statistics.Measure(
+        "site", 800, statistics.AS_TRAINED, 0.01, labels=(bad, "arm"), before=(0.5, 0.5), now=(0.4, 0.6)
+    )
+    few = statistics.Measure(statistics.UNLIKE, 900, statistics.DRIFTING, share=0.07, before=(0.01,), now=(0.07,))
+    found = statistics.Drift(statistics.BEYOND, (moved, said, few), "distance in feature space")
     html = worklist.render(facts(drift=found))
     page = Page(html, apart=("th", "td", "b", "summary"))
     for words in ("beyond the limit: distance in feature space", "0.31", "0.25", "7.0 %", "1.0 %", "site"):
@@ -93,7 +96,7 @@ def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():
     assert "script" not in page.tags
     assert html.count("<u style") == 12
     assert [name for name, _ in page.attributes].count("open") == 1
-    calm = worklist.render(facts(drift=drift.Drift(drift.AS_TRAINED, (said,))))
+    calm = worklist.render(facts(drift=statistics.Drift(statistics.AS_TRAINED, (said,))))
     assert "open" not in [name for name, _ in Page(calm).attributes]
     assert "too few to tell: 3 images, 50 are needed" in Page(worklist.render(facts())).words
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from melanoma_spark import drift
+from melanoma_spark.monitoring import statistics
 
 
 def test_unlike_images_are_not_judged_where_flags_abstain(noise):
@@ -22,8 +22,10 @@ def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
     (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
     seen = {}
     with pytest.MonkeyPatch.context() as only_here:
-        held_against = drift.held_against
-        only_here.setattr(drift, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told))
+        held_against = statistics.held_against
+        only_here.setattr(
+            statistics, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told)
+        )
         noise.stage("score")
     assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
     assert seen["metadata"]["age"] == {"40-49": 60}
