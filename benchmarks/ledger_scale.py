@@ -29,9 +29,10 @@ from score import registered
 from side_by_side import REPO, start_spark
 
 from jobs.job import Job
-from melanoma_spark import config, ledger, schemas, tracking
+from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import archive
 from melanoma_spark.images import synthetic
+from melanoma_spark.scoring import ledger
 from melanoma_spark.storage import files
 
 SIZE = 32  # pixels, of the network

@@ -8,8 +8,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import batches
 from melanoma_spark.errors import DataError
+from melanoma_spark.scoring import batches
 
 FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows", "counts", "verdict")
 

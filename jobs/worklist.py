@@ -17,11 +17,12 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from jobs.job import Job, say
-from melanoma_spark import config, ledger, schemas, worklist
+from melanoma_spark import config, schemas
 from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.models import bundle, gradcam, network
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.scoring import ledger, worklist_page
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
@@ -115,7 +116,7 @@ def write(
     folder = files.join(job.warehouse, "batches", told["batch_id"])
     session.describe(job.spark, f"score: worklist of {told['rows']} rows")
     ordered = ranked(rows).persist()
-    as_csv(ordered, worklist.COLUMNS, ["rank"], files.join(folder, "worklist.csv"))
+    as_csv(ordered, worklist_page.COLUMNS, ["rank"], files.join(folder, "worklist.csv"))
     first = [row.asDict() for row in ordered.where(f.col("rank") <= chosen.rows).orderBy("rank").collect()]
     seen = [row for row in first if row["status"] != "rejected"][: chosen.pictures]
     shown = pictures(job, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
@@ -127,7 +128,7 @@ def write(
         f.sum((f.col("decision") == "positive").cast("int")).alias("positive"),
     ).collect()[0]
     flags = ordered.where("flags is not null").select(f.explode(f.split("flags", ",")).alias("flag"))
-    facts: worklist.Facts = {
+    facts: worklist_page.Facts = {
         "batch_id": told["batch_id"],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": f"{told['model']} version {told['model_version']}",
@@ -138,7 +139,7 @@ def write(
         "reasons": counted(ordered.where("reason is not null"), "reason"),
         "flags": counted(flags, "flag"),
         "patients": ordered.where("patient_id is not null").select("patient_id").distinct().count(),
-        "rows": [worklist.row(row, row["rank"], shown) for row in first],
+        "rows": [worklist_page.row(row, row["rank"], shown) for row in first],
         "left_out": max(0, int(told["rows"]) - len(first)),
         "expected": 100 * (float("nan") if figures["mean"] is None else figures["mean"]),
         "drift": drifted,
@@ -146,7 +147,7 @@ def write(
     }
     ordered.unpersist()
     url = files.join(folder, "worklist.html")
-    files.write_bytes(url, worklist.render(facts).encode())
+    files.write_bytes(url, worklist_page.render(facts).encode())
     return url
 
 
@@ -204,8 +205,8 @@ def pictures(
 
         def drawn(pixels: np.ndarray) -> list[np.ndarray]:
             heats = heat_of(pixels, [True] * len(pixels))
-            over = [worklist.overlaid(image, heat) for image, heat in zip(pixels, heats, strict=True)]
-            return [np.array([worklist.picture(image) for image in pixels], object), np.array(over, object)]
+            over = [worklist_page.overlaid(image, heat) for image, heat in zip(pixels, heats, strict=True)]
+            return [np.array([worklist_page.picture(image) for image in pixels], object), np.array(over, object)]
 
         return drawn
 

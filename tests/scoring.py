@@ -9,8 +9,8 @@ import pytest
 from conftest import Line
 from PIL import Image
 
-from melanoma_spark import ledger
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.scoring import ledger
 
 
 @pytest.fixture

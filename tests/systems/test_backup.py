@@ -14,9 +14,9 @@ import pytest
 from conftest import REPO, Line, open_line
 from mlflow_server import mlflow_server
 
-from melanoma_spark import batches
 from melanoma_spark.images import synthetic
 from melanoma_spark.registry import alias_history
+from melanoma_spark.scoring import batches
 from melanoma_spark.storage import files
 
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import REPO, Line
 from hadoop import Missing, or_skipped
 
-from melanoma_spark import batches
 from melanoma_spark.images import synthetic
+from melanoma_spark.scoring import batches
 
 EXAMPLES = REPO / "examples/schedules"
 HOME = "/opt/melanoma_spark"  # of all examples

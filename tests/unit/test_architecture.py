@@ -48,7 +48,7 @@ SYSTEMS = {
     "s3": {"botocore", "s3fs"},
     "weights": set(),
     "alias_history": set(),
-    "worklist": set(),
+    "worklist_page": set(),
     "ledger": {"pyspark"},
     "batches": set(),
     "landing": {"pyspark"},

@@ -17,9 +17,9 @@ from conftest import Line, said
 from kills import kill
 
 from jobs import follow, score
-from melanoma_spark import batches
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.scoring import batches
 
 PATIENCE = 180  # seconds
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import REPO
 
-from melanoma_spark import batches
+from melanoma_spark.scoring import batches
 from melanoma_spark.storage import files
 
 

@@ -13,69 +13,69 @@ from page import Page
 from PIL import Image
 
 from jobs import worklist as job
-from melanoma_spark import worklist
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality, synthetic
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.scoring import worklist_page
 
 NAN = float("nan")
 
 
-def row(**changes) -> worklist.Row:
+def row(**changes) -> worklist_page.Row:
     plain = {"rank": 1, "patient": "p", "image_id": "i", "status": "scored", "decision": "positive", "probability": 0.7}
     plain |= {"spread": NAN, "flags": (), "reason": "", "image": "", "heat": ""}
-    return worklist.Row(**{**plain, **changes})
+    return worklist_page.Row(**{**plain, **changes})
 
 
-def facts(**changes) -> worklist.Facts:
+def facts(**changes) -> worklist_page.Facts:
     plain = {"batch_id": "b", "created_at": "2026-11-24T02:00:00+00:00", "model": "melanoma version 1"}
     plain |= {"operating_point": "screening, sensitivity>=0.9", "threshold": 0.3, "target": "malignant"}
     plain |= {"counts": {"scored": 3, "abstained": 0, "rejected": 2, "copies": 1, "positive": 2}, "patients": 2}
     plain |= {"reasons": {"corrupt": 2}, "flags": {}, "rows": [row()], "left_out": 0, "expected": 12.3}
     plain |= {"drift": statistics.Drift(statistics.TOO_FEW, detail="3 images, 50 are needed"), "notes": []}
-    return worklist.Facts(**{**plain, **changes})
+    return worklist_page.Facts(**{**plain, **changes})
 
 
 def test_the_page_says_what_it_is_and_what_it_is_not():
-    page = Page(worklist.render(facts()), apart=("dt", "dd", "label", "b", "span", "th"))
+    page = Page(worklist_page.render(facts()), apart=("dt", "dd", "label", "b", "span", "th"))
     for words in ("Worklist of 2026-11-24", "gives no diagnosis and is not a medical device", "70.0 %", "corrupt 2"):
         assert words in page.words
     assert "script" not in page.tags
-    assert len(re.findall("more, of lower risk", worklist.render(facts(left_out=1234)))) == 1
-    html = worklist.render(facts(rows=[row(flags=tuple(quality.FLAGS))], flags=dict.fromkeys(quality.FLAGS, 1)))
+    assert len(re.findall("more, of lower risk", worklist_page.render(facts(left_out=1234)))) == 1
+    html = worklist_page.render(facts(rows=[row(flags=tuple(quality.FLAGS))], flags=dict.fromkeys(quality.FLAGS, 1)))
     assert all(f"{name} ({text})" in Page(html).words for name, text in quality.FLAGS.items())
     with pytest.raises(DataError, match="a worklist lacks expected, rows"):
-        worklist.render({key: value for key, value in facts().items() if key not in ("rows", "expected")})
+        worklist_page.render({key: value for key, value in facts().items() if key not in ("rows", "expected")})
 
 
 def test_names_are_text_and_not_markup():
     bad = '<script>alert("x")</script>"><img src=x onerror=y>'
-    html = worklist.render(facts(rows=[row(image_id=bad, patient=bad, reason=bad)], reasons={bad: 1}))
+    html = worklist_page.render(facts(rows=[row(image_id=bad, patient=bad, reason=bad)], reasons={bad: 1}))
     page = Page(html)
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name == "onerror"]
 
 
 def test_pictures_come_when_they_are_looked_at():
-    page = Page(worklist.render(facts(rows=[row(image="pictures/a.jpg", heat="pictures/b.jpg")] * 3)))
+    page = Page(worklist_page.render(facts(rows=[row(image="pictures/a.jpg", heat="pictures/b.jpg")] * 3)))
     assert [value for name, value in page.attributes if name == "src"] == ["pictures/a.jpg", "pictures/b.jpg"] * 3
     assert [value for name, value in page.attributes if name == "loading"] == ["lazy"] * 6
 
 
 def test_thousands_of_rows_are_light():
     rows = [row(rank=place, image_id=f"ISIC_{place:07d}", flags=("blurred",)) for place in range(5000)]
-    assert len(worklist.render(facts(rows=rows))) < 5000 * 800
+    assert len(worklist_page.render(facts(rows=rows))) < 5000 * 800
 
 
 def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
     pixels = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
-    assert worklist.overlaid(pixels, np.zeros((4, 4), np.float32)) == worklist.picture(pixels)
+    assert worklist_page.overlaid(pixels, np.zeros((4, 4), np.float32)) == worklist_page.picture(pixels)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
-    found = np.asarray(Image.open(io.BytesIO(worklist.overlaid(pixels, heat))).convert("RGB")).astype(int)
-    plain = np.asarray(Image.open(io.BytesIO(worklist.picture(pixels))).convert("RGB")).astype(int)
+    found = np.asarray(Image.open(io.BytesIO(worklist_page.overlaid(pixels, heat))).convert("RGB")).astype(int)
+    plain = np.asarray(Image.open(io.BytesIO(worklist_page.picture(pixels))).convert("RGB")).astype(int)
     changed = np.abs(found - plain).mean(axis=2)
-    assert found.shape == (worklist.THUMBNAIL, worklist.THUMBNAIL, 3)
+    assert found.shape == (worklist_page.THUMBNAIL, worklist_page.THUMBNAIL, 3)
     assert changed[:20, :20].mean() > 30
     assert changed[-40:, -40:].mean() < 1
 
@@ -89,16 +89,16 @@ def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():
     )
     few = statistics.Measure(statistics.UNLIKE, 900, statistics.DRIFTING, share=0.07, before=(0.01,), now=(0.07,))
     found = statistics.Drift(statistics.BEYOND, (moved, said, few), "distance in feature space")
-    html = worklist.render(facts(drift=found))
+    html = worklist_page.render(facts(drift=found))
     page = Page(html, apart=("th", "td", "b", "summary"))
     for words in ("beyond the limit: distance in feature space", "0.31", "0.25", "7.0 %", "1.0 %", "site"):
         assert words in page.words
     assert "script" not in page.tags
     assert html.count("<u style") == 12
     assert [name for name, _ in page.attributes].count("open") == 1
-    calm = worklist.render(facts(drift=statistics.Drift(statistics.AS_TRAINED, (said,))))
+    calm = worklist_page.render(facts(drift=statistics.Drift(statistics.AS_TRAINED, (said,))))
     assert "open" not in [name for name, _ in Page(calm).attributes]
-    assert "too few to tell: 3 images, 50 are needed" in Page(worklist.render(facts())).words
+    assert "too few to tell: 3 images, 50 are needed" in Page(worklist_page.render(facts())).words
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_a_batch_has_its_worklist(wards):
     assert {path.name for path in folder.iterdir()} == {"batch.json", "worklist.html", "worklist.csv", "pictures"}
 
     rows = list(csv.DictReader((folder / "worklist.csv").open()))
-    assert list(rows[0]) == list(worklist.COLUMNS)
+    assert list(rows[0]) == list(worklist_page.COLUMNS)
     assert [int(line["rank"]) for line in rows] == list(range(1, 12))
     assert (rows[0]["image_id"], rows[0]["status"], rows[0]["patient_id"]) == ("dark", "abstained", "patient 1")
     assert "dark: underexposed" in rows[0]["detail"]
@@ -156,7 +156,7 @@ def test_a_batch_has_its_worklist(wards):
     assert len(shown) == 6
     assert {path.name for path in (folder / "pictures").iterdir()} == {name.removeprefix("pictures/") for name in shown}
     image = Image.open(folder / shown[0])
-    assert image.size == (worklist.THUMBNAIL, worklist.THUMBNAIL)
+    assert image.size == (worklist_page.THUMBNAIL, worklist_page.THUMBNAIL)
     assert not image.getexif()
 
 

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 import pytest
 from pyspark.sql import functions as f
 
-from melanoma_spark import ledger, schemas
+from melanoma_spark import schemas
 from melanoma_spark.errors import ClusterError
 from melanoma_spark.images import decoding
+from melanoma_spark.scoring import ledger
 from melanoma_spark.storage import files
 
 MODEL = ("melanoma", "1")

@@ -10,9 +10,10 @@ import sqlalchemy
 import yaml
 from conftest import Line, open_line
 
-from melanoma_spark import batches, config, lineage
+from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.registry import alias_history
+from melanoma_spark.scoring import batches
 from melanoma_spark.storage import files, store
 
 OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, subgroup_auroc=None, apart=False)

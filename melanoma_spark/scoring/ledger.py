@@ -17,10 +17,11 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
-from melanoma_spark import batches, schemas
-from melanoma_spark.batches import committed
+from melanoma_spark import schemas
 from melanoma_spark.errors import ClusterError
 from melanoma_spark.images import decoding
+from melanoma_spark.scoring import batches
+from melanoma_spark.scoring.batches import committed
 from melanoma_spark.storage import files
 
 BATCH = batches.PREFIX
