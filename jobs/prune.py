@@ -20,10 +20,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from jobs.job import Command, Job, Summary, main, run_without_run, say
-from melanoma_spark import config, logs, retention, tracking
+from melanoma_spark import config, logs, tracking
 from melanoma_spark.errors import ClusterError, DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.models import engines
+from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, lease, store
 

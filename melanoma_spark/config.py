@@ -429,7 +429,7 @@ Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Prune(Section):
-    """What of a warehouse goes, and when: `melanoma_spark.retention` has the rules. Without `apply` it is told alone.
+    """What of a warehouse goes, and when: `operations.retention` has the rules. Without `apply` it is told alone.
 
     How long pictures of patients are kept is for those who answer for them to say, so that has no default.
     """

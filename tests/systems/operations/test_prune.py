@@ -13,10 +13,11 @@ from conftest import REPO, STAGES, said
 
 from jobs import prune
 from jobs.job import Job, invoke
-from melanoma_spark import config, lineage, retention
+from melanoma_spark import config, lineage
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.models import engines
+from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, lease
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import examples
 
-from melanoma_spark import config, lineage, retention
-from melanoma_spark.retention import DAY, File, Needed
+from melanoma_spark import config, lineage
+from melanoma_spark.operations import retention
+from melanoma_spark.operations.retention import DAY, File, Needed
 
 NOW = 1_800_000_000.0
 OLD, NEW, BETWEEN = (lineage.content_id([name]) for name in ("old", "new", "between"))
