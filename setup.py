@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
     packages=find_packages(include=["melanoma_spark*", "jobs*"]),
-    package_data={"": ["*.html", "*.csv", "*.md"]},
+    package_data={"melanoma_spark": ["templates/*"], "melanoma_spark.archives": ["*.csv"]},
     install_requires=[
         "pyspark>=3.5,<4.1",  # 4.1 needs pyarrow >= 15, petastorm cannot follow
         "petastorm>=0.13.1,<0.14",

@@ -11,6 +11,7 @@ import jinja2
 
 from melanoma_spark.errors import DataError
 
+TEMPLATES = importlib.resources.files(__package__) / "templates"
 # Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008), told apart by colour-blind readers; blue and vermilion, the
 # first two, also differ in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -22,7 +23,7 @@ RESEARCH = "This is research software. It gives no diagnosis and is not a medica
 def render(template: str, **facts: object) -> str:
     """The document that a template of this package makes of facts. Text is escaped; an undefined name raises."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (importlib.resources.files(__package__) / name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: (TEMPLATES / name).read_text("utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
