@@ -17,7 +17,20 @@ JOBS = {path.stem: path for path in sorted((REPO / "jobs").glob("*.py")) if path
 
 # The rooms. A new module belongs into one of them, and into docs/architecture.md.
 CORE = {
-    *("errors", "clock", "config", "damage", "dicom", "decoding", "layouts", "groups", "splits", "sharding", "lineage"),
+    *(
+        "errors",
+        "clock",
+        "loading",
+        "settings",
+        "damage",
+        "dicom",
+        "decoding",
+        "layouts",
+        "groups",
+        "splits",
+        "sharding",
+        "lineage",
+    ),
     *("containers", "diagnoses", "background", "tables", "binary", "bootstrap", "figures", "synthetic"),
     *("operating_points", "augmentation", "trials", "calibration", "subgroups", "shortcuts", "gate", "quality"),
     *("training_reference", "statistics", "logs", "checks", "retention"),
