@@ -45,10 +45,11 @@ demo: install ## lesions drawn, then the whole line on them: into demo/
 	@.venv/bin/python -m melanoma_spark.images.synthetic demo/archive
 	@./spark-submit.sh pipeline --conf conf/demo.yaml
 
-lint: install ## ruff, its format, and mypy
+lint: install ## ruff, its format, mypy, and import-linter
 	@echo "== ruff check" && .venv/bin/ruff check .
 	@echo "== ruff format" && .venv/bin/ruff format --check .
 	@echo "== mypy" && .venv/bin/mypy
+	@echo "== import-linter" && .venv/bin/lint-imports --no-logo --no-cache
 
 test: lint ## lint, then the tests of before each commit; ONLY=scoring: of one package
 	$(call THERE,unit model spark line)

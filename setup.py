@@ -66,6 +66,7 @@ setup(
             "kubernetes-validate>=1.33",  # the schemas of conf/kubernetes
             "ruff>=0.15",
             "mypy>=1.15",
+            "import-linter>=2.17",
             "types-PyYAML",
         ],
     },
