@@ -23,7 +23,7 @@ from jobs.job import Job, pixels_of
 from melanoma_spark import schemas
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
-from melanoma_spark.models import bundle, network, training_reference
+from melanoma_spark.models import bundle, network, prediction, training_reference
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import store
@@ -75,7 +75,7 @@ def looked_at(
     some = parts[0].unionByName(parts[1]).repartition(session.partitions_for(spark, 2 * most))
     field = schemas.images_schema(spec.image_size).fields["image"]
     plain = spec.model_copy(update={"tta": 1})  # features are of the image as it is
-    load = inference.network_loader(plain, session.broadcast(spark, tensors), session.task_threads(spark))
+    load = prediction.network_loader(plain, session.broadcast(spark, tensors), session.task_threads(spark))
 
     def measuring() -> inference.Predict:
         forward = load()

@@ -27,7 +27,7 @@ from melanoma_spark import __version__, config, lineage, schemas
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report, shortcuts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
-from melanoma_spark.models import backbones, calibration, network, operating_points
+from melanoma_spark.models import backbones, calibration, network, operating_points, prediction
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -160,7 +160,7 @@ def judge_head(
 
     batch = job.settings.evaluate.batch_size
     udf = inference.over_column(
-        f"head {model['id']}", load, prepare, inference.probabilities, inference.PROBABILITY, batch, meter
+        f"head {model['id']}", load, prepare, prediction.probabilities, prediction.PROBABILITY, batch, meter
     )
     stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).where("view = 0")
     judged = pixels_of(job, images).where(JUDGED)
@@ -185,7 +185,7 @@ def judge_network(
     rows = pixels_of(job, images).where(JUDGED)
     tensors = store.load_model(job.warehouse, PLACES[name], model)
     batch = job.settings.evaluate.batch_size
-    found = inference.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change, meter)
+    found = prediction.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change, meter)
     return predictions(found, label or name)
 
 

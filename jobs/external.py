@@ -18,8 +18,8 @@ from jobs.job import Job, Summary, archive_id, pixels_of, say
 from melanoma_spark import __version__, config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report, shortcuts, subgroups
-from melanoma_spark.models import bundle
-from melanoma_spark.spark import inference, session
+from melanoma_spark.models import bundle, prediction
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
@@ -50,7 +50,7 @@ def run(job: Job) -> Summary:
     session.batch_rows(job.spark, settings.evaluate.batch_size)
     session.describe(job.spark, f"evaluate: {settings.score.model} on another archive")
     batch = settings.evaluate.batch_size
-    judged = inference.judged(unseen, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
+    judged = prediction.judged(unseen, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
     columns = ("sha256", "split", "group", "label", "found.raw_probability")
     test = pd.DataFrame(judged.select(*columns).toPandas()).sort_values("sha256")
     test["probability"] = scorer.calibration.apply(test["raw_probability"])
@@ -64,7 +64,7 @@ def run(job: Job) -> Summary:
     left = None
     if settings.evaluate.shortcuts:
         given = f"network {scorer.model_id} painted over", batch, shortcuts.without_lesion
-        over = inference.judged(unseen, scorer.spec, scorer.tensors, *given)
+        over = prediction.judged(unseen, scorer.spec, scorer.tensors, *given)
         painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
         train = pixels_of(job, training_images(job, scorer)).where("split = 'train'")
         left = judging.without_the_lesion(own, images, train, test, painted_over)

@@ -21,7 +21,7 @@ from jobs.job import Command, Job, Summary, dataset, main, pace, pixels_of
 from melanoma_spark import lineage, schemas
 from melanoma_spark.images import augmentation
 from melanoma_spark.images.decoding import PIXELS_VERSION
-from melanoma_spark.models import backbones, engines, weights
+from melanoma_spark.models import backbones, engines, prediction, weights
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -154,7 +154,7 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     else:
         model = backbones.features(backbones.build_base(name, size, base.tensors), cuts)
         sent = session.broadcast(spark, engines.export(model, engine))
-        load = inference.exported_loader(engine, sent, threads)
+        load = prediction.exported_loader(engine, sent, threads)
 
     def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:
         image = np.asarray(pixels.codec.decode(pixels, content))

@@ -19,7 +19,7 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import figures, report, shortcuts, subgroups
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
-from melanoma_spark.models import bundle, gradcam, network
+from melanoma_spark.models import bundle, gradcam, network, prediction
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
@@ -206,7 +206,7 @@ def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFra
     session.describe(job.spark, f"{reference} on the test images")
     stored = pixels_of(job, images).where("split = 'test'")
     batch = job.settings.evaluate.batch_size
-    rows = inference.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
+    rows = prediction.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
     raw = pd.DataFrame(rows.select("sha256", "found.raw_probability").toPandas()).set_index("sha256")
     return scorer.calibration.apply(raw.loc[test["sha256"], "raw_probability"])
 

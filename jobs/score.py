@@ -44,7 +44,7 @@ from melanoma_spark import config, lineage, logs, schemas
 from melanoma_spark.archives import archive, records
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import decoding, quality
-from melanoma_spark.models import bundle, engines, network
+from melanoma_spark.models import bundle, engines, network, prediction
 from melanoma_spark.scoring import batches, ledger
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
@@ -306,10 +306,10 @@ def compute(own: Run, new: New) -> str:
     image_size, size, threads = scorer.spec.image_size, settings.score.batch_size, session.task_threads(spark)
     engine = engines.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
     if engine == "tensorflow":
-        load = inference.network_loader(scorer.spec, session.broadcast(spark, scorer.tensors), threads)
+        load = prediction.network_loader(scorer.spec, session.broadcast(spark, scorer.tensors), threads)
     else:
         content = session.broadcast(spark, exported_network(own, engine))
-        load = inference.exported_loader(engine, content, threads, scorer.spec.tta)
+        load = prediction.exported_loader(engine, content, threads, scorer.spec.tta)
     limits = settings.score.quality
 
     def measuring() -> inference.Predict:

@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
 from pyspark.sql import types as t
 from pyspark.sql.functions import pandas_udf
 
-from melanoma_spark import schemas
 from melanoma_spark.background import Waits, ahead
 from melanoma_spark.errors import ImageError
 from melanoma_spark.spark import session
@@ -26,8 +24,6 @@ Predict = Callable[[np.ndarray], list[np.ndarray]]
 Load = Callable[[], Predict]
 Prepare = Callable[..., np.ndarray]
 Finish = Callable[[list[np.ndarray | None], Sequence[ImageError | None]], pd.DataFrame]
-
-PROBABILITY = t.StructType([t.StructField("raw_probability", t.DoubleType())])
 
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
@@ -53,40 +49,6 @@ def over_column(
     # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
     compute.__annotations__ = {"columns": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.DataFrame]}
     return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
-
-
-def judged(
-    rows: DataFrame,
-    spec: Any,
-    tensors: list[np.ndarray],
-    model_id: str,
-    batch_size: int,
-    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
-    meter: session.Meter | None = None,
-) -> DataFrame:
-    """Rows of images/ with a column `found` more, of `PROBABILITY`: what the network of a spec says of their pixels.
-
-    Sorted by split and hash over as many tasks as there are slots. `change` is done to the pixels before.
-    """
-    spark = rows.sparkSession
-    pixels = schemas.images_schema(spec.image_size).fields["image"]
-    udf = over_column(
-        model_id,
-        network_loader(spec, session.broadcast(spark, tensors), session.task_threads(spark)),
-        lambda content: change(pixels.codec.decode(pixels, content)),
-        probabilities,
-        PROBABILITY,
-        batch_size,
-        meter,
-    )
-    spread = rows.repartitionByRange(session.partitions_for(spark, rows.count()), "split", "sha256")
-    return spread.select("*", udf("image").alias("found"))
-
-
-def probabilities(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-    """A `finish` for what is in the warehouse."""
-    assert outputs[0] is not None, "stored pixels and features always decode"
-    return pd.DataFrame({"raw_probability": outputs[0].reshape(-1).astype(np.float64)})
 
 
 def over_batches(
@@ -161,30 +123,3 @@ def loaded(model_id: str, load: Load) -> Predict:
         gc.collect()
         gc.freeze()
     return _LOADED[model_id]
-
-
-def network_loader(spec: Any, tensors: Any, threads: int) -> Load:
-    """Load the classifier of a spec; `tensors` is a Spark broadcast of its weights."""
-
-    def load() -> Predict:
-        from melanoma_spark.models import network
-
-        network.use_threads(threads)
-        return network.classifier(spec, tensors.value)
-
-    return load
-
-
-def exported_loader(engine: str, content: Any, threads: int, tta: int | None = None) -> Load:
-    """Load what was exported for an engine, without TensorFlow; `content` is a Spark broadcast of it.
-
-    With `tta` it is a judge that is asked for so many views of an image.
-    """
-
-    def load() -> Predict:
-        from melanoma_spark.models import engines, network
-
-        forward = engines.predictor(content.value, threads, engine)
-        return forward if tta is None else network.over_views(forward, tta)
-
-    return load

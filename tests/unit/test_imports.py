@@ -1,4 +1,4 @@
-"""What modules import when they are imported. Which package may import which: `[tool.importlinter]` in pyproject.toml."""
+"""What modules import when they are imported. Which package may import which: pyproject.toml, `tool.importlinter`."""
 
 import subprocess
 import sys
