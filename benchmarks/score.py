@@ -34,7 +34,7 @@ from jobs import score
 from jobs.job import Job
 from melanoma_spark import config, lineage, tracking
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.models import bundle, network
+from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.storage import files
@@ -174,7 +174,7 @@ def registered(folder: Path, size: int = SIZE) -> bundle.Scorer:
     scorer = bundle.Scorer(spec, tensors, Calibration(), point, 1, 10**8, facts)
     (folder / "weights.npz").write_bytes(files.pack_tensors(tensors))
     with tracker.run("register", {}):
-        found = tracker.register("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
+        found = model_registry.register_model("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
     tracker.point("melanoma", "champion", found)
     job: Any = Job(None, settings, warehouse, tracker)
     own: Any = SimpleNamespace(job=job, scorer=scorer, model="melanoma", version=str(found))

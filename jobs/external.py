@@ -18,7 +18,7 @@ from jobs.job import Job, Summary, archive_id, pixels_of, say
 from melanoma_spark import __version__, config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report, shortcuts, subgroups
-from melanoma_spark.models import bundle, prediction
+from melanoma_spark.models import bundle, model_registry, prediction
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
@@ -27,7 +27,7 @@ HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a pa
 
 def run(job: Job) -> Summary:
     settings = job.settings
-    version, artifacts = job.tracker.model_files(settings.score.model)
+    version, artifacts = model_registry.download_model(job.tracker, settings.score.model)
     scorer = bundle.unpack(artifacts)
     place = files.join(job.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}

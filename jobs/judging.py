@@ -19,7 +19,7 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import figures, report, shortcuts, subgroups
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
-from melanoma_spark.models import bundle, gradcam, network, prediction
+from melanoma_spark.models import bundle, gradcam, model_registry, network, prediction
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
@@ -195,7 +195,7 @@ def patients_of(told: pd.DataFrame) -> list[str | None]:
 
 def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
     """Calibrated probabilities of a registered model, of the rows of `test`. Raises `DataError` for another size."""
-    _, artifacts = job.tracker.model_files(reference)
+    _, artifacts = model_registry.download_model(job.tracker, reference)
     scorer = bundle.unpack(artifacts)
     if scorer.spec.image_size != images["image_size"]:
         raise DataError(

@@ -20,7 +20,7 @@ from jobs import drift, judging
 from jobs.job import Command, Job, Summary, main, pixels_of, say
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError
-from melanoma_spark.models import bundle, network
+from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.registry import alias_history, gate
@@ -162,7 +162,9 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
         "Research software; not a diagnosis, not a medical device."
     )
     return str(
-        job.tracker.register(settings.register_.name, bundle.pack(scorer), example(job, scorer), tags, description)
+        model_registry.register_model(
+            settings.register_.name, bundle.pack(scorer), example(job, scorer), tags, description
+        )
     )
 
 

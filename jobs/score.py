@@ -44,7 +44,7 @@ from melanoma_spark import config, lineage, logs, schemas
 from melanoma_spark.archives import archive, records
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import decoding, quality
-from melanoma_spark.models import bundle, engines, network, prediction
+from melanoma_spark.models import bundle, engines, model_registry, network, prediction
 from melanoma_spark.scoring import batches, ledger
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
@@ -105,7 +105,7 @@ def run(job: Job) -> Summary:
 def batch(job: Job, opened: Opened = nullcontext) -> Summary:
     """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
     spark, warehouse, settings = job.spark, job.warehouse, job.settings
-    found, artifacts = job.tracker.model_files(settings.score.model)
+    found, artifacts = model_registry.download_model(job.tracker, settings.score.model)
     model, version = str(found.name), str(found.version)
     scorer = replace(bundle.unpack(artifacts), damaged=settings.ingest.damaged)
     session.describe(spark, "score: list the archive, look up what was scored before")

@@ -1,11 +1,8 @@
-"""MLflow: runs, what is logged into them, and the registry."""
+"""MLflow: runs, what is logged into them, and versions and aliases of its registry."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.resources
-import io
 import logging
 import os
 import sqlite3
@@ -14,13 +11,11 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from melanoma_spark import config
-from melanoma_spark.errors import ClusterError, ConfigError, DataError
-from melanoma_spark.models import bundle
+from melanoma_spark.errors import ClusterError, ConfigError
 from melanoma_spark.storage import files
 
 # Before MLflow is imported: no call home, no bar for each small download, and no two lines with a link for each run.
@@ -30,7 +25,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 # MLflow's UI then opens the experiment with runs and charts, not with the traces of language models.
-BUNDLE_TAG = "manifest_sha256"  # of a registered version: the sum of the sums of its files
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
@@ -78,22 +72,6 @@ def try_writing(settings: config.Mlflow, warehouse: str) -> str:
     except sqlite3.Error as error:
         raise ClusterError(f"MLflow at {uri} cannot be used: {error}") from None
     return f"{path}: may be written"
-
-
-def unpacked_package(folder: Path) -> Path:
-    """This package's sources as plain files below `folder`: Spark ships it as a zip, MLflow copies files."""
-    target = folder / "melanoma_spark"
-    _copy_sources(importlib.resources.files("melanoma_spark"), target)
-    return target
-
-
-def _copy_sources(package: Traversable, target: Path) -> None:
-    target.mkdir()
-    for source in package.iterdir():
-        if source.is_dir() and source.name != "__pycache__":
-            _copy_sources(source, target / source.name)
-        elif source.name.endswith((".py", ".html", ".csv", ".md")):
-            (target / source.name).write_bytes(source.read_bytes())
 
 
 class Tracker:
@@ -224,39 +202,6 @@ class Tracker:
         assert open_run is not None
         return f"#/experiments/{open_run.info.experiment_id}/runs/{run_id}/artifacts/{artifact}"
 
-    def register(
-        self, name: str, artifacts: Mapping[str, bytes], example: Any, tags: dict[str, str], description: str
-    ) -> str:
-        """Log a self-contained scorer into the open run and register it; returns the version."""
-        from melanoma_spark.models import pyfunc
-
-        with tempfile.TemporaryDirectory() as folder:
-            package = unpacked_package(Path(folder))
-            paths = {}
-            for key, content in artifacts.items():
-                paths[key] = str(Path(folder) / key)
-                Path(paths[key]).write_bytes(content)
-            scorer = bundle.from_files(paths)
-            with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of each step; what fails is raised
-                info = self._mlflow.pyfunc.log_model(
-                    name="model",
-                    python_model=str(package / "models/pyfunc.py"),
-                    artifacts=paths,
-                    code_paths=[str(package)],
-                    signature=pyfunc.signature(),
-                    input_example=example,
-                    pip_requirements=pyfunc.requirements(),
-                    registered_model_name=name,
-                    metadata={"model_id": scorer.model_id},
-                )
-        client = self._mlflow.MlflowClient()
-        version = str(info.registered_model_version)
-        sums = {BUNDLE_TAG: hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()}
-        for key, value in (tags | sums).items():
-            client.set_model_version_tag(name, version, key, value)
-        client.update_model_version(name, version, description=description)
-        return version
-
     def point(self, name: str, alias: str, version: str) -> None:
         """Move an alias."""
         self._mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
@@ -282,32 +227,3 @@ class Tracker:
         except MlflowException:
             return None
         raise ConfigError(f"score.model: {reference!r} is neither NAME@ALIAS nor NAME/VERSION")
-
-    def model_files(self, reference: str) -> tuple[Any, dict[str, bytes]]:
-        """The registered version and the artifacts it was registered with, by key.
-
-        Raises `DataError` naming the reference and what is registered.
-        """
-        version = self.version(reference)
-        if version is None:
-            known = sorted(m.name for m in self._mlflow.MlflowClient().search_registered_models())
-            raise DataError(
-                f"no model {reference} in MLflow at {self.uri}; registered: {', '.join(known) or 'nothing'}; "
-                "run `./spark-submit.sh register` first"
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            path = self._mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
-            )
-            there = {key: Path(path) / "artifacts" / key for key in bundle.ARTIFACTS}
-            artifacts = {
-                key: file.read_bytes() for key, file in there.items() if key not in bundle.OPTIONAL or file.exists()
-            }
-        found = hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()
-        expected = version.tags.get(BUNDLE_TAG)
-        if expected != found:
-            raise DataError(
-                f"model {reference} is not the one that was registered: its {bundle.MANIFEST} has SHA-256 {found}, "
-                f"the registry's tag {BUNDLE_TAG} is {expected}; register it again"
-            )
-        return version, artifacts

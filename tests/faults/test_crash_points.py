@@ -27,6 +27,7 @@ from jobs import evaluate, featurize, finetune, ingest, prune, register, score, 
 from jobs.job import Command, Result, invoke
 from melanoma_spark import lineage, tracking
 from melanoma_spark.images import synthetic
+from melanoma_spark.models import model_registry
 from melanoma_spark.registry import alias_history
 from melanoma_spark.storage import files, lease, store
 
@@ -165,7 +166,7 @@ class Stages:
         tracker = tracking.Tracker(tracking.config.Mlflow(), url)
         for alias in ("champion", "challenger"):
             if tracker.version(f"melanoma@{alias}"):
-                version, artifacts = tracker.model_files(f"melanoma@{alias}")
+                version, artifacts = model_registry.download_model(tracker, f"melanoma@{alias}")
                 sums = {key: hashlib.sha256(value).hexdigest() for key, value in artifacts.items()}
                 found[alias] = own(version.tags), len(sums), bool(version.description)
         held = {one for one in top.rglob("*") if one.is_dir() and "mlartifacts" not in one.parts}

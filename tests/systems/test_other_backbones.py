@@ -10,7 +10,7 @@ from conftest import STAGES, open_line, said
 
 from melanoma_spark import config
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.models import backbones, bundle
+from melanoma_spark.models import backbones, bundle, model_registry
 
 SIZE = 80  # the smallest that Inception v3 takes is 75
 LAST = config.Phase(name="last", cut="last_block", epochs=1)
@@ -53,7 +53,7 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
     assert set(line.manifest("models/finetuned")["best"]) == {phase.name for phase in phases}
 
     # what the job scored, by Keras's own network of that name with the head written out
-    version, artifacts = line.tracker().model_files(f"{name}@champion")
+    version, artifacts = model_registry.download_model(line.tracker(), f"{name}@champion")
     scorer = bundle.unpack(artifacts)
     module = importlib.import_module(spec.module)
     plain = getattr(module, spec.function)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))

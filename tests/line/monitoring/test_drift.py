@@ -22,7 +22,7 @@ from jobs import pipeline, score
 from jobs.job import Summary, invoke, run_stage
 from melanoma_spark import config
 from melanoma_spark.images import decoding
-from melanoma_spark.models import bundle, network, pyfunc, training_reference, weights
+from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
 from melanoma_spark.monitoring import statistics
 
 LIMITS = config.Drift()
@@ -232,7 +232,7 @@ def test_what_tables_say_is_counted_in_bands_and_as_it_is():
 
 @pytest.fixture(scope="module")
 def registered(line) -> bundle.Scorer:
-    _, artifacts = line.tracker().model_files("melanoma@champion")
+    _, artifacts = model_registry.download_model(line.tracker(), "melanoma@champion")
     assert sum(len(artifacts[name]) for name in training_reference.FILES) < 2_000_000
     return bundle.unpack(artifacts)
 

@@ -8,7 +8,7 @@ import pytest
 
 from melanoma_spark import config
 from melanoma_spark.images import decoding
-from melanoma_spark.models import bundle, network
+from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.storage import store
 
 FOUR = {"evaluate": config.Evaluate(tta=4, resamples=50)}
@@ -57,7 +57,7 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
     lenient = config.Register(gate=config.Gate(auroc_margin=None))
     assert "melanoma version 2 is champion now" in evaluated.stage("register", register_=lenient)
     assert "nothing new, melanoma version 2" in evaluated.stage("register")
-    version, artifacts = evaluated.tracker().model_files("melanoma@champion")
+    version, artifacts = model_registry.download_model(evaluated.tracker(), "melanoma@champion")
     assert bundle.unpack(artifacts).spec.tta == 4
     assert version.tags["tta"] == "4"
     judged = found.loc["fine-tuned"].iloc[::5]
@@ -75,5 +75,5 @@ def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):
     facts = {key: value for key, value in copied.manifest("reports").items() if key != "tta"}
     store.publish(copied.job.warehouse, "reports", {**facts, "id": "old"})
     assert "is champion now" in copied.stage("register")
-    _, artifacts = copied.tracker().model_files("melanoma@champion")
+    _, artifacts = model_registry.download_model(copied.tracker(), "melanoma@champion")
     assert bundle.unpack(artifacts).spec.tta == 1

@@ -24,7 +24,7 @@ from conftest import REPO
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.models import bundle, network, pyfunc, training_reference
+from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.storage import files
@@ -230,7 +230,7 @@ def test_a_changed_model_is_not_what_the_registry_knows(line, copied_registry):
     (folder / "model.json").write_bytes(bundle.pack(silent)["model.json"])
     (folder / "manifest.json").write_bytes(bundle.pack(silent)["manifest.json"])
     with pytest.raises(DataError, match=r"melanoma@champion is not the one that was registered: its manifest\.json"):
-        tracker.model_files("melanoma@champion")
+        model_registry.download_model(tracker, "melanoma@champion")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 
 from melanoma_spark import config, tracking
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
+from melanoma_spark.models import model_registry
 from melanoma_spark.storage import files
 from melanoma_spark.training.loop import EpochRecord
 
@@ -117,10 +118,10 @@ def test_models_that_are_not_there(tracker):
     assert tracker.version("melanoma@champion") is None
     assert tracker.version("melanoma/3") is None
     with pytest.raises(DataError, match=r"no model melanoma@champion in MLflow at sqlite:.*registered: nothing; run"):
-        tracker.model_files("melanoma@champion")
+        model_registry.download_model(tracker, "melanoma@champion")
     mlflow.MlflowClient().create_registered_model("other")
     with pytest.raises(DataError, match=r"registered: other; run `\./spark-submit\.sh register` first"):
-        tracker.model_files("melanoma@champion")
+        model_registry.download_model(tracker, "melanoma@champion")
     with pytest.raises(ConfigError, match=r"score\.model: 'melanoma' is neither NAME@ALIAS nor NAME/VERSION"):
         tracker.version("melanoma")
 
