@@ -23,10 +23,10 @@ from pyspark.sql import functions as f
 from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
-from jobs.job import Job
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import backbones, weights
+from melanoma_spark.runner.context import Job
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 

@@ -29,10 +29,10 @@ from PIL import Image
 from side_by_side import REPO, Processes, Turns, start_spark
 
 from jobs import ingest
-from jobs.job import Job
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import archive
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.runner.context import Job
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 

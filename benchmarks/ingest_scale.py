@@ -32,9 +32,9 @@ from pathlib import Path
 from side_by_side import Processors, start_spark
 
 from jobs import ingest
-from jobs.job import Job
 from melanoma_spark import config, tracking
 from melanoma_spark.background import every
+from melanoma_spark.runner.context import Job
 from melanoma_spark.storage import files
 
 SIDE = 16  # pixels

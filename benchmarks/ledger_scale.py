@@ -28,10 +28,10 @@ from ingest_scale import SIDE, fill
 from score import registered
 from side_by_side import REPO, start_spark
 
-from jobs.job import Job
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import archive
 from melanoma_spark.images import synthetic
+from melanoma_spark.runner.context import Job
 from melanoma_spark.scoring import ledger
 from melanoma_spark.storage import files
 

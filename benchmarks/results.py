@@ -19,9 +19,10 @@ import pandas as pd
 from side_by_side import start_spark
 
 from jobs import evaluate, featurize, finetune, ingest, train_head
-from jobs.job import Job, run_stage
 from melanoma_spark import config, tracking
 from melanoma_spark.metrics import binary
+from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.storage import files, store
 
 Figures = dict[tuple[str, int], list[tuple[float, float]]]  # (recipe, views) -> (AUC, accuracy) of each seed

@@ -31,10 +31,10 @@ from PIL import Image
 from side_by_side import Processes, Turns, start_spark
 
 from jobs import featurize, ingest
-from jobs.job import Job
 from melanoma_spark import config, tracking
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
+from melanoma_spark.runner.context import Job
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import horovod, loop, reading, sharding
 

@@ -34,10 +34,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from jobs.job import Command, Job, Summary, main, run_without_run, say
 from melanoma_spark import config, lineage, logs, tracking
 from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, engines, weights
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.stage import run_without_run
 from melanoma_spark.spark import checks, executors, session
 from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease

@@ -19,12 +19,12 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, pixels_of
 from melanoma_spark import schemas
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
 from melanoma_spark.models import bundle, network, prediction, training_reference
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.runner.context import Job, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import store
 

@@ -22,12 +22,13 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from jobs import external, judging
-from jobs.job import Command, Job, Summary, archive_id, dataset, main, pace, pixels_of
 from melanoma_spark import __version__, config, lineage, schemas
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report, shortcuts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import backbones, calibration, network, operating_points, prediction
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, archive_id, dataset, pace, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 

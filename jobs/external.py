@@ -14,11 +14,12 @@ import pandas as pd
 from pyspark.sql import DataFrame
 
 from jobs import ingest, judging
-from jobs.job import Job, Summary, archive_id, pixels_of, say
 from melanoma_spark import __version__, config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report, shortcuts, subgroups
+from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, prediction
+from melanoma_spark.runner.context import Job, Summary, archive_id, pixels_of
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 

@@ -17,11 +17,12 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Command, Job, Summary, dataset, main, pace, pixels_of
 from melanoma_spark import lineage, schemas
 from melanoma_spark.images import augmentation
 from melanoma_spark.images.decoding import PIXELS_VERSION
 from melanoma_spark.models import backbones, engines, prediction, weights
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, dataset, pace, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from jobs.job import Command, Job, Summary, dataset, main, say
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.images import augmentation
+from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, dataset
 from melanoma_spark.spark import executors, session
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import horovod, loop, reading, sharding

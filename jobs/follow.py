@@ -20,10 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.job import Job, Summary, in_one_line, in_run, one_line, say
 from melanoma_spark import clock, logs
 from melanoma_spark.archives import archive
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
+from melanoma_spark.logs import say
+from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.stage import in_one_line, in_run, one_line
 from melanoma_spark.storage import files, lease
 
 LOOK = 1.0  # seconds after which a signal is met at the latest

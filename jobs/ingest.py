@@ -12,12 +12,13 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
-from jobs.job import Command, Job, Summary, archive_id, main, pace
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.dataset import datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, archive_id, pace
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 

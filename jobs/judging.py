@@ -12,7 +12,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, pixels_of
 from melanoma_spark import schemas
 from melanoma_spark.archives import layouts
 from melanoma_spark.errors import DataError
@@ -20,6 +19,7 @@ from melanoma_spark.evaluation import figures, report, shortcuts, subgroups
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import bundle, gradcam, model_registry, network, prediction
+from melanoma_spark.runner.context import Job, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 

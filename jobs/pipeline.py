@@ -6,8 +6,11 @@ example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
 from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
-from jobs.job import Command, Job, Summary, dataset, main, run_stage, say
+from melanoma_spark.logs import say
 from melanoma_spark.models import weights
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, dataset
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, store
 

@@ -19,13 +19,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jobs.job import Command, Job, Summary, main, run_without_run, say
 from melanoma_spark import config, logs, tracking
 from melanoma_spark.errors import ClusterError, DataError
 from melanoma_spark.images import decoding
+from melanoma_spark.logs import say
 from melanoma_spark.models import engines
 from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.stage import run_without_run
 from melanoma_spark.storage import files, lease, store
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.

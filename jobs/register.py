@@ -17,13 +17,15 @@ import pandas as pd
 from pyspark.sql import functions as f
 
 from jobs import drift, judging
-from jobs.job import Command, Job, Summary, main, pixels_of, say
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError
+from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.registry import alias_history, gate
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, pixels_of
 from melanoma_spark.storage import files, store
 
 CHALLENGER = "challenger"

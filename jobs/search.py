@@ -24,11 +24,13 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import types as t
 
-from jobs.job import Command, Job, Summary, dataset, main, pixels_of, say
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report
+from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network, weights
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, dataset, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import head, horovod, reading, trials

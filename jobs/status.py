@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from jobs.job import Command, Job, Summary, main, run_without_run, say
 from melanoma_spark.errors import DataError
+from melanoma_spark.logs import say
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.stage import run_without_run
 from melanoma_spark.scoring import batches
 
 FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows", "counts", "verdict")

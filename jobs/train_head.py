@@ -5,9 +5,11 @@ example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_ra
 
 from __future__ import annotations
 
-from jobs.job import Command, Job, Summary, dataset, main, say
 from melanoma_spark import lineage
+from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, weights
+from melanoma_spark.runner.cli import Command, main
+from melanoma_spark.runner.context import Job, Summary, dataset
 from melanoma_spark.spark import session
 from melanoma_spark.storage import store
 from melanoma_spark.training import head, horovod, loop, reading

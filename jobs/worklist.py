@@ -16,12 +16,13 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from jobs.job import Job, say
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.errors import ConfigError, DataError, ImageError
+from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, gradcam, network
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.runner.context import Job
 from melanoma_spark.scoring import ledger, worklist_page
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files

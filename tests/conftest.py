@@ -221,7 +221,7 @@ class Line:
     def told(self, name: str, **changes: Any) -> str:
         """The same, and all that it says."""
         from jobs import pipeline
-        from jobs.job import run_stage
+        from melanoma_spark.runner.stage import run_stage
 
         job = replace(self.job, settings=self.job.settings.model_copy(update=changes), tracker=self.tracker())
         with said() as text:
@@ -298,8 +298,8 @@ def refused(line: Line, stage: str, *words: str, **changes: Any) -> None:
 
 def open_line(spark: Any, archive: Path, folder: Path, **changes: Any) -> Line:
     """A line whose stages have yet to run."""
-    from jobs.job import Job
     from melanoma_spark import config, tracking
+    from melanoma_spark.runner.context import Job
     from melanoma_spark.storage import files
 
     settings = config.parse(with_settings(archive=str(archive), warehouse=str(folder), **changes))
@@ -327,7 +327,7 @@ def new_line(spark: Any, lesions: Path, tmp_path: Path, shared_mlflow: str) -> C
 def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
     """The whole line, run once. Look at it, and run it again; what changes it belongs into a copy of its folder."""
     from jobs import pipeline
-    from jobs.job import run_stage
+    from melanoma_spark.runner.stage import run_stage
 
     new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse", score={"worklist": {"pictures": 2}})
     temporary = Path(spark.sparkContext._temp_dir)

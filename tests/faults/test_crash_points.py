@@ -24,11 +24,11 @@ from conftest import REPO, TESTS, with_settings
 from crash_points import Control, Killed, Point, Write
 
 from jobs import evaluate, featurize, finetune, ingest, prune, register, score, search, train_head
-from jobs.job import Command, Result, invoke
 from melanoma_spark import lineage, tracking
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import model_registry
 from melanoma_spark.registry import alias_history
+from melanoma_spark.runner.cli import Command, Result, invoke
 from melanoma_spark.storage import files, lease, store
 
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"

@@ -10,9 +10,9 @@ import pytest
 from conftest import REPO
 
 from jobs import ingest, score
-from jobs.job import invoke
 from melanoma_spark import errors
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.runner.cli import invoke
 from melanoma_spark.storage import lease
 
 NOBODY = "http://127.0.0.1:9"  # the port of `discard`, at which nothing listens

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from jobs.job import in_one_line
 from melanoma_spark import config, logs
 from melanoma_spark.errors import BusyError, DataError
+from melanoma_spark.runner.stage import in_one_line
 from melanoma_spark.spark import session
 
 

@@ -13,11 +13,11 @@ from conftest import STAGES
 from PIL import Image
 
 from jobs import pipeline
-from jobs.job import run_stage
 from melanoma_spark import config, schemas
 from melanoma_spark.errors import ConfigError, DataError, MelanomaError
 from melanoma_spark.images import decoding, quality, synthetic
 from melanoma_spark.models import calibration, network, operating_points, weights
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.scoring import ledger
 from melanoma_spark.storage import store
 from melanoma_spark.training import reading, sharding

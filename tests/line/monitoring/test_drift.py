@@ -19,11 +19,13 @@ from scipy import stats
 
 from jobs import drift as job
 from jobs import pipeline, score
-from jobs.job import Summary, invoke, run_stage
 from melanoma_spark import config
 from melanoma_spark.images import decoding
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.runner.cli import invoke
+from melanoma_spark.runner.context import Summary
+from melanoma_spark.runner.stage import run_stage
 
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)

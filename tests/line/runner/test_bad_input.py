@@ -6,8 +6,8 @@ import pytest
 from conftest import one_line, refused
 
 from jobs import ingest
-from jobs.job import invoke
 from melanoma_spark.images import synthetic
+from melanoma_spark.runner.cli import invoke
 
 
 def holds_no_result(warehouse: Path) -> None:

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from jobs import ingest, pipeline, prune, score, status
-from jobs.job import Command, Summary, invoke
 from melanoma_spark.errors import BusyError, ClusterError, DataError
+from melanoma_spark.runner.cli import Command, invoke
+from melanoma_spark.runner.context import Summary
 
 
 def raising(error):
@@ -18,7 +19,7 @@ def raising(error):
 
 def looking(stage, **options):
     """A command that needs neither Spark nor MLflow."""
-    from jobs.job import run_without_run
+    from melanoma_spark.runner.stage import run_without_run
 
     return Command("look", "look: what is there", stage, runner=run_without_run, prepared=False, **options)
 

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
-from jobs.job import check
 from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
+from melanoma_spark.runner.cli import check
 
 
 def test_engines_make_the_same_features(line, copied):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from fake_clock import FakeClock
 
-from jobs.job import Summary, run_stage
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.runner.context import Summary
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.spark import session
 
 

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from jobs import evaluate
-from jobs.job import run_stage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import shortcuts
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.storage import store
 
 

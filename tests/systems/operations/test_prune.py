@@ -12,13 +12,14 @@ import pytest
 from conftest import REPO, STAGES, said
 
 from jobs import prune
-from jobs.job import Job, invoke
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.models import engines
 from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
+from melanoma_spark.runner.cli import invoke
+from melanoma_spark.runner.context import Job
 from melanoma_spark.storage import files, lease
 
 OLD, NEW, MADE = (lineage.content_id([name]) for name in ("old", "new", "made from"))

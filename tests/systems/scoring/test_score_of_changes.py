@@ -16,8 +16,8 @@ from PIL import Image
 from scoring import once, rows
 
 from jobs import score
-from jobs.job import run_stage
 from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.storage import files
 
 

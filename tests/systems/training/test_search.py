@@ -13,12 +13,12 @@ import pytest
 from conftest import open_line, said
 
 from jobs import search
-from jobs.job import run_stage
 from melanoma_spark import config
 from melanoma_spark.dataset import splits
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network, weights
+from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.training import head, horovod, loop, trials
 
 CUT = "block5_pool"

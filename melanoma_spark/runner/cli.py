@@ -1,4 +1,4 @@
-"""What every job does around its stage: read the settings, open Spark and MLflow, run, report, and fail in one line."""
+"""A job from its arguments to its exit status: reads and checks settings, opens Spark and MLflow, runs the stage."""
 
 from __future__ import annotations
 
@@ -7,53 +7,27 @@ import contextlib
 import io
 import os
 import platform
-import re
 import sys
-import tempfile
-import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from melanoma_spark import __version__, config, lineage, logs
-from melanoma_spark.errors import ConfigError, MelanomaError, of_executor, of_storage, root_cause
-from melanoma_spark.logs import say as say
+from melanoma_spark.errors import ConfigError
 from melanoma_spark.models import backbones, engines, operating_points
+from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.stage import Runner, Stage, in_one_line, run_stage
 from melanoma_spark.storage import files
 
-TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
 
 # TensorFlow's notes on the processor, once a process, are nobody's news. Set before it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a stage is given. `spark` is None where its action needs none; `argv` is what the job was started with."""
-
-    spark: Any
-    settings: config.Settings
-    warehouse: str
-    tracker: Any
-    run_id: str = ""
-    lease: Any = None
-    argv: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a stage has done, in a line, and the exit status of its job: any but 0 asks a person to look."""
-
-    text: str
-    exit_status: int = 0
-
-
-Stage = Callable[[Job], Summary]
-Runner = Callable[[Job, str, Stage, dict[str, str]], Summary]
 GRACEFUL = "graceful"  # what --check prints of a job that ends by itself at a signal
 
 
@@ -136,35 +110,6 @@ def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary
         raise
 
 
-def run_without_run(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
-    """In the place of `run_stage`: without an MLflow run and a lease, for what only looks."""
-    summary = stage(job)
-    say(f"{name}: {summary.text}", "done")
-    return summary
-
-
-def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
-    """An error's message and exit status; None where it is nobody's but ours, or where its traceback is asked for.
-
-    Of Spark's own errors, which may name files, a `private` one tells no more than the kind.
-    """
-    if isinstance(error, MelanomaError):
-        return str(error), error.exit_status
-    from py4j.protocol import Py4JJavaError
-    from pyspark.errors import PySparkException
-
-    if not isinstance(error, PySparkException | Py4JJavaError) or os.environ.get(TRACEBACK_VARIABLE):
-        return None
-    ours = of_executor(error)
-    if ours:
-        return str(ours), ours.exit_status
-    cause = root_cause(error)
-    if private:
-        found = re.match(r"[\w.$]+", cause)
-        cause = found[0] if found else type(error).__name__
-    return f"Spark: {cause} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
-
-
 def _fail(message: str, status: int, **fields: Any) -> Summary:
     """Writes the line of an error."""
     line = logs.failure(message, status, **fields) + "\n"
@@ -189,99 +134,6 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     backbones.check(settings)
     engines.engine_for(settings.featurize.engine, settings.backbone.name, settings.featurize.precision)
     operating_points.parse_rule(settings.evaluate.operating_point)
-
-
-def archive_id(archive: str) -> str:
-    """Which archive this is, without telling where it lies."""
-    return lineage.content_id([files.url_of(archive)])
-
-
-def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
-    """The manifest of what stands under `name`; MLflow is told that the run reads it. Raises as `store.need`."""
-    from melanoma_spark.storage import store
-
-    facts = store.need(job.warehouse, name, made_by)
-    job.tracker.reads(name, facts["id"])
-    return facts
-
-
-def pixels_of(job: Job, images: dict[str, Any]) -> Any:
-    """The rows of images/, a `DataFrame`, by its manifest."""
-    from melanoma_spark.storage import store
-
-    return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
-
-
-def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
-    """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
-
-    Raises `ClusterError` where a file system was full, or away.
-    """
-    from melanoma_spark.spark import session
-    from melanoma_spark.storage import lease
-
-    started = time.monotonic()
-    with logs.about(stage=name), one_line(job):
-        logs.mark("started")
-        with lease.held(job.warehouse, name, job.settings.wait) as own, in_run(job, name, tags) as running:
-            if job.spark is not None:
-                session.describe(job.spark, name)
-            with contextlib.nullcontext() if job.spark is None else session.let_go(job.spark):
-                summary = stage(replace(running, lease=own))
-            seconds = time.monotonic() - started
-            job.tracker.metrics({"seconds": seconds})
-        say(f"{name}: {summary.text}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
-    return summary
-
-
-def pace(job: Job, meter: Any) -> str:
-    """What a `session.Meter` has measured, for the end of a summary; MLflow and a line in JSON are told it, too."""
-    figures = meter.figures()
-    if not figures:
-        return ""
-    if job.run_id:  # else MLflow would begin a run for them
-        job.tracker.metrics(figures)
-    logs.add(**{key: round(value, 3) for key, value in figures.items()})
-    return (
-        f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.1f} MB, "
-        f"{figures['wait_share']:.0%} of the time waiting for them"
-    )
-
-
-@contextlib.contextmanager
-def in_run(job: Job, name: str, tags: dict[str, str]) -> Iterator[Job]:
-    """The job with an MLflow run open, nested in one that is open already."""
-    with job.tracker.run(name, tags, config.compared(job.settings)) as run_id:
-        if "job" in tags:  # the outermost run
-            text = "".join(f"{key}: {value}\n" for key, value in config.shown(job.settings).items())
-            job.tracker.artifact("settings.txt", text.encode())
-        logs.add(run_id=run_id)
-        yield replace(job, run_id=run_id)
-
-
-@contextlib.contextmanager
-def one_line(job: Job) -> Iterator[None]:
-    """Around what writes: errors of a full or lost file system, or of a lost Spark, whoever met them, as one line.
-
-    Raises `ClusterError`, or what it was.
-    """
-    from melanoma_spark.spark import session
-
-    scratch = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
-    if job.spark is not None:
-        scratch = job.spark.conf.get("spark.local.dir", scratch)
-    places = {"the warehouse": job.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
-    try:
-        yield
-    except MelanomaError:
-        raise
-    except Exception as error:
-        told = of_storage(error, places)
-        if told is None and job.spark is not None:
-            told = session.of_lost(job.spark, error)
-        if told is None:
-            raise
-        raise told from error
 
 
 def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[str, ...]) -> Summary:
