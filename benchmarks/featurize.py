@@ -22,8 +22,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from side_by_side import Processes, Turns, start_spark
 
-from jobs import featurize, ingest
+from jobs import featurize
 from melanoma_spark import config, schemas, tracking
+from melanoma_spark.dataset import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import backbones, weights
 from melanoma_spark.runner.context import Job
@@ -59,7 +60,7 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     warehouse = files.url_of(settings.warehouse)
     job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     with job.tracker.run("benchmark", {}):
-        ingest.run(job)
+        ingest.ingest(job)
     made_of = store.need(warehouse, "images", "ingest")
     stored = spark.read.parquet(store.data_url(warehouse, "images", made_of))
     stored = stored.select("sha256", "split", f.lit(0).alias("view"), "image")

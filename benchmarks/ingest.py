@@ -28,9 +28,9 @@ import numpy as np
 from PIL import Image
 from side_by_side import REPO, Processes, Turns, start_spark
 
-from jobs import ingest
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import archive
+from melanoma_spark.dataset import ingest
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.runner.context import Job
 from melanoma_spark.spark import session

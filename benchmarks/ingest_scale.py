@@ -31,9 +31,9 @@ from pathlib import Path
 
 from side_by_side import Processors, start_spark
 
-from jobs import ingest
 from melanoma_spark import config, tracking
 from melanoma_spark.background import every
+from melanoma_spark.dataset import ingest
 from melanoma_spark.runner.context import Job
 from melanoma_spark.storage import files
 
@@ -95,7 +95,7 @@ def measured(size: int) -> dict:
         processors = Processors()
         with job.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
             started = time.monotonic()
-            told = ingest.run(job).text
+            told = ingest.ingest(job).text
             seconds = time.monotonic() - started
         cpu = processors.seconds()
         print(told, file=sys.stderr)

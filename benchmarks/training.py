@@ -30,8 +30,9 @@ import numpy as np
 from PIL import Image
 from side_by_side import Processes, Turns, start_spark
 
-from jobs import featurize, ingest
+from jobs import featurize
 from melanoma_spark import config, tracking
+from melanoma_spark.dataset import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.context import Job

@@ -13,8 +13,9 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import DataFrame
 
-from jobs import ingest, judging
+from jobs import judging
 from melanoma_spark import __version__, config, lineage
+from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import report, shortcuts, subgroups
 from melanoma_spark.logs import say
@@ -33,7 +34,7 @@ def run(job: Job) -> Summary:
     place = files.join(job.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
     own = replace(job, warehouse=place, settings=settings.model_copy(update=changes))
-    say(f"ingest: {ingest.run(own).text}")
+    say(f"ingest: {ingest.ingest(own).text}")
     images = store.need(place, "images", "evaluate")
     job.tracker.reads("images", images["id"])
     if images["target"] != trained_target(job, scorer):

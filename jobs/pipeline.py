@@ -5,7 +5,8 @@ One MLflow run holds it all, with a nested run for each stage. Stages whose resu
 example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
-from jobs import evaluate, featurize, finetune, ingest, register, score, train_head
+from jobs import evaluate, featurize, finetune, register, score, train_head
+from melanoma_spark.dataset import ingest
 from melanoma_spark.logs import say
 from melanoma_spark.models import weights
 from melanoma_spark.runner.cli import Command, main
@@ -15,7 +16,7 @@ from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, store
 
 STAGES = {
-    "ingest": ingest.run,
+    "ingest": ingest.ingest,
     "featurize": featurize.run,
     "train_head": train_head.run,
     "finetune": finetune.run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import io
 import itertools
 import os
@@ -270,6 +271,11 @@ def counted(line: Line) -> dict[str, Any]:
     assert facts["accepted"] + facts["rejected"] + facts["skipped"] == facts["listed"]
     assert sum(facts["reasons"].values()) == facts["rejected"]
     return facts
+
+
+def command(name: str) -> Any:
+    """What `jobs/NAME.py` runs."""
+    return importlib.import_module(f"jobs.{name}").COMMAND
 
 
 def one_line(text: str, *words: str) -> None:

@@ -20,10 +20,10 @@ import crash_points
 import pyarrow.parquet
 import pytest
 import yaml
-from conftest import REPO, TESTS, with_settings
+from conftest import REPO, TESTS, command, with_settings
 from crash_points import Control, Killed, Point, Write
 
-from jobs import evaluate, featurize, finetune, ingest, prune, register, score, search, train_head
+from jobs import score
 from melanoma_spark import lineage, tracking
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import model_registry
@@ -35,16 +35,16 @@ ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 FOLLOW = ["--follow", "score.follow.once=true", "score.follow.settle=0", "score.follow.interval=1"]
 # Stage -> its command, its words, and the stage after which it runs.
 STAGES: dict[str, tuple[Command, list[str], str]] = {
-    "ingest": (ingest.COMMAND, [], ""),
-    "featurize": (featurize.COMMAND, [], "ingest"),
-    "search": (search.COMMAND, [], "featurize"),
-    "train_head": (train_head.COMMAND, [], "featurize"),
-    "finetune": (finetune.COMMAND, [], "train_head"),
-    "evaluate": (evaluate.COMMAND, [], "finetune"),
-    "register": (register.COMMAND, [], "evaluate"),
-    "score": (score.COMMAND, [], "register"),
-    "follow": (score.COMMAND, FOLLOW, "register"),
-    "prune": (prune.COMMAND, ["prune.apply=true"], "score"),
+    "ingest": (command("ingest"), [], ""),
+    "featurize": (command("featurize"), [], "ingest"),
+    "search": (command("search"), [], "featurize"),
+    "train_head": (command("train_head"), [], "featurize"),
+    "finetune": (command("finetune"), [], "train_head"),
+    "evaluate": (command("evaluate"), [], "finetune"),
+    "register": (command("register"), [], "evaluate"),
+    "score": (command("score"), [], "register"),
+    "follow": (command("score"), FOLLOW, "register"),
+    "prune": (command("prune"), ["prune.apply=true"], "score"),
 }
 SETTINGS = {
     "image_size": 32,
@@ -107,8 +107,8 @@ class Stages:
         later = sorted((folder / "archive").glob("*/*.jpg"))[::4]
         for path in later:
             path.rename(folder / path.name)
-        for command in (ingest, featurize, train_head, evaluate, register, score):
-            done = self.run(command.COMMAND)
+        for name in ("ingest", "featurize", "train_head", "evaluate", "register", "score"):
+            done = self.run(command(name))
             assert done.exit_status in (0, score.LOOK), done.log
         for path in later:
             (folder / path.name).rename(path)
@@ -119,17 +119,17 @@ class Stages:
         self.settings.write_text(yaml.safe_dump(values | LATER))
         shutil.copytree(self.warehouse, folder / "before-ingest")
 
-    def run(self, command: Command, words: list[str] | None = None) -> Result:
-        return invoke(command, ["--conf", str(self.settings), *(words or [])], self.spark)
+    def run(self, job: Command, words: list[str] | None = None) -> Result:
+        return invoke(job, ["--conf", str(self.settings), *(words or [])], self.spark)
 
     def undisturbed(self, name: str) -> Recorded:
         if name not in self.recorded:
-            command, words, earlier = STAGES[name]
+            job, words, earlier = STAGES[name]
             before = self.undisturbed(earlier).after if earlier else self.folder / "before-ingest"
             crash_points.restore(before, self.warehouse)
             old = self.content()
             self.control.start(self.warehouse, None)
-            result = self.run(command, words)
+            result = self.run(job, words)
             writes, unseen = self.control.writes(), self.control.unseen()
             self.control.stop()
             assert result.exit_status in (0, score.LOOK), result.log
@@ -252,13 +252,13 @@ def difference(stages: Stages, *allowed: Content) -> list[str]:
 
 def tried(stages: Stages, name: str, point: Point) -> list[str]:
     """Fails a stage at a point, looks at what is left, and runs it again; returns what is wrong."""
-    command, words, _ = STAGES[name]
+    job, words, _ = STAGES[name]
     known = stages.undisturbed(name)
     crash_points.restore(known.before, stages.warehouse)
     stages.control.start(stages.warehouse, point)
     result = None
     with contextlib.suppress(Killed):
-        result = stages.run(command, words)
+        result = stages.run(job, words)
     hit = stages.control.was_hit()
     stages.control.stop()
     left = sorted(path.name for path in (stages.warehouse / "running").glob("*.json"))
@@ -278,7 +278,7 @@ def tried(stages: Stages, name: str, point: Point) -> list[str]:
             wrong.append(f"leases are left: {left}")
     if parts := difference(stages, *states):
         wrong.append(f"half done: {parts}")
-    again = stages.run(command, words)
+    again = stages.run(job, words)
     if again.exit_status != known.result.exit_status:
         wrong.append(f"run again it left with {again.exit_status}: {again.log[-3000:]}")
     else:

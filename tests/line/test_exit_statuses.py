@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPO
+from conftest import REPO, command
 
-from jobs import ingest, score
+from jobs import score
 from melanoma_spark import errors
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.runner.cli import invoke
@@ -53,7 +53,7 @@ def test_an_exit_status_and_its_line(spark, copied, settings_file, status, words
 def test_a_key_in_an_address_is_refused_and_not_told(settings_file, tmp_path, key, form):
     """Else botocore would tell it as the name of a bucket."""
     places = {"archive": str(tmp_path), "warehouse": str(tmp_path / "warehouse"), key: SECRET}
-    done = invoke(ingest.COMMAND, ["--conf", str(settings_file(**places)), f"log.format={form}"])
+    done = invoke(command("ingest"), ["--conf", str(settings_file(**places)), f"log.format={form}"])
     assert done.exit_status == 2, done.log
     assert "SECRET" not in done.log
     assert f"{key}=s3a://***@nobody-has-this-bucket/lesions has a user or a key in its address" in done.log

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import one_line, refused
+from conftest import command, one_line, refused
 
-from jobs import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.runner.cli import invoke
 
@@ -29,7 +28,7 @@ def test_a_folder_without_images(spark, settings_file, tmp_path):
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "archive" / name).write_text("no image")
     settings = settings_file(archive=str(tmp_path / "archive"), warehouse=str(tmp_path / "warehouse"))
-    done = invoke(ingest.COMMAND, ["--conf", str(settings)], spark)
+    done = invoke(command("ingest"), ["--conf", str(settings)], spark)
     assert done.exit_status == 4
     one_line(done.log, "error: no usable image in the archive", "not_an_image 2")
     holds_no_result(tmp_path / "warehouse")
@@ -40,7 +39,7 @@ def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp
     rows = "".join(f"{number},nevus\n" for number in range(20_000))
     (archive / "labels.csv").write_text("image_id,label\n" + rows + "20000,\0\n")
     settings = settings_file(archive=str(archive), warehouse=str(tmp_path / "warehouse"))
-    done = invoke(ingest.COMMAND, ["--conf", str(settings)], spark)
+    done = invoke(command("ingest"), ["--conf", str(settings)], spark)
     assert done.exit_status == 4
     one_line(done.log, "error: labels.csv is not text: it holds the byte 0x00")
     holds_no_result(tmp_path / "warehouse")

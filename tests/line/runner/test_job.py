@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from conftest import command
 
-from jobs import ingest, pipeline, prune, score, status
+from jobs import pipeline, prune, score, status
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.runner.cli import Command, invoke
 from melanoma_spark.runner.context import Summary
@@ -27,10 +28,10 @@ def looking(stage, **options):
 @pytest.mark.parametrize(
     ("command", "argv", "exit_status", "told"),
     [
-        (ingest.COMMAND, ["--help"], 0, "archive=/data/lesions"),
-        (ingest.COMMAND, ["--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
-        (ingest.COMMAND, ["imagesize=64"], 2, "error: unknown setting 'imagesize': did you mean 'image_size'?"),
-        (ingest.COMMAND, [], 2, "error: no archive named"),
+        (command("ingest"), ["--help"], 0, "archive=/data/lesions"),
+        (command("ingest"), ["--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
+        (command("ingest"), ["imagesize=64"], 2, "error: unknown setting 'imagesize': did you mean 'image_size'?"),
+        (command("ingest"), [], 2, "error: no archive named"),
         (pipeline.COMMAND, ["archive=/a", "split=hasch"], 2, "error: setting split:"),
         (pipeline.COMMAND, ["archive=/a", "--check"], 0, ""),
         (score.COMMAND, ["--follow", "archive=/a", "--check"], 0, "graceful"),

@@ -12,8 +12,8 @@ from conftest import SHARED
 from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit
 
-from jobs import ingest
 from melanoma_spark import config
+from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import damage, decoding, quality
 
