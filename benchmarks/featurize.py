@@ -22,7 +22,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from side_by_side import Processes, Turns, start_spark
 
-from jobs import featurize
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.dataset import ingest
 from melanoma_spark.images import synthetic
@@ -30,6 +29,7 @@ from melanoma_spark.models import backbones, weights
 from melanoma_spark.runner.context import Job
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import featurize
 
 ENGINES = ("ncnn", "tensorflow")
 

@@ -18,13 +18,14 @@ from collections.abc import Sequence
 import pandas as pd
 from side_by_side import start_spark
 
-from jobs import evaluate, featurize, finetune, train_head
+from jobs import evaluate
 from melanoma_spark import config, tracking
 from melanoma_spark.dataset import ingest
 from melanoma_spark.metrics import binary
 from melanoma_spark.runner.context import Job
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import featurize, finetune, train_head
 
 Figures = dict[tuple[str, int], list[tuple[float, float]]]  # (recipe, views) -> (AUC, accuracy) of each seed
 

@@ -30,14 +30,13 @@ import numpy as np
 from PIL import Image
 from side_by_side import Processes, Turns, start_spark
 
-from jobs import featurize
 from melanoma_spark import config, tracking
 from melanoma_spark.dataset import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.context import Job
 from melanoma_spark.storage import files, store
-from melanoma_spark.training import horovod, loop, reading, sharding
+from melanoma_spark.training import featurize, horovod, loop, reading, sharding
 
 CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2
 BACKBONE = config.Backbone(weights="random", allow_random=True)  # speed does not depend on the weights' values

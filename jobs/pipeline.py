@@ -5,7 +5,7 @@ One MLflow run holds it all, with a nested run for each stage. Stages whose resu
 example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
-from jobs import evaluate, featurize, finetune, register, score, train_head
+from jobs import evaluate, register, score
 from melanoma_spark.dataset import ingest
 from melanoma_spark.logs import say
 from melanoma_spark.models import weights
@@ -14,12 +14,13 @@ from melanoma_spark.runner.context import Job, Summary, dataset
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import featurize, finetune, train_head
 
 STAGES = {
     "ingest": ingest.ingest,
-    "featurize": featurize.run,
-    "train_head": train_head.run,
-    "finetune": finetune.run,
+    "featurize": featurize.featurize,
+    "train_head": train_head.train_head,
+    "finetune": finetune.finetune,
     "evaluate": evaluate.run,
     "register": register.run,
     "score": score.run,

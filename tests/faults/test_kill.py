@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from kills import killed_when
 
-from jobs import finetune
 from melanoma_spark.errors import DataError
 from melanoma_spark.storage import files, store
+from melanoma_spark.training import finetune
 
 
 def rank_processes() -> dict[int, int]:

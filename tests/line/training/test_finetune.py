@@ -5,11 +5,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from jobs import finetune
 from melanoma_spark import config
 from melanoma_spark.images import augmentation
 from melanoma_spark.storage import store
-from melanoma_spark.training import reading, sharding
+from melanoma_spark.training import finetune, reading, sharding
 
 AUGMENT = config.Augment(enabled=True)
 

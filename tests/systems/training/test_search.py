@@ -12,14 +12,13 @@ import pandas as pd
 import pytest
 from conftest import open_line, said
 
-from jobs import search
 from melanoma_spark import config
 from melanoma_spark.dataset import splits
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.stage import run_stage
-from melanoma_spark.training import head, horovod, loop, trials
+from melanoma_spark.training import head, horovod, loop, search, trials
 
 CUT = "block5_pool"
 SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
@@ -54,7 +53,7 @@ def searched(line, chosen=SWEEP, **changes):
     settings = line.job.settings.model_copy(update={"search": chosen, **changes})
     job = replace(line.job, settings=settings, tracker=line.tracker())
     with said() as text:
-        run_stage(job, "search", search.run, {"job": "search"})
+        run_stage(job, "search", search.search, {"job": "search"})
     return text.getvalue()
 
 

@@ -1,0 +1,221 @@
+"""Base and head joined, trained on by phases on Horovod ranks that Spark starts.
+
+The last block first, then the whole network (conf: finetune.phases). A phase with a `cut` reads that cut's features
+instead of computing the frozen part again: in each epoch another of the views that are stored, while a phase on pixels
+augments them as it goes (augment.enabled). The best epoch by validation AUROC is kept, the start included.
+
+A lost rank costs the work since the last checkpoint: the ranks start again from there, `finetune.retries` times. After
+that, and after a killed driver, the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from melanoma_spark import config, lineage
+from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.images import augmentation
+from melanoma_spark.logs import say
+from melanoma_spark.models import backbones, network
+from melanoma_spark.runner.context import Job, Summary, dataset
+from melanoma_spark.spark import executors, session
+from melanoma_spark.storage import files, store
+from melanoma_spark.training import horovod, loop, reading, sharding
+
+# Settings that change how the work is done, not what comes of it.
+HOW = {"accumulate", "checkpoint_steps", "read_ahead_mb", "retries", "start_timeout"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A column of a dataset, and where its rows are stored: by split, and for train by view."""
+
+    url: str
+    column: str
+    indexes: dict[str, list[sharding.Index]]
+
+
+def finetune(job: Job) -> Summary:
+    settings, warehouse = job.settings, job.warehouse
+    images = dataset(job, "images", "ingest")
+    features = dataset(job, "features", "featurize")
+    head = store.need(warehouse, "models/head", "train_head")
+    store.check_fit(images, features, head)
+    recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
+    drawn = settings.augment.model_dump(mode="json") if settings.augment.enabled else None
+    seeds = [settings.seed, settings.training_seed]
+    made_from = lineage.content_id(
+        [images["id"], features["id"], store.views(features), head["id"], recipe, drawn, seeds]
+    )
+    known = store.manifest(warehouse, "models/finetuned")
+    if known and known["made_from"] == made_from:
+        return Summary(f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}")
+    sources = sources_of(job, images, features)
+    for source in sources.values():  # so that what does not fit is told before ranks start
+        sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
+    executors.check(job.spark, settings.ranks)
+    session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
+    start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
+    target = files.join(warehouse, "models/finetuned", made_from)
+    records: list[loop.EpochRecord] = horovod.run_on_spark(
+        job.spark,
+        settings.ranks,
+        settings.finetune.start_timeout,
+        train,
+        settings,
+        network.Spec.model_validate(head["spec"]),
+        sources,
+        start,
+        target,
+        session.task_threads(job.spark),
+        retries=settings.finetune.retries,
+    )[0]
+    names = [phase.name for phase in settings.finetune.phases]
+    best = {name: loop.best_of([record for record in records if record.phase == name]) for name in names}
+    tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(files.join(target, "weights.npz"))))
+    facts = {
+        **{key: head[key] for key in ("spec", "weights_id", "weights_origin", "dataset_id", "features_id")},
+        "id": lineage.content_id([made_from, tensors_id]),
+        "path": made_from,
+        "made_from": made_from,
+        "head_id": head["id"],
+        "tensors_id": tensors_id,
+        "ranks": settings.ranks,
+        "validation_auroc": best[names[-1]].validation_auroc,
+        "training": [loop.as_dict(record) for record in records],
+        "best": {name: record.epoch for name, record in best.items()},
+        "run_id": job.run_id,
+    }
+    store.publish(warehouse, "models/finetuned", facts)
+    files.remove(files.join(target, CHECKPOINT))
+    job.tracker.epochs(records)
+    trained = [record for record in records if record.epoch]
+    speed = float(np.mean([record.images_per_second for record in trained]))
+    waited = sum(record.waited for record in trained) / max(sum(record.seconds for record in trained), 1e-9)
+    told = ", ".join(
+        f"{name} kept epoch {record.epoch} (validation AUROC {record.validation_auroc:.4f})"
+        for name, record in best.items()
+    )
+    return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}")
+
+
+def sources_of(job: Job, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:
+    """What the phases read: a cut -> its features, None -> the pixels."""
+    settings = job.settings
+    lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
+    if lacking:
+        raise ConfigError(
+            f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
+            f"{', '.join(features['cuts'])}; run `./spark-submit.sh featurize` with these settings first"
+        )
+    labels = store.labels(job.spark, job.warehouse, images)
+    cuts = {backbones.cut_of(settings.backbone.name, phase.cut) for phase in settings.finetune.phases if phase.cut}
+    found: dict[str | None, Source] = {}
+    if cuts:
+        url = store.data_url(job.warehouse, "features", features)
+        stored = reading.indexes(job.spark, url, labels, store.views(features))
+        found |= {cut: Source(url, cut, stored) for cut in cuts}
+    if not all(phase.cut for phase in settings.finetune.phases):
+        url = store.data_url(job.warehouse, "images", images)
+        found[None] = Source(url, "image", reading.indexes(job.spark, url, labels))
+    return found
+
+
+CHECKPOINT = "checkpoint.npz"
+
+
+def train(
+    rank: loop.Rank,
+    settings: config.Settings,
+    spec: network.Spec,
+    sources: dict[str | None, Source],
+    start: str,
+    target: str,
+    threads: int,
+) -> list[loop.EpochRecord]:
+    """What each rank does: all phases, one after the other, each from the best weights of the one before."""
+    import keras
+
+    network.use_threads(threads)
+    network.use_gpus(rank.gpus)
+    keras.utils.set_random_seed(settings.training_seed)  # before the network is built: dropout takes its seed then
+    chosen = settings.finetune
+    with backbones.precision(chosen.precision):
+        model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
+    state = checkpoint_in(target)
+    records = list(state.earlier) if state else []
+    names = [phase.name for phase in chosen.phases]
+    for phase in chosen.phases[names.index(state.phase) if state else 0 :]:
+        source = sources[backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None]
+        part = network.tail(model, source.column if phase.cut else None)
+        labels = source.indexes["train"][0].labels
+        plan = loop.Plan(
+            phase=phase.name,
+            learning_rate=phase.learning_rate * chosen.batch_size / (chosen.rates_for_batch or chosen.batch_size),
+            epochs=phase.epochs,
+            patience=phase.patience,
+            class_weights=loop.class_weights(labels.tolist()),
+            seed=settings.training_seed,
+            batch_size=chosen.batch_size,
+            accumulate=chosen.accumulate,
+            warmup_epochs=phase.warmup_epochs,
+            float16_gradients=chosen.float16_gradients,
+        )
+
+        def keep(state: loop.State, earlier: tuple[loop.EpochRecord, ...] = tuple(records)) -> None:
+            complete = files.pack_tensors(loop.pack(replace(state, earlier=earlier)))
+            files.write_bytes(files.join(target, CHECKPOINT), complete)
+
+        read = functools.partial(epoch_images, source, threads, settings)
+        records += loop.train(
+            rank,
+            part,
+            plan,
+            functools.partial(read, "train"),
+            functools.partial(read, "validation"),
+            say,
+            network=model,
+            state=state,
+            checkpoint=keep,
+            every=chosen.checkpoint_steps,
+        )
+        state = None
+    if rank.rank == 0:
+        files.write_bytes(files.join(target, "weights.npz"), files.pack_tensors(model.get_weights()))
+    return records
+
+
+def epoch_images(source: Source, threads: int, settings: config.Settings, split: str, epoch: int) -> loop.Images:
+    """The images of a split, as this rank reads them: in each epoch another view of those of train."""
+    views = source.indexes[split]
+    index = views[(epoch - 1) % len(views)]
+    ahead = settings.finetune.read_ahead_mb * 1024**2
+
+    def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+        return reading.values(source.url, source.column, index, shared, threads, ahead)
+
+    def augmented(shared: np.ndarray) -> Iterator[np.ndarray]:
+        for row, image in zip(shared[shared != sharding.NONE], read(shared), strict=True):
+            drawn = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
+            yield augmentation.augmented(image, settings.augment, drawn)
+
+    drawn_anew = split == "train" and source.column == "image" and settings.augment.enabled
+    return loop.Images(index.groups, index.labels, augmented if drawn_anew else read)
+
+
+def checkpoint_in(target: str) -> loop.State | None:
+    """The state of a training that was stopped, or None. Raises `DataError` when it cannot be read."""
+    url = files.join(target, CHECKPOINT)
+    if not files.exists(url):
+        return None
+    try:
+        return loop.unpack(files.unpack_tensors(files.read_bytes(url)))
+    except (DataError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
+        raise DataError(
+            f"checkpoint {url} cannot be read ({files.reason(error)}); remove it, and fine-tuning starts from the head"
+        ) from None
