@@ -24,7 +24,7 @@ from pyspark.sql import functions as f
 from jobs import external, judging
 from melanoma_spark import __version__, config, lineage, schemas
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import report, shortcuts, subgroups
+from melanoma_spark.evaluation import report_facts, shortcuts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import backbones, calibration, network, operating_points, prediction
 from melanoma_spark.runner.cli import Command, main
@@ -86,7 +86,7 @@ def run(job: Job) -> Summary:
     threshold = measured[-1]["operating_point"].threshold
     train = pixels_of(job, images).where("split = 'train'")
     spec = network.Spec.model_validate({**models[deciding]["spec"], "tta": settings.evaluate.tta})
-    found = report.Deciding(
+    found = report_facts.Deciding(
         name=deciding,
         about=about(spec, deciding, models),
         subgroups=judging.by_subgroup(job, images, test, told, threshold),
@@ -107,7 +107,7 @@ def run(job: Job) -> Summary:
         files.write_bytes(files.join(folder, "isic", file), content)
     gains = [gained(table, settings)] if finetuned else []
     champion = against_champion(job, images, test, deciding)
-    shown = report_facts(job, images, models, measured, gains, champion, found)
+    shown = gather_facts(job, images, models, measured, gains, champion, found)
     judging.publish(job, folder, shown)
     logged = {key: value for model in measured for key, value in as_metrics(model).items()}
     if finetuned:
@@ -214,7 +214,7 @@ def measure(
     fitted: calibration.Calibration,
     settings: config.Settings,
     patients: list[str | None],
-) -> report.ModelFacts:
+) -> report_facts.ModelFacts:
     """The figures of one model: calibration and operating point from validation, everything else on test.
 
     `patients` are those of the test images by `sha256`.
@@ -228,19 +228,19 @@ def measure(
     probabilities = fitted.apply(validation[1])
     point = operating_points.choose(validation[0], probabilities, rule, name_of_point)
     point = operating_points.with_room(point, probabilities)
-    return report.model_facts(
+    return report_facts.model_facts(
         name, fitted, point, validation[:2], test, chosen.resamples, settings.seed, chosen.prevalences, patients
     )
 
 
-def gained(table: pd.DataFrame, settings: config.Settings) -> report.Gain:
+def gained(table: pd.DataFrame, settings: config.Settings) -> report_facts.Gain:
     """What fine-tuning adds to the head alone on the test split."""
     test = table[table["split"] == "test"].sort_values("sha256")
     head, finetuned = (test[test["model"] == name] for name in (HEAD, FINETUNED))
     return difference(settings, FINETUNED, finetuned, HEAD, head)
 
 
-def against_champion(job: Job, images: dict[str, Any], test: pd.DataFrame, name: str) -> report.Gain | str:
+def against_champion(job: Job, images: dict[str, Any], test: pd.DataFrame, name: str) -> report_facts.Gain | str:
     """The deciding model beside the champion, on the same test images; else why there is none to stand beside."""
     register = job.settings.register_
     reference = f"{register.name}@{register.alias}"
@@ -265,7 +265,9 @@ def known_predictions(job: Job, standing: Any) -> pd.DataFrame | None:
     return judging.read_predictions(folder, str(standing.tags.get("model")), "test")
 
 
-def difference(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> report.Gain:
+def difference(
+    settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame
+) -> report_facts.Gain:
     """AUROC of one model's rows less that of others', of the same images in the same order."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     both = others["probability"].to_numpy(), rows["probability"].to_numpy()
@@ -274,7 +276,7 @@ def difference(settings: config.Settings, of: str, rows: pd.DataFrame, over: str
     return {"of": of, "over": over, "auroc": after - before, "interval": bounds}
 
 
-def as_metrics(model: report.ModelFacts) -> dict[str, float]:
+def as_metrics(model: report_facts.ModelFacts) -> dict[str, float]:
     """Flat names for MLflow: `test_auroc_finetuned`, ..."""
     suffix = {HEAD: "head", FINETUNED: "finetuned"}[model["name"]]
     values = {
@@ -298,20 +300,20 @@ def about(spec: network.Spec, name: str, models: dict[str, dict[str, Any]]) -> s
     return f"{judging.about(name, spec, models[HEAD]['weights_origin'])} {trained}."
 
 
-def report_facts(
+def gather_facts(
     job: Job,
     images: dict[str, Any],
     models: dict[str, dict[str, Any]],
-    measured: list[report.ModelFacts],
-    gains: list[report.Gain],
-    champion: report.Gain | str,
-    deciding: report.Deciding,
-) -> report.Facts:
+    measured: list[report_facts.ModelFacts],
+    gains: list[report_facts.Gain],
+    champion: report_facts.Gain | str,
+    deciding: report_facts.Deciding,
+) -> report_facts.Facts:
     head = models[HEAD]
-    epochs: list[report.Epoch] = []
+    epochs: list[report_facts.Epoch] = []
     best: dict[str, int] = {}
     for model in models.values():
-        epochs += [{key: epoch[key] for key in report.Epoch.__required_keys__} for epoch in model["training"]]  # type: ignore[misc]
+        epochs += [{key: epoch[key] for key in report_facts.Epoch.__required_keys__} for epoch in model["training"]]  # type: ignore[misc]
         best |= model["best"]
     limits = [
         "A high AUROC on archive images shows that the pipeline works, not that it diagnoses: borders, colours and "

@@ -17,7 +17,7 @@ from jobs import judging
 from melanoma_spark import __version__, config, lineage
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import report, shortcuts, subgroups
+from melanoma_spark.evaluation import report_facts, shortcuts, subgroups
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, prediction
 from melanoma_spark.runner.context import Job, Summary, archive_id, pixels_of
@@ -70,7 +70,7 @@ def run(job: Job) -> Summary:
         painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
         train = pixels_of(job, training_images(job, scorer)).where("split = 'train'")
         left = judging.without_the_lesion(own, images, train, test, painted_over)
-    facts = report_facts(own, images, scorer, name, test, told, known, left)
+    facts = gather_facts(own, images, scorer, name, test, told, known, left)
     folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
     judging.write_predictions(folder, test)
     for file, content in judging.in_isics_format(images, test, told).items():
@@ -111,7 +111,7 @@ def seen_in_training(job: Job, scorer: bundle.Scorer, rows: DataFrame) -> DataFr
     return parts[0].union(parts[1]).distinct().cache()
 
 
-def report_facts(
+def gather_facts(
     job: Job,
     images: dict[str, Any],
     scorer: bundle.Scorer,
@@ -119,14 +119,14 @@ def report_facts(
     test: pd.DataFrame,
     told: pd.DataFrame,
     known: int,
-    left: report.Shortcuts | None,
-) -> report.Facts:
+    left: report_facts.Shortcuts | None,
+) -> report_facts.Facts:
     chosen = job.settings.evaluate
     point = scorer.operating_point
     rows = tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group"))
     drawn = chosen.resamples, job.settings.seed, chosen.prevalences
     patients = judging.patients_of(told)
-    measured = report.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
+    measured = report_facts.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
     own: list[subgroups.Subgroup] = judging.by_subgroup(job, images, test, told, point.threshold)
     return {
         "title": f"{name} on another archive, dataset {images['id']}",

@@ -15,7 +15,7 @@ from pyspark.sql import types as t
 from melanoma_spark import schemas
 from melanoma_spark.archives import layouts
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import figures, report, shortcuts, subgroups
+from melanoma_spark.evaluation import figures, plots, report, report_facts, shortcuts, subgroups
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import bundle, gradcam, model_registry, network, prediction
@@ -40,13 +40,13 @@ def read_predictions(folder: str, model: str, split: str) -> pd.DataFrame | None
     return rows[(rows["model"] == model) & (rows["split"] == split)].sort_values("sha256")
 
 
-def publish(job: Job, folder: str, facts: report.Facts) -> None:
+def publish(job: Job, folder: str, facts: report_facts.Facts) -> None:
     """Report, model card and plots: into the warehouse and the run."""
     pages = {"report.html": report.render(facts).encode(), "model_card.md": report.card(facts).encode()}
     for name, content in pages.items():
         files.write_bytes(files.join(folder, name), content)
         job.tracker.artifact(name, content)
-    for name, png in report.plots(facts).items():
+    for name, png in plots.draw(facts).items():
         job.tracker.artifact(f"plots/{name}", png)
 
 
@@ -59,7 +59,7 @@ def about(name: str, spec: network.Spec, weights: str) -> str:
     )
 
 
-def dataset_facts(job: Job, images: dict[str, Any]) -> report.Dataset:
+def dataset_facts(job: Job, images: dict[str, Any]) -> report_facts.Dataset:
     labels = f"not {images['target']}", images["target"]
     counts = {
         split: {name: images["counts"][f"{split}_{label}"] for label, name in enumerate(labels)}
@@ -119,7 +119,7 @@ def of_pixels(job: Job, images: dict[str, Any], name: str, measure: Callable[[np
 
 def without_the_lesion(
     job: Job, images: dict[str, Any], learnt: DataFrame, test: pd.DataFrame, painted_over: pd.DataFrame
-) -> report.Shortcuts:
+) -> report_facts.Shortcuts:
     """How well a model ranks painted-over test images, and colour histograms alone, learnt from train, rank them.
 
     `learnt` are rows of train images, at the size of `images`; both frames have their rows by `sha256`.
@@ -152,7 +152,7 @@ def mistakes(
     tensors: list[np.ndarray],
     test: pd.DataFrame,
     threshold: float,
-) -> list[report.Mistake]:
+) -> list[report_facts.Mistake]:
     """The surest wrong decisions of each kind, missed ones first, with what they rest on. Of the image as it is."""
     most = job.settings.evaluate.mistakes
     missed = test[(test["label"] == 1) & (test["probability"] < threshold)].nsmallest(most, "probability")
@@ -167,7 +167,7 @@ def mistakes(
     positive = (wrong["label"] == 0).tolist()
     heat = gradcam.heatmaps(spec, tensors)(pixels, positive)
     return [
-        report.Mistake(label=int(row.label), probability=float(row.probability), image=image, heat=own)
+        report_facts.Mistake(label=int(row.label), probability=float(row.probability), image=image, heat=own)
         for row, image, own in zip(wrong.itertuples(), pixels, heat, strict=True)
     ]
 

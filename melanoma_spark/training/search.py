@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from pyspark.sql import types as t
 
-from melanoma_spark import config, lineage, schemas
+from melanoma_spark import config, lineage, plotting, schemas
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import report
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network, weights
+from melanoma_spark.pages import COLOURS, NEUTRAL
 from melanoma_spark.runner.context import Job, Summary, dataset, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
@@ -227,7 +227,7 @@ def log(job: Job, facts: dict[str, Any]) -> None:
     columns = ["trial", *trials.SETTINGS, "in_force", "mean", "std", "std_seeds", "reason"]
     job.tracker.artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
     job.tracker.artifact("tasks.csv", pd.DataFrame(facts["tasks"]).to_csv(index=False).encode())
-    job.tracker.artifact("plots/trials.png", report.trials_plot(facts["trials"]))
+    job.tracker.artifact("plots/trials.png", trials_plot(facts["trials"]))
 
 
 def as_metrics(result: trials.Result) -> dict[str, float]:
@@ -263,3 +263,28 @@ def summary(facts: dict[str, Any]) -> str:
     if failures(facts):
         parts.append(f"{len(failures(facts))} failed")
     return ", ".join(parts)
+
+
+def trials_plot(results: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of a search: for each of `trials.Result` that has figures the mean AUROC, with its spread and its folds.
+
+    The best is uppermost; the settings in force are bold.
+    """
+    shown = [result for result in results if not result["reason"]]
+    figure = plotting.new_figure(1.2 + 0.32 * len(shown))
+    axes = figure.add_subplot()
+    for row, result in enumerate(shown):
+        colour = COLOURS[1] if result["in_force"] else COLOURS[0]
+        axes.plot(result["folds"], [row] * len(result["folds"]), "|", color=NEUTRAL, markersize=7)
+        axes.errorbar(result["mean"], row, xerr=result["std"], fmt="o", color=colour, markersize=5, capsize=3)
+    names = [", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in r["settings"].items()) for r in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=6)
+    for text, result in zip(axes.get_yticklabels(), shown, strict=True):
+        text.set_fontweight("bold" if result["in_force"] else "normal")
+    axes.invert_yaxis()
+    told = "AUROC on unseen folds: mean and standard deviation; |: each fold; bold: the settings in force"
+    figure.supxlabel(told, fontsize=7)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    return plotting.png(figure)

@@ -13,15 +13,16 @@ from PIL import Image
 
 from melanoma_spark.dataset import datacard
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import figures, report, subgroups
+from melanoma_spark.evaluation import figures, plots, report, report_facts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint, choose
+from melanoma_spark.training import search
 
 PLOTS = {"roc.png", "precision_recall.png", "calibration.png", "decision_curve.png"}
 PLOTS |= {"confusion.png", "histogram.png", "training.png"}
-DRAW = report.plots
+DRAW = plots.draw
 FITTED = Calibration("platt", 0.7, -0.2)
 HOSTILE = "<script>alert('x')</script>\" onload=\"steal() $\\frac{1}$ & <b>"
 
@@ -33,7 +34,7 @@ def model(name, shift, seed, one_class=False):
     probabilities = 1 / (1 + np.exp(-generator.normal(shift * (labels - 0.5), 1)))
     point = choose(labels, FITTED.apply(probabilities))
     test_labels = np.zeros(100, dtype=int) if one_class else labels
-    return report.model_facts(
+    return report_facts.model_facts(
         name, FITTED, point, (labels, probabilities), (test_labels, probabilities, groups), resamples=50, seed=1
     )
 
@@ -49,7 +50,7 @@ def deciding():
     }
     image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     heat = generator.random((2, 2)).astype(np.float32)
-    return report.Deciding(
+    return report_facts.Deciding(
         name="fine-tuned",
         about="A base and a head, 64 x 64 pixels.",
         subgroups=subgroups.of_split(columns, labels, probabilities, groups, 0.5, 30, resamples=20),
@@ -72,7 +73,7 @@ def measured():
 
 @pytest.fixture
 def facts(measured):
-    return report.Facts(
+    return report_facts.Facts(
         title="Melanoma, demo",
         created_at="2024-05-17T09:21:44Z",
         run_id="9f1c2a7b",
@@ -110,7 +111,7 @@ def drawn():
 
 @pytest.fixture
 def no_plots(monkeypatch, drawn):
-    monkeypatch.setattr(report, "plots", lambda facts: drawn)
+    monkeypatch.setattr(plots, "draw", lambda facts: drawn)
 
 
 def test_model_facts_are_the_metrics_of_the_test_split():
@@ -120,9 +121,9 @@ def test_model_facts_are_the_metrics_of_the_test_split():
     probabilities, validation = FITTED.apply(raw), (labels[:40], FITTED.apply(raw_validation))
     point = OperatingPoint("triage", 0.4, "balanced")
     given = (labels[:40], raw_validation), (labels, raw, groups)
-    facts = report.model_facts("head", FITTED, point, *given, 40, 2, (0.02,))
+    facts = report_facts.model_facts("head", FITTED, point, *given, 40, 2, (0.02,))
     interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
-    assert facts.keys() == report.ModelFacts.__required_keys__
+    assert facts.keys() == report_facts.ModelFacts.__required_keys__
     assert facts["auroc"] == binary.auroc(labels, probabilities)
     assert (facts["auroc_low"], facts["auroc_high"]) == interval
     rows = labels, probabilities, groups
@@ -147,7 +148,7 @@ def test_model_facts_are_the_metrics_of_the_test_split():
 
 # over the limit of one test: it draws seven plots, and again
 def test_plots_are_images_wide_enough_for_paper_and_equal_for_equal_facts(facts):
-    drawn = report.plots(facts)
+    drawn = plots.draw(facts)
     assert drawn.keys() == PLOTS
     for png in drawn.values():
         with Image.open(io.BytesIO(png)) as image:
@@ -155,7 +156,7 @@ def test_plots_are_images_wide_enough_for_paper_and_equal_for_equal_facts(facts)
             assert image.format == "PNG"
             assert image.width >= 900
             assert len(image.convert("L").getcolors()) > 10
-    assert report.plots(facts) == drawn
+    assert plots.draw(facts) == drawn
 
 
 def test_the_page_holds_every_plot_and_nothing_from_outside(facts, no_plots):
@@ -164,7 +165,7 @@ def test_the_page_holds_every_plot_and_nothing_from_outside(facts, no_plots):
     pictures = [value for name, value in page.attributes if name == "src"]
     assert all(re.match("data:image/(png|jpeg);base64,", picture) for picture in pictures)
     shown = [base64.b64decode(picture.partition(",")[2]) for picture in pictures]
-    assert set(report.plots(facts).values()) < set(shown)
+    assert set(plots.draw(facts).values()) < set(shown)
     mistakes = [picture for picture in shown if picture.startswith(b"\xff\xd8")]
     assert len(mistakes) == 2
     with Image.open(io.BytesIO(mistakes[0])) as both:
@@ -311,7 +312,7 @@ def test_names_in_plots_are_no_formulas(facts):
     facts["dataset"]["labels"] = (r"$\no$", "malignant")
     facts["dataset"]["counts"] = {}
     facts["training"][0]["phase"] = r"$\so$"
-    assert report.plots(facts).keys() == PLOTS
+    assert plots.draw(facts).keys() == PLOTS
 
 
 def test_undefined_is_written_and_never_nan(facts):
@@ -337,10 +338,10 @@ def test_missing_facts_are_named(facts):
         report.render(short)
     del facts["models"][1]["roc"]
     with pytest.raises(DataError, match="model 2 of the report lacks roc"):
-        report.plots(facts)
+        plots.draw(facts)
     facts["models"] = []
     with pytest.raises(DataError, match="the report names no model"):
-        report.plots(facts)
+        plots.draw(facts)
 
 
 def test_a_searchs_plot_shows_the_trials_that_have_figures():
@@ -350,7 +351,7 @@ def test_a_searchs_plot_shows_the_trials_that_have_figures():
         {**good, "in_force": True, "mean": 0.7, "std": 0.02, "folds": [0.68, 0.72]},
     ]
     failed = {**good, "in_force": False, "mean": None, "std": None, "folds": [], "reason": "the loss is nan"}
-    drawn = report.trials_plot(results)
+    drawn = search.trials_plot(results)
     assert Image.open(io.BytesIO(drawn)).format == "PNG"
-    assert report.trials_plot([*results, failed]) == drawn
-    assert report.trials_plot(results[:1]) != drawn
+    assert search.trials_plot([*results, failed]) == drawn
+    assert search.trials_plot(results[:1]) != drawn
