@@ -21,7 +21,7 @@ def test_a_worker_of_score_imports_neither_mlflow_nor_tensorflow(tmp_path):
 import pickle, sys
 with open({str(tmp_path / "scorer")!r}, "rb") as file:
     scorer = pickle.load(file)
-from melanoma_spark.models import engines as exported
+from melanoma_spark.models import engines
 from melanoma_spark.archives import archive
 from melanoma_spark.images import quality
 from melanoma_spark.spark import inference

@@ -50,10 +50,9 @@ def test_it_runs_without_tensorflow(small, tmp_path, engine):
     (tmp_path / "network").write_bytes(small[2][engine])
     code = f"""
 import sys, pathlib, numpy
-from melanoma_spark.models import engines as exported
-from melanoma_spark.models import network
+from melanoma_spark.models import engines, network
 content = pathlib.Path({str(tmp_path / "network")!r}).read_bytes()
-found = network.over_views(exported.predictor(content, 1, {engine!r}), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
+found = network.over_views(engines.predictor(content, 1, {engine!r}), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
 assert found[0].shape == (2, 1) and numpy.isnan(found[1]).all()
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow", "onnx", "tf2onnx")))
 """

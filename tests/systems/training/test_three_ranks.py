@@ -18,12 +18,12 @@ SCRIPT = """
 
     sys.path.insert(0, {tests!r})
     import small_training
-    from melanoma_spark.training import horovod as ranks
+    from melanoma_spark.training import horovod
     from melanoma_spark.spark import session
 
     cloudpickle.register_pickle_by_value(small_training)  # ranks do not have this file on their path
     spark = session.start("three ranks")
-    results = ranks.run_on_spark(spark, 3, 120, small_training.train_on_rank, 41, 8, True)
+    results = horovod.run_on_spark(spark, 3, 120, small_training.train_on_rank, 41, 8, True)
     assert all(small_training.same(results[0][0][0], result[0][0]) for result in results[1:])
     open({out!r}, "wb").write(cloudpickle.dumps(results[0]))
     spark.stop()
