@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import pandas as pd
 from side_by_side import start_spark
 
-from jobs import evaluate
 from melanoma_spark import config, tracking
 from melanoma_spark.dataset import ingest
+from melanoma_spark.evaluation import evaluate
 from melanoma_spark.metrics import binary
 from melanoma_spark.runner.context import Job
 from melanoma_spark.runner.stage import run_stage

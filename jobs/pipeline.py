@@ -5,8 +5,9 @@ One MLflow run holds it all, with a nested run for each stage. Stages whose resu
 example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
-from jobs import evaluate, register, score
+from jobs import register, score
 from melanoma_spark.dataset import ingest
+from melanoma_spark.evaluation import evaluate
 from melanoma_spark.logs import say
 from melanoma_spark.models import weights
 from melanoma_spark.runner.cli import Command, main

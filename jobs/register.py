@@ -16,9 +16,10 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import functions as f
 
-from jobs import drift, judging
+from jobs import drift
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError
+from melanoma_spark.evaluation import assessment
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
@@ -180,7 +181,7 @@ def the_images(job: Job, evaluated: dict[str, Any]) -> dict[str, Any]:
 
 def predictions(job: Job, evaluated: dict[str, Any], name: str, split: str) -> pd.DataFrame:
     """The report's rows of a model and split."""
-    rows = judging.read_predictions(files.join(job.warehouse, "reports", evaluated["path"]), name, split)
+    rows = assessment.read_predictions(files.join(job.warehouse, "reports", evaluated["path"]), name, split)
     if rows is None:
         raise DataError("the predictions of the last report are gone; run `./spark-submit.sh evaluate` again")
     return rows
@@ -193,7 +194,7 @@ def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> lis
     test = predictions(job, evaluated, name, "test")
     champion = None
     if standing is not None and settings.register_.gate.auroc_margin is not None:
-        champion = judging.judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
+        champion = assessment.judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
     return gate.verdicts(
         settings.register_.gate,
         test["label"].to_numpy(),

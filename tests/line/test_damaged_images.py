@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from broken import END, half
 
-from jobs import judging
 from melanoma_spark import lineage
+from melanoma_spark.evaluation import assessment
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.models import bundle, network, pyfunc
 from melanoma_spark.models.calibration import Calibration
@@ -50,14 +50,14 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
 def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatch):
     stored = line.read("images")
     test = stored.where("split = 'test'").select("sha256").toPandas()
-    monkeypatch.setattr(judging, "pixels_of", lambda job, facts: stored.drop("flags"))
-    found = judging.told_of_test(line.job, line.manifest("images"), test)
+    monkeypatch.setattr(assessment, "pixels_of", lambda job, facts: stored.drop("flags"))
+    found = assessment.told_of_test(line.job, line.manifest("images"), test)
     assert len(found) == len(test)
     assert not any("damaged" in flags for flags in found["flags"])
     from pyspark.sql import functions as f
 
-    monkeypatch.setattr(judging, "pixels_of", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
-    found = judging.told_of_test(line.job, line.manifest("images"), test)
+    monkeypatch.setattr(assessment, "pixels_of", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
+    found = assessment.told_of_test(line.job, line.manifest("images"), test)
     assert all(flags[0] == "damaged" for flags in found["flags"])
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs import judging
 from melanoma_spark.archives import layouts
+from melanoma_spark.evaluation import assessment
 from melanoma_spark.models import network
 
 
@@ -17,8 +17,8 @@ from melanoma_spark.models import network
     ],
 )
 def test_licences_are_those_of_the_archive_else_of_its_layout(monkeypatch, told, layout, licences):
-    monkeypatch.setattr(judging, "told_of", lambda job, images, column: told)
-    assert judging.licences(None, {"layout": layout}) == licences
+    monkeypatch.setattr(assessment, "told_of", lambda job, images, column: told)
+    assert assessment.licences(None, {"layout": layout}) == licences
 
 
 def test_layouts_of_known_licences_are_layouts():
@@ -27,9 +27,9 @@ def test_layouts_of_known_licences_are_layouts():
 
 def test_a_model_is_told_with_its_weights_and_its_views():
     spec = network.Spec(backbone="vgg16", image_size=224, hidden=64, dropout=0.5, tta=8)
-    told = judging.about("fine-tuned", spec, "imagenet")
+    told = assessment.about("fine-tuned", spec, "imagenet")
     assert told.startswith(
         "Fine-tuned: the convolutional base of vgg16 (imagenet weights) and a head of 64 units on it"
     )
     assert told.endswith("It judges by the mean over 8 mirror images and turns of an image.")
-    assert "mirror" not in judging.about("fine-tuned", spec.model_copy(update={"tta": 1}), "imagenet")
+    assert "mirror" not in assessment.about("fine-tuned", spec.model_copy(update={"tta": 1}), "imagenet")

@@ -7,9 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from jobs import evaluate
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import shortcuts
+from melanoma_spark.evaluation import evaluate, shortcuts
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network

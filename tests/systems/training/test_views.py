@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from conftest import open_line, said
 
-from jobs import evaluate
 from melanoma_spark import config, schemas
+from melanoma_spark.evaluation import evaluate
 from melanoma_spark.images import augmentation
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.spark import session

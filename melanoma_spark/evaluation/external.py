@@ -13,11 +13,10 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import DataFrame
 
-from jobs import judging
 from melanoma_spark import __version__, config, lineage
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import report_facts, shortcuts, subgroups
+from melanoma_spark.evaluation import assessment, report_facts, shortcuts, subgroups
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, prediction
 from melanoma_spark.runner.context import Job, Summary, archive_id, pixels_of
@@ -62,20 +61,20 @@ def run(job: Job) -> Summary:
             f"{int(test['label'].iloc[0])}; sensitivity and specificity need both"
         )
     name = f"{version.name} version {version.version}"
-    told = judging.told_of_test(own, images, test)
+    told = assessment.told_of_test(own, images, test)
     left = None
     if settings.evaluate.shortcuts:
         given = f"network {scorer.model_id} painted over", batch, shortcuts.without_lesion
         over = prediction.judged(unseen, scorer.spec, scorer.tensors, *given)
         painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
         train = pixels_of(job, training_images(job, scorer)).where("split = 'train'")
-        left = judging.without_the_lesion(own, images, train, test, painted_over)
+        left = assessment.without_the_lesion(own, images, train, test, painted_over)
     facts = gather_facts(own, images, scorer, name, test, told, known, left)
     folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
-    judging.write_predictions(folder, test)
-    for file, content in judging.in_isics_format(images, test, told).items():
+    assessment.write_predictions(folder, test)
+    for file, content in assessment.in_isics_format(images, test, told).items():
         files.write_bytes(files.join(folder, "isic", file), content)
-    judging.publish(own, folder, facts)
+    assessment.publish(own, folder, facts)
     (measured,) = facts["models"]
     auroc, low, high = measured["auroc"], measured["auroc_low"], measured["auroc_high"]
     figures = {f"external_{key}": figure.value for key, figure in measured["figures"].items()}
@@ -125,14 +124,14 @@ def gather_facts(
     point = scorer.operating_point
     rows = tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group"))
     drawn = chosen.resamples, job.settings.seed, chosen.prevalences
-    patients = judging.patients_of(told)
+    patients = assessment.patients_of(told)
     measured = report_facts.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
-    own: list[subgroups.Subgroup] = judging.by_subgroup(job, images, test, told, point.threshold)
+    own: list[subgroups.Subgroup] = assessment.by_subgroup(job, images, test, told, point.threshold)
     return {
         "title": f"{name} on another archive, dataset {images['id']}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": job.run_id,
-        "dataset": judging.dataset_facts(job, images),
+        "dataset": assessment.dataset_facts(job, images),
         "settings": config.compared(job.settings),
         "lineage": {
             "dataset": images["id"],
@@ -146,11 +145,11 @@ def gather_facts(
         "champion": "",
         "deciding": {
             "name": name,
-            "about": judging.about(name, scorer.spec, str(scorer.facts.get("weights_origin", "unknown"))),
+            "about": assessment.about(name, scorer.spec, str(scorer.facts.get("weights_origin", "unknown"))),
             "subgroups": own,
             "subgroup_minimum": chosen.subgroup_minimum,
             "shortcuts": left,
-            "mistakes": judging.mistakes(job, images, scorer.spec, scorer.tensors, test, point.threshold),
+            "mistakes": assessment.mistakes(job, images, scorer.spec, scorer.tensors, test, point.threshold),
         },
         "training": [],
         "best": {},
