@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import functions as f
 
-from jobs import drift
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment
@@ -24,6 +23,7 @@ from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
+from melanoma_spark.monitoring import drift
 from melanoma_spark.registry import alias_history, gate
 from melanoma_spark.runner.cli import Command, main
 from melanoma_spark.runner.context import Job, Summary, pixels_of

@@ -38,13 +38,14 @@ import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
-from jobs import drift, follow, status, worklist
+from jobs import follow, status, worklist
 from melanoma_spark import config, lineage, logs, schemas
 from melanoma_spark.archives import archive, records
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
+from melanoma_spark.monitoring import drift
 from melanoma_spark.runner.cli import Command, main
 from melanoma_spark.runner.context import Job, Summary, archive_id, pace
 from melanoma_spark.runner.stage import Stage, run_stage, run_without_run

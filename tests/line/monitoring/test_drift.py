@@ -17,11 +17,11 @@ from page import Page
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from jobs import drift as job
 from jobs import pipeline, score
 from melanoma_spark import config
 from melanoma_spark.images import decoding
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
+from melanoma_spark.monitoring import drift as job
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.runner.cli import invoke
 from melanoma_spark.runner.context import Summary
