@@ -5,11 +5,12 @@ One MLflow run holds it all, with a nested run for each stage. Stages whose resu
 example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
-from jobs import register, score
+from jobs import score
 from melanoma_spark.dataset import ingest
 from melanoma_spark.evaluation import evaluate
 from melanoma_spark.logs import say
 from melanoma_spark.models import weights
+from melanoma_spark.registry import register
 from melanoma_spark.runner.cli import Command, main
 from melanoma_spark.runner.context import Job, Summary, dataset
 from melanoma_spark.runner.stage import run_stage
@@ -23,7 +24,7 @@ STAGES = {
     "train_head": train_head.train_head,
     "finetune": finetune.finetune,
     "evaluate": evaluate.run,
-    "register": register.run,
+    "register": register.register,
     "score": score.run,
 }
 
