@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from side_by_side import REPO, Memory, Processes
 
-from jobs import score
 from melanoma_spark import config, lineage, tracking
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.runner.context import Job
+from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
 
 ENGINES = ("ncnn", "onnxruntime", "tensorflow")

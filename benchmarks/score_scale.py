@@ -24,10 +24,10 @@ from ingest_scale import COLLECT_EVERY, SIDE, by_description, fill
 from score import registered
 from side_by_side import start_spark
 
-from jobs import score
 from melanoma_spark import config, tracking
 from melanoma_spark.background import every
 from melanoma_spark.runner.context import Job
+from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
 
 SIZE = 32  # pixels, of the network

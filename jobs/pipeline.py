@@ -5,7 +5,6 @@ One MLflow run holds it all, with a nested run for each stage. Stages whose resu
 example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
 """
 
-from jobs import score
 from melanoma_spark.dataset import ingest
 from melanoma_spark.evaluation import evaluate
 from melanoma_spark.logs import say
@@ -14,6 +13,7 @@ from melanoma_spark.registry import register
 from melanoma_spark.runner.cli import Command, main
 from melanoma_spark.runner.context import Job, Summary, dataset
 from melanoma_spark.runner.stage import run_stage
+from melanoma_spark.scoring import score
 from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import featurize, finetune, train_head
@@ -25,7 +25,7 @@ STAGES = {
     "finetune": finetune.finetune,
     "evaluate": evaluate.run,
     "register": register.register,
-    "score": score.run,
+    "score": score.score,
 }
 
 

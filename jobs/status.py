@@ -3,39 +3,12 @@
 example: ./spark-submit.sh score status warehouse=/data/warehouse score.shown=5
 """
 
-from __future__ import annotations
-
-from datetime import UTC, datetime
-
-from melanoma_spark.errors import DataError
-from melanoma_spark.logs import say
 from melanoma_spark.runner.cli import Command, main
-from melanoma_spark.runner.context import Job, Summary
 from melanoma_spark.runner.stage import run_without_run
-from melanoma_spark.scoring import batches
-
-FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows", "counts", "verdict")
-
-
-def run(job: Job) -> Summary:
-    """Tells them, the newest first; returns a summary. Raises `DataError` where none is within score.within."""
-    settings, warehouse = job.settings, job.warehouse
-    there = batches.committed(warehouse)
-    shown = there[-settings.score.shown :]
-    for batch in reversed(shown):
-        found = batches.facts(warehouse, batch)
-        say(batches.told(found), "batch", **{key: found[key] for key in FIELDS if key in found})
-    if settings.score.within is not None:
-        newest = batches.facts(warehouse, there[-1]).get("committed_at") if there else None
-        age = newest and (datetime.now(UTC) - datetime.fromisoformat(newest)).total_seconds() / 3600
-        if age is None or age > settings.score.within:
-            when = f"the newest batch is of {newest}, {age:.1f} hours ago" if newest else "there is no batch"
-            raise DataError(f"{when}; expected one within {settings.score.within:g} hours (score.within)")
-    return Summary(f"{len(there)} batches in scores/, {len(shown)} shown, the newest first")
-
+from melanoma_spark.scoring.status import report_status
 
 COMMAND = Command(
-    "score", __doc__, run, runner=run_without_run, prepared=False, words={"status": "score.action=status"}
+    "score", __doc__, report_status, runner=run_without_run, prepared=False, words={"status": "score.action=status"}
 )
 
 if __name__ == "__main__":

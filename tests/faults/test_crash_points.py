@@ -23,12 +23,12 @@ import yaml
 from conftest import REPO, TESTS, command, with_settings
 from crash_points import Control, Killed, Point, Write
 
-from jobs import score
 from melanoma_spark import lineage, tracking
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import model_registry
 from melanoma_spark.registry import alias_history
 from melanoma_spark.runner.cli import Command, Result, invoke
+from melanoma_spark.scoring import score
 from melanoma_spark.storage import files, lease, store
 
 ALL = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"

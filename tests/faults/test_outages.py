@@ -18,12 +18,11 @@ from conftest import Line
 from fake_clock import FakeClock
 from scoring import once, rows
 
-from jobs import score
 from melanoma_spark import schemas, tracking
 from melanoma_spark.archives import archive
 from melanoma_spark.errors import ClusterError, ImageError, of_storage
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.scoring import ledger
+from melanoma_spark.scoring import ledger, score
 from melanoma_spark.storage import files
 
 NEW = 24  # images that are not scored yet

@@ -31,12 +31,13 @@ STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register
 
 
 def serve() -> None:
-    from jobs import follow, pipeline, prune, score
+    from jobs import pipeline, prune
     from melanoma_spark.errors import BusyError
     from melanoma_spark.operations import retention
     from melanoma_spark.runner.cli import invoke
     from melanoma_spark.runner.context import Job, Summary
     from melanoma_spark.runner.stage import run_stage
+    from melanoma_spark.scoring import follow, score
     from melanoma_spark.storage import files, lease
 
     orders, answers = sys.stdin, sys.stdout  # a job's own output is in its result

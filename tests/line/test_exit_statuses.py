@@ -9,7 +9,6 @@ import sys
 import pytest
 from conftest import REPO, command
 
-from jobs import score
 from melanoma_spark import errors
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.runner.cli import invoke
@@ -33,7 +32,7 @@ def test_an_exit_status_and_its_line(spark, copied, settings_file, status, words
     settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder))
     held = lease.held(copied.job.warehouse, "score") if status == 5 else contextlib.nullcontext()
     with held:
-        done = invoke(score.COMMAND, ["--conf", str(settings), "log.format=json", *words], spark)
+        done = invoke(command("score"), ["--conf", str(settings), "log.format=json", *words], spark)
     assert done.exit_status == status, done.log
     told = [json.loads(line) for line in done.log.splitlines() if line.startswith("{")]
     assert all(line["job"] == "score" and line["time"].endswith("Z") for line in told)

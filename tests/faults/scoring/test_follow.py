@@ -16,10 +16,9 @@ import pytest
 from conftest import Line, said
 from kills import kill
 
-from jobs import follow, score
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.scoring import batches
+from melanoma_spark.scoring import batches, follow, score
 
 PATIENCE = 180  # seconds
 
@@ -53,7 +52,7 @@ def followed(line: Line, **changes: object) -> str:
     )
     job = replace(line.job, settings=settings.model_copy(update={"score": section}), run_id="", tracker=line.tracker())
     with said() as text:
-        assert score.runner(job, "score", score.run, {"job": "score"}).exit_status == 0
+        assert score.runner(job, "score", score.score, {"job": "score"}).exit_status == 0
     return text.getvalue()
 
 

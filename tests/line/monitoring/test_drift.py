@@ -10,14 +10,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHARED, said
+from conftest import SHARED, command, said
 from hypothesis import given
 from hypothesis import strategies as st
 from page import Page
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from jobs import pipeline, score
+from jobs import pipeline
 from melanoma_spark import config
 from melanoma_spark.images import decoding
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
@@ -26,6 +26,7 @@ from melanoma_spark.monitoring import statistics
 from melanoma_spark.runner.cli import invoke
 from melanoma_spark.runner.context import Summary
 from melanoma_spark.runner.stage import run_stage
+from melanoma_spark.scoring import score
 
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
@@ -313,7 +314,7 @@ def test_a_model_without_reference_says_so(spark):
 def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings_file):
     before = len(noise.scores())
     conf = settings_file(archive=str(noise.archive), warehouse=str(noise.folder))
-    done = invoke(score.COMMAND, ["--conf", str(conf)], spark)
+    done = invoke(command("score"), ["--conf", str(conf)], spark)
     assert done.exit_status == score.LOOK == 6, done.log
     assert "60 scored + 0 rejected" in done.summary
     assert "beyond the limit: " in done.summary

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import command
 
-from jobs import pipeline, prune, score, status
+from jobs import pipeline, prune
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.runner.cli import Command, invoke
 from melanoma_spark.runner.context import Summary
@@ -34,10 +34,10 @@ def looking(stage, **options):
         (command("ingest"), [], 2, "error: no archive named"),
         (pipeline.COMMAND, ["archive=/a", "split=hasch"], 2, "error: setting split:"),
         (pipeline.COMMAND, ["archive=/a", "--check"], 0, ""),
-        (score.COMMAND, ["--follow", "archive=/a", "--check"], 0, "graceful"),
-        (score.COMMAND, ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
+        (command("score"), ["--follow", "archive=/a", "--check"], 0, "graceful"),
+        (command("score"), ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
         (prune.COMMAND, ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
-        (status.COMMAND, ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
+        (command("status"), ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
     ],
 )
 def test_exit_status_and_line_of_what_ends_before_spark(command, argv, exit_status, told):

@@ -10,11 +10,10 @@ import pytest
 from conftest import Line, with_pictures
 from scoring import of_ledger, once, rows
 
-from jobs import score
 from melanoma_spark import schemas
 from melanoma_spark.errors import BusyError, ClusterError
 from melanoma_spark.images import synthetic
-from melanoma_spark.scoring import ledger
+from melanoma_spark.scoring import ledger, score
 from melanoma_spark.storage import files
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]

@@ -12,10 +12,10 @@ from conftest import with_pictures
 from page import Page
 from PIL import Image
 
-from jobs import worklist as job
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality, synthetic
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.scoring import worklist as job
 from melanoma_spark.scoring import worklist_page
 
 NAN = float("nan")
