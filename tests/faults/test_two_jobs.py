@@ -20,8 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import command
 
-from jobs.prune import JOBS
+from melanoma_spark.operations.prune import JOBS
 
 REPO = Path(__file__).parents[2]
 STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score")
@@ -31,7 +32,7 @@ STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register
 
 
 def serve() -> None:
-    from jobs import pipeline, prune
+    from jobs import pipeline
     from melanoma_spark.errors import BusyError
     from melanoma_spark.operations import retention
     from melanoma_spark.runner.cli import invoke
@@ -104,7 +105,7 @@ def serve() -> None:
         lease.SETTLE = order["settle"]
         name, words = order["job"], [f"warehouse={order['warehouse']}", f"wait={order['wait']}"]
         if name == "prune":
-            command = prune.COMMAND
+            command = command("prune")
             words += ["prune.apply=true", "prune.unfinished_days=0"]
         else:
             module = importlib.import_module(f"jobs.{'score' if name == 'follow' else name}")

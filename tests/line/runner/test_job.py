@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import command
 
-from jobs import pipeline, prune
+from jobs import pipeline
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.runner.cli import Command, invoke
 from melanoma_spark.runner.context import Summary
@@ -36,7 +36,7 @@ def looking(stage, **options):
         (pipeline.COMMAND, ["archive=/a", "--check"], 0, ""),
         (command("score"), ["--follow", "archive=/a", "--check"], 0, "graceful"),
         (command("score"), ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
-        (prune.COMMAND, ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
+        (command("prune"), ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
         (command("status"), ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
     ],
 )

@@ -11,8 +11,8 @@ from conftest import REPO
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import doctor as job
 from melanoma_spark.errors import ClusterError
+from melanoma_spark.operations import doctor as job
 from melanoma_spark.spark import checks
 from melanoma_spark.spark.checks import DRIVER, FAILED, OK, WARNING, Finding
 

@@ -9,14 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import REPO, STAGES, said
+from conftest import REPO, STAGES, command, said
 
-from jobs import prune
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.models import engines
-from melanoma_spark.operations import retention
+from melanoma_spark.operations import prune, retention
 from melanoma_spark.registry import alias_history
 from melanoma_spark.runner.cli import invoke
 from melanoma_spark.runner.context import Job
@@ -62,7 +61,7 @@ def run(place, **changes):
     """What it says, line by line."""
     settings = config.parse({"warehouse": str(place), **changes})
     with said() as text:
-        summary = prune.run(Job(None, settings, files.url_of(str(place)), None))
+        summary = prune.prune(Job(None, settings, files.url_of(str(place)), None))
     return [*text.getvalue().splitlines(), summary.text]
 
 
@@ -170,7 +169,7 @@ def test_who_has_lost_a_lease_while_it_looked_removes_nothing(warehouse, monkeyp
 def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
     given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
     words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"
-    assert invoke(prune.COMMAND, given).summary.endswith(f": ./spark-submit.sh prune {words}")
+    assert invoke(command("prune"), given).summary.endswith(f": ./spark-submit.sh prune {words}")
 
 
 def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copied):

@@ -1,0 +1,150 @@
+"""Whether this machine, Spark's executors, the warehouse and MLflow are as the other jobs need them.
+
+Give it the settings, the master and the resources of the job that you mean to run: it starts Spark as that job would,
+asks every executor, and tells all that it found in one table, with a remedy below each line that needs one. It makes
+nothing. What it tries to write it removes again; a folder for the warehouse, and MLflow's experiment, stay.
+
+  Java, Spark      17 or 21; the same Spark on driver and workers
+  uv.lock          the driver's packages are those of the lock
+  packages         the executors' Python and packages are the driver's
+  Horovod          loads with the TensorFlow that is there, and was built with Gloo
+  weights          of the backbone, where it is looked for; a download is no failure
+  warehouse        driver and executors write to the same one
+  MLflow           takes a tag and an artifact; its SQLite file may be written, and Spark is no cluster
+  slots            as many as ranks, at least
+  memory           what the Python workers of an executor may take, against what the network takes
+  cores, GPUs      those of the machines, against what Spark gives to tasks
+  network          executors reach the driver and each other, on any port
+  clock            the executors' clocks and the driver's
+
+A warning is nothing that stops a job. Jobs look at what concerns them by themselves before they begin: all of them at
+the settings, the warehouse, MLflow and, on a cluster, the executors' versions; finetune and pipeline at slots and
+network.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from melanoma_spark import config, lineage, logs, tracking
+from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.logs import say
+from melanoma_spark.models import backbones, engines, weights
+from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.spark import checks, executors, session
+from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
+from melanoma_spark.storage import files, lease
+
+SERVER = (
+    "see that the server runs and may write where it keeps runs and artifacts, or name another: mlflow.tracking_uri="
+)
+LEVELS = {OK: "info", WARNING: "warning", checks.FAILED: "error"}
+
+
+def doctor(job: Job) -> Summary:
+    """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
+    engines.engine_for(job.settings.score.engine, job.settings.backbone.name)
+    found = checks.merged(examined(job.settings, job.warehouse))
+    if logs.in_json():
+        for one in found:
+            told = f"{one.what}, {one.where}: {one.found}" + (f"; {one.remedy}" if one.remedy else "")
+            say(told, "finding", LEVELS[one.verdict], **asdict(one))
+    else:
+        say(checks.table(found))
+    failed = [one for one in found if one.verdict == checks.FAILED]
+    if failed:
+        names = ", ".join(dict.fromkeys(one.what for one in failed))
+        raise ClusterError(f"{len(failed)} of {len(found)} checks failed: {names}; remedies stand in the table")
+    warnings = sum(one.verdict == WARNING for one in found)
+    return Summary(f"{len(found)} checks, {warnings} of them with a warning, none failed")
+
+
+def examined(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
+    yield from checked("uv.lock", DRIVER, of_lock, checks.INSTALL)
+    yield from checked("Horovod", DRIVER, lambda: [checks.horovod(DRIVER, executors.horovod())], checks.INSTALL)
+    yield from checked("weights", DRIVER, lambda: [of_weights(settings)], "name a readable file: backbone.weights=")
+    written = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
+
+    def of_warehouse() -> list[Finding]:
+        files.check_writable(warehouse)
+        files.write_bytes(written, b"")
+        return [Finding("warehouse", DRIVER, f"{warehouse}: writes")]
+
+    found = checked("warehouse", DRIVER, of_warehouse, "name another one: warehouse=URL")
+    yield from found
+    there = found[0].verdict == OK
+    try:
+        yield from of_spark(settings, warehouse, written if there else "")
+    finally:
+        if there:
+            with suppress(Exception):  # the warehouse may be away by now
+                files.remove(written)
+
+
+def checked(what: str, where: str, check: Callable[[], Iterable[Finding]], remedy: str) -> list[Finding]:
+    """What a check finds; an error of it is a finding, too, and stops no other one."""
+    try:
+        return list(check())
+    except MelanomaError as error:
+        return [checks.of_error(what, where, error, remedy)]
+    except Exception as error:
+        return [checks.not_checked(what, where, error, remedy)]
+
+
+def of_lock() -> list[Finding]:
+    path = lineage.checkout() / "uv.lock"
+    if not path.is_file():
+        return [Finding("uv.lock", DRIVER, "not compared: there is none beside this code, as in a packed environment")]
+    text = path.read_text()
+    return [checks.locked(text, checks.installed(checks.names_locked(text)))]
+
+
+def of_weights(settings: config.Settings) -> Finding:
+    chosen = settings.backbone
+    place = weights.located(chosen)
+    if not place:
+        remedy = f"without internet put {backbones.backbone(chosen.name).imagenet_file} into ~/.keras/models"
+        return Finding("weights", DRIVER, f"none of {chosen.name} at hand, Keras will download them", WARNING, remedy)
+    found = weights.resolve(chosen, settings.seed) if place != weights.RANDOM else None
+    return Finding("weights", DRIVER, f"{chosen.name}, {place}" + (f", content id {found.content_id}" if found else ""))
+
+
+def of_spark(settings: config.Settings, warehouse: str, written: str) -> Iterator[Finding]:
+    """Of Spark, and of what depends on its master."""
+    started: list[Any] = []
+
+    def start() -> list[Finding]:
+        spark = session.start("doctor")
+        started.append(spark)
+        java = checks.java(DRIVER, session.java_version(spark))
+        return [java, Finding("Spark", DRIVER, f"{spark.version}, {session.master()}")]
+
+    def of_mlflow() -> list[Finding]:
+        tracking.check(settings.mlflow, session.master())
+        return [Finding("MLflow", DRIVER, tracking.try_writing(settings.mlflow, warehouse))]
+
+    yield from checked("Spark", DRIVER, start, "")
+    yield from checked("MLflow", DRIVER, of_mlflow, SERVER)
+    for spark in started:
+        try:
+            yield from of_executors(spark, settings, warehouse, written)
+        finally:
+            spark.stop()
+
+
+def of_executors(spark: Any, settings: config.Settings, warehouse: str, written: str) -> Iterator[Finding]:
+    def of_slots() -> list[Finding]:
+        session.wait_for_slots(spark, settings.ranks)
+        return [Finding("slots", DRIVER, f"{session.settled_slots(spark)}, ranks={settings.ranks}")]
+
+    def asked() -> Iterable[Finding]:
+        answers = executors.machines(spark, warehouse, written)
+        engine = engines.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
+        return checks.executors(answers, checks.versions(), spark.version, session.asked(spark), engine, lease.STALE)
+
+    yield from checked("slots", DRIVER, of_slots, "")
+    yield from checked("executors", "cluster", asked, executors.PYTHON)
