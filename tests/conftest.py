@@ -221,7 +221,7 @@ class Line:
 
     def told(self, name: str, **changes: Any) -> str:
         """The same, and all that it says."""
-        from jobs import pipeline
+        from melanoma_spark import pipeline
         from melanoma_spark.runner.stage import run_stage
 
         job = replace(self.job, settings=self.job.settings.model_copy(update=changes), tracker=self.tracker())
@@ -332,14 +332,14 @@ def new_line(spark: Any, lesions: Path, tmp_path: Path, shared_mlflow: str) -> C
 @pytest.fixture(scope="session")
 def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) -> Line:
     """The whole line, run once. Look at it, and run it again; what changes it belongs into a copy of its folder."""
-    from jobs import pipeline
+    from melanoma_spark import pipeline
     from melanoma_spark.runner.stage import run_stage
 
     new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse", score={"worklist": {"pictures": 2}})
     temporary = Path(spark.sparkContext._temp_dir)
     before = len(list(temporary.iterdir()))
     with said() as text:
-        run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
+        run_stage(new.job, "pipeline", pipeline.pipeline, {"job": "pipeline"})
     return replace(new, said=text.getvalue(), left=len(list(temporary.iterdir())) - before)
 
 

@@ -6,7 +6,6 @@ in `scoring/test_follow`, register in `systems/registry`, score on S3 in `system
 """
 
 import contextlib
-import importlib
 import json
 import re
 import socket
@@ -32,7 +31,7 @@ STAGES = ("ingest", "featurize", "train_head", "finetune", "evaluate", "register
 
 
 def serve() -> None:
-    from jobs import pipeline
+    from melanoma_spark import pipeline
     from melanoma_spark.errors import BusyError
     from melanoma_spark.operations import retention
     from melanoma_spark.runner.cli import invoke
@@ -74,7 +73,7 @@ def serve() -> None:
         return follow.run(job, "score", score.batch, {}) if name == "follow" else run_stage(job, name, whole(name), {})
 
     def whole(name: str) -> Any:
-        return pipeline.run if name == "pipeline" and order["at"] else stage
+        return pipeline.pipeline if name == "pipeline" and order["at"] else stage
 
     def until_over(following: follow.Following) -> None:
         stage(following.job)
@@ -97,7 +96,7 @@ def serve() -> None:
     follow.Following.until_over, retention.decide, lease._refuse = until_over, deciding, refusing
     follow.archive.empty = lambda url: True
     pipeline.STAGES = {name: partial(stage, name=name) for name in STAGES}
-    pipeline.weights.located = pipeline.preflight.check = lambda *_: None
+    pipeline.weights.located = pipeline.executors.check = lambda *_: None
     pipeline.closing = lambda job: ""
     answer(ready=True)
     for line in orders:
@@ -105,13 +104,12 @@ def serve() -> None:
         lease.SETTLE = order["settle"]
         name, words = order["job"], [f"warehouse={order['warehouse']}", f"wait={order['wait']}"]
         if name == "prune":
-            command = command("prune")
+            chosen = command("prune")
             words += ["prune.apply=true", "prune.unfinished_days=0"]
         else:
-            module = importlib.import_module(f"jobs.{'score' if name == 'follow' else name}")
-            command = replace(module.COMMAND, runner=partial(run, name), prepared=False)
-            command = replace(command, needs_archive=lambda settings: False)
-        result = invoke(command, words)
+            chosen = command("score" if name == "follow" else name)
+            chosen = replace(chosen, runner=partial(run, name), prepared=False, needs_archive=lambda settings: False)
+        result = invoke(chosen, words)
         answer(status=result.exit_status, log=result.log)
 
 

@@ -12,8 +12,7 @@ import pytest
 from conftest import STAGES
 from PIL import Image
 
-from jobs import pipeline
-from melanoma_spark import config, schemas
+from melanoma_spark import config, pipeline, schemas
 from melanoma_spark.errors import ConfigError, DataError, MelanomaError
 from melanoma_spark.images import decoding, quality, synthetic
 from melanoma_spark.models import calibration, network, operating_points, weights
@@ -65,7 +64,7 @@ def listed_files(folder: Path) -> list[Path]:
 def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told):
     new = new_line(**changes)
     with pytest.raises(MelanomaError, match=re.escape(told)):
-        run_stage(new.job, "pipeline", pipeline.run, {"job": "pipeline"})
+        run_stage(new.job, "pipeline", pipeline.pipeline, {"job": "pipeline"})
     assert not (new.folder / "images").exists()
 
 

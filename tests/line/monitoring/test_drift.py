@@ -17,8 +17,7 @@ from page import Page
 from PIL import Image, ImageDraw
 from scipy import stats
 
-from jobs import pipeline
-from melanoma_spark import config
+from melanoma_spark import config, pipeline
 from melanoma_spark.images import decoding
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
 from melanoma_spark.monitoring import drift as job
@@ -360,7 +359,7 @@ def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
     stages = {"first": lambda job: ran.append("first") or Summary("done"), "marked": lambda job: Summary("done", 6)}
     monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
     with said() as text:
-        assert run_stage(job, "pipeline", pipeline.run, {"job": "pipeline"}).exit_status == 6
+        assert run_stage(job, "pipeline", pipeline.pipeline, {"job": "pipeline"}).exit_status == 6
         assert run_stage(job, "first", stages["first"], {"job": "first"}).exit_status == 0
     assert ran == ["first"] * 3
     assert "pipeline: 3 stages" in text.getvalue()

@@ -5,7 +5,6 @@ import json
 import pytest
 from conftest import command
 
-from jobs import pipeline
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.runner.cli import Command, invoke
 from melanoma_spark.runner.context import Summary
@@ -32,8 +31,8 @@ def looking(stage, **options):
         (command("ingest"), ["--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
         (command("ingest"), ["imagesize=64"], 2, "error: unknown setting 'imagesize': did you mean 'image_size'?"),
         (command("ingest"), [], 2, "error: no archive named"),
-        (pipeline.COMMAND, ["archive=/a", "split=hasch"], 2, "error: setting split:"),
-        (pipeline.COMMAND, ["archive=/a", "--check"], 0, ""),
+        (command("pipeline"), ["archive=/a", "split=hasch"], 2, "error: setting split:"),
+        (command("pipeline"), ["archive=/a", "--check"], 0, ""),
         (command("score"), ["--follow", "archive=/a", "--check"], 0, "graceful"),
         (command("score"), ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
         (command("prune"), ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
