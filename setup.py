@@ -68,6 +68,9 @@ setup(
             "mypy>=1.15",
             "import-linter>=2.17",
             "types-PyYAML",
+            "sphinx>=8,<10",  # `make docs`; 30 MB with what it needs
+            "myst-parser>=4",
+            "pydata-sphinx-theme>=0.16",
         ],
     },
 )
