@@ -1,6 +1,7 @@
 PYTHON ?= python3.11
 WAREHOUSE ?= demo/warehouse
 PORT ?= 5000
+DOCS_PORT ?= 8000
 
 # GPU=1 installs TensorFlow for CUDA, GPU=0 for the CPU alone; unset, it stays with what is there.
 GPU ?= $(if $(wildcard .venv/.installed-gpu),1,0)
@@ -18,10 +19,10 @@ THERE = $(if $(call FOLDERS,$(1)),,$(error no tests/*/$(ONLY) in the tiers $(1))
 YARN = tests/systems/test_yarn.py
 APART = $(YARN) tests/systems/test_other_backbones.py
 
-.PHONY: help install demo lint test test-full test-yarn coverage mutants bench package ui clean
+.PHONY: help install demo lint test test-full test-yarn coverage mutants bench package docs docs-serve ui clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## everything, into .venv; at the CPU's TensorFlow, or CUDA's with GPU=1
 
@@ -80,6 +81,13 @@ bench: install ## how fast images go through VGG16's base, and into the dataset
 package: install ## Python and all packages for YARN's nodes, into dist/env.tar.gz
 	@conf/pack-environment.sh dist/env.tar.gz
 
+docs: install ## the documentation site, into build/docs; a warning or a broken internal link fails
+	@.venv/bin/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
+
+docs-serve: docs ## the site at http://127.0.0.1:8000; DOCS_PORT=... for another port
+	@.venv/bin/python -m http.server --bind 127.0.0.1 --directory build/docs $(DOCS_PORT)
+
 ui: install ## MLflow's UI on demo/warehouse; WAREHOUSE=... and PORT=... for another
 	@test -f "$(WAREHOUSE)/mlflow.db" || \
 	  { echo "no $(WAREHOUSE)/mlflow.db yet: run \`make demo\`, or name a warehouse by WAREHOUSE=..." >&2; exit 1; }
@@ -87,5 +95,5 @@ ui: install ## MLflow's UI on demo/warehouse; WAREHOUSE=... and PORT=... for ano
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false .venv/bin/mlflow ui --backend-store-uri "sqlite:///$(abspath $(WAREHOUSE))/mlflow.db" --port $(PORT)
 
 clean: ## removes the demo and all caches; .venv and .uv stay
-	@rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis spark-warehouse metastore_db
+	@rm -rf demo build dist docs/api *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis spark-warehouse metastore_db
 	@find . -path ./.venv -prune -o -path ./.uv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

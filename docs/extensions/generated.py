@@ -1,0 +1,193 @@
+"""Pages made from the code at build time: settings, command line, decisions and API.
+
+Directives `settings`, `commands` and `decisions` insert Markdown into the page that names them. Pages of the API are
+files below docs/api, which git ignores.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+REPO = Path(__file__).parents[2]
+DECISION = re.compile(r"# (?P<title>.+)\n\nDecision (?P<number>\d+), (?P<date>[\d-]+)\. Status: (?P<status>.+)\.\n")
+
+
+def cell(text: str) -> str:
+    """Text as a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def settings_tables() -> str:
+    """A table of each section of the settings, with default, valid values and description of each key."""
+    from melanoma_spark.config import Settings
+
+    schema = Settings.model_json_schema(by_alias=True)
+    general: dict[str, Any] = {}
+    sections: list[tuple[str, dict[str, Any]]] = [("", {**schema, "properties": general})]
+    pending = [("", schema)]
+    while pending:
+        prefix, section = pending.pop(0)
+        inner = []
+        for name, field in section["properties"].items():
+            reference = field.get("$ref") or (field.get("items") or {}).get("$ref")
+            if not reference:
+                if not prefix:
+                    general[name] = field
+                continue
+            if "items" in field:  # a list of sections
+                (general if not prefix else section["properties"])[name] = {**field, "items": {"type": "phase"}}
+            title = f"{prefix}{name}" + ("[]" if "items" in field else "")
+            inner.append((title, schema["$defs"][reference.rpartition("/")[2]]))
+        for title, found in inner:
+            sections.append((title, found))
+        pending += [(f"{title}.", found) for title, found in inner]
+    return "\n\n".join(section_table(title, section) for title, section in sorted(sections, key=lambda one: one[0]))
+
+
+def section_table(title: str, section: dict[str, Any]) -> str:
+    lines = [f"## `{title}`" if title else "## General", ""]
+    if title and section.get("description"):
+        lines += [as_markdown(section["description"]), ""]
+    rows = []
+    for name, field in section["properties"].items():
+        if "$ref" not in field:
+            values, description = cell(values_text(field)), cell(field.get("description", ""))
+            key = f"{title}.{name}" if title else name
+            rows.append(f"| `{key}` | {default_text(field)} | {values} | {description} |")
+    head = ["| setting | default | values | description |", "| --- | --- | --- | --- |"]
+    return "\n".join([*lines, *head, *rows] if rows else lines)
+
+
+def default_text(field: dict[str, Any]) -> str:
+    default = field.get("default")
+    if isinstance(default, list) and default and isinstance(default[0], dict):
+        return ", ".join(f"`{one['name']}`" for one in default)
+    if "default" not in field:
+        return "required"
+    if isinstance(default, list | dict):
+        return f"`{default}`" if default else "none"
+    return "none" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+def values_text(field: dict[str, Any]) -> str:
+    """What a key takes, in words, from its JSON schema."""
+    if "anyOf" in field:
+        return " or ".join(values_text(one) for one in field["anyOf"])
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    kind = field.get("type", "")
+    names = {"string": "text", "integer": "whole number", "boolean": "`true`, `false`", "object": "keys and values"}
+    if kind == "array":
+        return f"list: {values_text(field.get('items', {}))}"
+    limits = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    bounds = " and ".join(f"{words} {field[key]}" for key, words in limits.items() if key in field)
+    return f"{names.get(kind, kind)}, {bounds}".removesuffix(", ")
+
+
+def as_markdown(docstring: str) -> str:
+    """A docstring as text of a page: without its lists and layout, which are for terminals."""
+    return " ".join(docstring.split()).replace("<", "&lt;")
+
+
+def job_commands() -> dict[str, Any]:
+    """The command of each module below jobs/ that is one, by the words that start it."""
+    import jobs
+
+    names = [found.name for found in pkgutil.iter_modules(jobs.__path__)]
+    modules = {name: importlib.import_module(f"jobs.{name}") for name in names}
+    commands = {name: module.COMMAND for name, module in modules.items() if hasattr(module, "COMMAND")}
+    return {name if name == own.name else f"{own.name} {name}": own for name, own in sorted(commands.items())}
+
+
+def command_texts() -> str:
+    """The usage of spark-submit.sh, and the --help text of each job without the settings, which have a page."""
+    from jobs.job import invoke
+
+    usage = subprocess.run([REPO / "spark-submit.sh", "--help"], capture_output=True, text=True, check=True).stdout
+    parts = [f"```text\n{usage.rstrip()}\n```"]
+    os.environ["COLUMNS"] = "100"
+    for title, command in sorted(job_commands().items()):
+        text = invoke(command, ["--help"]).log.partition("settings [default]:")[0].rstrip()
+        parts.append(f"## {title}\n\n```text\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def decisions_table() -> str:
+    """Number, title, date and status of each decision, from the first lines of its page."""
+    rows = []
+    for path in sorted((REPO / "docs/decisions").glob("*.md")):
+        if path.name != "index.md":
+            head = DECISION.match(path.read_text())
+            if not head:
+                raise ValueError(f"{path}: expected a title, then 'Decision N, YYYY-MM-DD. Status: ...'")
+            rows.append((int(head["number"]), f"[{head['title']}]({path.name})", head["date"], head["status"]))
+    lines = [f"| {number} | {title} | {date} | {status} |" for number, title, date, status in sorted(rows)]
+    return "\n".join(["| number | decision | date | status |", "| --- | --- | --- | --- |", *lines])
+
+
+class Generated(SphinxDirective):
+    """Inserts the Markdown that `make` returns."""
+
+    make: Any
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(type(self).make(), allow_section_headings=True)
+
+
+def write_api_pages(app: Sphinx) -> None:
+    """A page below docs/api for each public module, and their index; pages of modules that are gone are removed."""
+    folder = Path(app.srcdir) / "api"
+    pages, rows = {}, []
+    for path in sorted((REPO / "melanoma_spark").rglob("*.py")):
+        parts = path.relative_to(REPO).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        summary = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+        if any(part.startswith("_") for part in name.split(".")) or not summary:
+            continue
+        pages[f"{name}.md"] = (
+            f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n   :show-inheritance:\n```\n"
+        )
+        rows.append(f"| [`{name}`]({name}.md) | {cell(summary)} |")
+    pages["index.md"] = (
+        "# API\n\nThe modules of `melanoma_spark`, from their docstrings. Jobs and settings are the stable interface; "
+        "modules may change between releases.\n\n| module | what it does |\n| --- | --- |\n"
+        + "\n".join(rows)
+        + "\n\n```{toctree}\n:hidden:\n:glob:\n\n*\n```\n"
+    )
+    folder.mkdir(exist_ok=True)
+    for path in folder.glob("*.md"):
+        if path.name not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        path = folder / name
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+
+def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are Markdown with `code`; here they become reStructuredText."""
+    pieces = re.split(r"(`+[^`]*`+)", "\n".join(lines))
+    escaped = (
+        f"``{piece.strip('`')}``" if piece.startswith("`") else re.sub(r"([*|]|_(?=\W|$))", r"\\\1", piece)
+        for piece in pieces
+    )
+    lines[:] = "".join(escaped).split("\n")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    for name, make in (("settings", settings_tables), ("commands", command_texts), ("decisions", decisions_table)):
+        app.add_directive(name, type(name, (Generated,), {"make": staticmethod(make)}))
+    app.connect("builder-inited", write_api_pages)
+    app.connect("autodoc-process-docstring", escape_docstring)
+    return {"parallel_read_safe": True}
