@@ -9,7 +9,7 @@ what has landed, until SIGTERM or Ctrl-C: it ends after the batch in hand, with 
 Each batch is held against the training images: its verdict stands in the worklist, in `score status`, and in MLflow's
 experiment NAME-drift, whose charts show batch after batch.
 
-exit status, docs/operations.md tells what to do at each:
+exit status, docs/exit-statuses.md says what to do at each:
   0  done, or nothing to do
   1  an error of nobody's making but ours, or of Spark
   2  a setting is wrong

@@ -24,5 +24,5 @@ while :; do
     left=$((left - 1))
     sleep "${PAUSE:-600}"
 done
-echo "melanoma score ended with exit status $status; docs/operations.md tells what to do, $log what was said" >&2
+echo "melanoma score ended with exit status $status; docs/exit-statuses.md says what to do, $log what was said" >&2
 exit "$status"

@@ -1,11 +1,10 @@
-"""Backup and restore by the very commands of docs/operations.md: nothing is lost, and nothing is scored twice."""
+"""Backup and restore by the very commands of docs/backup.md: nothing is lost, and nothing is scored twice."""
 
 import os
 import re
 import shutil
 import sqlite3
 import subprocess
-import textwrap
 from pathlib import Path
 
 import mlflow
@@ -21,10 +20,9 @@ from melanoma_spark.storage import files
 
 
 def commands(heading: str) -> list[str]:
-    """The blocks of commands below a heading of the operators' page."""
-    (section,) = re.findall(rf"^### {heading}\n(.*?)^##", (REPO / "docs/operations.md").read_text(), re.M | re.S)
-    blocks = re.findall(r"(?:^    .*\n|^\n(?=    ))+", section, re.MULTILINE)
-    return [textwrap.dedent(block).strip() for block in blocks]
+    """The blocks of commands below a heading of the page."""
+    (section,) = re.findall(rf"^### {heading}\n(.*?)^##", (REPO / "docs/backup.md").read_text(), re.M | re.S)
+    return re.findall(r"^```bash\n(.*?)^```", section, re.M | re.S)
 
 
 def run(script: str, **places: str | Path) -> str:
