@@ -1,7 +1,7 @@
 """Pages made from the code at build time: settings, command line, decisions and API.
 
-Directives `settings`, `commands` and `decisions` insert Markdown into the page that names them. Pages of the API are
-files below docs/api, which git ignores.
+Directives such as `settings` insert Markdown into the page that names them. Pages of the API are files below docs/api,
+which git ignores.
 """
 
 from __future__ import annotations
@@ -136,6 +136,22 @@ def decisions_table() -> str:
     return "\n".join(["| number | decision | date | status |", "| --- | --- | --- | --- |", *lines])
 
 
+def reasons_table() -> str:
+    """Why a file is not used: each code with its explanation."""
+    from melanoma_spark.images import REASONS
+
+    rows = [f"| `{code}` | {cell(text)} |" for code, text in REASONS.items()]
+    return "\n".join(["| reason | meaning |", "| --- | --- |", *rows])
+
+
+def layouts_table() -> str:
+    """The layouts of archives, and what each of them needs."""
+    from melanoma_spark.layouts import LAYOUTS
+
+    rows = [f"| `{name}` | {cell(text)} |" for name, text in LAYOUTS.items()]
+    return "\n".join(["| layout | detected by |", "| --- | --- |", *rows])
+
+
 class Generated(SphinxDirective):
     """Inserts the Markdown that `make` returns."""
 
@@ -178,15 +194,21 @@ def write_api_pages(app: Sphinx) -> None:
 def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are Markdown with `code`; here they become reStructuredText."""
     pieces = re.split(r"(`+[^`]*`+)", "\n".join(lines))
-    escaped = (
-        f"``{piece.strip('`')}``" if piece.startswith("`") else re.sub(r"([*|]|_(?=\W|$))", r"\\\1", piece)
+    text = "".join(
+        f"\\ ``{piece.strip('`')}``\\ " if piece.startswith("`") else re.sub(r"([*|]|_(?=\W|$))", r"\\\1", piece)
         for piece in pieces
     )
-    lines[:] = "".join(escaped).split("\n")
+    lines[:] = re.sub(r"(?<!\w)\\ (?=``)|(?<=``)\\ (?!\w)", "", text).split("\n")  # needed beside a letter alone
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    for name, make in (("settings", settings_tables), ("commands", command_texts), ("decisions", decisions_table)):
+    for name, make in {
+        "settings": settings_tables,
+        "commands": command_texts,
+        "decisions": decisions_table,
+        "reasons": reasons_table,
+        "layouts": layouts_table,
+    }.items():
         app.add_directive(name, type(name, (Generated,), {"make": staticmethod(make)}))
     app.connect("builder-inited", write_api_pages)
     app.connect("autodoc-process-docstring", escape_docstring)
