@@ -28,6 +28,8 @@ autodoc_member_order = "bysource"
 nitpick_ignore_regex = [("py:.*", ".*")]
 
 html_theme = "pydata_sphinx_theme"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = "melanoma_spark"
 html_show_sourcelink = False
 html_show_sphinx = False
