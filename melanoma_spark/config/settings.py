@@ -34,7 +34,9 @@ class Backbone(Section):
     name: str = Field(
         default="vgg16", description="vgg16, resnet50, inception_v3, xception, or what an installed package adds"
     )
-    weights: str = "imagenet"
+    weights: str = Field(
+        default="imagenet", description="imagenet, random, or the path or URL of a Keras HDF5 file with the weights"
+    )
     allow_random: bool = Field(default=False, description="only the demo and the tests say yes")
 
     @model_validator(mode="after")
@@ -47,8 +49,8 @@ class Backbone(Section):
 class Labels(Section):
     """Words of an archive's label column, or class folders, beside those of `diagnoses.csv` (in lower case)."""
 
-    positive: tuple[str, ...] = ()
-    negative: tuple[str, ...] = ()
+    positive: tuple[str, ...] = Field(default=(), description="more words for label 1")
+    negative: tuple[str, ...] = Field(default=(), description="more words for label 0")
 
     @model_validator(mode="after")
     def _no_word_is_both(self) -> Labels:
@@ -69,8 +71,8 @@ class Privacy(Section):
 
 class Ingest(Section):
     labels: Labels = Labels()
-    test_fraction: Fraction = 0.15
-    validation_fraction: Fraction = 0.15
+    test_fraction: Fraction = Field(default=0.15, description="share of the groups that become test images")
+    validation_fraction: Fraction = Field(default=0.15, description="share of the groups that become validation images")
     min_side: Count = Field(default=32, description="pixels; a smaller image is rejected")
     max_pixels: Count = Field(default=100_000_000, description="a larger image is rejected before it is decoded")
     max_bytes: Count = Field(default=256 * 1024 * 1024, description="a larger file is rejected before it is read")
@@ -154,19 +156,19 @@ class Featurize(Section):
     dtype: Literal["float16", "float32"] = Field(default="float16", description="in which features are stored")
     precision: Precision = Field(default="float32", description=PRECISION)
     engine: Engine = Field(default="auto", description=ENGINE)
-    batch_size: Count = 16
+    batch_size: Count = Field(default=16, description="images that go through the network at once")
     views: Count = Field(default=1, description="of each train image: as it is, and views - 1 augmented ones")
 
 
 class Head(Section):
     """Global average pooling -> dense -> dropout -> sigmoid, on the bottleneck features."""
 
-    hidden: Count = 256
-    dropout: Dropout = 0.5
-    learning_rate: Rate = 1e-3
-    epochs: Count = 60
+    hidden: Count = Field(default=256, description="units of the dense layer")
+    dropout: Dropout = Field(default=0.5, description="share of the units that are dropped in training")
+    learning_rate: Rate = Field(default=1e-3, description="of the optimizer Adam")
+    epochs: Count = Field(default=60, description="passes over the train images, at most")
     patience: Count = Field(default=10, description="epochs without a better validation AUROC before training stops")
-    batch_size: Count = 32
+    batch_size: Count = Field(default=32, description="images of a training step")
     views: Count | None = Field(
         default=None, description="of the stored ones of each train image, learnt from in turn; default: all"
     )
@@ -178,11 +180,11 @@ class Phase(Section):
     A frozen part is not computed again: a phase with a `cut` reads that cut's features, one without reads pixels.
     """
 
-    name: str
+    name: str = Field(description="of the phase, in logs, MLflow and the report")
     cut: str | None = Field(default=None, description="a layer of the backbone, or `last_block`")
-    learning_rate: Rate = 1e-5
-    epochs: Count = 5
-    patience: Count = 2
+    learning_rate: Rate = Field(default=1e-5, description="of the optimizer, after the warm-up")
+    epochs: Count = Field(default=5, description="passes over the train images, at most")
+    patience: Count = Field(default=2, description="epochs without a better validation AUROC before the phase stops")
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(
         default=0, description="in which the rate rises evenly to its own"
     )
@@ -190,9 +192,9 @@ class Phase(Section):
 
 class Finetune(Section):
     batch_size: Count = Field(default=16, description="global: images a step over all ranks together")
-    phases: tuple[Phase, ...] = (
-        Phase(name="last_block", cut="last_block"),
-        Phase(name="all", learning_rate=1e-6, epochs=2),
+    phases: tuple[Phase, ...] = Field(
+        default=(Phase(name="last_block", cut="last_block"), Phase(name="all", learning_rate=1e-6, epochs=2)),
+        description="in order; each has name, cut, learning_rate, epochs, patience and warmup_epochs",
     )
     rates_for_batch: Count | None = Field(
         default=None, description="rates are for this batch_size: with k times as many images a step they are k-fold"
@@ -237,7 +239,7 @@ class Evaluate(Section):
     mistakes: Annotated[int, Field(ge=0, le=20)] = Field(
         default=3, description="of each kind shown in the report, with Grad-CAM; 0: no image leaves images/"
     )
-    batch_size: Count = 16
+    batch_size: Count = Field(default=16, description="images that go through the network at once")
     tta: Symmetries = Field(
         default=1,
         description="test-time augmentation: the mean over 1, 2, 4 or 8 mirror images and quarter turns, at so many "
@@ -267,7 +269,7 @@ class Gate(Section):
 
 
 class Register(Section):
-    name: Name = "melanoma"
+    name: Name = Field(default="melanoma", description="of the registered model")
     alias: Name = Field(
         default="champion", description="what a model that holds all rules takes; challenger until then"
     )
@@ -372,7 +374,7 @@ class Log(Section):
 
 class Score(Section):
     model: str = Field(default="melanoma@champion", description="NAME@ALIAS or NAME/VERSION in MLflow's registry")
-    batch_size: Count = 16
+    batch_size: Count = Field(default=16, description="images that go through the network at once")
     engine: Engine = Field(default="auto", description=ENGINE)
     anew: bool = Field(
         default=True, description="a new version scores again what others have; false: what no version has scored"
@@ -443,7 +445,7 @@ class Prune(Section):
 
 class Mlflow(Section):
     tracking_uri: str | None = Field(default=None, description="default: an SQLite file in the warehouse")
-    experiment: str = "melanoma"
+    experiment: str = Field(default="melanoma", description="name of the experiment that holds the runs")
     system_metrics: bool = Field(default=True, description="processor, memory and network of the driver's machine")
 
 
