@@ -1,0 +1,70 @@
+"""README and docs/ against the code: their commands, settings, make targets and files are valid."""
+
+import importlib
+import re
+import shlex
+
+import pytest
+import yaml
+from conftest import REPO
+
+from jobs.job import invoke
+from melanoma_spark import config, schemas
+
+PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md"))]
+TEXTS = {str(path.relative_to(REPO)): path.read_text() for path in PAGES if path.parent.name != "api"}
+COMMAND = "./spark-submit.sh"
+FOLDERS = r"\.ci|\.github|benchmarks|conf|docs|examples|jobs|melanoma_spark|tests"
+
+
+def found(pattern: str, texts: dict[str, str]) -> list[tuple[str, str]]:
+    """Each text that the first group of a pattern matches, with the page of its first place."""
+    places = {match[1]: page for page, text in texts.items() for match in re.finditer(pattern, text, re.M | re.S)}
+    return sorted((page, text) for text, page in places.items())
+
+
+def job_words(command: str) -> list[str]:
+    """The job and its words of a command line, as spark-submit.sh gives them to the job: without Spark's options."""
+    settings, words, rest = [], [], iter(shlex.split(command.replace("\\\n", " "), comments=True))
+    for word in rest:
+        if word == "--conf" and (value := next(rest)).endswith(".yaml"):
+            settings = ["--conf", str(REPO / value)] if (REPO / value).exists() else []  # else it is the reader's own
+        elif word.startswith("--") and word not in ("--conf", "--check", "--help", "--follow"):
+            next(rest)
+        elif word not in ("--conf", "..."):
+            words.append(word)
+    return [words[0], *settings, *words[1:]]
+
+
+COMMANDS = found(rf"{re.escape(COMMAND)} ((?:[a-z_]+)(?: (?:\\\n|'[^'\n]*'|[^`'\n|])*)?)", TEXTS)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_that_start_a_job_have_valid_words(page, command):
+    name, *words = job_words(command)
+    if name != "package":
+        done = invoke(importlib.import_module(f"jobs.{name}").COMMAND, [*words, "--check"])
+        assert done.exit_status == 0 or "no archive named" in done.summary, done.log  # a part of a command
+
+
+@pytest.mark.parametrize(("page", "block"), found(r"^```yaml\n(.*?)^```", TEXTS))
+def test_blocks_of_yaml_are_settings(page, block):
+    assert config.parse(yaml.safe_load(block))
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (REPO / "Makefile").read_text(), re.MULTILINE))
+    named = found(r"(?:`|^|&& |GPU=1 )make ([a-z-]+)(?=[`\s])", TEXTS)
+    assert {"install", "demo", "docs"} <= {target for _, target in named} <= targets
+
+
+def test_files_exist():
+    named = found(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", TEXTS)
+    assert len(named) > 50
+    assert [(page, name) for page, name in named if not list(REPO.glob(name))] == []
+
+
+def test_columns_of_scores_are_all_explained():
+    section = TEXTS["docs/warehouse.md"].partition("## Columns of scores")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(schemas.SCORES.names)
