@@ -20,6 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 REPO = Path(__file__).parents[2]
+NO_BREAK = "\N{NON-BREAKING HYPHEN}"
 DECISION = re.compile(r"# (?P<title>.+)\n\nDecision (?P<number>\d+), (?P<date>[\d-]+)\. Status: (?P<status>.+)\.\n")
 
 
@@ -115,7 +116,7 @@ def command_texts() -> str:
     from jobs.job import invoke
 
     usage = subprocess.run([REPO / "spark-submit.sh", "--help"], capture_output=True, text=True, check=True).stdout
-    parts = [f"```text\n{usage.rstrip()}\n```"]
+    parts = [f"## All jobs\n\n```text\n{usage.rstrip()}\n```"]  # text before the first heading would be lost
     os.environ["COLUMNS"] = "100"
     for title, command in sorted(job_commands().items()):
         text = invoke(command, ["--help"]).log.partition("settings [default]:")[0].rstrip()
@@ -131,7 +132,14 @@ def decisions_table() -> str:
             head = DECISION.match(path.read_text())
             if not head:
                 raise ValueError(f"{path}: expected a title, then 'Decision N, YYYY-MM-DD. Status: ...'")
-            rows.append((int(head["number"]), f"[{head['title']}]({path.name})", head["date"], head["status"]))
+            rows.append(
+                (
+                    int(head["number"]),
+                    f"[{head['title']}]({path.name})",
+                    head["date"].replace("-", NO_BREAK),
+                    head["status"],
+                )
+            )
     lines = [f"| {number} | {title} | {date} | {status} |" for number, title, date, status in sorted(rows)]
     return "\n".join(["| number | decision | date | status |", "| --- | --- | --- | --- |", *lines])
 

@@ -17,6 +17,10 @@ def test_site_builds_without_a_warning_or_a_broken_link(tmp_path):
     command = [sys.executable, "-c", BUILD, "-d", tmp_path / "doctrees", "docs", tmp_path / "html"]
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    generated = {"settings": "score.follow.settle", "command-line": "exit status", "decisions/index": "accepted"}
+    generated = {
+        "settings": "score.follow.settle",
+        "command-line": "Usage: spark-submit.sh",
+        "decisions/index": "accepted",
+    }
     for page, text in {**generated, "api/melanoma_spark.metrics": "AUROC"}.items():
         assert text in (tmp_path / f"html/{page}.html").read_text(), page
