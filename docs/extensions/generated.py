@@ -113,7 +113,7 @@ def job_commands() -> dict[str, Any]:
 
 def command_texts() -> str:
     """The usage of spark-submit.sh, and the --help text of each job without the settings, which have a page."""
-    from jobs.job import invoke
+    from melanoma_spark.runner.cli import invoke
 
     usage = subprocess.run([REPO / "spark-submit.sh", "--help"], capture_output=True, text=True, check=True).stdout
     parts = [f"## All jobs\n\n```text\n{usage.rstrip()}\n```"]  # text before the first heading would be lost
@@ -146,7 +146,7 @@ def decisions_table() -> str:
 
 def reasons_table() -> str:
     """Why a file is not used: each code with its explanation."""
-    from melanoma_spark.images import REASONS
+    from melanoma_spark.images.decoding import REASONS
 
     rows = [f"| `{code}` | {cell(text)} |" for code, text in REASONS.items()]
     return "\n".join(["| reason | meaning |", "| --- | --- |", *rows])
@@ -154,7 +154,7 @@ def reasons_table() -> str:
 
 def layouts_table() -> str:
     """The layouts of archives, and what each of them needs."""
-    from melanoma_spark.layouts import LAYOUTS
+    from melanoma_spark.archives.layouts import LAYOUTS
 
     rows = [f"| `{name}` | {cell(text)} |" for name, text in LAYOUTS.items()]
     return "\n".join(["| layout | detected by |", "| --- | --- |", *rows])

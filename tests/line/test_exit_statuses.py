@@ -69,5 +69,5 @@ def test_help_and_the_page_of_alarms_list_them_all():
         assert re.search(rf"^  {status}  \w", told, re.MULTILINE)
         assert re.search(rf"^\| {status} \|", page, re.MULTILINE)
         assert not status or f"\n## Status {status}" in page
-    for verdict in (drift.DRIFTING, drift.BEYOND, drift.TOO_FEW, drift.NO_REFERENCE):
+    for verdict in (statistics.DRIFTING, statistics.BEYOND, statistics.TOO_FEW, statistics.NO_REFERENCE):
         assert re.search(rf'^## .*"{verdict}"', page, re.MULTILINE)

@@ -22,5 +22,5 @@ def test_site_builds_without_a_warning_or_a_broken_link(tmp_path):
         "command-line": "Usage: spark-submit.sh",
         "decisions/index": "accepted",
     }
-    for page, text in {**generated, "api/melanoma_spark.metrics": "AUROC"}.items():
+    for page, text in {**generated, "api/melanoma_spark.errors": "ConfigError"}.items():
         assert text in (tmp_path / f"html/{page}.html").read_text(), page

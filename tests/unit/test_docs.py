@@ -1,15 +1,14 @@
 """README and docs/ against the code: their commands, settings, make targets and files are valid."""
 
-import importlib
 import re
 import shlex
 
 import pytest
 import yaml
-from conftest import REPO
+from conftest import REPO, command
 
-from jobs.job import invoke
 from melanoma_spark import config, schemas
+from melanoma_spark.runner.cli import invoke
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md"))]
 TEXTS = {str(path.relative_to(REPO)): path.read_text() for path in PAGES if path.parent.name != "api"}
@@ -39,11 +38,11 @@ def job_words(command: str) -> list[str]:
 COMMANDS = found(rf"{re.escape(COMMAND)} ((?:[a-z_]+)(?: (?:\\\n|'[^'\n]*'|[^`'\n|])*)?)", TEXTS)
 
 
-@pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_commands_that_start_a_job_have_valid_words(page, command):
-    name, *words = job_words(command)
+@pytest.mark.parametrize(("page", "line"), COMMANDS)
+def test_commands_that_start_a_job_have_valid_words(page, line):
+    name, *words = job_words(line)
     if name != "package":
-        done = invoke(importlib.import_module(f"jobs.{name}").COMMAND, [*words, "--check"])
+        done = invoke(command(name), [*words, "--check"])
         assert done.exit_status == 0 or "no archive named" in done.summary, done.log  # a part of a command
 
 
