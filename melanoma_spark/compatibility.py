@@ -1,0 +1,43 @@
+"""Modules by the names that they had up to version 0.1, for one release: models registered then import these.
+
+MLflow loads a registered model with the code that was packed with it. In a process that has imported this package, that
+code gets the modules of this package, by their old names.
+"""
+
+import importlib
+import sys
+import warnings
+from functools import partial
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "melanoma_spark"
+MOVED = {
+    "backbones": "models.backbones",
+    "bundle": "models.bundle",
+    "calibration": "models.calibration",
+    "files": "storage.files",
+    "network": "models.network",
+    "operating_points": "models.operating_points",
+    "reference": "models.training_reference",
+}
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds a module of `MOVED` under its old name."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == PACKAGE and name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        new = f"{PACKAGE}.{MOVED[module.__name__.rpartition('.')[2]]}"
+        warnings.warn(f"{module.__name__} has moved to {new}", DeprecationWarning, stacklevel=2)
+        module.__getattr__ = partial(getattr, importlib.import_module(new))  # type: ignore[method-assign]
+
+
+def install() -> None:
+    if not any(isinstance(finder, MovedModules) for finder in sys.meta_path):
+        sys.meta_path.append(MovedModules())
