@@ -17,7 +17,13 @@ from pathlib import Path
 import pytest
 from conftest import REPO, java_environment, java_home
 
-SCRIPTS = ("spark-submit.sh", "conf/find-java.sh", "conf/java/bin/java", "conf/log4j2.properties")
+SCRIPTS = (
+    "spark-submit.sh",
+    "melanoma_spark/runner/submit.py",
+    "conf/find-java.sh",
+    "conf/java/bin/java",
+    "conf/log4j2.properties",
+)
 JOBS = (
     *("ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "pipeline", "search"),
     *("doctor", "prune"),
@@ -79,6 +85,7 @@ def repo(tmp_path):
         "jobs/__init__.py": "",
         "jobs/ingest.py": JOB,
         "melanoma_spark/__init__.py": "",
+        "melanoma_spark/runner/__init__.py": "",
         "melanoma_spark/report.html": "<p>",
         "melanoma_spark/__pycache__/x.pyc": "",
     }.items():
@@ -242,8 +249,8 @@ def test_the_package_is_shipped_and_the_zip_removed_and_what_the_caller_gave_sta
 ):
     options = ("--py-files", "more.zip", "--jars", "x.jar")
     spark, job, printed = given("ingest", "archive=some/folder", *options, SPARK_SUBMIT_OPTS="-Dx=y")
-    names = ["jobs/__init__.py", "jobs/ingest.py", "melanoma_spark/__init__.py", "melanoma_spark/report.html"]
-    assert printed["names"] == names
+    names = {"jobs/__init__.py", "jobs/ingest.py", "melanoma_spark/__init__.py", "melanoma_spark/report.html"}
+    assert set(printed["names"]) == names | {f"melanoma_spark/runner/{name}.py" for name in ("__init__", "submit")}
     assert dict(pairs(spark)).items() >= {"--py-files": printed["zip"] + ",more.zip", "--jars": "x.jar"}.items()
     assert (job, printed["cwd"]) == (["archive=some/folder"], str(tmp_path))
     assert printed["SPARK_SUBMIT_OPTS"] == f'"-Dlog4j2.configurationFile=file:{repo}/conf/log4j2.properties" -Dx=y'
