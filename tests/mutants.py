@@ -15,16 +15,20 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 WORK = REPO / "build/mutants"
 EVERY = {
-    "splits": 1,
-    "groups": 1,
-    "sharding": 2,
-    "metrics": 12,
-    "operating_points": 3,
-    "ledger": 24,
-    "lease": 2,
-    "gate": 3,
+    "dataset.splits": 1,
+    "dataset.groups": 1,
+    "training.sharding": 2,
+    "metrics.binary": 12,
+    "models.operating_points": 3,
+    "scoring.ledger": 24,
+    "storage.lease": 2,
+    "registry.gate": 3,
 }
 TESTS = ("splits", "groups", "sharding", "metrics", "bootstrap", "operating_points", "ledger", "lease", "gate")
+
+
+def path_of(module: str) -> str:
+    return f"melanoma_spark/{module.replace('.', '/')}.py"
 
 
 def copy_tree() -> None:
@@ -44,7 +48,7 @@ def copy_tree() -> None:
     tests = [str(path.relative_to(WORK)) for path in (WORK / "tests").rglob("test_*.py") if path.stem[5:] in TESTS]
     settings = {
         "source_paths": ["melanoma_spark"],
-        "only_mutate": [f"melanoma_spark/{module}.py" for module in EVERY],
+        "only_mutate": [path_of(module) for module in EVERY],
         "also_copy": sorted(path.name for path in WORK.iterdir() if path.name != "melanoma_spark"),
         "pytest_add_cli_args": ["-p", "no:cacheprovider"],
         "pytest_add_cli_args_test_selection": sorted(tests),
@@ -65,7 +69,7 @@ def sample() -> dict[str, list[str]]:
 
     chosen = {}
     for module, step in EVERY.items():
-        path = f"melanoma_spark/{module}.py"
+        path = path_of(module)
         names = mutate_file_contents(path, Path(path).read_text(), None, None).mutant_names
         chosen[module] = [f"melanoma_spark.{module}.{name}" for name in list(names)[::step]]
     return chosen
@@ -75,7 +79,7 @@ def outcomes(module: str) -> dict[str, str]:
     """Name of a mutant -> what mutmut says of it."""
     from mutmut.stats import status_by_exit_code
 
-    codes = json.loads(Path(f"mutants/melanoma_spark/{module}.py.meta").read_text())["exit_code_by_key"]
+    codes = json.loads(Path(f"mutants/{path_of(module)}.meta").read_text())["exit_code_by_key"]
     return {name: status_by_exit_code[code] for name, code in codes.items()}
 
 
