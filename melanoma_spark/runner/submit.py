@@ -36,7 +36,7 @@ JOBS = {
     "doctor": "checks Java, Python, packages, Spark, network, warehouse and MLflow, and names remedies",
     "prune": "what of a warehouse is not needed any more; prune.apply=true removes it",
 }
-USAGE = """Usage: melanoma-spark JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's options] [-- SPARK OPTIONS]
+USAGE = """Usage: melanoma-spark JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's options] [-- others of Spark]
 
 {jobs}
   package     FILE.zip: what goes to the executors, for those who call spark-submit themselves (examples/schedules)
