@@ -126,9 +126,13 @@ def test_a_batch_that_somebody_took_away_is_not_known_any_more(spark, warehouse,
     ledger.tidy(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many - {"3-a"}, 1)
     commit(spark, warehouse, "b7", ["7-a"])
+    assert files.read_json(files.join(warehouse, "batches/b7/batch.json")) == {"batch_id": "b7"}
+    files.write_json(files.join(warehouse, "batches/killed/batch.json"), {})
     commit(spark, warehouse, "b8", ["8-a"])
     ledger.tidy(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many - {"3-a"} | {"7-a", "8-a"}, 1)
+    assert not files.exists(files.join(warehouse, "batches/killed/batch.json"))
+    assert files.exists(files.join(warehouse, "batches/b8/batch.json"))
 
 
 def test_a_lost_index_is_one_piece_made_from_all_scores(spark, warehouse, many):
