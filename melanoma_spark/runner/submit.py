@@ -146,11 +146,10 @@ def write_package(target: str | Path) -> None:
 
 
 def run_here(python: str, module: str, words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A job in a process of its own, without Spark."""
+    """A job in a process of its own, without Spark: by its file, since the folder of the caller may hold a `jobs`."""
     above = os.environ.get("PYTHONPATH")
     path = os.environ if INSTALLED else os.environ | {"PYTHONPATH": f"{HOME}:{above}" if above else str(HOME)}
-    name = f"{'melanoma_spark.' if INSTALLED else ''}jobs.{module}"
-    return subprocess.run([python, "-m", name, *words], env=path, text=True, **options)
+    return subprocess.run([python, HOME / f"jobs/{module}.py", *words], env=path, text=True, **options)
 
 
 def find_java() -> None:

@@ -152,7 +152,9 @@ def test_usage(submit):
             assert f"\n  {job} " in result.stdout + result.stderr
 
 
-def test_help_of_a_job_needs_neither_java_nor_spark(submit):
+def test_help_of_a_job_needs_neither_java_nor_spark(submit, tmp_path):
+    (tmp_path / "jobs").mkdir()  # of the caller, in whose folder it is run
+    (tmp_path / "jobs/__init__.py").touch()
     result = submit("ingest", "--help", JAVA_HOME=None, SPARK_HOME=None)
     assert (result.returncode, result.stdout) == (0, "the settings of ingest\n")
 
