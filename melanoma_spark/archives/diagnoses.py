@@ -7,13 +7,13 @@ and squamous cell carcinoma are malignant and no melanoma, and of "malignant" al
 from __future__ import annotations
 
 import csv
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from types import MappingProxyType
+
+from melanoma_spark.words import key
 
 TARGETS = ("melanoma", "malignant")
 NO_LABEL, INDETERMINATE, UNKNOWN_LABEL = "no_label", "indeterminate", "unknown_label"
@@ -67,20 +67,6 @@ def target_of(
         raise ValueError(f"target {target!r}: expected one of {', '.join(TARGETS)}")
     words = (labels,) if isinstance(labels, str) else tuple(labels or ())
     return _answer(words, target, tuple(positive), tuple(negative))
-
-
-@lru_cache(maxsize=1 << 14)
-def key(word: str) -> str:
-    """A word as it is compared: lower case, any white space, `_`, `-` or other punctuation as one space, `1.0` as `1`.
-
-    Colons stay, single, between the levels of a hierarchy.
-    """
-    folded = (
-        unicodedata.normalize("NFKC", word).casefold().replace("'", "").replace("\N{RIGHT SINGLE QUOTATION MARK}", "")
-    )
-    folded = re.sub(r"^\s*([01])\.0*\s*$", r"\1", folded)
-    levels = (re.sub(r"[\W_]+", " ", level).strip() for level in folded.split(":"))
-    return ":".join(level for level in levels if level)
 
 
 @lru_cache(maxsize=1)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from melanoma_spark.archives import diagnoses
+from melanoma_spark import words
 
 
 class Section(BaseModel):
@@ -54,8 +54,8 @@ class Labels(Section):
 
     @model_validator(mode="after")
     def _no_word_is_both(self) -> Labels:
-        negative = {diagnoses.key(word) for word in self.negative}
-        both = [word for word in self.positive if diagnoses.key(word) in negative]
+        negative = {words.key(word) for word in self.negative}
+        both = [word for word in self.positive if words.key(word) in negative]
         if both:
             raise ValueError(f"{', '.join(map(repr, both))} is positive and negative; leave it in one of them")
         return self
