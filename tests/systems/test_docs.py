@@ -19,7 +19,7 @@ def test_site_builds_without_a_warning_or_a_broken_link(tmp_path):
     assert done.returncode == 0, done.stderr
     generated = {
         "settings": "score.follow.settle",
-        "command-line": "Usage: spark-submit.sh",
+        "command-line": "Usage: melanoma-spark",
         "decisions/index": "accepted",
     }
     for page, text in {**generated, "api/melanoma_spark.errors": "ConfigError"}.items():

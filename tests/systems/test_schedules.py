@@ -294,7 +294,7 @@ def test_cluster_mode_hands_the_package_and_the_words_to_spark(tmp_path):
     assert "spark.yarn.maxAppAttempts=1" in words
     place = words.index(f"{REPO}/jobs/score.py")
     assert words[place + 1 :] == ["log.format=json", "wait=3600", "archive=hdfs:///lesions", f"warehouse={tmp_path}/w"]
-    assert "jobs/follow.py" in zipfile.ZipFile(f"{told}.zip").namelist()
+    assert "melanoma_spark/scoring/follow.py" in zipfile.ZipFile(f"{told}.zip").namelist()
 
 
 def test_every_example_is_told_of_in_the_operators_page():
