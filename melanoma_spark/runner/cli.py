@@ -20,15 +20,11 @@ from melanoma_spark.errors import ConfigError
 from melanoma_spark.models import backbones, engines, operating_points
 from melanoma_spark.runner.context import Job, Summary
 from melanoma_spark.runner.stage import Runner, Stage, in_one_line, run_stage
+from melanoma_spark.runner.submit import ERROR_VARIABLE, GRACEFUL
 from melanoma_spark.storage import files
-
-ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # where spark-submit.sh looks for the line of an error
 
 # TensorFlow's notes on the processor, once a process, are nobody's news. Set before it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-GRACEFUL = "graceful"  # what --check prints of a job that ends by itself at a signal
 
 
 @dataclass(frozen=True)

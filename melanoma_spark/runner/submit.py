@@ -63,6 +63,7 @@ WITHOUT_SPARK = {
     ),
 }
 ON_THE_CLUSTER = (("--conf", "spark.submit.deployMode=cluster"), ("--deploy-mode", "cluster"))
+ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # in which a job finds where to write the line of its error
 GRACEFUL = "graceful"  # what --check prints of a job that ends by itself at a signal
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 IMAGE = "/opt/melanoma_spark"  # where an image of containers has the package
@@ -273,7 +274,7 @@ def submit(job: str, words: Words, python: str) -> int:
         if shipped:
             words.spark = ["--py-files", shipped, *words.spark]
         error = Path(folder) / "error"
-        os.environ["MELANOMA_ERROR_FILE"] = str(error)
+        os.environ[ERROR_VARIABLE] = str(error)
         status = wait_for([spark_submit, *words.spark, main, *words.job], checked.stdout.strip() == GRACEFUL)
         if error.exists():  # the line of a job that failed: Spark gives out what Python writes to stderr as stdout
             sys.stderr.write(error.read_text())
