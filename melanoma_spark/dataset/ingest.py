@@ -1,7 +1,6 @@
 """An archive of images -> `images/`, a Petastorm dataset of decoded pixels with label, group and split.
 
-Every listed file and member of a zip or tar ends as an image, as a row in `rejects/` with a reason, or among the
-skipped tables and texts. What an earlier ingest has read is not read again.
+What users are told of it is in `jobs/ingest.py`, the text of --help.
 """
 
 import uuid

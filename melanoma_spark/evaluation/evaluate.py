@@ -1,10 +1,6 @@
 """The head alone and the fine-tuned network side by side on the test split -> `reports/`.
 
-A Spark pass over validation and test. The operating point is chosen on validation and applied unchanged to test.
-evaluate.tta=8 judges the same networks by the mean over eight mirror images and turns of each image, without training.
-
-With `archive` naming another archive than images/ was made from, the registered model of score.model is judged on all
-of it, less what training has seen: an external set. That report lies under external/.
+What users are told of it is in `jobs/evaluate.py`, the text of --help.
 """
 
 from __future__ import annotations

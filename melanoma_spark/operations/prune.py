@@ -1,12 +1,6 @@
 """Tells what of a warehouse nobody needs any more, and with prune.apply=true removes it.
 
-Superseded datasets and models, reports of no registered version, what killed jobs left before `prune.unfinished_days`,
-external sets that were not evaluated for `prune.external_days`, pictures of worklists older than
-`prune.worklists_days`. What a manifest or a registered version names stays, and so do scores/, ledger/, registry/ and
-MLflow's own files.
-
-Without Spark. It leaves with 5 while any job is at work on the warehouse; with prune.apply=true none starts meanwhile.
-It may be killed at any time: run it again.
+What users are told of it is in `jobs/prune.py`, the text of --help.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """The evaluated network -> a self-contained model in MLflow's registry: challenger, and champion if it may.
 
-Image bytes in, probability and decision out; preprocessing, weights, calibration and operating point are inside. Each
-model is a version under the alias `challenger`. It takes the alias `champion` when it holds the rules of register.gate,
-on the same test images as the champion; every move is kept under registry/ in the warehouse.
-
-`register rollback` gives the alias back to the version before; `register history` tells the moves.
+What users are told of it is in `jobs/register.py`, the text of --help.
 """
 
 from __future__ import annotations

@@ -1,13 +1,6 @@
 """What is new in an archive through the model behind an alias -> `scores/`, one row for every image.
 
-A file that was scored before, by name, size and time, is not read again; a copy of an image that was, by content, has
-no second row. A batch is in `scores/` whole or not at all; a killed run is gone on with by the next one.
-
-`score status` tells the last batches, without Spark. `score --follow` looks at the archive every so often, and scores
-what has landed, until SIGTERM or Ctrl-C: it ends after the batch in hand, with 0. Its settings are `score.follow.*`.
-
-Each batch is held against the training images: its verdict stands in the worklist, in `score status`, and in MLflow's
-experiment NAME-drift, whose charts show batch after batch.
+What users are told of it is in `jobs/score.py`, the text of --help.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`images/` -> `features/`, the backbone's output at each cut, computed once for every image.
 
-With featurize.views=4, once for each of four views of a train image: as it is, and three times augmented. Rows that are
-there already, for the same pixels, weights and cuts, are not computed again; a killed job is taken up where it stood.
+What users are told of it is in `jobs/featurize.py`, the text of --help.
 """
 
 from __future__ import annotations
