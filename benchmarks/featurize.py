@@ -26,7 +26,7 @@ from melanoma_spark import config, schemas, tracking
 from melanoma_spark.dataset import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import backbones, weights
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import featurize
@@ -58,9 +58,9 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     synthetic.draw_archive(folder / "archive", images=max(chosen.images * 5 // 4, 240), size=chosen.size)
     spark = start_spark(chosen.slots)
     warehouse = files.url_of(settings.warehouse)
-    job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
-    with job.tracker.run("benchmark", {}):
-        ingest.ingest(job)
+    context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+    with context.tracker.run("benchmark", {}):
+        ingest.ingest(context)
     made_of = store.need(warehouse, "images", "ingest")
     stored = spark.read.parquet(store.data_url(warehouse, "images", made_of))
     stored = stored.select("sha256", "split", f.lit(0).alias("view"), "image")
@@ -75,7 +75,7 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     def job_seconds(name: str, table: DataFrame, count: int, engine: str) -> float:
         target = files.join(warehouse, "bench", f"{name}-{engine}")
         chosen_engine = settings.featurize.model_copy(update={"engine": engine})
-        own = replace(job, settings=settings.model_copy(update={"featurize": chosen_engine}))
+        own = replace(context, settings=settings.model_copy(update={"featurize": chosen_engine}))
         started = time.monotonic()
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
             featurize.compute(own, table, count, base, recipe, target)

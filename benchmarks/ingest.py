@@ -32,7 +32,7 @@ from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import archive
 from melanoma_spark.dataset import ingest
 from melanoma_spark.images import decoding, synthetic
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
@@ -76,12 +76,12 @@ def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) 
             }
         )
         warehouse = files.url_of(settings.warehouse)
-        job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+        context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         started = time.monotonic()
         session.describe(spark, "ingest: list the archive")
         archive.listing(spark, settings).write.parquet(files.join(warehouse, "listed"))
         listed = spark.read.parquet(files.join(warehouse, "listed"))
-        decoded, new, _ = ingest.read(job, listed.where("role = 'image' and reason is null"))
+        decoded, new, _ = ingest.read(context, listed.where("role = 'image' and reason is null"))
         seconds = time.monotonic() - started
         found = decoded.where("reason is null").count()
         if archive_name == "archive" and not found == new == count:

@@ -34,7 +34,7 @@ from side_by_side import Processors, start_spark
 from melanoma_spark import config, tracking
 from melanoma_spark.background import every
 from melanoma_spark.dataset import ingest
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.storage import files
 
 SIDE = 16  # pixels
@@ -90,12 +90,12 @@ def measured(size: int) -> dict:
         )
         spark = start_spark(master="local-cluster[2,1,1024]")
         warehouse = files.url_of(settings.warehouse)
-        job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+        context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         heaps: list[float] = []
         processors = Processors()
-        with job.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
+        with context.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
             started = time.monotonic()
-            told = ingest.ingest(job).text
+            told = ingest.ingest(context).text
             seconds = time.monotonic() - started
         cpu = processors.seconds()
         print(told, file=sys.stderr)

@@ -31,7 +31,7 @@ from side_by_side import REPO, start_spark
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import archive
 from melanoma_spark.images import synthetic
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import ledger
 from melanoma_spark.storage import files
 
@@ -88,10 +88,10 @@ def generate(folder: Path, rows: int, nights: int) -> None:
     for name in ARCHIVES:
         settings = config.load(str(folder / f"{name}.yaml"), [])
         warehouse = files.url_of(settings.warehouse)
-        job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+        context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         if name == "small":
             registered(folder, SIZE)
-            model = job.tracker.version("melanoma@champion")
+            model = context.tracker.version("melanoma@champion")
             version = str(model.version)
         listed = ledger.keyed(archive.listing(spark, settings)).where("role = 'image'")
         index = listed.selectExpr(

@@ -22,7 +22,7 @@ from melanoma_spark import config, tracking
 from melanoma_spark.dataset import ingest
 from melanoma_spark.evaluation import evaluate
 from melanoma_spark.metrics import binary
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import featurize, finetune, train_head
@@ -65,18 +65,18 @@ def trained(spark, settings: config.Settings, tta: Sequence[int]) -> dict[tuple[
     warehouse = files.url_of(settings.warehouse)
     tracker = tracking.Tracker(settings.mlflow, warehouse)
     found = {}
-    job = Job(spark, settings, warehouse, tracker)
+    context = StageContext(spark, settings, warehouse, tracker)
     for name, stage in {
         "ingest": ingest,
         "featurize": featurize,
         "train_head": train_head,
         "finetune": finetune,
     }.items():
-        run_stage(job, name, stage.run, {"stage": name})
+        run_stage(context, name, stage.run, {"stage": name})
     for views in tta:
         judging = settings.evaluate.model_copy(update={"tta": views})
-        job = Job(spark, settings.model_copy(update={"evaluate": judging}), warehouse, tracker)
-        run_stage(job, "evaluate", evaluate.run, {"stage": "evaluate"})
+        context = StageContext(spark, settings.model_copy(update={"evaluate": judging}), warehouse, tracker)
+        run_stage(context, "evaluate", evaluate.run, {"stage": "evaluate"})
         report = store.need(warehouse, "reports", "evaluate")
         rows = pd.read_parquet(files.join(store.data_url(warehouse, "reports", report), "predictions"))
         for model, own in rows.groupby("model"):

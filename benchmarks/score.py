@@ -35,7 +35,7 @@ from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
 
@@ -176,8 +176,8 @@ def registered(folder: Path, size: int = SIZE) -> bundle.Scorer:
     with tracker.run("register", {}):
         found = model_registry.register_model("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
     tracker.point("melanoma", "champion", found)
-    job: Any = Job(None, settings, warehouse, tracker)
-    own: Any = SimpleNamespace(job=job, scorer=scorer, model="melanoma", version=str(found))
+    context: Any = StageContext(None, settings, warehouse, tracker)
+    own: Any = SimpleNamespace(context=context, scorer=scorer, model="melanoma", version=str(found))
     for engine in ENGINES[:2]:
         score.exported_network(own, engine)
     return scorer

@@ -26,7 +26,7 @@ from side_by_side import start_spark
 
 from melanoma_spark import config, tracking
 from melanoma_spark.background import every
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
 
@@ -54,18 +54,18 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
     aside.join()
     spark = start_spark(master="local-cluster[2,1,1024]")
     warehouse = files.url_of(settings.warehouse)
-    job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+    context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     samples: list[Sample] = []
-    with job.tracker.run("score", {}), sampling(spark, samples):
+    with context.tracker.run("score", {}), sampling(spark, samples):
         started = time.monotonic()
-        told = score.batch(job)
+        told = score.batch(context)
         seconds = time.monotonic() - started
     print(told)
     parts = by_description(spark)
     print("    " + ", ".join(f"{text} {spent:.1f} s" for text, spent in parts.items()))
     started = time.monotonic()
-    with job.tracker.run("score", {}):
-        print(score.batch(job))
+    with context.tracker.run("score", {}):
+        print(score.batch(context))
     print(f"    nothing new: {time.monotonic() - started:.1f} s")
     spark.stop()
     heap, python = (max(sample[column] for sample in samples) for column in (1, 2))

@@ -34,7 +34,7 @@ from melanoma_spark import config, tracking
 from melanoma_spark.dataset import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import featurize, horovod, loop, reading, sharding
 
@@ -106,10 +106,10 @@ def made(spark: Any, folder: Path, images: int) -> tuple[Rows, Rows]:
     )
     synthetic.draw_archive(folder / "archive", images=max(images * 3 // 2, 150), size=224)
     warehouse = files.url_of(settings.warehouse)
-    job = Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
-    with job.tracker.run("benchmark", {}):
+    context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
+    with context.tracker.run("benchmark", {}):
         for stage in (ingest, featurize):
-            print(stage.run(job), flush=True)
+            print(stage.run(context), flush=True)
     manifest = store.need(warehouse, "images", "ingest")
     train = {"train": store.labels(spark, warehouse, manifest)["train"]}
     found = []

@@ -5,7 +5,7 @@ from melanoma_spark.evaluation import evaluate
 from melanoma_spark.logs import say
 from melanoma_spark.models import weights
 from melanoma_spark.registry import register
-from melanoma_spark.runner.context import Job, Summary, dataset
+from melanoma_spark.runner.context import StageContext, Summary, dataset
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.scoring import score
 from melanoma_spark.spark import executors
@@ -23,28 +23,28 @@ STAGES = {
 }
 
 
-def pipeline(job: Job) -> Summary:
+def pipeline(context: StageContext) -> Summary:
     # what featurize and finetune would stop for, when ingest has taken its hours
-    weights.located(job.settings.backbone)
-    executors.check(job.spark, job.settings.ranks)
-    summaries = [run_stage(job, name, stage, {"stage": name}) for name, stage in STAGES.items()]
-    return Summary(closing(job), max(summary.exit_status for summary in summaries))  # one that failed has ended it
+    weights.located(context.settings.backbone)
+    executors.check(context.spark, context.settings.ranks)
+    summaries = [run_stage(context, name, stage, {"stage": name}) for name, stage in STAGES.items()]
+    return Summary(closing(context), max(summary.exit_status for summary in summaries))  # one that failed has ended it
 
 
-def closing(job: Job) -> str:
+def closing(context: StageContext) -> str:
     """The figures and places a person asks for first."""
-    dataset(job, "images", "ingest")
-    report = store.need(job.warehouse, "reports", "evaluate")
-    job.tracker.metrics(report["metrics"])
-    folder = store.data_url(job.warehouse, "reports", report)
+    dataset(context, "images", "ingest")
+    report = store.need(context.warehouse, "reports", "evaluate")
+    context.tracker.metrics(report["metrics"])
+    folder = store.data_url(context.warehouse, "reports", report)
     say("")
     for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
         figures = [report["metrics"].get(f"test_auroc{part}_{suffix}") for part in ("", "_low", "_high")]
         if None not in figures:
             say("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
     say(f"report: {folder}/report.html")
-    say(f"scores: {files.join(job.warehouse, 'scores')}")
-    own = f"make ui WAREHOUSE={job.warehouse.removeprefix('file://')}   (tracking at {job.tracker.uri})"
-    say(f"MLflow: {job.settings.mlflow.tracking_uri or own}")
+    say(f"scores: {files.join(context.warehouse, 'scores')}")
+    own = f"make ui WAREHOUSE={context.warehouse.removeprefix('file://')}   (tracking at {context.tracker.uri})"
+    say(f"MLflow: {context.settings.mlflow.tracking_uri or own}")
     say("Research software: not a diagnosis, not a medical device.")
     return f"{len(STAGES)} stages"

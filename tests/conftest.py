@@ -209,7 +209,7 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Line:
     """A warehouse, what it is made from, and what the jobs said while they made it."""
 
-    job: Any
+    context: Any
     archive: Path
     folder: Path
     said: str = ""
@@ -224,37 +224,39 @@ class Line:
         from melanoma_spark import pipeline
         from melanoma_spark.runner.stage import run_stage
 
-        job = replace(self.job, settings=self.job.settings.model_copy(update=changes), tracker=self.tracker())
+        context = replace(
+            self.context, settings=self.context.settings.model_copy(update=changes), tracker=self.tracker()
+        )
         with said() as text:
-            run_stage(job, name, pipeline.STAGES[name], {"stage": name})
+            run_stage(context, name, pipeline.STAGES[name], {"stage": name})
         return text.getvalue()
 
     def tracker(self) -> Any:
         """MLflow of this warehouse: its address is one of the whole process, which other tests change."""
         from melanoma_spark import tracking
 
-        return tracking.Tracker(self.job.settings.mlflow, self.job.warehouse)
+        return tracking.Tracker(self.context.settings.mlflow, self.context.warehouse)
 
     def read(self, name: str) -> Any:
         """A dataset of the warehouse as a Spark table."""
         from melanoma_spark.storage import store
 
-        facts = store.need(self.job.warehouse, name, "?")
-        return self.job.spark.read.parquet(store.data_url(self.job.warehouse, name, facts))
+        facts = store.need(self.context.warehouse, name, "?")
+        return self.context.spark.read.parquet(store.data_url(self.context.warehouse, name, facts))
 
     def manifest(self, name: str) -> dict[str, Any]:
         from melanoma_spark.storage import store
 
-        return store.need(self.job.warehouse, name, "?")
+        return store.need(self.context.warehouse, name, "?")
 
     def scores(self) -> Any:
         """All of `scores/`, as anybody would read it."""
-        return self.job.spark.read.parquet(f"{self.job.warehouse}/scores").toPandas()
+        return self.context.spark.read.parquet(f"{self.context.warehouse}/scores").toPandas()
 
 
 def with_pictures(line: Line, count: int) -> Any:
     """The section `score` of a line, with so many pictures in its worklists."""
-    section = line.job.settings.score
+    section = line.context.settings.score
     return section.model_copy(update={"worklist": section.worklist.model_copy(update={"pictures": count})})
 
 
@@ -298,19 +300,19 @@ def refused(line: Line, stage: str, *words: str, **changes: Any) -> None:
     assert text.getvalue() == ""
     assert mlflow.active_run() is None
     client = mlflow.MlflowClient()
-    (experiment,) = client.search_experiments(filter_string=f"name = '{line.job.settings.mlflow.experiment}'")
+    (experiment,) = client.search_experiments(filter_string=f"name = '{line.context.settings.mlflow.experiment}'")
     assert client.search_runs([experiment.experiment_id])[0].info.status == "FAILED"
 
 
 def open_line(spark: Any, archive: Path, folder: Path, **changes: Any) -> Line:
     """A line whose stages have yet to run."""
     from melanoma_spark import config, tracking
-    from melanoma_spark.runner.context import Job
+    from melanoma_spark.runner.context import StageContext
     from melanoma_spark.storage import files
 
     settings = config.parse(with_settings(archive=str(archive), warehouse=str(folder), **changes))
     warehouse = files.url_of(settings.warehouse)
-    return Line(Job(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse)), archive, folder)
+    return Line(StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse)), archive, folder)
 
 
 @pytest.fixture(scope="session")
@@ -339,7 +341,7 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
     temporary = Path(spark.sparkContext._temp_dir)
     before = len(list(temporary.iterdir()))
     with said() as text:
-        run_stage(new.job, "pipeline", pipeline.pipeline, {"job": "pipeline"})
+        run_stage(new.context, "pipeline", pipeline.pipeline, {"job": "pipeline"})
     return replace(new, said=text.getvalue(), left=len(list(temporary.iterdir())) - before)
 
 
@@ -351,9 +353,9 @@ def copied(line: Line, tmp_path: Path) -> Line:
     shutil.copytree(line.archive, tmp_path / "archive", copy_function=shutil.copy2)
     shutil.copytree(line.folder, tmp_path / "warehouse")
     folders = {"archive": str(tmp_path / "archive"), "warehouse": str(tmp_path / "warehouse")}
-    settings = line.job.settings.model_copy(update={**folders, "score": with_pictures(line, 0)})
-    job = replace(line.job, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
-    return Line(job, tmp_path / "archive", tmp_path / "warehouse")
+    settings = line.context.settings.model_copy(update={**folders, "score": with_pictures(line, 0)})
+    context = replace(line.context, settings=settings, warehouse=files.url_of(str(tmp_path / "warehouse")))
+    return Line(context, tmp_path / "archive", tmp_path / "warehouse")
 
 
 @pytest.fixture

@@ -14,18 +14,18 @@ from melanoma_spark.archives import archive, layouts, records
 from melanoma_spark.dataset import datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
-from melanoma_spark.runner.context import Job, Summary, archive_id, pace
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, pace
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
 SAME_FILE = ("source_uri", "length", "modified")
 
 
-def ingest(job: Job) -> Summary:
-    clear(job.warehouse)
-    stage = files.join(job.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
+def ingest(context: StageContext) -> Summary:
+    clear(context.warehouse)
+    stage = files.join(context.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
     try:
-        return staged(job, stage)
+        return staged(context, stage)
     finally:
         files.remove(stage)
 
@@ -40,9 +40,9 @@ def clear(warehouse: str) -> None:
         files.remove(url)
 
 
-def staged(job: Job, stage: str) -> Summary:
+def staged(context: StageContext, stage: str) -> Summary:
     """The job, with its intermediate tables, small rows all of them, under `stage`."""
-    spark, settings, warehouse = job.spark, job.settings, job.warehouse
+    spark, settings, warehouse = context.spark, context.settings, context.warehouse
 
     def keep(name: str, rows: DataFrame) -> DataFrame:
         rows.write.parquet(files.join(stage, name))
@@ -67,7 +67,7 @@ def staged(job: Job, stage: str) -> Summary:
         heads, archive.folders(listed), settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
     )
     candidates = listed.where("role = 'image'")
-    decoded, new, how_fast = read(job, candidates.where("reason is null"))
+    decoded, new, how_fast = read(context, candidates.where("reason is null"))
     named = archive.naming(settings)
     found = candidates.where("reason is null").select(*SAME_FILE, "path", "image_id")
     found = found.join(decoded.drop("image"), list(SAME_FILE), "inner")
@@ -116,7 +116,7 @@ def staged(job: Job, stage: str) -> Summary:
     kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
-    write(job, decoded, kept, accepted, path)
+    write(context, decoded, kept, accepted, path)
     for name, table in (("rejects", rejects), ("unmatched", apart)):
         table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, name, path))
     facts = {
@@ -146,17 +146,17 @@ def staged(job: Job, stage: str) -> Summary:
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
     store.publish(warehouse, "images", facts)
-    job.tracker.artifact("datacard.html", page.encode())
+    context.tracker.artifact("datacard.html", page.encode())
     for name, contacts in zip(card["labels"], card["contacts"], strict=True):
         sheet = datacard.contact_sheet(
             [contact["image"] for contact in contacts],
             [f"{(contact['sha256'] or '')[:8]}\n{contact['split']}" for contact in contacts],
             8,
         )
-        job.tracker.artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
-    job.tracker.metrics({f"images_{key}": value for key, value in counts.items()})
-    job.tracker.metrics({key: facts[key] for key in ("listed", "accepted", "rejected", "skipped")})
-    job.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
+        context.tracker.artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
+    context.tracker.metrics({f"images_{key}": value for key, value in counts.items()})
+    context.tracker.metrics({key: facts[key] for key in ("listed", "accepted", "rejected", "skipped")})
+    context.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
     reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
@@ -187,14 +187,14 @@ def decoded_as(settings: config.Settings) -> str:
     return lineage.content_id([*recipe, limits.allow_recognisable, limits.damaged, settings.privacy.source_names])
 
 
-def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int, str]:
+def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, str]:
     """`decoded/`, with a row for each of these files; how many of them were read now, and how fast.
 
     It is kept for later runs: rows are of content and never of labels. Each finished task's file stays when the job is
     killed, and the next one reads what is missing.
     """
-    spark, settings = job.spark, job.settings
-    url = files.join(job.warehouse, "decoded", decoded_as(settings))
+    spark, settings = context.spark, context.settings
+    url = files.join(context.warehouse, "decoded", decoded_as(settings))
     todo = readable
     if files.matches(url, "*.parquet"):
         done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{decoding.GONE}'")
@@ -208,7 +208,7 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int, str]:
         meter = session.Meter(spark)
         parts = archive.decode(todo, new, settings, store.parts(url, schemas.DECODED), store.PARTS, meter)
         parts.agg(f.sum("rows")).collect()
-        told = pace(job, meter)
+        told = pace(context, meter)
     todo.unpersist()
     if not files.matches(url, "*.parquet"):
         return spark.createDataFrame([], schemas.DECODED), new, told
@@ -216,9 +216,9 @@ def read(job: Job, readable: DataFrame) -> tuple[DataFrame, int, str]:
     return table, new, told
 
 
-def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:
+def write(context: StageContext, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:
     """`images/<path>` through Petastorm: sorted by split in each file, so that row groups hold one split."""
-    spark, settings = job.spark, job.settings
+    spark, settings = context.spark, context.settings
     schema = schemas.images_schema(settings.image_size)
     # By what is stored, never by the slots of this cluster: training reads in the order of files, and the same archive
     # must train the same network anywhere. A PNG takes about half of its pixels' bytes.
@@ -239,7 +239,7 @@ def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: st
         .select(*schema.fields)
     )
     session.describe(spark, f"ingest: write {accepted} images")
-    target = files.join(job.warehouse, "images", path)
+    target = files.join(context.warehouse, "images", path)
     with (
         session.shuffle_partitions(spark, shards),
         store.petastorm(spark, target, schema, settings.ingest.row_group_mb),
@@ -250,5 +250,5 @@ def write(job: Job, decoded: DataFrame, kept: DataFrame, accepted: int, path: st
         files.remove(target)
         raise DataError(
             f"{written} images were written where {accepted} are kept: another ingest ran on this warehouse, or files "
-            f"of decoded/ are missing; run ingest again, or remove {files.join(job.warehouse, 'decoded')} first"
+            f"of decoded/ are missing; run ingest again, or remove {files.join(context.warehouse, 'decoded')} first"
         )

@@ -19,7 +19,7 @@ from melanoma_spark.evaluation import figures, plots, report, report_facts, shor
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import bundle, gradcam, model_registry, network, prediction
-from melanoma_spark.runner.context import Job, pixels_of
+from melanoma_spark.runner.context import StageContext, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 
@@ -40,14 +40,14 @@ def read_predictions(folder: str, model: str, split: str) -> pd.DataFrame | None
     return rows[(rows["model"] == model) & (rows["split"] == split)].sort_values("sha256")
 
 
-def publish(job: Job, folder: str, facts: report_facts.Facts) -> None:
+def publish(context: StageContext, folder: str, facts: report_facts.Facts) -> None:
     """Report, model card and plots: into the warehouse and the run."""
     pages = {"report.html": report.render(facts).encode(), "model_card.md": report.card(facts).encode()}
     for name, content in pages.items():
         files.write_bytes(files.join(folder, name), content)
-        job.tracker.artifact(name, content)
+        context.tracker.artifact(name, content)
     for name, png in plots.draw(facts).items():
-        job.tracker.artifact(f"plots/{name}", png)
+        context.tracker.artifact(f"plots/{name}", png)
 
 
 def about(name: str, spec: network.Spec, weights: str) -> str:
@@ -59,7 +59,7 @@ def about(name: str, spec: network.Spec, weights: str) -> str:
     )
 
 
-def dataset_facts(job: Job, images: dict[str, Any]) -> report_facts.Dataset:
+def dataset_facts(context: StageContext, images: dict[str, Any]) -> report_facts.Dataset:
     labels = f"not {images['target']}", images["target"]
     counts = {
         split: {name: images["counts"][f"{split}_{label}"] for label, name in enumerate(labels)}
@@ -71,40 +71,42 @@ def dataset_facts(job: Job, images: dict[str, Any]) -> report_facts.Dataset:
         "counts": counts,
         "groups": images["groups"],
         "rejects": images["reasons"],
-        "sources": told_of(job, images, "source"),
-        "licences": licences(job, images),
+        "sources": told_of(context, images, "source"),
+        "licences": licences(context, images),
     }
 
 
-def told_of_test(job: Job, images: dict[str, Any], test: pd.DataFrame) -> pd.DataFrame:
+def told_of_test(context: StageContext, images: dict[str, Any], test: pd.DataFrame) -> pd.DataFrame:
     """What is known of each row of `test`, in its order: ids, `subgroups.COLUMNS`, sides of the file, quality flags."""
-    stored = pixels_of(job, images).where("split = 'test'")
-    measured = of_pixels(job, images, "quality", quality.measures)
+    stored = pixels_of(context, images).where("split = 'test'")
+    measured = of_pixels(context, images, "quality", quality.measures)
     columns = ("sha256", "image_id", "patient_id", "width", "height", *subgroups.COLUMNS)
-    session.describe(job.spark, "evaluate: what is known of the test images")
+    session.describe(context.spark, "evaluate: what is known of the test images")
     flags = f.col("flags") if "flags" in stored.columns else f.lit(None).cast("string")  # datasets before it had none
     rows = stored.select(*columns, flags.alias("flags"), measured("image").alias("found"))
     told = pd.DataFrame(rows.toPandas()).set_index("sha256")
     told = told.loc[test["sha256"]]
     found = np.array([row["values"] for row in told.pop("found")], np.float32)
     damaged = (told["flags"] == quality.DAMAGED).to_numpy()
-    return told.assign(flags=quality.flags(found, job.settings.score.quality, damaged=damaged))
+    return told.assign(flags=quality.flags(found, context.settings.score.quality, damaged=damaged))
 
 
 def by_subgroup(
-    job: Job, images: dict[str, Any], test: pd.DataFrame, told: pd.DataFrame, threshold: float
+    context: StageContext, images: dict[str, Any], test: pd.DataFrame, told: pd.DataFrame, threshold: float
 ) -> list[subgroups.Subgroup]:
     """Of a model, on the rows of `test`, of which `told_of_test` tells."""
     sides = told[["width", "height"]].min(axis=1).to_numpy()
     known = {name: told[name].tolist() for name in subgroups.COLUMNS}
     values = subgroups.values(known, sides, images["image_size"], told["flags"].tolist())
-    chosen = job.settings.evaluate
+    chosen = context.settings.evaluate
     labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
-    drawn = chosen.resamples, job.settings.seed
+    drawn = chosen.resamples, context.settings.seed
     return subgroups.of_split(values, labels, probabilities, groups, threshold, chosen.subgroup_minimum, *drawn)
 
 
-def of_pixels(job: Job, images: dict[str, Any], name: str, measure: Callable[[np.ndarray], np.ndarray]) -> Any:
+def of_pixels(
+    context: StageContext, images: dict[str, Any], name: str, measure: Callable[[np.ndarray], np.ndarray]
+) -> Any:
     """A UDF over the column `image`: what `measure` says of uint8 (n, size, size, 3), float32 (n, m), as `values`."""
     pixels = schemas.images_schema(images["image_size"]).fields["image"]
     return inference.over_column(
@@ -113,12 +115,12 @@ def of_pixels(job: Job, images: dict[str, Any], name: str, measure: Callable[[np
         lambda content: pixels.codec.decode(pixels, content),
         lambda outputs, errors: pd.DataFrame({"values": list(outputs[0])}),  # type: ignore[arg-type]
         t.StructType([t.StructField("values", t.ArrayType(t.FloatType()))]),
-        job.settings.evaluate.batch_size,
+        context.settings.evaluate.batch_size,
     )
 
 
 def without_the_lesion(
-    job: Job, images: dict[str, Any], learnt: DataFrame, test: pd.DataFrame, painted_over: pd.DataFrame
+    context: StageContext, images: dict[str, Any], learnt: DataFrame, test: pd.DataFrame, painted_over: pd.DataFrame
 ) -> report_facts.Shortcuts:
     """How well a model ranks painted-over test images, and colour histograms alone, learnt from train, rank them.
 
@@ -126,9 +128,9 @@ def without_the_lesion(
     """
     share = f.lit(2**32 * shortcuts.MOST_TRAIN // max(1, learnt.count()))
     some = learnt.where(f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < share)
-    judged = pixels_of(job, images).where("split = 'test'")
-    columns = of_pixels(job, images, "colour histograms", shortcuts.colour_histograms)
-    session.describe(job.spark, "evaluate: colours alone")
+    judged = pixels_of(context, images).where("split = 'test'")
+    columns = of_pixels(context, images, "colour histograms", shortcuts.colour_histograms)
+    session.describe(context.spark, "evaluate: colours alone")
     tables = []
     for rows in (some, judged):
         found = pd.DataFrame(rows.select("sha256", "label", columns("image").alias("found")).toPandas())
@@ -138,7 +140,7 @@ def without_the_lesion(
     shares = [np.array(table["shares"].tolist(), np.float32) for table in (tables[0], own)]
     colours = shortcuts.judged_by_colours(shares[0], tables[0]["label"].to_numpy(), shares[1])
     labels, groups = test["label"].to_numpy(), test["group"].to_numpy()
-    drawn = job.settings.evaluate.resamples, job.settings.seed
+    drawn = context.settings.evaluate.resamples, context.settings.seed
     return {
         key: figures.Figure("AUROC", binary.auroc(labels, p), bootstrap.auroc_interval(labels, p, groups, *drawn))
         for key, p in (("painted", painted_over["raw_probability"].to_numpy()), ("colours", colours))
@@ -146,7 +148,7 @@ def without_the_lesion(
 
 
 def mistakes(
-    job: Job,
+    context: StageContext,
     images: dict[str, Any],
     spec: network.Spec,
     tensors: list[np.ndarray],
@@ -154,14 +156,14 @@ def mistakes(
     threshold: float,
 ) -> list[report_facts.Mistake]:
     """The surest wrong decisions of each kind, missed ones first, with what they rest on. Of the image as it is."""
-    most = job.settings.evaluate.mistakes
+    most = context.settings.evaluate.mistakes
     missed = test[(test["label"] == 1) & (test["probability"] < threshold)].nsmallest(most, "probability")
     alarms = test[(test["label"] == 0) & (test["probability"] >= threshold)].nlargest(most, "probability")
     wrong = pd.concat([missed, alarms])
     if not len(wrong):
         return []
     field = schemas.images_schema(spec.image_size).fields["image"]
-    stored = pixels_of(job, images)
+    stored = pixels_of(context, images)
     content = {r.sha256: r.image for r in stored.where(f.col("sha256").isin(*wrong["sha256"])).collect()}
     pixels = np.stack([field.codec.decode(field, content[sha256]) for sha256 in wrong["sha256"]])
     positive = (wrong["label"] == 0).tolist()
@@ -193,34 +195,34 @@ def patients_of(told: pd.DataFrame) -> list[str | None]:
     return [None if pd.isna(patient) else str(patient) for patient in told["patient_id"]]
 
 
-def judged_by(job: Job, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
+def judged_by(context: StageContext, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
     """Calibrated probabilities of a registered model, of the rows of `test`. Raises `DataError` for another size."""
-    _, artifacts = model_registry.download_model(job.tracker, reference)
+    _, artifacts = model_registry.download_model(context.tracker, reference)
     scorer = bundle.unpack(artifacts)
     if scorer.spec.image_size != images["image_size"]:
         raise DataError(
             f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images['image_size']} px, so the "
             "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
         )
-    session.batch_rows(job.spark, job.settings.evaluate.batch_size)
-    session.describe(job.spark, f"{reference} on the test images")
-    stored = pixels_of(job, images).where("split = 'test'")
-    batch = job.settings.evaluate.batch_size
+    session.batch_rows(context.spark, context.settings.evaluate.batch_size)
+    session.describe(context.spark, f"{reference} on the test images")
+    stored = pixels_of(context, images).where("split = 'test'")
+    batch = context.settings.evaluate.batch_size
     rows = prediction.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
     raw = pd.DataFrame(rows.select("sha256", "found.raw_probability").toPandas()).set_index("sha256")
     return scorer.calibration.apply(raw.loc[test["sha256"], "raw_probability"])
 
 
-def licences(job: Job, images: dict[str, Any]) -> list[str]:
+def licences(context: StageContext, images: dict[str, Any]) -> list[str]:
     """What the archive says of its images, else what its layout is published under."""
     layout = images.get("layout", "").partition(":")[0]
     published = layouts.LICENCES.get(layout)
-    told = told_of(job, images, "licence")
+    told = told_of(context, images, "licence")
     return told or ([f"{published} (of {layout} as published; the archive tells none)"] if published else [])
 
 
-def told_of(job: Job, images: dict[str, Any], column: str) -> list[str]:
+def told_of(context: StageContext, images: dict[str, Any], column: str) -> list[str]:
     """What the archive says of its images in a column, most images first; at most ten."""
-    stored = pixels_of(job, images).where(f.col(column).isNotNull())
+    stored = pixels_of(context, images).where(f.col(column).isNotNull())
     rows = stored.groupBy(column).count().orderBy(f.desc("count"), column).limit(10).collect()
     return [str(row[0]) for row in rows]

@@ -20,7 +20,7 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment, external, report_facts, shortcuts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import backbones, calibration, network, operating_points, prediction
-from melanoma_spark.runner.context import Job, Summary, archive_id, dataset, pace, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, dataset, pace, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
@@ -29,10 +29,10 @@ PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
 JUDGED = "split in ('validation', 'test')"
 
 
-def run(job: Job) -> Summary:
-    settings, warehouse = job.settings, job.warehouse
-    images = dataset(job, "images", "ingest")
-    features = dataset(job, "features", "featurize")
+def run(context: StageContext) -> Summary:
+    settings, warehouse = context.settings, context.warehouse
+    images = dataset(context, "images", "ingest")
+    features = dataset(context, "features", "featurize")
     models = {HEAD: store.need(warehouse, PLACES[HEAD], "train_head")}
     store.check_fit(images, features, models[HEAD])
     finetuned = store.manifest(warehouse, PLACES[FINETUNED])
@@ -52,42 +52,42 @@ def run(job: Job) -> Summary:
     if known and known["id"] == report_id:
         return Summary(f"nothing new, the report stands at {folder}/report.html")
 
-    session.batch_rows(job.spark, settings.evaluate.batch_size)
-    meter = session.Meter(job.spark)  # an image counts for each model that judges it
+    session.batch_rows(context.spark, settings.evaluate.batch_size)
+    meter = session.Meter(context.spark)  # an image counts for each model that judges it
     if settings.evaluate.tta == 1:
-        predictions = judge_head(job, images, features, models[HEAD], meter)
+        predictions = judge_head(context, images, features, models[HEAD], meter)
     else:  # of mirror images no features are stored
-        predictions = judge_network(job, images, models[HEAD], HEAD, meter)
+        predictions = judge_network(context, images, models[HEAD], HEAD, meter)
     if finetuned:
-        predictions = predictions.unionByName(judge_network(job, images, finetuned, FINETUNED, meter))
+        predictions = predictions.unionByName(judge_network(context, images, finetuned, FINETUNED, meter))
     deciding = list(models)[-1]  # the one that register takes
     if settings.evaluate.shortcuts:
-        painted = judge_network(job, images, models[deciding], deciding, meter, PAINTED, shortcuts.without_lesion)
+        painted = judge_network(context, images, models[deciding], deciding, meter, PAINTED, shortcuts.without_lesion)
         predictions = predictions.unionByName(painted.where("split = 'test'"))
-    session.describe(job.spark, "evaluate: predict validation and test")
+    session.describe(context.spark, "evaluate: predict validation and test")
     judged = pd.DataFrame(predictions.toPandas())
-    how_fast = pace(job, meter)
+    how_fast = pace(context, meter)
     painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
     calibrations, table = calibrated(judged[judged["model"] != PAINTED], settings.evaluate.calibration)
     assessment.write_predictions(folder, table)
 
     test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
-    told = assessment.told_of_test(job, images, test)
+    told = assessment.told_of_test(context, images, test)
     patients = assessment.patients_of(told)
     measured = [measure(name, table[table["model"] == name], calibrations[name], settings, patients) for name in models]
     threshold = measured[-1]["operating_point"].threshold
-    train = pixels_of(job, images).where("split = 'train'")
+    train = pixels_of(context, images).where("split = 'train'")
     spec = network.Spec.model_validate({**models[deciding]["spec"], "tta": settings.evaluate.tta})
     found = report_facts.Deciding(
         name=deciding,
         about=about(spec, deciding, models),
-        subgroups=assessment.by_subgroup(job, images, test, told, threshold),
+        subgroups=assessment.by_subgroup(context, images, test, told, threshold),
         subgroup_minimum=settings.evaluate.subgroup_minimum,
-        shortcuts=assessment.without_the_lesion(job, images, train, test, painted_over)
+        shortcuts=assessment.without_the_lesion(context, images, train, test, painted_over)
         if settings.evaluate.shortcuts
         else None,
         mistakes=assessment.mistakes(
-            job,
+            context,
             images,
             network.Spec.model_validate(models[deciding]["spec"]),
             store.load_model(warehouse, PLACES[deciding], models[deciding]),
@@ -98,9 +98,9 @@ def run(job: Job) -> Summary:
     for file, content in assessment.in_isics_format(images, test, told).items():
         files.write_bytes(files.join(folder, "isic", file), content)
     gains = [gained(table, settings)] if finetuned else []
-    champion = against_champion(job, images, test, deciding)
-    shown = gather_facts(job, images, models, measured, gains, champion, found)
-    assessment.publish(job, folder, shown)
+    champion = against_champion(context, images, test, deciding)
+    shown = gather_facts(context, images, models, measured, gains, champion, found)
+    assessment.publish(context, folder, shown)
     logged = {key: value for model in measured for key, value in as_metrics(model).items()}
     if finetuned:
         logged["test_auroc_gain"] = gains[0]["auroc"]
@@ -110,7 +110,7 @@ def run(job: Job) -> Summary:
         logged["test_auroc_of_colours"] = found["shortcuts"]["colours"].value
     for gap in subgroups.largest_gaps(found["subgroups"]):
         logged[f"test_{gap.figure}_gap_of_subgroups"] = gap.value
-    job.tracker.metrics(logged)
+    context.tracker.metrics(logged)
     points = {m["name"]: vars(m["operating_point"]) for m in measured}
     store.publish(
         warehouse,
@@ -126,7 +126,7 @@ def run(job: Job) -> Summary:
             "metrics": {key: value for key, value in logged.items() if value == value},
             "subgroups": [subgroup.as_record() for subgroup in found["subgroups"]],
             "licences": shown["dataset"]["licences"],
-            "run_id": job.run_id,
+            "run_id": context.run_id,
         },
     )
     summary = "; ".join(
@@ -136,13 +136,13 @@ def run(job: Job) -> Summary:
 
 
 def judge_head(
-    job: Job, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any], meter: session.Meter
+    context: StageContext, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any], meter: session.Meter
 ) -> DataFrame:
     """Predictions of the head on the stored bottleneck features."""
-    threads = session.task_threads(job.spark)
+    threads = session.task_threads(context.spark)
     spec = network.Spec.model_validate(model["spec"])
     cut = backbones.backbone(spec.backbone).cuts[-1]
-    tensors = session.broadcast(job.spark, store.load_model(job.warehouse, PLACES[HEAD], model))
+    tensors = session.broadcast(context.spark, store.load_model(context.warehouse, PLACES[HEAD], model))
 
     def load() -> inference.Predict:
         network.use_threads(threads)
@@ -151,18 +151,18 @@ def judge_head(
     def prepare(content: bytes) -> np.ndarray:
         return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
 
-    batch = job.settings.evaluate.batch_size
+    batch = context.settings.evaluate.batch_size
     udf = inference.over_column(
         f"head {model['id']}", load, prepare, prediction.probabilities, prediction.PROBABILITY, batch, meter
     )
-    stored = job.spark.read.parquet(store.data_url(job.warehouse, "features", features)).where("view = 0")
-    judged = pixels_of(job, images).where(JUDGED)
+    stored = context.spark.read.parquet(store.data_url(context.warehouse, "features", features)).where("view = 0")
+    judged = pixels_of(context, images).where(JUDGED)
     rows = judged.select("sha256", "split", "group", "label").join(stored.select("sha256", cut), "sha256", "inner")
     return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
 
 
 def judge_network(
-    job: Job,
+    context: StageContext,
     images: dict[str, Any],
     model: dict[str, Any],
     name: str,
@@ -174,10 +174,10 @@ def judge_network(
 
     `change` is done to the pixels before; the rows are then told apart by `label`.
     """
-    spec = network.Spec.model_validate({**model["spec"], "tta": job.settings.evaluate.tta})
-    rows = pixels_of(job, images).where(JUDGED)
-    tensors = store.load_model(job.warehouse, PLACES[name], model)
-    batch = job.settings.evaluate.batch_size
+    spec = network.Spec.model_validate({**model["spec"], "tta": context.settings.evaluate.tta})
+    rows = pixels_of(context, images).where(JUDGED)
+    tensors = store.load_model(context.warehouse, PLACES[name], model)
+    batch = context.settings.evaluate.batch_size
     found = prediction.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change, meter)
     return predictions(found, label or name)
 
@@ -232,28 +232,30 @@ def gained(table: pd.DataFrame, settings: config.Settings) -> report_facts.Gain:
     return difference(settings, FINETUNED, finetuned, HEAD, head)
 
 
-def against_champion(job: Job, images: dict[str, Any], test: pd.DataFrame, name: str) -> report_facts.Gain | str:
+def against_champion(
+    context: StageContext, images: dict[str, Any], test: pd.DataFrame, name: str
+) -> report_facts.Gain | str:
     """The deciding model beside the champion, on the same test images; else why there is none to stand beside."""
-    register = job.settings.register_
+    register = context.settings.register_
     reference = f"{register.name}@{register.alias}"
-    standing = job.tracker.version(reference)
+    standing = context.tracker.version(reference)
     if standing is None:
         return f"No model has been {register.alias} before."
-    known = known_predictions(job, standing)
+    known = known_predictions(context, standing)
     if known is None or list(known["sha256"]) != list(test["sha256"]):
         try:
-            known = test.assign(probability=assessment.judged_by(job, images, reference, test))
+            known = test.assign(probability=assessment.judged_by(context, images, reference, test))
         except DataError as error:
             return f"Not compared with the {register.alias}, version {standing.version}: {error}."
-    return difference(job.settings, name, test, f"{register.alias}, version {standing.version}", known)
+    return difference(context.settings, name, test, f"{register.alias}, version {standing.version}", known)
 
 
-def known_predictions(job: Job, standing: Any) -> pd.DataFrame | None:
+def known_predictions(context: StageContext, standing: Any) -> pd.DataFrame | None:
     """A registered version's rows of the test images it was evaluated on, where this warehouse has them."""
     report_id = standing.tags.get("report_id")
     if not report_id:
         return None
-    folder = files.join(job.warehouse, "reports", report_id)
+    folder = files.join(context.warehouse, "reports", report_id)
     return assessment.read_predictions(folder, str(standing.tags.get("model")), "test")
 
 
@@ -293,7 +295,7 @@ def about(spec: network.Spec, name: str, models: dict[str, dict[str, Any]]) -> s
 
 
 def gather_facts(
-    job: Job,
+    context: StageContext,
     images: dict[str, Any],
     models: dict[str, dict[str, Any]],
     measured: list[report_facts.ModelFacts],
@@ -317,9 +319,9 @@ def gather_facts(
     return {
         "title": f"Melanoma classification, dataset {images['id']}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run_id": job.run_id,
-        "dataset": assessment.dataset_facts(job, images),
-        "settings": config.compared(job.settings),
+        "run_id": context.run_id,
+        "dataset": assessment.dataset_facts(context, images),
+        "settings": config.compared(context.settings),
         "lineage": {
             "dataset": images["id"],
             "backbone": f"{head['spec']['backbone']}, {head['weights_origin']} weights {head['weights_id']}",
@@ -339,10 +341,10 @@ def gather_facts(
     }
 
 
-def either(job: Job) -> Summary:
+def either(context: StageContext) -> Summary:
     """The job `evaluate`: of the warehouse's own test split, or of another archive when one is named."""
-    images = store.manifest(job.warehouse, "images") or {}
-    archive = job.settings.archive
+    images = store.manifest(context.warehouse, "images") or {}
+    archive = context.settings.archive
     if archive and images.get("archive", "") not in ("", archive_id(archive)):
-        return external.run(job)
-    return run(job)
+        return external.run(context)
+    return run(context)

@@ -19,37 +19,37 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment, report_facts, shortcuts, subgroups
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, prediction
-from melanoma_spark.runner.context import Job, Summary, archive_id, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, pixels_of
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
 
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
 
 
-def run(job: Job) -> Summary:
-    settings = job.settings
-    version, artifacts = model_registry.download_model(job.tracker, settings.score.model)
+def run(context: StageContext) -> Summary:
+    settings = context.settings
+    version, artifacts = model_registry.download_model(context.tracker, settings.score.model)
     scorer = bundle.unpack(artifacts)
-    place = files.join(job.warehouse, "external", archive_id(str(settings.archive)))
+    place = files.join(context.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
-    own = replace(job, warehouse=place, settings=settings.model_copy(update=changes))
+    own = replace(context, warehouse=place, settings=settings.model_copy(update=changes))
     say(f"ingest: {ingest.ingest(own).text}")
     images = store.need(place, "images", "evaluate")
-    job.tracker.reads("images", images["id"])
-    if images["target"] != trained_target(job, scorer):
+    context.tracker.reads("images", images["id"])
+    if images["target"] != trained_target(context, scorer):
         raise DataError(
-            f"{settings.score.model} tells {trained_target(job, scorer)}, target={images['target']} was asked for; "
-            f"run it with target={trained_target(job, scorer)}"
+            f"{settings.score.model} tells {trained_target(context, scorer)}, target={images['target']} was asked for; "
+            f"run it with target={trained_target(context, scorer)}"
         )
     rows = pixels_of(own, images)
-    seen = seen_in_training(job, scorer, rows)
+    seen = seen_in_training(context, scorer, rows)
     unseen = rows.join(seen, "sha256", "left_anti")
     known = seen.count()
     if known == images["accepted"]:
         raise DataError(f"training has seen all {known} images of {settings.archive}: it is no external set")
 
-    session.batch_rows(job.spark, settings.evaluate.batch_size)
-    session.describe(job.spark, f"evaluate: {settings.score.model} on another archive")
+    session.batch_rows(context.spark, settings.evaluate.batch_size)
+    session.describe(context.spark, f"evaluate: {settings.score.model} on another archive")
     batch = settings.evaluate.batch_size
     judged = prediction.judged(unseen, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
     columns = ("sha256", "split", "group", "label", "found.raw_probability")
@@ -67,7 +67,7 @@ def run(job: Job) -> Summary:
         given = f"network {scorer.model_id} painted over", batch, shortcuts.without_lesion
         over = prediction.judged(unseen, scorer.spec, scorer.tensors, *given)
         painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
-        train = pixels_of(job, training_images(job, scorer)).where("split = 'train'")
+        train = pixels_of(context, training_images(context, scorer)).where("split = 'train'")
         left = assessment.without_the_lesion(own, images, train, test, painted_over)
     facts = gather_facts(own, images, scorer, name, test, told, known, left)
     folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
@@ -78,40 +78,40 @@ def run(job: Job) -> Summary:
     (measured,) = facts["models"]
     auroc, low, high = measured["auroc"], measured["auroc_low"], measured["auroc_high"]
     figures = {f"external_{key}": figure.value for key, figure in measured["figures"].items()}
-    job.tracker.metrics(
+    context.tracker.metrics(
         {**figures, "external_auroc": auroc, "external_auroc_low": low, "external_auroc_high": high, "seen": known}
     )
-    job.tracker.tags({"dataset_id": images["id"], "model_version": str(version.version), "external": "true"})
+    context.tracker.tags({"dataset_id": images["id"], "model_version": str(version.version), "external": "true"})
     return Summary(
         f"{len(test)} images of another archive, {known} left out that training has seen; {name} AUC {auroc:.4f} "
         f"[{low:.4f}-{high:.4f}]; report {folder}/report.html"
     )
 
 
-def training_images(job: Job, scorer: bundle.Scorer) -> dict[str, Any]:
+def training_images(context: StageContext, scorer: bundle.Scorer) -> dict[str, Any]:
     """The manifest of the images that a model learnt from. Raises `DataError` where this warehouse has others."""
-    images = store.need(job.warehouse, "images", "ingest")
+    images = store.need(context.warehouse, "images", "ingest")
     if images["id"] != scorer.facts.get("dataset_id"):
         raise DataError(
-            f"{job.settings.score.model} was trained on dataset {scorer.facts.get('dataset_id')}, images/ holds "
+            f"{context.settings.score.model} was trained on dataset {scorer.facts.get('dataset_id')}, images/ holds "
             f"{images['id']}, so what it has seen cannot be told; name the warehouse on which it was trained"
         )
     return images
 
 
-def trained_target(job: Job, scorer: bundle.Scorer) -> str:
-    return str(training_images(job, scorer)["target"])
+def trained_target(context: StageContext, scorer: bundle.Scorer) -> str:
+    return str(training_images(context, scorer)["target"])
 
 
-def seen_in_training(job: Job, scorer: bundle.Scorer, rows: DataFrame) -> DataFrame:
+def seen_in_training(context: StageContext, scorer: bundle.Scorer, rows: DataFrame) -> DataFrame:
     """`sha256` of the rows that have the bytes or the pixels of an image of train or validation."""
-    own = pixels_of(job, training_images(job, scorer)).where("split != 'test'")
+    own = pixels_of(context, training_images(context, scorer)).where("split != 'test'")
     parts = [rows.join(own.select(key).distinct(), key, "left_semi").select("sha256") for key in HASHES]
     return parts[0].union(parts[1]).distinct().cache()
 
 
 def gather_facts(
-    job: Job,
+    context: StageContext,
     images: dict[str, Any],
     scorer: bundle.Scorer,
     name: str,
@@ -120,19 +120,19 @@ def gather_facts(
     known: int,
     left: report_facts.Shortcuts | None,
 ) -> report_facts.Facts:
-    chosen = job.settings.evaluate
+    chosen = context.settings.evaluate
     point = scorer.operating_point
     rows = tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group"))
-    drawn = chosen.resamples, job.settings.seed, chosen.prevalences
+    drawn = chosen.resamples, context.settings.seed, chosen.prevalences
     patients = assessment.patients_of(told)
     measured = report_facts.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
-    own: list[subgroups.Subgroup] = assessment.by_subgroup(job, images, test, told, point.threshold)
+    own: list[subgroups.Subgroup] = assessment.by_subgroup(context, images, test, told, point.threshold)
     return {
         "title": f"{name} on another archive, dataset {images['id']}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run_id": job.run_id,
-        "dataset": assessment.dataset_facts(job, images),
-        "settings": config.compared(job.settings),
+        "run_id": context.run_id,
+        "dataset": assessment.dataset_facts(context, images),
+        "settings": config.compared(context.settings),
         "lineage": {
             "dataset": images["id"],
             "model": name,
@@ -149,7 +149,7 @@ def gather_facts(
             "subgroups": own,
             "subgroup_minimum": chosen.subgroup_minimum,
             "shortcuts": left,
-            "mistakes": assessment.mistakes(job, images, scorer.spec, scorer.tensors, test, point.threshold),
+            "mistakes": assessment.mistakes(context, images, scorer.spec, scorer.tensors, test, point.threshold),
         },
         "training": [],
         "best": {},

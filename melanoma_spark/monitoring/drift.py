@@ -24,7 +24,7 @@ from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
 from melanoma_spark.models import bundle, network, prediction, training_reference
 from melanoma_spark.monitoring import statistics
-from melanoma_spark.runner.context import Job, pixels_of
+from melanoma_spark.runner.context import StageContext, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import store
 
@@ -36,17 +36,22 @@ MOST_WORDS = 10_000  # that tables may use for ages, sites and so on; what is ra
 
 
 def of_training(
-    job: Job, images: dict[str, Any], model_id: str, spec: network.Spec, tensors: list[np.ndarray], raw: np.ndarray
+    context: StageContext,
+    images: dict[str, Any],
+    model_id: str,
+    spec: network.Spec,
+    tensors: list[np.ndarray],
+    raw: np.ndarray,
 ) -> training_reference.Reference | None:
     """The reference for a network; None where the settings ask for none.
 
     `raw` (n,) are the network's own probabilities of the validation images, by as many views as it will be asked for.
     """
-    most = job.settings.register_.reference
+    most = context.settings.register_.reference
     if not most:
         return None
-    rows = pixels_of(job, images).where("split != 'test'")
-    table = looked_at(job, rows, most, model_id, spec, tensors)
+    rows = pixels_of(context, images).where("split != 'test'")
+    table = looked_at(context, rows, most, model_id, spec, tensors)
     train, validation = (table[table["split"] == split] for split in ("train", "validation"))
     features = [np.stack(part["features"].tolist()) for part in (train, validation)]
     space = training_reference.fit(*features)
@@ -65,10 +70,10 @@ def of_training(
 
 
 def looked_at(
-    job: Job, rows: DataFrame, most: int, model_id: str, spec: network.Spec, tensors: list[np.ndarray]
+    context: StageContext, rows: DataFrame, most: int, model_id: str, spec: network.Spec, tensors: list[np.ndarray]
 ) -> pd.DataFrame:
     """Columns `split`, `side`, `features` and `measures` of at most `most` images of each split, in order of hash."""
-    spark, batch = job.spark, job.settings.score.batch_size
+    spark, batch = context.spark, context.settings.score.batch_size
     session.batch_rows(spark, batch)
     session.describe(spark, "register: what the training images look like")
     parts = [rows.where(f.col("split") == split).orderBy("sha256").limit(most) for split in ("train", "validation")]
@@ -97,34 +102,34 @@ def looked_at(
 # --- of a batch
 
 
-def told_by(job: Job, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
+def told_by(context: StageContext, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
     """The rows of a batch that tell of drift: what the network has seen, and had not seen before in training.
 
     What it learnt from is nearer to it, and it is surer of that. Which images those are is known where this warehouse
     made the model.
     """
     judged = rows.where("raw_probability is not null")
-    images = store.manifest(job.warehouse, "images")
+    images = store.manifest(context.warehouse, "images")
     if images is None or images["id"] != scorer.facts.get("dataset_id"):
         return judged
-    learnt = pixels_of(job, images).where("split != 'test'").select("sha256")
+    learnt = pixels_of(context, images).where("split != 'test'").select("sha256")
     return judged.join(learnt, "sha256", "left_anti")
 
 
 def of_batch(
-    job: Job, judged: DataFrame, metadata: DataFrame, known: training_reference.Reference | None
+    context: StageContext, judged: DataFrame, metadata: DataFrame, known: training_reference.Reference | None
 ) -> statistics.Drift:
     """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
     if known is None:
         return statistics.Drift(statistics.NO_REFERENCE, detail="the version was registered without one")
-    session.describe(job.spark, "score: compare with the training images")
-    limit = job.settings.score.quality.distance
+    session.describe(context.spark, "score: compare with the training images")
+    limit = context.settings.score.quality.distance
     counts = judged.agg(
         f.count("*").alias("rows"),
         f.count(f.when(f.col("distance") > (np.inf if limit is None else limit), 1)).alias("unlike"),
     ).collect()[0]
     unlike = None if limit is None else int(counts.unlike)
-    chosen = job.settings.score.drift
+    chosen = context.settings.score.drift
     if counts.rows < chosen.minimum:
         return statistics.held_against(known, {}, {}, counts.rows, unlike, chosen)
     numbers = in_bins(judged, known.histograms)
@@ -161,9 +166,9 @@ def said_of(rows: DataFrame) -> dict[str, dict[str, int]]:
     return {name: dict(counted) for name, counted in found.items()}
 
 
-def chart(job: Job, found: statistics.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
+def chart(context: StageContext, found: statistics.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
     """A point of each chart of MLflow's experiment `<experiment>-drift`: a run of its own for a batch that is there."""
-    session.describe(job.spark, "score: chart the batch")
+    session.describe(context.spark, "score: chart the batch")
     means = rows.agg(
         f.mean("probability").alias("mean_probability"),
         f.mean((f.col("decision") == "positive").cast("int")).alias("share_positive"),
@@ -178,4 +183,4 @@ def chart(job: Job, found: statistics.Drift, facts: Mapping[str, Any], rows: Dat
         "verdict": found.verdict,
         "run_id": facts["run_id"],
     }
-    job.tracker.beside("drift", facts["batch_id"], tags, {**found.metrics, **figures, "rows": facts["rows"]})
+    context.tracker.beside("drift", facts["batch_id"], tags, {**found.metrics, **figures, "rows": facts["rows"]})

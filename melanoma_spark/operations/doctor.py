@@ -15,7 +15,7 @@ from melanoma_spark import config, lineage, logs, tracking
 from melanoma_spark.errors import ClusterError, MelanomaError
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, engines, weights
-from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.spark import checks, executors, session
 from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease
@@ -26,10 +26,10 @@ SERVER = (
 LEVELS = {OK: "info", WARNING: "warning", checks.FAILED: "error"}
 
 
-def doctor(job: Job) -> Summary:
+def doctor(context: StageContext) -> Summary:
     """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
-    engines.engine_for(job.settings.score.engine, job.settings.backbone.name)
-    found = checks.merged(examined(job.settings, job.warehouse))
+    engines.engine_for(context.settings.score.engine, context.settings.backbone.name)
+    found = checks.merged(examined(context.settings, context.warehouse))
     if logs.in_json():
         for one in found:
             told = f"{one.what}, {one.where}: {one.found}" + (f"; {one.remedy}" if one.remedy else "")

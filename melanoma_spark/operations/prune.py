@@ -18,16 +18,16 @@ from melanoma_spark.logs import say
 from melanoma_spark.models import engines
 from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
-from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.storage import files, lease, store
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
 JOBS = ("pipeline", "ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "search")
 
 
-def prune(job: Job) -> Summary:
-    settings = job.settings
-    warehouse, chosen = job.warehouse, settings.prune
+def prune(context: StageContext) -> Summary:
+    settings = context.settings
+    warehouse, chosen = context.warehouse, settings.prune
     if not files.exists(warehouse):
         raise DataError(f"{warehouse} is not there; name a warehouse by warehouse=URL")
     try:
@@ -47,7 +47,7 @@ def prune(job: Job) -> Summary:
         return Summary(f"nothing may go of the {len(listing):,} files that were looked at")
     if chosen.apply:
         return Summary(f"{retention.told(found)} removed")
-    words = [word for word in job.argv if not word.startswith("prune.apply=")]
+    words = [word for word in context.argv if not word.startswith("prune.apply=")]
     again = shlex.join(["./spark-submit.sh", "prune", *words, "prune.apply=true"])
     return Summary(f"{retention.told(found)} may go, nothing was removed; to remove them: {again}")
 

@@ -19,7 +19,7 @@ from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.monitoring import drift
 from melanoma_spark.registry import alias_history, gate
-from melanoma_spark.runner.context import Job, Summary, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, pixels_of
 from melanoma_spark.storage import files, store
 
 CHALLENGER = "challenger"
@@ -28,75 +28,77 @@ PLACES = {"fine-tuned": "models/finetuned", "head alone": "models/head"}
 SUFFIXES = {"fine-tuned": "finetuned", "head alone": "head"}
 
 
-def register(job: Job) -> Summary:
-    settings = job.settings.register_
-    reconcile(job)
+def register(context: StageContext) -> Summary:
+    settings = context.settings.register_
+    reconcile(context)
     if settings.action == "history":
-        found = alias_history.moves(job.warehouse, settings.name, settings.alias)
+        found = alias_history.moves(context.warehouse, settings.name, settings.alias)
         say(alias_history.told(found))
         return Summary(f"{len(found)} moves of {settings.name}@{settings.alias}")
     if settings.action == "rollback":
-        return rollback(job)
-    return promote(job)
+        return rollback(context)
+    return promote(context)
 
 
-def reconcile(job: Job) -> None:
+def reconcile(context: StageContext) -> None:
     """The alias is what its moves say: one that a killed job wrote is made now; one by other hands is written down."""
-    settings, warehouse = job.settings.register_, job.warehouse
-    standing = job.tracker.version(f"{settings.name}@{settings.alias}")
+    settings, warehouse = context.settings.register_, context.warehouse
+    standing = context.tracker.version(f"{settings.name}@{settings.alias}")
     found = alias_history.moves(warehouse, settings.name, settings.alias)
     now = str(standing.version) if standing else None
     last = found[-1] if found else {"from": None, "to": None}
     if now == last["to"]:
         return
     if now == last["from"]:
-        job.tracker.point(settings.name, settings.alias, last["to"])
+        context.tracker.point(settings.name, settings.alias, last["to"])
     elif now:
         why = "the alias was moved without `register`, in MLflow's UI or by another warehouse"
         alias_history.append(warehouse, settings.name, settings.alias, alias_history.OUTSIDE, last["to"], now, why, {})
 
 
-def rollback(job: Job) -> Summary:
-    settings = job.settings.register_
-    found = alias_history.moves(job.warehouse, settings.name, settings.alias)
+def rollback(context: StageContext) -> Summary:
+    settings = context.settings.register_
+    found = alias_history.moves(context.warehouse, settings.name, settings.alias)
     target = alias_history.previous(found, settings.name, settings.alias)
-    if job.tracker.version(f"{settings.name}/{target}") is None:
+    if context.tracker.version(f"{settings.name}/{target}") is None:
         raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
-    move(job, alias_history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
+    move(context, alias_history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
     return Summary(
         f"{settings.name} version {target} is {settings.alias} again, version {found[-1]['to']} is not any more"
     )
 
 
-def move(job: Job, action: str, before: str | None, after: str, why: str, evidence: dict[str, Any]) -> None:
+def move(
+    context: StageContext, action: str, before: str | None, after: str, why: str, evidence: dict[str, Any]
+) -> None:
     """Written first: a job that is killed between the two is completed by the next one."""
-    settings = job.settings.register_
-    evidence = evidence | {"run_id": job.run_id}
-    alias_history.append(job.warehouse, settings.name, settings.alias, action, before, after, why, evidence)
-    job.tracker.point(settings.name, settings.alias, after)
+    settings = context.settings.register_
+    evidence = evidence | {"run_id": context.run_id}
+    alias_history.append(context.warehouse, settings.name, settings.alias, action, before, after, why, evidence)
+    context.tracker.point(settings.name, settings.alias, after)
 
 
-def promote(job: Job) -> Summary:
-    settings, warehouse = job.settings.register_, job.warehouse
+def promote(context: StageContext) -> Summary:
+    settings, warehouse = context.settings.register_, context.warehouse
     evaluated = store.need(warehouse, "reports", "evaluate")
     name = "fine-tuned" if "fine-tuned" in evaluated["models"] else "head alone"
     model = store.need(warehouse, PLACES[name], "finetune")
     if model["id"] != evaluated["models"][name]:
         raise DataError(f"{PLACES[name]} is not the model of the last report; run `./spark-submit.sh evaluate` first")
-    standing = job.tracker.version(f"{settings.name}@{settings.alias}")
+    standing = context.tracker.version(f"{settings.name}@{settings.alias}")
     if standing is not None and standing.tags.get("report_id") == evaluated["id"]:
         return Summary(f"nothing new, {settings.name} version {standing.version} is {settings.alias} already")
 
-    waiting = job.tracker.version(f"{settings.name}@{CHALLENGER}")
+    waiting = context.tracker.version(f"{settings.name}@{CHALLENGER}")
     if waiting is not None and waiting.tags.get("report_id") == evaluated["id"]:
         version = str(waiting.version)  # judged again: rules or champion may be others now
     else:
-        version = registered(job, evaluated, name, model)
-        job.tracker.point(settings.name, CHALLENGER, version)
-    found = judged(job, evaluated, name, standing)
+        version = registered(context, evaluated, name, model)
+        context.tracker.point(settings.name, CHALLENGER, version)
+    found = judged(context, evaluated, name, standing)
     told = "; ".join(f"{verdict.rule}: {verdict.found}" for verdict in found if not verdict.holds)
     record = [vars(verdict) for verdict in found]
-    job.tracker.tag_version(settings.name, version, {"gate": f"refused: {told}" if told else "passed"})
+    context.tracker.tag_version(settings.name, version, {"gate": f"refused: {told}" if told else "passed"})
     verdict = files.join(warehouse, "registry", settings.name, alias_history.VERDICTS, f"{version}.json")
     files.write_json(verdict, {"rules": record})
     if told:
@@ -104,18 +106,18 @@ def promote(job: Job) -> Summary:
         return Summary(f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}")
     before = str(standing.version) if standing else None
     evidence = {"report_id": evaluated["id"], "rules": record}
-    move(job, alias_history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
+    move(context, alias_history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
     return Summary(f"{settings.name} version {version} is {settings.alias} now ({name}), {len(found)} rules hold")
 
 
-def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, Any]) -> str:
+def registered(context: StageContext, evaluated: dict[str, Any], name: str, model: dict[str, Any]) -> str:
     """The new version."""
-    settings = job.settings
+    settings = context.settings
     # by as many views as the operating point was chosen for
     spec = network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)})
-    tensors = store.load_model(job.warehouse, PLACES[name], model)
-    images = the_images(job, evaluated)
-    raw = predictions(job, evaluated, name, "validation")["raw_probability"].to_numpy()
+    tensors = store.load_model(context.warehouse, PLACES[name], model)
+    images = the_images(context, evaluated)
+    raw = predictions(context, evaluated, name, "validation")["raw_probability"].to_numpy()
     scorer = bundle.Scorer(
         spec=spec,
         tensors=tensors,
@@ -128,7 +130,7 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
             key: model[key]
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")
         },
-        reference=drift.of_training(job, images, f"network {model['id']}", spec, tensors, raw),
+        reference=drift.of_training(context, images, f"network {model['id']}", spec, tensors, raw),
     )
     figures = {
         key: f"{evaluated['metrics'][f'{key}_{SUFFIXES[name]}']:.4f}"
@@ -153,41 +155,41 @@ def registered(job: Job, evaluated: dict[str, Any], name: str, model: dict[str, 
     description = (
         f"{name}, {scorer.spec.backbone} at {scorer.spec.image_size} px: test AUROC {auroc} [{low}-{high}] on dataset "
         f"{model['dataset_id']}. "
-        f"[Report]({job.tracker.page(run_id, 'report.html')}) and "
-        f"[model card]({job.tracker.page(run_id, 'model_card.md')}): artifacts of run {run_id}. "
+        f"[Report]({context.tracker.page(run_id, 'report.html')}) and "
+        f"[model card]({context.tracker.page(run_id, 'model_card.md')}): artifacts of run {run_id}. "
         "Research software; not a diagnosis, not a medical device."
     )
     return str(
         model_registry.register_model(
-            settings.register_.name, bundle.pack(scorer), example(job, scorer), tags, description
+            settings.register_.name, bundle.pack(scorer), example(context, scorer), tags, description
         )
     )
 
 
-def the_images(job: Job, evaluated: dict[str, Any]) -> dict[str, Any]:
+def the_images(context: StageContext, evaluated: dict[str, Any]) -> dict[str, Any]:
     """The manifest of the images that were evaluated. Raises `DataError` where images/ holds others by now."""
-    images = store.need(job.warehouse, "images", "ingest")
+    images = store.need(context.warehouse, "images", "ingest")
     if images["id"] != evaluated["made_from"]:
         raise DataError("images/ has changed since the last report; run `./spark-submit.sh evaluate` first")
     return images
 
 
-def predictions(job: Job, evaluated: dict[str, Any], name: str, split: str) -> pd.DataFrame:
+def predictions(context: StageContext, evaluated: dict[str, Any], name: str, split: str) -> pd.DataFrame:
     """The report's rows of a model and split."""
-    rows = assessment.read_predictions(files.join(job.warehouse, "reports", evaluated["path"]), name, split)
+    rows = assessment.read_predictions(files.join(context.warehouse, "reports", evaluated["path"]), name, split)
     if rows is None:
         raise DataError("the predictions of the last report are gone; run `./spark-submit.sh evaluate` again")
     return rows
 
 
-def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> list[gate.Verdict]:
+def judged(context: StageContext, evaluated: dict[str, Any], name: str, standing: Any) -> list[gate.Verdict]:
     """The challenger's predictions are the report's; the champion judges the same test images now."""
-    settings = job.settings
-    images = the_images(job, evaluated)
-    test = predictions(job, evaluated, name, "test")
+    settings = context.settings
+    images = the_images(context, evaluated)
+    test = predictions(context, evaluated, name, "test")
     champion = None
     if standing is not None and settings.register_.gate.auroc_margin is not None:
-        champion = assessment.judged_by(job, images, f"{settings.register_.name}@{settings.register_.alias}", test)
+        champion = assessment.judged_by(context, images, f"{settings.register_.name}@{settings.register_.alias}", test)
     return gate.verdicts(
         settings.register_.gate,
         test["label"].to_numpy(),
@@ -196,15 +198,15 @@ def judged(job: Job, evaluated: dict[str, Any], name: str, standing: Any) -> lis
         evaluated["operating_points"][name]["threshold"],
         champion,
         evaluated.get("subgroups", []),
-        overlap(job, images),
+        overlap(context, images),
         settings.evaluate.resamples,
         settings.seed,
     )
 
 
-def overlap(job: Job, images: dict[str, Any]) -> int:
+def overlap(context: StageContext, images: dict[str, Any]) -> int:
     """Test images that are, or look as, or are of a group of, images of train or validation."""
-    rows = pixels_of(job, images)
+    rows = pixels_of(context, images)
     seen = rows.where("split != 'test'")
     test = rows.where("split = 'test'")
     parts = [
@@ -214,7 +216,7 @@ def overlap(job: Job, images: dict[str, Any]) -> int:
     return int(parts[0].union(parts[1]).union(parts[2]).agg(f.countDistinct("sha256")).collect()[0][0])
 
 
-def example(job: Job, scorer: bundle.Scorer) -> pd.DataFrame:
+def example(context: StageContext, scorer: bundle.Scorer) -> pd.DataFrame:
     """One drawn lesion, not a patient's: an input example must be free to show."""
     from melanoma_spark.images import synthetic
 

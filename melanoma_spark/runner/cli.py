@@ -18,7 +18,7 @@ from typing import Any
 from melanoma_spark import __version__, config, lineage, logs
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.models import backbones, engines, operating_points
-from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import Runner, Stage, in_one_line, run_stage
 from melanoma_spark.runner.submit import ERROR_VARIABLE, GRACEFUL
 from melanoma_spark.storage import files
@@ -139,7 +139,7 @@ def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[st
 
     warehouse, runner = files.url_of(settings.warehouse), command.runner or run_stage
     if not command.prepared:
-        return runner(Job(None, settings, warehouse, None, argv=argv), command.name, command.stage, {})
+        return runner(StageContext(None, settings, warehouse, None, argv=argv), command.name, command.stage, {})
     files.check_writable(warehouse)
     spark = (given or session.start(command.name)) if command.needs_spark(settings) else None
     try:
@@ -148,9 +148,9 @@ def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[st
         tracker = tracking.Tracker(settings.mlflow, warehouse)
         if spark is not None and not session.is_local(spark):  # now that executors have had time to come
             executors.check_versions(spark)
-        job = Job(spark, settings, warehouse, tracker, argv=argv)
+        context = StageContext(spark, settings, warehouse, tracker, argv=argv)
         tags = {"job": command.name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
-        return runner(job, command.name, command.stage, tags)
+        return runner(context, command.name, command.stage, tags)
     finally:
         if spark is not None and given is None:
             spark.stop()

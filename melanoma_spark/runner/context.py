@@ -10,7 +10,7 @@ from melanoma_spark.storage import files
 
 
 @dataclass(frozen=True)
-class Job:
+class StageContext:
     """What a stage is given. `spark` is None where its action needs none; `argv` is what the job was started with."""
 
     spark: Any
@@ -35,29 +35,29 @@ def archive_id(archive: str) -> str:
     return lineage.content_id([files.url_of(archive)])
 
 
-def dataset(job: Job, name: str, made_by: str) -> dict[str, Any]:
+def dataset(context: StageContext, name: str, made_by: str) -> dict[str, Any]:
     """The manifest of what stands under `name`; MLflow is told that the run reads it. Raises as `store.need`."""
     from melanoma_spark.storage import store
 
-    facts = store.need(job.warehouse, name, made_by)
-    job.tracker.reads(name, facts["id"])
+    facts = store.need(context.warehouse, name, made_by)
+    context.tracker.reads(name, facts["id"])
     return facts
 
 
-def pixels_of(job: Job, images: dict[str, Any]) -> Any:
+def pixels_of(context: StageContext, images: dict[str, Any]) -> Any:
     """The rows of images/, a `DataFrame`, by its manifest."""
     from melanoma_spark.storage import store
 
-    return job.spark.read.parquet(store.data_url(job.warehouse, "images", images))
+    return context.spark.read.parquet(store.data_url(context.warehouse, "images", images))
 
 
-def pace(job: Job, meter: Any) -> str:
+def pace(context: StageContext, meter: Any) -> str:
     """What a `session.Meter` has measured, for the end of a summary; MLflow and a line in JSON are told it, too."""
     figures = meter.figures()
     if not figures:
         return ""
-    if job.run_id:  # else MLflow would begin a run for them
-        job.tracker.metrics(figures)
+    if context.run_id:  # else MLflow would begin a run for them
+        context.tracker.metrics(figures)
     logs.add(**{key: round(value, 3) for key, value in figures.items()})
     return (
         f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.1f} MB, "

@@ -13,20 +13,20 @@ from dataclasses import replace
 from melanoma_spark import config, logs
 from melanoma_spark.errors import MelanomaError, of_executor, of_storage, root_cause
 from melanoma_spark.logs import say
-from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.context import StageContext, Summary
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
 
 
-Stage = Callable[[Job], Summary]
+Stage = Callable[[StageContext], Summary]
 
 
-Runner = Callable[[Job, str, Stage, dict[str, str]], Summary]
+Runner = Callable[[StageContext, str, Stage, dict[str, str]], Summary]
 
 
-def run_without_run(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
+def run_without_run(context: StageContext, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """In the place of `run_stage`: without an MLflow run and a lease, for what only looks."""
-    summary = stage(job)
+    summary = stage(context)
     say(f"{name}: {summary.text}", "done")
     return summary
 
@@ -53,7 +53,7 @@ def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
     return f"Spark: {cause} (set {TRACEBACK_VARIABLE}=1 to see where)", 1
 
 
-def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
+def run_stage(context: StageContext, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """One stage in an MLflow run of its own, nested in an open one, with one summary line at its end.
 
     Raises `ClusterError` where a file system was full, or away.
@@ -62,32 +62,32 @@ def run_stage(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summar
     from melanoma_spark.storage import lease
 
     started = time.monotonic()
-    with logs.about(stage=name), one_line(job):
+    with logs.about(stage=name), one_line(context):
         logs.mark("started")
-        with lease.held(job.warehouse, name, job.settings.wait) as own, in_run(job, name, tags) as running:
-            if job.spark is not None:
-                session.describe(job.spark, name)
-            with contextlib.nullcontext() if job.spark is None else session.let_go(job.spark):
+        with lease.held(context.warehouse, name, context.settings.wait) as own, in_run(context, name, tags) as running:
+            if context.spark is not None:
+                session.describe(context.spark, name)
+            with contextlib.nullcontext() if context.spark is None else session.let_go(context.spark):
                 summary = stage(replace(running, lease=own))
             seconds = time.monotonic() - started
-            job.tracker.metrics({"seconds": seconds})
+            context.tracker.metrics({"seconds": seconds})
         say(f"{name}: {summary.text}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
     return summary
 
 
 @contextlib.contextmanager
-def in_run(job: Job, name: str, tags: dict[str, str]) -> Iterator[Job]:
+def in_run(context: StageContext, name: str, tags: dict[str, str]) -> Iterator[StageContext]:
     """The job with an MLflow run open, nested in one that is open already."""
-    with job.tracker.run(name, tags, config.compared(job.settings)) as run_id:
+    with context.tracker.run(name, tags, config.compared(context.settings)) as run_id:
         if "job" in tags:  # the outermost run
-            text = "".join(f"{key}: {value}\n" for key, value in config.shown(job.settings).items())
-            job.tracker.artifact("settings.txt", text.encode())
+            text = "".join(f"{key}: {value}\n" for key, value in config.shown(context.settings).items())
+            context.tracker.artifact("settings.txt", text.encode())
         logs.add(run_id=run_id)
-        yield replace(job, run_id=run_id)
+        yield replace(context, run_id=run_id)
 
 
 @contextlib.contextmanager
-def one_line(job: Job) -> Iterator[None]:
+def one_line(context: StageContext) -> Iterator[None]:
     """Around what writes: errors of a full or lost file system, or of a lost Spark, whoever met them, as one line.
 
     Raises `ClusterError`, or what it was.
@@ -95,17 +95,17 @@ def one_line(job: Job) -> Iterator[None]:
     from melanoma_spark.spark import session
 
     scratch = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
-    if job.spark is not None:
-        scratch = job.spark.conf.get("spark.local.dir", scratch)
-    places = {"the warehouse": job.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
+    if context.spark is not None:
+        scratch = context.spark.conf.get("spark.local.dir", scratch)
+    places = {"the warehouse": context.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
     try:
         yield
     except MelanomaError:
         raise
     except Exception as error:
         told = of_storage(error, places)
-        if told is None and job.spark is not None:
-            told = session.of_lost(job.spark, error)
+        if told is None and context.spark is not None:
+            told = session.of_lost(context.spark, error)
         if told is None:
             raise
         raise told from error

@@ -24,7 +24,7 @@ from melanoma_spark import clock, logs
 from melanoma_spark.archives import archive
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.logs import say
-from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import in_one_line, in_run, one_line
 from melanoma_spark.storage import files, lease
 
@@ -33,23 +33,23 @@ Batch = Callable[..., Summary]  # of a job, and of what opens its MLflow run
 Given = tuple[int, threading.Event]  # files to look at; set when that has been done
 
 
-def run(job: Job, name: str, batch: Batch, tags: dict[str, str]) -> Summary:
+def run(context: StageContext, name: str, batch: Batch, tags: dict[str, str]) -> Summary:
     """Follows the archive until a signal, or with score.follow.once until nothing is left.
 
     Holds the lease meanwhile. A batch that fails is tried again at a later trigger, each time later; with `once` it
     ends the job. Raises `BusyError` when another job has taken the lease, `ClusterError` when Spark is gone, and at the
     start as `archive.located`, but for a folder in which nothing has landed yet.
     """
-    if not archive.empty(str(job.settings.archive)):
-        archive.located(job.settings.archive)
+    if not archive.empty(str(context.settings.archive)):
+        archive.located(context.settings.archive)
     with (
         logs.about(stage=name),
-        lease.held(job.warehouse, name, job.settings.wait) as own,
+        lease.held(context.warehouse, name, context.settings.wait) as own,
         ended_by_signals() as over,
         tempfile.TemporaryDirectory() as folder,
     ):
-        following = Following(replace(job, lease=own), name, batch, tags, over, Path(folder))
-        every = f"a look every {job.settings.score.follow.interval:g} s"
+        following = Following(replace(context, lease=own), name, batch, tags, over, Path(folder))
+        every = f"a look every {context.settings.score.follow.interval:g} s"
         say(f"{name}: following the archive, {every}; a signal ends it after the batch in hand", "started")
         try:
             following.until_over()
@@ -57,15 +57,24 @@ def run(job: Job, name: str, batch: Batch, tags: dict[str, str]) -> Summary:
             following.stop()
         text = f"{following.batches} batches, {'nothing more' if following.done else 'told to end'}"
         say(f"{name}: {text}", "done")
-        return Summary(text, following.status if job.settings.score.follow.once else 0)
+        return Summary(text, following.status if context.settings.score.follow.once else 0)
 
 
 class Following:
     """One stream at a time, and the batches it asks for."""
 
-    def __init__(self, job: Job, name: str, batch: Batch, tags: dict[str, str], over: threading.Event, folder: Path):
-        self.job, self.name, self.batch, self.tags, self.over, self.folder = job, name, batch, tags, over, folder
-        self.settings = job.settings.score.follow
+    def __init__(
+        self, context: StageContext, name: str, batch: Batch, tags: dict[str, str], over: threading.Event, folder: Path
+    ):
+        self.context, self.name, self.batch, self.tags, self.over, self.folder = (
+            context,
+            name,
+            batch,
+            tags,
+            over,
+            folder,
+        )
+        self.settings = context.settings.score.follow
         self.given: queue.SimpleQueue[Given] = queue.SimpleQueue()
         self.stream: Any = None
         self.streams = self.batches = self.retries = self.status = 0
@@ -97,9 +106,9 @@ class Following:
     def one(self) -> None:
         """A batch, in an MLflow run of its own where there is anything new."""
         started = time.monotonic()
-        with logs.about(stage=self.name), one_line(self.job):
+        with logs.about(stage=self.name), one_line(self.context):
             try:
-                summary = self.batch(self.job, partial(in_run, name=self.name, tags=self.tags))
+                summary = self.batch(self.context, partial(in_run, name=self.name, tags=self.tags))
             finally:
                 gc.collect()  # what Python holds, Spark's driver holds, too
             seconds = time.monotonic() - started
@@ -112,10 +121,10 @@ class Following:
         """Tells why, and when the next attempt is; raises what another attempt would meet again."""
         if isinstance(error, BusyError) or self.settings.once:
             raise error
-        if not alive(self.job.spark):
+        if not alive(self.context.spark):
             raise ClusterError("Spark's driver or its cluster is gone; start score --follow again") from error
         wait, attempt, self.due = self.backoff.failed(), self.backoff.failures, True
-        private = self.job.settings.privacy.source_names == "hash"
+        private = self.context.settings.privacy.source_names == "hash"
         told = in_one_line(error, private)
         message, status = told or (type(error).__name__ + ("" if private else f": {error}"), 1)
         text = f"error: {message}; attempt {attempt} failed, the next one in {wait:.0f} s"
@@ -129,7 +138,7 @@ class Following:
             from melanoma_spark.archives import landing
         except ImportError:
             raise ClusterError("score --follow needs Spark 4 or later; run score by a schedule instead") from None
-        spark, settings = self.job.spark, self.job.settings
+        spark, settings = self.context.spark, self.context.settings
         self.streams += 1
         self.looked, self.due = 0.0, False
         self.ask()
@@ -168,7 +177,7 @@ class Following:
         if retry:
             self.retries, self.due = self.retries + 1, False
         try:
-            version = self.job.tracker.version(self.job.settings.score.model)
+            version = self.context.tracker.version(self.context.settings.score.model)
         except ConfigError:
             raise
         except Exception:  # MLflow is away, in one of its many ways: the batch that needs it says so
@@ -190,7 +199,7 @@ class Following:
 
     def stop(self) -> None:
         self.over.set()
-        if self.stream is not None and alive(self.job.spark):
+        if self.stream is not None and alive(self.context.spark):
             self.stream.stop()
 
 

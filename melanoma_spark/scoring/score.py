@@ -26,7 +26,7 @@ from melanoma_spark.images import decoding, quality
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
 from melanoma_spark.monitoring import drift
-from melanoma_spark.runner.context import Job, Summary, archive_id, pace
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, pace
 from melanoma_spark.runner.stage import Stage, run_stage, run_without_run
 from melanoma_spark.scoring import batches, follow, ledger, status, worklist
 from melanoma_spark.spark import inference, session
@@ -39,14 +39,14 @@ MOST_WAITING = 512  # rows that a task keeps to itself
 FEW = 10  # files of a batch that cannot be read are no sign that the archive is away
 
 
-Opened = Callable[[Job], AbstractContextManager[Job]]
+Opened = Callable[[StageContext], AbstractContextManager[StageContext]]
 
 
 @dataclass(frozen=True)
 class Run:
     """What there is when a run begins."""
 
-    job: Job
+    context: StageContext
     model: str
     version: str
     scorer: bundle.Scorer
@@ -62,7 +62,7 @@ class Run:
     @cached_property
     def tables(self) -> worklist.TableMetadata:
         """What the archive's tables say of its images."""
-        return worklist.table_metadata(self.job, self.everything, self.unsettled)
+        return worklist.table_metadata(self.context, self.everything, self.unsettled)
 
     @property
     def name(self) -> str:
@@ -81,30 +81,30 @@ class New:
     unreadable: int  # of these, those that still cannot be read
 
 
-def score(job: Job) -> Summary:
-    return status.report_status(job) if job.settings.score.action == "status" else batch(job)
+def score(context: StageContext) -> Summary:
+    return status.report_status(context) if context.settings.score.action == "status" else batch(context)
 
 
-def batch(job: Job, opened: Opened = nullcontext) -> Summary:
+def batch(context: StageContext, opened: Opened = nullcontext) -> Summary:
     """What is new, as a batch. `opened` is entered with the job where there is anything new, and may open its run."""
-    spark, warehouse, settings = job.spark, job.warehouse, job.settings
-    found, artifacts = model_registry.download_model(job.tracker, settings.score.model)
+    spark, warehouse, settings = context.spark, context.warehouse, context.settings
+    found, artifacts = model_registry.download_model(context.tracker, settings.score.model)
     model, version = str(found.name), str(found.version)
     scorer = replace(bundle.unpack(artifacts), damaged=settings.ingest.damaged)
     session.describe(spark, "score: list the archive, look up what was scored before")
-    ledger.tidy(spark, warehouse, check_of(job))
-    done = known(job, model, version)
+    ledger.tidy(spark, warehouse, check_of(context))
+    done = known(context, model, version)
     sections = settings.privacy.model_dump(mode="json"), settings.score.quality.model_dump()
     work = lineage.content_id([model, version, scorer.model_id, *sections, scorer.damaged])
     place = ledger.unfinished(warehouse, archive_id(str(settings.archive)), work)
     # not persisted: Spark would then give these rows for later ones
-    before = ledger.waiting(spark, place, done, job.run_id)
+    before = ledger.waiting(spark, place, done, context.run_id)
     settle = settings.score.follow.settle if settings.score.action == "follow" else 0
     unsettled = ledger.keyed(archive.listing(spark, settings)).persist()
     everything = archive.settled(unsettled, settle)
     listing = everything.where("role = 'image'")
     listings = (unsettled, everything, listing, listing.count())
-    own = Run(job, model, version, scorer, place, *listings, done, before, before.count())
+    own = Run(context, model, version, scorer, place, *listings, done, before, before.count())
     try:
         with session.shuffle_partitions(spark, session.slots(spark) + (own.listed + own.kept) // ROWS_A_PARTITION):
             return whole(own, opened)
@@ -112,15 +112,15 @@ def batch(job: Job, opened: Opened = nullcontext) -> Summary:
         unsettled.unpersist()
 
 
-def check_of(job: Job) -> ledger.Check:
+def check_of(context: StageContext) -> ledger.Check:
     """Raises where the warehouse is away, or another job has taken it."""
-    return job.lease.check if job.lease else lambda: None
+    return context.lease.check if context.lease else lambda: None
 
 
-def known(job: Job, model: str, version: str) -> DataFrame:
+def known(context: StageContext, model: str, version: str) -> DataFrame:
     """What of the ledger counts as scored."""
-    found = ledger.known(job.spark, job.warehouse, model, version if job.settings.score.anew else None)
-    check_of(job)()  # a warehouse that is away for a moment looks as if it had never scored anything
+    found = ledger.known(context.spark, context.warehouse, model, version if context.settings.score.anew else None)
+    check_of(context)()  # a warehouse that is away for a moment looks as if it had never scored anything
     return found
 
 
@@ -133,8 +133,8 @@ def whole(own: Run, opened: Opened) -> Summary:
         left = f", of which {new.unreadable} still cannot be read" if new.unreadable else ""
         return Summary(f"{own.listed} images listed, all scored before by {own.name}{left}; nothing to do")
     batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    with opened(own.job) as job:
-        own = replace(own, job=job)
+    with opened(own.context) as context:
+        own = replace(own, context=context)
         logs.add(batch_id=batch_id)
         if own.kept:
             say(f"  a killed run has left {own.kept} rows, which are not computed again", "resumed", left=own.kept)
@@ -144,12 +144,12 @@ def whole(own: Run, opened: Opened) -> Summary:
 
 def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> Summary:
     """Makes all rows that wait a batch of `scores/`."""
-    job, warehouse = own.job, own.job.warehouse
-    session.describe(job.spark, f"score: stage {total} rows of batch {batch_id}")
-    rows = ledger.waiting(job.spark, own.place, own.done, job.run_id)
+    context, warehouse = own.context, own.context.warehouse
+    session.describe(context.spark, f"score: stage {total} rows of batch {batch_id}")
+    rows = ledger.waiting(context.spark, own.place, own.done, context.run_id)
     staged = ledger.stage(rows, warehouse, batch_id, total)
-    written = job.spark.read.schema(schemas.SCORED).parquet(staged)
-    refuse_lost(written, total, job.settings.score.most_unreadable)
+    written = context.spark.read.schema(schemas.SCORED).parquet(staged)
+    refuse_lost(written, total, context.settings.score.most_unreadable)
     statuses = {row.status: row["count"] for row in written.groupBy("status").count().collect()}
     counts = {
         "listed": own.listed,
@@ -165,30 +165,30 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
         "committed_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": own.model,
         "model_version": own.version,
-        "archive_id": archive_id(str(job.settings.archive)),
-        "run_id": job.run_id,
+        "archive_id": archive_id(str(context.settings.archive)),
+        "run_id": context.run_id,
         "counts": counts,
         "rows": total,
     }
     logs.add(counts=counts)
-    telling = drift.told_by(job, written, own.scorer).persist()
-    drifted = drift.of_batch(job, telling, metadata(own, telling), own.scorer.reference)
+    telling = drift.told_by(context, written, own.scorer).persist()
+    drifted = drift.of_batch(context, telling, metadata(own, telling), own.scorer.reference)
     telling.unpersist()
     unmatched, set_aside = unclear(own, written), own.tables.set_aside
     notes = records.notes(unmatched)
     if notes.examples:
-        worklist.write_unmatched(job, batch_id, unmatched)
+        worklist.write_unmatched(context, batch_id, unmatched)
     tables = {**notes.as_record(), "set_aside": set_aside, "unused": own.tables.unused}
     facts |= {"verdict": drifted.verdict, "drift": drifted.as_record(), "tables": tables}
-    job.tracker.metrics(counts)
-    job.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
+    context.tracker.metrics(counts)
+    context.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
     index = ledger.entries(written).unionByName(new.copies)
-    page = worklist.write(job, written, own.listing, own.scorer, facts, counts, drifted)
-    session.describe(job.spark, f"score: commit batch {batch_id}")
-    ledger.refuse_twice(written, total, known(job, own.model, own.version))
-    target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts, check_of(job))
+    page = worklist.write(context, written, own.listing, own.scorer, facts, counts, drifted)
+    session.describe(context.spark, f"score: commit batch {batch_id}")
+    ledger.refuse_twice(written, total, known(context, own.model, own.version))
+    target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts, check_of(context))
     ledger.remove(own.place)
-    drift.chart(job, drifted, facts, job.spark.read.schema(schemas.SCORED).parquet(target))
+    drift.chart(context, drifted, facts, context.spark.read.schema(schemas.SCORED).parquet(target))
     told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
     number = f"{len(set_aside)} table{'s' if len(set_aside) > 1 else ''}"
     aside = f"; {number} set aside ({', '.join(set_aside)})" if set_aside else ""
@@ -243,9 +243,9 @@ def news(own: Run) -> New:
         known -= own.listing.join(waits.where("done").select("source_key"), "source_key", "left_semi").count()
     if not count:
         return New(todo, waits.limit(0), 0, 0, known, 0)
-    session.describe(own.job.spark, f"score: read new files, {count} of them")
-    with session.progress(own.job.spark, "parts read"):
-        read = archive.hashed(todo, count, own.job.settings).persist()
+    session.describe(own.context.spark, f"score: read new files, {count} of them")
+    with session.progress(own.context.spark, "parts read"):
+        read = archive.hashed(todo, count, own.context.settings).persist()
         read.count()
     told = todo.select("source_key", "source_uri").join(read, "source_key")
     contents = told.where("sha256 is not null").withColumn("content", f.unhex("sha256"))
@@ -280,7 +280,7 @@ def compute(own: Run, new: New) -> str:
 
     Tells how fast.
     """
-    spark, settings, scorer = own.job.spark, own.job.settings, own.scorer
+    spark, settings, scorer = own.context.spark, own.context.settings, own.scorer
     session.describe(spark, f"score: compute {new.computed} rows with {own.name}")
     # The closures below travel to the executors with each stage, so that nothing large may be in them: not the weights,
     # which the engine has by itself, and not what the features of training looked like. These go once, as broadcasts,
@@ -317,7 +317,7 @@ def compute(own: Run, new: New) -> str:
         "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,
         "model_version": own.version,
-        "run_id": own.job.run_id,
+        "run_id": own.context.run_id,
         "scored_at": datetime.now(UTC),
     }
     share = math.floor(LOST * new.computed / session.slots(spark))
@@ -334,7 +334,7 @@ def compute(own: Run, new: New) -> str:
         total = told.agg(f.sum("rows")).collect()[0][0]
     if total != new.computed:
         raise ClusterError(f"{total} rows were computed of {new.computed} images; run score again")
-    return pace(own.job, meter)
+    return pace(own.context, meter)
 
 
 def with_quality(
@@ -367,10 +367,13 @@ def with_quality(
 
 def exported_network(own: Run, engine: str) -> bytes:
     """The network, exported at its first use and kept in the warehouse; the registry knows its SHA-256."""
-    job, spec = own.job, own.scorer.spec.model_copy(update={"tta": 1})
+    context, spec = own.context, own.scorer.spec.model_copy(update={"tta": 1})
     name = lineage.content_id([own.scorer.facts["tensors_id"], spec.model_dump(), engines.FORMATS[engine]])
-    url, tag = files.join(job.warehouse, "models", "exported", f"{name}.{engine}"), engines.TAG.format(engine=engine)
-    version = job.tracker.version(f"{own.model}/{own.version}")
+    url, tag = (
+        files.join(context.warehouse, "models", "exported", f"{name}.{engine}"),
+        engines.TAG.format(engine=engine),
+    )
+    version = context.tracker.version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
         if version.tags.get(tag) == decoding.sha256(content):
@@ -378,19 +381,19 @@ def exported_network(own: Run, engine: str) -> bytes:
     say(f"  exporting the network for {engine}, once")
     content = engines.export(network.judge(spec, own.scorer.tensors), engine)
     files.write_bytes(url, content)
-    job.tracker.tag_version(own.model, own.version, {tag: decoding.sha256(content)})
+    context.tracker.tag_version(own.model, own.version, {tag: decoding.sha256(content)})
     return content
 
 
-def runner(job: Job, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
+def runner(context: StageContext, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """`run_stage`; or the batches that are there, without a run; or batch after batch, each with a run of its own."""
-    if job.settings.score.action == "status":
-        return run_without_run(job, name, stage, tags)
-    if job.settings.score.action == "score":
-        return run_stage(job, name, stage, tags)
+    if context.settings.score.action == "status":
+        return run_without_run(context, name, stage, tags)
+    if context.settings.score.action == "score":
+        return run_stage(context, name, stage, tags)
 
-    def one(job: Job, opened: Opened) -> Summary:
-        with session.let_go(job.spark):
-            return batch(job, opened)
+    def one(context: StageContext, opened: Opened) -> Summary:
+        with session.let_go(context.spark):
+            return batch(context, opened)
 
-    return follow.run(job, name, one, tags)
+    return follow.run(context, name, one, tags)

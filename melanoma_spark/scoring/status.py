@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 
 from melanoma_spark.errors import DataError
 from melanoma_spark.logs import say
-from melanoma_spark.runner.context import Job, Summary
+from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.scoring import batches
 
 FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows", "counts", "verdict")
 
 
-def report_status(job: Job) -> Summary:
+def report_status(context: StageContext) -> Summary:
     """Tells them, the newest first; returns a summary. Raises `DataError` where none is within score.within."""
-    settings, warehouse = job.settings, job.warehouse
+    settings, warehouse = context.settings, context.warehouse
     there = batches.committed(warehouse)
     shown = there[-settings.score.shown :]
     for batch in reversed(shown):

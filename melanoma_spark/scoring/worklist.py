@@ -22,7 +22,7 @@ from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, gradcam, network
 from melanoma_spark.monitoring import statistics
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import ledger, worklist_page
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
@@ -47,13 +47,13 @@ class TableMetadata:
     unused: dict[str, str] = field(default_factory=dict)
 
 
-def table_metadata(job: Job, listed: DataFrame, unsettled: DataFrame) -> TableMetadata:
+def table_metadata(context: StageContext, listed: DataFrame, unsettled: DataFrame) -> TableMetadata:
     """What the tables of a listing say of its images. An archive for scoring needs no tables, and no labels in them.
 
     A table that cannot be read is set aside: it costs what it says, not the scores of a night. `unsettled` has the
     files that still land, too: a row may be about one of them, and not about another of its name.
     """
-    spark, settings = job.spark, job.settings
+    spark, settings = context.spark, context.settings
     set_aside = archive.unreadable_tables(listed)
     heads, tables = archive.table_heads(listed, settings, set_aside)
     words = settings.ingest.labels
@@ -82,9 +82,9 @@ def table_metadata(job: Job, listed: DataFrame, unsettled: DataFrame) -> TableMe
     return TableMetadata(matched.images.select(*columns), matched.unmatched, *found)
 
 
-def write_unmatched(job: Job, batch_id: str, unmatched: DataFrame) -> None:
+def write_unmatched(context: StageContext, batch_id: str, unmatched: DataFrame) -> None:
     """`unmatched.csv` of a batch: the rows of tables that fit several of its images, and images whose rows disagree."""
-    url = files.join(job.warehouse, "batches", batch_id, "unmatched.csv")
+    url = files.join(context.warehouse, "batches", batch_id, "unmatched.csv")
     as_csv(unmatched, schemas.UNMATCHED.names, ["reason", "image_id"], url)
 
 
@@ -104,7 +104,7 @@ def nameless(settings: config.Settings, tables: Mapping[str, str]) -> dict[str, 
 
 
 def write(
-    job: Job,
+    context: StageContext,
     rows: DataFrame,
     listing: DataFrame,
     scorer: bundle.Scorer,
@@ -113,15 +113,15 @@ def write(
     drifted: statistics.Drift,
 ) -> str:
     """The worklist of a staged batch, of which `told` is batch.json; returns the page's URL."""
-    chosen = job.settings.score.worklist
-    folder = files.join(job.warehouse, "batches", told["batch_id"])
-    session.describe(job.spark, f"score: worklist of {told['rows']} rows")
+    chosen = context.settings.score.worklist
+    folder = files.join(context.warehouse, "batches", told["batch_id"])
+    session.describe(context.spark, f"score: worklist of {told['rows']} rows")
     ordered = ranked(rows).persist()
     as_csv(ordered, worklist_page.COLUMNS, ["rank"], files.join(folder, "worklist.csv"))
     first = [row.asDict() for row in ordered.where(f.col("rank") <= chosen.rows).orderBy("rank").collect()]
     seen = [row for row in first if row["status"] != "rejected"][: chosen.pictures]
-    shown = pictures(job, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
-    session.describe(job.spark, "score: counts of the worklist's page")
+    shown = pictures(context, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
+    session.describe(context.spark, "score: counts of the worklist's page")
     point = scorer.operating_point
     judged = ordered.where("status = 'scored'")
     figures = judged.agg(
@@ -133,7 +133,7 @@ def write(
         "batch_id": told["batch_id"],
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": f"{told['model']} version {told['model_version']}",
-        "target": job.settings.target,
+        "target": context.settings.target,
         "operating_point": f"{point.name}, {point.rule}",
         "threshold": point.threshold,
         "counts": {**counts, "positive": int(figures.positive or 0)},
@@ -187,7 +187,7 @@ def safe(name: str) -> Column:
 
 
 def pictures(
-    job: Job, listing: DataFrame, scorer: bundle.Scorer, wanted: set[str], rows: DataFrame, folder: str
+    context: StageContext, listing: DataFrame, scorer: bundle.Scorer, wanted: set[str], rows: DataFrame, folder: str
 ) -> dict[str, tuple[str, str]]:
     """SHA-256 -> names of two files beside the page: the crop that the model saw, and the same with Grad-CAM."""
     if not wanted:
@@ -196,8 +196,8 @@ def pictures(
         "source_key", ledger.key("source_uri", "source_bytes", "source_modified")
     )
     found = listing.join(f.broadcast(own.select("source_key")), "source_key", "left_semi")
-    spec, threads = scorer.spec, session.task_threads(job.spark)
-    tensors = session.broadcast(job.spark, scorer.tensors)
+    spec, threads = scorer.spec, session.task_threads(context.spark)
+    tensors = session.broadcast(context.spark, scorer.tensors)
     light = replace(bundle.without_tensors(scorer), reference=None)  # small enough for a closure
 
     def load() -> inference.Predict:
@@ -217,10 +217,10 @@ def pictures(
         frame = pd.DataFrame({"image": image, "heat": heat}, dtype=object)
         return frame.where(frame.notna(), None)
 
-    size = job.settings.score.batch_size
+    size = context.settings.score.batch_size
     draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
-    session.describe(job.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
-    drawing = archive.computed(found, len(wanted), job.settings, draw, size, lambda frames: frames, PICTURES)
+    session.describe(context.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
+    drawing = archive.computed(found, len(wanted), context.settings, draw, size, lambda frames: frames, PICTURES)
     shown = {}
     for row in drawing.where("image is not null").collect():
         shown[row.sha256] = (f"pictures/{row.sha256[:16]}.jpg", f"pictures/{row.sha256[:16]}-gradcam.jpg")

@@ -18,17 +18,17 @@ from melanoma_spark import lineage, schemas
 from melanoma_spark.images import augmentation
 from melanoma_spark.images.decoding import PIXELS_VERSION
 from melanoma_spark.models import backbones, engines, prediction, weights
-from melanoma_spark.runner.context import Job, Summary, dataset, pace, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, dataset, pace, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 
 KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they once had no views
 
 
-def featurize(job: Job) -> Summary:
-    spark, settings, warehouse = job.spark, job.settings, job.warehouse
-    engine = engine_of(job)
-    made_of = dataset(job, "images", "ingest")
+def featurize(context: StageContext) -> Summary:
+    spark, settings, warehouse = context.spark, context.settings, context.warehouse
+    engine = engine_of(context)
+    made_of = dataset(context, "images", "ingest")
     base = weights.resolve(settings.backbone, settings.seed)
     weights.announce(base)
     recipe: dict[str, Any] = {
@@ -51,7 +51,7 @@ def featurize(job: Job) -> Summary:
         recipe["augment"] = {**drawn, "seed": settings.seed, "version": augmentation.VERSION}
     features_id = lineage.content_id(recipe)
     target = files.join(warehouse, "features", features_id)
-    images = pixels_of(job, made_of)
+    images = pixels_of(context, made_of)
     images = images.select("sha256", "split", "image", views_of(views).alias("view"))
     rows = made_of["accepted"] + (views - 1) * sum(made_of["counts"][f"train_{label}"] for label in (0, 1))
     keys = images.drop("image")
@@ -67,13 +67,13 @@ def featurize(job: Job) -> Summary:
         # Also where no image is missing: a job killed after its last image has not come to the metadata.
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
             if missing and known and same and known["id"] != features_id and set(cuts) <= set(known["cuts"]):
-                keys = taken_over(job, keys, missing, store.data_url(warehouse, "features", known), cuts, target)
+                keys = taken_over(context, keys, missing, store.data_url(warehouse, "features", known), cuts, target)
                 missing = keys.count()
             if missing:
                 todo = images
                 if missing < rows:  # keys go to the pixels, not the pixels to the keys
                     todo = todo.join(f.broadcast(keys.select(KEY)), KEY, "left_semi")
-                told = compute(job, todo, missing, base, recipe, target)
+                told = compute(context, todo, missing, base, recipe, target)
     keys.unpersist()
     facts = {
         "id": features_id,
@@ -88,8 +88,8 @@ def featurize(job: Job) -> Summary:
         **recipe,
     }
     store.publish(warehouse, "features", facts)
-    job.tracker.tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
-    job.tracker.metrics({"computed": missing, "reused": rows - missing})
+    context.tracker.tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
+    context.tracker.metrics({"computed": missing, "reused": rows - missing})
     what = f"{rows} images" if views == 1 else f"{rows} rows ({views} views of each train image, 1 of the others)"
     return Summary(
         f"{what} = {missing} computed + {rows - missing} computed before, "
@@ -97,10 +97,10 @@ def featurize(job: Job) -> Summary:
     )
 
 
-def engine_of(job: Job) -> str:
+def engine_of(context: StageContext) -> str:
     """Raises `ConfigError` where the chosen one cannot compute this backbone at this precision."""
-    chosen, gpus = job.settings.featurize, session.task_gpus(job.spark)
-    return engines.engine_for(chosen.engine, job.settings.backbone.name, chosen.precision, gpus)
+    chosen, gpus = context.settings.featurize, session.task_gpus(context.spark)
+    return engines.engine_for(chosen.engine, context.settings.backbone.name, chosen.precision, gpus)
 
 
 def views_of(views: int) -> Column:
@@ -109,21 +109,23 @@ def views_of(views: int) -> Column:
     return f.explode(f.when(f.col("split") == "train", train).otherwise(f.array(f.lit(0))))
 
 
-def taken_over(job: Job, keys: DataFrame, rows: int, other: str, cuts: list[str], target: str) -> DataFrame:
+def taken_over(
+    context: StageContext, keys: DataFrame, rows: int, other: str, cuts: list[str], target: str
+) -> DataFrame:
     """Add the rows of view 0 that stand at `other`, of the same recipe but for augmentation; the keys of the rest."""
-    session.describe(job.spark, "featurize: plain views that stand already")
-    plain = job.spark.read.parquet(other).where("view = 0").select(*KEY, *cuts)
-    append(in_order(job, plain.join(f.broadcast(keys), KEY), rows).select(*KEY, *cuts), target)
+    session.describe(context.spark, "featurize: plain views that stand already")
+    plain = context.spark.read.parquet(other).where("view = 0").select(*KEY, *cuts)
+    append(in_order(context, plain.join(f.broadcast(keys), KEY), rows).select(*KEY, *cuts), target)
     rest = keys.join(plain.select(KEY), KEY, "left_anti").persist()
     rest.count()  # before the keys are let go, of which it is made
     keys.unpersist()
     return rest
 
 
-def in_order(job: Job, rows: DataFrame, count: int) -> DataFrame:
+def in_order(context: StageContext, rows: DataFrame, count: int) -> DataFrame:
     """Rows sorted by view, split and hash, so that a reader of one view of one split passes over the rest."""
     order = ("view", "split", "sha256")
-    return rows.repartitionByRange(session.partitions_for(job.spark, count), *order).sortWithinPartitions(*order)
+    return rows.repartitionByRange(session.partitions_for(context.spark, count), *order).sortWithinPartitions(*order)
 
 
 def append(rows: DataFrame, target: str) -> None:
@@ -132,12 +134,19 @@ def append(rows: DataFrame, target: str) -> None:
     rows.write.mode("append").option("mapreduce.fileoutputcommitter.algorithm.version", "2").parquet(target)
 
 
-def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe: dict[str, Any], target: str) -> str:
+def compute(
+    context: StageContext, todo: DataFrame, rows: int, base: weights.Weights, recipe: dict[str, Any], target: str
+) -> str:
     """Add the features of these views of images (`sha256`, `split`, `view`, `image`) to `target`; tells how fast."""
-    spark, chosen, augment, seed = job.spark, job.settings.featurize, job.settings.augment, job.settings.seed
+    spark, chosen, augment, seed = (
+        context.spark,
+        context.settings.featurize,
+        context.settings.augment,
+        context.settings.seed,
+    )
     size, name, cuts = recipe["image_size"], recipe["backbone"], recipe["cuts"]
     pixels = schemas.images_schema(size).fields["image"]
-    threads, engine = session.task_threads(spark), engine_of(job)
+    threads, engine = session.task_threads(spark), engine_of(context)
 
     def by_tensorflow() -> inference.Predict:
         from melanoma_spark.models import network
@@ -168,9 +177,9 @@ def compute(job: Job, todo: DataFrame, rows: int, base: weights.Weights, recipe:
     meter = session.Meter(spark)
     udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size, meter)
     session.describe(spark, f"featurize: {name} over {rows} images")
-    computed = in_order(job, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
+    computed = in_order(context, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
-    return pace(job, meter)
+    return pace(context, meter)
 
 
 def stored(values: np.ndarray | None, dtype: str) -> list[bytes]:

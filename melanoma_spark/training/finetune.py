@@ -17,7 +17,7 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.images import augmentation
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network
-from melanoma_spark.runner.context import Job, Summary, dataset
+from melanoma_spark.runner.context import StageContext, Summary, dataset
 from melanoma_spark.spark import executors, session
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import horovod, loop, reading, sharding
@@ -35,10 +35,10 @@ class Source:
     indexes: dict[str, list[sharding.Index]]
 
 
-def finetune(job: Job) -> Summary:
-    settings, warehouse = job.settings, job.warehouse
-    images = dataset(job, "images", "ingest")
-    features = dataset(job, "features", "featurize")
+def finetune(context: StageContext) -> Summary:
+    settings, warehouse = context.settings, context.warehouse
+    images = dataset(context, "images", "ingest")
+    features = dataset(context, "features", "featurize")
     head = store.need(warehouse, "models/head", "train_head")
     store.check_fit(images, features, head)
     recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
@@ -50,15 +50,15 @@ def finetune(job: Job) -> Summary:
     known = store.manifest(warehouse, "models/finetuned")
     if known and known["made_from"] == made_from:
         return Summary(f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}")
-    sources = sources_of(job, images, features)
+    sources = sources_of(context, images, features)
     for source in sources.values():  # so that what does not fit is told before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
-    executors.check(job.spark, settings.ranks)
-    session.describe(job.spark, f"finetune: {settings.ranks} Horovod ranks")
+    executors.check(context.spark, settings.ranks)
+    session.describe(context.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
     target = files.join(warehouse, "models/finetuned", made_from)
     records: list[loop.EpochRecord] = horovod.run_on_spark(
-        job.spark,
+        context.spark,
         settings.ranks,
         settings.finetune.start_timeout,
         train,
@@ -67,7 +67,7 @@ def finetune(job: Job) -> Summary:
         sources,
         start,
         target,
-        session.task_threads(job.spark),
+        session.task_threads(context.spark),
         retries=settings.finetune.retries,
     )[0]
     names = [phase.name for phase in settings.finetune.phases]
@@ -84,11 +84,11 @@ def finetune(job: Job) -> Summary:
         "validation_auroc": best[names[-1]].validation_auroc,
         "training": [loop.as_dict(record) for record in records],
         "best": {name: record.epoch for name, record in best.items()},
-        "run_id": job.run_id,
+        "run_id": context.run_id,
     }
     store.publish(warehouse, "models/finetuned", facts)
     files.remove(files.join(target, CHECKPOINT))
-    job.tracker.epochs(records)
+    context.tracker.epochs(records)
     trained = [record for record in records if record.epoch]
     speed = float(np.mean([record.images_per_second for record in trained]))
     waited = sum(record.waited for record in trained) / max(sum(record.seconds for record in trained), 1e-9)
@@ -99,25 +99,25 @@ def finetune(job: Job) -> Summary:
     return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}")
 
 
-def sources_of(job: Job, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:
+def sources_of(context: StageContext, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:
     """What the phases read: a cut -> its features, None -> the pixels."""
-    settings = job.settings
+    settings = context.settings
     lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
     if lacking:
         raise ConfigError(
             f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
             f"{', '.join(features['cuts'])}; run `./spark-submit.sh featurize` with these settings first"
         )
-    labels = store.labels(job.spark, job.warehouse, images)
+    labels = store.labels(context.spark, context.warehouse, images)
     cuts = {backbones.cut_of(settings.backbone.name, phase.cut) for phase in settings.finetune.phases if phase.cut}
     found: dict[str | None, Source] = {}
     if cuts:
-        url = store.data_url(job.warehouse, "features", features)
-        stored = reading.indexes(job.spark, url, labels, store.views(features))
+        url = store.data_url(context.warehouse, "features", features)
+        stored = reading.indexes(context.spark, url, labels, store.views(features))
         found |= {cut: Source(url, cut, stored) for cut in cuts}
     if not all(phase.cut for phase in settings.finetune.phases):
-        url = store.data_url(job.warehouse, "images", images)
-        found[None] = Source(url, "image", reading.indexes(job.spark, url, labels))
+        url = store.data_url(context.warehouse, "images", images)
+        found[None] = Source(url, "image", reading.indexes(context.spark, url, labels))
     return found
 
 

@@ -19,7 +19,7 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.pages import COLOURS, NEUTRAL
-from melanoma_spark.runner.context import Job, Summary, dataset, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, dataset, pixels_of
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, store
 from melanoma_spark.training import head, horovod, reading, trials
@@ -28,10 +28,10 @@ TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, re
 MOST_PARTITIONS = 10_000
 
 
-def search(job: Job) -> Summary:
-    settings, warehouse, search = job.settings, job.warehouse, job.settings.search
-    images = dataset(job, "images", "ingest")
-    features = dataset(job, "features", "featurize")
+def search(context: StageContext) -> Summary:
+    settings, warehouse, search = context.settings, context.warehouse, context.settings.search
+    images = dataset(context, "images", "ingest")
+    features = dataset(context, "features", "featurize")
     store.check_fit(images, features)
     stored = store.views(features)
     in_force = settings.head.model_copy(update={"views": head.views_of(settings.head, stored)})
@@ -50,17 +50,17 @@ def search(job: Job) -> Summary:
     if base.content_id != features["weights"]:
         raise weights.changed(base, features["weights"], "features/", "featurize")
 
-    labels = store.labels(job.spark, warehouse, images)
-    table = pixels_of(job, images).where("split != 'test'")
+    labels = store.labels(context.spark, warehouse, images)
+    table = pixels_of(context, images).where("split != 'test'")
     group_of = {row.sha256: row.group for row in table.select("sha256", "group").collect()}
     keys = [(split, key) for split in ("train", "validation") for key in sorted(labels[split])]  # as averages are
     groups = [group_of[key] for _, key in keys]
     truth = np.array([labels[split][key] for split, key in keys], np.int8)
     folds = trials.folds_of(groups, truth, search.folds, settings.seed)
-    values = averaged(job, features, labels, max(tried.views or 1 for tried in heads))
-    copies = symmetries(job, images, features, base, [key for _, key in keys], values[0], max(ttas))
+    values = averaged(context, features, labels, max(tried.views or 1 for tried in heads))
+    copies = symmetries(context, images, features, base, [key for _, key in keys], values[0], max(ttas))
     spec = {"backbone": settings.backbone.name, "image_size": images["image_size"]}
-    tasks = fitted(job, heads, ttas, seeds, spec, (values, truth, folds, copies))
+    tasks = fitted(context, heads, ttas, seeds, spec, (values, truth, folds, copies))
     good, failed = trials.measured(trials.combined(heads, ttas), tasks, search.folds, seeds)
     for result in [*good, *failed]:
         told = f"failed: {result['reason']}" if result["reason"] else f"AUROC {trials.told(result)}"
@@ -76,24 +76,26 @@ def search(job: Job) -> Summary:
         "best": good[0]["settings"],
         "trials": [*good, *failed],
         "tasks": tasks,
-        "run_id": job.run_id,
+        "run_id": context.run_id,
     }
-    log(job, facts)
+    log(context, facts)
     return Summary(f"{summary(store.publish(warehouse, place, facts))}; {place}")
 
 
-def averaged(job: Job, features: dict[str, Any], labels: dict[str, dict[str, int]], views: int) -> list[np.ndarray]:
+def averaged(
+    context: StageContext, features: dict[str, Any], labels: dict[str, dict[str, int]], views: int
+) -> list[np.ndarray]:
     """For `head.fit_without`: view 0 of train and validation images, and further views of those of train."""
-    session.describe(job.spark, "search: averages of the bottleneck features")
-    url = store.data_url(job.warehouse, "features", features)
-    cut = backbones.backbone(job.settings.backbone.name).cuts[-1]
-    found = reading.averages(job.spark, url, cut, labels, views)
+    session.describe(context.spark, "search: averages of the bottleneck features")
+    url = store.data_url(context.warehouse, "features", features)
+    cut = backbones.backbone(context.settings.backbone.name).cuts[-1]
+    found = reading.averages(context.spark, url, cut, labels, views)
     (validation,), (first, *more) = ([view.values for view in found[split]] for split in ("validation", "train"))
     return [np.concatenate([first, validation]), *more]
 
 
 def symmetries(
-    job: Job,
+    context: StageContext,
     images: dict[str, Any],
     features: dict[str, Any],
     base: weights.Weights,
@@ -110,11 +112,11 @@ def symmetries(
     name, size, precision = (features[key] for key in ("backbone", "image_size", "precision"))
     cut = backbones.backbone(name).cuts[-1]
     made_of = [images["id"], features["weights"], name, size, features["pixels_version"], precision, cut, count]
-    url = files.join(job.warehouse, "reports/search/symmetries", lineage.content_id(made_of))
+    url = files.join(context.warehouse, "reports/search/symmetries", lineage.content_id(made_of))
     if not files.exists(files.join(url, "_SUCCESS")):
         pixels = schemas.images_schema(size).fields["image"]
-        tensors = session.broadcast(job.spark, list(base.tensors))
-        threads = session.task_threads(job.spark)
+        tensors = session.broadcast(context.spark, list(base.tensors))
+        threads = session.task_threads(context.spark)
 
         def load() -> inference.Predict:
             network.use_threads(threads)
@@ -134,21 +136,21 @@ def symmetries(
             assert outputs[0] is not None, "stored pixels always decode"
             return pd.DataFrame({"means": [row.tobytes() for row in outputs[0]]})
 
-        batch, kind = job.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])
+        batch, kind = context.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])
         udf = inference.over_column(f"symmetries {made_of}", load, prepare, finish, kind, batch)
-        session.batch_rows(job.spark, batch)
-        session.describe(job.spark, f"search: {count - 1} symmetries of {len(keys)} images")
-        rows = pixels_of(job, images).where("split != 'test'")
-        rows = rows.repartitionByRange(session.partitions_for(job.spark, len(keys)), "sha256")
+        session.batch_rows(context.spark, batch)
+        session.describe(context.spark, f"search: {count - 1} symmetries of {len(keys)} images")
+        rows = pixels_of(context, images).where("split != 'test'")
+        rows = rows.repartitionByRange(session.partitions_for(context.spark, len(keys)), "sha256")
         found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
         found.write.mode("overwrite").parquet(url)
-    means_of = dict(job.spark.read.parquet(url).toPandas().itertuples(index=False, name=None))
+    means_of = dict(context.spark.read.parquet(url).toPandas().itertuples(index=False, name=None))
     others = [np.frombuffer(means_of[key], np.float32).reshape(count - 1, plain.shape[-1]) for key in keys]
     return np.concatenate([plain[:, None], np.stack(others)], axis=1)
 
 
 def fitted(
-    job: Job,
+    context: StageContext,
     heads: list[config.Head],
     ttas: list[int],
     seeds: list[int],
@@ -156,8 +158,8 @@ def fitted(
     data: tuple[np.ndarray | list[np.ndarray], ...],
 ) -> list[trials.Task]:
     """One Spark task a head. `data` is sent to each executor once: views, labels, folds, symmetries of all images."""
-    spark = job.spark
-    wanted = list(itertools.product(range(len(heads)), seeds, range(job.settings.search.folds)))
+    spark = context.spark
+    wanted = list(itertools.product(range(len(heads)), seeds, range(context.settings.search.folds)))
     specs = [head.spec_of(tried, **spec) for tried in heads]
     sent = session.broadcast(spark, data)
     fit = fitter(heads, ttas, specs, wanted, sent, session.task_threads(spark))
@@ -202,24 +204,26 @@ def fitter(
     return fit
 
 
-def log(job: Job, facts: dict[str, Any]) -> None:
+def log(context: StageContext, facts: dict[str, Any]) -> None:
     """All trials into the run, each as a nested run too."""
     for result in facts["trials"]:
         number = result["trial"]
         tags = {"search_id": facts["id"], "in_force": str(result["in_force"]).lower()}
         tags |= {"failed": result["reason"]} if result["reason"] else {}
-        with job.tracker.run(f"trial {number}", {"stage": "search", **tags}):
-            job.tracker.parameters({trials.SETTINGS[name]: str(value) for name, value in result["settings"].items()})
+        with context.tracker.run(f"trial {number}", {"stage": "search", **tags}):
+            context.tracker.parameters(
+                {trials.SETTINGS[name]: str(value) for name, value in result["settings"].items()}
+            )
             if not result["reason"]:
-                job.tracker.metrics(as_metrics(result))
+                context.tracker.metrics(as_metrics(result))
     figures = {f"best_{key}": value for key, value in as_metrics(facts["trials"][0]).items()}
-    job.tracker.metrics({**figures, "trials": len(facts["trials"]), "failed": len(failures(facts))})
-    job.tracker.tags({"search_id": facts["id"], "best": trials.words(facts["best"])})
+    context.tracker.metrics({**figures, "trials": len(facts["trials"]), "failed": len(failures(facts))})
+    context.tracker.tags({"search_id": facts["id"], "best": trials.words(facts["best"])})
     rows = [{**row, **row["settings"]} for row in facts["trials"]]
     columns = ["trial", *trials.SETTINGS, "in_force", "mean", "std", "std_seeds", "reason"]
-    job.tracker.artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
-    job.tracker.artifact("tasks.csv", pd.DataFrame(facts["tasks"]).to_csv(index=False).encode())
-    job.tracker.artifact("plots/trials.png", trials_plot(facts["trials"]))
+    context.tracker.artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
+    context.tracker.artifact("tasks.csv", pd.DataFrame(facts["tasks"]).to_csv(index=False).encode())
+    context.tracker.artifact("plots/trials.png", trials_plot(facts["trials"]))
 
 
 def as_metrics(result: trials.Result) -> dict[str, float]:

@@ -5,16 +5,16 @@ from __future__ import annotations
 from melanoma_spark import lineage
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, weights
-from melanoma_spark.runner.context import Job, Summary, dataset
+from melanoma_spark.runner.context import StageContext, Summary, dataset
 from melanoma_spark.spark import session
 from melanoma_spark.storage import store
 from melanoma_spark.training import head, horovod, loop, reading
 
 
-def train_head(job: Job) -> Summary:
-    settings, warehouse = job.settings, job.warehouse
-    images = dataset(job, "images", "ingest")
-    features = dataset(job, "features", "featurize")
+def train_head(context: StageContext) -> Summary:
+    settings, warehouse = context.settings, context.warehouse
+    images = dataset(context, "images", "ingest")
+    features = dataset(context, "features", "featurize")
     store.check_fit(images, features)
     views = head.views_of(settings.head, store.views(features))
     recipe = settings.head.model_dump(mode="json", exclude={"views"})
@@ -26,11 +26,11 @@ def train_head(job: Job) -> Summary:
     if base.content_id != features["weights"]:
         raise weights.changed(base, features["weights"], "features/", "featurize")
 
-    labels = store.labels(job.spark, warehouse, images)
+    labels = store.labels(context.spark, warehouse, images)
     url = store.data_url(warehouse, "features", features)
-    session.describe(job.spark, "train_head: averages of the bottleneck features")
+    session.describe(context.spark, "train_head: averages of the bottleneck features")
     cut = backbones.backbone(settings.backbone.name).cuts[-1]
-    pooled = reading.averages(job.spark, url, cut, labels, views)
+    pooled = reading.averages(context.spark, url, cut, labels, views)
     spec = head.spec_of(settings.head, settings.backbone.name, images["image_size"])
     *train, judged = [(view.values, view.labels) for view in (*pooled["train"], *pooled["validation"])]
     fitted = horovod.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, say)
@@ -49,10 +49,10 @@ def train_head(job: Job) -> Summary:
         "validation_auroc": best.validation_auroc,
         "training": [loop.as_dict(record) for record in records],
         "best": {"head": best.epoch},
-        "run_id": job.run_id,
+        "run_id": context.run_id,
     }
     store.save_model(warehouse, "models/head", tensors, facts)
-    job.tracker.epochs(records)
+    context.tracker.epochs(records)
     return Summary(
         f"{len(labels['train'])} train and {len(labels['validation'])} validation images, kept epoch {best.epoch} of "
         f"{records[-1].epoch}, validation AUROC {best.validation_auroc:.4f}"

@@ -40,7 +40,9 @@ def trained(line) -> tuple[dict, list]:
     """What a fine-tuned model is known by, without the time it took; and its tensors."""
     facts = line.manifest("models/finetuned")
     log = [{**epoch, "seconds": 0, "images_per_second": 0, "waited": 0} for epoch in facts["training"]]
-    return {"log": json.dumps(log), "id": facts["id"]}, store.load_model(line.job.warehouse, "models/finetuned", facts)
+    return {"log": json.dumps(log), "id": facts["id"]}, store.load_model(
+        line.context.warehouse, "models/finetuned", facts
+    )
 
 
 def same_model(one, other) -> None:
@@ -52,7 +54,7 @@ def same_model(one, other) -> None:
 
 def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(line, copied):
     shutil.rmtree(copied.folder / "models/finetuned")
-    often = copied.job.settings.finetune.model_copy(update={"checkpoint_steps": 1})
+    often = copied.context.settings.finetune.model_copy(update={"checkpoint_steps": 1})
     killed = []
 
     def murder() -> None:
@@ -81,7 +83,7 @@ def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitte
     started = submitted("finetune", "--conf", settings, "--master", "local[2]")
     checkpoints = (copied.folder / "models").glob
     killed_when(started, lambda: list(checkpoints("finetuned/*/checkpoint.npz")))
-    assert store.manifest(copied.job.warehouse, "models/finetuned") is None
+    assert store.manifest(copied.context.warehouse, "models/finetuned") is None
     until = time.monotonic() + 30
     while rank_processes():
         assert time.monotonic() < until, "ranks outlive their driver"

@@ -79,9 +79,11 @@ def on_disk(scored, disk) -> Line:
             (folder / path.name).symlink_to(path)
     for seed in range(NEW):
         (scored.archive / f"new-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(500 + seed, size=64))
-    settings = scored.job.settings.model_copy(update={"warehouse": str(folder)})
+    settings = scored.context.settings.model_copy(update={"warehouse": str(folder)})
     small = settings.model_copy(update={"score": settings.score.model_copy(update=SMALL)})
-    return replace(scored, folder=folder, job=replace(scored.job, settings=small, warehouse=files.url_of(str(folder))))
+    return replace(
+        scored, folder=folder, context=replace(scored.context, settings=small, warehouse=files.url_of(str(folder)))
+    )
 
 
 @contextmanager
@@ -275,7 +277,7 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
         (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(900 + seed, size=64))
     with monkeypatch.context() as only_here:
         only_here.setattr(score.archive, "listing", vanishing)
-        taken = scored.job.settings.score.model_copy(update={"most_unreadable": 1})
+        taken = scored.context.settings.score.model_copy(update={"most_unreadable": 1})
         assert "= 0 scored + 12 rejected" in scored.stage("score", score=taken)
 
 
@@ -323,7 +325,7 @@ def test_of_three_schedules_in_one_second_one_commits(scored, submitted, setting
     assert all("score is already running" in err for (_, err), status in zip(told, statuses, strict=True) if status)
     once(scored)
     assert len(rows(scored)) == 7
-    assert len(ledger.committed(scored.job.warehouse)) == 1
+    assert len(ledger.committed(scored.context.warehouse)) == 1
 
 
 def stop(started: subprocess.Popen[str], number: int) -> None:
@@ -345,7 +347,7 @@ def test_a_job_that_stood_still_commits_nothing_that_another_has_committed(score
         time.sleep(0.01)
     stop(asleep, signal.SIGSTOP)
     try:
-        url = f"{scored.job.warehouse}/running/score.json"
+        url = f"{scored.context.warehouse}/running/score.json"
         files.write_json(url, (files.read_json(url) or {}) | {"host": "elsewhere", "beat": time.time() - 1000})
         assert "6 scored + 1 rejected" in scored.stage("score")
     finally:
@@ -355,7 +357,7 @@ def test_a_job_that_stood_still_commits_nothing_that_another_has_committed(score
     assert err.startswith("error: ")
     once(scored)
     assert len(rows(scored)) == 7
-    assert len(ledger.committed(scored.job.warehouse)) == 1
+    assert len(ledger.committed(scored.context.warehouse)) == 1
     assert "nothing to do" in scored.stage("score")
     assert not list(scored.folder.glob("scores/_staged-*"))
 
@@ -378,7 +380,7 @@ def test_killed_at_99_of_100_it_computes_at_most_5_of_100_again(scored, monkeypa
 
         return with_quality
 
-    small = scored.job.settings.score.model_copy(update=SMALL)
+    small = scored.context.settings.score.model_copy(update=SMALL)
     with monkeypatch.context() as only_here:
         only_here.setattr(score, "with_quality", counting(int(0.99 * count)))
         with pytest.raises(Exception, match=r"exited unexpectedly|crashed"):

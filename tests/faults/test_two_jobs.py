@@ -35,7 +35,7 @@ def serve() -> None:
     from melanoma_spark.errors import BusyError
     from melanoma_spark.operations import retention
     from melanoma_spark.runner.cli import invoke
-    from melanoma_spark.runner.context import Job, Summary
+    from melanoma_spark.runner.context import StageContext, Summary
     from melanoma_spark.runner.stage import run_stage
     from melanoma_spark.scoring import follow, score
     from melanoma_spark.storage import files, lease
@@ -47,7 +47,7 @@ def serve() -> None:
     def answer(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
 
-    def stage(job: Job, name: str = "") -> Summary:
+    def stage(job: StageContext, name: str = "") -> Summary:
         if name not in ("", order["at"]):  # of a pipeline, a stage that is passed over
             return Summary("")
         url = files.join(job.warehouse, "rows.json")
@@ -68,7 +68,7 @@ def serve() -> None:
 
     tracker = SimpleNamespace(run=untracked, metrics=lambda figures: None)
 
-    def run(name: str, job: Job, *_: Any) -> Summary:
+    def run(name: str, job: StageContext, *_: Any) -> Summary:
         job = replace(job, tracker=tracker)
         return follow.run(job, "score", score.batch, {}) if name == "follow" else run_stage(job, name, whole(name), {})
 
@@ -76,7 +76,7 @@ def serve() -> None:
         return pipeline.pipeline if name == "pipeline" and order["at"] else stage
 
     def until_over(following: follow.Following) -> None:
-        stage(following.job)
+        stage(following.context)
         following.done = True
 
     refuse, decide = lease._refuse, retention.decide
@@ -90,7 +90,7 @@ def serve() -> None:
             raise
 
     def deciding(*given: Any) -> Any:
-        stage(Job(None, None, files.url_of(order["warehouse"]), None))
+        stage(StageContext(None, None, files.url_of(order["warehouse"]), None))
         return decide(*given)
 
     follow.Following.until_over, retention.decide, lease._refuse = until_over, deciding, refusing

@@ -36,7 +36,7 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
     assert (reject.reason, reject.sha256) == ("damaged", decoding.sha256(cut.read_bytes()))
     assert reject.detail == "libjpeg: Corrupt JPEG data: premature end of data segment"
 
-    accepting = line.job.settings.ingest.model_copy(update={"damaged": "accept"})
+    accepting = line.context.settings.ingest.model_copy(update={"damaged": "accept"})
     told = line.stage("ingest", ingest=accepting)
     assert "41 files listed = 41 accepted (1 of them damaged) + 0 rejected + 0 skipped" in told
     assert "41 read now" in told
@@ -51,13 +51,13 @@ def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatc
     stored = line.read("images")
     test = stored.where("split = 'test'").select("sha256").toPandas()
     monkeypatch.setattr(assessment, "pixels_of", lambda job, facts: stored.drop("flags"))
-    found = assessment.told_of_test(line.job, line.manifest("images"), test)
+    found = assessment.told_of_test(line.context, line.manifest("images"), test)
     assert len(found) == len(test)
     assert not any("damaged" in flags for flags in found["flags"])
     from pyspark.sql import functions as f
 
     monkeypatch.setattr(assessment, "pixels_of", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
-    found = assessment.told_of_test(line.job, line.manifest("images"), test)
+    found = assessment.told_of_test(line.context, line.manifest("images"), test)
     assert all(flags[0] == "damaged" for flags in found["flags"])
 
 

@@ -124,7 +124,7 @@ def test_hashed_names_are_in_no_line(copied, monkeypatch, as_json, capsys):
     (copied.archive / "John Roe.jpg").write_bytes(b"\xff\xd8\xff and no more")
     (copied.archive / "Jane Roe.csv").write_text("a,b\n1\n")
     (copied.archive / "metadata.csv").unlink(missing_ok=True)
-    privacy = copied.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    privacy = copied.context.settings.privacy.model_copy(update={"source_names": "hash"})
     lines = copied.told("score", privacy=privacy)
     assert "Jane" not in lines
     assert "John" not in lines

@@ -42,7 +42,7 @@ def runs(line):
     """The runs of MLflow by name: those of the first pass through the line."""
     line.tracker()
     client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(line.job.settings.mlflow.experiment)
+    experiment = client.get_experiment_by_name(line.context.settings.mlflow.experiment)
     found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     named: dict[str, mlflow.entities.Run] = {}
     for run in found:
@@ -64,7 +64,7 @@ def listed_files(folder: Path) -> list[Path]:
 def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told):
     new = new_line(**changes)
     with pytest.raises(MelanomaError, match=re.escape(told)):
-        run_stage(new.job, "pipeline", pipeline.pipeline, {"job": "pipeline"})
+        run_stage(new.context, "pipeline", pipeline.pipeline, {"job": "pipeline"})
     assert not (new.folder / "images").exists()
 
 
@@ -188,7 +188,7 @@ def test_row_groups_hold_one_split_where_they_can(line):
 def test_features_are_those_of_a_plain_forward_pass(line, stored):
     import keras
 
-    base = weights.resolve(line.job.settings.backbone, line.job.settings.seed)
+    base = weights.resolve(line.context.settings.backbone, line.context.settings.seed)
     vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
     vgg16.set_weights(base.tensors)
     cuts = ("block4_pool", "block5_pool")
@@ -216,13 +216,13 @@ def test_features_at_more_cuts_than_are_asked_for_stand(line, copied):
 
 
 def test_training_reads_exactly_the_rows_of_its_split(line, stored):
-    labels = store.labels(line.job.spark, line.job.warehouse, line.manifest("images"))
+    labels = store.labels(line.context.spark, line.context.warehouse, line.manifest("images"))
     for split in ("train", "validation"):
         rows = stored[stored["split"] == split]
         assert labels[split] == dict(zip(rows["sha256"], rows["label"], strict=True))
     assert labels.keys() == {"train", "validation"}
-    url = store.data_url(line.job.warehouse, "images", line.manifest("images"))
-    index = reading.indexes(line.job.spark, url, labels)["validation"][0]
+    url = store.data_url(line.context.warehouse, "images", line.manifest("images"))
+    index = reading.indexes(line.context.spark, url, labels)["validation"][0]
     shared = sharding.share(sharding.deal(index.groups, 8, 1), 0, 1)
     read = list(reading.values(url, "image", index, shared, 1, 1024**2))
     rows = stored[stored["split"] == "validation"]
@@ -254,7 +254,7 @@ def test_a_model_can_be_walked_back_to_its_images(line, stored):
     assert head["weights_id"] == finetuned["weights_id"] == line.manifest("features")["weights"]
     assert finetuned["head_id"] == head["id"]
     tensors = [
-        store.load_model(line.job.warehouse, f"models/{name}", line.manifest(f"models/{name}"))
+        store.load_model(line.context.warehouse, f"models/{name}", line.manifest(f"models/{name}"))
         for name in ("head", "finetuned")
     ]
     changed = [not np.array_equal(a, b) for a, b in zip(*tensors, strict=True)]
@@ -289,7 +289,7 @@ def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
     for name, place, near in (("head alone", "models/head", 5e-3), ("fine-tuned", "models/finetuned", 1e-5)):
         facts = line.manifest(place)
         spec = network.Spec.model_validate(facts["spec"])
-        model = network.build(spec, store.load_model(line.job.warehouse, place, facts))
+        model = network.build(spec, store.load_model(line.context.warehouse, place, facts))
         found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "raw_probability"]
         np.testing.assert_allclose(found, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
 
@@ -315,7 +315,7 @@ def test_flagged_images_are_subgroups_of_the_report(copied, stored):
     sharpness, brightness = (
         float(np.median(measured[:, quality.MEASURES.index(k)])) for k in ("sharpness", "brightness")
     )
-    chosen = copied.job.settings.score
+    chosen = copied.context.settings.score
     limits = chosen.quality.model_copy(update={"sharpness": sharpness, "brightest": brightness})
     flags = quality.flags(measured, limits)
     assert {(), ("blurred",), ("bright",), ("blurred", "bright")} >= set(flags)
@@ -347,7 +347,7 @@ def test_test_images_are_exported_as_isics_scorer_wants_them(line, stored, predi
 
 def test_the_threshold_comes_from_validation_alone(line, predictions):
     facts = line.manifest("reports")
-    rule = line.job.settings.evaluate.operating_point
+    rule = line.context.settings.evaluate.operating_point
     for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
         rows = predictions[predictions["model"] == name]
         validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
@@ -379,9 +379,9 @@ def test_score_rows_hold_all_that_is_promised(line, scores):
 
 def test_every_image_has_one_score_row(line, scores):
     listed = sorted(path for path in listed_files(line.archive) if path.suffix not in (".csv", ".txt"))
-    assert sorted(ledger.known(line.job.spark, line.job.warehouse, "melanoma", "1").toPandas()["source_uri"]) == [
-        f"file:{path}" for path in listed
-    ]
+    assert sorted(
+        ledger.known(line.context.spark, line.context.warehouse, "melanoma", "1").toPandas()["source_uri"]
+    ) == [f"file:{path}" for path in listed]
     read = scores[scores["sha256"].notna()]
     assert read["sha256"].is_unique
     contents = {decoding.sha256(path.read_bytes()) for path in listed}
@@ -445,12 +445,12 @@ def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
 
 def test_what_makes_the_model_is_a_parameter_of_the_run_and_all_settings_are_an_artifact(line, runs):
     line.tracker()
-    expected = config.compared(line.job.settings)
+    expected = config.compared(line.context.settings)
     assert runs["pipeline"].data.params == expected
     assert {"head.hidden", "finetune.batch_size", "ingest.test_fraction"} <= expected.keys(), "the last is no default"
     assert "search.trials" not in expected
     text = Path(mlflow.MlflowClient().download_artifacts(runs["pipeline"].info.run_id, "settings.txt")).read_text()
-    assert text == "".join(f"{key}: {value}\n" for key, value in config.shown(line.job.settings).items())
+    assert text == "".join(f"{key}: {value}\n" for key, value in config.shown(line.context.settings).items())
     assert str(line.folder) not in text
 
 

@@ -60,7 +60,7 @@ def moved(line: Line, copied: Line) -> Line:
 
 
 def test_a_warehouse_is_restored_as_the_page_says(moved, submit, settings_file, tmp_path):
-    url, (backup,), (restore, after) = moved.job.warehouse, commands("Backup"), commands("Restore")
+    url, (backup,), (restore, after) = moved.context.warehouse, commands("Backup"), commands("Restore")
     before = moved.scores()
     # a score is at work: it has staged a batch, and written all that comes before its rename
     (first,) = batches.committed(url)
@@ -110,7 +110,7 @@ def test_a_tracking_server_on_postgresql_is_restored_as_the_page_says(copied, po
     for folder in ("registry", "scores", "ledger"):
         shutil.rmtree(copied.folder / folder)
     with mlflow_server(postgresql, tmp_path) as server:
-        line = open_line(copied.job.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
+        line = open_line(copied.context.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
         assert "melanoma version 1 is champion now" in line.stage("register")
         land(line, 901)
         line.stage("score")
@@ -124,13 +124,13 @@ def test_a_tracking_server_on_postgresql_is_restored_as_the_page_says(copied, po
     new = re.sub(r"/postgres$", "/restored", postgresql)
     run(restore, **places, DATABASE=new.replace("+psycopg2", "").replace(f":{password}", ""))
     with mlflow_server(new, tmp_path) as server:
-        line = open_line(copied.job.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
+        line = open_line(copied.context.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
         assert str(line.tracker().version("melanoma@champion").version) == "1"
         assert "nothing to do" in line.stage("score")
         land(line, 902)
         assert "= 1 scored" in line.stage("score")
         scored_once(line, before)
-        (move,) = alias_history.moves(line.job.warehouse, "melanoma", "champion")
+        (move,) = alias_history.moves(line.context.warehouse, "melanoma", "champion")
         runs = {run.info.run_id for run in mlflow.MlflowClient().search_runs(["1"])}
         assert {move["evidence"]["run_id"], *line.scores()["run_id"]} <= runs
-        assert files.exists(f"{line.job.warehouse}/registry/melanoma/verdicts/1.json")
+        assert files.exists(f"{line.context.warehouse}/registry/melanoma/verdicts/1.json")

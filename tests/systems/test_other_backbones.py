@@ -39,9 +39,9 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
     line = pixels_only
     chosen = {
         "backbone": config.Backbone(name=name, weights="random", allow_random=True),
-        "finetune": line.job.settings.finetune.model_copy(update={"phases": phases}),
+        "finetune": line.context.settings.finetune.model_copy(update={"phases": phases}),
         "register_": config.Register(name=name),
-        "score": line.job.settings.score.model_copy(update={"model": f"{name}@champion"}),
+        "score": line.context.settings.score.model_copy(update={"model": f"{name}@champion"}),
     }
     with said():
         told = {stage: line.stage(stage, **chosen) for stage in STAGES[1:]}

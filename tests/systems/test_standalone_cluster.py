@@ -22,7 +22,7 @@ def distributed(cluster: Cluster, line: Line, tmp_path_factory: pytest.TempPathF
     started = submitted(cluster, "pipeline", folder, line.archive)
     out, err = started.communicate(timeout=600)
     assert started.returncode == 0, out + err
-    return open_line(line.job.spark, line.archive, folder / "warehouse"), out
+    return open_line(line.context.spark, line.archive, folder / "warehouse"), out
 
 
 def by_key(table: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -81,10 +81,10 @@ def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint
     assert started.returncode == 0, out + err
     assert "starting again from the last checkpoint" in out
     assert ": goes on from the checkpoint in epoch 1" in out
-    again = open_line(line.job.spark, line.archive, tmp_path / "warehouse")
+    again = open_line(line.context.spark, line.archive, tmp_path / "warehouse")
     models = [which.manifest("models/finetuned") for which in (there, again)]
     tensors = [
-        store.load_model(which.job.warehouse, "models/finetuned", facts)
+        store.load_model(which.context.warehouse, "models/finetuned", facts)
         for which, facts in zip((there, again), models, strict=True)
     ]
     for one, other in zip(*tensors, strict=True):

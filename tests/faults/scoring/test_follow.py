@@ -43,14 +43,16 @@ def landing(copied):
 
 def followed(line: Line, **changes: object) -> str:
     """All that `score --follow` says in this process, until it ends."""
-    settings = line.job.settings
+    settings = line.context.settings
     section = settings.score.model_copy(
         update={
             "action": "follow",
             "follow": settings.score.follow.model_copy(update={"interval": 0.5, "settle": 5, **changes}),
         }
     )
-    job = replace(line.job, settings=settings.model_copy(update={"score": section}), run_id="", tracker=line.tracker())
+    job = replace(
+        line.context, settings=settings.model_copy(update={"score": section}), run_id="", tracker=line.tracker()
+    )
     with said() as text:
         assert score.runner(job, "score", score.score, {"job": "score"}).exit_status == 0
     return text.getvalue()
@@ -87,7 +89,7 @@ def wait_for(what, why: str) -> None:
 
 
 def committed(line: Line) -> int:
-    return len(batches.committed(line.job.warehouse))
+    return len(batches.committed(line.context.warehouse))
 
 
 def runs(line: Line) -> int:
@@ -117,12 +119,12 @@ def test_once_takes_what_has_settled_and_ends(landing):
     drop(landing.archive, 3)
     assert "4 images listed = 1 scored + 0 rejected + 0 copies + 3 scored before" in followed(landing, once=True)
     once(landing, 4)
-    facts = batches.facts(landing.job.warehouse, batches.committed(landing.job.warehouse)[-1])
+    facts = batches.facts(landing.context.warehouse, batches.committed(landing.context.warehouse)[-1])
     assert mlflow.get_run(facts["run_id"]).data.tags["batch_id"] == facts["batch_id"]
 
 
 def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landing):
-    context = landing.job.spark.sparkContext
+    context = landing.context.spark.sparkContext
     sent = Path(context._temp_dir)
     held: list[tuple[int, int]] = []
     runs_before = runs(landing)

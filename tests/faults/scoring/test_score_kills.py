@@ -27,7 +27,7 @@ def test_a_lost_executor_costs_no_row(line, cluster, tmp_path):
     os.kill(cluster.executor_process(cluster.workers[1]), signal.SIGKILL)
     out, err = started.communicate(timeout=600)
     assert started.returncode == 0, out + err
-    found = open_line(line.job.spark, tmp_path / "archive", tmp_path / "warehouse").scores()
+    found = open_line(line.context.spark, tmp_path / "archive", tmp_path / "warehouse").scores()
     here = {decoding.sha256(path.read_bytes()) for path in (tmp_path / "archive").iterdir()}
     ours = found[found["sha256"].isin(here)]
     assert sorted(ours["sha256"]) == sorted(here)

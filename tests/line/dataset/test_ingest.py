@@ -72,7 +72,7 @@ def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
     assert (table["age"].astype(float) == 30 + number % 40).all()
 
     monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of the tests")
-    private = line.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    private = line.context.settings.privacy.model_copy(update={"source_names": "hash"})
     line.stage("ingest", privacy=private)
     assert counted(line)["rows_without_image"] == len(unmatched(line)) == 1
     for name in ("images", "rejects", "unmatched", "decoded"):

@@ -271,8 +271,8 @@ def test_score_and_the_served_model_tell_the_same_distances(line, registered):
 
 
 def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
-    scores = line.job.spark.read.parquet(f"{line.job.warehouse}/scores")
-    telling = job.told_by(line.job, scores, registered)
+    scores = line.context.spark.read.parquet(f"{line.context.warehouse}/scores")
+    telling = job.told_by(line.context, scores, registered)
     test = line.read("images").where("split = 'test'").select("sha256").toPandas()["sha256"]
     own = telling.toPandas()
     assert set(test) <= set(own["sha256"])
@@ -282,9 +282,9 @@ def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_tra
         scores.where("status = 'scored'").count()
     )
     nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in statistics.METADATA))
-    few = line.job.settings.score.drift.model_copy(update={"minimum": 10})
-    score_ = line.job.settings.score.model_copy(update={"drift": few})
-    calm = replace(line.job, settings=line.job.settings.model_copy(update={"score": score_}))
+    few = line.context.settings.score.drift.model_copy(update={"minimum": 10})
+    score_ = line.context.settings.score.model_copy(update={"drift": few})
+    calm = replace(line.context, settings=line.context.settings.model_copy(update={"score": score_}))
     found = job.of_batch(calm, telling, nothing, registered.reference)
     assert found.state == statistics.AS_TRAINED, found
     (folder,) = (line.folder / "batches").iterdir()
@@ -347,7 +347,7 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
     assert "state" not in oldest.data.metrics, "of too few images nothing is charted"
     assert newest.info.status == "FINISHED"
 
-    section = noise.job.settings.score
+    section = noise.context.settings.score
     status = noise.told("score", score=section.model_copy(update={"action": "status"}))
     assert facts["verdict"] in status.splitlines()[0]
     assert "nothing to do" in noise.stage("score")
@@ -355,7 +355,7 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
 
 def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
     ran = []
-    job = replace(line.job, tracker=line.tracker())
+    job = replace(line.context, tracker=line.tracker())
     stages = {"first": lambda job: ran.append("first") or Summary("done"), "marked": lambda job: Summary("done", 6)}
     monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
     with said() as text:

@@ -21,13 +21,13 @@ KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
 
 def descriptions(line: Line, after: int) -> list[str]:
     """What Spark's UI and its event log say of the session's jobs after one of a number, the newest first."""
-    jobs = line.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None)
+    jobs = line.context.spark.sparkContext._jsc.sc().statusStore().jobsList(None)
     found = [jobs.apply(place) for place in range(jobs.size())]
     return [job.description().get() for job in found if job.jobId() > after]
 
 
 def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
-    last = scored.job.spark.sparkContext._jsc.sc().statusStore().jobsList(None).head().jobId()
+    last = scored.context.spark.sparkContext._jsc.sc().statusStore().jobsList(None).head().jobId()
     told = scored.stage("score", score=with_pictures(scored, 2))
     said = descriptions(scored, last)
     assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in said)) == [
@@ -54,7 +54,7 @@ def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
 
     (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
     scored.stage("score")
-    shown = scored.job.settings.score.model_copy(update={"action": "status"})
+    shown = scored.context.settings.score.model_copy(update={"action": "status"})
     told = scored.told("score", score=shown).splitlines()
     assert "melanoma version 1  1 scored  too few to tell: " in told[0], "the newest first"
     assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in told[1]
@@ -97,8 +97,8 @@ def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored
     assert not list((scored.folder / "scores").glob("*"))
 
     def slow(*arguments):  # a machine that stood still for minutes: another one took over meanwhile
-        facts = files.read_json(f"{scored.job.warehouse}/running/score.json")
-        files.write_json(f"{scored.job.warehouse}/running/score.json", facts | {"owner": "another"})
+        facts = files.read_json(f"{scored.context.warehouse}/running/score.json")
+        files.write_json(f"{scored.context.warehouse}/running/score.json", facts | {"owner": "another"})
         return whole(*arguments)
 
     monkeypatch.setattr(score.ledger, "stage", slow)

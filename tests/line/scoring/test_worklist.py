@@ -122,7 +122,7 @@ def wards(copied):
 
 
 def test_a_batch_has_its_worklist(wards):
-    gate = wards.job.settings.score.quality
+    gate = wards.context.settings.score.quality
     strict = gate.model_copy(update={"action": "abstain", "distance": None})  # that is test_drift's
     told = wards.stage("score", score=with_pictures(wards, 3).model_copy(update={"quality": strict}))
     assert "11 images listed = 9 scored + 1 abstained + 1 rejected + 0 copies" in told

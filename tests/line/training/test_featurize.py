@@ -15,7 +15,7 @@ def test_engines_make_the_same_features(line, copied):
     before = line.manifest("features")
     assert before["engine"] == "ncnn"
     shutil.rmtree(copied.folder / "features")
-    chosen = copied.job.settings.featurize.model_copy(update={"engine": "tensorflow"})
+    chosen = copied.context.settings.featurize.model_copy(update={"engine": "tensorflow"})
     assert "+ 0 computed before" in copied.stage("featurize", featurize=chosen)
     after = copied.manifest("features")
     assert (after["id"], after["engine"]) == (before["id"], "tensorflow")

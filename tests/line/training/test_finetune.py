@@ -20,11 +20,11 @@ def rows(images) -> np.ndarray:
 @pytest.fixture(scope="module")
 def source(line) -> Callable[[str, str], finetune.Source]:
     """A function: dataset, column -> what a phase reads of it."""
-    labels = store.labels(line.job.spark, line.job.warehouse, line.manifest("images"))
+    labels = store.labels(line.context.spark, line.context.warehouse, line.manifest("images"))
 
     def of(name: str, column: str) -> finetune.Source:
-        url = store.data_url(line.job.warehouse, name, line.manifest(name))
-        return finetune.Source(url, column, reading.indexes(line.job.spark, url, labels))
+        url = store.data_url(line.context.warehouse, name, line.manifest(name))
+        return finetune.Source(url, column, reading.indexes(line.context.spark, url, labels))
 
     return of
 
@@ -32,7 +32,7 @@ def source(line) -> Callable[[str, str], finetune.Source]:
 def test_pixels_are_augmented_by_epoch_and_image_on_any_number_of_ranks(line, source):
     pixels = source("images", "image")
     plain, drawn = (
-        line.job.settings.model_copy(update={"augment": augment}) for augment in (config.Augment(), AUGMENT)
+        line.context.settings.model_copy(update={"augment": augment}) for augment in (config.Augment(), AUGMENT)
     )
     index = pixels.indexes["train"][0]
     dealt = sharding.deal(index.groups, 8, 1)
@@ -54,10 +54,10 @@ def test_pixels_are_augmented_by_epoch_and_image_on_any_number_of_ranks(line, so
 @pytest.mark.parametrize(("name", "column"), [("images", "image"), ("features", "block4_pool")])
 def test_validation_is_read_as_it_is(line, source, name, column):
     read = source(name, column)
-    drawn = line.job.settings.model_copy(update={"augment": AUGMENT})
+    drawn = line.context.settings.model_copy(update={"augment": AUGMENT})
     ones, others = (
         rows(finetune.epoch_images(read, 1, chosen, "validation", epoch))
-        for chosen, epoch in ((line.job.settings, 1), (drawn, 2))
+        for chosen, epoch in ((line.context.settings, 1), (drawn, 2))
     )
     np.testing.assert_array_equal(ones, others)
 
@@ -67,7 +67,7 @@ def test_features_are_read_view_after_view(line, source):
     (index,) = features.indexes["train"]
     other = sharding.Index(index.places, index.groups, index.keys, index.labels, view=1)
     features.indexes["train"].append(other)
-    found = [finetune.epoch_images(features, 1, line.job.settings, "train", epoch) for epoch in (1, 2, 3)]
+    found = [finetune.epoch_images(features, 1, line.context.settings, "train", epoch) for epoch in (1, 2, 3)]
     assert [images.groups is index.groups for images in found] == [True, True, True]
     assert len(rows(found[0])) == len(rows(found[2])) == len(index)
     with pytest.raises(Exception, match="gave 0 of"):  # of this line there is no second view

@@ -24,7 +24,7 @@ def test_a_dataset_that_lost_a_file(line, new_line):
     lost = sorted((other.folder / "features").rglob("*.parquet"))[0]
     lost.unlink()
     refused(other, "train_head", "wanted rows; run the job that makes it again")
-    assert store.manifest(other.job.warehouse, "models/head") is None
+    assert store.manifest(other.context.warehouse, "models/head") is None
 
 
 def test_weights_that_are_not_those_of_the_features(line, new_line):
@@ -32,4 +32,4 @@ def test_weights_that_are_not_those_of_the_features(line, new_line):
     for name in ("images", "features"):
         shutil.copytree(line.folder / name, other.folder / name)
     refused(other, "train_head", "features/ was made with weights", "spark-submit.sh featurize")
-    assert store.manifest(other.job.warehouse, "models/head") is None
+    assert store.manifest(other.context.warehouse, "models/head") is None

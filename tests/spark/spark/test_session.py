@@ -47,7 +47,7 @@ def test_long_work_tells_how_many_tasks_have_ended(spark, capsys):
 
 def test_a_stage_that_has_ended_holds_nothing(new_line):
     line = new_line()
-    context = line.job.spark.sparkContext
+    context = line.context.spark.sparkContext
 
     def held() -> tuple[int, int]:
         return len(context._jsc.getPersistentRDDs()), len(list(Path(context._temp_dir).iterdir()))
@@ -59,7 +59,7 @@ def test_a_stage_that_has_ended_holds_nothing(new_line):
         return Summary("done")
 
     before, during = held(), []
-    run_stage(line.job, "held", stage, {"stage": "held"})
+    run_stage(line.context, "held", stage, {"stage": "held"})
     assert during == [(before[0] + 1, before[1] + 1)], "a table, and the file of a broadcast"
     assert held() == before
 
@@ -120,4 +120,4 @@ def test_a_table_that_only_lost_executors_had_ends_in_one_line(new_line):
         return Summary(str(table.count()))
 
     with pytest.raises(ClusterError, match="several executors were lost at once, and tables that they alone had"):
-        run_stage(line.job, "held", stage, {"stage": "held"})
+        run_stage(line.context, "held", stage, {"stage": "held"})

@@ -22,8 +22,8 @@ def evaluated(line, archive, **changes):
     import io
     from dataclasses import replace
 
-    settings = line.job.settings.model_copy(update={"archive": str(archive), **changes})
-    job = replace(line.job, settings=settings, tracker=line.tracker())
+    settings = line.context.settings.model_copy(update={"archive": str(archive), **changes})
+    job = replace(line.context, settings=settings, tracker=line.tracker())
     with contextlib.redirect_stdout(io.StringIO()) as text:
         run_stage(job, "evaluate", evaluate.either, {"stage": "evaluate"})
     told = text.getvalue()
@@ -57,13 +57,13 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     assert not set(train["sha256"]) & set(rows["sha256"])
     assert set(kept["sha256"]) <= set(rows["sha256"]), "training has not seen test images"
     own = copied.manifest("images")["id"]
-    external_images = store.need(copied.job.warehouse + f"/external/{folder.parts[-3]}", "images", "?")
+    external_images = store.need(copied.context.warehouse + f"/external/{folder.parts[-3]}", "images", "?")
     assert external_images["id"] != own == copied.manifest("models/finetuned")["dataset_id"]
     assert len(rows) + left_out == external_images["accepted"]
     assert set(rows["split"]) == {"test"}
 
     facts = copied.manifest("models/finetuned")
-    tensors = store.load_model(copied.job.warehouse, "models/finetuned", facts)
+    tensors = store.load_model(copied.context.warehouse, "models/finetuned", facts)
     model = network.build(network.Spec.model_validate(facts["spec"]), tensors)
     files = {decoding.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
     some = rows.iloc[::7]
@@ -101,7 +101,7 @@ def test_the_archive_of_the_warehouse_is_no_external_one(line):
 def test_a_model_of_another_warehouse_is_refused(copied, another):
     from melanoma_spark.storage import files
 
-    url = f"{copied.job.warehouse}/images/manifest.json"
+    url = f"{copied.context.warehouse}/images/manifest.json"
     files.write_json(url, files.read_json(url) | {"id": "other"})
     with pytest.raises(DataError, match=r"was trained on dataset .*, images/ holds other, so what it has seen cannot"):
         evaluated(copied, another)

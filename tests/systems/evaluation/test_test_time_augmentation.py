@@ -40,7 +40,7 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
         facts = evaluated.manifest(place)
         spec = network.Spec.model_validate(facts["spec"])
         assert spec.tta == 1
-        model = network.build(spec, store.load_model(evaluated.job.warehouse, place, facts))
+        model = network.build(spec, store.load_model(evaluated.context.warehouse, place, facts))
         some = found.loc[name].iloc[::5]
         paths = [Path(uri.removeprefix("file:")) for uri in stored.loc[some.index, "source_uri"]]
         pixels = np.stack([decoding.decode(path.read_bytes(), 64) for path in paths])
@@ -73,7 +73,7 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
 
 def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):
     facts = {key: value for key, value in copied.manifest("reports").items() if key != "tta"}
-    store.publish(copied.job.warehouse, "reports", {**facts, "id": "old"})
+    store.publish(copied.context.warehouse, "reports", {**facts, "id": "old"})
     assert "is champion now" in copied.stage("register")
     _, artifacts = model_registry.download_model(copied.tracker(), "melanoma@champion")
     assert bundle.unpack(artifacts).spec.tta == 1

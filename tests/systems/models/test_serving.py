@@ -111,8 +111,8 @@ def test_as_a_udf_of_spark_it_gives_the_scores_of_the_score_job(line, registered
     from pyspark.sql.functions import struct
 
     kinds = "probability double, decision string, status string"
-    udf = mlflow.pyfunc.spark_udf(line.job.spark, str(registered), result_type=kinds, env_manager="local")
-    table = line.job.spark.createDataFrame([(bytes(image),) for image in some["image"]], "image binary")
+    udf = mlflow.pyfunc.spark_udf(line.context.spark, str(registered), result_type=kinds, env_manager="local")
+    table = line.context.spark.createDataFrame([(bytes(image),) for image in some["image"]], "image binary")
     found = table.select(udf(struct("image")).alias("found")).select("found.*").toPandas()
     np.testing.assert_allclose(found["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
     assert list(found["decision"]) == list(some["decision"])

@@ -6,7 +6,7 @@ from melanoma_spark.monitoring import statistics
 
 
 def test_unlike_images_are_not_judged_where_flags_abstain(noise):
-    section = noise.job.settings.score
+    section = noise.context.settings.score
     strict = section.quality.model_copy(update={"action": "abstain"})
     calm = section.drift.model_copy(update={"minimum": 100})
     told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))

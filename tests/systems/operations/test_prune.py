@@ -18,7 +18,7 @@ from melanoma_spark.models import engines
 from melanoma_spark.operations import prune, retention
 from melanoma_spark.registry import alias_history
 from melanoma_spark.runner.cli import invoke
-from melanoma_spark.runner.context import Job
+from melanoma_spark.runner.context import StageContext
 from melanoma_spark.storage import files, lease
 
 OLD, NEW, MADE = (lineage.content_id([name]) for name in ("old", "new", "made from"))
@@ -61,7 +61,7 @@ def run(place, **changes):
     """What it says, line by line."""
     settings = config.parse({"warehouse": str(place), **changes})
     with said() as text:
-        summary = prune.prune(Job(None, settings, files.url_of(str(place)), None))
+        summary = prune.prune(StageContext(None, settings, files.url_of(str(place)), None))
     return [*text.getvalue().splitlines(), summary.text]
 
 
@@ -178,7 +178,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
     before = there(line.folder)
     assert run(line.folder)[-1].startswith("nothing may go")
     assert there(line.folder) == before
-    assert files.matches(f"{line.job.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
+    assert files.matches(f"{line.context.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
     report, dataset = copied.manifest("reports"), copied.manifest("images")
     exports = copied.folder / "models/exported"
     (kept,) = exports.iterdir()
@@ -188,7 +188,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
         shutil.copytree(copied.folder / place / name, copied.folder / place / other)
     for place, name in (("reports", NEW), ("images", f"{NEW}-{MADE}")):
         facts = copied.manifest(place)
-        files.write_json(f"{copied.job.warehouse}/{place}/manifest.json", facts | {"id": NEW, "path": name})
+        files.write_json(f"{copied.context.warehouse}/{place}/manifest.json", facts | {"id": NEW, "path": name})
     (exports / f"{OLD}.ncnn").write_bytes(b"of a version that was deleted")
     told = run(copied.folder)
     assert [line.split()[0] for line in told[1:-2]] == [f"models/exported/{OLD}.ncnn"]

@@ -20,7 +20,7 @@ OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, s
 
 
 def register(line: Line, **changes) -> str:
-    return line.told("register", register_=line.job.settings.register_.model_copy(update=changes))
+    return line.told("register", register_=line.context.settings.register_.model_copy(update=changes))
 
 
 def champion(line: Line) -> str:
@@ -28,17 +28,17 @@ def champion(line: Line) -> str:
 
 
 def moves(line: Line):
-    return alias_history.moves(line.job.warehouse, "melanoma", "champion")
+    return alias_history.moves(line.context.warehouse, "melanoma", "champion")
 
 
 @pytest.fixture
 def worse(copied):
     """The line with a fine-tuned network that says the opposite, evaluated."""
     facts = copied.manifest("models/finetuned")
-    tensors = store.load_model(copied.job.warehouse, "models/finetuned", facts)
+    tensors = store.load_model(copied.context.warehouse, "models/finetuned", facts)
     tensors[-2], tensors[-1] = -tensors[-2], -tensors[-1]
     changed = facts | {"id": "opposite", "tensors_id": lineage.tensors_id(tensors)}
-    store.save_model(copied.job.warehouse, "models/finetuned", tensors, changed)
+    store.save_model(copied.context.warehouse, "models/finetuned", tensors, changed)
     copied.stage("evaluate")
     return copied
 
@@ -130,9 +130,9 @@ def test_a_move_by_other_hands_is_written_down(copied):
 
 
 def test_another_test_set_is_evaluated_first(copied):
-    facts = files.read_json(f"{copied.job.warehouse}/images/manifest.json")
-    files.write_json(f"{copied.job.warehouse}/images/manifest.json", facts | {"id": "other"})
-    name = copied.job.settings.register_.model_copy(update={"name": "another model"})
+    facts = files.read_json(f"{copied.context.warehouse}/images/manifest.json")
+    files.write_json(f"{copied.context.warehouse}/images/manifest.json", facts | {"id": "other"})
+    name = copied.context.settings.register_.model_copy(update={"name": "another model"})
     with pytest.raises(
         DataError, match=r"images/ has changed since the last report; run `\./spark-submit\.sh evaluate`"
     ):
@@ -170,7 +170,7 @@ def told_by(database: str) -> dict[str, str]:
 
 
 def test_with_a_tracking_server_it_is_the_same(copied, server, database):
-    there = open_line(copied.job.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
+    there = open_line(copied.context.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
     for folder in ("registry", "scores", "reports"):
         shutil.rmtree(there.folder / folder)
     there.stage("evaluate")
@@ -180,14 +180,14 @@ def test_with_a_tracking_server_it_is_the_same(copied, server, database):
     assert list(theirs["model_version"].unique()) == ["1"]
     assert list(ours["probability"].dropna()) == list(theirs["probability"].dropna())
     client = mlflow.MlflowClient(server)
-    (experiment,) = (e for e in client.search_experiments() if e.name == there.job.settings.mlflow.experiment)
+    (experiment,) = (e for e in client.search_experiments() if e.name == there.context.settings.mlflow.experiment)
     found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
     assert found.keys() == {"evaluate", "register", "score"}
     assert {path.path for path in client.list_artifacts(found["evaluate"].info.run_id)} >= {"report.html", "plots"}
     assert {d.dataset.name for d in found["evaluate"].inputs.dataset_inputs} == {"images", "features"}
     version = client.get_model_version_by_alias("melanoma", "champion")
     assert version.tags["gate"] == "passed"
-    (batch,) = batches.committed(there.job.warehouse)  # which has a run of drift's experiment
+    (batch,) = batches.committed(there.context.warehouse)  # which has a run of drift's experiment
     assert told_by(database) == dict.fromkeys([*found, batch], "FINISHED")
     for file in there.folder.rglob("*"):
         assert not file.is_file() or database.rpartition("//")[2].encode() not in file.read_bytes(), "it has a password"

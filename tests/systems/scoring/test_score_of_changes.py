@@ -58,7 +58,7 @@ def test_a_new_version_scores_anew_or_not(scored):
     for folder in (other, theirs):
         folder.mkdir(parents=True)
         (folder / "part.parquet").write_bytes(b"no parquet")
-    settings = scored.job.settings.score
+    settings = scored.context.settings.score
     told = scored.stage("score", score=settings.model_copy(update={"anew": False}))
     assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in told
     assert not other.exists(), "what waits of another model is not taken"
@@ -73,7 +73,7 @@ def test_a_new_version_scores_anew_or_not(scored):
 
 def test_names_are_hashed_where_they_are_private(scored, monkeypatch):
     monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
-    privacy = scored.job.settings.privacy.model_copy(update={"source_names": "hash"})
+    privacy = scored.context.settings.privacy.model_copy(update={"source_names": "hash"})
     told = scored.told("score", privacy=privacy)
     assert "6 scored + 1 rejected" in told
     everything = b"".join(path.read_bytes() for path in scored.folder.glob("scores/**/*") if path.is_file())
@@ -92,7 +92,7 @@ def test_model_and_archive_may_change_places(scored, tmp_path):
     there = replace(
         scored,
         archive=other,
-        job=replace(scored.job, settings=scored.job.settings.model_copy(update={"archive": str(other)})),
+        context=replace(scored.context, settings=scored.context.settings.model_copy(update={"archive": str(other)})),
     )
     assert "2 images listed = 1 scored + 0 rejected + 1 copies + 0 scored before" in there.stage("score")
     once(scored)
@@ -111,7 +111,7 @@ def test_an_image_that_is_not_fit_is_flagged_or_not_judged(scored):
     assert found.loc["0", "dataset_id"] == scored.manifest("images")["id"]
 
     shutil.rmtree(scored.folder / "scores")
-    section = scored.job.settings.score
+    section = scored.context.settings.score
     strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
     told = scored.stage("score", score=strict)
     assert " 1 abstained + " in told
@@ -196,7 +196,7 @@ def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(namesakes):
     for name, content in damaged.items():
         (namesakes.archive / name).write_bytes(content)
     (namesakes.archive / "cameras.csv").write_text("serial,bought\n17,2024\n")
-    job = replace(namesakes.job, tracker=namesakes.tracker())
+    job = replace(namesakes.context, tracker=namesakes.tracker())
     assert run_stage(job, "score", score.score, {"stage": "score"}).exit_status == score.LOOK
     assert patients(namesakes) == PATIENTS
     (record,) = (files.read_json(str(path)) for path in namesakes.folder.glob("batches/*/batch.json"))
@@ -224,8 +224,8 @@ def test_score_rejects_what_is_damaged_or_scores_and_flags_it(scored):
     assert (row["status"], row["reason"], row["decision"], row["flags"]) == ("rejected", "damaged", "", None)
     assert row["detail"] == "libjpeg: Corrupt JPEG data: premature end of data segment"
 
-    section = scored.job.settings.score
-    accepting = {"ingest": scored.job.settings.ingest.model_copy(update={"damaged": "accept"})}
+    section = scored.context.settings.score
+    accepting = {"ingest": scored.context.settings.ingest.model_copy(update={"damaged": "accept"})}
     shutil.rmtree(scored.folder / "scores")
     shutil.rmtree(scored.folder / "ledger")
     assert "8 images listed = 7 scored + 1 rejected" in scored.stage(

@@ -50,8 +50,8 @@ def featured(spark, lesions, shared_mlflow, tmp_path_factory):
 
 def searched(line, chosen=SWEEP, **changes):
     """All that the job says."""
-    settings = line.job.settings.model_copy(update={"search": chosen, **changes})
-    job = replace(line.job, settings=settings, tracker=line.tracker())
+    settings = line.context.settings.model_copy(update={"search": chosen, **changes})
+    job = replace(line.context, settings=settings, tracker=line.tracker())
     with said() as text:
         run_stage(job, "search", search.search, {"job": "search"})
     return text.getvalue()
@@ -158,7 +158,7 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
     stored = featured.read("images").select("sha256", "image").toPandas().set_index("sha256")["image"]
     pixels = np.stack([cv2.imdecode(np.frombuffer(stored[sha], np.uint8), 1)[..., ::-1] for sha in arrays["sha256"]])
     fold = np.array([splits.fold_of(group, 2, 0) for group in arrays["group"]])
-    base = weights.resolve(featured.job.settings.backbone, 0)
+    base = weights.resolve(featured.context.settings.backbone, 0)
     for task in (task for task in facts["tasks"] if task["trial"] in (4, 5) and task["fold"] == 1):
         settings = by_trial(facts)[task["trial"]]["settings"]
         held = fold == 1
@@ -276,7 +276,7 @@ def test_a_second_run_fits_nothing_and_another_search_stands_beside_it(featured,
 
 def test_all_failing_is_an_error(featured):
     every = config.Search(hidden=(8,), dropout=(0.1,), learning_rate=(1e30,), trials=2, folds=2, seeds=1)
-    in_force = featured.job.settings.head.model_copy(update={"learning_rate": 1e30})
+    in_force = featured.context.settings.head.model_copy(update={"learning_rate": 1e30})
     with pytest.raises(
         DataError, match=r"all 2 trials failed, the first one by: head: the loss is .* \(seed 5, fold 0\)"
     ):
@@ -284,7 +284,7 @@ def test_all_failing_is_an_error(featured):
 
 
 def test_train_head_takes_as_many_views_as_it_is_told(featured):
-    chosen = featured.job.settings.head
+    chosen = featured.context.settings.head
     with pytest.raises(ConfigError, match=r"head\.views=3, but features/ holds 2 "):
         featured.stage("train_head", head=chosen.model_copy(update={"views": 3}))
     featured.stage("train_head")

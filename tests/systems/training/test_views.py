@@ -67,7 +67,7 @@ def by_petastorm(line) -> list[tuple[str, int]]:
     """The keys of all rows as Petastorm reads them, which needs its metadata; each with its features."""
     from petastorm import make_reader
 
-    url = store.data_url(line.job.warehouse, "features", line.manifest("features"))
+    url = store.data_url(line.context.warehouse, "features", line.manifest("features"))
     with store.quiet(), make_reader(url, num_epochs=1, reader_pool_type="dummy") as reader:
         read = list(reader)
     assert {getattr(row, CUT).dtype for row in read} == {np.dtype(np.float16)}
@@ -117,11 +117,11 @@ def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored)
     assert facts["views"] == 4
     assert facts["augment"] == {
         **AUGMENT.model_dump(exclude={"enabled"}),
-        "seed": fresh.job.settings.seed,
+        "seed": fresh.context.settings.seed,
         "version": augmentation.VERSION,
     }
 
-    base = weights.resolve(fresh.job.settings.backbone, fresh.job.settings.seed)
+    base = weights.resolve(fresh.context.settings.backbone, fresh.context.settings.seed)
     predict = network.predictor(backbones.features(backbones.build_base("vgg16", 64, base.tensors), [CUT]))
     field = schemas.images_schema(64).fields["image"]
     some = found[found["view"] > 0].iloc[::25]
@@ -129,7 +129,7 @@ def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored)
         augmentation.augmented(
             field.codec.decode(field, stored.loc[row.sha256, "image"]),
             AUGMENT,
-            augmentation.generator(fresh.job.settings.seed, row.view, row.sha256),
+            augmentation.generator(fresh.context.settings.seed, row.view, row.sha256),
         )
         for row in some.itertuples()
     ]
@@ -205,12 +205,12 @@ def test_settings_of_augmentation_are_part_of_augmented_features_alone(ingested,
 def test_the_head_is_judged_on_images_as_they_are(line, copied):
     """An image of the test split may have been one of the train split before, and have several views."""
     models = copied.manifest("models/head")
-    facts, meter = copied.manifest("features"), session.Meter(copied.job.spark)
-    expected = evaluate.judge_head(copied.job, copied.manifest("images"), facts, models, meter).toPandas()
+    facts, meter = copied.manifest("features"), session.Meter(copied.context.spark)
+    expected = evaluate.judge_head(copied.context, copied.manifest("images"), facts, models, meter).toPandas()
     table = copied.read("features")
     more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *facts["cuts"]))
-    more.write.parquet(files.join(copied.job.warehouse, "features", "more"))
+    more.write.parquet(files.join(copied.context.warehouse, "features", "more"))
     other = {**facts, "path": "more"}
-    found = evaluate.judge_head(copied.job, copied.manifest("images"), other, models, meter).toPandas()
+    found = evaluate.judge_head(copied.context, copied.manifest("images"), other, models, meter).toPandas()
     assert len(found) == len(expected) > 40
     same(found.sort_values("sha256"), expected.sort_values("sha256"))
