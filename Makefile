@@ -8,7 +8,7 @@ GPU ?= $(if $(wildcard .venv/.installed-gpu),1,0)
 DEVICE := $(if $(filter 1,$(GPU)),gpu,cpu)
 INSTALLED := .venv/.installed-$(DEVICE)
 
-# Tests and benchmarks start Spark without spark-submit.sh: on the Java and the Python that it would take.
+# Tests and benchmarks start Spark themselves, on the Java and the Python that melanoma-spark uses.
 ON_SPARK = JAVA=$$(conf/find-java.sh) && { [ "$$JAVA" = "$(CURDIR)/conf/java" ] || export REAL_JAVA_HOME="$$JAVA"; } && \
   export JAVA_HOME="$(CURDIR)/conf/java" PYSPARK_PYTHON="$(CURDIR)/.venv/bin/python" &&
 
@@ -44,7 +44,7 @@ $(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt conf/share-cla
 
 demo: install ## lesions drawn, then the whole line on them: into demo/
 	@.venv/bin/python -m melanoma_spark.images.synthetic demo/archive
-	@./spark-submit.sh pipeline --conf conf/demo.yaml
+	@.venv/bin/melanoma-spark pipeline --conf conf/demo.yaml
 
 lint: install ## ruff, its format, mypy, and import-linter
 	@echo "== ruff check" && .venv/bin/ruff check .

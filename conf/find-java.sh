@@ -24,7 +24,7 @@ try() { # HOME
     found="$found${found:+, }Java ${version:-(of no known version)} in $1"
 }
 
-# Called from within spark-submit.sh, of this checkout or of another one.
+# Called by a job that melanoma-spark started, from this checkout or from another one.
 if [ -x "${JAVA_HOME:-}/../find-java.sh" ]; then JAVA_HOME=${REAL_JAVA_HOME:-}; fi
 try "${JAVA_HOME:-}"
 # `java` may be a link or the shim of a version manager: Java itself knows where its home is.

@@ -2,7 +2,7 @@
 # pack-environment.sh FILE.tar.gz: Python and all packages of uv.lock that driver and executors need, in one archive that
 # runs wherever it is unpacked, on machines of this processor and with a libc not older than this one's. YARN unpacks it
 # on each node: --archives FILE.tar.gz#env, with PYSPARK_PYTHON=./env/bin/python. Spark itself is not in it (the cluster
-# has its own), nor are jobs/ and melanoma_spark/, which spark-submit.sh sends with each job.
+# has its own), nor are jobs/ and melanoma_spark/, which melanoma-spark sends with each job.
 set -euo pipefail
 
 target=${1:?usage: pack-environment.sh FILE.tar.gz}

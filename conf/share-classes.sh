@@ -6,7 +6,7 @@
 set -uo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-[ -f "$repo/spark-submit.sh" ] || exit 0 # an image is built layer by layer, and its entry point has a Java of its own
+[ -d "$repo/melanoma_spark/runner" ] || exit 0 # an image is built layer by layer, and its entry point has a Java of its own
 # 21.0.8 wrote them and then took none of them, since Spark's class path were another one.
 home=$("$repo/conf/find-java.sh" 2>/dev/null) && "$home/bin/java" -version 2>&1 | grep -q 'version "17' || exit 0
 echo "keeping Spark's classes, loaded and checked, so that jobs start sooner: a minute"
@@ -18,7 +18,7 @@ rm -f "$classes"
 # What an ingest of a few images has loaded is most of what any job will.
 "$repo/.venv/bin/python" -m melanoma_spark.images.synthetic "$work/archive" --images 20 --size 64 >"$work/told" 2>&1 &&
     SPARK_SUBMIT_OPTS="-XX:ArchiveClassesAtExit=$work/classes.jsa -XX:TieredStopAtLevel=1 -XX:+UseSerialGC" \
-        SPARK_CONF='' SPARK_HOME='' PYSPARK_PYTHON='' PYSPARK_DRIVER_PYTHON='' "$repo/spark-submit.sh" ingest \
+        SPARK_CONF='' SPARK_HOME='' PYSPARK_PYTHON='' PYSPARK_DRIVER_PYTHON='' "$repo/.venv/bin/melanoma-spark" ingest \
         archive="$work/archive" warehouse="$work/warehouse" image_size=64 --master 'local[2]' >>"$work/told" 2>&1
 if [ -s "$work/classes.jsa" ]; then
     # in one step: a JVM that maps half of it would crash

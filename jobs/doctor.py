@@ -23,7 +23,7 @@ network.
 
 exit status: 0 nothing failed, 2 a setting is wrong, 3 something failed, docs/exit-statuses.md
 
-example: ./spark-submit.sh doctor --conf conf/cluster.yaml --master spark://HOST:7077 warehouse=/shared/warehouse
+example: melanoma-spark doctor --conf conf/cluster.yaml --master spark://HOST:7077 warehouse=/shared/warehouse
 """
 
 from melanoma_spark.operations.doctor import doctor

@@ -6,7 +6,7 @@ evaluate.tta=8 judges the same networks by the mean over eight mirror images and
 With `archive` naming another archive than images/ was made from, the registered model of score.model is judged on all
 of it, less what training has seen: an external set. That report lies under external/.
 
-example: ./spark-submit.sh evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.90'
+example: melanoma-spark evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.90'
 """
 
 from melanoma_spark.evaluation.evaluate import either

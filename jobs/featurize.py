@@ -3,7 +3,7 @@
 With featurize.views=4, once for each of four views of a train image: as it is, and three times augmented. Rows that are
 there already, for the same pixels, weights and cuts, are not computed again; a killed job is taken up where it stood.
 
-example: ./spark-submit.sh featurize warehouse=/data/warehouse
+example: melanoma-spark featurize warehouse=/data/warehouse
 """
 
 from melanoma_spark.runner.cli import Command, main

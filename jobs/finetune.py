@@ -7,7 +7,7 @@ augments them as it goes (augment.enabled). The best epoch by validation AUROC i
 A lost rank costs the work since the last checkpoint: the ranks start again from there, `finetune.retries` times. After
 that, and after a killed driver, the same command goes on from there.
 
-example: ./spark-submit.sh finetune warehouse=/data/warehouse ranks=2
+example: melanoma-spark finetune warehouse=/data/warehouse ranks=2
 """
 
 from melanoma_spark.runner.cli import Command, main

@@ -3,7 +3,7 @@
 Every listed file and member of a zip or tar ends as an image, as a row in `rejects/` with a reason, or among the
 skipped tables and texts. What an earlier ingest has read is not read again.
 
-example: ./spark-submit.sh ingest archive=/data/lesions warehouse=/data/warehouse
+example: melanoma-spark ingest archive=/data/lesions warehouse=/data/warehouse
 """
 
 from melanoma_spark.dataset.ingest import ingest

@@ -2,7 +2,7 @@
 
 One MLflow run holds it all, with a nested run for each stage. Stages whose result stands already are passed over.
 
-example: ./spark-submit.sh pipeline --conf conf/lesions.yaml
+example: melanoma-spark pipeline --conf conf/lesions.yaml
 """
 
 from melanoma_spark.pipeline import pipeline

@@ -8,7 +8,7 @@ MLflow's own files.
 Without Spark. It leaves with 5 while any job is at work on the warehouse; with prune.apply=true none starts meanwhile.
 It may be killed at any time: run it again.
 
-example: ./spark-submit.sh prune warehouse=/data/warehouse prune.worklists_days=90 prune.apply=true
+example: melanoma-spark prune warehouse=/data/warehouse prune.worklists_days=90 prune.apply=true
 """
 
 from melanoma_spark.operations.prune import prune

@@ -6,7 +6,7 @@ on the same test images as the champion; every move is kept under registry/ in t
 
 `register rollback` gives the alias back to the version before; `register history` tells the moves.
 
-example: ./spark-submit.sh register warehouse=/data/warehouse register.gate.sensitivity=0.9
+example: melanoma-spark register warehouse=/data/warehouse register.gate.sensitivity=0.9
 """
 
 from melanoma_spark.registry.register import ACTIONS, register

@@ -19,7 +19,7 @@ exit status, docs/exit-statuses.md says what to do at each:
   6  done: the batch is in scores/, and something wants a look: it is beyond the limits of `score.drift`, or a table of
      the archive cannot be read and was set aside
 
-example: ./spark-submit.sh score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
+example: melanoma-spark score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
 
 from melanoma_spark.runner.cli import Command, main

@@ -10,7 +10,7 @@ all combinations alike: they compare heads, and evaluate measures the chosen one
 Nothing is trained for use: the last line says which settings to give to train_head and evaluate. All trials are in
 MLflow, a nested run each, and under reports/search/.
 
-example: ./spark-submit.sh search warehouse=/data/warehouse search.hidden=[64,256] search.trials=6
+example: melanoma-spark search warehouse=/data/warehouse search.hidden=[64,256] search.trials=6
 """
 
 from melanoma_spark.runner.cli import Command, main

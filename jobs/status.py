@@ -1,6 +1,6 @@
 """score status: the last batches of `scores/`, by their JSON files, without Spark and MLflow.
 
-example: ./spark-submit.sh score status warehouse=/data/warehouse score.shown=5
+example: melanoma-spark score status warehouse=/data/warehouse score.shown=5
 """
 
 from melanoma_spark.runner.cli import Command, main

@@ -1,6 +1,6 @@
 """train_head: bottleneck features of the train split -> a fully connected head, the best of its epochs by validation.
 
-example: ./spark-submit.sh train_head warehouse=/data/warehouse head.learning_rate=1e-3
+example: melanoma-spark train_head warehouse=/data/warehouse head.learning_rate=1e-3
 """
 
 from melanoma_spark.runner.cli import Command, main

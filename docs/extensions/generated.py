@@ -112,7 +112,7 @@ def job_commands() -> dict[str, Any]:
 
 
 def command_texts() -> str:
-    """The usage of spark-submit.sh, and the --help text of each job without the settings, which have a page."""
+    """The usage of the command, and the --help text of each job without the settings, which have a page."""
     from melanoma_spark.runner.cli import invoke
 
     usage = subprocess.run([REPO / "spark-submit.sh", "--help"], capture_output=True, text=True, check=True).stdout

@@ -1,7 +1,7 @@
 """A night's scoring as an Airflow DAG, by SparkSubmitOperator. Parsed by Airflow 3.3 with provider apache-spark 6.3.
 
 Put it into the folder of DAGs. The connection `spark_default` names the master (local[*], spark://..., yarn), in client
-mode: only then Airflow gets to know the job's exit status. `./spark-submit.sh package melanoma_spark.zip` makes what
+mode: only then Airflow gets to know the job's exit status. `melanoma-spark package melanoma_spark.zip` makes what
 goes to the executors. The worker of Airflow that runs the task is Spark's driver and needs the packages in
 /opt/melanoma_spark/.venv.
 
@@ -22,6 +22,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 
 HOME = "/opt/melanoma_spark"
 PYTHON = f"{HOME}/.venv/bin/python"
+COMMAND = f"{HOME}/.venv/bin/melanoma-spark"
 WAREHOUSE = "/data/warehouse"
 
 # Exit statuses that another try would not mend, and what they mean.
@@ -88,7 +89,7 @@ with DAG(
     )
     there = BashOperator(
         task_id="batch_within_36_hours",
-        bash_command=f"{HOME}/spark-submit.sh score status warehouse={WAREHOUSE} score.shown=1 score.within=36",
+        bash_command=f"{COMMAND} score status warehouse={WAREHOUSE} score.shown=1 score.within=36",
         trigger_rule="all_done",
         retries=0,
     )

@@ -4,13 +4,13 @@
 # Spark on YARN tells whether the application failed, not the job's exit status: spark-submit ends with 0 or 1. So what
 # would need the status is left to the job: wait= instead of 5, and the verdict of the batch is read afterwards.
 #
-#   cluster-mode.sh WORD...     the words are those of `./spark-submit.sh score`
+#   cluster-mode.sh WORD...     the words are those of `melanoma-spark score`
 set -eu
 home=${MELANOMA_HOME:-/opt/melanoma_spark}      # at the same path on every node, with its .venv
 SPARK_HOME=${SPARK_HOME:-/opt/spark}
 zip=$(mktemp --suffix .zip)
 trap 'rm -f "$zip"' EXIT
-"$home/spark-submit.sh" package "$zip"
+"$home/.venv/bin/melanoma-spark" package "$zip"
 
 # One attempt: YARN's own second one would start at once, into the same trouble, and whoever schedules this tries again.
 # The lease tells a driver that YARN lost from one that lives: after 120 s without a sign of life the way is free.
@@ -26,4 +26,4 @@ warehouse=""
 for word in "$@"; do
     case $word in warehouse=*) warehouse=$word ;; esac
 done
-"$home/spark-submit.sh" score status "${warehouse:-warehouse=warehouse}" score.shown=1 score.within=36
+"$home/.venv/bin/melanoma-spark" score status "${warehouse:-warehouse=warehouse}" score.shown=1 score.within=36

@@ -2,7 +2,7 @@
 # One night's scoring for a schedule: tries again what another try may mend, says nothing when all is well, and one line
 # with the exit status when somebody is to look. Everything the job tells is appended to the log.
 #
-#   nightly.sh LOG WORD...     the words are those of `./spark-submit.sh score`
+#   nightly.sh LOG WORD...     the words are those of `melanoma-spark score`
 #
 # RETRIES (2), PAUSE (600 seconds before each) and LIMIT (8h for each try) may be set in the environment.
 set -u
@@ -13,7 +13,7 @@ left=${RETRIES:-2}
 while :; do
     # TERM first: a job that is told to end leaves nothing behind, and what it has computed is kept.
     status=0
-    timeout -k 120 "${LIMIT:-8h}" "$repo/spark-submit.sh" score log.format=json "$@" >>"$log" 2>&1 || status=$?
+    timeout -k 120 "${LIMIT:-8h}" "$repo/.venv/bin/melanoma-spark" score log.format=json "$@" >>"$log" 2>&1 || status=$?
     case $status in
         0) exit 0 ;;
         5) exit 5 ;; # another score is at work, so this night is taken care of; a person need not look

@@ -67,7 +67,7 @@ def download_model(tracker: Tracker, reference: str) -> tuple[Any, dict[str, byt
         known = sorted(m.name for m in mlflow.MlflowClient().search_registered_models())
         raise DataError(
             f"no model {reference} in MLflow at {tracker.uri}; registered: {', '.join(known) or 'nothing'}; "
-            "run `./spark-submit.sh register` first"
+            "run `melanoma-spark register` first"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = mlflow.artifacts.download_artifacts(

@@ -77,7 +77,7 @@ def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigE
     """The error of weights that are not those an earlier dataset was made with."""
     return ConfigError(
         f"{dataset} was made with weights {made_with}, the settings name {weights.origin} weights "
-        f"{weights.content_id}; run `./spark-submit.sh {job}` with these settings first"
+        f"{weights.content_id}; run `melanoma-spark {job}` with these settings first"
     )
 
 

@@ -48,7 +48,7 @@ def prune(context: StageContext) -> Summary:
     if chosen.apply:
         return Summary(f"{retention.told(found)} removed")
     words = [word for word in context.argv if not word.startswith("prune.apply=")]
-    again = shlex.join(["./spark-submit.sh", "prune", *words, "prune.apply=true"])
+    again = shlex.join(["melanoma-spark", "prune", *words, "prune.apply=true"])
     return Summary(f"{retention.told(found)} may go, nothing was removed; to remove them: {again}")
 
 

@@ -84,7 +84,7 @@ def promote(context: StageContext) -> Summary:
     name = "fine-tuned" if "fine-tuned" in evaluated["models"] else "head alone"
     model = store.need(warehouse, PLACES[name], "finetune")
     if model["id"] != evaluated["models"][name]:
-        raise DataError(f"{PLACES[name]} is not the model of the last report; run `./spark-submit.sh evaluate` first")
+        raise DataError(f"{PLACES[name]} is not the model of the last report; run `melanoma-spark evaluate` first")
     standing = context.tracker.version(f"{settings.name}@{settings.alias}")
     if standing is not None and standing.tags.get("report_id") == evaluated["id"]:
         return Summary(f"nothing new, {settings.name} version {standing.version} is {settings.alias} already")
@@ -170,7 +170,7 @@ def the_images(context: StageContext, evaluated: dict[str, Any]) -> dict[str, An
     """The manifest of the images that were evaluated. Raises `DataError` where images/ holds others by now."""
     images = store.need(context.warehouse, "images", "ingest")
     if images["id"] != evaluated["made_from"]:
-        raise DataError("images/ has changed since the last report; run `./spark-submit.sh evaluate` first")
+        raise DataError("images/ has changed since the last report; run `melanoma-spark evaluate` first")
     return images
 
 
@@ -178,7 +178,7 @@ def predictions(context: StageContext, evaluated: dict[str, Any], name: str, spl
     """The report's rows of a model and split."""
     rows = assessment.read_predictions(files.join(context.warehouse, "reports", evaluated["path"]), name, split)
     if rows is None:
-        raise DataError("the predictions of the last report are gone; run `./spark-submit.sh evaluate` again")
+        raise DataError("the predictions of the last report are gone; run `melanoma-spark evaluate` again")
     return rows
 
 

@@ -110,7 +110,7 @@ def _fail(message: str, status: int, **fields: Any) -> Summary:
     """Writes the line of an error."""
     line = logs.failure(message, status, **fields) + "\n"
     try:
-        # Spark gives out its driver's stderr as its own stdout; spark-submit.sh knows the real one.
+        # Spark gives out its driver's stderr as its own stdout; melanoma-spark knows the real one.
         Path(os.environ[ERROR_VARIABLE]).write_text(line)
     except (KeyError, OSError):
         sys.stderr.write(line)
@@ -169,7 +169,7 @@ def stack() -> str:
 def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     keys = "\n".join(f"  {key:32} {text}" for key, text in config.valid_keys().items())
     parser = argparse.ArgumentParser(
-        prog=f"./spark-submit.sh {name}",
+        prog=f"melanoma-spark {name}",
         description=description,
         epilog=f"settings [default]:\n{keys}\n\nsee conf/*.yaml for whole examples",
         formatter_class=argparse.RawDescriptionHelpFormatter,

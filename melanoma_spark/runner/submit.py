@@ -43,7 +43,7 @@ USAGE = """Usage: melanoma-spark JOB [--conf SETTINGS.yaml] [key=value ...] [Spa
 
   melanoma-spark JOB --help shows the settings of a job. Spark's own resources come from conf/spark-local.conf;
   SPARK_CONF=FILE or --properties-file FILE picks another, and --master, --conf spark.x=y, ... win over it.
-  In a checkout, ./spark-submit.sh JOB is the same.
+  In a checkout, ./spark-submit.sh JOB does the same.
 
 Examples
   melanoma-spark pipeline --conf conf/demo.yaml

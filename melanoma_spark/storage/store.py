@@ -34,7 +34,7 @@ def need(warehouse: str, name: str, job: str) -> dict[str, Any]:
     """The manifest of a dataset that an earlier job makes. Raises `DataError` naming that job."""
     found = manifest(warehouse, name)
     if found is None:
-        raise DataError(f"{files.join(warehouse, name)} is not there yet; run `./spark-submit.sh {job}` first")
+        raise DataError(f"{files.join(warehouse, name)} is not there yet; run `melanoma-spark {job}` first")
     return found
 
 
@@ -144,7 +144,7 @@ def check_fit(images: Mapping[str, Any], features: Mapping[str, Any], head: Mapp
     if features["image_size"] != images["image_size"]:
         raise DataError(
             f"features/ are of images of {features['image_size']} px, images/ holds {images['image_size']} px; run "
-            "`./spark-submit.sh featurize` first"
+            "`melanoma-spark featurize` first"
         )
     if head is None:
         return
@@ -153,7 +153,7 @@ def check_fit(images: Mapping[str, Any], features: Mapping[str, Any], head: Mapp
         if of_head[what] != features[what]:
             raise DataError(
                 f"models/head was trained on features with {what} {of_head[what]}, features/ has {features[what]}; run "
-                "`./spark-submit.sh train_head` first"
+                "`melanoma-spark train_head` first"
             )
 
 

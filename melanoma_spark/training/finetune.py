@@ -106,7 +106,7 @@ def sources_of(context: StageContext, images: dict[str, Any], features: dict[str
     if lacking:
         raise ConfigError(
             f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
-            f"{', '.join(features['cuts'])}; run `./spark-submit.sh featurize` with these settings first"
+            f"{', '.join(features['cuts'])}; run `melanoma-spark featurize` with these settings first"
         )
     labels = store.labels(context.spark, context.warehouse, images)
     cuts = {backbones.cut_of(settings.backbone.name, phase.cut) for phase in settings.finetune.phases if phase.cut}

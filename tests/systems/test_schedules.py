@@ -17,10 +17,11 @@ from melanoma_spark.scoring import batches
 
 EXAMPLES = REPO / "examples/schedules"
 HOME = "/opt/melanoma_spark"  # of all examples
+COMMAND = ".venv/bin/melanoma-spark"
 
 # Ends with the statuses of a file, one after the other, and keeps its arguments.
 STUB = """#!/bin/sh
-here=$(dirname -- "$0")
+here=$(dirname -- "$0")/../..
 echo "$*" >>"$here/calls"
 status=$(head -n 1 "$here/statuses")
 sed -i 1d "$here/statuses"
@@ -37,9 +38,9 @@ def executable(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def stub(tmp_path):
-    """A copy of the examples beside a spark-submit.sh that ends as it is told: (its folder, a function that tells)."""
+    """A copy of the examples beside a melanoma-spark that ends as it is told: (its folder, a function that tells)."""
     shutil.copytree(EXAMPLES, tmp_path / "repo/examples/schedules")
-    executable(tmp_path / "repo/spark-submit.sh", STUB)
+    executable(tmp_path / "repo" / COMMAND, STUB)
 
     def ends_with(*statuses: int) -> None:
         (tmp_path / "repo/statuses").write_text("".join(f"{status}\n" for status in statuses))
@@ -74,7 +75,7 @@ def test_a_night_is_tried_again_where_that_may_help(stub, tmp_path, statuses, tr
 
 def test_a_night_has_an_end(stub, tmp_path):
     repo, _ = stub
-    executable(repo / "spark-submit.sh", "#!/bin/sh\nsleep 60\n")
+    executable(repo / COMMAND, "#!/bin/sh\nsleep 60\n")
     environment = {**os.environ, "LIMIT": "0.2", "RETRIES": "1", "PAUSE": "0"}
     command = [repo / "examples/schedules/nightly.sh", tmp_path / "log"]
     assert subprocess.run(command, env=environment, capture_output=True, timeout=30).returncode == 124

@@ -12,7 +12,7 @@ from melanoma_spark.runner.cli import invoke
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md"))]
 TEXTS = {str(path.relative_to(REPO)): path.read_text() for path in PAGES if path.parent.name != "api"}
-COMMAND = "./spark-submit.sh"
+COMMAND = "melanoma-spark"
 FOLDERS = r"\.ci|\.github|benchmarks|conf|docs|examples|jobs|melanoma_spark|tests"
 
 
@@ -23,7 +23,7 @@ def found(pattern: str, texts: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def job_words(command: str) -> list[str]:
-    """The job and its words of a command line, as spark-submit.sh gives them to the job: without Spark's options."""
+    """The job and its words of a command line, as melanoma-spark gives them to the job: without Spark's options."""
     settings, words, rest = [], [], iter(shlex.split(command.replace("\\\n", " "), comments=True))
     for word in rest:
         if word == "--conf" and (value := next(rest)).endswith(".yaml"):

@@ -65,12 +65,12 @@ def test_bad_tables(new_line, tmp_path, table, words):
 @pytest.mark.parametrize(
     ("stage", "words"),
     [
-        ("featurize", ("images is not there yet", "spark-submit.sh ingest")),
-        ("train_head", ("images is not there yet", "spark-submit.sh ingest")),
-        ("finetune", ("images is not there yet", "spark-submit.sh ingest")),
-        ("evaluate", ("images is not there yet", "spark-submit.sh ingest")),
-        ("register", ("reports is not there yet", "spark-submit.sh evaluate")),
-        ("score", ("no model melanoma@champion", "spark-submit.sh register")),
+        ("featurize", ("images is not there yet", "melanoma-spark ingest")),
+        ("train_head", ("images is not there yet", "melanoma-spark ingest")),
+        ("finetune", ("images is not there yet", "melanoma-spark ingest")),
+        ("evaluate", ("images is not there yet", "melanoma-spark ingest")),
+        ("register", ("reports is not there yet", "melanoma-spark evaluate")),
+        ("score", ("no model melanoma@champion", "melanoma-spark register")),
     ],
 )
 def test_a_stage_before_its_time(new_line, stage, words):

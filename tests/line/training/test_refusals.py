@@ -31,5 +31,5 @@ def test_weights_that_are_not_those_of_the_features(line, new_line):
     other = new_line(seed=1)
     for name in ("images", "features"):
         shutil.copytree(line.folder / name, other.folder / name)
-    refused(other, "train_head", "features/ was made with weights", "spark-submit.sh featurize")
+    refused(other, "train_head", "features/ was made with weights", "melanoma-spark featurize")
     assert store.manifest(other.context.warehouse, "models/head") is None

@@ -187,7 +187,7 @@ def test_change_of_weights_names_both_and_the_job_to_run():
     own = weights.Weights((), "imagenet", "abc")
     assert str(weights.changed(own, "def", "features/", "featurize")) == (
         "features/ was made with weights def, the settings name imagenet weights abc; "
-        "run `./spark-submit.sh featurize` with these settings first"
+        "run `melanoma-spark featurize` with these settings first"
     )
 
 

@@ -20,7 +20,7 @@ from melanoma_spark.storage import files, store
 def test_no_manifest(tmp_path):
     warehouse = files.url_of(str(tmp_path))
     assert store.manifest(warehouse, "images") is None
-    with pytest.raises(DataError, match=r"images is not there yet; run `./spark-submit.sh ingest` first"):
+    with pytest.raises(DataError, match=r"images is not there yet; run `melanoma-spark ingest` first"):
         store.need(warehouse, "images", "ingest")
 
 

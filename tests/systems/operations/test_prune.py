@@ -75,7 +75,7 @@ def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
     told = run(store, mlflow=mlflow)
     assert there(store) == before, "a dry run changes nothing"
     assert [line.split()[0] for line in told[1:-2]] == gone
-    assert "4 entries, 4 files, 0.0 MB may go, nothing was removed; to remove them: ./spark-submit.sh prune" in told[-1]
+    assert "4 entries, 4 files, 0.0 MB may go, nothing was removed; to remove them: melanoma-spark prune" in told[-1]
     assert told[-1].endswith("prune.apply=true")
     files.make_folder(emptied := f"{store}/features/{'e' * 16}/deep")  # as a removal that was killed leaves it
     again = run(store, mlflow=mlflow, prune={"apply": True})
@@ -169,7 +169,7 @@ def test_who_has_lost_a_lease_while_it_looked_removes_nothing(warehouse, monkeyp
 def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
     given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
     words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"
-    assert invoke(command("prune"), given).summary.endswith(f": ./spark-submit.sh prune {words}")
+    assert invoke(command("prune"), given).summary.endswith(f": melanoma-spark prune {words}")
 
 
 def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copied):
@@ -232,7 +232,7 @@ def test_it_needs_neither_java_nor_spark_and_makes_no_database(warehouse, submit
     nothing = {"JAVA_HOME": "/nowhere", "REAL_JAVA_HOME": None, "SPARK_HOME": "/nowhere"}
     done = submit("prune", f"warehouse={warehouse}", "prune.worklists_days=9", **nothing)
     assert (done.returncode, done.stderr) == (0, "")
-    words = f"./spark-submit.sh prune warehouse={warehouse} prune.worklists_days=9 prune.apply=true"
+    words = f"melanoma-spark prune warehouse={warehouse} prune.worklists_days=9 prune.apply=true"
     assert done.stdout.splitlines()[-1].endswith(f"nothing was removed; to remove them: {words}")
     done = submit("prune", f"warehouse={warehouse}", "prune.apply=true", "log.format=json", **nothing)
     told = [json.loads(line) for line in done.stdout.splitlines()]
