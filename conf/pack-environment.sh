@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# pack-environment.sh FILE.tar.gz: Python and all packages of uv.lock that driver and executors need, in one archive that
-# runs wherever it is unpacked, on machines of this processor and with a libc not older than this one's. YARN unpacks it
-# on each node: --archives FILE.tar.gz#env, with PYSPARK_PYTHON=./env/bin/python. Spark itself is not in it (the cluster
-# has its own), nor are jobs/ and melanoma_spark/, which melanoma-spark sends with each job.
+# pack-environment.sh FILE.tar.gz packs Python and all packages of uv.lock that driver and executors need. The archive works
+# in any folder, on machines with the same processor and a libc that is not older. YARN unpacks it on each node:
+# --archives FILE.tar.gz#env, with PYSPARK_PYTHON=./env/bin/python. It does not contain Spark, which the cluster has, nor
+# jobs/ and melanoma_spark/, which melanoma-spark sends with each job.
 set -euo pipefail
 
 target=${1:?usage: pack-environment.sh FILE.tar.gz}
@@ -13,14 +13,14 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 env=$work/env
 
-echo "installing the packages of uv.lock into an environment of its own"
+echo "installing the packages of uv.lock into a new environment"
 uv=$repo/.uv/bin/uv
 "$uv" venv --quiet --relocatable --no-python-downloads --python "$repo/.uv/bin/python" "$env"
-# Copied, not linked: what is cut away below stays whole in uv's cache. setuptools brings distutils for Petastorm.
+# Copied, not linked: files that are removed below must stay in uv's cache. setuptools brings distutils for Petastorm.
 UV_PROJECT_ENVIRONMENT=$env UV_LINK_MODE=copy "$uv" sync --project "$repo" --quiet --frozen --no-python-downloads \
     --no-install-project --extra "$extra" --extra hdfs --extra s3
 
-# A virtual environment points to its Python by an absolute path. Here it becomes one of its own.
+# A virtual environment names its Python by an absolute path, so the archive gets its own Python.
 read -r base version < <("$repo/.uv/bin/python" -c \
     'import sys; print(sys.base_prefix, "python%d.%d" % sys.version_info[:2])')
 real=$(readlink -f "$repo/.uv/bin/python")
@@ -41,7 +41,7 @@ EOF
 chmod +x "$env/bin/python"
 ln -s python "$env/bin/python3"
 ln -s python "$env/bin/$version"
-# Debian's Python looks for packages elsewhere.
+# Debian's Python searches packages in other folders.
 cat >"$env/lib/$version/sitecustomize.py" <<'EOF'
 import os
 import site
@@ -49,15 +49,15 @@ import site
 site.addsitedir(os.path.join(os.path.dirname(os.__file__), "site-packages"))
 EOF
 
-# Spark's own jars, which the cluster has; headers and tests that nothing reads at run time.
+# Remove Spark's jars, which the cluster has, and headers and tests, which nothing reads at run time.
 packages=$env/lib/$version/site-packages
 rm -rf "$packages"/pyspark/{jars,examples,data,licenses} "$packages"/{tensorflow,pyarrow}/include \
     "$packages"/pyarrow/tests "$packages"/clang "$packages"/{pandas,numpy,scipy,sklearn}/tests
 find "$packages" -name __pycache__ -prune -exec rm -rf {} +
 
-# What is imported here is packed as bytecode, too. Containers often must not write where it is unpacked: each Python
-# worker would compile all of it anew, for a minute of a core.
-echo "trying it from another place, with nothing else in sight"
+# This import also compiles the modules to bytecode, which is packed. Containers often cannot write to the unpacked
+# archive, so without bytecode each Python worker would compile for a minute of a core.
+echo "importing the packages from another folder, with an empty environment"
 tried="import sys; assert sys.prefix.startswith('$work/moved'), sys.prefix
 import horovod.tensorflow as hvd, horovod.spark, tensorflow, keras, keras.applications, petastorm.etl.dataset_metadata
 import mlflow.pyfunc, pandas, pyarrow.parquet, pyspark.pandas, pyspark.worker, cv2, ncnn, onnxruntime, hdfs_native, s3fs
