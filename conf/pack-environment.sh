@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# pack-environment.sh FILE.tar.gz packs Python and all packages of uv.lock that driver and executors need. The archive works
-# in any folder, on machines with the same processor and a libc that is not older. YARN unpacks it on each node:
-# --archives FILE.tar.gz#env, with PYSPARK_PYTHON=./env/bin/python. It does not contain Spark, which the cluster has, nor
-# jobs/ and melanoma_spark/, which melanoma-spark sends with each job.
+# pack-environment.sh FILE.tar.gz packs Python and all packages of uv.lock that driver and executors need. The archive
+# works in any folder, on machines with the same processor and a libc that is not older. YARN unpacks it on each node:
+# --archives FILE.tar.gz#env, with PYSPARK_PYTHON=./env/bin/python. It does not contain Spark, which the cluster has,
+# nor jobs/ and melanoma_spark/, which melanoma-spark sends with each job.
 set -euo pipefail
 
 target=${1:?usage: pack-environment.sh FILE.tar.gz}

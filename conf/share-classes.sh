@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Stores Spark's classes, loaded and verified, in .venv/spark-classes.jsa. Each JVM that conf/java/bin/java starts maps this
-# archive instead of loading 15,000 classes from jars, so a job starts some seconds sooner. The archive is for this Java and
-# these jars and holds only classes. Java checks whether it fits, and ignores it if it does not.
+# Stores Spark's classes, loaded and verified, in .venv/spark-classes.jsa. Each JVM that conf/java/bin/java starts maps
+# this archive instead of loading 15,000 classes from jars, so a job starts some seconds sooner. The archive is for this
+# Java and these jars and holds only classes. Java checks whether it fits, and ignores it if it does not.
 # https://docs.oracle.com/en/java/javase/17/vm/class-data-sharing.html
 set -uo pipefail
 

@@ -1,11 +1,11 @@
-"""A night's scoring as an Airflow DAG, by SparkSubmitOperator. Parsed by Airflow 3.3 with provider apache-spark 6.3.
+"""Scores new images every night: an Airflow DAG with SparkSubmitOperator.
 
-Put it into the folder of DAGs. The connection `spark_default` names the master (local[*], spark://..., yarn), in client
-mode: only then Airflow gets to know the job's exit status. `melanoma-spark package melanoma_spark.zip` makes what
-goes to the executors. The worker of Airflow that runs the task is Spark's driver and needs the packages in
-/opt/melanoma_spark/.venv.
+Tested with Airflow 3.3 and provider apache-spark 6.3. Put it into the folder of DAGs. The connection `spark_default`
+names the master (local[*], spark://..., yarn). It must use client mode, because in cluster mode Airflow does not get
+the job's exit status. `melanoma-spark package melanoma_spark.zip` makes the package for the executors. The Airflow worker
+that runs the task is Spark's driver, and needs the packages in /opt/melanoma_spark/.venv.
 
-Alert on failed tasks (`tell` below is where), and on no batch within N hours: the second task.
+Alert on failed tasks (in `notify`), and on no batch within N hours (the second task).
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ PYTHON = f"{HOME}/.venv/bin/python"
 COMMAND = f"{HOME}/.venv/bin/melanoma-spark"
 WAREHOUSE = "/data/warehouse"
 
-# Exit statuses that another try would not mend, and what they mean.
+# Exit statuses for which a retry does not help, and what they mean.
 FINAL = {
     2: "a setting is wrong",
     4: "the archive, or the registered model, cannot be used",
-    6: "the batch is in scores/, and something wants a look: its summary and worklist say what, before anybody uses it",
+    6: "the batch is in scores/ and must be checked before use: its summary and worklist say what to check",
 }
-BUSY = 5  # another score is at work on the warehouse, so this night is taken care of
+BUSY = 5  # another score runs on the warehouse and scores the images of this night
 
 
 class Score(SparkSubmitOperator):
-    """Takes the job's exit status for what it says, instead of trying again whatever is not 0."""
+    """Retries, fails or skips by the job's exit status, instead of retrying every status other than 0."""
 
     def execute(self, context: Any) -> Any:
         try:
             return super().execute(context)
         except AirflowException as error:
-            found = re.search(r"Error code is: (\d+)", str(error))
-            status = int(found[1]) if found else 1
+            code = re.search(r"Error code is: (\d+)", str(error))
+            status = int(code[1]) if code else 1
             if status == BUSY:
-                raise AirflowSkipException("another score is at work on the warehouse") from error
+                raise AirflowSkipException("another score runs on the warehouse") from error
             if status in FINAL:
                 raise AirflowFailException(f"exit status {status}: {FINAL[status]}") from error
-            raise  # 1 and 3: Spark, MLflow or the file system may be back at the next try
+            raise  # 1 and 3: Spark, MLflow or the file system may be back at the next retry
 
 
-def tell(context: Any) -> None:
-    """Where a person is told of a task that has failed for good; put your own channel here."""
+def notify(context: Any) -> None:
+    """Reports a task that has failed after all retries; put your own channel here."""
     logging.getLogger(__name__).error("%s failed: %s", context["task_instance"].task_id, context.get("exception"))
 
 
@@ -59,11 +59,11 @@ with DAG(
     dag_id="melanoma_score",
     schedule="15 2 * * *",
     start_date=datetime(2026, 1, 1),
-    catchup=False,  # a night that was missed is not made up for: the next one takes all that is new
+    catchup=False,  # a missed night is not repeated: the next one scores everything new
     max_active_runs=1,
     dagrun_timeout=timedelta(hours=10),
     params={"archive": "/data/landing"},
-    default_args={"on_failure_callback": tell},
+    default_args={"on_failure_callback": notify},
     tags=["melanoma"],
 ) as dag:
     score = Score(
@@ -84,13 +84,13 @@ with DAG(
         retries=2,
         retry_delay=timedelta(minutes=10),
         execution_timeout=timedelta(hours=8),
-        # A task whose worker was lost may still have its driver: the job's lease meets that, not a second Spark driver.
+        # The driver of a task whose worker was lost may still run: then the job's lease stops a second driver.
         max_active_tis_per_dag=1,
     )
-    there = BashOperator(
+    check = BashOperator(
         task_id="batch_within_36_hours",
         bash_command=f"{COMMAND} score status warehouse={WAREHOUSE} score.shown=1 score.within=36",
         trigger_rule="all_done",
         retries=0,
     )
-    score >> there
+    score >> check

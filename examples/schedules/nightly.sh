@@ -1,28 +1,28 @@
 #!/bin/sh
-# One night's scoring for a schedule: tries again what another try may mend, says nothing when all is well, and one line
-# with the exit status when somebody is to look. Everything the job tells is appended to the log.
+# Scores one night, for a schedule. Retries where a retry may help. Prints nothing on success, and one line with the exit
+# status if a person must act. Appends the job's output to LOG.
 #
-#   nightly.sh LOG WORD...     the words are those of `melanoma-spark score`
+#   nightly.sh LOG WORD...     with the words of `melanoma-spark score`
 #
-# RETRIES (2), PAUSE (600 seconds before each) and LIMIT (8h for each try) may be set in the environment.
+# RETRIES (2), PAUSE (600 seconds before each retry) and LIMIT (8h for each attempt) may be set in the environment.
 set -u
 log=$1
 shift
 repo=$(cd -- "$(dirname -- "$0")/../.." && pwd)
 left=${RETRIES:-2}
 while :; do
-    # TERM first: a job that is told to end leaves nothing behind, and what it has computed is kept.
+    # TERM before KILL: a job that gets TERM removes its temporary files and keeps what it has computed.
     status=0
     timeout -k 120 "${LIMIT:-8h}" "$repo/.venv/bin/melanoma-spark" score log.format=json "$@" >>"$log" 2>&1 || status=$?
     case $status in
         0) exit 0 ;;
-        5) exit 5 ;; # another score is at work, so this night is taken care of; a person need not look
-        2 | 4) break ;; # settings, archive or model: the same again tomorrow, unless somebody looks
-        6) break ;; # the batch is in scores/: done, not to be tried again, but something wants a look
+        5) exit 5 ;; # another score runs and scores the images of this night
+        2 | 4) break ;; # settings, archive or model: a retry would end the same way
+        6) break ;; # the batch is in scores/: no retry, but a person must check it
     esac
-    [ "$left" -gt 0 ] || break # 1, 3, killed, out of time: Spark, MLflow or the file system may be back soon
+    [ "$left" -gt 0 ] || break # 1, 3, killed or out of time: Spark, MLflow or the file system may be back soon
     left=$((left - 1))
     sleep "${PAUSE:-600}"
 done
-echo "melanoma score ended with exit status $status; docs/exit-statuses.md says what to do, $log what was said" >&2
+echo "melanoma score ended with exit status $status; docs/exit-statuses.md says what to do, the log is $log" >&2
 exit "$status"

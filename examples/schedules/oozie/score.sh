@@ -1,5 +1,5 @@
 #!/bin/sh
-# Of the Oozie workflow: runs score, and tells its exit status to the workflow for all that another try would not mend.
+# For the Oozie workflow: runs score, and prints its exit status for the workflow unless a retry may help.
 status=0
 "$HOME_OF_MELANOMA/.venv/bin/melanoma-spark" score "$@" >&2 || status=$?
 case $status in
