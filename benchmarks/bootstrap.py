@@ -1,9 +1,9 @@
-"""How fast the intervals are: 2,000 resamples of 10,000 images, over scikit-learn called for each resample.
+"""Measures the bootstrap: 2,000 resamples of 10,000 images, compared with a call of scikit-learn for each resample.
 
     .venv/bin/python benchmarks/bootstrap.py --rounds 3
 
-Both take the same groups, turn by turn in one process; of scikit-learn's loop some resamples stand for all. Nothing of
-Spark or TensorFlow is in it.
+Both use the same groups and take turns in one process. Scikit-learn's loop runs a part of the resamples, and its
+time is multiplied. Neither Spark nor TensorFlow is used.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +24,30 @@ from melanoma_spark.evaluation import figures
 from melanoma_spark.metrics import bootstrap
 
 
-def images(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels of which a tenth is positive, probabilities with an AUROC of about 0.9, two images a group."""
+def draw_images(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels (a tenth positive), probabilities (AUROC about 0.9) and groups of two images."""
     generator = np.random.default_rng(0)
     labels = (generator.random(count) < 0.1).astype(int)
     probabilities = 1 / (1 + np.exp(-generator.normal(1.8 * labels, 1)))
     return labels, probabilities, np.arange(count) // 2
 
 
-def looped(labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, resamples: int) -> list[float]:
+def resample_with_sklearn(
+    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, resamples: int
+) -> list[float]:
+    """Return the AUROC of each resample, by one call of scikit-learn each."""
     generator = np.random.default_rng(0)
     count = groups.max() + 1
-    found = []
+    aurocs = []
     for _ in range(resamples):
         weights = np.bincount(generator.integers(0, count, count), minlength=count)[groups]
-        found.append(roc_auc_score(labels, probabilities, sample_weight=weights))
-    return found
+        aurocs.append(roc_auc_score(labels, probabilities, sample_weight=weights))
+    return aurocs
 
 
-def seconds(do: object, *arguments: object, **settings: object) -> float:
+def seconds(do: Callable[..., object], *arguments: object, **settings: object) -> float:
     started = time.perf_counter()
-    do(*arguments, **settings)  # type: ignore[operator]
+    do(*arguments, **settings)
     return time.perf_counter() - started
 
 
@@ -53,17 +57,17 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=2_000)
     parser.add_argument("--looped", type=int, default=100, help="resamples of scikit-learn's loop")
     parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
-    rows = images(chosen.images)
+    options = parser.parse_args()
+    rows = draw_images(options.images)
     ratios = []
-    for _ in range(chosen.rounds):
-        ours = seconds(bootstrap.resampled_auroc, *rows, chosen.resamples)
-        theirs = seconds(looped, *rows, chosen.looped) * chosen.resamples / chosen.looped
-        every = seconds(figures.of_split, *rows, 0.5, (0.02, 0.2), resamples=chosen.resamples)
+    for _ in range(options.rounds):
+        ours = seconds(bootstrap.resampled_auroc, *rows, options.resamples)
+        theirs = seconds(resample_with_sklearn, *rows, options.looped) * options.resamples / options.looped
+        report = seconds(figures.of_split, *rows, 0.5, (0.02, 0.2), resamples=options.resamples)
         ratios.append(theirs / ours)
         print(
             f"AUROC: {ours:.1f} s, scikit-learn's loop {theirs:.1f} s, ratio {ratios[-1]:.1f}; "
-            f"all {len(figures.of_split(*rows, 0.5, (0.02, 0.2), resamples=2))} figures of a report: {every:.1f} s",
+            f"all {len(figures.of_split(*rows, 0.5, (0.02, 0.2), resamples=2))} figures of a report: {report:.1f} s",
             flush=True,
         )
     print(f"ratio: median {statistics.median(ratios):.1f}")

@@ -1,8 +1,8 @@
-"""featurize's images/s, by two engines, over the bare TensorFlow loop's: same network, batch, threads and run.
+"""Compares featurize, by two engines, with the bare TensorFlow loop: same network, batch, threads and run.
 
-The job: stored PNG -> decoded pixels -> VGG16 at two cuts -> Parquet through Petastorm, in a Spark whose workers have
-loaded the model. The ceiling: the same forward pass over pixels that lie in memory, in as many processes with as many
-threads each as the job has workers. They take turns, so that a machine whose speed drifts treats all alike.
+The job: stored PNG -> decoded pixels -> VGG16 at two cuts -> Parquet through Petastorm, with Spark workers that have
+loaded the model. The bare loop: the same forward pass over pixels in memory, with as many processes and threads as the
+job has. They take turns, because the speed of a machine drifts.
 
     make bench                                          (first of the two; about 6 minutes on 2 cores)
     .venv/bin/python benchmarks/featurize.py --images 64 --rounds 1
@@ -40,23 +40,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of job and bare loop [3]")
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels [224]")
     parser.add_argument("--slots", type=int, default=2, help="Spark tasks at once, one core each [2]")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
-        run(Path(folder), chosen)
+        run(Path(folder), options)
 
 
-def run(folder: Path, chosen: argparse.Namespace) -> None:
+def run(folder: Path, options: argparse.Namespace) -> None:
     settings = config.parse(
         {
             "archive": str(folder / "archive"),
             "warehouse": str(folder / "warehouse"),
-            "image_size": chosen.size,
+            "image_size": options.size,
             "backbone": {"allow_random": True},  # speed does not depend on the weights' values
         }
     )
-    # every fourth image more, because a few are copies or broken and are not kept; and enough for three splits
-    synthetic.draw_archive(folder / "archive", images=max(chosen.images * 5 // 4, 240), size=chosen.size)
-    spark = start_spark(chosen.slots)
+    # a quarter more images, because a few are copies or broken and are removed; and enough for three splits
+    synthetic.draw_archive(folder / "archive", images=max(options.images * 5 // 4, 240), size=options.size)
+    spark = start_spark(options.slots)
     warehouse = files.url_of(settings.warehouse)
     context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     with context.tracker.run("benchmark", {}):
@@ -64,35 +64,35 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
     made_of = store.need(warehouse, "images", "ingest")
     stored = spark.read.parquet(store.data_url(warehouse, "images", made_of))
     stored = stored.select("sha256", "split", f.lit(0).alias("view"), "image")
-    todo = stored.orderBy("sha256").limit(chosen.images).persist()
+    todo = stored.orderBy("sha256").limit(options.images).persist()
     rows = todo.count()
     base = weights.resolve(settings.backbone, settings.seed)
     cuts = backbones.cuts_read(settings)
-    shapes = backbones.cut_shapes(settings.backbone.name, chosen.size, cuts)
+    shapes = backbones.cut_shapes(settings.backbone.name, options.size, cuts)
     schema = schemas.features_schema(shapes, settings.featurize.dtype)
-    recipe = {"backbone": settings.backbone.name, "image_size": chosen.size, "cuts": cuts}
+    recipe = {"backbone": settings.backbone.name, "image_size": options.size, "cuts": cuts}
 
     def job_seconds(name: str, table: DataFrame, count: int, engine: str) -> float:
         target = files.join(warehouse, "bench", f"{name}-{engine}")
-        chosen_engine = settings.featurize.model_copy(update={"engine": engine})
-        own = replace(context, settings=settings.model_copy(update={"featurize": chosen_engine}))
+        featurize_settings = settings.featurize.model_copy(update={"engine": engine})
+        job_context = replace(context, settings=settings.model_copy(update={"featurize": featurize_settings}))
         started = time.monotonic()
         with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
-            featurize.compute(own, table, count, base, recipe, target)
+            featurize.compute(job_context, table, count, base, recipe, target)
         return time.monotonic() - started
 
-    pixels = schemas.images_schema(chosen.size).fields["image"]
+    pixels = schemas.images_schema(options.size).fields["image"]
     decoded = np.stack([pixels.codec.decode(pixels, row.image) for row in todo.limit(32).collect()])
     threads = session.task_threads(spark)
-    print(f"{rows} images of {chosen.size} px, batches of {settings.featurize.batch_size}, {base.origin} weights")
-    print(f"Spark: {chosen.slots} tasks of {threads} thread; bare loop: {chosen.slots} processes of {threads} thread")
+    print(f"{rows} images of {options.size} px, batches of {settings.featurize.batch_size}, {base.origin} weights")
+    print(f"Spark: {options.slots} tasks of {threads} thread; bare loop: {options.slots} processes of {threads} thread")
     turns = Turns(("ncnn", "bare_loop", 1.15), ("tensorflow", "bare_loop", 0.90))
-    with Processes(chosen.slots, bare_loop, threads, decoded, base.tensors, settings) as bare:
-        bare.seconds([settings.featurize.batch_size] * chosen.slots)
-        for turn in range(1, chosen.rounds + 1):
-            speeds = {"bare_loop": rows / bare.seconds([rows // chosen.slots] * chosen.slots)}
-            for engine in ENGINES:  # a worker keeps one model, so that each loads its own in a small job before
-                job_seconds(f"warm-up-{turn}", todo.limit(32 * chosen.slots), 32 * chosen.slots, engine)
+    with Processes(options.slots, bare_loop, threads, decoded, base.tensors, settings) as bare:
+        bare.seconds([settings.featurize.batch_size] * options.slots)
+        for turn in range(1, options.rounds + 1):
+            speeds = {"bare_loop": rows / bare.seconds([rows // options.slots] * options.slots)}
+            for engine in ENGINES:  # a worker keeps one model, so a small job loads it first
+                job_seconds(f"warm-up-{turn}", todo.limit(32 * options.slots), 32 * options.slots, engine)
                 speeds[engine] = rows / job_seconds(f"turn-{turn}", todo, rows, engine)
             turns.add(**speeds)
     turns.summary()
@@ -102,7 +102,7 @@ def run(folder: Path, chosen: argparse.Namespace) -> None:
 def bare_loop(
     threads: int, pixels: np.ndarray, tensors: tuple[np.ndarray, ...], settings: config.Settings
 ) -> Callable[[int], None]:
-    """Nothing but the forward pass over decoded pixels."""
+    """Return a function that runs only the forward pass over decoded pixels."""
     from melanoma_spark.models import network
 
     network.use_threads(threads)

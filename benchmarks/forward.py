@@ -1,6 +1,6 @@
-"""VGG16's forward pass by each engine, one thread each, in turns: images per second of processor time, and the ratios.
+"""Compares VGG16's forward pass by each engine, on one thread, in turns: images per second of processor time.
 
-By processor time, so that what else runs on the machine counts as little as it can.
+Processor time is measured because other processes on the machine affect it little.
 
     .venv/bin/python benchmarks/forward.py              (about 2 minutes on 2 cores)
 """
@@ -21,25 +21,25 @@ SIZE = 224
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16, help="images a call [16]")
+    parser.add_argument("--batch", type=int, default=16, help="images for each call [16]")
     parser.add_argument("--rounds", type=int, default=5, help="turns [5]")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     network.use_threads(1)
     spec = network.Spec(backbone="vgg16", image_size=SIZE, hidden=256, dropout=0.5)
     judge = network.judge(spec, network.build(spec).get_weights())
-    ways = {"tensorflow": network.predictor(judge)}
+    predictors = {"tensorflow": network.predictor(judge)}
     for engine in engines.FORMATS:
-        ways[engine] = engines.predictor(engines.export(judge, engine), 1, engine)
-    pixels = np.stack([decoding.decode(synthetic.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(chosen.batch)])
-    for predict in ways.values():
+        predictors[engine] = engines.predictor(engines.export(judge, engine), 1, engine)
+    pixels = np.stack([decoding.decode(synthetic.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(options.batch)])
+    for predict in predictors.values():
         predict(pixels)
     turns = Turns(("ncnn", "tensorflow", 1.15), ("onnxruntime", "tensorflow", 0.95))
-    for _ in range(chosen.rounds):
+    for _ in range(options.rounds):
         speeds = {}
-        for name, predict in ways.items():
+        for name, predict in predictors.items():
             started = time.process_time()
             predict(pixels)
-            speeds[name] = chosen.batch / (time.process_time() - started)
+            speeds[name] = options.batch / (time.process_time() - started)
         turns.add(**speeds)
     turns.summary()
 

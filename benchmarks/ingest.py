@@ -1,12 +1,12 @@
-"""ingest's images/s over a bare loop's, and the bare loop's over Pillow's at full size: same files, same run.
+"""Compares ingest with a bare loop, and the bare loop with Pillow at full size: same files, same run.
 
-The job: listing, then reading, decoding, hashing and storing as PNG in `decoded/`, into a fresh warehouse, in a Spark
-whose workers have started. The bare loop: as many processes as the job has slots, which read, decode, hash and encode
-their part of the same files by the same functions, and store nothing. Pillow: the same processes decode the whole
-photograph, resize and encode it. They take turns, so that a machine whose speed drifts treats all alike.
+The job: list, read, decode, hash and store as PNG in `decoded/`, into a fresh warehouse, with Spark workers that have
+started. The bare loop: as many processes as the job has slots; each reads, decodes, hashes and encodes its part of the
+same files by the same functions, and stores nothing. Pillow: the same number of processes decode the whole photograph,
+resize and encode it. They take turns, because the speed of a machine drifts.
 
-Small images are those of ../shared/data/lesions where they are, else drawn; large ones are 4288 x 2848 pixels, enlarged
-from ../shared/data/isic_ids, else from drawings, with noise that gives them the bytes of a camera's file.
+Small images are those of ../shared/data/lesions if that exists, else drawn. Large ones are 4288 x 2848 pixels, enlarged
+from ../shared/data/isic_ids or from drawings, with noise that makes the files as large as a camera's.
 
     make bench                                          (after featurize's; about 7 minutes on 2 cores)
     .venv/bin/python benchmarks/ingest.py --set large --rounds 1
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pyspark.sql import SparkSession
 from side_by_side import REPO, Processes, Turns, start_spark
 
 from melanoma_spark import config, schemas, tracking
@@ -38,41 +39,41 @@ from melanoma_spark.storage import files
 
 SHARED = REPO.parent / "shared/data"
 SIZES = {"small": (224, 224), "large": (4288, 2848)}
-IMAGES = {"small": 12_000, "large": 384}  # a turn of either takes more than 10 s, of which the job starts for one
-DIFFERENT = 48  # large photographs; the rest are links to them
-PILLOW_SHARE = 4  # it does one of so many photographs, which are all alike
+IMAGES = {"small": 12_000, "large": 384}  # a turn takes more than 10 s, of which the start of the job is 1 s
+DIFFERENT = 48  # large photographs; the others are links to them
+PILLOW_SHARE = 4  # Pillow decodes one of so many photographs, which are all alike
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=["small", "large"], action="append", help="which photographs [both]")
-    parser.add_argument("--images", type=int, help=f"images a turn {list(IMAGES.values())}")
+    parser.add_argument("--images", type=int, help=f"images for each turn {list(IMAGES.values())}")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each [3]")
     parser.add_argument("--size", type=int, default=224, help="side of the stored images in pixels [224]")
     parser.add_argument("--slots", type=int, default=2, help="Spark tasks at once, one core each [2]")
-    chosen = parser.parse_args()
-    spark = start_spark(chosen.slots)
-    for name in chosen.set or list(SIZES):
+    options = parser.parse_args()
+    spark = start_spark(options.slots)
+    for name in options.set or list(SIZES):
         with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
-            run(spark, Path(folder), name, chosen.images or IMAGES[name], chosen)
+            run(spark, Path(folder), name, options.images or IMAGES[name], options)
     spark.stop()
 
 
-def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) -> None:
+def run(spark: SparkSession, folder: Path, name: str, count: int, options: argparse.Namespace) -> None:
     paths = fill(folder / "archive", name, count)
     fill(folder / "warm-up", name, count // 8)
     size = sum(os.path.getsize(path) for path in paths) / len(paths)
     width, height = SIZES[name]
-    print(f"{name}: {count} images of {width} x {height} px and {size / 1000:.0f} kB, stored at {chosen.size} px")
-    print(f"Spark: {chosen.slots} tasks; bare loop and Pillow: {chosen.slots} processes")
+    print(f"{name}: {count} images of {width} x {height} px and {size / 1000:.0f} kB, stored at {options.size} px")
+    print(f"Spark: {options.slots} tasks; bare loop and Pillow: {options.slots} processes")
 
     def job_seconds(archive_name: str) -> float:
-        """Of a first ingest's reading."""
+        """Return the seconds that a first ingest needs to list and read the archive."""
         settings = config.parse(
             {
                 "archive": str(folder / archive_name),
                 "warehouse": str(folder / "warehouse"),
-                "image_size": chosen.size,
+                "image_size": options.size,
             }
         )
         warehouse = files.url_of(settings.warehouse)
@@ -83,9 +84,9 @@ def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) 
         listed = spark.read.parquet(files.join(warehouse, "listed"))
         decoded, new, _ = ingest.read(context, listed.where("role = 'image' and reason is null"))
         seconds = time.monotonic() - started
-        found = decoded.where("reason is null").count()
-        if archive_name == "archive" and not found == new == count:
-            raise SystemExit(f"{found} images were read of {new} listed, {count} are there")
+        accepted = decoded.where("reason is null").count()
+        if archive_name == "archive" and not accepted == new == count:
+            raise SystemExit(f"{accepted} images were read of {new} listed, the archive has {count}")
         shutil.rmtree(folder / "warehouse")
         return seconds
 
@@ -93,41 +94,46 @@ def run(spark, folder: Path, name: str, count: int, chosen: argparse.Namespace) 
     if name == "large":
         ratios.append(("bare_loop", "Pillow_at_full_size", 2.0))
     turns = Turns(*ratios)
-    slots = range(chosen.slots)
-    with Processes(chosen.slots, bare_loop, chosen.size) as bare, Processes(chosen.slots, pillow, chosen.size) as full:
+    slots = range(options.slots)
+    with (
+        Processes(options.slots, bare_loop, options.size) as bare,
+        Processes(options.slots, pillow, options.size) as full,
+    ):
         job_seconds("warm-up")
         for processes in (bare, full):
-            processes.seconds([paths[place :: chosen.slots][:16] for place in slots])
-        for _ in range(chosen.rounds):
+            processes.seconds([paths[place :: options.slots][:16] for place in slots])
+        for _ in range(options.rounds):
             speeds = {
                 "job": count / job_seconds("archive"),
-                "bare_loop": count / bare.seconds([paths[place :: chosen.slots] for place in slots]),
+                "bare_loop": count / bare.seconds([paths[place :: options.slots] for place in slots]),
             }
             if name == "large":
                 some = paths[: -(-count // PILLOW_SHARE)]
                 speeds["Pillow_at_full_size"] = len(some) / full.seconds(
-                    [some[place :: chosen.slots] for place in slots]
+                    [some[place :: options.slots] for place in slots]
                 )
             turns.add(**speeds)
     turns.summary()
 
 
 def bare_loop(size: int) -> Callable[[list[Path]], None]:
+    """Return a function that does what ingest does with an image, and stores nothing."""
     field = schemas.images_schema(size).fields["image"]
 
     def do(paths: list[Path]) -> None:
         for path in paths:
             content = path.read_bytes()
             decoding.sha256(content)
-            found = decoding.look(content, size)
-            decoding.pixel_hash(found.hashed)
-            decoding.perceptual_hash(found.hashed)
-            field.codec.encode(field, found.pixels)
+            image = decoding.look(content, size)
+            decoding.pixel_hash(image.hashed)
+            decoding.perceptual_hash(image.hashed)
+            field.codec.encode(field, image.pixels)
 
     return do
 
 
 def pillow(size: int) -> Callable[[list[Path]], None]:
+    """Return a function that decodes at full size with Pillow, resizes and encodes."""
     field = schemas.images_schema(size).fields["image"]
 
     def do(paths: list[Path]) -> None:

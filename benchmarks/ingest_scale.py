@@ -1,11 +1,11 @@
-"""ingest's cost an image and its driver's memory at 10,000, 100,000 and more images.
+"""Measures the time of ingest for each image and the memory of its driver, at 10,000, 100,000 and more images.
 
-The images are PNGs of 16 x 16 random pixels, 10,000 to a tar, with a table of labels and patients: so small that what
-is measured is the bookkeeping, from the listing to the data card. Each size is a whole ingest in a driver of its own,
-on Spark's `local-cluster`, whose two executors are processes of their own, so that the driver's memory can be told.
+The images are PNGs of 16 x 16 random pixels, 10,000 in each tar, with a table of labels and patients. They are so small
+that the bookkeeping is measured, from the listing to the data card. Each size is a whole ingest in a new driver, on
+Spark's `local-cluster`, whose two executors are separate processes, so that the driver's memory can be measured alone.
 
-Time is wall time and, because that drifts on a machine that others use, processor time of all processes together. The
-driver's heap is what is left after a garbage collection, the largest of one every few seconds.
+Time is wall time and, because that drifts on a shared machine, processor time of all processes together. The driver's
+heap is measured after garbage collections every few seconds; the largest counts.
 
     .venv/bin/python benchmarks/ingest_scale.py        (about 8 minutes on 2 cores)
     .venv/bin/python benchmarks/ingest_scale.py 10000 100000 1000000
@@ -26,9 +26,12 @@ import tempfile
 import time
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from pyspark.sql import SparkSession
 from side_by_side import Processors, start_spark
 
 from melanoma_spark import config, tracking
@@ -46,37 +49,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=[10_000, 100_000], help="images [10000 100000]")
     parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # one size, in this process
-    chosen = parser.parse_args()
-    if chosen.only:
-        print(json.dumps(measured(chosen.only)))
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options.only)))
         return
     before = None
-    for size in chosen.sizes:
+    for size in options.sizes:
         command = [sys.executable, __file__, "--only", str(size)]
-        found = json.loads(
+        result = json.loads(
             subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
         )
         print(
-            f"{size} images: {found['seconds']:.1f} s, {found['seconds'] / size * 1000:.3f} ms an image; processors "
-            f"{found['cpu']:.1f} s, {found['cpu'] / size * 1000:.3f} ms an image; driver: heap {found['heap']:.0f} MB, "
-            f"Python {found['python']:.0f} MB"
+            f"{size} images: {result['seconds']:.1f} s, {result['seconds'] / size * 1000:.3f} ms an image; processors "
+            f"{result['cpu']:.1f} s, {result['cpu'] / size * 1000:.3f} ms an image; driver: "
+            f"heap {result['heap']:.0f} MB, Python {result['python']:.0f} MB"
         )
-        print("    " + ", ".join(f"{text} {seconds:.1f} s" for text, seconds in found["parts"].items()), flush=True)
+        print("    " + ", ".join(f"{text} {seconds:.1f} s" for text, seconds in result["parts"].items()), flush=True)
         if before:
             more = size - before["size"]
             for name, what in (("seconds", "wall"), ("cpu", "processor")):
-                marginal = (found[name] - before[name]) / more * 1000
-                ratio = found[name] / size / (before[name] / before["size"])
+                marginal = (result[name] - before[name]) / more * 1000
+                ratio = result[name] / size / (before[name] / before["size"])
                 print(
-                    f"    {what}: {marginal:.3f} ms for each image more; an image costs {ratio:.3f} of what it does at "
-                    f"{before['size']} (wanted: <= 1.10)"
+                    f"    {what}: {marginal:.3f} ms for each further image; an image costs {ratio:.3f} of one at "
+                    f"{before['size']} images (target: <= 1.10)"
                 )
-            grown = found["heap"] - before["heap"] + found["python"] - before["python"]
+            grown = result["heap"] - before["heap"] + result["python"] - before["python"]
             print(f"    driver: {grown:.0f} MB more for {more} images more", flush=True)
-        before = {**found, "size": size}
+        before = {**result, "size": size}
 
 
-def measured(size: int) -> dict:
+def measure(size: int) -> dict[str, Any]:
+    """Run a whole ingest of `size` images. Returns seconds, memory in MB, and the seconds of each part."""
     with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as name:
         folder = Path(name)
         fill(folder / "archive", size)
@@ -95,11 +99,11 @@ def measured(size: int) -> dict:
         processors = Processors()
         with context.tracker.run("benchmark", {}), collecting(spark, heaps, processors):
             started = time.monotonic()
-            told = ingest.ingest(context).text
+            summary = ingest.ingest(context).text
             seconds = time.monotonic() - started
         cpu = processors.seconds()
-        print(told, file=sys.stderr)
-        parts = by_description(spark)
+        print(summary, file=sys.stderr)
+        parts = seconds_by_description(spark)
         parts["between Spark's jobs"] = seconds - sum(parts.values())
         spark.stop()
     python = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -107,8 +111,8 @@ def measured(size: int) -> dict:
 
 
 @contextmanager
-def collecting(spark, heaps: list[float], processors: Processors):
-    """The driver's heap in MB, after each of many garbage collections; and the time of processes that may end."""
+def collecting(spark: SparkSession, heaps: list[float], processors: Processors) -> Iterator[None]:
+    """Record the driver's heap in MB after garbage collections, and the time of processes before they end."""
     java = spark._jvm.java.lang
 
     def watch() -> None:
@@ -124,19 +128,19 @@ def collecting(spark, heaps: list[float], processors: Processors):
         watch()
 
 
-def by_description(spark) -> dict[str, float]:
-    """What the Spark jobs were for -> seconds."""
+def seconds_by_description(spark: SparkSession) -> dict[str, float]:
+    """Return the seconds of Spark's jobs by their description."""
     jobs = spark.sparkContext._jsc.sc().statusStore().jobsList(None)
     spent: Counter[str] = Counter()
     for place in range(jobs.size()):
-        found = jobs.apply(place)
-        text = found.description().get() if found.description().isDefined() else "other"
-        spent[text] += (found.completionTime().get().getTime() - found.submissionTime().get().getTime()) / 1000
+        job = jobs.apply(place)
+        text = job.description().get() if job.description().isDefined() else "other"
+        spent[text] += (job.completionTime().get().getTime() - job.submissionTime().get().getTime()) / 1000
     return dict(spent)
 
 
 def fill(folder: Path, size: int) -> None:
-    """Tars of PNGs, and a table that gives each a label, and a patient to one to three of them."""
+    """Write tars of PNGs, and a table with a label for each and a patient for one to three of them."""
     rng = random.Random(0)
     folder.mkdir()
     with (folder / "metadata.csv").open("w") as table:
@@ -157,15 +161,16 @@ def fill(folder: Path, size: int) -> None:
 
 
 def png(pixels: bytes) -> bytes:
+    """Return a PNG of SIDE x SIDE RGB pixels."""
     lines = io.BytesIO()
     for start in range(0, len(pixels), 3 * SIDE):
         lines.write(b"\0" + pixels[start : start + 3 * SIDE])
     header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.getvalue(), 0)), (b"IEND", b""))
-    found = [
+    encoded = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(found)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(encoded)
 
 
 if __name__ == "__main__":

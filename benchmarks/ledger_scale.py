@@ -1,9 +1,8 @@
-"""How long a whole score takes that finds nothing new, or ten new images, by the size of the ledger.
+"""Measures a whole score that finds nothing new, or ten new images, by the size of the ledger.
 
-Ledgers of 100,000, 1,000,000 and 10,000,000 rows over 3,650 batches, ten years of nights, each with an index of its own
-as older versions of score have left it: the first run merges them. Then ./spark-submit.sh score, start of Spark
-included, on an archive of 1,000 images and on one of 100,000, all of them scored before; and with ten images that were
-not.
+The ledgers have 100,000, 1,000,000 and 10,000,000 rows in 3,650 batches, ten years of nights. Each batch has an index,
+as older versions of score left it; the first run merges them. Then `melanoma-spark score` runs, start of Spark
+included, on archives of 1,000 and of 100,000 images that are all scored, and with ten new images.
 
     .venv/bin/python benchmarks/ledger_scale.py                  (about 15 minutes on 2 cores, 4 GB of disk)
     .venv/bin/python benchmarks/ledger_scale.py 10000000 --nights 20
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import yaml
 from ingest_scale import SIDE, fill
-from score import registered
+from score import register_random_model
 from side_by_side import REPO, start_spark
 
 from melanoma_spark import config, schemas, tracking
@@ -42,43 +41,45 @@ NEW = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", type=int, default=[100_000, 1_000_000, 10_000_000], help="of the ledger")
+    parser.add_argument(
+        "rows", nargs="*", type=int, default=[100_000, 1_000_000, 10_000_000], help="rows of the ledger"
+    )
     parser.add_argument("--nights", type=int, default=3_650, help="batches [3650]")
-    parser.add_argument("--only-generate", type=Path, help=argparse.SUPPRESS)  # in a process of its own
-    chosen = parser.parse_args()
-    if chosen.only_generate:
-        generate(chosen.only_generate, chosen.rows[0], chosen.nights)
+    parser.add_argument("--only-generate", type=Path, help=argparse.SUPPRESS)  # in a separate process
+    options = parser.parse_args()
+    if options.only_generate:
+        generate(options.only_generate, options.rows[0], options.nights)
         return
-    for rows in chosen.rows:
+    for rows in options.rows:
         with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as name:
             folder = Path(name)
-            same = ["--nights", str(chosen.nights), "--only-generate", name]
+            same = ["--nights", str(options.nights), "--only-generate", name]
             subprocess.run([sys.executable, __file__, str(rows), *same], check=True, stdout=subprocess.DEVNULL)
-            print(f"{rows} rows of {chosen.nights} batches:", flush=True)
+            print(f"{rows} rows of {options.nights} batches:", flush=True)
             measure(folder)
 
 
 def measure(folder: Path) -> None:
-    told("the first run, which merges them", folder, "small")
-    told("nothing new in 1,000 images", folder, "small")
-    told("nothing new in 100,000 images", folder, "large")
+    time_score("the first run, which merges them", folder, "small")
+    time_score("nothing new in 1,000 images", folder, "small")
+    time_score("nothing new in 100,000 images", folder, "large")
     for seed in range(NEW):
         (folder / f"small/new-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(seed, size=SIDE * 4))
-    told(f"{NEW} new images beside 1,000", folder, "small")
+    time_score(f"{NEW} new images beside 1,000", folder, "small")
 
 
-def told(what: str, folder: Path, which: str) -> None:
-    """One line about a run of score over one of the archives."""
+def time_score(what: str, folder: Path, which: str) -> None:
+    """Run score on one of the archives and print its seconds."""
     command = [str(REPO / "spark-submit.sh"), "score", "--conf", str(folder / f"{which}.yaml"), "--master", "local[2]"]
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     seconds = time.monotonic() - started
-    own = re.search(r"; ([\d.]+) s$", done.stdout.strip())
-    print(f"    {what}: {seconds:.1f} s, of which the job {own[1] if own else '?'} s", flush=True)
+    job = re.search(r"; ([\d.]+) s$", done.stdout.strip())
+    print(f"    {what}: {seconds:.1f} s, of which the job {job[1] if job else '?'} s", flush=True)
 
 
 def generate(folder: Path, rows: int, nights: int) -> None:
-    """A warehouse with a model and a ledger, and archives that are all in it."""
+    """Write a warehouse with a model and a ledger, and archives whose images are all in the ledger."""
     for name, images in ARCHIVES.items():
         fill(folder / name, images)
         values = {"archive": str(folder / name), "warehouse": str(folder / "warehouse"), "image_size": SIZE}
@@ -90,7 +91,7 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         warehouse = files.url_of(settings.warehouse)
         context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         if name == "small":
-            registered(folder, SIZE)
+            register_random_model(folder, SIZE)
             model = context.tracker.version("melanoma@champion")
             version = str(model.version)
         listed = ledger.keyed(archive.listing(spark, settings)).where("role = 'image'")
@@ -105,18 +106,18 @@ def generate(folder: Path, rows: int, nights: int) -> None:
     rng = np.random.default_rng(0)
     for night in range(nights):
         batch = f"{datetime(2016, 1, 1, 2, tzinfo=UTC) + timedelta(days=night):%Y%m%dT%H%M%SZ}-{night:06x}"
-        own = rows * (night + 1) // nights - rows * night // nights
-        table = index_of(rng, night, own)
+        count = rows * (night + 1) // nights - rows * night // nights
+        table = draw_index(rng, night, count)
         for parent in (top / "ledger" / model.name / version, top / "scores"):
             (parent / f"{ledger.BATCH}{batch}").mkdir(parents=True)
         target = top / "ledger" / model.name / version / f"{ledger.BATCH}{batch}" / "part-00000.parquet"
         pyarrow.parquet.write_table(table, target)
-        one = pa.table({name: pa.nulls(1) for name in ("image_id", "sha256")})  # a file for those who list scores/
+        one = pa.table({name: pa.nulls(1) for name in ("image_id", "sha256")})  # a file, because score lists scores/
         pyarrow.parquet.write_table(one, top / "scores" / f"{ledger.BATCH}{batch}" / "part-00000.parquet")
 
 
-def index_of(rng: np.random.Generator, night: int, count: int) -> pa.Table:
-    """Rows of `schemas.LEDGER` of files that nobody has."""
+def draw_index(rng: np.random.Generator, night: int, count: int) -> pa.Table:
+    """Return rows of `schemas.LEDGER` for files that do not exist."""
 
     def noise(length: int) -> pa.Array:
         content = pa.py_buffer(rng.bytes(length * count))

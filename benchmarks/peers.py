@@ -1,9 +1,9 @@
-"""What else scores a folder of JPEG files on Spark, each as its own documentation shows it: for benchmarks/score.py.
+"""Other ways to score a folder of JPEG files on Spark, each as its documentation shows it: for benchmarks/score.py.
 
-naive: a pandas UDF that loads the model in the function and asks it row by row. iterator: an iterator pandas UDF that
-loads it once a task and takes batches from tf.data, as Databricks' reference solution for image inference does. mlflow:
-`mlflow.pyfunc.spark_udf` on the registered model. All decode with this package's decoder, write path and probability
-as Parquet, and have what is not theirs to lose: one TensorFlow thread a core, batches of 16.
+naive: a pandas UDF that loads the model in the function and calls it row by row. iterator: an iterator pandas UDF that
+loads it once for each task and takes batches from tf.data, as in Databricks' reference solution for image inference.
+mlflow: `mlflow.pyfunc.spark_udf` on the registered model. All decode with this package's decoder, write path and
+probability as Parquet, and get the same tuning: one TensorFlow thread for each core, batches of 16.
 """
 
 from __future__ import annotations
@@ -35,40 +35,44 @@ def main() -> None:
     parser.add_argument("--tracking", help="MLflow's address")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--slots", type=int, default=2)
-    chosen = parser.parse_args()
-    spark = start_spark(chosen.slots)
-    session.batch_rows(spark, BATCH if chosen.way == "mlflow" else 10_000)
-    found = spark.read.format("binaryFile").option("pathGlobFilter", "*.jpg").load(chosen.archive)
-    found = found.repartition(4 * chosen.slots)
-    if chosen.way == "mlflow":
+    options = parser.parse_args()
+    spark = start_spark(options.slots)
+    session.batch_rows(spark, BATCH if options.way == "mlflow" else 10_000)
+    images = spark.read.format("binaryFile").option("pathGlobFilter", "*.jpg").load(options.archive)
+    images = images.repartition(4 * options.slots)
+    if options.way == "mlflow":
         import mlflow
 
-        mlflow.set_tracking_uri(chosen.tracking)
-        udf = mlflow.pyfunc.spark_udf(spark, chosen.model, result_type="probability double", env_manager="local")
-        judged = found.select("path", udf(f.struct(f.col("content").alias("image"))).alias("found"))
-        judged = judged.select("path", "found.probability")
+        mlflow.set_tracking_uri(options.tracking)
+        udf = mlflow.pyfunc.spark_udf(spark, options.model, result_type="probability double", env_manager="local")
+        scores = images.select("path", udf(f.struct(f.col("content").alias("image"))).alias("score"))
+        scores = scores.select("path", "score.probability")
     else:
-        spec = network.Spec(backbone="vgg16", image_size=chosen.size, hidden=256, dropout=0.5)
-        udf = (naive if chosen.way == "naive" else iterator)(spec, chosen.weights)
-        judged = found.select("path", udf("content").alias("probability"))
-    judged.write.parquet(chosen.target)
+        spec = network.Spec(backbone="vgg16", image_size=options.size, hidden=256, dropout=0.5)
+        udf = (naive if options.way == "naive" else iterator)(spec, options.weights)
+        scores = images.select("path", udf("content").alias("probability"))
+    scores.write.parquet(options.target)
     spark.stop()
 
 
 def naive(spec: network.Spec, weights: str) -> Any:
+    """Return a pandas UDF that calls the network row by row."""
+
     @f.pandas_udf("double")  # type: ignore[call-overload]
-    def judge(contents: pd.Series) -> pd.Series:
+    def predict(contents: pd.Series) -> pd.Series:
         network.use_threads(1)
         with open(weights, "rb") as file:
             model = network.build(spec, files.unpack_tensors(file.read()))
         return contents.map(lambda c: float(model(decoding.decode(c, spec.image_size)[None], training=False)[0, 0]))
 
-    return judge
+    return predict
 
 
 def iterator(spec: network.Spec, weights: str) -> Any:
+    """Return an iterator pandas UDF that calls the network on batches from tf.data."""
+
     @f.pandas_udf("double")  # type: ignore[call-overload]
-    def judge(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
+    def predict(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         import tensorflow as tf
 
         network.use_threads(1)
@@ -84,7 +88,7 @@ def iterator(spec: network.Spec, weights: str) -> Any:
             pixels = tf.data.Dataset.from_tensor_slices(contents.to_numpy()).map(decoded).batch(BATCH).prefetch(1)
             yield pd.Series(np.asarray(model.predict(pixels, verbose=0))[:, 0].astype(float))
 
-    return judge
+    return predict
 
 
 if __name__ == "__main__":

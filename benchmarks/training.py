@@ -1,15 +1,15 @@
-"""What fine-tuning gains and costs: cached features over pixels, reading over the step, two ranks over one process.
+"""Measures fine-tuning: cached features against pixels, reading against the step, two ranks against one process.
 
-1. Block 5 trained from cached features at block4_pool, over the same from pixels through the frozen base: seconds an
-   epoch, and how far the weights are apart after two: features are stored as float16.
-2. Reading through Petastorm as the ranks do it, one thread, over what a training step takes; and over tf.data that
-   reads and decodes JPEG files of the same pixels with one thread.
-3. Two Horovod ranks of one thread, started by Spark, over one Keras process (`fit`) of two threads with its data in
-   memory, of the same global batch: block 5 from cached features, and the whole network from pixels. Second epochs, so
-   without tracing; with the share of a step in which gradients travel, and the seconds until ranks take a first step.
-   And over two such Keras processes of one thread and half a batch, which exchange nothing: no two ranks can do better.
+1. Block 5 trained from cached features at block4_pool, against the same from pixels through the frozen base: seconds of
+   an epoch, and how far the weights differ after two epochs, because features are stored as float16.
+2. Reading through Petastorm as the ranks do it, with one thread, against the time of a training step; and against
+   tf.data that reads and decodes JPEG files of the same pixels with one thread.
+3. Two Horovod ranks of one thread, started by Spark, against one Keras process (`fit`) of two threads with its data in
+   memory and the same global batch: block 5 from cached features, and the whole network from pixels. Second epochs, so
+   without tracing. Also the share of a step in which ranks exchange gradients, and the seconds until their first step.
+   And against two Keras processes of one thread and half a batch, which exchange nothing: two ranks cannot be faster.
 
-VGG16 at 224 px with random weights, batches of 32, as conf/lesions.yaml has. What is compared takes turns.
+VGG16 at 224 px with random weights and batches of 32, as in conf/lesions.yaml. The contestants take turns.
 
     .venv/bin/python benchmarks/training.py             (about 15 minutes on 2 cores)
     .venv/bin/python benchmarks/training.py --parts 2
@@ -28,15 +28,17 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from pyspark.sql import SparkSession
 from side_by_side import Processes, Turns, start_spark
 
 from melanoma_spark import config, tracking
-from melanoma_spark.dataset import ingest
+from melanoma_spark.dataset.ingest import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.storage import files, store
-from melanoma_spark.training import featurize, horovod, loop, reading, sharding
+from melanoma_spark.training import horovod, loop, reading, sharding
+from melanoma_spark.training.featurize import featurize
 
 CUT, BATCH, AHEAD = "block4_pool", 32, 64 * 1024**2
 BACKBONE = config.Backbone(weights="random", allow_random=True)  # speed does not depend on the weights' values
@@ -45,13 +47,14 @@ SPEC = network.Spec(backbone="vgg16", image_size=224, hidden=256, dropout=0.0)
 
 @dataclass(frozen=True)
 class Rows:
-    """The train split at a cut, or as pixels, as ranks read it."""
+    """The train split as ranks read it: features of a cut, or pixels."""
 
     url: str
     column: str
     index: sharding.Index
 
     def images(self, count: int, threads: int = 1) -> loop.Images:
+        """Return the first `count` images, read through Petastorm."""
         index = sharding.Index(
             self.index.places, self.index.groups[:count], self.index.keys[:count], self.index.labels[:count]
         )
@@ -62,40 +65,41 @@ class Rows:
         return loop.Images(index.groups, index.labels, read)
 
     def all(self) -> loop.Images:
-        """In memory, in the order of the images' keys, which is the same for features and pixels."""
+        """Return all images in memory, ordered by key, so that features and pixels have the same order."""
         images = self.images(len(self.index))
         values = np.stack(list(images.read(sharding.share(sharding.deal(images.groups, 1), 0, 1))))
         order = np.argsort(self.index.keys)
         return loop.in_memory(values[order], images.labels[order])
 
 
-def taken(images: loop.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and labels."""
+def inputs_and_labels(images: loop.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `count` inputs and labels."""
     rows = np.arange(count, dtype=np.int32)[:, None]
     return np.stack(list(images.read(rows))), images.labels[:count]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=160, help="images an epoch of block 5 [160]")
-    parser.add_argument("--whole", type=int, default=48, help="images an epoch of the whole network [48]")
+    parser.add_argument("--images", type=int, default=160, help="images of an epoch of block 5 [160]")
+    parser.add_argument("--whole", type=int, default=48, help="images of an epoch of the whole network [48]")
     parser.add_argument("--rounds", type=int, default=2, help="turns [2]")
     parser.add_argument("--parts", default="123", help="which of the three [123]")
-    chosen = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="melanoma-bench-") as folder:
         spark = start_spark(2)
-        features, pixels = made(spark, Path(folder), chosen.images)
-        if "1" in chosen.parts:
-            cached_or_not(features, pixels, chosen.images, chosen.rounds)
-        if "2" in chosen.parts:
-            pipelines(features, pixels, chosen.images, Path(folder), chosen.rounds)
-        if "3" in chosen.parts:
-            throughput(spark, "block 5 from cached features", CUT, features, chosen.images, chosen.rounds)
-            throughput(spark, "the whole network from pixels", None, pixels, chosen.whole, chosen.rounds)
+        features, pixels = make_rows(spark, Path(folder), options.images)
+        if "1" in options.parts:
+            compare_features_with_pixels(features, pixels, options.images, options.rounds)
+        if "2" in options.parts:
+            compare_readers(features, pixels, options.images, Path(folder), options.rounds)
+        if "3" in options.parts:
+            compare_ranks(spark, "block 5 from cached features", CUT, features, options.images, options.rounds)
+            compare_ranks(spark, "the whole network from pixels", None, pixels, options.whole, options.rounds)
         spark.stop()
 
 
-def made(spark: Any, folder: Path, images: int) -> tuple[Rows, Rows]:
+def make_rows(spark: SparkSession, folder: Path, images: int) -> tuple[Rows, Rows]:
+    """Ingest and featurize drawn lesions. Returns the train split as features and as pixels."""
     settings = config.parse(
         {
             "archive": str(folder / "archive"),
@@ -109,22 +113,22 @@ def made(spark: Any, folder: Path, images: int) -> tuple[Rows, Rows]:
     context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     with context.tracker.run("benchmark", {}):
         for stage in (ingest, featurize):
-            print(stage.run(context), flush=True)
+            print(stage(context), flush=True)
     manifest = store.need(warehouse, "images", "ingest")
     train = {"train": store.labels(spark, warehouse, manifest)["train"]}
-    found = []
+    rows = []
     for name, column in (("features", CUT), ("images", "image")):
         url = store.data_url(warehouse, name, store.need(warehouse, name, "?"))
-        found.append(Rows(url, column, reading.indexes(spark, url, train)["train"][0]))
-    assert len(found[0].index) >= images
-    return found[0], found[1]
+        rows.append(Rows(url, column, reading.indexes(spark, url, train)["train"][0]))
+    assert len(rows[0].index) >= images
+    return rows[0], rows[1]
 
 
-def built(cut: str | None, freeze: bool = False) -> Any:
-    """The network's part behind the cut; with `freeze`, all of it, of which only that part is trained."""
+def build_tail(cut: str | None, freeze: bool = False) -> Any:
+    """Return the network after the cut; with `freeze` the whole network, of which only that part is trained."""
     import keras
 
-    base = weights.resolve(BACKBONE, 0).tensors  # with which the features are made
+    base = weights.resolve(BACKBONE, 0).tensors  # the features were computed with these
     keras.utils.set_random_seed(0)
     whole = network.build(SPEC)
     whole.set_weights([*base, *whole.get_weights()[len(base) :]])
@@ -136,54 +140,54 @@ def built(cut: str | None, freeze: bool = False) -> Any:
     return whole
 
 
-def trained(
+def train_two_epochs(
     rank: loop.Rank, model: Any, images: loop.Images, states: list[loop.State] | None = None
 ) -> loop.EpochRecord:
-    """The second epoch of two: the first one traces."""
+    """Return the record of the second epoch of two; the first one traces."""
     plan = loop.Plan("benchmark", 1e-5, 2, 2, (1.0, 1.0), 0, BATCH)
-    few = loop.Images(images.groups[:2], images.labels[:2], images.read)  # what is timed is training
+    few = loop.Images(images.groups[:2], images.labels[:2], images.read)  # validation is not timed
     keep = states.append if states is not None else None
     return loop.train(rank, model, plan, lambda _: images, lambda _: few, say=lambda text: None, checkpoint=keep)[-1]
 
 
-def cached_or_not(features: Rows, pixels: Rows, count: int, rounds: int) -> None:
+def compare_features_with_pixels(features: Rows, pixels: Rows, count: int, rounds: int) -> None:
     network.use_threads(2)
     turns = Turns(("cached", "pixels", 3.5))
-    at_cut, whole = (loop.in_memory(*taken(rows.all(), count)) for rows in (features, pixels))
+    at_cut, whole = (loop.in_memory(*inputs_and_labels(rows.all(), count)) for rows in (features, pixels))
     for _ in range(rounds):
-        cached, frozen = built(CUT), built(CUT, freeze=True)
+        cached, frozen = build_tail(CUT), build_tail(CUT, freeze=True)
         start = cached.get_weights()
         of_cached: list[loop.State] = []
         of_frozen: list[loop.State] = []
         turns.add(
-            cached=trained(horovod.Alone(), cached, at_cut, of_cached).images_per_second,
-            pixels=trained(horovod.Alone(), frozen, whole, of_frozen).images_per_second,
+            cached=train_two_epochs(horovod.Alone(), cached, at_cut, of_cached).images_per_second,
+            pixels=train_two_epochs(horovod.Alone(), frozen, whole, of_frozen).images_per_second,
         )
         ones, others = (state[-1].variables[-len(cached.variables) :] for state in (of_cached, of_frozen))
         ones = [value for value, variable in zip(ones, cached.variables, strict=True) if variable.dtype == "float32"]
         others = [value for value in others if value.dtype == np.float32]
         apart = np.mean([np.abs(one - other).mean() for one, other in zip(ones, others, strict=True)])
         moved = np.mean([np.abs(one - before).mean() for one, before in zip(ones, start, strict=True)])
-        print(f"weights after two epochs: apart by {apart / moved:.3f} of what they have moved")
+        print(f"weights after two epochs differ by {apart / moved:.3f} of their change")
     turns.summary()
 
 
-def pipelines(features: Rows, pixels: Rows, count: int, folder: Path, rounds: int) -> None:
+def compare_readers(features: Rows, pixels: Rows, count: int, folder: Path, rounds: int) -> None:
     import tensorflow as tf
 
     jpeg = folder / "jpeg"
     jpeg.mkdir()
-    for number, image in enumerate(taken(pixels.all(), count)[0]):
+    for number, image in enumerate(inputs_and_labels(pixels.all(), count)[0]):
         Image.fromarray(image).save(jpeg / f"{number:05d}.jpg", quality=95)
-    step = trained(horovod.Alone(), built(CUT), features.images(count)).images_per_second
+    step = train_two_epochs(horovod.Alone(), build_tail(CUT), features.images(count)).images_per_second
     print(f"a step of block 5: {step:.1f} images/s on two threads")
     turns = Turns(("features", "step", 3.0), ("pixels", "tf_data_of_jpeg", 0.3))
 
     def read(rows: Rows) -> float:
         started = time.monotonic()
         images = rows.images(count)
-        found = sum(1 for _ in images.read(sharding.share(sharding.deal(images.groups, BATCH, 1), 0, 1)))
-        return found / (time.monotonic() - started)
+        read_count = sum(1 for _ in images.read(sharding.share(sharding.deal(images.groups, BATCH, 1), 0, 1)))
+        return read_count / (time.monotonic() - started)
 
     def decoded(name: Any) -> Any:
         return tf.io.decode_jpeg(tf.io.read_file(name), channels=3)
@@ -198,12 +202,12 @@ def pipelines(features: Rows, pixels: Rows, count: int, folder: Path, rounds: in
     turns.summary()
 
 
-def throughput(spark: Any, what: str, cut: str | None, rows: Rows, count: int, rounds: int) -> None:
+def compare_ranks(spark: SparkSession, what: str, cut: str | None, rows: Rows, count: int, rounds: int) -> None:
     print(what)
     turns = Turns(("two_ranks", "one_process", 0.90), ("two_ranks", "two_bare_processes", 0.90))
     shares, starts = [], []
     images = rows.images(count)
-    inputs, labels = taken(rows.all(), count)
+    inputs, labels = inputs_and_labels(rows.all(), count)
     half = count // 2
     with (
         Processes(1, keras_process, cut, 2, BATCH, inputs, labels) as alone,
@@ -221,29 +225,29 @@ def throughput(spark: Any, what: str, cut: str | None, rows: Rows, count: int, r
             starts.append(first - began)
     turns.summary()
     print(
-        f"gradients travel in {statistics.median(shares):.1%} of a step, "
-        f"ranks take their first one after {statistics.median(starts):.1f} s"
+        f"ranks exchange gradients in {statistics.median(shares):.1%} of a step, "
+        f"and take their first step after {statistics.median(starts):.1f} s"
     )
 
 
 def on_rank(rank: Any, cut: str | None, images: loop.Images) -> tuple[float, float, float]:
-    """Images/s of a second epoch, the share of a step in which gradients travel, and when the first epoch began."""
+    """Return images/s of a second epoch, the share of a step for gradients, and the time when the first epoch began."""
     network.use_threads(1)
-    model = built(cut)
+    model = build_tail(cut)
     first = time.time()
-    record = trained(rank, model, images)
+    record = train_two_epochs(rank, model, images)
     import horovod.tensorflow as hvd
     import tensorflow as tf
 
     gradients = [variable.value for variable in model.trainable_variables]
-    travelled = tf.function(lambda: hvd.grouped_allreduce(gradients, op=hvd.Average))
-    travelled()
+    exchange = tf.function(lambda: hvd.grouped_allreduce(gradients, op=hvd.Average))
+    exchange()
     started = time.monotonic()
     for _ in range(3):
-        travelled()
-    travel = (time.monotonic() - started) / 3
+        exchange()
+    seconds = (time.monotonic() - started) / 3
     steps = -(-len(images.labels) // BATCH)
-    return record.images_per_second, travel / (record.seconds / steps), first
+    return record.images_per_second, seconds / (record.seconds / steps), first
 
 
 def keras_process(
@@ -252,7 +256,7 @@ def keras_process(
     import keras
 
     network.use_threads(threads)
-    model = built(cut)
+    model = build_tail(cut)
     inputs = inputs.astype(model.input.dtype)
     model.compile(keras.optimizers.Adam(1e-5), "binary_crossentropy", jit_compile=False)
 

@@ -1,7 +1,7 @@
-"""How well distances in feature space tell other images from lesions: the table of docs/decisions/drift.md.
+"""Measures how well distances in feature space separate other images from lesions (docs/decisions/drift.md).
 
-VGG16 of ImageNet at 224 px on the real lesions of ../shared, 500 to learn from, 400 for the unit, 200 to judge. Beside
-it: the same without bringing features to length 1, and the distance to the tenth nearest neighbour (Sun et al., 2022).
+VGG16 with ImageNet weights at 224 px on the real lesions of ../shared: 500 to fit, 400 for the unit, 200 to compare.
+Also the same without scaling features to length 1, and the distance to the tenth nearest neighbor (Sun et al., 2022).
 
     .venv/bin/python benchmarks/unlike.py      # about two minutes on two idle cores
 """
@@ -31,8 +31,8 @@ TRAIN, UNIT, ALL = 500, 900, 1100  # where the parts of the lesions end
 Distances = Callable[[np.ndarray], np.ndarray]
 
 
-def pictures() -> dict[str, list[np.ndarray]]:
-    """uint8 (SIZE, SIZE, 3) each."""
+def load_images() -> dict[str, list[np.ndarray]]:
+    """Return images by kind, uint8 (SIZE, SIZE, 3) each."""
     contents = [path.read_bytes() for path in (SHARED / "data/lesions").glob("*/*.jpg")]
     files = {decoding.sha256(content): content for content in contents}
     others = [path.read_bytes() for path in sorted((SHARED / "data/isic_ids").glob("*.jpg"))]
@@ -43,8 +43,8 @@ def pictures() -> dict[str, list[np.ndarray]]:
         "lesions": lesions,
         "with ISIC ids": [decoding.decode(content, SIZE) for content in others],
         "noise": [rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for _ in range(16)],
-        "gradients": [gradient(rng) for _ in range(16)],
-        "text": [text(rng) for _ in range(16)],
+        "gradients": [draw_gradient(rng) for _ in range(16)],
+        "text": [draw_text(rng) for _ in range(16)],
         "a temple and a flower": [crop(rng, picture) for picture in load_sample_images().images for _ in range(12)],
         "red and blue exchanged": [image[..., ::-1] for image in last],
         "blurred": [np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(6))) for image in last],
@@ -52,13 +52,13 @@ def pictures() -> dict[str, list[np.ndarray]]:
     }
 
 
-def gradient(rng: np.random.Generator) -> np.ndarray:
+def draw_gradient(rng: np.random.Generator) -> np.ndarray:
     ends, part = rng.integers(0, 256, (2, 3)), np.linspace(0, 1, SIZE)[:, None, None]
-    found = np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (SIZE, SIZE, 3)).astype(np.uint8)
-    return found if rng.random() < 0.5 else found.swapaxes(0, 1)
+    image = np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (SIZE, SIZE, 3)).astype(np.uint8)
+    return image if rng.random() < 0.5 else image.swapaxes(0, 1)
 
 
-def text(rng: np.random.Generator) -> np.ndarray:
+def draw_text(rng: np.random.Generator) -> np.ndarray:
     page = Image.new("RGB", (SIZE, SIZE), tuple(rng.integers(200, 256, 3).tolist()))
     for top in range(4, SIZE - 4, 14):
         ImageDraw.Draw(page).text((6, top), "".join(map(chr, rng.integers(97, 123, 34))), fill=(20, 20, 20))
@@ -70,60 +70,61 @@ def crop(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     return picture[top : top + SIZE, left : left + SIZE]
 
 
-def features(of: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+def features(images: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the averaged features of images by kind."""
     import keras
 
     file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     base = backbones.build_base("vgg16", SIZE, weights.resolve(config.Backbone(weights=str(file)), 0).tensors)
     averaged = keras.layers.GlobalAveragePooling2D()(base.output)
     predict = network.predictor(keras.Model(base.input, averaged))
-    found = {}
-    for name, pixels in of.items():
+    results = {}
+    for name, pixels in images.items():
         parts = [predict(np.stack(pixels[at : at + BATCH]))[0] for at in range(0, len(pixels), BATCH)]
-        found[name] = np.concatenate(parts)
+        results[name] = np.concatenate(parts)
         print(f"  features of {len(pixels)} images: {name}", flush=True)
-    return found
+    return results
 
 
-def as_in_the_model(train: np.ndarray, unit: np.ndarray) -> Distances:
+def as_registered(train: np.ndarray, unit: np.ndarray) -> Distances:
     return training_reference.fit(train, unit).distances
 
 
-def without_length(train: np.ndarray, unit: np.ndarray) -> Distances:
-    """The same of features as they are: one coordinate more, far out, and the length of all is nearly the same."""
+def without_scaling(train: np.ndarray, unit: np.ndarray) -> Distances:
+    """Fit on unscaled features: one more coordinate, far out, makes the lengths of all nearly equal."""
     far = 1e4 * float(np.linalg.norm(train, axis=1).max())
 
-    def placed(rows: np.ndarray) -> np.ndarray:
+    def extended(rows: np.ndarray) -> np.ndarray:
         return np.concatenate([rows, np.full((len(rows), 1), far)], axis=1)
 
-    distances = training_reference.fit(placed(train), placed(unit)).distances
-    return lambda rows: distances(placed(rows))
+    distances = training_reference.fit(extended(train), extended(unit)).distances
+    return lambda rows: distances(extended(rows))
 
 
-def tenth_neighbour(train: np.ndarray, unit: np.ndarray) -> Distances:
+def tenth_neighbor(train: np.ndarray, unit: np.ndarray) -> Distances:
     near = NearestNeighbors(n_neighbors=10).fit(training_reference.directions(train))
 
     def tenth(rows: np.ndarray) -> np.ndarray:
         return np.asarray(near.kneighbors(training_reference.directions(rows))[0][:, -1])
 
-    one = float(np.quantile(tenth(unit), training_reference.WITHIN))
-    return lambda rows: tenth(rows) / one
+    unit_distance = float(np.quantile(tenth(unit), training_reference.WITHIN))
+    return lambda rows: tenth(rows) / unit_distance
 
 
 def main() -> None:
     if not SHARED.is_dir():
         sys.exit(f"no real lesions at {SHARED}")
-    found = features(pictures())
-    lesions = found.pop("lesions")
+    results = features(load_images())
+    lesions = results.pop("lesions")
     parts = lesions[:TRAIN], lesions[TRAIN:UNIT]
-    print("AUROC against the lesions that are judged, share farther than 1, median")
-    for made in (as_in_the_model, without_length, tenth_neighbour):
-        distances = made(*parts)
-        own = distances(lesions[UNIT:])
-        print(f"{made.__name__}: lesions {np.mean(own > 1):.3f}, {np.median(own):.2f}")
-        for name, rows in found.items():
+    print("AUROC against the 200 lesions, share farther than 1, median")
+    for fit in (as_registered, without_scaling, tenth_neighbor):
+        distances = fit(*parts)
+        near = distances(lesions[UNIT:])
+        print(f"{fit.__name__}: lesions {np.mean(near > 1):.3f}, {np.median(near):.2f}")
+        for name, rows in results.items():
             others = distances(rows)
-            auroc = roc_auc_score([0] * len(own) + [1] * len(others), np.concatenate([own, others]))
+            auroc = roc_auc_score([0] * len(near) + [1] * len(others), np.concatenate([near, others]))
             print(f"  {name}: {auroc:.3f}, {np.mean(others > 1):.2f}, {np.median(others):.2f}")
 
 

@@ -2,8 +2,8 @@
 
 Tested with Airflow 3.3 and provider apache-spark 6.3. Put it into the folder of DAGs. The connection `spark_default`
 names the master (local[*], spark://..., yarn). It must use client mode, because in cluster mode Airflow does not get
-the job's exit status. `melanoma-spark package melanoma_spark.zip` makes the package for the executors. The Airflow worker
-that runs the task is Spark's driver, and needs the packages in /opt/melanoma_spark/.venv.
+the job's exit status. `melanoma-spark package melanoma_spark.zip` makes the package for the executors. The Airflow
+worker that runs the task is Spark's driver, and needs the packages in /opt/melanoma_spark/.venv.
 
 Alert on failed tasks (in `notify`), and on no batch within N hours (the second task).
 """
@@ -38,6 +38,7 @@ class Score(SparkSubmitOperator):
     """Retries, fails or skips by the job's exit status, instead of retrying every status other than 0."""
 
     def execute(self, context: Any) -> Any:
+        """Run spark-submit and raise the exception that fits the exit status."""
         try:
             return super().execute(context)
         except AirflowException as error:
