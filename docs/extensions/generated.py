@@ -1,4 +1,4 @@
-"""Pages made from the code at build time: settings, command line, decisions and API.
+"""Makes pages from the code at build time: settings, command line, decisions and API.
 
 Directives such as `settings` insert Markdown into the page that names them. Pages of the API are files below docs/api,
 which git ignores.
@@ -12,30 +12,57 @@ import os
 import pkgutil
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+if TYPE_CHECKING:
+    from melanoma_spark.runner.cli import Command
 
 REPO = Path(__file__).parents[2]
 NO_BREAK = "\N{NON-BREAKING HYPHEN}"
 DECISION = re.compile(r"# (?P<title>.+)\n\nDecision (?P<number>\d+), (?P<date>[\d-]+)\. Status: (?P<status>.+)\.\n")
 
 
+# A part of the JSON schema that pydantic makes of the settings.
+Schema = TypedDict(
+    "Schema",
+    {
+        "$defs": "dict[str, Schema]",
+        "$ref": str,
+        "anyOf": "list[Schema]",
+        "default": object,
+        "description": str,
+        "enum": list[str],
+        "exclusiveMaximum": float,
+        "exclusiveMinimum": float,
+        "items": "Schema",
+        "maximum": float,
+        "minimum": float,
+        "properties": "dict[str, Schema]",
+        "type": str,
+    },
+    total=False,
+)
+
+
 def cell(text: str) -> str:
-    """Text as a cell of a Markdown table."""
+    """Return text as a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def settings_tables() -> str:
-    """A table of each section of the settings, with default, valid values and description of each key."""
+    """Return a table for each section of the settings: default, valid values and description of each key."""
     from melanoma_spark.config import Settings
 
-    schema = Settings.model_json_schema(by_alias=True)
-    general: dict[str, Any] = {}
-    sections: list[tuple[str, dict[str, Any]]] = [("", {**schema, "properties": general})]
+    schema = cast(Schema, Settings.model_json_schema(by_alias=True))
+    general: dict[str, Schema] = {}
+    sections: list[tuple[str, Schema]] = [("", {**schema, "properties": general})]
     pending = [("", schema)]
     while pending:
         prefix, section = pending.pop(0)
@@ -50,13 +77,13 @@ def settings_tables() -> str:
                 (general if not prefix else section["properties"])[name] = {**field, "items": {"type": "phase"}}
             title = f"{prefix}{name}" + ("[]" if "items" in field else "")
             inner.append((title, schema["$defs"][reference.rpartition("/")[2]]))
-        for title, found in inner:
-            sections.append((title, found))
-        pending += [(f"{title}.", found) for title, found in inner]
+        sections += inner
+        pending += [(f"{title}.", section) for title, section in inner]
     return "\n\n".join(section_table(title, section) for title, section in sorted(sections, key=lambda one: one[0]))
 
 
-def section_table(title: str, section: dict[str, Any]) -> str:
+def section_table(title: str, section: Schema) -> str:
+    """Return a section of the settings as a heading, its description and a table."""
     lines = [f"## `{title}`" if title else "## General", ""]
     if title and section.get("description"):
         lines += [as_markdown(section["description"]), ""]
@@ -70,7 +97,8 @@ def section_table(title: str, section: dict[str, Any]) -> str:
     return "\n".join([*lines, *head, *rows] if rows else lines)
 
 
-def default_text(field: dict[str, Any]) -> str:
+def default_text(field: Schema) -> str:
+    """Return the default of a key as Markdown."""
     default = field.get("default")
     if isinstance(default, list) and default and isinstance(default[0], dict):
         return ", ".join(f"`{one['name']}`" for one in default)
@@ -81,8 +109,8 @@ def default_text(field: dict[str, Any]) -> str:
     return "none" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
-def values_text(field: dict[str, Any]) -> str:
-    """What a key takes, in words, from its JSON schema."""
+def values_text(field: Schema) -> str:
+    """Return the valid values of a key in words."""
     if "anyOf" in field:
         return " or ".join(values_text(one) for one in field["anyOf"])
     if "enum" in field:
@@ -97,22 +125,22 @@ def values_text(field: dict[str, Any]) -> str:
 
 
 def as_markdown(docstring: str) -> str:
-    """A docstring as text of a page: without its lists and layout, which are for terminals."""
+    """Return a docstring as text of a page, without its line breaks, which are for terminals."""
     return " ".join(docstring.split()).replace("<", "&lt;")
 
 
-def job_commands() -> dict[str, Any]:
-    """The command of each module below jobs/ that is one, by the words that start it."""
+def job_commands() -> dict[str, Command]:
+    """Return the commands of the modules below jobs/, by the words that start them."""
     import jobs
 
-    names = [found.name for found in pkgutil.iter_modules(jobs.__path__)]
+    names = [module.name for module in pkgutil.iter_modules(jobs.__path__)]
     modules = {name: importlib.import_module(f"jobs.{name}") for name in names}
     commands = {name: module.COMMAND for name, module in modules.items() if hasattr(module, "COMMAND")}
-    return {name if name == own.name else f"{own.name} {name}": own for name, own in sorted(commands.items())}
+    return {name if name == each.name else f"{each.name} {name}": each for name, each in sorted(commands.items())}
 
 
 def command_texts() -> str:
-    """The usage of the command, and the --help text of each job without the settings, which have a page."""
+    """Return the usage of the command, and the --help text of each job without the settings, which have a page."""
     from melanoma_spark.runner.cli import invoke
 
     usage = subprocess.run([REPO / "spark-submit.sh", "--help"], capture_output=True, text=True, check=True).stdout
@@ -125,7 +153,7 @@ def command_texts() -> str:
 
 
 def decisions_table() -> str:
-    """Number, title, date and status of each decision, from the first lines of its page."""
+    """Return a table of number, title, date and status of each decision, from the first lines of its page."""
     rows = []
     for path in sorted((REPO / "docs/decisions").glob("*.md")):
         if path.name != "index.md":
@@ -145,7 +173,7 @@ def decisions_table() -> str:
 
 
 def reasons_table() -> str:
-    """Why a file is not used: each code with its explanation."""
+    """Return a table of the reasons why a file is not used, with explanations."""
     from melanoma_spark.images.decoding import REASONS
 
     rows = [f"| `{code}` | {cell(text)} |" for code, text in REASONS.items()]
@@ -153,7 +181,7 @@ def reasons_table() -> str:
 
 
 def layouts_table() -> str:
-    """The layouts of archives, and what each of them needs."""
+    """Return a table of the layouts of archives and how each is detected."""
     from melanoma_spark.archives.layouts import LAYOUTS
 
     rows = [f"| `{name}` | {cell(text)} |" for name, text in LAYOUTS.items()]
@@ -163,14 +191,14 @@ def layouts_table() -> str:
 class Generated(SphinxDirective):
     """Inserts the Markdown that `make` returns."""
 
-    make: Any
+    make: ClassVar[Callable[[], str]]
 
     def run(self) -> list[nodes.Node]:
         return self.parse_text_to_nodes(type(self).make(), allow_section_headings=True)
 
 
 def write_api_pages(app: Sphinx) -> None:
-    """A page below docs/api for each public module, and their index; pages of modules that are gone are removed."""
+    """Write a page below docs/api for each public module, and an index. Removes pages of modules that are gone."""
     folder = Path(app.srcdir) / "api"
     pages, rows = {}, []
     for path in sorted((REPO / "melanoma_spark").rglob("*.py")):
@@ -199,17 +227,18 @@ def write_api_pages(app: Sphinx) -> None:
             path.write_text(text)
 
 
-def escape_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are Markdown with `code`; here they become reStructuredText."""
+def escape_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Turn a docstring, which is Markdown with `code`, into reStructuredText in place."""
     pieces = re.split(r"(`+[^`]*`+)", "\n".join(lines))
     text = "".join(
         f"\\ ``{piece.strip('`')}``\\ " if piece.startswith("`") else re.sub(r"([*|]|_(?=\W|$))", r"\\\1", piece)
         for piece in pieces
     )
-    lines[:] = re.sub(r"(?<!\w)\\ (?=``)|(?<=``)\\ (?!\w)", "", text).split("\n")  # needed beside a letter alone
+    lines[:] = re.sub(r"(?<!\w)\\ (?=``)|(?<=``)\\ (?!\w)", "", text).split("\n")  # needed only beside a letter
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Register the directives and the pages of the API."""
     for name, make in {
         "settings": settings_tables,
         "commands": command_texts,
