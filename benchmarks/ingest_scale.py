@@ -113,6 +113,7 @@ def measure(size: int) -> dict[str, Any]:
 @contextmanager
 def collecting(spark: SparkSession, heaps: list[float], processors: Processors) -> Iterator[None]:
     """Record the driver's heap in MB after garbage collections, and the time of processes before they end."""
+    assert spark._jvm
     java = spark._jvm.java.lang
 
     def watch() -> None:

@@ -87,6 +87,7 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
 @contextmanager
 def sampling(spark: SparkSession, samples: list[Sample]) -> Iterator[None]:
     """Record the driver's memory every few seconds."""
+    assert spark._jvm
     java, process, started = spark._jvm.java.lang, psutil.Process(), time.monotonic()
 
     def watch() -> None:
