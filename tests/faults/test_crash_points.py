@@ -67,7 +67,8 @@ KEPT = {
 }
 # Where a result begins to count, or where training goes on from: the sample holds what comes right after.
 COUNTS = re.compile(r"rename (scores/batch_id=|registry/\S+/champion/|\S+/manifest\.json|\S+/checkpoint\.npz)")
-MOST = {"ingest": 6, "score": 6, "prune": 5, "finetune": 3, "search": 2, "follow": 2}  # points in the sample
+# Points in the sample; others 4.
+MOST = {"ingest": 5, "score": 5, "prune": 5, "finetune": 2, "evaluate": 3, "search": 2, "follow": 1}
 # What all stages do around their own work: the sample tries these where there is nothing else of the kind.
 AROUND = re.compile(r"\.writable|running/|settings\.txt|:create_run|:update_run_info|:log_inputs")
 # What two runs of the same stage do not have in common.
