@@ -30,7 +30,7 @@ from pyspark.sql import SparkSession
 from side_by_side import REPO, Processes, Turns, start_spark
 
 from melanoma_spark import config, schemas, tracking
-from melanoma_spark.archives import archive
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.dataset import ingest
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.runner.context import StageContext

@@ -28,7 +28,7 @@ from score import register_random_model
 from side_by_side import REPO, start_spark
 
 from melanoma_spark import config, schemas, tracking
-from melanoma_spark.archives import archive
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.images import synthetic
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import ledger

@@ -16,7 +16,7 @@ from typing import Any
 from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
 
 from melanoma_spark import logs, schemas
-from melanoma_spark.archives import archive
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import MelanomaError
 
 NOTHING = {"files": 0, "digest": "", "asked": ""}  # the offset of an empty folder

@@ -10,7 +10,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, schemas
-from melanoma_spark.archives import archive, layouts, records
+from melanoma_spark.archives import layouts, records
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.dataset import datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma_spark import clock, logs
-from melanoma_spark.archives import archive
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.logs import say
 from melanoma_spark.runner.context import StageContext, Summary

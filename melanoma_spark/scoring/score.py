@@ -20,7 +20,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, logs, schemas
-from melanoma_spark.archives import archive, records
+from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import records
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.logs import say

@@ -17,7 +17,8 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import archive, layouts, records
+from melanoma_spark.archives import layouts, records
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, gradcam, network

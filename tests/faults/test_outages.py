@@ -19,7 +19,7 @@ from fake_clock import FakeClock
 from scoring import once, rows
 
 from melanoma_spark import schemas, tracking
-from melanoma_spark.archives import archive
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import ClusterError, ImageError, of_storage
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.scoring import ledger, score

@@ -18,7 +18,8 @@ from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import archive, layouts
+from melanoma_spark.archives import layouts
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
 from melanoma_spark.images import decoding, synthetic
 from melanoma_spark.spark import session

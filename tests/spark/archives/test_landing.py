@@ -7,7 +7,8 @@ import zipfile
 import pytest
 
 from melanoma_spark import config
-from melanoma_spark.archives import archive, landing
+from melanoma_spark.archives import landing
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import DataError
 
 LARGE = 2**28

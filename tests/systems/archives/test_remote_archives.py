@@ -17,7 +17,8 @@ from hadoop import configure
 from pyspark.errors import PySparkException
 
 from melanoma_spark import config
-from melanoma_spark.archives import archive, containers, landing
+from melanoma_spark.archives import containers, landing
+from melanoma_spark.archives import listing as archive
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
 from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
