@@ -30,9 +30,9 @@ from pyspark.sql import SparkSession
 from side_by_side import REPO, Processes, Turns, start_spark
 
 from melanoma_spark import config, schemas, tracking
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import listing
 from melanoma_spark.dataset import ingest
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
@@ -80,7 +80,7 @@ def run(spark: SparkSession, folder: Path, name: str, count: int, options: argpa
         context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         started = time.monotonic()
         session.describe(spark, "ingest: list the archive")
-        archive.listing(spark, settings).write.parquet(files.join(warehouse, "listed"))
+        listing.list_archive(spark, settings).write.parquet(files.join(warehouse, "listed"))
         listed = spark.read.parquet(files.join(warehouse, "listed"))
         decoded, new, _ = ingest.read(context, listed.where("role = 'image' and reason is null"))
         seconds = time.monotonic() - started
@@ -123,10 +123,10 @@ def bare_loop(size: int) -> Callable[[list[Path]], None]:
     def do(paths: list[Path]) -> None:
         for path in paths:
             content = path.read_bytes()
-            decoding.sha256(content)
-            image = decoding.look(content, size)
-            decoding.pixel_hash(image.hashed)
-            decoding.perceptual_hash(image.hashed)
+            hashes.sha256(content)
+            image = decoding.decode_with_hashes(content, size)
+            hashes.pixel_hash(image.hash_pixels)
+            hashes.perceptual_hash(image.hash_pixels)
             field.codec.encode(field, image.pixels)
 
     return do

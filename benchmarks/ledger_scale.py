@@ -28,7 +28,7 @@ from score import register_random_model
 from side_by_side import REPO, start_spark
 
 from melanoma_spark import config, schemas, tracking
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import listing
 from melanoma_spark.images import synthetic
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import ledger
@@ -94,7 +94,7 @@ def generate(folder: Path, rows: int, nights: int) -> None:
             register_random_model(folder, SIZE)
             model = context.tracker.version("melanoma@champion")
             version = str(model.version)
-        listed = ledger.keyed(archive.listing(spark, settings)).where("role = 'image'")
+        listed = ledger.keyed(listing.list_archive(spark, settings)).where("role = 'image'")
         index = listed.selectExpr(
             "source_key", "source_uri", "image_id", "unhex(sha2(source_uri, 256)) sha256", "true done", "'x' batch_id"
         )

@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 from melanoma_spark import config
-from melanoma_spark.images import decoding
+from melanoma_spark.images import decoding, hashes
 from melanoma_spark.models import backbones, network, training_reference, weights
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -34,7 +34,7 @@ Distances = Callable[[np.ndarray], np.ndarray]
 def load_images() -> dict[str, list[np.ndarray]]:
     """Return images by kind, uint8 (SIZE, SIZE, 3) each."""
     contents = [path.read_bytes() for path in (SHARED / "data/lesions").glob("*/*.jpg")]
-    files = {decoding.sha256(content): content for content in contents}
+    files = {hashes.sha256(content): content for content in contents}
     others = [path.read_bytes() for path in sorted((SHARED / "data/isic_ids").glob("*.jpg"))]
     lesions = [decoding.decode(files[name], SIZE) for name in sorted(files)[:ALL]]
     rng = np.random.default_rng(0)

@@ -46,7 +46,7 @@ class DataError(MelanomaError):
 class ImageError(DataError):
     """One image cannot be used. It becomes a row in `rejects`, never the end of a job.
 
-    `reason` is a code of `images.decoding.REASONS`, `detail` a short text without the file's name.
+    `reason` is a code of `images.reasons.REASONS`, `detail` a short text without the file's name.
     """
 
     def __init__(self, reason: str, detail: str) -> None:

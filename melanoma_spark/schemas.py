@@ -27,7 +27,7 @@ def images_schema(size: int) -> Unischema:
         "Images",
         [
             text("sha256"),  # of the file as it came
-            text("pixel_sha256"),  # of the pixels at images.HASH_SIZE
+            text("pixel_sha256"),  # of the pixels at images.hashes.HASH_SIZE
             text("image_id"),
             text("source_uri"),
             number("label"),  # 1 is the target
@@ -115,7 +115,7 @@ DECODED = _columns(  # what ingest knows of a file's content; nothing here depen
 REJECTS = _columns(
     ("source_uri", t.StringType()),
     ("sha256", t.StringType()),
-    ("reason", t.StringType()),  # a code of images.decoding.REASONS
+    ("reason", t.StringType()),  # a code of images.reasons.REASONS
     ("detail", t.StringType()),
 )
 

@@ -230,7 +230,7 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "png with zeros inside": (changed(lossless, (2000, bytes(2000))), "corrupt"),
         "png with a wrong checksum": (changed(lossless, (lossless.index(b"IEND") - 8, bytes(4))), "damaged"),
         "png without an end": (lossless[:-12], "damaged"),
-        "png bomb": (synthetic._bomb(), "too_many_pixels"),
+        "png bomb": (synthetic.bomb_png(), "too_many_pixels"),
         "png that claims 9000 x 8000": (png(8, 0, hollow, claimed=(9000, 8000)), "too_many_pixels"),
         "png a line of 100,000": (png(8, 0, hollow, claimed=(9, 100_000)), "too_many_pixels"),
         "png of height 0": (png(8, 0, hollow, claimed=(0, 50)), "corrupt"),

@@ -9,7 +9,7 @@ import pytest
 from conftest import Line
 from PIL import Image
 
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import hashes, synthetic
 from melanoma_spark.scoring import ledger
 
 
@@ -40,7 +40,7 @@ def once(line: Line) -> None:
     contents = found[found["sha256"].notna()]
     assert not contents.duplicated(["sha256", "model_version"]).any()
     here = {
-        decoding.sha256(path.read_bytes())
+        hashes.sha256(path.read_bytes())
         for path in line.archive.rglob("*")
         if path.is_file() and path.suffix not in (".zip", ".csv") and os.access(path, os.R_OK)
     }

@@ -174,7 +174,7 @@ def decisions_table() -> str:
 
 def reasons_table() -> str:
     """Return a table of the reasons why a file is not used, with explanations."""
-    from melanoma_spark.images.decoding import REASONS
+    from melanoma_spark.images.reasons import REASONS
 
     rows = [f"| `{code}` | {cell(text)} |" for code, text in REASONS.items()]
     return "\n".join(["| reason | meaning |", "| --- | --- |", *rows])
@@ -184,7 +184,7 @@ def layouts_table() -> str:
     """Return a table of the layouts of archives and how each is detected."""
     from melanoma_spark.archives.layouts import LAYOUTS
 
-    rows = [f"| `{name}` | {cell(text)} |" for name, text in LAYOUTS.items()]
+    rows = [f"| `{name}` | {cell(layout.needs)} |" for name, layout in LAYOUTS.items()]
     return "\n".join(["| layout | detected by |", "| --- | --- |", *rows])
 
 

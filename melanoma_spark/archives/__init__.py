@@ -1,0 +1,1 @@
+"""Archives of images: listing and reading their files, their containers, and their tables."""

@@ -1,7 +1,7 @@
-"""Words for diagnoses -> the target of a run. The words stand in diagnoses.csv, a table for people to read and check.
+"""Words for diagnoses -> the target of a run. diagnoses.csv is the table of words, for people to read and check.
 
-Two questions are asked of each word, malignant? and melanoma?, each answered yes, no or unknown. They are two: basal
-and squamous cell carcinoma are malignant and no melanoma, and of "malignant" alone nobody knows which it is.
+Each word answers two questions, malignant? and melanoma?, with yes, no or unknown. The questions differ: basal and
+squamous cell carcinoma are malignant and not melanoma, and "malignant" alone does not answer the second one.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ KINDS = ("answer", "group", "diagnosis")  # from the least to the most specific
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A row of diagnoses.csv. None means that the word does not tell.
+    """A row of diagnoses.csv. None means that the word does not answer the question.
 
-    `answer` is what a bare 0 or 1 answers to the question of its own table: it is taken at its word where no other word
-    answers ours, and is never held against one.
+    `answer` is that of a bare 0 or 1, which answers the question of its own table. It counts only if no other word
+    answers, and never contradicts one.
     """
 
     word: str
@@ -41,10 +41,10 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Answer:
-    """The target of an image, 1 or 0; or None and why: one of the three reasons above.
+    """The target of an image, 1 or 0; or None and the reason, one of the three above.
 
-    `word` is the label it came from, as the archive spells it; of a label without an answer, the one to look at.
-    `diagnosis` is the most specific known one in plain words. `contradiction` names two labels that exclude each other.
+    `word` is the label that decided, as the archive spells it, or the most specific one if none decided. `diagnosis` is
+    the most specific known diagnosis in plain words. `contradiction` names two labels that exclude each other.
     """
 
     target: int | None
@@ -57,11 +57,11 @@ class Answer:
 def target_of(
     labels: str | Iterable[str] | None, target: str, positive: Iterable[str] = (), negative: Iterable[str] = ()
 ) -> Answer:
-    """What the labels of one image say of `target`, "melanoma" or "malignant".
+    """The target, "melanoma" or "malignant", of an image by its labels.
 
-    Labels come in any order, case and spelling of spaces; a colon parts the levels of the ISIC Archive's hierarchy. The
-    most specific label with an answer wins: a diagnosis before benign and malignant, these before 0 and 1. Words of the
-    user's own (`positive`, `negative`) win over the table. Raises ValueError for another target.
+    Order, case and spaces of labels do not matter; a colon separates the levels of the ISIC Archive's hierarchy. The
+    most specific label with an answer wins: a diagnosis before benign and malignant, these before 0 and 1. The user's
+    words (`positive`, `negative`) win over the table. Raises ValueError for another target.
     """
     if target not in TARGETS:
         raise ValueError(f"target {target!r}: expected one of {', '.join(TARGETS)}")
@@ -70,14 +70,14 @@ def target_of(
 
 
 @lru_cache(maxsize=1)
-def known() -> Mapping[str, Diagnosis]:
-    """The rows of diagnoses.csv by their word as `key` makes it."""
+def diagnosis_table() -> Mapping[str, Diagnosis]:
+    """The rows of diagnoses.csv by the `key` of their word."""
     text = resources.files("melanoma_spark.archives").joinpath("diagnoses.csv").read_text(encoding="utf-8")
     rows = {}
     for row in csv.DictReader(text.splitlines()):
-        said = [row["malignant"], row["melanoma"]]
-        answer = next((ASSUMED[word] for word in said if word in ASSUMED), None)
-        malignant, melanoma = (None if word in ASSUMED else YES_NO[word] for word in said)
+        answers = [row["malignant"], row["melanoma"]]
+        answer = next((ASSUMED[word] for word in answers if word in ASSUMED), None)
+        malignant, melanoma = (None if word in ASSUMED else YES_NO[word] for word in answers)
         rows[key(row["word"])] = Diagnosis(
             row["word"], row["diagnosis"], malignant, melanoma, answer, row["kind"], row["notes"]
         )
@@ -85,8 +85,9 @@ def known() -> Mapping[str, Diagnosis]:
 
 
 def find(word: str) -> Diagnosis | None:
-    """The diagnosis of a word; of a hierarchy the deepest level that is known, from the top down."""
-    return next((known()[prefix] for prefix in _prefixes(word) if prefix in known()), None)
+    """The diagnosis of a word; of a hierarchy that of its deepest known level."""
+    table = diagnosis_table()
+    return next((table[prefix] for prefix in _prefixes(word) if prefix in table), None)
 
 
 def _prefixes(word: str) -> list[str]:
@@ -95,7 +96,7 @@ def _prefixes(word: str) -> list[str]:
 
 
 def _specificity(word: str) -> tuple[int, int]:
-    """Larger is more specific. An unknown word is taken for a diagnosis."""
+    """How specific a word is, larger for more. An unknown word counts as a diagnosis."""
     found = find(word)
     return KINDS.index(found.kind if found else "diagnosis"), key(word).count(":")
 
@@ -112,10 +113,12 @@ def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], neg
     answers = {word: own[prefix] for word in ordered for prefix in reversed(_prefixes(word)) if prefix in own}
     contradiction = _contradiction(answers)
     if not answers:
-        answers = {word: int(said) for word, row in found.items() if (said := getattr(row, target)) is not None}
-        # Asked of both questions, whatever the target: a benign melanoma is wrong for either.
+        answers = {word: int(value) for word, row in found.items() if (value := getattr(row, target)) is not None}
+        # Of both questions, whatever the target: a benign melanoma contradicts itself.
         contradiction = next(
-            filter(None, (_contradiction({w: getattr(row, asked) for w, row in found.items()}) for asked in TARGETS)),
+            filter(
+                None, (_contradiction({w: getattr(row, question) for w, row in found.items()}) for question in TARGETS)
+            ),
             None,
         )
     if not answers:
@@ -129,7 +132,7 @@ def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], neg
 
 
 def _contradiction(answers: Mapping[str, bool | int | None]) -> str | None:
-    """The most specific label, and the first that says otherwise."""
-    said = [(word, answer) for word, answer in answers.items() if answer is not None]
-    other = next((word for word, answer in said if answer != said[0][1]), None)
-    return f"{said[0][0]!r} against {other!r}" if other else None
+    """The most specific label with an answer, and the first one with another answer."""
+    known = [(word, answer) for word, answer in answers.items() if answer is not None]
+    other = next((word for word, answer in known if answer != known[0][1]), None)
+    return f"{known[0][0]!r} against {other!r}" if other else None

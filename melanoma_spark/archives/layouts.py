@@ -1,67 +1,104 @@
 """What the files of an archive are: images with labels, ids and splits, tables that hold these, or something else.
 
-A layout is told from the heads of the tables and the names of the folders, on the driver; the rows of the tables and
-the names of the files are then read by it on executors (`read_table`, `folder_record`).
+`LAYOUTS` is the one table of layouts; a new layout is an entry in it. The driver recognizes a layout by the heads of
+the tables and the names of the folders. Executors then read the rows of the tables (`tables.read_table`) and labels
+in the names of folders (`label_from_folders`) by it.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from melanoma_spark.archives import diagnoses
-from melanoma_spark.archives.tables import (
-    FIELDS,
-    NAMES,
-    NO_IDS,
-    Record,
-    Table,
-    TableHead,
-    found_columns,
-    image_id,
-    read_table,
-    split_of,
-    understand,
-)
+from melanoma_spark.archives import diagnoses, tables
+from melanoma_spark.archives.tables import FIELDS, NAMES, Table, TableHead, split_of, split_of_path
 from melanoma_spark.errors import ConfigError, DataError
+from melanoma_spark.words import key
 
-__all__ = [
-    "FIELDS",
-    "LAYOUTS",
-    "LICENCES",
-    "NO_IDS",
-    "Layout",
-    "Record",
-    "Table",
-    "TableHead",
-    "folder_record",
-    "image_id",
-    "read_table",
-    "recognise",
-    "some",
-    "unread",
-]
+NON_COMMERCIAL = "CC BY-NC 4.0"  # of ISIC and of Harvard's Dataverse
 
-# What each layout needs, in plain words; in the order in which they are told apart.
-LAYOUTS: Mapping[str, str] = {
-    "isic_2016": "a truth table without header, rows like ISIC_0000000,benign",
-    "isic_2017": "a truth table image_id,melanoma,seborrheic_keratosis",
-    "isic_2018": "a truth table image,MEL,NV,BCC,AKIEC,BKL,DF,VASC",
-    "isic_2019": "a truth table image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK",
-    "isic_2020": "a table image_name,patient_id,...,diagnosis,benign_malignant,target",
-    "ham10000": "the table HAM10000_metadata with lesion_id,image_id,dx",
-    "isic_cli": "a metadata.csv with isic_id and either diagnosis_1 or benign_malignant or diagnosis",
-    "table": f"a table with a column of image ids ({', '.join(NAMES['image_id'][:4])}) and one of labels (label, "
-    "diagnosis, dx, class, benign_malignant, target), or with columns named in `columns`",
-    "folders": "folders named like diagnoses (benign, malignant, melanoma, nevus, ...)",
-    "plain": "nothing but images",
+
+@dataclass(frozen=True)
+class KnownLayout:
+    """An entry of `LAYOUTS`: how a layout is recognized, and what its tables mean.
+
+    Attributes:
+        needs: what an archive of this layout has, for people.
+        fits: whether a table is typical of the layout.
+        columns: field of `tables.FIELDS` -> the name of its column, where `tables.NAMES` does not have it.
+        words: label, as `words.key` makes it -> what it means in this layout.
+        neither: the diagnosis of a row whose one-hot columns are all 0.
+        license: of the images as published, where the archive names none.
+    """
+
+    needs: str
+    fits: Callable[[Table], bool] = lambda table: False
+    columns: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
+    neither: str = "unknown"
+    license: str | None = None
+
+
+# The first entry that fits a table counts.
+LAYOUTS: dict[str, KnownLayout] = {
+    "isic_2016": KnownLayout(
+        "a truth table without header, rows like ISIC_0000000,benign",
+        fits=lambda table: not table.has_header,
+        # "malignant (melanoma) or non-malignant (non-melanoma)": challenge.isic-archive.com/landing/2016/39
+        words={"malignant": "melanoma", "1": "melanoma", "0": "benign"},
+    ),
+    "isic_2017": KnownLayout(
+        "a truth table image_id,melanoma,seborrheic_keratosis",
+        fits=lambda table: (
+            table.one_hot_names == {"melanoma", "seborrheic_keratosis"}
+            or table.names >= {"image_id", "age_approximate"}
+        ),
+        neither="nevus",  # the challenge has three diagnoses and columns for two
+    ),
+    "isic_2018": KnownLayout(
+        "a truth table image,MEL,NV,BCC,AKIEC,BKL,DF,VASC",
+        fits=lambda table: (
+            ("image" in table.names and table.one_hot_names >= {"mel", "nv", "akiec"})
+            or table.names >= {"image", "diagnosis_confirm_type"}
+        ),
+        license=NON_COMMERCIAL,
+    ),
+    "isic_2019": KnownLayout(
+        "a truth table image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK",
+        fits=lambda table: (
+            "image" in table.names
+            and (table.one_hot_names >= {"mel", "nv", "ak"} or table.names >= {"age_approx", "anatom_site_general"})
+        ),
+        license=NON_COMMERCIAL,
+    ),
+    "isic_2020": KnownLayout(
+        "a table image_name,patient_id,...,diagnosis,benign_malignant,target",
+        fits=lambda table: (
+            table.role == "pairs"
+            or ("image_name" in table.names and bool(table.names & {"patient_id", "benign_malignant", "target"}))
+        ),
+        license=NON_COMMERCIAL,
+    ),
+    "ham10000": KnownLayout(
+        "the table HAM10000_metadata with lesion_id,image_id,dx",
+        fits=lambda table: table.names >= {"image_id", "dx"},
+        license=NON_COMMERCIAL,
+    ),
+    "isic_cli": KnownLayout(
+        "a metadata.csv with isic_id and either diagnosis_1 or benign_malignant or diagnosis",
+        fits=lambda table: "isic_id" in table.names,
+    ),
+    "table": KnownLayout(
+        f"a table with a column of image ids ({', '.join(NAMES['image_id'][:4])}) and one of labels (label, diagnosis, "
+        "dx, class, benign_malignant, target), or with columns named in `columns`"
+    ),
+    "folders": KnownLayout("folders named like diagnoses (benign, malignant, melanoma, nevus, ...)"),
+    "plain": KnownLayout("nothing but images"),
 }
-# Of images in these layouts, as ISIC and Harvard publish them, where the archive itself tells none.
-LICENCES: Mapping[str, str] = dict.fromkeys(("isic_2018", "isic_2019", "isic_2020", "ham10000"), "CC BY-NC 4.0")
 MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
 HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
@@ -70,17 +107,17 @@ OTHER_SUFFIXES = (
     *(".yaml", ".yml", ".log", ".py", ".ipynb", ".sh"),
 )
 OTHER_NAMES = {"license", "licence", "readme", "attribution", "copying", "notice", "checksums", "md5sums", "sha256sums"}
-CONTAINERS = {
+NO_CLASSES = {  # names of folders
     *("images", "image", "imgs", "img", "jpegs", "jpeg", "jpg", "png", "photos", "pictures"),
     *("data", "dataset", "archive", "input", "lesions", "/", "."),
 }
 TABLE = ("skipped", "a table")
-NEVER = 4  # the rank of a folder's name that is no class
+NEVER = 4  # the rank of a folder's name that is not a class
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How an archive is to be read. `ignored` are tables that are not, each with why; `summary` is for people."""
+    """How to read an archive. `ignored` are the tables that are not read, each with why; `summary` is for people."""
 
     name: str
     summary: str
@@ -91,36 +128,51 @@ class Layout:
 
     @property
     def has_labels(self) -> bool:
+        """Whether folders or tables have labels."""
         return self.folder_labels or any(table.has_labels for table in self.tables)
 
 
-def recognise(
-    tables: Iterable[TableHead],
+def recognize_layout(
+    heads: Iterable[TableHead],
     folders: Mapping[str, int],
     layout: str | None = None,
     columns: Mapping[str, str] | None = None,
     words: Iterable[str] = (),
+    *,
     needs_labels: bool = True,
 ) -> Layout:
-    """The layout of an archive: of the heads of its tables, and its folders of images with how many each holds.
+    """Recognize the layout of an archive.
 
-    `layout` is one of `LAYOUTS` to insist on, `columns` maps our names to those of the user's table, `words` are labels
-    of the user's own, which may be names of folders. Labels come from tables where any table has some, else from
-    folders; scoring does not need them (`needs_labels`). A split counts where at least training and test are told
-    apart. Raises `ConfigError` for an unknown name in `layout` or `columns`, `DataError` where what is named is not
-    there, or where tables have no labels and folders neither; the layout "plain" needs none and takes none.
+    Labels come from tables if any table has some, else from folders; the layout "plain" has none. A split counts if
+    there are at least training and test.
+
+    Args:
+        heads: the first bytes of its tables.
+        folders: its folders of images, relative to the archive -> the number of images.
+        layout: one of `LAYOUTS` that the archive must have.
+        columns: field of `tables.FIELDS` -> the user's name of its column.
+        words: the user's own labels, which may be names of folders.
+        needs_labels: False for scoring.
+
+    Raises:
+        ConfigError: an unknown name in `layout` or `columns`.
+        DataError: a named layout or column is not there, or tables and folders have no labels.
     """
     own = {name: column for name, column in (columns or {}).items() if column and column.strip()}
     _check_names(layout, own)
-    found = {head.path: understand(head, own) for head in sorted(tables, key=lambda head: head.path)}
-    known = [table for table in found.values() if isinstance(table, Table)]
-    ignored = [(path, why) for path, why in found.items() if isinstance(why, str)]
-    missing = [name for name in own.values() if not any(_has_column(table, name) for table in known)]
+    read = {head.path: understand_table(head, own) for head in sorted(heads, key=lambda head: head.path)}
+    known = [table for table in read.values() if isinstance(table, Table)]
+    ignored = [(path, why) for path, why in read.items() if isinstance(why, str)]
+
+    def found() -> str:
+        return _describe_archive(known, ignored, folders)
+
+    missing = [name for name in own.values() if not any(name.strip().lower() in table.names for table in known)]
     if missing:
-        raise DataError(f"columns: no table has a column named {some(missing)}; {_told(known, ignored, folders)}")
+        raise DataError(f"columns: no table has a column named {first_few(missing)}; {found()}")
     classes = _has_classes(folders, words)
     if layout == "folders":
-        classes = any(_classes(folder) for folder in folders)  # named, so that any folder is a class
+        classes = any(_classes(folder) for folder in folders)  # the user names this layout, so any folder is a class
         known = [table.without_labels() for table in known]
     elif layout == "plain":
         classes = False
@@ -131,42 +183,54 @@ def recognise(
     labelled = [table for table in known if table.has_labels]
     if layout not in (None, "plain") and not _is_there(layout or "", labelled, classes):
         raise DataError(
-            f"layout={layout} needs {LAYOUTS[layout or '']}; {_told(known, ignored, folders)}; without layout= it is "
-            "recognised from what is there"
+            f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {found()}; without layout= it is recognized by its "
+            "tables and folders"
         )
-    if needs_labels and layout is None and not labelled and not classes and found:
+    if needs_labels and layout is None and not labelled and not classes and read:
         raise DataError(
-            f"no labels found: {_told(known, ignored, folders)}; name the column with columns.label=NAME, or read "
-            "images without labels with layout=plain"
+            f"no labels found: {found()}; name the column with columns.label=NAME, or read images without labels with "
+            "layout=plain"
         )
     if not {"train", "test"} <= {table.split for table in labelled}:
         known = [replace(table, split=None) for table in known]
-    name = layout or _name(labelled, classes)
+    name = layout or _layout_name(labelled, classes)
     folder_labels = classes and not any(table.has_labels for table in known)
-    folder_splits = {"train", "test"} <= {_folder_split(folder) for folder in folders}
+    folder_splits = {"train", "test"} <= {split_of_path(folder) for folder in folders}
     summary = _summary(name, known, folder_labels, folder_splits)
     return Layout(name, summary, tuple(known), folder_labels, folder_splits, tuple(sorted(ignored)))
 
 
-def folder_record(path: str, layout: Layout, words: Iterable[str] = ()) -> tuple[str | None, str | None]:
-    """Label and split of an image by the folders above it, `path` being relative to the archive; None where they tell
-    none, or where the layout takes none from folders.
+def understand_table(head: TableHead, columns: Mapping[str, str]) -> Table | str:
+    """A table by its columns and by the first of `LAYOUTS` that fits it, or why it is not understood.
 
-    The label is the nearest folder that is named like a diagnosis (or one of `words`), else the nearest named 0 or 1,
-    else the nearest named unknown or other, else the nearest that is named like something: it is then an unknown label
-    and not silently none.
+    `columns` are the user's names of columns by field.
+    """
+    table = tables.understand(head, columns)
+    for name, known in LAYOUTS.items():
+        candidate = tables.understand(head, {**known.columns, **columns}) if known.columns else table
+        if isinstance(candidate, Table) and known.fits(candidate):
+            return replace(candidate, layout=name, words=known.words, neither=known.neither)
+    return table
+
+
+def label_from_folders(path: str, layout: Layout, words: Iterable[str] = ()) -> tuple[str | None, str | None]:
+    """Label and split of an image by the folders above it; None where these or the layout have none.
+
+    `path` is relative to the archive. The label is the nearest folder that is named like a diagnosis (or one of
+    `words`), else the nearest named 0 or 1, else the nearest named unknown or other, else the nearest whose name may be
+    a class: an unknown label then, so that it is reported.
     """
     folder = str(PurePosixPath(path).parent)
     label = next(iter(_classes(folder, words)), None) if layout.folder_labels else None
-    return label, _folder_split(folder) if layout.folder_splits else None
+    return label, split_of_path(folder) if layout.folder_splits else None
 
 
-def unread(path: str) -> tuple[str, str] | None:
-    """The reason and detail for which a file below the archive is not read as an image, told from its relative path.
+def not_an_image(path: str) -> tuple[str, str] | None:
+    """Reason and detail for which a file is not read as an image, by its path below the archive; None if it may be one.
 
-    `hidden` and `mask` are rejects, `skipped` are no images and never were meant to be. None where it may be one.
+    `hidden` and `mask` are rejects, `skipped` are files that never were meant to be images.
     """
-    place = PurePosixPath(path)  # once: it costs more than all that is asked of it
+    place = PurePosixPath(path)  # once, as it costs more than the rest
     if any(part.startswith(".") or part.lower() in HIDDEN for part in place.parts):
         return "hidden", "made by an operating system, or its name starts with a dot"
     name = place.name.lower()
@@ -175,12 +239,12 @@ def unread(path: str) -> tuple[str, str] | None:
     if place.suffix.lower() in OTHER_SUFFIXES or name in OTHER_NAMES:
         return "skipped", "a text or a document"
     if re.search(MASK, place.stem):
-        return "mask", "its name is that of a mask: which pixels are lesion, and no photograph"
+        return "mask", "its name is that of a mask, which shows the pixels of a lesion, not a photograph"
     return None
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
-    """The first few of many names, in order, for a message."""
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """The first of many names, in order, for a message."""
     ordered = sorted(names)
     return ", ".join(ordered[:most]) + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
@@ -190,7 +254,7 @@ def _check_names(layout: str | None, own: Mapping[str, str]) -> None:
         raise ConfigError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     unknown = [name for name in own if name not in FIELDS]
     if unknown:
-        raise ConfigError(f"columns: unknown field {some(unknown)}; known: {', '.join(FIELDS)}")
+        raise ConfigError(f"columns: unknown field {first_few(unknown)}; known: {', '.join(FIELDS)}")
 
 
 def _is_there(layout: str, labelled: Iterable[Table], classes: bool) -> bool:
@@ -199,22 +263,15 @@ def _is_there(layout: str, labelled: Iterable[Table], classes: bool) -> bool:
     return any(layout in ("table", table.layout) for table in labelled)
 
 
-def _has_column(table: Table, name: str) -> bool:
-    return name.strip().lower() in (column.strip().lower() for column in table.header)
-
-
-def _name(labelled: Iterable[Table], classes: bool) -> str:
+def _layout_name(labelled: Iterable[Table], classes: bool) -> str:
     names = {table.layout for table in labelled}
     return "+".join(name for name in LAYOUTS if name in names) or ("folders" if classes else "plain")
 
 
-# Folders
-
-
 def _has_classes(folders: Mapping[str, int], words: Iterable[str]) -> bool:
-    """Whether folders are named like diagnoses. 0 and 1 are only where both are there and no other number."""
-    keys = {diagnoses.key(part) for folder in folders for part in PurePosixPath(folder).parts}
-    if keys & {diagnoses.key(word) for word in words}:
+    """Whether folders are named like diagnoses. 0 and 1 count only if both are there and no other number is."""
+    keys = {key(part) for folder in folders for part in PurePosixPath(folder).parts}
+    if keys & {key(word) for word in words}:
         return True
     found = [row for name in keys if (row := diagnoses.find(name))]
     if any(row.kind != "answer" and (row.malignant, row.melanoma) != (None, None) for row in found):
@@ -223,52 +280,45 @@ def _has_classes(folders: Mapping[str, int], words: Iterable[str]) -> bool:
 
 
 def _classes(folder: str, words: Iterable[str] = ()) -> list[str]:
-    """The folders that may name a class, the likeliest first; of equally likely ones the nearest to the image."""
-    own = {diagnoses.key(word) for word in words}
+    """The folders that may name a class, the likeliest first, of equally likely ones the nearest to the image."""
+    own = {key(word) for word in words}
     parts = [unicodedata.normalize("NFC", part) for part in reversed(PurePosixPath(folder).parts)]
-    ranks = {part: 0 if diagnoses.key(part) in own else _rank(part) for part in parts}
+    ranks = {part: 0 if key(part) in own else _rank(part) for part in parts}
     return sorted((part for part in ranks if ranks[part] < NEVER), key=lambda part: ranks[part])
 
 
 @lru_cache(maxsize=1 << 14)
 def _rank(name: str) -> int:
-    """How unlikely a folder's name is to name a class. `benign/1` is benign, and 1 some patient or shard; so is
-    `benign/other`."""
+    """How unlikely a folder's name is to be a class, from 0: `benign/1` and `benign/other` are benign."""
     found = diagnoses.find(name)
     if found is None:
-        return NEVER if split_of(name) or name.lower() in CONTAINERS else 3
+        return NEVER if split_of(name) or name.lower() in NO_CLASSES else 3
     if found.kind == "answer":
         return 1
     return 2 if found.malignant is None and found.melanoma is None else 0
 
 
-def _folder_split(folder: str) -> str | None:
-    """The split of the nearest folder that names one."""
-    return next(filter(None, map(split_of, reversed(PurePosixPath(folder).parts))), None)
+def _describe_archive(
+    known: list[Table], ignored: list[tuple[str, str]], folders: Mapping[str, int], most: int = 3
+) -> str:
+    """The tables and folders of an archive, for a message."""
+    lines = [f"{table.path} has the columns {tables.describe_columns(table)}" for table in known]
+    lines += [f"{path} {why}" for path, why in ignored]
+    lines = [*lines[:most], *([f"{len(lines) - most} more tables"] if len(lines) > most else [])]
+    return f"found {'; '.join(lines) or 'no tables'}; folders of images: {first_few(folders) or 'none'}"
 
 
-# Words
-
-
-def _told(known: list[Table], ignored: list[tuple[str, str]], folders: Mapping[str, int], most: int = 3) -> str:
-    """What was found, for a message."""
-    told = [f"{table.path} has the columns {found_columns(table)}" for table in known]
-    told += [f"{path} {why}" for path, why in ignored]
-    told = [*told[:most], *([f"{len(told) - most} more tables"] if len(told) > most else [])]
-    return f"found {'; '.join(told) or 'no tables'}; folders of images: {some(folders) or 'none'}"
-
-
-def _summary(name: str, tables: list[Table], folder_labels: bool, folder_splits: bool) -> str:
-    truths = [table for table in tables if table.has_labels]
-    others = [table for table in tables if not table.has_labels]
-    labels = f"labels from {some(table.path for table in truths)}" if truths else "no labels"
+def _summary(name: str, known: list[Table], folder_labels: bool, folder_splits: bool) -> str:
+    truths = [table for table in known if table.has_labels]
+    others = [table for table in known if not table.has_labels]
+    labels = f"labels from {first_few(table.path for table in truths)}" if truths else "no labels"
     if folder_labels:
         labels = "labels from the names of folders"
-    told = [labels]
+    parts = [labels]
     if others:
-        told.append(f"more about the images from {some(table.path for table in others)}")
-    if any(table.split for table in tables):
-        told.append("splits from the names of tables")
+        parts.append(f"more about the images from {first_few(table.path for table in others)}")
+    if any(table.split for table in known):
+        parts.append("splits from the names of tables")
     elif folder_splits:
-        told.append("splits from the names of folders")
-    return f"{name}: {'; '.join(told)}"
+        parts.append("splits from the names of folders")
+    return f"{name}: {'; '.join(parts)}"

@@ -10,11 +10,11 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, schemas
-from melanoma_spark.archives import layouts, records
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
 from melanoma_spark.dataset import datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
+from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, pace
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, store
@@ -50,7 +50,7 @@ def staged(context: StageContext, stage: str) -> Summary:
         return spark.read.parquet(files.join(stage, name))
 
     session.describe(spark, "ingest: list the archive")
-    listed = keep("listed", archive.listing(spark, settings))
+    listed = keep("listed", listing.list_archive(spark, settings))
     roles = {row.role: row["count"] for row in listed.groupBy("role").count().collect()}
     total = sum(roles.values())
     if not total:
@@ -62,22 +62,24 @@ def staged(context: StageContext, stage: str) -> Summary:
             store.publish(warehouse, "images", known | {"archive": archive_id(str(settings.archive))})
         return Summary(f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/")
 
-    heads, tables = archive.table_heads(listed, settings)
-    words = settings.ingest.labels
-    layout = layouts.recognise(
-        heads, archive.folders(listed), settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
+    heads, tables = table_files.read_table_heads(listed, settings)
+    words, folders = settings.ingest.labels, table_files.count_images_by_folder(listed)
+    layout = layouts.recognize_layout(
+        heads, folders, settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
     )
     candidates = listed.where("role = 'image'")
     decoded, new, how_fast = read(context, candidates.where("reason is null"))
-    named = archive.naming(settings)
+    named = plan.stored_name(settings)
     found = candidates.where("reason is null").select(*SAME_FILE, "path", "image_id")
     found = found.join(decoded.drop("image"), list(SAME_FILE), "inner")
-    matched = records.nothing(spark)
+    matched = matching.match_no_rows(spark)
     if layout.tables:
         session.describe(spark, "ingest: read the tables, and find the images of their rows")
-        rows = archive.records(spark, layout, tables, settings)
-        there, images_there = archive.all_tables(listed), archive.images_of_rows(candidates, settings)
-        matched = records.match(images_there, rows, there, named, keep, contents_of(images_there, decoded))
+        rows = table_files.read_records(spark, layout, tables, settings)
+        there, images_there = table_files.table_paths(listed), table_files.images_for_matching(candidates, settings)
+        matched = matching.match_rows(
+            images_there, rows, there, named, keep, contents=contents_of(images_there, decoded)
+        )
     told = keep("candidates", selection.candidates(found, matched.images, layout, settings, named))
     session.describe(spark, "ingest: groups, duplicates and splits")
     decisions = keep("decisions", selection.decide(told, settings))
@@ -101,7 +103,7 @@ def staged(context: StageContext, stage: str) -> Summary:
             "archive changed meanwhile; run ingest again"
         )
     apart = keep("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names))
-    notes = records.notes(apart)
+    notes = matching.summarize_unmatched(apart)
     among = ("test",) if settings.split == "test" else splits.SPLITS
     selection.check(counts, reasons, [row.detail for row in unknown], among, str(notes))
     unmatched = summary.unmatched(apart, decisions, layout)
@@ -198,7 +200,7 @@ def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, st
     url = files.join(context.warehouse, "decoded", decoded_as(settings))
     todo = readable
     if files.matches(url, "*.parquet"):
-        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{decoding.GONE}'")
+        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{UNREADABLE}'")
         keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
         same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
         todo = readable.join(keys, same, "left_anti")
@@ -207,7 +209,9 @@ def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, st
     if new:
         session.describe(spark, f"ingest: decode and hash {new} files")
         meter = session.Meter(spark)
-        parts = archive.decode(todo, new, settings, store.parts(url, schemas.DECODED), store.PARTS, meter)
+        parts = tasks.decode_files(
+            todo, new, settings, store.parts(url, schemas.DECODED), result=store.PARTS, meter=meter
+        )
         parts.agg(f.sum("rows")).collect()
         told = pace(context, meter)
     todo.unpersist()

@@ -37,7 +37,7 @@ def candidates(
         for batch in batches:
             rows = []
             for row in batch.itertuples():
-                folder = layouts.folder_record(row.path, layout, own)
+                folder = layouts.label_from_folders(row.path, layout, own)
                 rows.append(_decided(row, *folder, tables, settings.target, words, chosen, name))
             yield pd.DataFrame(rows, columns=schemas.CANDIDATES.names, dtype=object)
 
@@ -230,7 +230,7 @@ def check(
     """
     told = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     if unknown:
-        told += f" ({layouts.some(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
+        told += f" ({layouts.first_few(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
     told += notes
     total = {label: sum(counts[f"{split}_{label}"] for split in splits.SPLITS) for label in (0, 1)}
     if not total[0] and not total[1]:

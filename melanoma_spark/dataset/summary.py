@@ -14,7 +14,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import containers, layouts
 from melanoma_spark.dataset import splits
-from melanoma_spark.images import decoding
+from melanoma_spark.images import decoding, reasons
 
 CONTACTS = 40  # thumbnails of a class
 SHOWN = 6  # thumbnails of a reject reason
@@ -27,7 +27,7 @@ WORDS = 200  # rows of the label mapping
 EXAMPLES = 5
 SIDE = 96  # pixels of a thumbnail
 NAMES = {"malignant": ("benign", "malignant"), "melanoma": ("not melanoma", "melanoma")}
-REASONS = {**decoding.REASONS, **containers.REASONS}
+REASONS = {**reasons.REASONS, **containers.REASONS}
 
 
 def unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from melanoma_spark.evaluation import plots
 from melanoma_spark.evaluation.report_facts import Facts, Mistake, check
 from melanoma_spark.evaluation.subgroups import ATTRIBUTES, FEWEST, in_words, largest_gaps
 from melanoma_spark.images import quality
-from melanoma_spark.images.decoding import REASONS
+from melanoma_spark.images.reasons import REASONS
 
 MISTAKE_SIDE = 224  # pixels
 

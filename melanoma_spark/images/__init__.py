@@ -1,0 +1,1 @@
+"""Images: decoding, hashes, quality, augmentation, and drawn lesions."""

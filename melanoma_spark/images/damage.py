@@ -1,6 +1,6 @@
-"""Damage that a decoder notices and Pillow does not report: it fills the missing part with gray, or keeps wrong pixels.
+"""Finds damage that Pillow does not report: it fills the missing part with gray, or keeps wrong pixels.
 
-libjpeg warns of such data and goes on; Pillow drops the warnings. simplejpeg, on the same libjpeg-turbo, stops at the
+libjpeg warns of such data and continues; Pillow drops the warnings. simplejpeg, on the same libjpeg-turbo, stops at the
 first one. Texts here quote a decoder, which names numbers only, never the content.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import simplejpeg
 from PIL import Image, TiffImagePlugin
 
-# How libjpeg's warnings about the image data start (jerror.h). Its other warnings are about metadata and color.
+# The starts of libjpeg's warnings about image data (jerror.h). Its other warnings are about metadata and color.
 DATA_WARNINGS = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression sequence")
 # Pillow's mode -> simplejpeg's name for how Pillow keeps its pixels in memory, and bytes of a pixel
-LAYOUTS = {"RGB": ("RGBX", 4), "L": ("GRAY", 1)}
+MODES = {"RGB": ("RGBX", 4), "L": ("GRAY", 1)}
 
 # Second byte of a JPEG marker
 SOS, COMMENT, END = 0xDA, 0xFE, 0xD9
@@ -32,16 +32,16 @@ PIECE = 1 << 20  # bytes unpacked at once
 
 
 def decode_jpeg(content: bytes, mode: str, size: tuple[int, int], scale: int) -> Image.Image | None:
-    """A JPEG as Pillow's draft decodes it, to the bit.
+    """Decode a JPEG to the same pixels as Pillow's draft.
 
-    `mode` and `size` (width, height) are Pillow's, `scale` (1, 2, 4 or 8) is by how much it is scaled down. Returns
-    None where libjpeg warns of anything, or cannot decode it: `jpeg_damage` tells whether that is damage.
+    `mode` and `size` (width, height) are Pillow's, `scale` (1, 2, 4 or 8) is the factor by which it is scaled down.
+    Returns None if libjpeg warns of anything, or cannot decode it: `jpeg_damage` finds out whether that is damage.
     """
-    if mode not in LAYOUTS:
+    if mode not in MODES:
         return None
-    layout, samples = LAYOUTS[mode]
+    layout, samples = MODES[mode]
     width, height = (-(-side // scale) for side in size)
-    # A buffer of the size that Pillow read: simplejpeg would allocate whatever libjpeg reads in a hostile file
+    # A buffer of the size that Pillow read: simplejpeg would allocate any size that a hostile file declares
     pixels = np.empty((height, width, samples), np.uint8)
     try:
         found = simplejpeg.decode_jpeg(content, layout, min_height=height, min_width=width, buffer=pixels)
@@ -55,10 +55,10 @@ def decode_jpeg(content: bytes, mode: str, size: tuple[int, int], scale: int) ->
 
 
 def jpeg_damage(content: bytes, size: tuple[int, int]) -> str | None:
-    """libjpeg's first warning that image data is missing or corrupt; None if it has none, or cannot decode it at all.
+    """The first warning of libjpeg that image data is missing or corrupt; None without one, or if it cannot decode.
 
-    Bytes between the segments before the first scan do no harm, so they are left out. `size` is the largest width and
-    height that is decoded.
+    Harmless bytes between the segments before the first scan are left out. `size` is the largest width and height that
+    is decoded.
     """
     plain = _without_metadata(content, size)
     if plain is None:
@@ -66,7 +66,7 @@ def jpeg_damage(content: bytes, size: tuple[int, int]) -> str | None:
     width, height = (-(-side // 8) for side in size)
     gray = np.empty((height, width, 1), np.uint8)
     try:
-        # At an eighth: all data is read for it, which is what the warnings are about
+        # At an eighth of the size, which is fast and still reads all data
         simplejpeg.decode_jpeg(plain, "GRAY", min_height=1, min_width=1, buffer=gray)
     except ValueError as error:
         if str(error).startswith(DATA_WARNINGS):
@@ -75,9 +75,9 @@ def jpeg_damage(content: bytes, size: tuple[int, int]) -> str | None:
 
 
 def _without_metadata(content: bytes, size: tuple[int, int]) -> bytes | None:
-    """A JPEG without its application segments, comments and whatever lies between segments before its first scan.
+    """A JPEG without application segments, comments, and bytes between segments before its first scan.
 
-    None where it has no scan, or its frame is larger than `size`.
+    None if it has no scan, or its frame is larger than `size`.
     """
     kept = [b"\xff\xd8"]
     start = 2
@@ -108,18 +108,18 @@ def _without_metadata(content: bytes, size: tuple[int, int]) -> bytes | None:
 
 
 def png_damage(content: bytes) -> str | None:
-    """Whether a chunk of a PNG has a wrong checksum, or its end is missing; Pillow looks at neither when it decodes."""
+    """Whether a chunk of a PNG has a wrong checksum, or its end is missing; Pillow checks neither when it decodes."""
     try:
         Image.open(io.BytesIO(content), formats=("PNG",)).verify()
-    except Exception as error:  # whose text quotes four bytes of the content
+    except Exception as error:  # its text quotes four bytes of the content
         return "PNG: the checksum of a chunk is wrong" if isinstance(error, SyntaxError) else "PNG: its end is missing"
     return None
 
 
 def tiff_damage(image: TiffImagePlugin.TiffImageFile, content: bytes) -> str | None:
-    """What libjpeg or zlib say of the strips or tiles of a TIFF that libtiff has decoded; None of other compressions.
+    """The damage that libjpeg or zlib find in the strips or tiles of a TIFF; None for other compressions.
 
-    libtiff drops libjpeg's warnings, and ends before zlib's checksum.
+    libtiff drops libjpeg's warnings, and stops before zlib's checksum.
     """
     tags = image.tag_v2
     compression, tables = tags.get(COMPRESSION), tags.get(TABLES)
@@ -134,13 +134,13 @@ def tiff_damage(image: TiffImagePlugin.TiffImageFile, content: bytes) -> str | N
                 damage = jpeg_damage(tables[:-2] + segment[2:] if isinstance(tables, bytes) else segment, size)
             if damage:
                 return damage
-    except (KeyError, TypeError, ValueError):  # a directory that libtiff makes sense of, and this does not
+    except (KeyError, TypeError, ValueError):  # libtiff can read this directory, this function cannot
         pass
     return None
 
 
 def _segments(tags: TiffImagePlugin.ImageFileDirectory_v2, content: bytes) -> tuple[tuple[int, int], Iterator[bytes]]:
-    """Width and height of a strip or tile in pixels, and the bytes of each."""
+    """Width and height of a strip or tile in pixels, and the bytes of each one."""
     tiled = 324 in tags
     size = (tags[322], tags[323]) if tiled else (tags[256], min(tags.get(278, tags[257]), tags[257]))
     places = zip(tags[324 if tiled else 273], tags[325 if tiled else 279], strict=False)
@@ -148,7 +148,7 @@ def _segments(tags: TiffImagePlugin.ImageFileDirectory_v2, content: bytes) -> tu
 
 
 def _deflate_damage(content: bytes, most: int) -> str | None:
-    """What zlib says of a stream, which may unpack to `most` bytes."""
+    """The damage that zlib finds in a stream, which may unpack to `most` bytes."""
     stream, unpacked = zlib.decompressobj(), 0
     try:
         while content and not stream.eof and unpacked <= most:

@@ -1,7 +1,7 @@
-"""DICOM photographs: what their headers allow, and their pixels. Nothing else of a file is ever read.
+"""DICOM photographs: whether their headers allow their use, and their pixels. Nothing else of a file is read.
 
-A DICOM file names its patient. `TAGS` are the only elements that are looked at, and no message quotes a value of them
-other than a number or a UID.
+A DICOM file names its patient. `TAGS` are the only elements that are read, and messages quote none of their values but
+numbers and UIDs.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import logging
 import re
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark.errors import ImageError
 
@@ -25,14 +26,14 @@ PHOTOGRAPHIC = {
     "1.2.840.10008.5.1.4.1.1.77.1.7": "Dermoscopic Photography Image Storage",
     "1.2.840.10008.5.1.4.1.1.77.1.4": "VL Photographic Image Storage",
 }
-# Transfer syntaxes, the same: how the dataset and its pixels are packed
+# Transfer syntaxes, PS3.6 annex A: how the dataset and its pixels are packed
 EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
 PLAIN = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", DEFLATED, "1.2.840.10008.1.2.5"}  # the last is RLE
 JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
 
 # Photometric interpretations, PS3.3 C.7.6.3.1.2 -> samples of a pixel
-COLOURS = {
+COLORS = {
     "MONOCHROME1": 1,
     "MONOCHROME2": 1,
     "PALETTE COLOR": 1,
@@ -47,52 +48,52 @@ TAGS = [
     *("SOPClassUID", "RecognizableVisualFeatures", "BurnedInAnnotation", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
     *("BitsAllocated", "BitsStored", "HighBit"),
-    *(f"{colour}PaletteColorLookupTable{part}" for colour in PALETTE for part in ("Descriptor", "Data")),
+    *(f"{color}PaletteColorLookupTable{part}" for color in PALETTE for part in ("Descriptor", "Data")),
 ]
 PIXELS = ["PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths"]
-HEADER_BYTES = 1 << 24  # of a deflated dataset, before its pixels: far more than the colour profile of a camera
+HEADER_BYTES = 1 << 24  # of a deflated dataset before its pixels; far more than the color profile of a camera
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph of which only the header was read: its size in pixels and how its first frame is packed."""
+    """A photograph whose header was read: its size in pixels and how its first frame is packed."""
 
     width: int
     height: int
-    is_jpeg: bool  # whether `frame` is a JPEG file, else `array` gives the pixels
-    is_rgb: bool  # ... whose samples are RGB unless a marker in it says otherwise
+    is_jpeg: bool  # whether `frame` is a JPEG file; else `array` gives the pixels
+    is_rgb: bool  # whether samples of that file are RGB, unless a marker in it says otherwise
     is_inverted: bool  # whether white is zero
     _content: bytes
     _header: Dataset
 
     def frame(self, max_pixels: int) -> bytes:
-        """The bytes of the first frame as they are packed."""
+        """The packed bytes of the first frame."""
         from pydicom.encaps import get_frame
 
-        dataset = self._whole(max_pixels)
+        dataset = self._read_pixels(max_pixels)
         frames = max(1, int(dataset.get("NumberOfFrames") or 1))
         return get_frame(dataset.PixelData, 0, number_of_frames=frames)
 
-    def array(self, max_pixels: int) -> np.ndarray:
-        """The first frame, uint8 (height, width) or (height, width, 3) of RGB. Raises what pydicom does, `ImageError`.
+    def array(self, max_pixels: int) -> NDArray[Any]:
+        """The first frame, uint8 (height, width) or RGB (height, width, 3). Raises `ImageError`, or pydicom's errors.
 
         Samples of b bits are divided by 2**b - 1, so that white is 255.
         """
-        from pydicom.pixels import get_decoder
+        from pydicom.pixels.decoders.base import get_decoder
 
-        dataset = self._whole(max_pixels)
+        dataset = self._read_pixels(max_pixels)
         if dataset.file_meta.TransferSyntaxUID in JPEG_2000:
             _check_jpeg_2000(self.frame(max_pixels), self.width, self.height)
         samples, _ = get_decoder(dataset.file_meta.TransferSyntaxUID).as_array(dataset, index=0)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
-            return np.stack([_looked_up(samples, dataset, colour) for colour in PALETTE], axis=-1)
+            return np.stack([_apply_palette(samples, dataset, color) for color in PALETTE], axis=-1)
         white = (1 << dataset.BitsStored) - 1
         if white != 255:
             samples = np.minimum(samples.astype(np.uint32) * 255 // white, 255).astype(np.uint8)
         return 255 - samples if self.is_inverted else samples
 
-    def _whole(self, max_pixels: int) -> Dataset:
-        # no more than the header claims is unpacked, and of several frames no more than the limit
+    def _read_pixels(self, max_pixels: int) -> Dataset:
+        # Unpacks no more than the header declares, and of several frames no more than the limit
         samples = self.width * self.height * int(self._header.SamplesPerPixel)
         frames = max(1, int(self._header.get("NumberOfFrames") or 1))
         claimed = min(frames * samples * self._header.BitsAllocated // 8, 6 * max_pixels)
@@ -100,25 +101,25 @@ class Photograph:
 
 
 def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool = False) -> Photograph:
-    """The photograph in a DICOM file. Its pixels are not decoded, and limits of its size are the caller's to check.
+    """Read the header of a photograph in a DICOM file. The caller checks its size; pixels are not decoded.
 
-    Raises `ImageError` with reason `dicom_not_photographic`, `recognisable`, `burned_in` or `corrupt`, and what pydicom
-    does where the header is broken.
+    Raises `ImageError` with reason `dicom_not_photographic`, `recognisable`, `burned_in` or `corrupt`, or pydicom's
+    errors if the header is broken.
     """
     header = _dataset(content, HEADER_BYTES, TAGS, stop_before_pixels=True)
     kind = str(header.get("SOPClassUID", ""))
     if kind not in PHOTOGRAPHIC:
-        said = kind if re.fullmatch(r"[0-9.]{1,64}", kind) else "none or an invalid one"
-        raise ImageError("dicom_not_photographic", f"SOP class {said}")
-    if _says_yes(header, "RecognizableVisualFeatures") and not allow_recognisable:
+        shown = kind if re.fullmatch(r"[0-9.]{1,64}", kind) else "none or an invalid one"
+        raise ImageError("dicom_not_photographic", f"SOP class {shown}")
+    if _is_yes(header, "RecognizableVisualFeatures") and not allow_recognisable:
         raise ImageError("recognisable", "Recognizable Visual Features (0028,0302) is YES")
-    if _says_yes(header, "BurnedInAnnotation") and not allow_burned_in:
+    if _is_yes(header, "BurnedInAnnotation") and not allow_burned_in:
         raise ImageError("burned_in", "Burned In Annotation (0028,0301) is YES")
-    syntax, colour = str(header.file_meta.TransferSyntaxUID), str(header.PhotometricInterpretation)
+    syntax, color = str(header.file_meta.TransferSyntaxUID), str(header.PhotometricInterpretation)
     wrong = [
         syntax not in PLAIN | JPEG | JPEG_2000 and "its transfer syntax",
-        COLOURS.get(colour) != header.SamplesPerPixel and "its photometric interpretation",
-        syntax in JPEG and colour == "PALETTE COLOR" and "a palette of indices packed with loss",
+        COLORS.get(color) != header.SamplesPerPixel and "its photometric interpretation",
+        syntax in JPEG and color == "PALETTE COLOR" and "a palette of indices packed with loss",
         header.BitsAllocated not in (8, 16) and "its number of bits",
         not 1 <= header.BitsStored <= header.BitsAllocated and "its number of bits",
         header.get("PixelRepresentation", 0) != 0 and "signed samples",
@@ -128,33 +129,35 @@ def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool
         raise ImageError("corrupt", f"{next(filter(None, wrong))} cannot be read")
     is_jpeg = syntax in JPEG
     return Photograph(
-        int(header.Columns), int(header.Rows), is_jpeg, colour == "RGB", colour == "MONOCHROME1", content, header
+        int(header.Columns), int(header.Rows), is_jpeg, color == "RGB", color == "MONOCHROME1", content, header
     )
 
 
-def _says_yes(header: Dataset, keyword: str) -> bool:
+def _is_yes(header: Dataset, keyword: str) -> bool:
     return str(header.get(keyword) or "").strip().upper() == "YES"
 
 
 def _dataset(content: bytes, limit: int, tags: list[str], stop_before_pixels: bool = False) -> Dataset:
-    """These elements of a DICOM file. Of a deflated one no more than `limit` bytes are unpacked."""
+    """Some elements of a DICOM file. Of a deflated one no more than `limit` bytes are unpacked."""
     import pydicom
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its warnings quote values, the patient's among them
+    logging.getLogger("pydicom").setLevel(
+        logging.CRITICAL
+    )  # its warnings quote values, even those that name the patient
     plain = _inflated(content, limit) if DEFLATED.encode() in content else content
     return pydicom.dcmread(io.BytesIO(plain), stop_before_pixels=stop_before_pixels, specific_tags=tags)
 
 
 def _inflated(content: bytes, limit: int) -> bytes:
-    """A deflated DICOM file as a plain one, its dataset cut at `limit` bytes; any other file as it is.
+    """A deflated DICOM file as a plain one, its dataset cut at `limit` bytes; any other file unchanged.
 
-    pydicom would unpack however much there is. PS3.10 section 7.1: the first element of the file's meta information
-    says how long that is, and what follows is deflated as a whole.
+    pydicom has no such limit. By PS3.10 section 7.1 the first element of the meta information has its length; all that
+    follows is deflated.
     """
     import pydicom
 
     if content[132:140] != b"\x02\0\0\0UL\x04\0":
-        raise ImageError("corrupt", "its meta information does not say how long it is")
+        raise ImageError("corrupt", "its meta information does not have its length")
     end = 144 + int.from_bytes(content[140:144], "little")
     meta = pydicom.dcmread(io.BytesIO(content[:end])).file_meta
     if meta.get("TransferSyntaxUID") != DEFLATED:
@@ -165,10 +168,10 @@ def _inflated(content: bytes, limit: int) -> bytes:
 
 
 def _check_jpeg_2000(frame: bytes, width: int, height: int) -> None:
-    """Raises `ImageError` where a frame is of another size than the header says, before anything is unpacked."""
+    """Raise `ImageError` if a frame has another size than the header declares, before it is unpacked."""
     from PIL import Image, Jpeg2KImagePlugin
 
-    # PS3.5 A.4.4 allows no boxes around the codestream; pydicom 3.0 goes round for ever in one of length 0.
+    # PS3.5 A.4.4 allows no boxes around the codestream; pydicom 3.0 loops forever in one of length 0.
     if not frame.startswith(b"\xff\x4f\xff\x51"):
         raise ImageError("corrupt", "its frame is not a JPEG 2000 codestream")
     assert Jpeg2KImagePlugin  # imported, so that Pillow knows the format
@@ -176,15 +179,15 @@ def _check_jpeg_2000(frame: bytes, width: int, height: int) -> None:
         raise ImageError("corrupt", "its frame is not of the size that the header says")
 
 
-def _looked_up(indices: np.ndarray, dataset: Dataset, colour: str) -> np.ndarray:
-    """One colour of a palette's, uint8 (height, width). PS3.3 C.7.6.3.1.5 and 6."""
-    entries, first, bits = dataset[f"{colour}PaletteColorLookupTableDescriptor"].value
+def _apply_palette(indices: NDArray[Any], dataset: Dataset, color: str) -> NDArray[np.uint8]:
+    """One color of an image with a palette, uint8 (height, width), by PS3.3 C.7.6.3.1.5 and 6."""
+    entries, first, bits = dataset[f"{color}PaletteColorLookupTableDescriptor"].value
     entries = entries or 1 << 16
-    data = bytes(dataset[f"{colour}PaletteColorLookupTableData"].value)
+    data = bytes(dataset[f"{color}PaletteColorLookupTableData"].value)
     if bits == 8 and len(data) < 2 * entries:
         table = np.frombuffer(data, np.uint8, entries)
-    else:  # 8 bits may lie in 16, too
+    else:  # 8 bits may be stored in 16, too
         order = "<" if dataset.original_encoding[1] else ">"
         table = np.frombuffer(data, order + "u2", entries)
         table = (table if bits == 8 else table // 257).astype(np.uint8)
-    return table[np.clip(indices.astype(np.int32) - first, 0, entries - 1)]
+    return np.asarray(table[np.clip(indices.astype(np.int32) - first, 0, entries - 1)], np.uint8)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from melanoma_spark import __version__, lineage
 from melanoma_spark.errors import DataError, ImageError
-from melanoma_spark.images import decoding, quality
+from melanoma_spark.images import decoding, hashes, quality
 from melanoma_spark.models import network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
@@ -57,7 +57,7 @@ class Scorer:
         return f"{self.facts['id']} tta {self.spec.tta}"
 
     def prepare(self, content: bytes) -> np.ndarray:
-        """The same pixels that ingest stores: `images.decode` at the model's size. Raises `ImageError`."""
+        """The same pixels that ingest stores: `decoding.decode` at the model's size. Raises `ImageError`."""
         return decoding.decode(content, self.spec.image_size, self.min_side, self.max_pixels, self.damaged == "accept")
 
     def prepare_sized(self, content: bytes) -> np.ndarray:
@@ -139,7 +139,7 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
         "weights.npz": files.pack_tensors(scorer.tensors),
         **(scorer.reference.pack() if scorer.reference else {}),
     }
-    sums = {name: decoding.sha256(content) for name, content in contents.items()}
+    sums = {name: hashes.sha256(content) for name, content in contents.items()}
     return contents | {MANIFEST: json.dumps(sums, indent=1, sort_keys=True).encode()}
 
 
@@ -149,7 +149,7 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
         sums = json.loads(artifacts[MANIFEST])
         referenced = any(name in sums for name in OPTIONAL)
         for name in (*CONTENTS, *(OPTIONAL if referenced else ())):
-            found = decoding.sha256(artifacts[name])
+            found = hashes.sha256(artifacts[name])
             if found != sums[name]:
                 raise DataError(
                     f"the model's {name} was changed after it was registered: SHA-256 {found}, "

@@ -13,7 +13,7 @@ from typing import Any
 
 from melanoma_spark import config, logs, tracking
 from melanoma_spark.errors import ClusterError, DataError
-from melanoma_spark.images import decoding
+from melanoma_spark.images import hashes
 from melanoma_spark.logs import say
 from melanoma_spark.models import engines
 from melanoma_spark.operations import retention
@@ -86,7 +86,7 @@ def needed(settings: config.Settings, warehouse: str, listing: list[retention.Fi
         manifests,
         datasets=frozenset(found["dataset_id"] for found in tags if "dataset_id" in found),
         reports=frozenset(found["report_id"] for found in [*tags, *evidence] if "report_id" in found),
-        exported=frozenset(p for p in kept if decoding.sha256(files.read_bytes(files.join(warehouse, p))) in sums),
+        exported=frozenset(p for p in kept if hashes.sha256(files.read_bytes(files.join(warehouse, p))) in sums),
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma_spark import clock, logs
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import plan
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.logs import say
 from melanoma_spark.runner.context import StageContext, Summary
@@ -38,10 +38,10 @@ def run(context: StageContext, name: str, batch: Batch, tags: dict[str, str]) ->
 
     Holds the lease meanwhile. A batch that fails is tried again at a later trigger, each time later; with `once` it
     ends the job. Raises `BusyError` when another job has taken the lease, `ClusterError` when Spark is gone, and at the
-    start as `archive.located`, but for a folder in which nothing has landed yet.
+    start as `plan.locate`, but for a folder in which nothing has landed yet.
     """
-    if not archive.empty(str(context.settings.archive)):
-        archive.located(context.settings.archive)
+    if not plan.is_empty_folder(str(context.settings.archive)):
+        plan.locate(context.settings.archive)
     with (
         logs.about(stage=name),
         lease.held(context.warehouse, name, context.settings.wait) as own,
@@ -142,7 +142,7 @@ class Following:
         self.streams += 1
         self.looked, self.due = 0.0, False
         self.ask()
-        spark.dataSource.register(landing.Landing)
+        spark.dataSource.register(landing.LandingSource)
         source = spark.readStream.format("landing").options(
             archive=files.url_of(str(settings.archive)),
             settle=str(self.settings.settle),

@@ -19,7 +19,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import schemas
 from melanoma_spark.errors import ClusterError
-from melanoma_spark.images import decoding
+from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.scoring import batches
 from melanoma_spark.scoring.batches import committed
 from melanoma_spark.storage import files
@@ -188,7 +188,7 @@ def entries(scores: DataFrame) -> DataFrame:
         "source_uri",
         "image_id",
         f.unhex("sha256").alias("sha256"),
-        (f.col("reason").isNull() | (f.col("reason") != decoding.GONE)).alias("done"),
+        (f.col("reason").isNull() | (f.col("reason") != UNREADABLE)).alias("done"),
         batch.alias("batch_id"),
     )
 
@@ -214,7 +214,7 @@ def waiting(spark: SparkSession, place: str, done: DataFrame, run_id: str) -> Da
     if not files.matches(place, "*.parquet"):
         return spark.createDataFrame([], schemas.SCORED)
     rows = spark.read.schema(schemas.SCORED).parquet(place)
-    read = f.col("reason").isNull() | (f.col("reason") != decoding.GONE) | (f.col("run_id") == run_id)
+    read = f.col("reason").isNull() | (f.col("reason") != UNREADABLE) | (f.col("run_id") == run_id)
     new = not_in(done, rows.where(read), rows.count())
     return (
         new.withColumn("one", f.coalesce("content", "source_key")).dropDuplicates(["one"]).select(*schemas.SCORED.names)

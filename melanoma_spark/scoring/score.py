@@ -20,10 +20,11 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, logs, schemas
-from melanoma_spark.archives import listing as archive
-from melanoma_spark.archives import records
+from melanoma_spark.archives import matching, tasks
+from melanoma_spark.archives.listing import list_archive, settled_files
 from melanoma_spark.errors import ClusterError, ImageError
-from melanoma_spark.images import decoding, quality
+from melanoma_spark.images import hashes, quality
+from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
 from melanoma_spark.monitoring import drift
@@ -101,8 +102,8 @@ def batch(context: StageContext, opened: Opened = nullcontext) -> Summary:
     # not persisted: Spark would then give these rows for later ones
     before = ledger.waiting(spark, place, done, context.run_id)
     settle = settings.score.follow.settle if settings.score.action == "follow" else 0
-    unsettled = ledger.keyed(archive.listing(spark, settings)).persist()
-    everything = archive.settled(unsettled, settle)
+    unsettled = ledger.keyed(list_archive(spark, settings)).persist()
+    everything = settled_files(unsettled, settle)
     listing = everything.where("role = 'image'")
     listings = (unsettled, everything, listing, listing.count())
     own = Run(context, model, version, scorer, place, *listings, done, before, before.count())
@@ -176,7 +177,7 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
     drifted = drift.of_batch(context, telling, metadata(own, telling), own.scorer.reference)
     telling.unpersist()
     unmatched, set_aside = unclear(own, written), own.tables.set_aside
-    notes = records.notes(unmatched)
+    notes = matching.summarize_unmatched(unmatched)
     if notes.examples:
         worklist.write_unmatched(context, batch_id, unmatched)
     tables = {**notes.as_record(), "set_aside": set_aside, "unused": own.tables.unused}
@@ -222,7 +223,7 @@ def refuse_lost(rows: DataFrame, total: int, most: float) -> None:
 
     One of them is a row. Many of them are a part of the archive that is away, or rights that changed.
     """
-    lost = rows.where(f.col("reason") == decoding.GONE)
+    lost = rows.where(f.col("reason") == UNREADABLE)
     count = lost.count()
     if count > max(FEW, most * total):
         (first,) = lost.select("detail").limit(1).collect()
@@ -246,7 +247,7 @@ def news(own: Run) -> New:
         return New(todo, waits.limit(0), 0, 0, known, 0)
     session.describe(own.context.spark, f"score: read new files, {count} of them")
     with session.progress(own.context.spark, "parts read"):
-        read = archive.hashed(todo, count, own.context.settings).persist()
+        read = tasks.hash_files(todo, count, own.context.settings).persist()
         read.count()
     told = todo.select("source_key", "source_uri").join(read, "source_key")
     contents = told.where("sha256 is not null").withColumn("content", f.unhex("sha256"))
@@ -330,7 +331,9 @@ def compute(own: Run, new: New) -> str:
         return write(frame.rename(columns=names).assign(**facts)[schemas.SCORED.names] for frame in frames)
 
     rows = new.rows.join(own.tables.rows.select("path", "patient_id"), "path", "left")
-    told = archive.computed(rows, new.computed, settings, predict, size, written, store.PARTS)
+    told = tasks.compute_files(
+        rows, new.computed, settings, predict, batch_size=size, write=written, result=store.PARTS
+    )
     with session.progress(spark, "parts scored"):
         total = told.agg(f.sum("rows")).collect()[0][0]
     if total != new.computed:
@@ -362,7 +365,7 @@ def with_quality(
         rows.loc[flagged, ["status", "decision"]] = ["abstained", ""]
         rows.loc[flagged, "probability"] = np.nan  # the network's own stays, for those who look into it
         rows.loc[flagged, "reason"] = "quality"
-        rows.loc[flagged, "detail"] = [quality.told(names) for names in flags if names]
+        rows.loc[flagged, "detail"] = [quality.describe_flags(names) for names in flags if names]
     return rows
 
 
@@ -377,12 +380,12 @@ def exported_network(own: Run, engine: str) -> bytes:
     version = context.tracker.version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
-        if version.tags.get(tag) == decoding.sha256(content):
+        if version.tags.get(tag) == hashes.sha256(content):
             return content
     say(f"  exporting the network for {engine}, once")
     content = engines.export(network.judge(spec, own.scorer.tensors), engine)
     files.write_bytes(url, content)
-    context.tracker.tag_version(own.model, own.version, {tag: decoding.sha256(content)})
+    context.tracker.tag_version(own.model, own.version, {tag: hashes.sha256(content)})
     return content
 
 

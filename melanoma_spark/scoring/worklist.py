@@ -17,8 +17,8 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import layouts, records
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import layouts, matching, plan, table_files, tasks
+from melanoma_spark.archives.tables import NO_IDS
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, gradcam, network
@@ -38,8 +38,8 @@ FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet would run, from names that other
 class TableMetadata:
     """What the tables of an archive say of its images.
 
-    `rows` has `path`, `patient_id` and `drift.METADATA` as text. `unmatched` is that of `records.Matched`. `set_aside`
-    and `unused` are tables that cannot be read and that name no images: what may be told of their path -> why.
+    `rows` has `path`, `patient_id` and `drift.METADATA` as text. `unmatched` is that of `matching.MatchedTables`.
+    `set_aside` and `unused` are tables that cannot be read, or name no images: the stored name of their path -> why.
     """
 
     rows: DataFrame
@@ -55,32 +55,33 @@ def table_metadata(context: StageContext, listed: DataFrame, unsettled: DataFram
     files that still land, too: a row may be about one of them, and not about another of its name.
     """
     spark, settings = context.spark, context.settings
-    set_aside = archive.unreadable_tables(listed)
-    heads, tables = archive.table_heads(listed, settings, set_aside)
+    set_aside = table_files.unreadable_tables(listed)
+    heads, tables = table_files.read_table_heads(listed, settings, set_aside)
     words = settings.ingest.labels
     unused: dict[str, str] = {}
     layout = layouts.Layout("plain", "no tables")
     try:
         own = (*words.positive, *words.negative)
-        known = archive.folders(listed) if heads else {}
-        layout = layouts.recognise(heads, known, settings.layout, settings.ingest.columns, own, needs_labels=False)
+        known = table_files.count_images_by_folder(listed) if heads else {}
+        columns = settings.ingest.columns
+        layout = layouts.recognize_layout(heads, known, settings.layout, columns, own, needs_labels=False)
         for path, why in layout.ignored:
-            (unused if why.startswith(layouts.NO_IDS) else set_aside)[path] = why
+            (unused if why.startswith(NO_IDS) else set_aside)[path] = why
     except (ConfigError, DataError) as error:
         set_aside["all tables"] = str(error)
-    matched = records.nothing(spark)
+    matched = matching.match_no_rows(spark)
     if layout.tables:
-        rows = archive.readable_records(spark, layout, tables, settings, set_aside)
-        images = archive.images_of_rows(unsettled, settings)
-        there, name = archive.all_tables(unsettled), archive.naming(settings)
-        matched = records.match(images, rows, there, name, lambda _, table: session.fixed(table))
-    columns = (f.col(name).cast("string") for name in ("path", "patient_id", *statistics.METADATA))
+        rows = table_files.read_readable_records(spark, layout, tables, settings, set_aside)
+        images = table_files.images_for_matching(unsettled, settings)
+        there, name = table_files.table_paths(unsettled), plan.stored_name(settings)
+        matched = matching.match_rows(images, rows, there, name, lambda _, table: session.fixed(table))
+    stated = (f.col(name).cast("string") for name in ("path", "patient_id", *statistics.METADATA))
     found = [nameless(settings, tables) for tables in (set_aside, unused)]
     for path, why in found[0].items():
         say(f"  set aside: {path} {why}", "table_set_aside", "warning", table=path)
     for path, why in found[1].items():
         say(f"  not used: {path} {why}", "table_not_used", table=path)
-    return TableMetadata(matched.images.select(*columns), matched.unmatched, *found)
+    return TableMetadata(matched.images.select(*stated), matched.unmatched, *found)
 
 
 def write_unmatched(context: StageContext, batch_id: str, unmatched: DataFrame) -> None:
@@ -92,15 +93,15 @@ def write_unmatched(context: StageContext, batch_id: str, unmatched: DataFrame) 
 def notes_of(tables: Mapping[str, Any]) -> list[str]:
     """What batch.json says of the tables, line by line for the page."""
     lines = [f"{path} was set aside: {why}" for path, why in tables["set_aside"].items()]
-    notes = records.Notes(**{field.name: tables[field.name] for field in fields(records.Notes)})
+    notes = matching.Notes(**{field.name: tables[field.name] for field in fields(matching.Notes)})
     return lines + notes.lines()
 
 
 def nameless(settings: config.Settings, tables: Mapping[str, str]) -> dict[str, str]:
     """Path -> why of tables, as both may be told: reasons may name columns and files."""
     if settings.privacy.source_names == "keep":
-        return {records.visible(path): records.visible(why) for path, why in sorted(tables.items())}
-    name = archive.naming(settings)
+        return {matching.printable(path): matching.printable(why) for path, why in sorted(tables.items())}
+    name = plan.stored_name(settings)
     return {name(path): "cannot be used" for path in sorted(tables)}
 
 
@@ -221,7 +222,9 @@ def pictures(
     size = context.settings.score.batch_size
     draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
     session.describe(context.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
-    drawing = archive.computed(found, len(wanted), context.settings, draw, size, lambda frames: frames, PICTURES)
+    drawing = tasks.compute_files(
+        found, len(wanted), context.settings, draw, batch_size=size, write=lambda frames: frames, result=PICTURES
+    )
     shown = {}
     for row in drawing.where("image is not null").collect():
         shown[row.sha256] = (f"pictures/{row.sha256[:16]}.jpg", f"pictures/{row.sha256[:16]}-gradcam.jpg")

@@ -166,7 +166,7 @@ def compute(
         image = np.asarray(pixels.codec.decode(pixels, content))
         if not view:
             return image
-        return augmentation.augmented(image, augment, augmentation.generator(seed, int(view), sha256))
+        return augmentation.augment(image, augment, augmentation.generator(seed, int(view), sha256))
 
     def finish(outputs: list[np.ndarray | None], errors: Any) -> pd.DataFrame:
         return pd.DataFrame({cut: stored(values, chosen.dtype) for cut, values in zip(cuts, outputs, strict=True)})

@@ -197,7 +197,7 @@ def epoch_images(source: Source, threads: int, settings: config.Settings, split:
     def augmented(shared: np.ndarray) -> Iterator[np.ndarray]:
         for row, image in zip(shared[shared != sharding.NONE], read(shared), strict=True):
             drawn = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
-            yield augmentation.augmented(image, settings.augment, drawn)
+            yield augmentation.augment(image, settings.augment, drawn)
 
     drawn_anew = split == "train" and source.column == "image" and settings.augment.enabled
     return loop.Images(index.groups, index.labels, augmented if drawn_anew else read)

@@ -19,9 +19,10 @@ from fake_clock import FakeClock
 from scoring import once, rows
 
 from melanoma_spark import schemas, tracking
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import contents, listing, tasks
 from melanoma_spark.errors import ClusterError, ImageError, of_storage
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import synthetic
+from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.scoring import ledger, score
 from melanoma_spark.storage import files
 
@@ -189,22 +190,22 @@ def away(request):
             unmount(one.folder)
 
 
-@pytest.mark.parametrize("moment", ["hashed", "computed"])
+@pytest.mark.parametrize("moment", ["hash_files", "compute_files"])
 def test_an_archive_that_is_away_for_a_moment_is_waited_for(scored, monkeypatch, away, moment):
     with zipping(scored.archive / "more.zip") as more:
         for seed in range(4):
             more.writestr(f"{seed}.jpg", synthetic.lesion_jpeg(700 + seed, size=64))
     disk = away(scored.archive)
-    whole = getattr(archive, moment)
+    whole = getattr(tasks, moment)
 
-    def first_away(*arguments):
-        planned = whole(*arguments)
+    def first_away(*arguments, **words):
+        planned = whole(*arguments, **words)
         disk.go()
         disk.back_after(3)
         return planned
 
     with monkeypatch.context() as only_here:
-        only_here.setattr(score.archive, moment, first_away)
+        only_here.setattr(tasks, moment, first_away)
         told = scored.stage("score")
     assert "11 images listed = 10 scored + 1 rejected + 0 copies" in told
     assert list(rows(scored)["reason"].dropna()) == ["corrupt"]
@@ -220,7 +221,7 @@ def zipping(path: Path):
 
 def listed(root: Path) -> pd.DataFrame:
     """Rows of the listing of an archive, as `contents` takes them."""
-    found = pd.DataFrame(archive.walked(f"file:{root}", "", 10**6), columns=schemas.LISTING.names, dtype=object)
+    found = pd.DataFrame(listing.walk_folder(f"file:{root}", "", 10**6), columns=schemas.LISTING.names, dtype=object)
     return found.sort_values("path")
 
 
@@ -229,8 +230,9 @@ def test_an_archive_that_stays_away_is_no_fate_of_its_images(tmp_path, monkeypat
     for name in "abc":
         (folder / f"{name}.jpg").write_bytes(name.encode())
     disk, root = away(folder), f"file:{folder}"
-    monkeypatch.setattr(archive, "returned", partial(archive.returned, clock=FakeClock()))
-    found = archive.contents(root, [listed(folder)], 100)
+    wait = partial(contents.wait_until_available, clock=FakeClock())
+    monkeypatch.setattr(contents, "wait_until_available", wait)
+    found = contents.read_contents(root, [listed(folder)], 100)
     assert next(found)[1] == b"a"
     disk.go()
     with pytest.raises(ClusterError, match="has been away for 120 s; mount it again"):
@@ -241,12 +243,12 @@ def test_an_archive_that_stays_away_is_no_fate_of_its_images(tmp_path, monkeypat
 def test_a_file_alone_that_is_gone_is_a_row(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.jpg").write_bytes(name.encode())
-    found = archive.contents(f"file:{tmp_path}", [listed(tmp_path)], 100)
+    found = contents.read_contents(f"file:{tmp_path}", [listed(tmp_path)], 100)
     (tmp_path / "b.jpg").unlink()
-    contents = [content for _, content in found]
-    assert (contents[0], contents[2]) == (b"a", b"c")
-    assert isinstance(contents[1], ImageError)
-    assert contents[1].reason == decoding.GONE
+    read = [content for _, content in found]
+    assert (read[0], read[2]) == (b"a", b"c")
+    assert isinstance(read[1], ImageError)
+    assert read[1].reason == UNREADABLE
 
 
 def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch):
@@ -254,15 +256,15 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
     (below := scored.archive / "below").mkdir()
     for seed in range(12):
         (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(800 + seed, size=64))
-    listing, elsewhere = score.archive.listing, scored.folder.parent / "below"
+    list_archive, elsewhere = score.list_archive, scored.folder.parent / "below"
 
     def vanishing(spark, settings):
-        found = listing(spark, settings).localCheckpoint()
+        found = list_archive(spark, settings).localCheckpoint()
         below.rename(elsewhere)
         return found
 
     with monkeypatch.context() as only_here:
-        only_here.setattr(score.archive, "listing", vanishing)
+        only_here.setattr(score, "list_archive", vanishing)
         with pytest.raises(ClusterError, match=r"12 of 19 new files were listed and cannot be read \(No such file"):
             scored.stage("score")
     assert not list(scored.folder.glob("scores/batch_id=*"))
@@ -276,20 +278,20 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
     for seed in range(12):
         (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(900 + seed, size=64))
     with monkeypatch.context() as only_here:
-        only_here.setattr(score.archive, "listing", vanishing)
+        only_here.setattr(score, "list_archive", vanishing)
         taken = scored.context.settings.score.model_copy(update={"most_unreadable": 1})
         assert "= 0 scored + 12 rejected" in scored.stage("score", score=taken)
 
 
-@pytest.mark.parametrize("moment", ["computed", "stage", "commit"])
+@pytest.mark.parametrize("moment", ["compute_files", "stage", "commit"])
 def test_a_warehouse_that_is_away_for_a_moment_ends_the_job_and_nothing_else(scored, monkeypatch, moment):
     disk = Away(scored.folder, "renamed")
-    place = archive if moment == "computed" else ledger
+    place = tasks if moment == "compute_files" else ledger
     whole = getattr(place, moment)
 
-    def first_away(*arguments):
+    def first_away(*arguments, **words):
         disk.go()
-        return whole(*arguments)
+        return whole(*arguments, **words)
 
     with monkeypatch.context() as only_here:
         only_here.setattr(place, moment, first_away)

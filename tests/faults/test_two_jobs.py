@@ -94,7 +94,7 @@ def serve() -> None:
         return decide(*given)
 
     follow.Following.until_over, retention.decide, lease._refuse = until_over, deciding, refusing
-    follow.archive.empty = lambda url: True
+    follow.plan.is_empty_folder = lambda url: True
     pipeline.STAGES = {name: partial(stage, name=name) for name in STAGES}
     pipeline.weights.located = pipeline.executors.check = lambda *_: None
     pipeline.closing = lambda job: ""

@@ -11,7 +11,7 @@ from broken import END, half
 
 from melanoma_spark import lineage
 from melanoma_spark.evaluation import assessment
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import hashes, synthetic
 from melanoma_spark.models import bundle, network, pyfunc
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
@@ -33,7 +33,7 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
     assert "damaged" not in facts
     assert line.read("images").where("flags is not null").count() == 0
     (reject,) = pd.read_parquet(line.folder / "rejects" / facts["path"]).itertuples()
-    assert (reject.reason, reject.sha256) == ("damaged", decoding.sha256(cut.read_bytes()))
+    assert (reject.reason, reject.sha256) == ("damaged", hashes.sha256(cut.read_bytes()))
     assert reject.detail == "libjpeg: Corrupt JPEG data: premature end of data segment"
 
     accepting = line.context.settings.ingest.model_copy(update={"damaged": "accept"})
@@ -81,7 +81,7 @@ def test_a_model_keeps_the_setting_and_one_from_before_rejects(scorer):
     description = json.loads(accepting["model.json"])
     del description["damaged"]
     accepting["model.json"] = json.dumps(description).encode()
-    sums = {name: decoding.sha256(accepting[name]) for name in bundle.CONTENTS}
+    sums = {name: hashes.sha256(accepting[name]) for name in bundle.CONTENTS}
     assert bundle.unpack(accepting | {bundle.MANIFEST: json.dumps(sums).encode()}).damaged == "reject"
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from melanoma_spark import config, pipeline, schemas
 from melanoma_spark.errors import ConfigError, DataError, MelanomaError
-from melanoma_spark.images import decoding, quality, synthetic
+from melanoma_spark.images import decoding, hashes, quality, synthetic
+from melanoma_spark.images.reasons import REASONS
 from melanoma_spark.models import calibration, network, operating_points, weights
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.scoring import ledger
@@ -112,7 +113,7 @@ def test_every_file_of_the_archive_is_accounted_for(line, stored):
         len(skipped),
     )
     assert facts["reasons"] == rejects["reason"].value_counts().to_dict()
-    assert set(rejects["reason"]) <= set(decoding.REASONS)
+    assert set(rejects["reason"]) <= set(REASONS)
     assert rejects["detail"].str.len().min() > 0
     expected = f"ingest: {len(accounted)} files listed = {len(stored)} accepted + {len(rejects)} rejected"
     assert line.said.startswith(expected)
@@ -146,10 +147,10 @@ def test_pixels_are_stored_as_decoded_and_nothing_but_pixels(stored):
     turned = 0
     for row in stored.itertuples():
         content = Path(row.source_uri.removeprefix("file:")).read_bytes()
-        assert decoding.sha256(content) == row.sha256
+        assert hashes.sha256(content) == row.sha256
         pixels = decoding.decode(content, 64)
         np.testing.assert_array_equal(field.codec.decode(field, row.image), pixels)
-        assert decoding.pixel_hash(decoding.decode(content, decoding.HASH_SIZE)) == row.pixel_sha256
+        assert hashes.pixel_hash(decoding.decode(content, hashes.HASH_SIZE)) == row.pixel_sha256
         with Image.open(io.BytesIO(row.image)) as image:
             assert image.format == "PNG"
             assert not image.getexif()
@@ -384,10 +385,10 @@ def test_every_image_has_one_score_row(line, scores):
     ) == [f"file:{path}" for path in listed]
     read = scores[scores["sha256"].notna()]
     assert read["sha256"].is_unique
-    contents = {decoding.sha256(path.read_bytes()) for path in listed}
+    contents = {hashes.sha256(path.read_bytes()) for path in listed}
     unread = scores[scores["sha256"].isna()]
     assert set(unread["reason"]) == {"empty", "hidden"}
-    assert contents == {*read["sha256"], *(decoding.sha256(Path(uri[5:]).read_bytes()) for uri in unread["source_uri"])}
+    assert contents == {*read["sha256"], *(hashes.sha256(Path(uri[5:]).read_bytes()) for uri in unread["source_uri"])}
     scored = scores[scores["status"] == "scored"]
     rejected = scores[scores["status"] == "rejected"]
     assert len(scored) + len(rejected) == len(scores)
@@ -399,7 +400,7 @@ def test_every_image_has_one_score_row(line, scores):
     assert set(rejected["reason"]) == {"damaged", "empty", "hidden", "not_an_image", "too_many_pixels", "too_small"}
     assert scored["reason"].isna().all()
     for row in scored.itertuples():
-        assert row.sha256 == decoding.sha256(Path(row.source_uri[5:]).read_bytes())
+        assert row.sha256 == hashes.sha256(Path(row.source_uri[5:]).read_bytes())
         assert row.image_id == Path(row.source_uri).stem
 
 

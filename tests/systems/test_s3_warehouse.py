@@ -16,7 +16,7 @@ from conftest import REPO, STAGES, with_settings
 from kills import killed_when
 from mlflow_server import mlflow_server
 
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import hashes, synthetic
 from melanoma_spark.storage import files, store
 
 WAREHOUSE = "s3a://melanoma/warehouse"
@@ -130,7 +130,7 @@ def test_killed_around_its_commit_and_again_every_image_has_one_row(told, bucket
     done = submit("score", *bucket.words)
     assert done.returncode == 0, done.stderr
     found = once()
-    new = {decoding.sha256(synthetic.lesion_jpeg(9000 + seed, size=64)) for seed in range(20)}
+    new = {hashes.sha256(synthetic.lesion_jpeg(9000 + seed, size=64)) for seed in range(20)}
     assert new <= set(found["sha256"])
     assert not rows_in("scores/_staged-")()
     assert not rows_in("scoring/")()

@@ -1,8 +1,10 @@
-"""Archives within the archive: zip, tar and tar.gz files, listed once and then read in parallel, never unpacked.
+"""Container formats of an archive (zip, tar, tar.gz): listed once, then read in parallel, never unpacked.
 
-`members` lists a container in one pass over what describes it; `read` gives the bytes of chosen members. Both take
-seekable binary files opened elsewhere and hold at most one member at a time. Nothing that a container holds can raise
-here: what is wrong with a member, or with the container, stands in a row. An `OSError` of the file itself goes through.
+`FORMATS` is the one table of them. A new format is a module with a `Format` and an entry here.
+
+`list_members` lists a container in one pass. `read_members` gives the bytes of some members. Both take seekable binary
+files, and hold one member at a time. Damaged or hostile content raises nothing: a member has a reason instead. An
+`OSError` of the file itself is raised.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from melanoma_spark.archives.containers import tars, zips
-from melanoma_spark.archives.containers.parts import Entry, Limits, Member, Stop, UniqueNames
+from melanoma_spark.archives.containers.common import Entry, Format, Limits, Member, Stop, UniqueNames
 from melanoma_spark.errors import ImageError
 
-__all__ = ["REASONS", "SUFFIXES", "Limits", "Member", "is_container", "kind_of", "members", "read"]
+__all__ = ["FORMATS", "REASONS", "Limits", "Member", "detect_format", "is_container", "list_members", "read_members"]
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
+FORMATS: dict[str, Format] = {"zip": zips.FORMAT, "tar.gz": tars.GZIPPED, "tar": tars.PLAIN}
+
 MAX_NAME = 1024  # characters
-RATIO_FROM = 1 << 20  # bytes: below, a high ratio is a small picture of one colour rather than a bomb
+RATIO_FROM = 1 << 20  # bytes: below, a high ratio is a small picture of one color rather than a bomb
 
 REASONS = {
     "unsafe_name": "its name is absolute, has '..', a backslash, control characters or over 1024; pack it again",
@@ -32,7 +35,7 @@ REASONS = {
     "bomb": "it unpacks to far more than it takes, or shares bytes with another; raise ingest.max_ratio if it is right",
     "too_many_members": "the archive has more members than ingest.max_members; raise it or split the archive",
     "archive_too_large": "its members are together over ingest.max_container_bytes; raise it or split the archive",
-    "damaged_member": "its bytes are not what the archive says of them; copy or pack the archive again",
+    "damaged_member": "its bytes differ from what the archive says of them; copy or pack the archive again",
     "damaged_archive": "the archive is cut or damaged, members may be missing; copy or pack it again",
 }
 
@@ -41,41 +44,36 @@ _ORDINARY = re.compile(rf"{_FIRST}(?:{_FIRST}|\.)*(?:/{_FIRST}(?:{_FIRST}|\.)*)*
 
 
 def is_container(name: str) -> bool:
-    """Whether a file is to be looked into, by its name."""
-    return name.lower().endswith(SUFFIXES)
+    """Whether a file's name has the suffix of a container."""
+    return any(name.lower().endswith(form.suffixes) for form in FORMATS.values())
 
 
-def kind_of(head: bytes, name: str = "") -> str | None:
-    """`zip`, `tar`, `tar.gz` or None, from a file's first 512 bytes; where they tell nothing, by its suffix.
+def detect_format(head: bytes, name: str = "") -> str | None:
+    """The key of `FORMATS` by a file's first 512 bytes, else by its suffix; None for no container.
 
-    The suffix is for zips with something before them (self-extracting ones) and for damaged files, which `members`
-    then tells about.
+    The suffix serves zip files with something before them (self-extracting ones) and damaged files, whose damage
+    `list_members` reports.
     """
-    if head[:4] in zips.SIGNATURES:
-        return "zip"
-    if head.startswith(tars.GZIP):
-        return "tar.gz"
-    if tars.starts(head):
-        return "tar"
-    suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
-    return {".zip": "zip", ".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz"}.get(suffix or "")
+    by_head = (kind for kind, form in FORMATS.items() if form.starts(head))
+    by_name = (kind for kind, form in FORMATS.items() if name.lower().endswith(form.suffixes))
+    return next(by_head, None) or next(by_name, None)
 
 
-def members(file: BinaryIO, kind: str, limits: Limits | None = None) -> Iterator[Member]:
-    """All members of a container in its order, without directories: those to read, and those not, with a reason.
+def list_members(file: BinaryIO, kind: str, limits: Limits | None = None) -> Iterator[Member]:
+    """All members of a container in its order, without folders; those that cannot be read have a reason.
 
-    Where the container is damaged, or over a limit as a whole, one last member without a name says so. Memory
-    does not grow with a tar's members, and by some 60 bytes with each of a zip's; telling names apart takes up to 6
-    bytes for each of `limits.max_members`.
+    If the container is damaged, or over a limit, the last member has no name and the reason. Memory does not grow with
+    the members of a tar, and grows by some 60 bytes with each member of a zip. Telling names apart takes up to 6 bytes
+    for each of `limits.max_members`.
     """
     limits = limits or Limits()
     names = UniqueNames(limits.max_members)
     index = total = 0
     try:
-        for entry in _entries(file, kind, limits):
+        for entry in FORMATS[kind].entries(file, limits):
             if index >= limits.max_members:
                 raise Stop("too_many_members", f"more than {limits.max_members}, the rest is not listed", entry.offset)
-            name, reason, detail = _judge(entry, limits)
+            name, reason, detail = _check_entry(entry, limits)
             if reason is None:
                 total += entry.size
                 if total > limits.max_total_bytes:
@@ -88,13 +86,13 @@ def members(file: BinaryIO, kind: str, limits: Limits | None = None) -> Iterator
         yield Member("", index, stop.offset, 0, 0, 0, None, stop.reason, stop.detail)
 
 
-def read(file: BinaryIO, kind: str, wanted: Iterable[Member]) -> Iterator[tuple[Member, bytes | ImageError]]:
-    """The content of members of this very file, as `members` listed it, or why there is none.
+def read_members(file: BinaryIO, kind: str, wanted: Iterable[Member]) -> Iterator[tuple[Member, bytes | ImageError]]:
+    """The content of members of this file, as `list_members` listed them, or the error that says why there is none.
 
-    Zip and tar seek to each member. A tar.gz is streamed through once, up to the last one; raises `ValueError` where
-    its members do not come in order of their offset.
+    A streamed format (tar.gz) is read in one pass up to the last member; raises `ValueError` if its members do not come
+    in order of their offset.
     """
-    get = {"zip": zips.reader, "tar": tars.reader, "tar.gz": tars.gz_reader}[kind](file)
+    get = FORMATS[kind].reader(file)
     for member in wanted:
         try:
             if member.reason is not None:
@@ -104,14 +102,8 @@ def read(file: BinaryIO, kind: str, wanted: Iterable[Member]) -> Iterator[tuple[
             yield member, error
 
 
-def _entries(file: BinaryIO, kind: str, limits: Limits) -> Iterator[Entry]:
-    if kind == "zip":
-        return zips.entries(file, limits)
-    return tars.entries(tars.Gunzip(file, limits) if kind == "tar.gz" else tars.Plain(file))
-
-
-def _judge(entry: Entry, limits: Limits) -> tuple[str, str | None, str | None]:
-    """The name to show, and why the member is not read, if so."""
+def _check_entry(entry: Entry, limits: Limits) -> tuple[str, str | None, str | None]:
+    """The name to show, and the reason and detail if the member is not read."""
     name, reason, detail = entry.name, entry.reason, entry.detail
     parts = name.split("/")
     if not _ORDINARY.fullmatch(name) or len(name) > MAX_NAME:
@@ -122,7 +114,7 @@ def _judge(entry: Entry, limits: Limits) -> tuple[str, str | None, str | None]:
             return _printable(name.replace(":", "_"))[:MAX_NAME] or "_", "unsafe_name", unsafe
         name = _printable("/".join(parts))
     if any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1].lower() == "thumbs.db":
-        return name, "hidden", "what a desktop keeps for itself, or a name with a dot before it"
+        return name, "hidden", "made by an operating system, or its name starts with a dot"
     if reason:
         return name, reason, detail
     if is_container(name):
@@ -137,6 +129,7 @@ def _judge(entry: Entry, limits: Limits) -> tuple[str, str | None, str | None]:
 
 
 def _unsafe(name: str, parts: list[str]) -> str | None:
+    """Why a name is unsafe, or None. `parts` are its non-empty parts."""
     if len(name) > MAX_NAME:
         return f"{len(name)} characters, the limit is {MAX_NAME}"
     if "\\" in name:
@@ -151,11 +144,11 @@ def _unsafe(name: str, parts: list[str]) -> str | None:
 
 
 def _printable(name: str) -> str:
-    """Escapes what does not print, first of all the bytes that are no text."""
+    """The name with escapes for what does not print, above all for undecodable bytes."""
     if name.isprintable():
         return name
 
-    def escaped(character: str) -> str:
+    def escape(character: str) -> str:
         code = ord(character)
         if character.isprintable() or unicodedata.category(character) == "Zs":  # the wide space of Japanese names
             return character
@@ -163,4 +156,4 @@ def _printable(name: str) -> str:
             return f"\\x{code - 0xDC00:02x}"
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
-    return "".join(map(escaped, name))
+    return "".join(map(escape, name))

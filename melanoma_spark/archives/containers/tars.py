@@ -1,7 +1,7 @@
-"""Reads tar: v7, ustar, GNU and pax, plain or in gzip.
+"""Reads tar files: v7, ustar, GNU and pax, plain or in gzip.
 
-Python's tarfile takes a damaged header for the end, and recurses into whatever extension headers come; so its format is
-read here.
+Python's tarfile takes a damaged header for the end of the archive, and recurses into extension headers. This reader
+reports damage, and does not recurse.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from melanoma_spark.archives.containers.parts import MOST, Entry, Limits, Member, Stop, decoded, exactly, length_of
+from melanoma_spark.archives.containers.common import (
+    MOST,
+    Entry,
+    Format,
+    Limits,
+    Member,
+    Stop,
+    decode_name,
+    file_length,
+    read_exactly,
+)
 from melanoma_spark.errors import ImageError
 
 BLOCK = 512  # bytes: everything in a tar starts at a multiple of it
@@ -23,14 +33,14 @@ NO_DATA = {b"1": "link", b"2": "link", b"3": "special_file", b"4": "special_file
 REGULAR = (b"0", b"\0", b"7")
 
 
-def starts(head: bytes) -> bool:
-    """Whether a file of these first 512 bytes is a tar, if only an empty one."""
-    return len(head) >= BLOCK and (head[:BLOCK] == ZEROS or _sound(head[:BLOCK]))
+def _starts(head: bytes) -> bool:
+    """Whether these first 512 bytes are those of a tar, even an empty one."""
+    return len(head) >= BLOCK and (head[:BLOCK] == ZEROS or _has_right_checksum(head[:BLOCK]))
 
 
-def entries(stream: Plain | Gunzip) -> Iterator[Entry]:
-    """The members of a tar. Ends with `Stop` where it is damaged; in gzip, a member comes after it was gone through."""
-    longer: dict[str, bytes] = {}  # what extension headers say of the next member
+def _entries(stream: PlainStream | GunzipStream) -> Iterator[Entry]:
+    """The members of a tar. Raises `Stop` at damage. A member in gzip is yielded after its bytes were passed."""
+    attributes: dict[str, bytes] = {}  # of the next member, from extension headers
     zeros = 0
     while True:
         place = stream.place
@@ -45,20 +55,20 @@ def entries(stream: Plain | Gunzip) -> Iterator[Entry]:
         if len(header) < BLOCK:
             where = "within a header" if header else "without the mark of its end" if place else "before it starts"
             raise Stop("damaged_archive", f"cut at byte {place + len(header)}, {where}", place)
-        if header == ZEROS and not longer:
+        if header == ZEROS and not attributes:
             zeros = 1
             continue
-        if not _sound(header):
+        if not _has_right_checksum(header):
             what = "something follows the end" if zeros else "no member's header"
             raise Stop("damaged_archive", f"{what} at byte {place}", place)
         zeros = 0  # or one tar was appended to another
         try:
-            size = _number(header[124:136])
+            size = _parse_number(header[124:136])
             kind = header[156:157]
             if kind in b"xXgLK":
-                _extend(longer, kind, _extension(stream, size))
+                _apply_extension(attributes, kind, _read_extension(stream, size))
                 continue
-            size = int(longer.get("size", size))
+            size = int(attributes.get("size", size))
             if size < 0:
                 raise ValueError("a negative size")
         except ValueError as error:
@@ -66,30 +76,30 @@ def entries(stream: Plain | Gunzip) -> Iterator[Entry]:
         if kind in NO_DATA:
             size = 0
         more = kind == b"S" and header[482]
-        while more:  # a sparse file's map goes on
+        while more:  # the map of a sparse file continues
             block = stream.read(BLOCK)
             more = len(block) == BLOCK and block[504]
-        name = decoded(_name(header, longer))
+        name = decode_name(_member_name(header, attributes))
         data = stream.place
         if not stream.skip_to(data + size):
             raise Stop("damaged_archive", f"cut within the member that starts at byte {place}", place)
-        folder = kind == b"5" or (kind in REGULAR and name.endswith("/"))  # v7 has no kind for folders
+        folder = kind == b"5" or (kind in REGULAR and name.endswith("/"))  # v7 has no type for folders
         if not folder:
             reason = NO_DATA.get(kind) or (None if kind in REGULAR else "special_file")
             detail = f"tar's type {kind.decode('latin-1')!r}"
-            if any(key.startswith("GNU.sparse.") for key in longer):
+            if any(key.startswith("GNU.sparse.") for key in attributes):
                 reason, detail = "special_file", "a sparse file"
             yield Entry(name, data, size, size, reason=reason, detail=detail if reason else None)
-        longer.clear()
+        attributes.clear()
         stream.skip_to(data + size + -size % BLOCK)
 
 
-def reader(file: BinaryIO) -> Callable[[Member], bytes]:
-    """A function that reads members of a plain tar."""
+def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
+    """Returns a function that reads a member of a plain tar."""
 
     def get(member: Member) -> bytes:
         file.seek(member.offset)
-        content = exactly(file, member.size)
+        content = read_exactly(file, member.size)
         if len(content) < member.size:
             raise ImageError("damaged_member", f"{len(content)} of {member.size} bytes, then the archive ends")
         return content
@@ -97,9 +107,9 @@ def reader(file: BinaryIO) -> Callable[[Member], bytes]:
     return get
 
 
-def gz_reader(file: BinaryIO) -> Callable[[Member], bytes]:
-    """A function that reads members of a tar.gz, in order."""
-    stream = Gunzip(file)
+def _gzip_reader(file: BinaryIO) -> Callable[[Member], bytes]:
+    """Returns a function that reads a member of a tar.gz; members come in order."""
+    stream = GunzipStream(file)
 
     def get(member: Member) -> bytes:
         if member.offset < stream.place:
@@ -116,38 +126,38 @@ def gz_reader(file: BinaryIO) -> Callable[[Member], bytes]:
     return get
 
 
-class Plain:
-    """A tar's bytes. Skipping is seeking."""
+class PlainStream:
+    """The bytes of a plain tar; skipping seeks."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._length = length_of(file)
+        self._length = file_length(file)
         self._skipped = False
         self.place = 0
 
     def read(self, length: int) -> bytes:
-        """So many bytes, fewer at the end."""
+        """The next `length` bytes, fewer at the end."""
         if self._skipped:
             self._file.seek(self.place)
             self._skipped = False
-        content = exactly(self._file, length)
+        content = read_exactly(self._file, length)
         self.place += len(content)
         return content
 
     def skip_to(self, place: int) -> bool:
-        """Whether the file reaches there."""
+        """Move to a place. Returns False if the file ends before it."""
         self._skipped = self._skipped or place != self.place
         self.place = min(place, self._length)
         return place <= self._length
 
 
-class Gunzip:
-    """The bytes of a gzip file, forwards, checked against its checksum. Raises `Stop` where it is damaged or a bomb.
+class GunzipStream:
+    """The bytes of a gzip file, read forward and checked against its checksum. Raises `Stop` at damage or a bomb.
 
-    All bytes before the damage are given, to the last one.
+    It gives all bytes before the damage.
     """
 
-    TAKE, GIVE = 1 << 16, 1 << 18  # bytes at a time
+    TAKE, GIVE = 1 << 16, 1 << 18  # bytes read and given at a time
 
     def __init__(self, file: BinaryIO, limits: Limits | None = None) -> None:
         file.seek(0)
@@ -161,12 +171,12 @@ class Gunzip:
         self.place = 0
 
     def read(self, length: int) -> bytes:
-        """So many bytes, fewer at the end."""
+        """The next `length` bytes, fewer at the end."""
         pieces = list(self._pieces(length))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def skip_to(self, place: int) -> bool:
-        """Whether the stream reaches there."""
+        """Move to a place. Returns False if the stream ends before it."""
         for _ in self._pieces(place - self.place):
             pass
         return self.place == place
@@ -184,14 +194,14 @@ class Gunzip:
             yield piece
 
     def _inflate(self) -> bytes:
-        """The next bytes, or none at the end."""
+        """The next bytes; empty at the end."""
         while True:
             if self._stop:
                 raise self._stop
             if not self._input:
                 self._input = self._file.read(self.TAKE)
                 self._taken += len(self._input)
-            if self._inflater is None:  # a gzip file may be several, one after another, or end in zeros
+            if self._inflater is None:  # gzip files may be concatenated, or end in zeros
                 ended = not self._input
                 self._input = self._input.lstrip(b"\0")
                 if ended:
@@ -209,7 +219,7 @@ class Gunzip:
                 else:
                     self._input = self._inflater.unconsumed_tail
             except zlib.error as error:
-                output = _before_damage(before, self._input)
+                output = _decompress_before_damage(before, self._input)
                 self._stop = Stop("damaged_archive", f"gzip: {error}, before byte {self._taken}", self._given)
             self._given += len(output)
             self._check(self._taken - len(self._input))
@@ -223,14 +233,14 @@ class Gunzip:
         if self._given > max(1 << 20, limits.max_ratio * taken):
             detail = f"{taken} bytes unpack to {self._given}, the limit is {limits.max_ratio:g} times"
             self._stop = Stop("bomb", detail, self._given)
-        # Headers are not counted as members' bytes, so they come on top; they too must end.
+        # Headers do not count as bytes of members; they need a limit, too.
         if self._given > limits.max_total_bytes + 2048 * limits.max_members:
             detail = f"over {limits.max_total_bytes} bytes, the rest is not listed"
             self._stop = Stop("archive_too_large", detail, self._given)
 
 
-def _before_damage(inflater: zlib._Decompress, content: bytes) -> bytes:
-    """What zlib had made of these bytes when it found them damaged, which it keeps to itself."""
+def _decompress_before_damage(inflater: zlib._Decompress, content: bytes) -> bytes:
+    """The output that zlib had before it found damage in these bytes; zlib itself does not return it."""
     output = b""
     try:
         for place in range(len(content)):
@@ -240,10 +250,10 @@ def _before_damage(inflater: zlib._Decompress, content: bytes) -> bytes:
     return output
 
 
-def _sound(header: bytes) -> bool:
-    """Whether a header's checksum is right. It counts its own field as spaces; some writers summed signed bytes."""
+def _has_right_checksum(header: bytes) -> bool:
+    """Whether the checksum of a header is right. It counts its own field as spaces; some writers sum signed bytes."""
     try:
-        stated = _number(header[148:156])
+        stated = _parse_number(header[148:156])
     except ValueError:
         return False
     # Adler-32's lower half is the sum of up to 256 bytes, ten times as fast as sum().
@@ -255,15 +265,15 @@ def _sound(header: bytes) -> bool:
     return total - 256 * high == stated
 
 
-def _number(field: bytes) -> int:
-    """An octal number or, of what is too large for one, its bytes. Raises `ValueError`."""
+def _parse_number(field: bytes) -> int:
+    """A number in octal digits, or in binary if it is too large for them. Raises `ValueError`."""
     if field[0] == 0x80:
         return min(int.from_bytes(field[1:], "big"), MOST)
     return int(field.partition(b"\0")[0].strip() or b"0", 8)
 
 
-def _name(header: bytes, longer: dict[str, bytes]) -> bytes:
-    name = longer.get("GNU.sparse.name") or longer.get("path") or longer.get("L")
+def _member_name(header: bytes, attributes: dict[str, bytes]) -> bytes:
+    name = attributes.get("GNU.sparse.name") or attributes.get("path") or attributes.get("L")
     if name:
         return name
     name = header[:100].partition(b"\0")[0]
@@ -271,7 +281,7 @@ def _name(header: bytes, longer: dict[str, bytes]) -> bytes:
     return prefix + b"/" + name if prefix else name
 
 
-def _extension(stream: Plain | Gunzip, size: int) -> bytes:
+def _read_extension(stream: PlainStream | GunzipStream, size: int) -> bytes:
     if not 0 <= size <= MAX_EXTENSION:
         raise ValueError(f"an extension of {size} bytes, the limit is {MAX_EXTENSION},")
     content = stream.read(size + -size % BLOCK)
@@ -280,12 +290,12 @@ def _extension(stream: Plain | Gunzip, size: int) -> bytes:
     return content[:size]
 
 
-def _extend(longer: dict[str, bytes], kind: bytes, content: bytes) -> None:
-    """Takes up what an extension header says: a long name, or pax attributes as lines of "length key=value"."""
+def _apply_extension(attributes: dict[str, bytes], kind: bytes, content: bytes) -> None:
+    """Add what an extension header holds: a long name, or pax attributes as lines of "length key=value"."""
     if kind == b"L":
-        longer["L"] = content.partition(b"\0")[0]
+        attributes["L"] = content.partition(b"\0")[0]
     if kind not in b"xX":
-        return  # long targets of links, and pax attributes for all members: no name or size is among them
+        return  # long targets of links and pax attributes of all members have no name or size
     at = 0
     while at < len(content) and content[at]:
         length = content[at : at + 20].partition(b" ")[0]
@@ -295,5 +305,15 @@ def _extend(longer: dict[str, bytes], kind: bytes, content: bytes) -> None:
         if not equals or not line.endswith(b"\n") or not at < stop <= len(content):
             raise ValueError("damaged attributes")
         if key in (b"path", b"size") or key.startswith(b"GNU.sparse."):
-            longer[key.decode("latin-1")] = value
+            attributes[key.decode("latin-1")] = value
         at = stop
+
+
+PLAIN = Format((".tar",), _starts, lambda file, _: _entries(PlainStream(file)), _reader)
+GZIPPED = Format(
+    suffixes=(".tar.gz", ".tgz"),
+    starts=lambda head: head.startswith(GZIP),
+    entries=lambda file, limits: _entries(GunzipStream(file, limits)),
+    reader=_gzip_reader,
+    streamed=True,
+)

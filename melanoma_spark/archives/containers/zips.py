@@ -1,6 +1,6 @@
-"""Reads zip, from its central directory or, where that is missing, from one member to the next.
+"""Reads zip files, from the central directory or, if that is missing, from one member to the next.
 
-Python's zipfile holds every entry as an object of 1 kB and gives up on a zip without a central directory.
+Python's zipfile holds every entry as an object of 1 kB, and cannot read a zip without a central directory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,19 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from melanoma_spark.archives.containers.parts import MOST, Entry, Limits, Member, Stop, decoded, exactly, length_of
+from melanoma_spark.archives.containers.common import (
+    MOST,
+    Entry,
+    Format,
+    Limits,
+    Member,
+    Stop,
+    decode_name,
+    file_length,
+    read_exactly,
+)
 from melanoma_spark.errors import ImageError
 
 LOCAL, CENTRAL, END, END64 = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06"
@@ -35,7 +46,7 @@ STORED, DEFLATE, BZIP2, LZMA = 0, 8, 12, 14
 
 
 class Directory(NamedTuple):
-    """Where a central directory lies, and how far all offsets are off (by what stands before the zip)."""
+    """Where a central directory lies. `shift` is the length of what precedes the zip: all offsets are off by it."""
 
     start: int
     size: int
@@ -43,8 +54,8 @@ class Directory(NamedTuple):
     shift: int
 
 
-class Record(NamedTuple):
-    """What a central directory says of a file. `span` is what it takes in the zip at least, with its header."""
+class DirectoryRecord(NamedTuple):
+    """A file in a central directory. `span` is the least that it takes in the zip, with its header, in bytes."""
 
     name: bytes
     flags: int
@@ -57,55 +68,55 @@ class Record(NamedTuple):
     span: int
 
 
-class Broken(Exception):
-    """A central directory is not one."""
+class BrokenDirectory(Exception):
+    """A central directory cannot be read."""
 
 
-def entries(file: BinaryIO, limits: Limits) -> Iterator[Entry]:
-    """The members of a zip. Ends with `Stop` where it is damaged."""
-    length = length_of(file)
+def _entries(file: BinaryIO, limits: Limits) -> Iterator[Entry]:
+    """The members of a zip. Raises `Stop` at damage."""
+    length = file_length(file)
     if length == 0:
         raise Stop("damaged_archive", "0 bytes", 0)
-    directory = _directory(file, length)
+    directory = _find_directory(file, length)
     try:
         if directory is None:
-            raise Broken
-        clashes = _clashes(file, directory, limits.max_members)
-    except Broken:
-        yield from _scan(file, length, limits)
+            raise BrokenDirectory
+        overlaps = _find_overlaps(file, directory, limits.max_members)
+    except BrokenDirectory:
+        yield from _scan_members(file, length, limits)
         return
-    for record, clash in zip(_records(file, directory), clashes, strict=False):
-        name = decoded(record.name, "cp437")
+    for record, overlap in zip(_directory_records(file, directory), overlaps, strict=False):
+        name = decode_name(record.name, "cp437")
         if name.endswith("/") or (record.size == 0 and (name.endswith("\\") or stat.S_ISDIR(record.mode))):
             continue
-        reason, detail = _trouble(record.flags, record.method, record.stored, record.size, record.mode)
+        reason, detail = _why_not_read(record.flags, record.method, record.stored, record.size, record.mode)
         if not reason and record.offset + record.span > directory.start:
             reason, detail = "damaged_member", "its bytes would lie beyond those of all members"
-        elif not reason and clash:
+        elif not reason and overlap:
             reason, detail = "bomb", "it shares bytes with another member"
         numbers = min(record.offset, MOST), min(record.stored, MOST), min(record.size, MOST)
         yield Entry(name, *numbers, record.method, record.crc, reason, detail)
-    if len(clashes) > limits.max_members:  # with its folders
+    if len(overlaps) > limits.max_members:  # folders included
         raise Stop("too_many_members", f"more than {limits.max_members}, the rest is not listed", directory.start)
 
 
-def reader(file: BinaryIO) -> Callable[[Member], bytes]:
-    """A function that reads members of a zip."""
+def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
+    """Returns a function that reads a member of a zip."""
 
     def get(member: Member) -> bytes:
         file.seek(member.offset)
-        header = exactly(file, _LOCAL.size)
+        header = read_exactly(file, _LOCAL.size)
         if len(header) < _LOCAL.size or not header.startswith(LOCAL):
             raise ImageError("damaged_member", f"no header at byte {member.offset}")
         flags, name, extra = struct.unpack_from("<6xH18xHH", header)
         if flags & 1:
             raise ImageError("encrypted", "by its own header")
-        exactly(file, name + extra)
-        content = exactly(file, member.stored)
+        read_exactly(file, name + extra)
+        content = read_exactly(file, member.stored)
         if len(content) < member.stored:
             raise ImageError("damaged_member", f"{len(content)} of {member.stored} bytes, then the archive ends")
         try:
-            content = _inflated(content, member.method, member.size, flags)
+            content = _decompress(content, member.method, member.size, flags)
         except (zlib.error, lzma.LZMAError, OSError, EOFError, struct.error) as error:
             raise ImageError("damaged_member", str(error)) from None
         if len(content) != member.size:
@@ -118,8 +129,8 @@ def reader(file: BinaryIO) -> Callable[[Member], bytes]:
     return get
 
 
-def _inflated(content: bytes, method: int, size: int, flags: int) -> bytes:
-    """At most one byte more than there should be: enough to know, too little to harm."""
+def _decompress(content: bytes, method: int, size: int, flags: int) -> bytes:
+    """At most one byte more than the stated size, which is enough to detect a wrong size."""
     if method == DEFLATE:
         return zlib.decompressobj(-15).decompress(content, size + 1)
     if method == BZIP2:
@@ -134,8 +145,8 @@ def _inflated(content: bytes, method: int, size: int, flags: int) -> bytes:
     return content
 
 
-def _trouble(flags: int, method: int, stored: int, size: int, mode: int = 0) -> tuple[str | None, str | None]:
-    """Why an entry is not to be read, from what is said of it."""
+def _why_not_read(flags: int, method: int, stored: int, size: int, mode: int = 0) -> tuple[str | None, str | None]:
+    """Reason and detail of an entry that must not be read, by its header."""
     if stat.S_ISLNK(mode):
         return "link", "a symbolic link"
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -149,34 +160,34 @@ def _trouble(flags: int, method: int, stored: int, size: int, mode: int = 0) -> 
     return None, None
 
 
-def _directory(file: BinaryIO, length: int) -> Directory | None:
-    """The central directory, by the record at the zip's end; a comment of up to 64 KiB may follow that."""
+def _find_directory(file: BinaryIO, length: int) -> Directory | None:
+    """The central directory, by the record at the end of the zip, which a comment of up to 64 KiB may follow."""
     base = max(0, length - _END.size - 0xFFFF)
     file.seek(base)
-    tail = exactly(file, length - base)
+    tail = read_exactly(file, length - base)
     place = len(tail)
-    for _ in range(8):  # the comment may hold the like, but hardly more often
+    for _ in range(8):  # the comment may hold the signature, but hardly more often
         place = tail.rfind(END, 0, place)
         if place < 0:
             break
         if place + _END.size <= len(tail):
             *_, count, size, offset, comment = _END.unpack_from(tail, place)
-            # What else would follow is another zip, or not one to trust.
+            # Anything else after it is another zip, or makes this one suspect.
             if place + _END.size + comment <= len(tail) and not tail[place + _END.size + comment :].strip(b"\0\r\n"):
-                found = _verified(file, base + place, count, size, offset)
+                found = _verify_directory(file, base + place, count, size, offset)
                 if found:
                     return found
     return None
 
 
-def _verified(file: BinaryIO, end: int, count: int, size: int, offset: int) -> Directory | None:
-    """Where the directory is that ends before `end`, if there is one."""
+def _verify_directory(file: BinaryIO, end: int, count: int, size: int, offset: int) -> Directory | None:
+    """The central directory that ends before `end`, if there is one."""
     if count == 0xFFFF or size == 0xFFFFFFFF or offset == 0xFFFFFFFF:
-        locator = _at(file, end - 20, 20)
+        locator = _read_at(file, end - 20, 20)
         if locator.startswith(LOCATOR64):
             (stated,) = struct.unpack_from("<8xQ", locator)
             for place in (end - 20 - _END64.size, stated):
-                record = _at(file, place, _END64.size)
+                record = _read_at(file, place, _END64.size)
                 if len(record) == _END64.size and record.startswith(END64):
                     *_, count, size, offset = _END64.unpack(record)
                     end = place
@@ -185,49 +196,49 @@ def _verified(file: BinaryIO, end: int, count: int, size: int, offset: int) -> D
         return Directory(end, 0, 0, 0)
     for start, shift in ((end - size, end - size - offset), (offset, 0)):
         # A zip with another one before it is the last of its members, and the rest of the outer one is lost.
-        if shift > 0 and _at(file, 0, 4) == LOCAL:
+        if shift > 0 and _read_at(file, 0, 4) == LOCAL:
             continue
-        if shift >= 0 and size and start + size <= end and _at(file, start, 4) == CENTRAL:
+        if shift >= 0 and size and start + size <= end and _read_at(file, start, 4) == CENTRAL:
             return Directory(start, size, count, shift)
     return None
 
 
-def _at(file: BinaryIO, place: int, length: int) -> bytes:
+def _read_at(file: BinaryIO, place: int, length: int) -> bytes:
     if not 0 <= place <= MOST:
         return b""
     file.seek(place)
-    return exactly(file, length)
+    return read_exactly(file, length)
 
 
-def _records(file: BinaryIO, directory: Directory) -> Iterator[Record]:
-    """The central directory, a part of it at a time. Raises `Broken`."""
+def _directory_records(file: BinaryIO, directory: Directory) -> Iterator[DirectoryRecord]:
+    """The files of a central directory, which is read in parts. Raises `BrokenDirectory`."""
     buffer, at, place = b"", 0, directory.start
     end = directory.start + directory.size
     while True:
         if len(buffer) - at < _LONGEST and place < end:
-            more = _at(file, place, min(_CHUNK, end - place))
+            more = _read_at(file, place, min(_CHUNK, end - place))
             buffer, at = buffer[at:] + more, 0
             place = place + len(more) if more else end
         if at == len(buffer) or buffer.startswith(SIGNED, at):
             return
         if len(buffer) - at < _CENTRAL.size or not buffer.startswith(CENTRAL, at):
-            raise Broken
+            raise BrokenDirectory
         found = _CENTRAL.unpack_from(buffer, at)
         _, _, system, _, _, flags, method, _, _, crc, stored, size, named, extra, comment, _, _, outer, offset = found
         start = at + _CENTRAL.size
         name = buffer[start : start + named]
         at = start + named + extra + comment
         if at > len(buffer):
-            raise Broken
+            raise BrokenDirectory
         if 0xFFFFFFFF in (size, stored, offset):
-            size, stored, offset = _large(buffer[start + named : start + named + extra], size, stored, offset)
+            size, stored, offset = _zip64_numbers(buffer[start + named : start + named + extra], size, stored, offset)
         mode = outer >> 16 if system in (3, 19) else 0  # made on Unix or macOS
         span = _LOCAL.size + named + stored
-        yield Record(name, flags, method, crc, stored, size, offset + directory.shift, mode, span)
+        yield DirectoryRecord(name, flags, method, crc, stored, size, offset + directory.shift, mode, span)
 
 
-def _large(extra: bytes, *numbers: int) -> list[int]:
-    """Numbers of which those that do not fit in 32 bits stand in zip64's extra field, in their order."""
+def _zip64_numbers(extra: bytes, *numbers: int) -> list[int]:
+    """The numbers, those over 32 bits from the extra field of zip64, where they stand in the same order."""
     at = 0
     while at + 4 <= len(extra):
         code, length = struct.unpack_from("<HH", extra, at)
@@ -238,51 +249,51 @@ def _large(extra: bytes, *numbers: int) -> list[int]:
     return list(numbers)
 
 
-def _clashes(file: BinaryIO, directory: Directory, most: int) -> np.ndarray:
-    """For each file of a central directory, whether it shares bytes with another one: what makes a zip bomb large.
+def _find_overlaps(file: BinaryIO, directory: Directory, most: int) -> NDArray[np.bool_]:
+    """For each file of a central directory, whether it shares bytes with another one, as in zip bombs: bool (files,).
 
-    Looks at one file more than may be listed. Raises `Broken` for a directory that is damaged anywhere.
+    Reads one file more than may be listed. Raises `BrokenDirectory` if the directory is damaged anywhere.
     """
     spans = array("Q")
     count = 0
-    for count, record in enumerate(_records(file, directory), 1):
+    for count, record in enumerate(_directory_records(file, directory), 1):
         end = record.offset + record.span
-        inside = end <= directory.start  # one that is not is damaged, and must not cast doubt on others
+        inside = end <= directory.start  # others are damaged, and must not make their neighbors suspect
         spans.extend((record.offset, end) if inside else (0, 0))
         if count > most:
             break
     if count <= most and (count - directory.files) % 0x10000:  # some writers count no further than 16 bits
-        raise Broken
+        raise BrokenDirectory
     if not count:
         return np.zeros(0, bool)
     starts, ends = np.frombuffer(spans, np.uint64).reshape(-1, 2).T
     order = np.argsort(starts, kind="stable")
     starts, ends = starts[order], ends[order]
-    clash = np.zeros(count, bool)
-    clash[1:] = starts[1:] < np.maximum.accumulate(ends)[:-1]
-    clash[:-1] |= ends[:-1] > starts[1:]
-    unsorted = np.empty_like(clash)
-    unsorted[order] = clash
+    overlap = np.zeros(count, bool)
+    overlap[1:] = starts[1:] < np.maximum.accumulate(ends)[:-1]
+    overlap[:-1] |= ends[:-1] > starts[1:]
+    unsorted = np.empty_like(overlap)
+    unsorted[order] = overlap
     return unsorted
 
 
-def _scan(file: BinaryIO, length: int, limits: Limits) -> Iterator[Entry]:
-    """The members of a zip that lacks its central directory, one after another. Always ends with `Stop`."""
-    place = next(_places(file, LOCAL, 0, limits.max_member_bytes), None)
+def _scan_members(file: BinaryIO, length: int, limits: Limits) -> Iterator[Entry]:
+    """The members of a zip without a central directory, one after another. Always ends with `Stop`."""
+    place = next(_find_signature(file, LOCAL, 0, limits.max_member_bytes), None)
     if place is None:
         raise Stop("damaged_archive", "no sound central directory, and no member", 0)
     while True:
-        header = _at(file, place, _LOCAL.size)
+        header = _read_at(file, place, _LOCAL.size)
         if len(header) < _LOCAL.size or not header.startswith(LOCAL):
             raise Stop("damaged_archive", f"no sound central directory; members were found up to byte {place}", place)
         _, _, flags, method, _, _, crc, stored, size, named, extra = _LOCAL.unpack(header)
-        rest = exactly(file, named + extra)
+        rest = read_exactly(file, named + extra)
         data = place + _LOCAL.size + named + extra
         if 0xFFFFFFFF in (size, stored):
-            size, stored = _large(rest[named:], size, stored)
+            size, stored = _zip64_numbers(rest[named:], size, stored)
         stop = data + stored
-        if flags & 8:  # what is not known beforehand stands behind the data
-            measured = None if flags & 0x2041 else _measured(file, data, method, limits.max_member_bytes)
+        if flags & 8:  # sizes and checksum stand behind the data
+            measured = None if flags & 0x2041 else _measure_member(file, data, method, limits.max_member_bytes)
             if measured is None:
                 raise Stop(
                     "damaged_archive", f"no sound central directory, and no end of the member at byte {place}", place
@@ -290,16 +301,16 @@ def _scan(file: BinaryIO, length: int, limits: Limits) -> Iterator[Entry]:
             stored, size, crc, stop = measured
         if stop > length:
             raise Stop("damaged_archive", f"cut within the member that starts at byte {place}", place)
-        name = decoded(rest[:named], "cp437")
+        name = decode_name(rest[:named], "cp437")
         if not name.endswith("/"):
-            yield Entry(name, place, stored, min(size, MOST), method, crc, *_trouble(flags, method, stored, size))
+            yield Entry(name, place, stored, min(size, MOST), method, crc, *_why_not_read(flags, method, stored, size))
         place = stop
 
 
-def _places(file: BinaryIO, signature: bytes, start: int, stop: int) -> Iterator[int]:
-    """All places of four bytes in a file from one place to another, or a little beyond."""
+def _find_signature(file: BinaryIO, signature: bytes, start: int, stop: int) -> Iterator[int]:
+    """All places of a signature of four bytes between two places of a file, or a little beyond."""
     place, buffer = start, b""
-    while place <= stop and (chunk := _at(file, place + len(buffer), _CHUNK)):
+    while place <= stop and (chunk := _read_at(file, place + len(buffer), _CHUNK)):
         buffer += chunk
         found = buffer.find(signature)
         while found >= 0:
@@ -309,12 +320,12 @@ def _places(file: BinaryIO, signature: bytes, start: int, stop: int) -> Iterator
         buffer = buffer[-3:]
 
 
-def _measured(file: BinaryIO, data: int, method: int, most: int) -> tuple[int, int, int, int] | None:
-    """(stored, size, crc, where the next header is) of a member whose length is told only behind it."""
+def _measure_member(file: BinaryIO, data: int, method: int, most: int) -> tuple[int, int, int, int] | None:
+    """(stored, size, crc, place of the next header) of a member whose length stands behind its data."""
     if method == STORED:
-        for place in _places(file, DESCRIPTOR, data, data + most):
+        for place in _find_signature(file, DESCRIPTOR, data, data + most):
             size = place - data
-            behind = _at(file, place, 24)
+            behind = _read_at(file, place, 24)
             for layout in ("<4xLLL", "<4xLQQ"):
                 length = struct.calcsize(layout)
                 crc, *lengths = struct.unpack(layout, behind[:length].ljust(length, b"\xff"))
@@ -341,10 +352,13 @@ def _measured(file: BinaryIO, data: int, method: int, most: int) -> tuple[int, i
     if not inflater.eof:
         return None
     stored = taken - len(content)
-    behind = _at(file, data + stored, 24)
+    behind = _read_at(file, data + stored, 24)
     for layout in ("<4sLLL", "<4sLQQ", "<LLL", "<LQQ"):
         length = struct.calcsize(layout)
         found = struct.unpack(layout, behind[:length]) if len(behind) >= length else ()
         if found[-3:] == (crc, stored, size) and found[:-3] in ((), (DESCRIPTOR,)):
             return stored, size, crc, data + stored + length
     return None
+
+
+FORMAT = Format((".zip",), lambda head: head[:4] in SIGNATURES, _entries, _reader)

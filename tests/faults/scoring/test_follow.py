@@ -17,7 +17,7 @@ from conftest import Line, said
 from kills import kill
 
 from melanoma_spark.errors import DataError
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import hashes, synthetic
 from melanoma_spark.scoring import batches, follow, score
 
 PATIENCE = 180  # seconds
@@ -250,6 +250,6 @@ def test_told_to_end_through_spark_submit(landing, submitted, submit, settings_f
     assert (started.returncode, err) == (0, ""), out + err
     assert "told to end" in out
     once(landing, 44)
-    here = {decoding.sha256(path.read_bytes()) for path in landing.archive.glob("*.jpg")}
+    here = {hashes.sha256(path.read_bytes()) for path in landing.archive.glob("*.jpg")}
     assert set(landing.scores()["sha256"]) == here
     assert not list(scoring.rglob("*.parquet"))

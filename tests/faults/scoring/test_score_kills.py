@@ -11,7 +11,7 @@ from conftest import open_line
 from kills import wait_until
 from standalone import submitted
 
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import hashes, synthetic
 
 NEW = 60
 
@@ -28,7 +28,7 @@ def test_a_lost_executor_costs_no_row(line, cluster, tmp_path):
     out, err = started.communicate(timeout=600)
     assert started.returncode == 0, out + err
     found = open_line(line.context.spark, tmp_path / "archive", tmp_path / "warehouse").scores()
-    here = {decoding.sha256(path.read_bytes()) for path in (tmp_path / "archive").iterdir()}
+    here = {hashes.sha256(path.read_bytes()) for path in (tmp_path / "archive").iterdir()}
     ours = found[found["sha256"].isin(here)]
     assert sorted(ours["sha256"]) == sorted(here)
     assert not list((tmp_path / "warehouse/scoring").rglob("*.parquet"))

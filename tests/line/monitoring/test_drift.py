@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from scipy import stats
 
 from melanoma_spark import config, pipeline
-from melanoma_spark.images import decoding
+from melanoma_spark.images import decoding, hashes
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
 from melanoma_spark.monitoring import drift as job
 from melanoma_spark.monitoring import statistics
@@ -388,7 +388,7 @@ def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray
 def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
     """VGG16 of ImageNet at 64 px; docs/decisions/drift.md has figures at 224."""
     size = 64
-    paths = sorted((SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: decoding.sha256(path.name.encode()))
+    paths = sorted((SHARED / "data/lesions").glob("*/*.jpg"), key=lambda path: hashes.sha256(path.name.encode()))
     lesions = [decoding.decode(path.read_bytes(), size) for path in paths[:360]]
     spec = network.Spec(backbone="vgg16", image_size=size, hidden=4, dropout=0.0)
     file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"

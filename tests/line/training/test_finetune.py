@@ -44,7 +44,7 @@ def test_pixels_are_augmented_by_epoch_and_image_on_any_number_of_ranks(line, so
     for found, epoch in ((first, 1), (second, 2)):
         for image, stored, row in zip(found, as_stored, dealt[dealt != sharding.NONE], strict=True):
             generator = augmentation.generator(drawn.seed, epoch, index.keys[row].decode())
-            np.testing.assert_array_equal(image, augmentation.augmented(stored, AUGMENT, generator))
+            np.testing.assert_array_equal(image, augmentation.augment(stored, AUGMENT, generator))
     assert not np.array_equal(first, second)
     images = finetune.epoch_images(pixels, 1, drawn, "train", 1)
     of_ranks = [list(images.read(sharding.share(dealt, rank, 3))) for rank in range(3)]

@@ -2,7 +2,6 @@
 
 import pytest
 
-from melanoma_spark.archives import layouts
 from melanoma_spark.evaluation import assessment
 from melanoma_spark.models import network
 
@@ -19,10 +18,6 @@ from melanoma_spark.models import network
 def test_licences_are_those_of_the_archive_else_of_its_layout(monkeypatch, told, layout, licences):
     monkeypatch.setattr(assessment, "told_of", lambda job, images, column: told)
     assert assessment.licences(None, {"layout": layout}) == licences
-
-
-def test_layouts_of_known_licences_are_layouts():
-    assert layouts.LICENCES.keys() < layouts.LAYOUTS.keys()
 
 
 def test_a_model_is_told_with_its_weights_and_its_views():

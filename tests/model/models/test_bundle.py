@@ -22,7 +22,6 @@ import pickle, sys
 with open({str(tmp_path / "scorer")!r}, "rb") as file:
     scorer = pickle.load(file)
 from melanoma_spark.models import engines
-from melanoma_spark.archives import listing as archive
 from melanoma_spark.images import quality
 from melanoma_spark.spark import inference
 from melanoma_spark.storage import store

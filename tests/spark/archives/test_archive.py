@@ -18,10 +18,9 @@ from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import layouts
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import layouts, listing, plan, table_files, tables, tasks
 from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.spark import session
 
 # Each a valid name of a file, and each something to a shell, a glob, a URL or a table of partitions.
@@ -116,7 +115,7 @@ def settings(odd):
 
 @pytest.fixture(scope="module")
 def listed(spark, settings):
-    return archive.listing(spark, settings).localCheckpoint()
+    return listing.list_archive(spark, settings).localCheckpoint()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +127,7 @@ def rows(listed):
 def decoded(listed, settings):
     """Rows of decode by source_uri."""
     todo = listed.where("role = 'image' and reason is null")
-    found = archive.decode(todo, todo.count(), settings).collect()
+    found = tasks.decode_files(todo, todo.count(), settings).collect()
     assert len({row.source_uri for row in found}) == len(found)
     return {row.source_uri: row for row in found}
 
@@ -220,10 +219,10 @@ def test_decoded_loose_files_are_what_images_makes_of_them(decoded, odd):
     assert len(read) == len(NAMES) + len(NO_TEXT) + len(FOUR) + 2  # a link within, and photograph.zip
     for path in read:
         row, content = decoded[f"file:{odd}/{path}"], files[path].read_bytes()
-        looked = decoding.look(content, 64)
-        assert row.sha256 == decoding.sha256(content)
-        assert row.pixel_sha256 == decoding.pixel_hash(looked.hashed)
-        assert row.perceptual_hash == decoding.perceptual_hash(looked.hashed)
+        looked = decoding.decode_with_hashes(content, 64)
+        assert row.sha256 == hashes.sha256(content)
+        assert row.pixel_sha256 == hashes.pixel_hash(looked.hash_pixels)
+        assert row.perceptual_hash == hashes.perceptual_hash(looked.hash_pixels)
         assert (row.width, row.height, row.format) == (64, 64, "JPEG")
         np.testing.assert_array_equal(field.codec.decode(field, row.image), decoding.decode(content, 64))
 
@@ -238,7 +237,7 @@ def test_members_are_decoded_as_loose_files_are(decoded, odd, container):
 
 
 def contents(listed, count, settings):
-    """The files' bytes through `archive.computed`, two at a time."""
+    """The files' bytes through `tasks.compute_files`, two at a time."""
     refused = ImageError
 
     def compute(batches):
@@ -256,7 +255,7 @@ def contents(listed, count, settings):
 
     result = StructType.fromDDL("content binary, reason string, detail string")
     told = StructType([*schemas.SOURCE, *result])
-    return archive.computed(listed, count, settings, compute, 2, lambda frames: frames, told)
+    return tasks.compute_files(listed, count, settings, compute, batch_size=2, write=lambda frames: frames, result=told)
 
 
 def test_contents_are_the_files(listed, rows, settings, odd):
@@ -275,13 +274,13 @@ def test_contents_are_the_files(listed, rows, settings, odd):
             continue
         expected = files[place.path].read_bytes() if place.kind == "file" else FOUR[place.member]
         assert (bytes(row.content), row.reason, row.detail) == (expected, None, None)
-        assert row.sha256 == decoding.sha256(expected)
-        assert row.image_id == place.image_id == layouts.image_id(place.path)
+        assert row.sha256 == hashes.sha256(expected)
+        assert row.image_id == place.image_id == tables.image_id(place.path)
 
 
 def test_hashes_are_those_of_the_contents(listed, settings):
     named = listed.withColumn("source_key", encode("source_uri", "utf-8"))
-    found = archive.hashed(named, listed.count(), settings).collect()
+    found = tasks.hash_files(named, listed.count(), settings).collect()
     expected = contents(listed, listed.count(), settings).collect()
     told = {bytes(row.source_key).decode(): (row.image_id, row.sha256, row.reason, row.detail) for row in found}
     assert len(told) == len(found)
@@ -289,18 +288,18 @@ def test_hashes_are_those_of_the_contents(listed, settings):
 
 
 def test_ids_are_without_the_number_of_a_name_that_came_twice():
-    assert archive.image_id("a.zip/x.jpg#2", "zip") == archive.image_id("x.jpg", "file") == "x"
-    assert archive.image_id("x#2", "file") == archive.image_id("a.tar/x#2.jpg", "tar") == "x#2"
+    assert listing.image_id("a.zip/x.jpg#2", "zip") == listing.image_id("x.jpg", "file") == "x"
+    assert listing.image_id("x#2", "file") == listing.image_id("a.tar/x#2.jpg", "tar") == "x#2"
 
 
 def test_a_file_that_is_gone_costs_itself_only(spark, small):
     settings = settings_of(small)
-    listed = archive.listing(spark, settings).localCheckpoint()
+    listed = listing.list_archive(spark, settings).localCheckpoint()
     (small / "ward/Schmidt.zip").unlink()
     (small / "ward/Schmidt broken.jpg").write_bytes(bytes(MAX_BYTES + 1))
     found = {
         row.source_uri.rpartition("/")[2]: row.reason
-        for row in archive.decode(listed, listed.count(), settings).collect()
+        for row in tasks.decode_files(listed, listed.count(), settings).collect()
     }
     assert found == {
         "Anna Schmidt.jpg": None,
@@ -317,7 +316,7 @@ def test_listing_ends_no_worker(spark, small):
     daemon = spark.range(0, 1, 1, 1).mapInPandas(daemons, "pid long").collect()[0].pid
     workers = Path(f"/proc/{daemon}/task/{daemon}/children")
     before = set(workers.read_text().split())
-    archive.listing(spark, settings_of(small)).count()
+    listing.list_archive(spark, settings_of(small)).count()
     time.sleep(0.5)  # one that ends does so after its rows have come
     assert before <= set(workers.read_text().split())
 
@@ -331,10 +330,10 @@ def test_times_are_the_same_in_every_time_zone(spark, small):
     try:
         for zone in ("UTC", "America/New_York"):
             spark.conf.set(key, zone)
-            listed = archive.listing(spark, settings).localCheckpoint()
+            listed = listing.list_archive(spark, settings).localCheckpoint()
             for table in (
                 listed,
-                archive.decode(listed, listed.count(), settings),
+                tasks.decode_files(listed, listed.count(), settings),
                 contents(listed, listed.count(), settings),
             ):
                 found = table.selectExpr("unix_micros(modified) as micros").collect()
@@ -348,9 +347,9 @@ def test_archives_are_named_by_path_or_by_url(spark, small, tmp_path, monkeypatc
     expected |= {f"file:{small}/ward/Schmidt.zip!/Berta Schmidt.jpg"}
     monkeypatch.chdir(tmp_path)
     for url in (f"file://{small}", f"file:{small}/", "small"):
-        assert {row.source_uri for row in archive.listing(spark, settings_of(url)).collect()} == expected
+        assert {row.source_uri for row in listing.list_archive(spark, settings_of(url)).collect()} == expected
     (tmp_path / "other").symlink_to(small)
-    found = archive.listing(spark, settings_of(tmp_path / "other"))
+    found = listing.list_archive(spark, settings_of(tmp_path / "other"))
     assert {row.path for row in found.where("reason is null").collect()} == {
         "ward/Anna Schmidt.jpg",
         "ward/Schmidt broken.jpg",
@@ -368,7 +367,7 @@ def test_one_container_is_an_archive(spark, tmp_path, name):
     else:
         write(root, name, tarred(FOUR, "w:gz") if name == "four.tar.gz" else zipped(FOUR))
     settings = settings_of(root / name)
-    listed = archive.listing(spark, settings).localCheckpoint()
+    listed = listing.list_archive(spark, settings).localCheckpoint()
     assert {row.source_uri: row.reason for row in listed.collect()} == {
         f"file:{root}/{name}!/{member}": None for member in FOUR
     }
@@ -388,7 +387,7 @@ def test_bad_archives_are_named_in_one_line(spark, tmp_path):
         (None, ConfigError, "no archive named; add archive=URL"),
     ]:
         with pytest.raises(error, match=message) as caught:
-            archive.listing(spark, settings_of(url))
+            listing.list_archive(spark, settings_of(url))
         assert "\n" not in str(caught.value)
 
 
@@ -404,14 +403,12 @@ def test_tables_are_read_wherever_they_are(spark, tmp_path, packing):
     else:
         write(root, f"x.{packing}", tarred(files, "w:gz") if packing == "tar.gz" else zipped(files))
     above = "" if packing == "loose" else f"x.{packing}/"
-    listed = archive.listing(spark, settings).localCheckpoint()
-    heads, found = archive.table_heads(listed, settings)
-    assert [(head.path, head.head) for head in heads] == [
-        (f"{above}below/Metadata.CSV", table.encode()[: archive.HEAD_BYTES])
-    ]
-    assert archive.folders(listed) == {f"{above}below": 1, f"{above}b": 1}
-    layout = layouts.recognise(heads, archive.folders(listed))
-    rows = archive.records(spark, layout, found, settings).collect()
+    listed = listing.list_archive(spark, settings).localCheckpoint()
+    heads, found = table_files.read_table_heads(listed, settings)
+    assert [(head.path, head.head) for head in heads] == [(f"{above}below/Metadata.CSV", table.encode()[: tables.HEAD])]
+    assert table_files.count_images_by_folder(listed) == {f"{above}below": 1, f"{above}b": 1}
+    layout = layouts.recognize_layout(heads, table_files.count_images_by_folder(listed))
+    rows = table_files.read_records(spark, layout, found, settings).collect()
     assert [(row.image_id, row.labels, row.patient_id) for row in rows] == [
         (f"im {n}, a", ["nevus"], f"p{n}") for n in range(5000)
     ]
@@ -423,9 +420,9 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
     write(tmp_path, "a.jpg", drawn(1))
     write(tmp_path, gone, table if gone == "labels.csv" else zipped({"labels.csv": table}, zipfile.ZIP_STORED))
     settings = settings_of(tmp_path)
-    listed = archive.listing(spark, settings).localCheckpoint()
-    heads, found = archive.table_heads(listed, settings)
-    layout = layouts.recognise(heads, {})
+    listed = listing.list_archive(spark, settings).localCheckpoint()
+    heads, found = table_files.read_table_heads(listed, settings)
+    layout = layouts.recognize_layout(heads, {})
     if gone == "cut.zip":
         (tmp_path / gone).write_bytes((tmp_path / gone).read_bytes()[:300])
     else:
@@ -433,10 +430,10 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
     path = gone if gone == "labels.csv" else f"{gone}/labels.csv"
     told = f"{path} cannot be read: .*; make it readable, or take it out of the archive, and run ingest again"
     with pytest.raises(DataError, match=told) as error:
-        archive.table_heads(listed, settings)
+        table_files.read_table_heads(listed, settings)
     assert "\n" not in str(error.value)
     with pytest.raises(PySparkException) as caught:
-        archive.records(spark, layout, found, settings).collect()
+        table_files.read_records(spark, layout, found, settings).collect()
     ours = of_executor(caught.value)
     assert isinstance(ours, DataError)
     assert re.fullmatch(told, str(ours))
@@ -444,10 +441,10 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
 
 def test_what_takes_long_is_dealt_out_in_more_tasks_of_runs_of_neighbours(spark, tmp_path):
     (tmp_path / "many.zip").write_bytes(zipped({f"{number:03d}.jpg": b"x" for number in range(300)}))
-    listed = archive.listing(spark, settings_of(tmp_path)).localCheckpoint()
+    listed = listing.list_archive(spark, settings_of(tmp_path)).localCheckpoint()
 
     def dealt(*words):
-        parts = archive.in_reading_order(listed, 300, *words).select("index").rdd.glom().collect()
+        parts = plan.in_reading_order(listed, 300, *words).select("index").rdd.glom().collect()
         return [[row["index"] for row in part] for part in parts]
 
     whole, finer = dealt(), dealt(12, 10)
@@ -464,13 +461,13 @@ def test_hashed_names_tell_nobodys_name(spark, small, monkeypatch):
 
     def read(key, *tables):
         monkeypatch.setenv(config.NAME_KEY, key)
-        listed = archive.listing(spark, settings).localCheckpoint()
+        listed = listing.list_archive(spark, settings).localCheckpoint()
         return [[row.asDict() for row in table(listed, 3, settings).collect()] for table in tables]
 
     def names(found):
         return {row[column] for rows in found for row in rows for column in ("source_uri", "image_id") if column in row}
 
-    first = read("a key of sixteen or more", archive.decode, lambda *given: contents(*given).drop("content"))
+    first = read("a key of sixteen or more", tasks.decode_files, lambda *given: contents(*given).drop("content"))
     assert [len(rows) for rows in first] == [3, 3]
     for row in (*first[0], *first[1]):
         for column, value in row.items():
@@ -487,4 +484,4 @@ def test_names_are_not_hashed_without_a_key(spark, small, monkeypatch, key):
     if key is not None:
         monkeypatch.setenv(config.NAME_KEY, key)
     with pytest.raises(ConfigError, match=f"at least 16 characters.*{config.NAME_KEY}"):
-        archive.listing(spark, settings_of(small, privacy={"source_names": "hash"}))
+        listing.list_archive(spark, settings_of(small, privacy={"source_names": "hash"}))

@@ -24,7 +24,8 @@ from conftest import Line, open_line
 from PIL import Image, PngImagePlugin
 
 from melanoma_spark.archives import containers
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import hashes, synthetic
+from melanoma_spark.images.reasons import REASONS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
@@ -428,7 +429,7 @@ def test_the_sums_are_those_of_the_tables_here(ingested):
 
 
 def test_every_reject_says_what_and_why(ingested):
-    known = decoding.REASONS.keys() | containers.REASONS.keys()
+    known = REASONS.keys() | containers.REASONS.keys()
     for row in ingested.rejects().itertuples():
         assert row.reason in known
         assert row.detail
@@ -436,7 +437,7 @@ def test_every_reject_says_what_and_why(ingested):
         if row.sha256 is None:
             assert row.reason not in OF_CONTENT or row.reason in ("mask", "empty"), row
         elif row.source_uri in ingested.contents:
-            assert row.sha256 == decoding.sha256(ingested.contents[row.source_uri])
+            assert row.sha256 == hashes.sha256(ingested.contents[row.source_uri])
         else:
             assert len(row.sha256) == 64
 

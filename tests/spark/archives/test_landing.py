@@ -7,15 +7,14 @@ import zipfile
 import pytest
 
 from melanoma_spark import config
-from melanoma_spark.archives import landing
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import landing, listing
 from melanoma_spark.errors import DataError
 
 LARGE = 2**28
 
 
 def seen(folder, settle=0.0):
-    return landing.seen(str(folder), LARGE, settle)
+    return landing.summarize_settled(str(folder), LARGE, settle)
 
 
 def drop(path, seconds=60, content=b"x"):
@@ -52,10 +51,10 @@ def test_what_is_still_being_written_is_left_for_later(tmp_path, spark):
     with zipfile.ZipFile(tmp_path / "new.zip", "w") as zipped:
         zipped.writestr("member.jpg", b"x")
     assert [seen(tmp_path, settle)[0] for settle in (30_000, 3000, 0)] == [1, 2, 3]
-    listed = archive.listing(spark, config.parse({"archive": str(tmp_path)}))
-    assert {row.path for row in archive.settled(listed, 30_000).collect()} == {"old.jpg"}
-    assert {row.path for row in archive.settled(listed, 3000).collect()} == {"old.jpg", "young.jpg"}
-    assert archive.settled(listed, 0).count() == 3
+    listed = listing.list_archive(spark, config.parse({"archive": str(tmp_path)}))
+    assert {row.path for row in listing.settled_files(listed, 30_000).collect()} == {"old.jpg"}
+    assert {row.path for row in listing.settled_files(listed, 3000).collect()} == {"old.jpg", "young.jpg"}
+    assert listing.settled_files(listed, 0).count() == 3
 
 
 def test_offsets_tell_of_the_folder_and_of_what_is_asked_for(tmp_path):
@@ -67,8 +66,8 @@ def test_offsets_tell_of_the_folder_and_of_what_is_asked_for(tmp_path):
         "asked": str(tmp_path / "asked"),
     }
     (tmp_path / "landing").mkdir()
-    looks = landing.Landing(options).streamReader(None)
-    assert looks.latestOffset() == looks.initialOffset() == landing.NOTHING
+    looks = landing.LandingSource(options).streamReader(None)
+    assert looks.latestOffset() == looks.initialOffset() == landing.EMPTY
     drop(tmp_path / "landing/a.jpg", 1000)
     first = looks.latestOffset()
     assert first == looks.latestOffset()
@@ -86,6 +85,6 @@ def test_a_folder_that_is_away_is_another_offset_too_and_ends_no_stream(tmp_path
         seen(tmp_path / "nowhere")
     (tmp_path / "asked").write_text("")
     options = {"archive": str(tmp_path / "nowhere"), "settle": "0", "max_bytes": "1", "asked": str(tmp_path / "asked")}
-    offset = landing.Landing(options).streamReader(None).latestOffset()
+    offset = landing.LandingSource(options).streamReader(None).latestOffset()
     assert offset["files"] == 1
     assert "does not exist" in offset["digest"]

@@ -14,17 +14,16 @@ from functools import reduce
 import pytest
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import layouts
-from melanoma_spark.archives import records as row_matching
+from melanoma_spark.archives import layouts, matching, tables
 from melanoma_spark.dataset import groups, selection, splits
 from melanoma_spark.errors import DataError
-from melanoma_spark.images import decoding
+from melanoma_spark.images.reasons import REASONS
 
 INGEST = {"test_fraction": 0.3, "validation_fraction": 0.3}
 SETTINGS = config.parse({"ingest": INGEST})
 THEN = datetime(2024, 5, 6, 7, 8, 9)
-FOLDERS = layouts.recognise([], {"benign": 1, "malignant": 1})
-TABLE = layouts.recognise([layouts.TableHead("t.csv", b"image_id,diagnosis\na,nevus\n")], {"benign": 1})
+FOLDERS = layouts.recognize_layout([], {"benign": 1, "malignant": 1})
+TABLE = layouts.recognize_layout([tables.TableHead("t.csv", b"image_id,diagnosis\na,nevus\n")], {"benign": 1})
 
 
 def settings(indeterminate="leave_out", positive=(), negative=(), overlap="error", **changes):
@@ -79,7 +78,7 @@ def file(path, reason=None, detail=None):
         "detail": detail,
         "flags": None,
         "path": path,
-        "image_id": layouts.image_id(path),
+        "image_id": tables.image_id(path),
     }
 
 
@@ -98,7 +97,7 @@ def records(spark, rows):
 
 def candidates(frame, said, layout, chosen, name):
     images = frame.selectExpr("path", "image_id", "path as shown")
-    matched = row_matching.match(images, said, ["t.csv"], name, lambda _, table: table)
+    matched = matching.match_rows(images, said, ["t.csv"], name, lambda _, table: table)
     return selection.candidates(frame, matched.images, layout, chosen, name)
 
 
@@ -111,7 +110,7 @@ def decided(rows):
     for row in rows:
         assert (row["label"] is None) == (row["reason"] is not None)
         assert (row["keys"] == []) == (row["reason"] is not None)
-        assert row["reason"] is None or row["reason"] in decoding.REASONS
+        assert row["reason"] is None or row["reason"] in REASONS
         assert row["reason"] is None or row["detail"]
     return {path: row["reason"] or row["label"] for path, row in by_path(rows).items()}
 
@@ -132,10 +131,10 @@ def from_folders(spark):
     said = records(
         spark,
         [
-            layouts.Record("KNOWN", patient_id="p", lesion_id="l", age=50.0, sex="female", pairs=("x+y",)),
-            layouts.Record("torn", patient_id="p"),
-            layouts.Record("torn", patient_id="q"),
-            layouts.Record("gone", patient_id="p"),
+            tables.Record("KNOWN", patient_id="p", lesion_id="l", age=50.0, sex="female", pairs=("x+y",)),
+            tables.Record("torn", patient_id="p"),
+            tables.Record("torn", patient_id="q"),
+            tables.Record("gone", patient_id="p"),
         ],
     )
     frame = files(spark, found)
@@ -202,7 +201,7 @@ def test_word_diagnosis_and_ids_of_an_image_are_kept(from_folders):
     assert rows["benign/torn.jpg"]["detail"] == "two rows give it another patient_id"
 
 
-Record = layouts.Record
+Record = tables.Record
 SAID = [  # image, rows of the tables, what is made of it
     ("benign/wins", [Record("wins", ("melanoma",))], 1),
     ("a/isic_0000001", [Record("ISIC_0000001", ("nevus",))], 0),
@@ -530,7 +529,7 @@ def test_overlap_is_an_error_that_lists_groups(spark):
 
 
 def test_layout_tells_splits_and_no_row_at_all_is_no_error(spark):
-    layout = layouts.recognise([], {"train/benign": 1, "test/malignant": 1})
+    layout = layouts.recognize_layout([], {"train/benign": 1, "test/malignant": 1})
     found = [file(f"{path}.jpg") for path in ("train/benign/a", "test/malignant/b", "benign/c", "train/benign/d")]
     said = records(spark, [Record("d", split="test")])
     none = candidate("none", shipped="x", reason="no_label")

@@ -10,7 +10,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import schemas
 from melanoma_spark.errors import ClusterError
-from melanoma_spark.images import decoding
+from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.scoring import ledger
 from melanoma_spark.storage import files
 
@@ -178,15 +178,15 @@ def test_of_what_two_runs_computed_a_content_waits_once(spark, warehouse, place)
 
 
 def test_what_another_run_could_not_read_is_tried_again(spark, warehouse, place):
-    lost = {"sha256": None, "status": "rejected", "reason": decoding.GONE}
+    lost = {"sha256": None, "status": "rejected", "reason": UNREADABLE}
     wait(scores(spark, ["a", "b"], run_id="before", **lost), place)
     wait(scores(spark, ["a", "c"], **lost), place)
     wait(scores(spark, ["b"]), place)
     found = ledger.waiting(spark, place, ledger.known(spark, warehouse, *MODEL), "r").collect()
     assert sorted((row.image_id, row.reason) for row in found) == [
-        ("a", decoding.GONE),
+        ("a", UNREADABLE),
         ("b", None),
-        ("c", decoding.GONE),
+        ("c", UNREADABLE),
     ]
 
 

@@ -17,8 +17,8 @@ from hadoop import configure
 from pyspark.errors import PySparkException
 
 from melanoma_spark import config
-from melanoma_spark.archives import containers, landing
-from melanoma_spark.archives import listing as archive
+from melanoma_spark.archives import containers, landing, listing, plan
+from melanoma_spark.archives.contents import open_file
 from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
 from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
@@ -162,12 +162,12 @@ def test_every_file_and_member_is_listed_as_on_disk(spark, urls, place):
     def rows(url: str) -> dict[str, tuple]:
         return {
             row.path: (row.length, row.reason, row.role, row.member, row.offset)
-            for row in archive.listing(spark, settings_of(url)).collect()
+            for row in listing.list_archive(spark, settings_of(url)).collect()
         }
 
     assert rows(urls[place]) == rows(urls["file"])
     started = time.time()
-    for row in archive.listing(spark, settings_of(urls[place])).collect():
+    for row in listing.list_archive(spark, settings_of(urls[place])).collect():
         assert row.source_uri.startswith(f"{urls[place]}/")
         assert row.modified is not None
         assert abs(row.modified.timestamp() - started) < 600
@@ -178,23 +178,23 @@ def test_a_landing_folder_is_seen_as_it_is_now(spark, roots, place):
     """A worker of Spark lives on, and must not remember what it has listed."""
     url = f"{roots[place]}/landing"
     PUT[place](url, {"1.jpg": b"content"})
-    assert archive.listing(spark, settings_of(url)).count() == 1
-    before = landing.seen(url, 2**28, 0)
-    assert before == landing.seen(url, 2**28, 0)
+    assert listing.list_archive(spark, settings_of(url)).count() == 1
+    before = landing.summarize_settled(url, 2**28, 0)
+    assert before == landing.summarize_settled(url, 2**28, 0)
     PUT[place](url, {"2.jpg": b"content"})
-    after = landing.seen(url, 2**28, 0)
+    after = landing.summarize_settled(url, 2**28, 0)
     assert (before[0], after[0]) == (1, 2)
     assert before[1] != after[1]
-    assert archive.listing(spark, settings_of(url)).count() == 2
-    assert landing.seen(url, 2**28, 3600) == (0, ""), "nothing has settled"
-    assert archive.settled(archive.listing(spark, settings_of(url)), 3600).count() == 0
+    assert listing.list_archive(spark, settings_of(url)).count() == 2
+    assert landing.summarize_settled(url, 2**28, 3600) == (0, ""), "nothing has settled"
+    assert listing.settled_files(listing.list_archive(spark, settings_of(url)), 3600).count() == 0
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", ["part #1.zip", "part 100%.tar"])
 def test_one_container_is_an_archive(spark, urls, drawn, place, name):
     url = f"{urls[place]}/{name}"
-    found = archive.listing(spark, settings_of(url)).collect()
+    found = listing.list_archive(spark, settings_of(url)).collect()
     assert len(found) == 12
     assert {row.source_uri.partition("!/")[0] for row in found} == {url}
     assert {row.reason for row in found} == {None}
@@ -244,14 +244,14 @@ def fetched(monkeypatch) -> list[int]:
 def test_members_are_read_without_the_rest_of_their_container(roots, large, fetched, place, kind):
     name = f"large.{kind}"
     whole = (large / name).read_bytes()
-    with archive.opened(f"{roots[place]}/large", name, None) as file:
-        members = list(containers.members(file, kind))
+    with open_file(f"{roots[place]}/large", name, None) as file:
+        members = list(containers.list_members(file, kind))
     assert len(members) == MEMBERS
     if kind == "zip":
         assert sum(fetched) < 3 << 20, "a zip is listed by its end"
     fetched.clear()
-    with archive.opened(f"{roots[place]}/large", name, None) as file:
-        for member, content in containers.read(file, kind, [members[3], members[17]]):
+    with open_file(f"{roots[place]}/large", name, None) as file:
+        for member, content in containers.read_members(file, kind, [members[3], members[17]]):
             assert content is not None
             assert not isinstance(content, ImageError)
             assert content in whole
@@ -263,7 +263,7 @@ def test_members_are_read_without_the_rest_of_their_container(roots, large, fetc
 def test_a_remote_file_is_a_file_of_python(roots, large, place):
     """Containers seek to where a hostile one points, which is beyond its end as well."""
     whole = (large / "large.zip").read_bytes()
-    with archive.opened(f"{roots[place]}/large", "large.zip", None) as file:
+    with open_file(f"{roots[place]}/large", "large.zip", None) as file:
         assert file.seek(0, 2) == len(whole)
         assert file.read(10) == b""
         assert file.seek(len(whole) - 5) == file.tell() == len(whole) - 5
@@ -279,7 +279,7 @@ def refused(url: str) -> str:
     """The line by which an archive is refused, soon."""
     started = time.monotonic()
     with pytest.raises(DataError) as caught:
-        archive.located(url)
+        plan.locate(url)
     assert time.monotonic() - started < SECONDS
     assert "\n" not in str(caught.value)
     assert url in str(caught.value)
@@ -352,8 +352,8 @@ def test_a_name_service_is_as_hadoops_configuration_says(hdfs, urls, nobody, tmp
     )
     monkeypatch.setenv("HADOOP_CONF_DIR", str(tmp_path))
     path = urls["hdfs"].removeprefix(hdfs.url)
-    assert archive.located(url + path) == (url + path, "")
-    assert archive.located(f"{url}{path}/part #1.zip") == (url + path, "part #1.zip")
+    assert plan.locate(url + path) == (url + path, "")
+    assert plan.locate(f"{url}{path}/part #1.zip") == (url + path, "part #1.zip")
 
 
 def test_a_folder_that_a_user_may_not_read_is_named(hdfs, roots, monkeypatch):
@@ -408,7 +408,7 @@ def test_a_worker_without_credentials_is_named(other_s3, spark, urls):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         other_s3.delitem(spark.sparkContext.environment, name)
     with pytest.raises(PySparkException) as caught:
-        archive.listing(spark, settings_of(urls["s3a"]))
+        listing.list_archive(spark, settings_of(urls["s3a"]))
     ours = of_executor(caught.value)
     assert isinstance(ours, DataError)
     told = f"archive {urls['s3a']} cannot be read by a worker: Unable to locate credentials; set AWS_ACCESS_KEY_ID"
@@ -420,7 +420,7 @@ def test_a_public_bucket_needs_no_credentials(other_s3, urls):
     other_s3.delenv("AWS_ACCESS_KEY_ID")
     other_s3.delenv("AWS_SECRET_ACCESS_KEY")
     other_s3.setitem(fsspec.config.conf, "s3", {"anon": True})  # as FSSPEC_S3_ANON=true does it at the start
-    assert archive.located(urls["s3a"]) == (urls["s3a"], "")
+    assert plan.locate(urls["s3a"]) == (urls["s3a"], "")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import evaluate, shortcuts
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
 from melanoma_spark.runner.stage import run_stage
@@ -65,7 +65,7 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     facts = copied.manifest("models/finetuned")
     tensors = store.load_model(copied.context.warehouse, "models/finetuned", facts)
     model = network.build(network.Spec.model_validate(facts["spec"]), tensors)
-    files = {decoding.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
+    files = {hashes.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
     some = rows.iloc[::7]
     pixels = np.stack([decoding.decode(files[sha256].read_bytes(), 64) for sha256 in some["sha256"]])
     np.testing.assert_allclose(some["raw_probability"], model.predict(pixels, verbose=0)[:, 0], atol=1e-5)

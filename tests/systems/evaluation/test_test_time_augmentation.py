@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from melanoma_spark import config
-from melanoma_spark.images import decoding
+from melanoma_spark.images import decoding, hashes
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.storage import store
 
@@ -62,7 +62,7 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
     assert version.tags["tta"] == "4"
     judged = found.loc["fine-tuned"].iloc[::5]
     for path in evaluated.archive.rglob("*.*"):
-        if decoding.sha256(path.read_bytes()) not in judged.index:
+        if hashes.sha256(path.read_bytes()) not in judged.index:
             path.unlink()
     assert f"= {len(judged)} scored" in evaluated.stage("score")
     scores = evaluated.scores()

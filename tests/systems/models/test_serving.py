@@ -23,7 +23,7 @@ from conftest import REPO
 
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError, ImageError
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
@@ -199,7 +199,7 @@ def test_the_reference_is_under_the_same_sums(scorer):
             bundle.unpack(packed | {name: packed[name] + b" "})
     for name in training_reference.FILES:
         damaged = packed | {name: b"no reference"}
-        sums = {key: decoding.sha256(content) for key, content in damaged.items() if key != bundle.MANIFEST}
+        sums = {key: hashes.sha256(content) for key, content in damaged.items() if key != bundle.MANIFEST}
         with pytest.raises(DataError, match="the model's description is damaged"):
             bundle.unpack(damaged | {bundle.MANIFEST: json.dumps(sums).encode()})
 
@@ -214,7 +214,7 @@ def test_tampered_weights_are_refused(registered, tmp_path, line, sums_too):
     path.write_bytes(files.pack_tensors(tensors))
     told = r"weights\.npz was changed after it was registered: SHA-256 .*, manifest\.json has"
     if sums_too:
-        sums = json.loads(manifest.read_text()) | {"weights.npz": decoding.sha256(path.read_bytes())}
+        sums = json.loads(manifest.read_text()) | {"weights.npz": hashes.sha256(path.read_bytes())}
         manifest.write_text(json.dumps(sums))
         told = "weights were changed after it was registered: content id .*, expected"
     with pytest.raises(DataError, match=told):
@@ -247,7 +247,7 @@ def scorer():
 
 def signed(packed):
     """The same files with sums that are right."""
-    sums = {name: decoding.sha256(packed[name]) for name in bundle.CONTENTS}
+    sums = {name: hashes.sha256(packed[name]) for name in bundle.CONTENTS}
     return packed | {bundle.MANIFEST: json.dumps(sums).encode()}
 
 

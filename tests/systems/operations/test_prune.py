@@ -13,7 +13,7 @@ from conftest import REPO, STAGES, command, said
 
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import BusyError, ClusterError, DataError
-from melanoma_spark.images import decoding
+from melanoma_spark.images import hashes
 from melanoma_spark.models import engines
 from melanoma_spark.operations import prune, retention
 from melanoma_spark.registry import alias_history
@@ -195,7 +195,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
 
     tracker = copied.tracker()
     version = tracker.version("melanoma@champion")
-    assert version.tags[engines.TAG.format(engine="ncnn")] == decoding.sha256(kept.read_bytes())
+    assert version.tags[engines.TAG.format(engine="ncnn")] == hashes.sha256(kept.read_bytes())
     mlflow.MlflowClient().delete_model_version("melanoma", version.version)
     with pytest.raises(
         DataError, match=r"melanoma version 1 is champion by registry/, and MLflow at sqlite:///.* does"

@@ -15,7 +15,8 @@ from page import Page
 from PIL import Image
 from scoring import once, rows
 
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import synthetic
+from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
@@ -24,19 +25,19 @@ from melanoma_spark.storage import files
 def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):
     """A file that vanishes between the listing and the reading: root may read everything else."""
     whole, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
-    listing = score.archive.listing
+    list_archive = score.list_archive
 
     def vanishing(spark, settings):
-        listed = listing(spark, settings).localCheckpoint()
+        listed = list_archive(spark, settings).localCheckpoint()
         whole.rename(away)
         return listed
 
     for told in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
         with monkeypatch.context() as only_here:
-            only_here.setattr(score.archive, "listing", vanishing)
+            only_here.setattr(score, "list_archive", vanishing)
             assert told in scored.stage("score")
         away.rename(whole)
-        assert set(rows(scored)["reason"].dropna()) == {"corrupt", decoding.GONE}
+        assert set(rows(scored)["reason"].dropna()) == {"corrupt", UNREADABLE}
         assert len(rows(scored)) == 7, "it is not told every night"
     assert "7 images listed = 1 scored + 0 rejected" in scored.stage("score")
     assert "nothing to do" in scored.stage("score")

@@ -126,7 +126,7 @@ def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored)
     field = schemas.images_schema(64).fields["image"]
     some = found[found["view"] > 0].iloc[::25]
     pixels = [
-        augmentation.augmented(
+        augmentation.augment(
             field.codec.decode(field, stored.loc[row.sha256, "image"]),
             AUGMENT,
             augmentation.generator(fresh.context.settings.seed, row.view, row.sha256),

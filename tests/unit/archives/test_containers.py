@@ -39,13 +39,13 @@ from samples import examples
 
 from melanoma_spark.archives import containers
 from melanoma_spark.archives.containers import Limits, Member
-from melanoma_spark.archives.containers.parts import UniqueNames
+from melanoma_spark.archives.containers.common import UniqueNames
 from melanoma_spark.errors import ImageError
-from melanoma_spark.images import decoding
+from melanoma_spark.images.reasons import REASONS
 
 
 def listed(content: bytes, kind: str, **limits: Any) -> list[Member]:
-    return list(containers.members(io.BytesIO(content), kind, Limits(**limits)))
+    return list(containers.list_members(io.BytesIO(content), kind, Limits(**limits)))
 
 
 def printable(name: str) -> bool:
@@ -56,7 +56,7 @@ def contents(content: bytes, kind: str, wanted: list[Member] | None = None) -> d
     """What is read of each member: bytes, or the reason for none."""
     wanted = listed(content, kind) if wanted is None else wanted
     found = {}
-    for member, got in containers.read(io.BytesIO(content), kind, wanted):
+    for member, got in containers.read_members(io.BytesIO(content), kind, wanted):
         found[member.name] = got.reason if isinstance(got, ImageError) else got
     assert list(found) == [member.name for member in wanted]
     return found
@@ -111,18 +111,19 @@ def test_tar_of_the_system_s_own_program(tmp_path):
 
 def test_kind_is_told_by_content_and_only_then_by_name():
     for kind in KINDS:
-        assert containers.kind_of(packed(kind)[:512], "photo.jpg") == kind
-        assert containers.kind_of(b"#!/bin/sh\n", f"X.{kind.upper()}") == kind
-    assert containers.kind_of(zipped({})[:512]) == "zip"
-    assert containers.kind_of(tarred({})[:512]) == "tar"
-    assert containers.kind_of(b"", "x.tgz") == "tar.gz"
+        assert containers.detect_format(packed(kind)[:512], "photo.jpg") == kind
+        assert containers.detect_format(b"#!/bin/sh\n", f"X.{kind.upper()}") == kind
+    assert containers.detect_format(zipped({})[:512]) == "zip"
+    assert containers.detect_format(tarred({})[:512]) == "tar"
+    assert containers.detect_format(b"", "x.tgz") == "tar.gz"
     for nothing in (b"", b"\xff\xd8\xff" * 200, b"PK", bytes(511)):
-        assert containers.kind_of(nothing) is None
-        assert containers.kind_of(nothing, "zip") is None
+        assert containers.detect_format(nothing) is None
+        assert containers.detect_format(nothing, "zip") is None
 
 
 def test_container_is_told_by_suffix_in_any_case():
-    assert all(containers.is_container(f"a/B{suffix.upper()}") for suffix in containers.SUFFIXES)
+    suffixes = [suffix for form in containers.FORMATS.values() for suffix in form.suffixes]
+    assert all(containers.is_container(f"a/B{suffix.upper()}") for suffix in suffixes)
     assert not any(map(containers.is_container, ("a.jpg", "zip", "a.zip/b.jpg", "a.gz", "a.nii.gz")))
 
 
@@ -263,7 +264,7 @@ def test_corpus(case):
     found = listed(content, kind)
     assert {member.name: member.reason for member in found} == expected
     assert len(found) == len(expected)
-    for member, got in containers.read(io.BytesIO(content), kind, found):
+    for member, got in containers.read_members(io.BytesIO(content), kind, found):
         if member.reason is None:
             assert isinstance(got, bytes)
             assert len(got) == member.size
@@ -279,8 +280,8 @@ def test_corpus_is_large_and_meets_every_reason():
     assert len(CORPUS) >= 35
     elsewhere = {"unsafe_name", "too_many_members", "archive_too_large", "damaged_member"}  # the tests around this one
     assert met | elsewhere == set(containers.REASONS) | {"hidden", "empty"}
-    assert {"hidden", "empty", "too_many_bytes"} <= set(decoding.REASONS)
-    assert not set(containers.REASONS) & set(decoding.REASONS)
+    assert {"hidden", "empty", "too_many_bytes"} <= set(REASONS)
+    assert not set(containers.REASONS) & set(REASONS)
     assert all(line and "\n" not in line for line in containers.REASONS.values())
 
 
@@ -344,7 +345,7 @@ def test_zeros_without_end_in_gzip_stop_at_the_limit_of_all_bytes():
             return self._start if self.given == 1 else self._zeros
 
     limits = Limits(max_total_bytes=32 << 20, max_members=100, max_ratio=1e9)
-    found = list(containers.members(Endless(), "tar.gz", limits))
+    found = list(containers.list_members(Endless(), "tar.gz", limits))
     assert [member.reason for member in found] == ["archive_too_large"]
 
 
@@ -468,7 +469,7 @@ def test_more_than_65535_members_of_a_writer_that_counts_in_16_bits():
     files = b"".join(local[:30] + name + local[39:] for name in names)
     entries = b"".join(entry[:42] + place + name for place, name in zip(places, names, strict=True))
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 64, 64, len(entries), len(files), 0)
-    reasons = [member.reason for member in containers.members(io.BytesIO(files + entries + end), "zip")]
+    reasons = [member.reason for member in containers.list_members(io.BytesIO(files + entries + end), "zip")]
     assert reasons == [None] * 65600
 
 
@@ -494,7 +495,7 @@ def test_attributes_of_megabytes_are_not_read(kind):
     header = item("x", kind, size=8 << 20).tobuf(tarfile.GNU_FORMAT)
     file = io.BytesIO(tarred({"a.jpg": A})[:1536] + header + bytes(8 << 20) + tarred({"b.jpg": B}))
     tracemalloc.start()
-    assert [member.reason for member in containers.members(file, "tar")] == [None, "damaged_archive"]
+    assert [member.reason for member in containers.list_members(file, "tar")] == [None, "damaged_archive"]
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
 
@@ -511,8 +512,8 @@ def test_file_that_gives_bytes_by_drips():
 
     for kind in KINDS:
         file = Dripping(packed(kind))
-        wanted = list(containers.members(file, kind))
-        assert {member.name: got for member, got in containers.read(file, kind, wanted)} == PLAIN
+        wanted = list(containers.list_members(file, kind))
+        assert {member.name: got for member, got in containers.read_members(file, kind, wanted)} == PLAIN
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -522,9 +523,9 @@ def test_error_of_the_file_itself_goes_through(kind):
             raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(containers.members(Failing(packed(kind)), kind))
+        list(containers.list_members(Failing(packed(kind)), kind))
     with pytest.raises(OSError, match="gone"):
-        list(containers.read(Failing(packed(kind)), kind, listed(packed(kind), kind)))
+        list(containers.read_members(Failing(packed(kind)), kind, listed(packed(kind), kind)))
 
 
 def noise() -> Iterator[tuple[str, bytes]]:
@@ -625,12 +626,12 @@ def test_any_bytes_at_all(kind, content, head):
 def check_sane(content: bytes, kind: str) -> None:
     """Rows of a kind, whatever the bytes; what is read is of the size that was listed."""
     limits = Limits(max_members=100, max_member_bytes=1 << 20, max_total_bytes=8 << 20)
-    found = list(itertools.islice(containers.members(io.BytesIO(content), kind, limits), 200))
+    found = list(itertools.islice(containers.list_members(io.BytesIO(content), kind, limits), 200))
     assert len(found) <= 101
     assert len({member.name for member in found}) == len(found)
-    assert {member.reason for member in found} <= {None, *containers.REASONS, *decoding.REASONS}
+    assert {member.reason for member in found} <= {None, *containers.REASONS, *REASONS}
     assert all(member.name and printable(member.name) for member in found[:-1])
-    for member, got in containers.read(io.BytesIO(content), kind, found):
+    for member, got in containers.read_members(io.BytesIO(content), kind, found):
         assert min(member.offset, member.stored, member.size) >= 0
         assert max(member.offset, member.stored, member.size) < 1 << 63
         if isinstance(got, bytes):
@@ -638,7 +639,7 @@ def check_sane(content: bytes, kind: str) -> None:
             assert len(got) == member.size
         else:
             assert got.reason == (member.reason or got.reason)
-            assert got.reason in {*containers.REASONS, *decoding.REASONS}
+            assert got.reason in {*containers.REASONS, *REASONS}
 
 
 def long_tar(count: int) -> bytes:
@@ -650,7 +651,7 @@ def long_tar(count: int) -> bytes:
 def peak(file: Any, kind: str) -> tuple[int, int]:
     """(members, bytes held at most) of listing."""
     tracemalloc.start()
-    count = sum(1 for _ in containers.members(file, kind))
+    count = sum(1 for _ in containers.list_members(file, kind))
     held = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return count, held
@@ -679,7 +680,7 @@ def test_reading_holds_one_member():
     wanted = listed(content, "zip")
     file = io.BytesIO(content)
     tracemalloc.start()
-    sizes = [len(got) for _, got in containers.read(file, "zip", wanted)]
+    sizes = [len(got) for _, got in containers.read_members(file, "zip", wanted)]
     assert tracemalloc.get_traced_memory()[1] < 5 << 20
     tracemalloc.stop()
     assert sizes == [1 << 20] * 8

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melanoma_spark.archives import diagnoses
-from melanoma_spark.archives.diagnoses import TARGETS, Answer, find, key, known, target_of
+from melanoma_spark.archives.diagnoses import TARGETS, Answer, diagnosis_table, find, key, target_of
 
 ROWS = list(
     csv.DictReader(resources.files("melanoma_spark.archives").joinpath("diagnoses.csv").read_text("utf-8").splitlines())
@@ -43,7 +43,7 @@ def test_rows_are_well_formed():
 def test_no_word_stands_there_twice_however_it_is_spelled():
     keys = [key(row["word"]) for row in ROWS]
     assert sorted({word for word in keys if keys.count(word) > 1}) == []
-    assert set(keys) == set(known())
+    assert set(keys) == set(diagnosis_table())
 
 
 def test_rows_of_one_diagnosis_agree():

@@ -7,18 +7,16 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark.archives import layouts
+from melanoma_spark.archives import layouts, tables
 from melanoma_spark.archives.layouts import (
     LAYOUTS,
+    KnownLayout,
     Layout,
-    Record,
-    TableHead,
-    folder_record,
-    read_table,
-    recognise,
-    unread,
+    label_from_folders,
+    not_an_image,
+    recognize_layout,
 )
-from melanoma_spark.archives.tables import FIELDS, HEAD
+from melanoma_spark.archives.tables import FIELDS, HEAD, Record, TableHead, read_table
 from melanoma_spark.errors import ConfigError, DataError
 
 REAL = SHARED / "data/metadata"
@@ -74,7 +72,7 @@ def heads(files):
 
 
 def found(files, folders=None, layout=None, **changes):
-    return recognise(heads(files), folders or {"images": 2}, layout, **changes)
+    return recognize_layout(heads(files), folders or {"images": 2}, layout, **changes)
 
 
 def records(files, layout):
@@ -89,7 +87,7 @@ def test_published_layout_is_recognised_and_may_be_named(name):
     assert (layout.name, layout.has_labels, layout.folder_labels, layout.ignored) == (name, True, False, ())
     assert {table.path for table in layout.tables} == set(files)
     assert layout.summary.startswith(f"{name}: labels from ")
-    assert recognise(reversed(heads(files)), {"images": 2}) == found(files, layout=name) == layout
+    assert recognize_layout(reversed(heads(files)), {"images": 2}) == found(files, layout=name) == layout
     assert found(files, layout="table").tables == layout.tables
 
 
@@ -101,7 +99,7 @@ def test_tables_of_published_layouts_are_read():
     assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
     rows = records(TRUTH_2019, found(TRUTH_2019))
     assert {row.image_id for table in rows.values() for row in table} == {"ISIC_1"}
-    assert layouts.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
+    assert tables.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
     assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
     assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
 
@@ -114,13 +112,41 @@ def test_layout_that_is_not_there_is_refused_with_what_is(name, other):
     with pytest.raises(
         DataError, match=rf"^layout={other} needs .*; found no tables; folders of images: none; without"
     ):
-        recognise([], {}, other)
+        recognize_layout([], {}, other)
     with pytest.raises(DataError) as error:
         found(TABLES[name], layout=other)
     told = str(error.value)
-    assert told.startswith(f"layout={other} needs {LAYOUTS[other]}; found ")
+    assert told.startswith(f"layout={other} needs {LAYOUTS[other].needs}; found ")
     assert min(TABLES[name]) in told
     assert "folders of images: images" in told
+
+
+# Pacheco et al., PAD-UFES-20, Data in Brief 2020: columns and words that no other layout has
+PAD_UFES_20 = KnownLayout(
+    "a metadata.csv with img_id and diagnostic",
+    fits=lambda table: table.names >= {"img_id", "diagnostic"},
+    columns={"image_id": "img_id", "label": "diagnostic", "skin_type": "fitspatrick", "site": "region"},
+    words={"nev": "nevus", "ack": "actinic keratosis", "sek": "seborrheic keratosis"},
+    license="CC BY 4.0",
+)
+PAD_UFES_TABLE = {
+    "metadata.csv": "patient_id,lesion_id,age,gender,fitspatrick,region,diagnostic,img_id\n"
+    "PAT_1,765,55,FEMALE,3.0,NECK,NEV,PAT_1_765_1.png\nPAT_2,7,60,MALE,,FACE,MEL,PAT_2_7_2.png\n"
+}
+
+
+def test_a_new_layout_is_an_entry(monkeypatch):
+    assert found(PAD_UFES_TABLE, FOLDERS).ignored[0][0] == "metadata.csv"
+    monkeypatch.setitem(LAYOUTS, "pad_ufes_20", PAD_UFES_20)
+    layout = found(PAD_UFES_TABLE)
+    assert layout.summary == "pad_ufes_20: labels from metadata.csv"
+    assert found(PAD_UFES_TABLE, layout="pad_ufes_20") == layout
+    assert records(PAD_UFES_TABLE, layout)["metadata.csv"] == [
+        Record("PAT_1_765_1", ("nevus",), "PAT_1", "765", age=55.0, sex="female", site="neck", skin_type="III"),
+        Record("PAT_2_7_2", ("MEL",), "PAT_2", "7", age=60.0, sex="male", site="face"),
+    ]
+    with pytest.raises(DataError, match=r"^layout=pad_ufes_20 needs a metadata\.csv with img_id and diagnostic; found"):
+        found(HAM, layout="pad_ufes_20")
 
 
 def test_splits_count_where_training_and_test_are_told_apart():
@@ -186,9 +212,9 @@ def test_folders_with_splits(third):
     layout = found({}, SPLIT_FOLDERS | ({f"{third}/benign": 1} if third else {}))
     assert (layout.name, layout.folder_labels, layout.folder_splits) == ("folders", True, True)
     assert "splits from the names of folders" in layout.summary
-    assert folder_record("train/malignant/a.jpg", layout) == ("malignant", "train")
-    assert folder_record("test/benign/a.jpg", layout) == ("benign", "test")
-    assert not third or folder_record(f"{third}/benign/a.jpg", layout) == ("benign", "validation")
+    assert label_from_folders("train/malignant/a.jpg", layout) == ("malignant", "train")
+    assert label_from_folders("test/benign/a.jpg", layout) == ("benign", "test")
+    assert not third or label_from_folders(f"{third}/benign/a.jpg", layout) == ("benign", "validation")
 
 
 @pytest.mark.parametrize(
@@ -203,17 +229,17 @@ def test_folders_named_like_diagnoses(folders):
     layout = found({}, dict.fromkeys(folders, 1))
     assert layout == Layout("folders", "folders: labels from the names of folders", folder_labels=True)
     assert found({}, dict.fromkeys(folders, 1), "folders") == layout
-    assert folder_record("train/benign/a.jpg", layout) == ("benign", None)
+    assert label_from_folders("train/benign/a.jpg", layout) == ("benign", None)
 
 
 @pytest.mark.parametrize(
     "folders", [[], ["."], [""], ["images"], ["0"], ["1"], ["0", "1", "2"], ["patient_1", "patient_2"], ["other"]]
 )
 def test_other_folders_are_plain(folders):
-    layout = recognise([], dict.fromkeys(folders, 1))
+    layout = recognize_layout([], dict.fromkeys(folders, 1))
     assert layout == Layout("plain", "plain: no labels")
-    assert folder_record("benign/a.jpg", layout) == (None, None)
-    assert recognise([], dict.fromkeys(folders, 1), "plain") == layout
+    assert label_from_folders("benign/a.jpg", layout) == (None, None)
+    assert recognize_layout([], dict.fromkeys(folders, 1), "plain") == layout
 
 
 def test_folders_with_words_of_ones_own():
@@ -221,7 +247,7 @@ def test_folders_with_words_of_ones_own():
     assert found({}, folders).name == "plain"
     assert found({}, folders, words=["GUT", "boese"]).name == "folders"
     named = found({}, folders, "folders")
-    assert folder_record("boese/a.jpg", named) == ("boese", None)
+    assert label_from_folders("boese/a.jpg", named) == ("boese", None)
     with pytest.raises(DataError, match=r"^layout=folders needs folders named like diagnoses"):
         found({}, {"images": 1, "train": 2}, "folders")
 
@@ -248,7 +274,7 @@ def test_folders_with_words_of_ones_own():
     ],
 )
 def test_label_is_the_nearest_folder_that_names_one(path, words, label):
-    assert folder_record(path, found({}, FOLDERS), words)[0] == label
+    assert label_from_folders(path, found({}, FOLDERS), words)[0] == label
 
 
 def test_labels_of_tables_come_before_those_of_folders():
@@ -282,8 +308,8 @@ def test_plain_takes_no_labels_where_there_are_some(files):
 )
 def test_files_that_are_no_images(reason, paths):
     for path in paths:
-        told = unread(path)
-        assert (layouts.unread(path) == layouts.TABLE) == (reason == "table"), path
+        told = not_an_image(path)
+        assert (not_an_image(path) == layouts.TABLE) == (reason == "table"), path
         if reason == "table":
             assert told == ("skipped", "a table")
         else:
@@ -296,7 +322,7 @@ def test_files_that_are_no_images(reason, paths):
     [([], ""), (["b", "a"], "a, b"), (list("abcde"), "a, b, c, d, e"), (list("gfedcba"), "a, b, c, d, e, and 2 more")],
 )
 def test_some_names_the_first_few_in_order(names, told):
-    assert layouts.some(names) == told
+    assert layouts.first_few(names) == told
 
 
 LINES = [line for files in (*TABLES.values(), OLD_CLI, OWN) for text in files.values() for line in text.splitlines()]
@@ -318,7 +344,7 @@ PATH = st.lists(PART, max_size=4).map("/".join)
 )
 def test_any_archive_has_a_layout_or_an_error_of_ours(files, folders, name, columns, words):
     try:
-        layout = recognise([TableHead(*file) for file in files.items()], folders, name, columns, words)
+        layout = recognize_layout([TableHead(*file) for file in files.items()], folders, name, columns, words)
     except (DataError, ConfigError) as error:
         told = str(error)
     else:
@@ -335,13 +361,13 @@ def test_any_archive_has_a_layout_or_an_error_of_ours(files, folders, name, colu
         except DataError as error:
             assert str(error).startswith(f"{table.path} ")  # noqa: PT017
     for folder in folders:
-        label, split = folder_record(f"{folder}/a.jpg", layout, words)
+        label, split = label_from_folders(f"{folder}/a.jpg", layout, words)
         assert label is None or layout.folder_labels
         assert split is None or layout.folder_splits
 
 
 @given(PATH)
 def test_any_path_is_read_or_not_for_a_reason(path):
-    told = unread(path)
+    told = not_an_image(path)
     assert told is None or told[0] in ("hidden", "skipped", "mask")
-    assert (layouts.unread(path) == layouts.TABLE) == (told == ("skipped", "a table"))
+    assert (not_an_image(path) == layouts.TABLE) == (told == ("skipped", "a table"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from melanoma_spark.archives import records, tables
+from melanoma_spark.archives import matching, records, tables
 from melanoma_spark.archives.records import AMBIGUOUS, ATTACHED
 
 TABLE = "patients.csv"
@@ -151,5 +151,7 @@ def test_images_of_one_name_cost_no_more_than_their_folders():
 
 
 def test_names_from_outside_stay_in_their_line():
-    assert records.visible("evil\n  done: all fine.csv\x1b[31m \u202e") == r"evil\n  done: all fine.csv\x1b[31m \u202e"
-    assert records.visible(" Mädchen 1.jpg ") == "Mädchen 1.jpg"
+    assert (
+        matching.printable("evil\n  done: all fine.csv\x1b[31m \u202e") == r"evil\n  done: all fine.csv\x1b[31m \u202e"
+    )
+    assert matching.printable(" Mädchen 1.jpg ") == "Mädchen 1.jpg"

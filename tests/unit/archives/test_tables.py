@@ -13,8 +13,9 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark.archives import diagnoses, tables
-from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of, understand
+from melanoma_spark.archives import cells, diagnoses, tables
+from melanoma_spark.archives.layouts import understand_table
+from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of
 from melanoma_spark.errors import DataError
 
 REAL = SHARED / "data/metadata"
@@ -25,7 +26,7 @@ PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 
 def understood(content, path="metadata.csv", **columns):
     content = content.encode() if isinstance(content, str) else content
-    return understand(TableHead(path, content[:HEAD]), columns)
+    return understand_table(TableHead(path, content[:HEAD]), columns)
 
 
 def records(content, path="metadata.csv", **columns):
@@ -312,7 +313,7 @@ def test_long_line_is_not_two_rows():
 def test_cut_head_is_understood_where_its_last_line_is_cut():
     whole = ("image_id,label,note\n" + 'a,benign,"some\nlines, of text"\n' * 5000).encode()
     for size in range(HEAD, HEAD + 40):
-        table = understand(TableHead("t.csv", whole[:size]), {})
+        table = understand_table(TableHead("t.csv", whole[:size]), {})
         assert isinstance(table, Table)
         assert table.layout == "table"
 
@@ -353,7 +354,7 @@ def test_endless_cells_are_read_in_no_time(part):
     cell = "x" + part * (100_000 // len(part)) + "y"
     row = records(f"image_id,age,sex,skin_type,site,label,split\n{cell},{cell},{cell},{cell},{cell},{cell},{cell}\n")[0]
     assert len(row.image_id) <= tables.MAX_NAME
-    assert len(row.labels[0]) <= tables.MAX_WORD
+    assert len(row.labels[0]) <= cells.MAX_WORD
     assert (row.age, row.sex, row.skin_type, row.split) == (None, None, None, None)
 
 
@@ -408,7 +409,7 @@ CONTENT = (
 
 @given(CONTENT, CONTENT)
 def test_any_bytes_are_records_or_a_data_error(head, other):
-    table = understand(TableHead("t.csv", head), {})
+    table = understand_table(TableHead("t.csv", head), {})
     if isinstance(table, str):
         assert table
         return
@@ -440,7 +441,7 @@ def test_any_table_comes_back_row_for_row(rows, line_end, encoding):
     writer = csv.writer(text, lineterminator=line_end)
     writer.writerows([("image_id", "patient_id", "label"), *((name, patient, "nevus") for name, patient in rows)])
     expected = [
-        Record(name, ("nevus",), None if patient.lower() in tables.MISSING else patient) for name, patient in rows
+        Record(name, ("nevus",), None if patient.lower() in cells.MISSING else patient) for name, patient in rows
     ]
     assert records(text.getvalue().encode(encoding)) == expected
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.images import augmentation, decoding, synthetic
-from melanoma_spark.images.augmentation import DRAWS, augmented, generator
+from melanoma_spark.images.augmentation import DRAWS, augment, generator
 
 AMOUNTS = {
     "flip": st.booleans(),
@@ -76,7 +76,7 @@ def test_any_amounts_and_sizes_give_an_image_of_the_same_shape_and_dtype(amounts
     image = noise(height, width)
     before = image.copy()
     with np.errstate(divide="raise", over="raise", invalid="raise"):
-        found = augmented(image, config.Augment(enabled=True, **amounts), generator(0, view, "ab" * 32))
+        found = augment(image, config.Augment(enabled=True, **amounts), generator(0, view, "ab" * 32))
     assert (found.shape, found.dtype) == (image.shape, np.uint8)
     np.testing.assert_array_equal(image, before, err_msg="what was given is changed")
 
@@ -86,13 +86,13 @@ def test_switched_off_or_without_amounts_not_a_bit_changes(view):
     image = noise(64, 48, seed=view)
     assert not config.Settings().augment.enabled
     for chosen in (config.Augment(), only()):
-        np.testing.assert_array_equal(augmented(image, chosen, generator(1, view, "key")), image)
+        np.testing.assert_array_equal(augment(image, chosen, generator(1, view, "key")), image)
 
 
 @pytest.mark.parametrize("image", [noise(32, 32)[..., 0], noise(32, 32).astype(np.float32), noise(32, 32)[..., :2]])
 def test_what_is_no_image_is_refused(image):
     with pytest.raises(ValueError, match=r"cannot be augmented; it takes uint8 \(h, w, 3\)"):
-        augmented(image, config.Augment(enabled=True), generator(0, 1, "key"))
+        augment(image, config.Augment(enabled=True), generator(0, 1, "key"))
 
 
 @pytest.mark.parametrize("key", ["turn", "zoom", "shift", "brightness", "contrast", "saturation", "hue", "cutout"])
@@ -104,13 +104,13 @@ def test_amounts_that_mean_nothing_are_refused(key, value):
 
 def test_the_same_seed_view_and_key_give_the_same_pixels(lesion):
     chosen = config.Augment(enabled=True, cutout=0.4)
-    found = [augmented(lesion, chosen, generator(5, 2, "ab" * 32)) for _ in range(2)]
+    found = [augment(lesion, chosen, generator(5, 2, "ab" * 32)) for _ in range(2)]
     np.testing.assert_array_equal(*found)
     assert generator(1, 23, "x").random() != generator(12, 3, "x").random()
     assert generator(-1, 0, "x").random() != generator(1, 0, "x").random()
     others = [generator(6, 2, "ab" * 32), generator(5, 3, "ab" * 32), generator(5, 2, "ac" * 32)]
     for other in others:
-        assert not np.array_equal(augmented(lesion, chosen, other), found[0])
+        assert not np.array_equal(augment(lesion, chosen, other), found[0])
 
 
 def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_this_code():
@@ -126,8 +126,8 @@ def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_t
 
 def test_one_setting_leaves_what_is_drawn_for_the_others_as_it_was(lesion):
     """Whether cutting out is on or not, the rest of the picture is the same."""
-    plain = augmented(lesion, config.Augment(enabled=True), generator(0, 1, "key"))
-    cut = augmented(lesion, config.Augment(enabled=True, cutout=0.5), generator(0, 1, "key"))
+    plain = augment(lesion, config.Augment(enabled=True), generator(0, 1, "key"))
+    cut = augment(lesion, config.Augment(enabled=True, cutout=0.5), generator(0, 1, "key"))
     changed = (plain != cut).any(axis=2)
     assert 0 < changed.mean() < 0.3
 
@@ -141,12 +141,12 @@ def test_amounts_are_drawn_evenly_to_both_sides():
 
 @pytest.mark.parametrize(("flips", "axes"), [(("flip_x",), 1), (("flip_y",), 0), (("flip_x", "flip_y"), (0, 1))])
 def test_flip(lesion, flips, axes):
-    found = augmented(lesion, only(flip=True), Drawn(**dict.fromkeys(flips, LEAST)))
+    found = augment(lesion, only(flip=True), Drawn(**dict.fromkeys(flips, LEAST)))
     np.testing.assert_array_equal(found, np.flip(lesion, axes))
 
 
 def test_half_of_the_images_are_flipped_to_each_side(lesion):
-    found = [augmented(lesion, only(flip=True), generator(0, 1, str(number))) for number in range(400)]
+    found = [augment(lesion, only(flip=True), generator(0, 1, str(number))) for number in range(400)]
     sides = [np.array_equal(picture, np.flip(lesion, axes)) for axes in ((), 1, 0, (0, 1)) for picture in found]
     assert [sum(sides[start : start + 400]) > 70 for start in range(0, 1600, 400)] == [True] * 4
     assert sum(sides) == 400
@@ -155,13 +155,13 @@ def test_half_of_the_images_are_flipped_to_each_side(lesion):
 @pytest.mark.parametrize(("turn", "drawn", "quarters"), [(180, 0.75, 3), (180, 0.25, 1), (90, MOST, 3), (180, 0, 2)])
 def test_turn(lesion, turn, drawn, quarters):
     """In images y points down, so a turn to the positive side is clockwise; numpy turns the other way."""
-    near(augmented(lesion, only(turn=turn), Drawn(turn=drawn)), np.rot90(lesion, quarters))
+    near(augment(lesion, only(turn=turn), Drawn(turn=drawn)), np.rot90(lesion, quarters))
 
 
 def test_a_turn_by_any_angle_keeps_the_middle_and_fills_the_corners_with_the_picture(lesion):
     light = np.full((65, 65, 3), 200, np.uint8)
     light[30:35, 30:35] = 20
-    found = augmented(light, only(turn=180), Drawn(turn=0.6))
+    found = augment(light, only(turn=180), Drawn(turn=0.6))
     assert found[32, 32].max() == 20
     assert found[:10, :10].min() == found[-10:, -10:].min() == 200, "no black corners"
 
@@ -171,7 +171,7 @@ def test_zoom(drawn, scale):
     """A square in the middle, twice or half as large."""
     picture = np.zeros((96, 96, 3), np.uint8)
     picture[36:60, 36:60] = 255
-    found = augmented(picture, only(zoom=0.999999 if scale == 2 else 0.5), Drawn(zoom=drawn))
+    found = augment(picture, only(zoom=0.999999 if scale == 2 else 0.5), Drawn(zoom=drawn))
     side = round(24 * scale)
     middle = found[48 - side // 2 - 6 : 48 + side // 2 + 6, 48 - side // 2 - 6 : 48 + side // 2 + 6, 0]
     assert np.sqrt((middle > 127).sum()) == pytest.approx(side, abs=1.5)
@@ -179,8 +179,8 @@ def test_zoom(drawn, scale):
 
 def test_shift(lesion):
     picture = noise(40, 80)
-    near(augmented(picture, only(shift=0.25), Drawn(right=MOST, down=MOST))[10:, 20:], picture[:30, :60])
-    found = augmented(lesion, only(shift=0.25), Drawn(right=MOST, down=0.25))  # by 24 and -12 pixels
+    near(augment(picture, only(shift=0.25), Drawn(right=MOST, down=MOST))[10:, 20:], picture[:30, :60])
+    found = augment(lesion, only(shift=0.25), Drawn(right=MOST, down=0.25))  # by 24 and -12 pixels
     near(found[: SIZE - 12, 24:], lesion[12:, : SIZE - 24])
     # what was not there is the picture reflected at its edge
     near(found[: SIZE - 12, :24], lesion[12:, 1:25][:, ::-1])
@@ -188,14 +188,14 @@ def test_shift(lesion):
 
 @pytest.mark.parametrize(("drawn", "factor"), [(MOST, 1.2), (LEAST, 0.8)])
 def test_brightness(lesion, drawn, factor):
-    found = augmented(lesion, only(brightness=0.2), Drawn(brightness=drawn))
+    found = augment(lesion, only(brightness=0.2), Drawn(brightness=drawn))
     near(found, np.clip(np.rint(lesion * factor), 0, 255))
 
 
 @pytest.mark.parametrize(("drawn", "factor"), [(MOST, 1.3), (LEAST, 0.7)])
 def test_contrast(lesion, drawn, factor):
     """About the mean of luminance, which stays."""
-    found = augmented(lesion, only(contrast=0.3), Drawn(contrast=drawn))
+    found = augment(lesion, only(contrast=0.3), Drawn(contrast=drawn))
     middle = (lesion @ augmentation.LUMINANCE).mean()
     near(found, np.clip(np.rint((lesion - middle) * factor + middle), 0, 255))
     assert (found @ augmentation.LUMINANCE).mean() == pytest.approx(middle, abs=2)
@@ -204,10 +204,10 @@ def test_contrast(lesion, drawn, factor):
 
 def test_saturation(lesion):
     spread = np.ptp(lesion.astype(int), axis=2).mean()
-    grey = augmented(lesion, only(saturation=1), Drawn(saturation=LEAST))
+    grey = augment(lesion, only(saturation=1), Drawn(saturation=LEAST))
     assert np.ptp(grey.astype(int), axis=2).max() <= 1
     near(grey[..., 0], np.rint(lesion @ augmentation.LUMINANCE), mean=0.05)
-    more = augmented(lesion, only(saturation=0.2), Drawn(saturation=MOST))
+    more = augment(lesion, only(saturation=0.2), Drawn(saturation=MOST))
     assert np.ptp(more.astype(int), axis=2).mean() == pytest.approx(1.2 * spread, rel=0.05)
 
 
@@ -215,20 +215,20 @@ def test_saturation(lesion):
 def test_hue(lesion, drawn):
     """Luminance and grey stay, colour does not; a turn there and back is none."""
     muted = np.rint(lesion * 0.3 + 90).astype(np.uint8)  # far from 0 and 255, where colours would be cut
-    found = augmented(muted, only(hue=0.25), Drawn(hue=drawn))
+    found = augment(muted, only(hue=0.25), Drawn(hue=drawn))
     assert np.abs(found.astype(int) - muted).max() > 5
     assert np.abs((found - muted.astype(float)) @ augmentation.LUMINANCE).max() < 1.5
     grey = np.repeat(noise(32, 32)[..., :1], 3, axis=2)
-    assert np.abs(augmented(grey, only(hue=0.25), Drawn(hue=drawn)).astype(int) - grey).max() <= 1
-    back = augmented(found, only(hue=0.25), Drawn(hue=1 - drawn))
+    assert np.abs(augment(grey, only(hue=0.25), Drawn(hue=drawn)).astype(int) - grey).max() <= 1
+    back = augment(found, only(hue=0.25), Drawn(hue=1 - drawn))
     assert np.abs(back.astype(int) - muted).max() <= 3
     red = np.tile(np.array([140, 110, 115], np.uint8), (32, 32, 1))  # a third of the circle makes green of it, or blue
-    turned = [augmented(red, only(hue=1 / 3), Drawn(hue=side))[0, 0].argmax() for side in (MOST, LEAST)]
+    turned = [augment(red, only(hue=1 / 3), Drawn(hue=side))[0, 0].argmax() for side in (MOST, LEAST)]
     assert turned == [1, 2]
 
 
 def test_cutout(lesion):
-    found = augmented(lesion, only(cutout=0.5), Drawn(side=0.5, top=0.25, left=0.75))
+    found = augment(lesion, only(cutout=0.5), Drawn(side=0.5, top=0.25, left=0.75))
     top, left, side = int(0.25 * 73), int(0.75 * 73), SIZE // 4
     mask = np.zeros((SIZE, SIZE), bool)
     mask[top : top + side, left : left + side] = True
@@ -240,7 +240,7 @@ def test_cutout(lesion):
 def test_cutout_is_never_larger_than_its_setting_and_never_outside(share, view):
     picture = np.zeros((40, 64, 3), np.uint8)
     picture[:, ::2] = 255  # whose mean is no colour of it
-    found = augmented(picture, only(cutout=share), generator(0, view, "key"))
+    found = augment(picture, only(cutout=share), generator(0, view, "key"))
     rows, columns = np.nonzero((found != picture).any(axis=2))
     if len(rows):
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1

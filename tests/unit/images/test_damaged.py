@@ -15,7 +15,7 @@ from pydicom.uid import JPEGBaseline8Bit
 from melanoma_spark import config
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import ImageError
-from melanoma_spark.images import damage, decoding, quality
+from melanoma_spark.images import damage, decoding, hashes, quality
 
 DATA = SHARED / "data"
 END = b"\xff\xd9"
@@ -58,7 +58,7 @@ def before(content: bytes, size: int) -> np.ndarray:
 
 def refusal(content: bytes, **options) -> tuple[str, str]:
     with pytest.raises(ImageError) as caught:
-        decoding.look(content, 64, **options)
+        decoding.decode_with_hashes(content, 64, **options)
     with pytest.raises(ImageError) as other:
         decoding.decode(content, 64, **options)
     assert (other.value.reason, other.value.detail) == (caught.value.reason, caught.value.detail)
@@ -94,7 +94,7 @@ def test_bytes_between_the_segments_of_the_header_are_no_damage(kind, noise):
     content = KINDS[kind]
     start = content.index(b"\xff\xdb")
     noisy = content[:start] + noise + content[start:]
-    found, clean = decoding.look(noisy, 64), decoding.look(content, 64)
+    found, clean = decoding.decode_with_hashes(noisy, 64), decoding.decode_with_hashes(content, 64)
     assert found.damage is None
     assert np.array_equal(found.pixels, clean.pixels)
     # ... nor do they hide damage, as libjpeg's first warning would
@@ -111,7 +111,7 @@ def test_warnings_about_metadata_neither_reject_nor_hide_damage():
         changed(KINDS["cmyk"], (adobe + 11, b"\x07")),  # an unknown transform
         JPEG[:2] + segment + JPEG[2:],  # a color profile whose parts are missing
     ):
-        assert decoding.look(odd, 64).damage is None
+        assert decoding.decode_with_hashes(odd, 64).damage is None
         assert np.array_equal(decoding.decode(odd, 64), before(odd, 64))
         assert refusal(half(odd) + END)[0] == "damaged"
 
@@ -130,10 +130,10 @@ def test_a_damaged_jpeg_in_dicom_is_damaged():
     bare = stored[:app0] + stored[app0 + 2 + int.from_bytes(stored[app0 + 2 : app0 + 4]) :]
     for frame, color in ((JPEG, "YBR_FULL_422"), (bare, "RGB")):
         good = dicom(syntax=JPEGBaseline8Bit, frame=frame, PhotometricInterpretation=color)
-        assert decoding.look(good, 64).damage is None
+        assert decoding.decode_with_hashes(good, 64).damage is None
         bad = dicom(syntax=JPEGBaseline8Bit, frame=half(frame) + END, PhotometricInterpretation=color)
         assert refusal(bad) == ("damaged", "libjpeg: Corrupt JPEG data: premature end of data segment")
-        assert decoding.look(bad, 64, accept_damaged=True).damage.startswith("libjpeg: ")
+        assert decoding.decode_with_hashes(bad, 64, accept_damaged=True).damage.startswith("libjpeg: ")
 
 
 def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
@@ -142,7 +142,7 @@ def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
     for content, detail in ((wrong, "checksum of a chunk is wrong"), (whole[:-12], "its end is missing")):
         Image.open(io.BytesIO(content)).load()  # Pillow does not mind
         assert refusal(content) == ("damaged", f"PNG: {'the ' if 'chunk' in detail else ''}{detail}")
-        found = decoding.look(content, 96, accept_damaged=True)
+        found = decoding.decode_with_hashes(content, 96, accept_damaged=True)
         assert np.array_equal(found.pixels, PIXELS)
         assert found.damage
 
@@ -169,7 +169,7 @@ def test_strips_of_a_tiff_are_checked_by_libjpeg_and_zlib():
         reason, found = refusal(content)
         assert reason == "damaged"
         assert found.startswith(detail)
-        assert decoding.look(content, 64, accept_damaged=True).damage == found
+        assert decoding.decode_with_hashes(content, 64, accept_damaged=True).damage == found
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}])
@@ -179,20 +179,20 @@ def test_good_tiffs_of_one_strip_and_of_many_are_accepted(options, mode, strip, 
     from PIL import TiffImagePlugin
 
     monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", strip)
-    assert decoding.look(encoded(LESION.convert(mode), "TIFF", **options), 64).damage is None
+    assert decoding.decode_with_hashes(encoded(LESION.convert(mode), "TIFF", **options), 64).damage is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_accepted_has_the_pixels_of_before_and_tells_its_damage(kind):
     content = half(KINDS[kind]) + END
-    found = decoding.look(content, 64, accept_damaged=True)
+    found = decoding.decode_with_hashes(content, 64, accept_damaged=True)
     assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
     assert np.array_equal(found.pixels, before(content, 64))
     pixels, side, told = decoding.decode_sized(content, 64, accept_damaged=True)
     assert np.array_equal(pixels, found.pixels)
     assert (side, told) == (min(found.width, found.height), found.damage)
     assert np.array_equal(decoding.decode(content, 64, accept_damaged=True), found.pixels)
-    whole = decoding.look(KINDS[kind], 64, accept_damaged=True)
+    whole = decoding.decode_with_hashes(KINDS[kind], 64, accept_damaged=True)
     assert whole.damage is None
 
 
@@ -226,9 +226,9 @@ def test_pixels_are_those_of_pillow_at_every_subsampling_quality_and_size(sampli
 
 def same_pixels(content: bytes) -> None:
     for size in (1, 64, 300):
-        found = decoding.look(content, size)
+        found = decoding.decode_with_hashes(content, size)
         assert np.array_equal(found.pixels, before(content, size))
-        assert np.array_equal(found.hashed, before(content, decoding.HASH_SIZE))
+        assert np.array_equal(found.hash_pixels, before(content, hashes.HASH_SIZE))
         assert found.damage is None
 
 
@@ -265,7 +265,7 @@ def test_look_decodes_a_good_jpeg_by_simplejpeg_alone(kind, monkeypatch):
     monkeypatch.setattr(damage.simplejpeg, "decode_jpeg", lambda *of, **more: calls.append(1) or real(*of, **more))
     monkeypatch.setattr(damage, "jpeg_damage", lambda *of: pytest.fail("checked after it was decoded"))
     monkeypatch.setattr(Image.Image, "draft", lambda *of: pytest.fail("Pillow decodes as well"))
-    decoding.look(KINDS[kind], 64)
+    decoding.decode_with_hashes(KINDS[kind], 64)
     assert len(calls) == 1
 
 
@@ -306,7 +306,7 @@ def test_share_of_real_lesions_with_random_bytes_that_libjpeg_sees(places, lengt
         for at in rng.integers(scan_of(bytes(content)), len(content) - 2 - length, places):
             content[at : at + length] = rng.bytes(length)
         try:
-            decoding.look(bytes(content), 224)
+            decoding.decode_with_hashes(bytes(content), 224)
             reasons.append("accepted")
         except ImageError as error:
             reasons.append(error.reason)
@@ -322,7 +322,7 @@ def test_a_damaged_image_is_the_first_of_flags():
     side = np.array([0.5, 2, 2])
     found = quality.flags(measured, config.Quality(), side, damaged=[True, True, False])
     assert found == [("damaged", "too_small"), ("damaged",), ()]
-    assert quality.told(found[1]) == "damaged: the file is damaged: a part of the picture may be missing"
+    assert quality.describe_flags(found[1]) == "damaged: the file is damaged: a part of the picture may be missing"
 
 
 def test_rows_that_were_decoded_by_another_setting_are_not_taken():

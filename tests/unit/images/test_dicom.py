@@ -30,7 +30,7 @@ JPEG = encoded(LESION, "JPEG", quality=95)
 
 
 def seen(content, **options):
-    return decoding.look(content, 96, **options).pixels
+    return decoding.decode_with_hashes(content, 96, **options).pixels
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written here
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydico
 
 def reason(content, **options):
     with pytest.raises(ImageError) as error:
-        decoding.look(content, 96, **options)
+        decoding.decode_with_hashes(content, 96, **options)
     return error.value.reason, error.value.detail
 
 
@@ -52,10 +52,12 @@ def ybr(rgb):
 
 
 def test_rgb_keeps_its_pixels_to_the_bit():
-    found = decoding.look(dicom(PIXELS[:64]), 96)
+    found = decoding.decode_with_hashes(dicom(PIXELS[:64]), 96)
     assert (found.width, found.height, found.format) == (96, 64, "DICOM")
     assert np.array_equal(found.pixels, decoding.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
-    assert np.array_equal(found.hashed, decoding.look(encoded(LESION.crop((0, 0, 96, 64))), 32).hashed)
+    assert np.array_equal(
+        found.hash_pixels, decoding.decode_with_hashes(encoded(LESION.crop((0, 0, 96, 64))), 32).hash_pixels
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,9 +149,9 @@ def test_jpeg_frame_of_rgb_without_a_marker_is_as_the_header_says():
 def test_large_jpeg_frame_is_scaled_down_while_it_is_decoded(monkeypatch):
     large = encoded(LESION.resize((1800, 1300)), "JPEG")
     content = dicom(np.zeros((1300, 1800, 3), np.uint8), JPEGBaseline8Bit, large, PhotometricInterpretation="YBR_FULL")
-    found = decoding.look(content, 512)
+    found = decoding.decode_with_hashes(content, 512)
     assert np.array_equal(found.pixels, decoding.decode(large, 512))
-    assert np.array_equal(found.hashed, decoding.look(large, 64).hashed)
+    assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(large, 64).hash_pixels)
 
 
 def test_jpeg_2000_frame():
@@ -194,7 +196,7 @@ def test_recognisable_and_annotated_ones_pass_only_when_allowed(element, code):
 
 
 def test_limits_hold_before_pixels_are_unpacked(monkeypatch):
-    monkeypatch.setattr(reader.Photograph, "_whole", lambda *of: pytest.fail("unpacked"))
+    monkeypatch.setattr(reader.Photograph, "_read_pixels", lambda *of: pytest.fail("unpacked"))
     assert reason(dicom(), max_pixels=96 * 96 - 1)[0] == "too_many_pixels"
     assert reason(dicom(), min_side=97)[0] == "too_small"
 
@@ -209,7 +211,7 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
     assert np.array_equal(seen(named), PIXELS), "only its name stands there"
     limits, real = [], reader._inflated
     monkeypatch.setattr(reader, "_inflated", lambda *of: limits.append(len(real(*of))) or real(*of))
-    decoding.look(content[:end] + body, 96, **LIMITS)
+    decoding.decode_with_hashes(content[:end] + body, 96, **LIMITS)
     assert max(limits) < reader.HEADER_BYTES + PIXELS.nbytes + 300
     # without the length of the meta information pydicom would unpack all of it
     assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"
@@ -220,13 +222,13 @@ def test_nothing_of_the_patient_is_read_or_told(caplog, capfd):
     found = reader.read(content)
     assert "PatientName" in pydicom.dcmread(io.BytesIO(content))
     assert {element.keyword for element in found._header} <= set(reader.TAGS) | {"SpecificCharacterSet"}
-    assert {element.keyword for element in found._whole(10**6)} <= {
+    assert {element.keyword for element in found._read_pixels(10**6)} <= {
         *reader.TAGS,
         *reader.PIXELS,
         "SpecificCharacterSet",
     }
     with caplog.at_level(logging.DEBUG):
-        looked = decoding.look(content, 96)
+        looked = decoding.decode_with_hashes(content, 96)
         for broken in (
             content[:-900],
             dicom(Rows=None),
@@ -234,7 +236,7 @@ def test_nothing_of_the_patient_is_read_or_told(caplog, capfd):
             dicom(PhotometricInterpretation="JANE"),
         ):
             assert "jane" not in " ".join(reason(broken)).lower()
-    kept = {"pixels", "hashed", "width", "height", "format", "damage"}
+    kept = {"pixels", "hash_pixels", "width", "height", "format", "damage"}
     assert {field.name for field in dataclasses.fields(looked)} == kept
     assert "jane" not in caplog.text.lower()
     assert capfd.readouterr() == ("", "")

@@ -66,7 +66,7 @@ def test_lesion_repeats_with_the_generator_and_moves_on_with_it():
 
 @given(seed=st.integers(0, 2**32 - 1), malignant=st.booleans())
 def test_no_lesion_reaches_a_corner(seed, malignant):
-    lesion = synthetic._new_lesion(np.random.default_rng(seed), malignant, np.ones(3, np.float32))
+    lesion = synthetic.new_lesion(np.random.default_rng(seed), malignant, np.ones(3, np.float32))
     # The corner squares used below start 1.06 from the centre; a view may shift the lesion by 0.1 and enlarge it 1.06.
     assert lesion.outline.max() * 1.06 + 0.1 < 1.0
 
@@ -181,7 +181,7 @@ def test_formats_suffixes_and_orientations(archive):
 def test_turned_jpeg_is_upright_once_oriented(orientation):
     pixels = draw_lesion(np.random.default_rng(2), malignant=True)
     pixels[:20] = 0  # a dark strip on top tells which way is up
-    with Image.open(io.BytesIO(synthetic._jpeg(pixels, orientation))) as image:
+    with Image.open(io.BytesIO(synthetic.jpeg_bytes(pixels, orientation))) as image:
         stored, upright = np.asarray(image).astype(int), np.asarray(ImageOps.exif_transpose(image)).astype(int)
     assert np.abs(upright - pixels).mean() < 8
     assert (np.abs(stored - pixels).mean() < 8) == (orientation == 1)

@@ -18,7 +18,8 @@ from PIL import Image, ImageCms
 from samples import examples
 
 from melanoma_spark.errors import DataError, ImageError
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import decoding, hashes, synthetic
+from melanoma_spark.images.reasons import REASONS
 
 DATA = SHARED / "data"
 CORPUS = broken.corpus()
@@ -74,7 +75,7 @@ def test_grayscale_has_three_equal_channels(kind):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
 def test_one_bit_image_has_the_two_colours_of_its_palette_and_in_black_and_white_is_a_mask(kind):
     marks = MASK.convert("1")
-    with pytest.raises(ImageError, match="mask: grey with two values only"):
+    with pytest.raises(ImageError, match="mask: gray with two values only"):
         decoding.decode(encoded(marks, kind), 96)
     two = Image.fromarray((np.asarray(marks)).astype(np.uint8), "P")
     two.putpalette([200, 150, 140, 90, 40, 30])
@@ -170,7 +171,7 @@ NO_TURN[0x0112] = 99  # an orientation that does not exist
 )
 def test_formats_keep_their_pixels(image, kind, options, expected, within):
     """To the bit where the format is without loss; transparent pixels are on white, and the first picture counts."""
-    found = decoding.look(encoded(image, kind, **options), 96)
+    found = decoding.decode_with_hashes(encoded(image, kind, **options), 96)
     assert distance(found.pixels, expected) <= within
     assert (found.width, found.height, found.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
 
@@ -218,20 +219,20 @@ LARGE = {
     ("kind", "size"), [*(("JPEG", size) for size in (32, 128, 224, 225, 300, 512)), ("PNG", 225), ("BMP", 512)]
 )
 def test_look_has_the_pixels_of_decode_and_hashes_that_no_size_changes(kind, size):
-    found = decoding.look(LARGE[kind], size)
+    found = decoding.decode_with_hashes(LARGE[kind], size)
     assert np.array_equal(found.pixels, decoding.decode(LARGE[kind], size))
-    assert np.array_equal(found.hashed, decoding.look(LARGE[kind], 64).hashed)
+    assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(LARGE[kind], 64).hash_pixels)
     assert (found.width, found.height, found.format) == (1800, 1300, kind)
-    for pixels, side in ((found.pixels, size), (found.hashed, decoding.HASH_SIZE)):
+    for pixels, side in ((found.pixels, size), (found.hash_pixels, hashes.HASH_SIZE)):
         assert (pixels.shape, pixels.dtype) == ((side, side, 3), np.uint8)
 
 
 @pytest.mark.parametrize(("size", "times"), [(64, 1), (224, 1), (325, 1), (326, 2), (600, 2)])
 def test_large_jpeg_is_decoded_once_where_hashes_can_share_it(size, times, monkeypatch):
     # libjpeg halves 1800 x 1300 for 448 pixels and up to twice 325, and leaves it whole above that
-    calls, real = [], decoding._decoded
-    monkeypatch.setattr(decoding, "_decoded", lambda *of: calls.append(of) or real(*of))
-    decoding.look(LARGE["JPEG"], size)
+    calls, real = [], decoding._decode_source
+    monkeypatch.setattr(decoding, "_decode_source", lambda *of: calls.append(of) or real(*of))
+    decoding.decode_with_hashes(LARGE["JPEG"], size)
     assert len(calls) == times
 
 
@@ -248,20 +249,20 @@ def test_libjpeg_scales_down_but_never_below_twice_the_size(monkeypatch):
 def test_small_jpeg_has_the_pixels_of_plain_pillow():
     # Splits hang on the hashes of 224-pixel JPEGs: no scaling by libjpeg, one bilinear resize.
     small = encoded(LESION.resize((224, 224), Image.Resampling.BICUBIC), "JPEG", quality=90)
-    found = decoding.look(small, 224)
+    found = decoding.decode_with_hashes(small, 224)
     with Image.open(io.BytesIO(small)) as plain:
         assert np.array_equal(found.pixels, np.asarray(plain))
-        assert np.array_equal(found.hashed, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
+        assert np.array_equal(found.hash_pixels, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
 
 
 def test_hashes_of_real_images_are_those_of_the_first_version():
     real = DATA / "lesions" / "benign" / "100.jpg"
     if not real.exists():
         pytest.skip("no real images at ../shared/data")
-    found = decoding.look(real.read_bytes(), 224)
-    assert decoding.pixel_hash(found.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
-    assert decoding.pixel_hash(found.hashed) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
-    assert decoding.perceptual_hash(found.hashed) == "010e4e8cde8b68a2"
+    found = decoding.decode_with_hashes(real.read_bytes(), 224)
+    assert hashes.pixel_hash(found.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
+    assert hashes.pixel_hash(found.hash_pixels) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
+    assert hashes.perceptual_hash(found.hash_pixels) == "010e4e8cde8b68a2"
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -275,7 +276,7 @@ def test_stored_orientation_is_undone(orientation, kind):
     stored = encoded(upright if turn is None else upright.transpose(turn), kind, exif=exif, **options)
     # oblong sides: a picture left lying would not be near, nor would one turned the other way round
     assert distance(decoding.decode(stored, 48), decoding.decode(encoded(upright), 48)) < 1
-    found = decoding.look(stored, 48)
+    found = decoding.decode_with_hashes(stored, 48)
     assert (found.width, found.height) == ((64, 96) if orientation > 4 else (96, 64))
 
 
@@ -313,7 +314,7 @@ def test_decoding_is_deterministic_and_of_the_size_asked_for(size):
         (JPEG[:60], "corrupt", "its header cannot be read"),
         (PNG[:20], "corrupt", "its header cannot be read"),
         (PNG[:2000] + bytes(2000) + PNG[4000:], "corrupt", "while decoding 96 x 96 pixels"),
-        (synthetic._bomb(), "too_many_pixels", "over Pillow's own limit"),
+        (synthetic.bomb_png(), "too_many_pixels", "over Pillow's own limit"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -347,7 +348,7 @@ def test_corpus_of_broken_files(name, capfd):
     content, reason = CORPUS[name]
     start = time.perf_counter()
     with pytest.raises(ImageError) as error:
-        decoding.look(content, 64, **broken.LIMITS)
+        decoding.decode_with_hashes(content, 64, **broken.LIMITS)
     assert error.value.reason == reason
     assert time.perf_counter() - start < 5
     told = str(error.value)
@@ -359,8 +360,8 @@ def test_corpus_of_broken_files(name, capfd):
 
 def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
     assert len(CORPUS) >= 90
-    assert {reason for _, reason in CORPUS.values()} <= set(decoding.REASONS)
-    assert all(decoding.REASONS.values())
+    assert {reason for _, reason in CORPUS.values()} <= set(REASONS)
+    assert all(REASONS.values())
     assert {reason for _, reason in CORPUS.values()} == {
         *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
         *("damaged", "blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
@@ -371,7 +372,7 @@ def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
 def test_any_bytes_are_pixels_or_an_image_error(content):
     with pytest.raises(ImageError) as error:
         decoding.decode(content, 8)
-    assert error.value.reason in decoding.REASONS
+    assert error.value.reason in REASONS
 
 
 def checked(content):
@@ -381,7 +382,7 @@ def checked(content):
     except ImageError as error:
         found = error
     if isinstance(found, ImageError):
-        assert found.reason in decoding.REASONS
+        assert found.reason in REASONS
         assert len(str(found).splitlines()) == 1
         return found.reason
     assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
@@ -445,16 +446,16 @@ def mutated(content, changes):
 def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes):
     start = time.perf_counter()
     try:
-        found = decoding.look(mutated(content, changes), 48, min_side=2, max_pixels=2_000_000)
+        found = decoding.decode_with_hashes(mutated(content, changes), 48, min_side=2, max_pixels=2_000_000)
     except ImageError as error:
         found = error
     assert time.perf_counter() - start < 5
     if isinstance(found, ImageError):
-        assert found.reason in decoding.REASONS
+        assert found.reason in REASONS
         assert len(str(found).splitlines()) == 1
     else:
         assert (found.pixels.shape, found.pixels.dtype) == ((48, 48, 3), np.uint8)
-        assert found.hashed.shape == (128, 128, 3)
+        assert found.hash_pixels.shape == (128, 128, 3)
         assert min(found.width, found.height) >= 2
         assert found.format in decoding.SIGNATURES
 
@@ -489,20 +490,20 @@ def test_details_never_quote_the_content_which_may_name_a_person():
 
 def test_pixel_hash_does_not_see_the_container():
     twins = [PNG, encoded(LESION, compress_level=1), encoded(LESION, exif=b"Exif\0\0", dpi=(300, 300))]
-    assert decoding.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert len({decoding.sha256(content) for content in twins}) == 3
-    assert len({decoding.pixel_hash(decoding.decode(content, 64)) for content in twins}) == 1
+    assert hashes.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert len({hashes.sha256(content) for content in twins}) == 3
+    assert len({hashes.pixel_hash(decoding.decode(content, 64)) for content in twins}) == 1
 
 
 @given(SQUARES, st.data())
 def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_memory(pixels, data):
-    assert decoding.pixel_hash(np.asfortranarray(pixels)) == decoding.pixel_hash(pixels)
+    assert hashes.pixel_hash(np.asfortranarray(pixels)) == hashes.pixel_hash(pixels)
     flat = np.arange(24, dtype=np.uint8)
-    assert decoding.pixel_hash(flat.reshape(2, 4, 3)) != decoding.pixel_hash(flat.reshape(4, 2, 3))
+    assert hashes.pixel_hash(flat.reshape(2, 4, 3)) != hashes.pixel_hash(flat.reshape(4, 2, 3))
     place = tuple(data.draw(st.integers(0, side - 1)) for side in pixels.shape)
     changed = pixels.copy()
     changed[place] ^= np.uint8(data.draw(st.integers(1, 255)))
-    assert decoding.pixel_hash(changed) != decoding.pixel_hash(pixels)
+    assert hashes.pixel_hash(changed) != hashes.pixel_hash(pixels)
 
 
 @given(arrays(np.uint8, st.integers(1, 60).map(lambda side: (side, side, 3))))
@@ -510,10 +511,10 @@ def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_
 @example(np.repeat(np.asarray(GREY)[:, :, None] // 2, 3, axis=2))
 def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored_and_darker(pixels):
     grey = np.repeat(pixels[:, :, :1] // 2, 3, axis=2)
-    assert decoding.perceptual_hash(grey * 2) == decoding.perceptual_hash(grey)  # brightness is not seen
-    hashes = {decoding.perceptual_hash(view) for view in views(pixels)}
-    assert len(hashes) == 1
-    assert len(hashes.pop()) == 16
+    assert hashes.perceptual_hash(grey * 2) == hashes.perceptual_hash(grey)  # brightness is not seen
+    found = {hashes.perceptual_hash(view) for view in views(pixels)}
+    assert len(found) == 1
+    assert len(found.pop()) == 16
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 200), st.integers(1, 200), st.just(3))))
@@ -527,15 +528,15 @@ def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
     for view in views(small):
         cells = view.reshape(8, 3, 8, 3).sum(axis=1)
         expected.append(np.packbits(cells[:, :, 2] > cells[:, :, 0]).tobytes().hex())
-    assert decoding.perceptual_hash(pixels) == min(expected)
+    assert hashes.perceptual_hash(pixels) == min(expected)
 
 
 def test_perceptual_hash_tells_lesions_apart_and_is_near_after_jpeg_compression():
     lesions = [synthetic.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
-    hashes = [decoding.perceptual_hash(pixels) for pixels in lesions]
-    assert len(set(hashes)) == 40
+    found = [hashes.perceptual_hash(pixels) for pixels in lesions]
+    assert len(set(found)) == 40
     again = [decoding.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
-    far = [int(one, 16) ^ int(decoding.perceptual_hash(other), 16) for one, other in zip(hashes, again, strict=False)]
+    far = [int(one, 16) ^ int(hashes.perceptual_hash(other), 16) for one, other in zip(found, again, strict=False)]
     assert np.median([bits.bit_count() for bits in far]) <= 4
 
 
@@ -545,9 +546,9 @@ def test_equal_hashes_of_the_real_set_are_near_duplicates():
     rows = pd.read_csv(DATA / "lesions_groups.csv")
     listed = rows["near_duplicate_group"].duplicated(keep=False)
     rows = pd.concat([rows[listed], rows[~listed][::8]])  # each pair, and some of those that have none
-    looks = [decoding.look((DATA / path).read_bytes(), 224) for path in rows["path"]]
-    for name, hash_of in (("pixels", decoding.pixel_hash), ("looks", decoding.perceptual_hash)):
-        rows[name] = [hash_of(found.hashed) for found in looks]
+    looks = [decoding.decode_with_hashes((DATA / path).read_bytes(), 224) for path in rows["path"]]
+    for name, hash_of in (("pixels", hashes.pixel_hash), ("looks", hashes.perceptual_hash)):
+        rows[name] = [hash_of(found.hash_pixels) for found in looks]
 
     def pairs(column):
         sets = rows.groupby(column)["path"].apply(sorted)

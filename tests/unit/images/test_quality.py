@@ -88,8 +88,10 @@ def test_small_files_and_what_is_far_from_the_training_images_are_flagged():
 
 
 def test_every_flag_is_told():
-    assert quality.told(["blurred", "dark"]).startswith("blurred: sharpness is low")
-    assert set(quality.told(list(quality.FLAGS)).split("; ")) == {f"{k}: {v}" for k, v in quality.FLAGS.items()}
+    assert quality.describe_flags(["blurred", "dark"]).startswith("blurred: sharpness is low")
+    assert set(quality.describe_flags(list(quality.FLAGS)).split("; ")) == {
+        f"{k}: {v}" for k, v in quality.FLAGS.items()
+    }
 
 
 @pytest.mark.skipif(not LESIONS.is_dir(), reason=f"no real lesions at {LESIONS}")

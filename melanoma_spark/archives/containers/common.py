@@ -1,18 +1,19 @@
-"""What the readers of zip and of tar share."""
+"""What the readers of all container formats share."""
 
 from __future__ import annotations
 
 import hashlib
 import mmap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-MOST = (1 << 63) - 1  # what a table's column holds; a larger number in a container is a lie anyway
+MOST = (1 << 63) - 1  # the largest number of a 64-bit column; larger ones in a container are bogus
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a container may hold. Bytes are uncompressed ones; ratios are those over compressed ones."""
+    """Limits of a container. Bytes are uncompressed; a ratio is uncompressed over compressed bytes."""
 
     max_members: int = 5_000_000
     max_member_bytes: int = 256 << 20
@@ -22,21 +23,21 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file within a container, and all that it takes to read it. Sizes and offsets are in bytes."""
+    """A file in a container, with all that is needed to read it. Sizes and offsets are in bytes."""
 
     name: str  # printable, relative, with '/'; different from those of all other members
     index: int  # from 0, in the container's order
-    offset: int  # zip: of its local header, tar: of its content, tar.gz: of its content in the uncompressed stream
-    stored: int  # what it takes in the container
+    offset: int  # zip: of its local header, tar: of its content, tar.gz: of it in the uncompressed stream
+    stored: int  # bytes in the container
     size: int  # uncompressed
-    method: int  # of zip's compression; 0 otherwise
+    method: int  # zip's compression method, else 0
     crc: int | None
     reason: str | None = None  # why it is not read
     detail: str | None = None
 
 
 class Entry(NamedTuple):
-    """A member as a container has it: with the name it gives, undecodable bytes as surrogates, and before limits."""
+    """A member as the container describes it, before limits. Undecodable bytes of the name are surrogates."""
 
     name: str
     offset: int
@@ -48,8 +49,26 @@ class Entry(NamedTuple):
     detail: str | None = None
 
 
+class Format(NamedTuple):
+    """How containers of one format are recognized, listed and read.
+
+    Attributes:
+        suffixes: of file names, in lower case.
+        starts: tells from the first 512 bytes whether a file has this format.
+        entries: yields all members without folders; raises `Stop` where the container is damaged or over a limit.
+        reader: returns a function that reads one member, or raises `ImageError`.
+        streamed: whether members can be read only in order, in one pass, by one task.
+    """
+
+    suffixes: tuple[str, ...]
+    starts: Callable[[bytes], bool]
+    entries: Callable[[BinaryIO, Limits], Iterator[Entry]]
+    reader: Callable[[BinaryIO], Callable[[Member], bytes]]
+    streamed: bool = False
+
+
 class Stop(Exception):
-    """The listing ends here, for one of `REASONS`."""
+    """The listing of a container ends here, for one of `containers.REASONS`."""
 
     def __init__(self, reason: str, detail: str, offset: int) -> None:
         super().__init__(detail)
@@ -57,18 +76,18 @@ class Stop(Exception):
 
 
 class UniqueNames:
-    """Tells names apart in memory that does not grow with them: 6 bytes for each that may come, taken up as used.
+    """Makes names unique, in 6 bytes of memory for each name that may come.
 
-    A Bloom filter forgets none. It takes a new name for an old one once in some 10**8 at the very end of its room, and
-    then a name gets a number that it did not need.
+    A Bloom filter (Bloom 1970) forgets no name. When it is full, it takes about one new name in 10**8 for an old one;
+    that name then gets a number that it did not need.
     """
 
     def __init__(self, most: int) -> None:
         self._bits = 48 * max(most, 1000)
-        self._seen = mmap.mmap(-1, self._bits // 8)  # pages that no name falls on are never made
+        self._seen = mmap.mmap(-1, self._bits // 8)  # untouched pages take no memory
 
     def unique(self, name: str, index: int) -> str:
-        """The name, or `name#place` where it was given before; the place counts from 1."""
+        """The name, or `name#place` if it was given before; the place counts from 1."""
         # The place rather than a count: a million members of one name take a million steps, not half of its square.
         while not self._add(name):
             name = f"{name}#{index + 1}"
@@ -87,8 +106,8 @@ class UniqueNames:
         return new
 
 
-def exactly(file: BinaryIO, length: int) -> bytes:
-    """So many bytes; fewer only at the file's end, whatever a file of its kind gives in one go."""
+def read_exactly(file: BinaryIO, length: int) -> bytes:
+    """Read `length` bytes, however few a single read returns; fewer only at the end of the file."""
     content = file.read(length)
     while len(content) < length:
         more = file.read(length - len(content))
@@ -98,16 +117,16 @@ def exactly(file: BinaryIO, length: int) -> bytes:
     return content
 
 
-def length_of(file: BinaryIO) -> int:
-    """Bytes of a file, which is left at its start."""
+def file_length(file: BinaryIO) -> int:
+    """The length of a file in bytes. Leaves it at its start."""
     file.seek(0, 2)
     length = file.tell()
     file.seek(0)
     return length
 
 
-def decoded(name: bytes, codepage: str = "ascii") -> str:
-    """A name as text: UTF-8 where it is that, else the code page; bytes that it lacks become surrogates."""
+def decode_name(name: bytes, codepage: str = "ascii") -> str:
+    """A name as text, in UTF-8 if possible, else in the code page; undecodable bytes become surrogates."""
     try:
         return name.decode("utf-8")
     except UnicodeDecodeError:

@@ -3,8 +3,8 @@
 import pytest
 
 from melanoma_spark import schemas
-from melanoma_spark.archives import records, tables
-from melanoma_spark.archives.records import ABSENT, AMBIGUOUS, OTHER_FOLDER
+from melanoma_spark.archives import matching, tables
+from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
 
 TABLE = "patients.csv"
 P1, P2 = "p1/IMG_0001.jpg", "p2/IMG_0001.jpg"
@@ -27,9 +27,9 @@ def matched(spark, paths, said, name=lambda text: text):
             record = tables.Record(tables.image_id(reference), **values, reference=reference, table=table)
             rows.append(tuple(getattr(record, column) for column in schemas.RECORDS.names))
     frame = spark.createDataFrame(rows, schemas.RECORDS)
-    result = records.match(images, frame, said, name, lambda _, table: table.localCheckpoint())
+    result = matching.match_rows(images, frame, said, name, lambda _, table: table.localCheckpoint())
     unmatched = sorted(result.unmatched.collect(), key=lambda row: (row.reason, row.image_id))
-    return {row.path: row for row in result.images.collect()}, unmatched, records.notes(result.unmatched)
+    return {row.path: row for row in result.images.collect()}, unmatched, matching.summarize_unmatched(result.unmatched)
 
 
 def patient(reference, patient_id, **values):
@@ -133,9 +133,9 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
     d = rows["d.jpg"]  # two parts of a region are two sites
     assert (d.site, list(d.contradictions)) == (None, ["site"])
     assert [(row.image_id, row.reason, row.detail) for row in unmatched] == [
-        ("a", records.CONTRADICTORY, "a.jpg: age"),
-        ("c", records.CONTRADICTORY, "c.jpg: patient_id"),
-        ("d", records.CONTRADICTORY, "d.jpg: site"),
+        ("a", CONTRADICTORY, "a.jpg: age"),
+        ("c", CONTRADICTORY, "c.jpg: patient_id"),
+        ("d", CONTRADICTORY, "d.jpg: site"),
     ]
     assert str(notes) == "; 3 images have rows that disagree (a.jpg: age; c.jpg: patient_id; ...)"
 

@@ -1,0 +1,160 @@
+"""Stages of Spark over the files of an archive: executors decode, hash, or score them; the driver holds no image."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from pyspark.sql import DataFrame
+from pyspark.sql import types as t
+
+from melanoma_spark import config, schemas
+from melanoma_spark.archives import plan
+from melanoma_spark.archives.contents import Content, prefetch_contents, read_contents
+from melanoma_spark.archives.rows import ROWS_IN_MEMORY, ListedFile, from_microseconds, in_chunks, in_frames
+from melanoma_spark.background import Waits
+from melanoma_spark.errors import ImageError
+from melanoma_spark.images import decoding, hashes, quality
+from melanoma_spark.spark import session
+
+if TYPE_CHECKING:
+    from petastorm.unischema import UnischemaField
+
+BYTES_IN_MEMORY = 16 * 1024 * 1024  # of decoded images, before a task hands them on
+IMAGE = schemas.DECODED.names.index("image")
+
+Frames = Iterator[pd.DataFrame]
+Write = Callable[[Frames], Frames]
+Compute = Callable[[Iterator[list[Content]]], Frames]
+
+
+def decode_files(
+    listed: DataFrame,
+    count: int,
+    settings: config.Settings,
+    write: Write | None = None,
+    *,
+    result: t.StructType | str = schemas.DECODED,
+    meter: session.Meter | None = None,
+) -> DataFrame:
+    """Each of `count` rows of a listing as a row of `schemas.DECODED`: pixels and hashes, or why there are none.
+
+    With `write` the task hands its rows to that, and returns the rows of schema `result` that it yields. Each task adds
+    its numbers to `meter`.
+    """
+    limits, size = settings.ingest, settings.image_size
+    root, _ = plan.locate(settings.archive)
+
+    def decode(batches: Frames) -> Frames:
+        field = schemas.images_schema(size).fields["image"]
+        contents = Waits(prefetch_contents(read_contents(root, batches, limits.max_bytes)))
+        began, done, read = time.monotonic(), 0, 0
+
+        def decoded() -> Iterator[tuple[Any, ...]]:
+            nonlocal done, read
+            for row, content in contents:
+                done, read = done + 1, read + (0 if isinstance(content, ImageError) else len(content))
+                yield (
+                    row.source_uri,
+                    row.length,
+                    from_microseconds(row.modified),
+                    *_decode(content, size, limits, field),
+                )
+
+        for chunk in in_chunks(decoded(), ROWS_IN_MEMORY, lambda row: len(row[IMAGE] or b""), BYTES_IN_MEMORY):
+            yield pd.DataFrame(chunk, columns=schemas.DECODED.names, dtype=object)
+        if meter is not None:
+            meter.add(done, read, contents.seconds, time.monotonic() - began - contents.seconds)
+
+    def task(batches: Frames) -> Frames:
+        return decode(batches) if write is None else write(decode(batches))
+
+    return plan.in_reading_order(listed, count).mapInPandas(task, result)  # type: ignore[arg-type]
+
+
+def hash_files(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
+    """Each of `count` rows of a listing, with `source_key`, as a row of `schemas.READ`: the SHA-256 of its content."""
+    root, _ = plan.locate(settings.archive)
+    max_bytes, name = settings.ingest.max_bytes, plan.stored_name(settings)
+
+    def hashed(row: ListedFile, content: Content) -> tuple[Any, ...]:
+        key = row.source_key  # type: ignore[attr-defined]  # a column that the caller has added
+        if isinstance(content, ImageError):
+            return (key, name(row.image_id), None, content.reason, content.detail)
+        return (key, name(row.image_id), hashes.sha256(content), None, None)
+
+    def task(batches: Frames) -> Frames:
+        contents = prefetch_contents(read_contents(root, batches, max_bytes))
+        yield from in_frames((hashed(row, content) for row, content in contents), schemas.READ)
+
+    return plan.in_reading_order(listed, count).mapInPandas(task, schemas.READ)  # type: ignore[arg-type]
+
+
+def compute_files(
+    listed: DataFrame,
+    count: int,
+    settings: config.Settings,
+    compute: Compute,
+    *,
+    batch_size: int,
+    write: Write,
+    result: t.StructType | str,
+) -> DataFrame:
+    """Hand the contents of `count` files to `compute`, and its results with `schemas.SOURCE` to `write`.
+
+    `compute` gets the bytes of `batch_size` files at a time, or why there are none, and yields a frame for each batch.
+    All of it is one stage: images do not travel to the JVM and back, and a slot has one worker. Returns the rows of
+    schema `result` that `write` yields.
+    """
+    root, _ = plan.locate(settings.archive)
+    max_bytes, name = settings.ingest.max_bytes, plan.stored_name(settings)
+
+    def rows(batches: Frames) -> Frames:
+        places: deque[tuple[Any, ...]] = deque()  # of the files that `compute` has got
+
+        def contents() -> Iterator[list[Content]]:
+            found = read_contents(root, batches, max_bytes)
+            while batch := list(islice(found, batch_size)):
+                for row, content in batch:
+                    sha256 = None if isinstance(content, ImageError) else hashes.sha256(content)
+                    ids = name(row.image_id), name(getattr(row, "patient_id", None))
+                    places.append((row.source_uri, row.length, from_microseconds(row.modified), *ids, sha256))
+                yield [content for _, content in batch]
+
+        for frame in compute(contents()):
+            files = [places.popleft() for _ in range(len(frame))]
+            yield pd.concat([pd.DataFrame(files, columns=schemas.SOURCE.names, dtype=object), frame], axis=1)
+
+    def task(batches: Frames) -> Frames:
+        return write(rows(batches))
+
+    # Tasks that take seconds each, so that no slot waits long for the last one of another
+    tasks = session.partitions_for(listed.sparkSession, count)
+    return plan.in_reading_order(listed, count, tasks, batch_size).mapInPandas(task, result)  # type: ignore[arg-type]
+
+
+def _decode(content: Content, size: int, limits: config.Ingest, field: UnischemaField) -> tuple[Any, ...]:
+    """The columns of `schemas.DECODED` after the file's: sha256 to flags."""
+    sha256 = None
+    try:
+        if isinstance(content, ImageError):
+            raise content
+        sha256 = hashes.sha256(content)
+        image = decoding.decode_with_hashes(
+            content,
+            size,
+            min_side=limits.min_side,
+            max_pixels=limits.max_pixels,
+            allow_recognisable=limits.allow_recognisable,
+            accept_damaged=limits.damaged == "accept",
+        )
+    except ImageError as error:
+        return (sha256, None, None, None, None, None, None, error.reason, error.detail, None)
+    stored = bytes(field.codec.encode(field, image.pixels))
+    flags = quality.DAMAGED if image.damage else None
+    size_and_format = image.width, image.height, image.format
+    return (sha256, image.pixel_sha256, image.perceptual_hash, *size_and_format, stored, None, None, flags)

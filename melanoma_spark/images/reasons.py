@@ -1,0 +1,32 @@
+"""Why an image is not used: one table of codes and their explanations."""
+
+UNREADABLE = "unreadable"  # the only reason that is not about the content: the next job tries such a file again
+
+REASONS = {
+    "empty": "the file has no bytes",
+    "hidden": "made by an operating system, or its name, or a folder's, starts with a dot; rename it to have it read",
+    UNREADABLE: "the file system did not give it; the next job tries again",
+    "too_many_bytes": "the file is over ingest.max_bytes and was not read",
+    "archive_by_another_name": "the content is a zip, tar or gzip archive; rename it to .zip, .tar or .tar.gz to have "
+    "it read",
+    "not_an_image": "the content is not a JPEG, PNG, TIFF, BMP, WebP or DICOM image, whatever the name says",
+    "corrupt": "the image cannot be decoded to its end",
+    "damaged": "its decoder warns that image data is missing or corrupt, so that a part of the picture may be wrong; "
+    "ingest.damaged=accept accepts it",
+    "too_many_pixels": "the image is over ingest.max_pixels and was not decoded",
+    "too_small": "a side is under ingest.min_side pixels",
+    "blank": "all pixels have the same color",
+    "mask": "gray with two values only: a segmentation mask, not a photograph",
+    "recognisable": "its DICOM header says that the patient can be recognized in it",
+    "burned_in": "its DICOM header says that text which may name the patient is burned into its pixels",
+    "dicom_not_photographic": "the DICOM object is neither a dermoscopic nor another photograph",
+    "no_label": "neither a table nor the folder gives a label",
+    "unknown_label": "the label is in neither diagnoses.csv nor ingest.labels.positive or .negative",
+    "indeterminate": "its label does not determine the target; see target and ingest.indeterminate",
+    "conflicting_labels": "its labels, or those of images with the same pixels, exclude each other",
+    "ambiguous_metadata": "the row with its label fits other images as well; name the folder in the table",
+    "contradictory_rows": "two rows of the archive's tables give it another patient, lesion or split",
+    "split_overlap": "its group is on the other side of the shipped split; see ingest.split_overlap",
+    "duplicate": "another image with the same pixels is kept",
+    "quality": "it passes a limit of score.quality, and score.quality.action is abstain",
+}
