@@ -225,7 +225,7 @@ class Line:
         from melanoma_spark.runner.stage import run_stage
 
         context = replace(
-            self.context, settings=self.context.settings.model_copy(update=changes), tracker=self.tracker()
+            self.context, settings=self.context.settings.model_copy(update=changes), mlflow=self.tracker()
         )
         with said() as text:
             run_stage(context, name, pipeline.STAGES[name], {"stage": name})

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from melanoma_spark import config, lineage, logs
 from melanoma_spark.storage import files
 
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from melanoma_spark.spark.session import Meter
+    from melanoma_spark.storage.lease import Lease
+    from melanoma_spark.tracking import Tracker
+
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage is given. `spark` is None where its action needs none; `argv` is what the job was started with."""
+    """What a stage is given.
 
-    spark: Any
+    `session` and `mlflow` are None for an action that needs none; stages use `spark` and `tracker`. `lease` is None
+    where the stage runs without one. `argv` holds the words that the job was started with.
+    """
+
+    session: SparkSession | None
     settings: config.Settings
     warehouse: str
-    tracker: Any
+    mlflow: Tracker | None
     run_id: str = ""
-    lease: Any = None
+    lease: Lease | None = None
     argv: tuple[str, ...] = ()
+
+    @property
+    def spark(self) -> SparkSession:
+        """The Spark session. Raises `RuntimeError` where the job was started without one."""
+        if self.session is None:
+            raise RuntimeError("internal error: this stage was started without a Spark session")
+        return self.session
+
+    @property
+    def tracker(self) -> Tracker:
+        """The connection to MLflow. Raises `RuntimeError` where the job was started without one."""
+        if self.mlflow is None:
+            raise RuntimeError("internal error: this stage was started without MLflow")
+        return self.mlflow
 
 
 @dataclass(frozen=True)
@@ -44,14 +69,14 @@ def dataset(context: StageContext, name: str, made_by: str) -> dict[str, Any]:
     return facts
 
 
-def pixels_of(context: StageContext, images: dict[str, Any]) -> Any:
-    """The rows of images/, a `DataFrame`, by its manifest."""
+def pixels_of(context: StageContext, images: dict[str, Any]) -> DataFrame:
+    """The rows of images/, by its manifest."""
     from melanoma_spark.storage import store
 
     return context.spark.read.parquet(store.data_url(context.warehouse, "images", images))
 
 
-def pace(context: StageContext, meter: Any) -> str:
+def pace(context: StageContext, meter: Meter) -> str:
     """What a `session.Meter` has measured, for the end of a summary; MLflow and a line in JSON are told it, too."""
     figures = meter.figures()
     if not figures:

@@ -65,9 +65,9 @@ def run_stage(context: StageContext, name: str, stage: Stage, tags: dict[str, st
     with logs.about(stage=name), one_line(context):
         logs.mark("started")
         with lease.held(context.warehouse, name, context.settings.wait) as own, in_run(context, name, tags) as running:
-            if context.spark is not None:
-                session.describe(context.spark, name)
-            with contextlib.nullcontext() if context.spark is None else session.let_go(context.spark):
+            if context.session is not None:
+                session.describe(context.session, name)
+            with contextlib.nullcontext() if context.session is None else session.let_go(context.session):
                 summary = stage(replace(running, lease=own))
             seconds = time.monotonic() - started
             context.tracker.metrics({"seconds": seconds})
@@ -95,8 +95,8 @@ def one_line(context: StageContext) -> Iterator[None]:
     from melanoma_spark.spark import session
 
     scratch = os.environ.get("SPARK_LOCAL_DIRS") or tempfile.gettempdir()
-    if context.spark is not None:
-        scratch = context.spark.conf.get("spark.local.dir", scratch)
+    if context.session is not None:
+        scratch = context.session.conf.get("spark.local.dir", scratch)
     places = {"the warehouse": context.warehouse.removeprefix("file://"), "Spark's scratch folder": scratch}
     try:
         yield
@@ -104,8 +104,8 @@ def one_line(context: StageContext) -> Iterator[None]:
         raise
     except Exception as error:
         told = of_storage(error, places)
-        if told is None and context.spark is not None:
-            told = session.of_lost(context.spark, error)
+        if told is None and context.session is not None:
+            told = session.of_lost(context.session, error)
         if told is None:
             raise
         raise told from error

@@ -69,7 +69,7 @@ def serve() -> None:
     tracker = SimpleNamespace(run=untracked, metrics=lambda figures: None)
 
     def run(name: str, job: StageContext, *_: Any) -> Summary:
-        job = replace(job, tracker=tracker)
+        job = replace(job, mlflow=tracker)
         return follow.run(job, "score", score.batch, {}) if name == "follow" else run_stage(job, name, whole(name), {})
 
     def whole(name: str) -> Any:

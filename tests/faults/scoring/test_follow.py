@@ -51,7 +51,7 @@ def followed(line: Line, **changes: object) -> str:
         }
     )
     job = replace(
-        line.context, settings=settings.model_copy(update={"score": section}), run_id="", tracker=line.tracker()
+        line.context, settings=settings.model_copy(update={"score": section}), run_id="", mlflow=line.tracker()
     )
     with said() as text:
         assert score.runner(job, "score", score.score, {"job": "score"}).exit_status == 0

@@ -355,7 +355,7 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
 
 def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
     ran = []
-    job = replace(line.context, tracker=line.tracker())
+    job = replace(line.context, mlflow=line.tracker())
     stages = {"first": lambda job: ran.append("first") or Summary("done"), "marked": lambda job: Summary("done", 6)}
     monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
     with said() as text:

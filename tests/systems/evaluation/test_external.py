@@ -23,7 +23,7 @@ def evaluated(line, archive, **changes):
     from dataclasses import replace
 
     settings = line.context.settings.model_copy(update={"archive": str(archive), **changes})
-    job = replace(line.context, settings=settings, tracker=line.tracker())
+    job = replace(line.context, settings=settings, mlflow=line.tracker())
     with contextlib.redirect_stdout(io.StringIO()) as text:
         run_stage(job, "evaluate", evaluate.either, {"stage": "evaluate"})
     told = text.getvalue()

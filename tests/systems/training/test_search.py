@@ -51,7 +51,7 @@ def featured(spark, lesions, shared_mlflow, tmp_path_factory):
 def searched(line, chosen=SWEEP, **changes):
     """All that the job says."""
     settings = line.context.settings.model_copy(update={"search": chosen, **changes})
-    job = replace(line.context, settings=settings, tracker=line.tracker())
+    job = replace(line.context, settings=settings, mlflow=line.tracker())
     with said() as text:
         run_stage(job, "search", search.search, {"job": "search"})
     return text.getvalue()
