@@ -28,7 +28,8 @@ from melanoma_spark.images import synthetic
 from melanoma_spark.models import backbones, weights
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.spark import session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.petastorm import petastorm_metadata
 from melanoma_spark.training import featurize
 
 ENGINES = ("ncnn", "tensorflow")
@@ -61,8 +62,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
     with context.tracker.run("benchmark", {}):
         ingest.ingest(context)
-    made_of = store.need(warehouse, "images", "ingest")
-    stored = spark.read.parquet(store.data_url(warehouse, "images", made_of))
+    made_of = manifests.require(manifests.ImagesManifest, warehouse)
+    stored = spark.read.parquet(made_of.url(warehouse))
     stored = stored.select("sha256", "split", f.lit(0).alias("view"), "image")
     todo = stored.orderBy("sha256").limit(options.images).persist()
     rows = todo.count()
@@ -77,7 +78,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         featurize_settings = settings.featurize.model_copy(update={"engine": engine})
         job_context = replace(context, settings=settings.model_copy(update={"featurize": featurize_settings}))
         started = time.monotonic()
-        with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
+        with petastorm_metadata(spark, target, schema, settings.ingest.row_group_mb):
             featurize.compute(job_context, table, count, base, recipe, target)
         return time.monotonic() - started
 

@@ -20,7 +20,7 @@ from side_by_side import start_spark
 from melanoma_spark.images import decoding
 from melanoma_spark.models import network
 from melanoma_spark.spark import session
-from melanoma_spark.storage import files
+from melanoma_spark.storage.tensors import unpack_tensors
 
 BATCH = 16
 
@@ -62,7 +62,7 @@ def naive(spec: network.Spec, weights: str) -> Any:
     def predict(contents: pd.Series) -> pd.Series:
         network.use_threads(1)
         with open(weights, "rb") as file:
-            model = network.build(spec, files.unpack_tensors(file.read()))
+            model = network.build(spec, unpack_tensors(file.read()))
         return contents.map(lambda c: float(model(decoding.decode(c, spec.image_size)[None], training=False)[0, 0]))
 
     return predict
@@ -77,7 +77,7 @@ def iterator(spec: network.Spec, weights: str) -> Any:
 
         network.use_threads(1)
         with open(weights, "rb") as file:
-            model = network.build(spec, files.unpack_tensors(file.read()))
+            model = network.build(spec, unpack_tensors(file.read()))
         shape = (spec.image_size, spec.image_size, 3)
 
         def decoded(content: Any) -> Any:

@@ -25,7 +25,7 @@ from melanoma_spark.evaluation import evaluate
 from melanoma_spark.metrics import binary
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.runner.stage import run_stage
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
 from melanoma_spark.training.featurize import featurize
 from melanoma_spark.training.finetune import finetune
 from melanoma_spark.training.train_head import train_head
@@ -77,8 +77,8 @@ def train_and_evaluate(
         evaluation = settings.evaluate.model_copy(update={"tta": views})
         context = StageContext(spark, settings.model_copy(update={"evaluate": evaluation}), warehouse, tracker)
         run_stage(context, "evaluate", evaluate.run, {"stage": "evaluate"})
-        report = store.need(warehouse, "reports", "evaluate")
-        rows = pd.read_parquet(files.join(store.data_url(warehouse, "reports", report), "predictions"))
+        report = manifests.require(manifests.ReportManifest, warehouse)
+        rows = pd.read_parquet(files.join(report.url(warehouse), "predictions"))
         for model, predictions in rows.groupby("model"):
             results[str(model), views] = measure(predictions)
     return results

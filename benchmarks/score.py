@@ -38,6 +38,7 @@ from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
+from melanoma_spark.storage.tensors import pack_tensors
 
 ENGINES = ("ncnn", "onnxruntime", "tensorflow")
 PEERS = ("naive pandas UDF", "iterator pandas UDF", "mlflow spark_udf", "Ray Data")
@@ -175,7 +176,7 @@ def register_random_model(folder: Path, size: int = SIZE) -> bundle.Scorer:
     point = OperatingPoint("screening", 0.5, "sensitivity>=0.90")
     facts = {"id": "bench", "tensors_id": lineage.tensors_id(tensors), "dataset_id": "none"}
     scorer = bundle.Scorer(spec, tensors, Calibration(), point, 1, 10**8, facts)
-    (folder / "weights.npz").write_bytes(files.pack_tensors(tensors))
+    (folder / "weights.npz").write_bytes(pack_tensors(tensors))
     with tracker.run("register", {}):
         version = model_registry.register_model("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
     tracker.point("melanoma", "champion", version)

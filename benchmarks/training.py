@@ -36,7 +36,9 @@ from melanoma_spark.dataset.ingest import ingest
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.context import StageContext
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest
+from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.training import horovod, loop, reading, sharding
 from melanoma_spark.training.featurize import featurize
 
@@ -114,11 +116,11 @@ def make_rows(spark: SparkSession, folder: Path, images: int) -> tuple[Rows, Row
     with context.tracker.run("benchmark", {}):
         for stage in (ingest, featurize):
             print(stage(context), flush=True)
-    manifest = store.need(warehouse, "images", "ingest")
-    train = {"train": store.labels(spark, warehouse, manifest)["train"]}
+    images_url = manifests.require(ImagesManifest, warehouse).url(warehouse)
+    train = {"train": training_labels(spark, images_url)["train"]}
     rows = []
-    for name, column in (("features", CUT), ("images", "image")):
-        url = store.data_url(warehouse, name, store.need(warehouse, name, "?"))
+    for kind, column in ((FeaturesManifest, CUT), (ImagesManifest, "image")):
+        url = manifests.require(kind, warehouse).url(warehouse)
         rows.append(Rows(url, column, reading.indexes(spark, url, train)["train"][0]))
     assert len(rows[0].index) >= images
     return rows[0], rows[1]

@@ -5,11 +5,12 @@ from melanoma_spark.evaluation import evaluate
 from melanoma_spark.logs import say
 from melanoma_spark.models import weights
 from melanoma_spark.registry import register
-from melanoma_spark.runner.context import StageContext, Summary, dataset
+from melanoma_spark.runner.context import StageContext, Summary, read_input
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.scoring import score
 from melanoma_spark.spark import executors
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import ImagesManifest, ReportManifest
 from melanoma_spark.training import featurize, finetune, train_head
 
 STAGES = {
@@ -33,13 +34,13 @@ def pipeline(context: StageContext) -> Summary:
 
 def closing(context: StageContext) -> str:
     """The figures and places a person asks for first."""
-    dataset(context, "images", "ingest")
-    report = store.need(context.warehouse, "reports", "evaluate")
-    context.tracker.metrics(report["metrics"])
-    folder = store.data_url(context.warehouse, "reports", report)
+    read_input(context, ImagesManifest)
+    report = manifests.require(ReportManifest, context.warehouse)
+    context.tracker.metrics(report.metrics)
+    folder = report.url(context.warehouse)
     say("")
     for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
-        figures = [report["metrics"].get(f"test_auroc{part}_{suffix}") for part in ("", "_low", "_high")]
+        figures = [report.metrics.get(f"test_auroc{part}_{suffix}") for part in ("", "_low", "_high")]
         if None not in figures:
             say("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
     say(f"report: {folder}/report.html")

@@ -239,15 +239,22 @@ class Line:
 
     def read(self, name: str) -> Any:
         """A dataset of the warehouse as a Spark table."""
-        from melanoma_spark.storage import store
-
-        facts = store.need(self.context.warehouse, name, "?")
-        return self.context.spark.read.parquet(store.data_url(self.context.warehouse, name, facts))
+        return self.context.spark.read.parquet(f"{self.context.warehouse}/{name}/{self.manifest(name)['path']}")
 
     def manifest(self, name: str) -> dict[str, Any]:
-        from melanoma_spark.storage import store
+        """A manifest as users' scripts read it."""
+        from melanoma_spark.storage import files, manifests
 
-        return store.need(self.context.warehouse, name, "?")
+        found = manifests.read_values(files.join(self.context.warehouse, name, manifests.FILE))
+        assert found is not None
+        return found
+
+    def tensors(self, kind: Any) -> list[Any]:
+        """The tensors of its `HeadManifest` or `FinetunedManifest`."""
+        from melanoma_spark.storage import manifests
+
+        warehouse = self.context.warehouse
+        return manifests.load_model(warehouse, manifests.require(kind, warehouse))
 
     def scores(self) -> Any:
         """All of `scores/`, as anybody would read it."""

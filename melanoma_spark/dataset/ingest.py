@@ -15,9 +15,12 @@ from melanoma_spark.dataset import datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.images.reasons import UNREADABLE
-from melanoma_spark.runner.context import StageContext, Summary, archive_id, pace
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, report_throughput
 from melanoma_spark.spark import session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import ImagesManifest
+from melanoma_spark.storage.parquet import ROWS_WRITTEN, parquet_writer, table_id
+from melanoma_spark.storage.petastorm import petastorm_metadata
 
 SAME_FILE = ("source_uri", "length", "modified")
 
@@ -55,12 +58,12 @@ def staged(context: StageContext, stage: str) -> Summary:
     total = sum(roles.values())
     if not total:
         raise DataError(f"archive {settings.archive} holds no files; expected images, or zip or tar files of them")
-    made_from = lineage.content_id([store.rows_id(listed, ("path", "length", "modified", "reason")), *chosen(settings)])
-    known = store.manifest(warehouse, "images")
-    if known and known["made_from"] == made_from:
-        if known.get("archive") != archive_id(str(settings.archive)):  # the same files at another place
-            store.publish(warehouse, "images", known | {"archive": archive_id(str(settings.archive))})
-        return Summary(f"{known['listed']} files listed, nothing new, {known['accepted']} images stand in images/")
+    made_from = lineage.content_id([table_id(listed, ("path", "length", "modified", "reason")), *chosen(settings)])
+    known = manifests.read(ImagesManifest, warehouse)
+    if known and known.made_from == made_from:
+        if known.archive != archive_id(str(settings.archive)):  # the same files at another place
+            manifests.publish(known.model_copy(update={"archive": archive_id(str(settings.archive))}), warehouse)
+        return Summary(f"{known.listed} files listed, nothing new, {known.accepted} images stand in images/")
 
     heads, tables = table_files.read_table_heads(listed, settings)
     words, folders = settings.ingest.labels, table_files.count_images_by_folder(listed)
@@ -116,39 +119,39 @@ def staged(context: StageContext, stage: str) -> Summary:
 
     missing = (unmatched["rows_without_image"] or {"count": 0})["count"]
     groups = summary.group_kinds(kept)
-    kept_id = store.rows_id(kept, ("sha256", "label", "group", "split"))
+    kept_id = table_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
     write(context, decoded, kept, accepted, path)
     for name, table in (("rejects", rejects), ("unmatched", apart)):
         table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, name, path))
-    facts = {
-        "id": dataset_id,
-        "path": path,
-        "made_from": made_from,
-        "archive": archive_id(str(settings.archive)),
-        "decoded": decoded_as(settings),
-        "grew_from": known["id"] if known else None,
-        "layout": layout.summary,
-        "target": settings.target,
-        "image_size": settings.image_size,
-        "listed": total,
-        "read": new,
-        "accepted": accepted,
-        **({"damaged": damaged} if damaged else {}),  # of the accepted ones
-        "rejected": rejected,
-        "skipped": skipped,
-        "rows_without_image": missing,
-        "rows_unclear": notes.as_record(),
-        "counts": counts,
-        "groups": {split: sum(kinds.values()) for split, kinds in groups.items()},
-        "reasons": reasons,
-    }
+    manifest = ImagesManifest(
+        id=dataset_id,
+        path=path,
+        made_from=made_from,
+        archive=archive_id(str(settings.archive)),
+        decoded=decoded_as(settings),
+        grew_from=known.id if known else None,
+        layout=layout.summary,
+        target=settings.target,
+        image_size=settings.image_size,
+        listed=total,
+        read=new,
+        accepted=accepted,
+        damaged=damaged,
+        rejected=rejected,
+        skipped=skipped,
+        rows_without_image=missing,
+        rows_unclear=notes.as_record(),
+        counts=counts,
+        groups={split: sum(kinds.values()) for split, kinds in groups.items()},
+        reasons=reasons,
+    )
     session.describe(spark, "ingest: data card")
-    card = summary.card(decisions, rejects, decoded, facts, unmatched, groups, settings)
+    card = summary.card(decisions, rejects, decoded, manifest, unmatched, groups, settings)
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
-    store.publish(warehouse, "images", facts)
+    manifests.publish(manifest, warehouse)
     context.tracker.artifact("datacard.html", page.encode())
     for name, contacts in zip(card["labels"], card["contacts"], strict=True):
         sheet = datacard.contact_sheet(
@@ -158,7 +161,7 @@ def staged(context: StageContext, stage: str) -> Summary:
         )
         context.tracker.artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
     context.tracker.metrics({f"images_{key}": value for key, value in counts.items()})
-    context.tracker.metrics({key: facts[key] for key in ("listed", "accepted", "rejected", "skipped")})
+    context.tracker.metrics({key: getattr(manifest, key) for key in ("listed", "accepted", "rejected", "skipped")})
     context.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
     reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
@@ -210,10 +213,10 @@ def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, st
         session.describe(spark, f"ingest: decode and hash {new} files")
         meter = session.Meter(spark)
         parts = tasks.decode_files(
-            todo, new, settings, store.parts(url, schemas.DECODED), result=store.PARTS, meter=meter
+            todo, new, settings, parquet_writer(url, schemas.DECODED), result=ROWS_WRITTEN, meter=meter
         )
         parts.agg(f.sum("rows")).collect()
-        told = pace(context, meter)
+        told = report_throughput(context, meter)
     todo.unpersist()
     if not files.matches(url, "*.parquet"):
         return spark.createDataFrame([], schemas.DECODED), new, told
@@ -247,7 +250,7 @@ def write(context: StageContext, decoded: DataFrame, kept: DataFrame, accepted: 
     target = files.join(context.warehouse, "images", path)
     with (
         session.shuffle_partitions(spark, shards),
-        store.petastorm(spark, target, schema, settings.ingest.row_group_mb),
+        petastorm_metadata(spark, target, schema, settings.ingest.row_group_mb),
     ):
         rows.write.mode("overwrite").parquet(target)
     written = spark.read.parquet(target).count()

@@ -15,6 +15,7 @@ from melanoma_spark import config, schemas
 from melanoma_spark.archives import containers, layouts
 from melanoma_spark.dataset import splits
 from melanoma_spark.images import decoding, reasons
+from melanoma_spark.storage.manifests import ImagesManifest
 
 CONTACTS = 40  # thumbnails of a class
 SHOWN = 6  # thumbnails of a reject reason
@@ -57,7 +58,7 @@ def card(
     decisions: DataFrame,
     rejects: DataFrame,
     decoded: DataFrame,
-    facts: dict[str, Any],
+    facts: ImagesManifest,
     missing: dict[str, Any],
     groups: dict[str, dict[str, int]],
     settings: config.Settings,
@@ -68,7 +69,7 @@ def card(
     """
     kept = decisions.where("reason is null")
     found = {
-        split: (facts["counts"][f"{split}_0"], facts["counts"][f"{split}_1"])
+        split: (facts.counts[f"{split}_0"], facts.counts[f"{split}_1"])
         for split in (splits.TRAIN, splits.VALIDATION, splits.TEST)
     }
     limits = settings.ingest
@@ -94,13 +95,13 @@ def card(
     words = decisions.where("word is not null").groupBy("word", "diagnosis", "label", "reason").count()
     negative, positive = NAMES[settings.target]
     return {
-        "dataset_id": facts["id"],
-        "grew_from": facts["grew_from"],
+        "dataset_id": facts.id,
+        "grew_from": facts.grew_from,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "image_size": settings.image_size,
         "target": settings.target,
         "labels": (negative, positive),
-        **{key: facts[key] for key in ("layout", "listed", "accepted", "rejected", "skipped")},
+        **{key: getattr(facts, key) for key in ("layout", "listed", "accepted", "rejected", "skipped")},
         "splits": {
             split: {
                 "images": pair,
@@ -127,7 +128,7 @@ def card(
                 "meaning": REASONS.get(reason, reason),
                 "thumbnails": [thumbnail(row.sha256) for row in examples.get(reason, [])],
             }
-            for reason, count in facts["reasons"].items()
+            for reason, count in facts.reasons.items()
         },
         "duplicates": {
             **{key: value for key, value in sets.items() if key != "largest"},

@@ -19,9 +19,10 @@ from melanoma_spark.evaluation import figures, plots, report, report_facts, shor
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import bundle, gradcam, model_registry, network, prediction
-from melanoma_spark.runner.context import StageContext, pixels_of
+from melanoma_spark.runner.context import StageContext, read_images
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
+from melanoma_spark.storage.manifests import ImagesManifest
 
 PREDICTIONS = "predictions/predictions.parquet"
 
@@ -59,26 +60,26 @@ def about(name: str, spec: network.Spec, weights: str) -> str:
     )
 
 
-def dataset_facts(context: StageContext, images: dict[str, Any]) -> report_facts.Dataset:
-    labels = f"not {images['target']}", images["target"]
+def dataset_facts(context: StageContext, images: ImagesManifest) -> report_facts.Dataset:
+    labels = f"not {images.target}", images.target
     counts = {
-        split: {name: images["counts"][f"{split}_{label}"] for label, name in enumerate(labels)}
+        split: {name: images.counts[f"{split}_{label}"] for label, name in enumerate(labels)}
         for split in ("train", "validation", "test")
     }
     return {
-        "id": images["id"],
+        "id": images.id,
         "labels": labels,
         "counts": counts,
-        "groups": images["groups"],
-        "rejects": images["reasons"],
+        "groups": images.groups,
+        "rejects": images.reasons,
         "sources": told_of(context, images, "source"),
         "licences": licences(context, images),
     }
 
 
-def told_of_test(context: StageContext, images: dict[str, Any], test: pd.DataFrame) -> pd.DataFrame:
+def told_of_test(context: StageContext, images: ImagesManifest, test: pd.DataFrame) -> pd.DataFrame:
     """What is known of each row of `test`, in its order: ids, `subgroups.COLUMNS`, sides of the file, quality flags."""
-    stored = pixels_of(context, images).where("split = 'test'")
+    stored = read_images(context, images).where("split = 'test'")
     measured = of_pixels(context, images, "quality", quality.measures)
     columns = ("sha256", "image_id", "patient_id", "width", "height", *subgroups.COLUMNS)
     session.describe(context.spark, "evaluate: what is known of the test images")
@@ -92,12 +93,12 @@ def told_of_test(context: StageContext, images: dict[str, Any], test: pd.DataFra
 
 
 def by_subgroup(
-    context: StageContext, images: dict[str, Any], test: pd.DataFrame, told: pd.DataFrame, threshold: float
+    context: StageContext, images: ImagesManifest, test: pd.DataFrame, told: pd.DataFrame, threshold: float
 ) -> list[subgroups.Subgroup]:
     """Of a model, on the rows of `test`, of which `told_of_test` tells."""
     sides = told[["width", "height"]].min(axis=1).to_numpy()
     known = {name: told[name].tolist() for name in subgroups.COLUMNS}
-    values = subgroups.values(known, sides, images["image_size"], told["flags"].tolist())
+    values = subgroups.values(known, sides, images.image_size, told["flags"].tolist())
     chosen = context.settings.evaluate
     labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
     drawn = chosen.resamples, context.settings.seed
@@ -105,10 +106,10 @@ def by_subgroup(
 
 
 def of_pixels(
-    context: StageContext, images: dict[str, Any], name: str, measure: Callable[[np.ndarray], np.ndarray]
+    context: StageContext, images: ImagesManifest, name: str, measure: Callable[[np.ndarray], np.ndarray]
 ) -> Any:
     """A UDF over the column `image`: what `measure` says of uint8 (n, size, size, 3), float32 (n, m), as `values`."""
-    pixels = schemas.images_schema(images["image_size"]).fields["image"]
+    pixels = schemas.images_schema(images.image_size).fields["image"]
     return inference.over_column(
         name,
         lambda: lambda batch: [measure(batch)],
@@ -120,7 +121,7 @@ def of_pixels(
 
 
 def without_the_lesion(
-    context: StageContext, images: dict[str, Any], learnt: DataFrame, test: pd.DataFrame, painted_over: pd.DataFrame
+    context: StageContext, images: ImagesManifest, learnt: DataFrame, test: pd.DataFrame, painted_over: pd.DataFrame
 ) -> report_facts.Shortcuts:
     """How well a model ranks painted-over test images, and colour histograms alone, learnt from train, rank them.
 
@@ -128,7 +129,7 @@ def without_the_lesion(
     """
     share = f.lit(2**32 * shortcuts.MOST_TRAIN // max(1, learnt.count()))
     some = learnt.where(f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < share)
-    judged = pixels_of(context, images).where("split = 'test'")
+    judged = read_images(context, images).where("split = 'test'")
     columns = of_pixels(context, images, "colour histograms", shortcuts.colour_histograms)
     session.describe(context.spark, "evaluate: colours alone")
     tables = []
@@ -149,7 +150,7 @@ def without_the_lesion(
 
 def mistakes(
     context: StageContext,
-    images: dict[str, Any],
+    images: ImagesManifest,
     spec: network.Spec,
     tensors: list[np.ndarray],
     test: pd.DataFrame,
@@ -163,7 +164,7 @@ def mistakes(
     if not len(wrong):
         return []
     field = schemas.images_schema(spec.image_size).fields["image"]
-    stored = pixels_of(context, images)
+    stored = read_images(context, images)
     content = {r.sha256: r.image for r in stored.where(f.col("sha256").isin(*wrong["sha256"])).collect()}
     pixels = np.stack([field.codec.decode(field, content[sha256]) for sha256 in wrong["sha256"]])
     positive = (wrong["label"] == 0).tolist()
@@ -174,7 +175,7 @@ def mistakes(
     ]
 
 
-def in_isics_format(images: dict[str, Any], test: pd.DataFrame, told: pd.DataFrame) -> dict[str, bytes]:
+def in_isics_format(images: ImagesManifest, test: pd.DataFrame, told: pd.DataFrame) -> dict[str, bytes]:
     """CSV files as `isic-challenge-scoring` reads them: truth and calibrated probabilities of the test images.
 
     They hold image ids, which may name people, so they stay in the warehouse.
@@ -185,7 +186,7 @@ def in_isics_format(images: dict[str, Any], test: pd.DataFrame, told: pd.DataFra
     found = {}
     for file, values in (("truth.csv", test["label"]), ("prediction.csv", test["probability"])):
         of_target = values.to_numpy(float)  # the scorer refuses whole numbers
-        rows = pd.DataFrame({"image": ids.to_numpy(), images["target"]: of_target, "other": 1 - of_target})
+        rows = pd.DataFrame({"image": ids.to_numpy(), images.target: of_target, "other": 1 - of_target})
         found[file] = rows.to_csv(index=False).encode()
     return found
 
@@ -195,25 +196,25 @@ def patients_of(told: pd.DataFrame) -> list[str | None]:
     return [None if pd.isna(patient) else str(patient) for patient in told["patient_id"]]
 
 
-def judged_by(context: StageContext, images: dict[str, Any], reference: str, test: pd.DataFrame) -> np.ndarray:
+def judged_by(context: StageContext, images: ImagesManifest, reference: str, test: pd.DataFrame) -> np.ndarray:
     """Calibrated probabilities of a registered model, of the rows of `test`. Raises `DataError` for another size."""
     _, artifacts = model_registry.download_model(context.tracker, reference)
     scorer = bundle.unpack(artifacts)
-    if scorer.spec.image_size != images["image_size"]:
+    if scorer.spec.image_size != images.image_size:
         raise DataError(
-            f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images['image_size']} px, so the "
+            f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images.image_size} px, so the "
             "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
         )
     session.batch_rows(context.spark, context.settings.evaluate.batch_size)
     session.describe(context.spark, f"{reference} on the test images")
-    stored = pixels_of(context, images).where("split = 'test'")
+    stored = read_images(context, images).where("split = 'test'")
     batch = context.settings.evaluate.batch_size
     rows = prediction.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
     raw = pd.DataFrame(rows.select("sha256", "found.raw_probability").toPandas()).set_index("sha256")
     return scorer.calibration.apply(raw.loc[test["sha256"], "raw_probability"])
 
 
-def licences(context: StageContext, images: dict[str, Any]) -> list[str]:
+def licences(context: StageContext, images: ImagesManifest) -> list[str]:
     """What the archive says of its images, else what its layout is published under."""
     layout = images.get("layout", "").partition(":")[0]
     published = layouts.LAYOUTS[layout].license if layout in layouts.LAYOUTS else None
@@ -221,8 +222,8 @@ def licences(context: StageContext, images: dict[str, Any]) -> list[str]:
     return told or ([f"{published} (of {layout} as published; the archive tells none)"] if published else [])
 
 
-def told_of(context: StageContext, images: dict[str, Any], column: str) -> list[str]:
+def told_of(context: StageContext, images: ImagesManifest, column: str) -> list[str]:
     """What the archive says of its images in a column, most images first; at most ten."""
-    stored = pixels_of(context, images).where(f.col(column).isNotNull())
+    stored = read_images(context, images).where(f.col(column).isNotNull())
     rows = stored.groupBy(column).count().orderBy(f.desc("count"), column).limit(10).collect()
     return [str(row[0]) for row in rows]

@@ -6,7 +6,7 @@ What users are told of it is in `jobs/evaluate.py`, the text of --help.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,44 +20,45 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment, external, report_facts, shortcuts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import backbones, calibration, network, operating_points, prediction
-from melanoma_spark.runner.context import StageContext, Summary, archive_id, dataset, pace, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images, read_input, report_throughput
 from melanoma_spark.spark import inference, session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, HeadManifest, ImagesManifest, ModelManifest
 
 HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"
-PLACES = {HEAD: "models/head", FINETUNED: "models/finetuned"}
 JUDGED = "split in ('validation', 'test')"
 
 
 def run(context: StageContext) -> Summary:
     settings, warehouse = context.settings, context.warehouse
-    images = dataset(context, "images", "ingest")
-    features = dataset(context, "features", "featurize")
-    models = {HEAD: store.need(warehouse, PLACES[HEAD], "train_head")}
-    store.check_fit(images, features, models[HEAD])
-    finetuned = store.manifest(warehouse, PLACES[FINETUNED])
+    images = read_input(context, ImagesManifest)
+    features = read_input(context, FeaturesManifest)
+    head = manifests.require(HeadManifest, warehouse)
+    manifests.check_fit(images, features, head)
+    finetuned = manifests.read(manifests.FinetunedManifest, warehouse)
+    models: dict[str, ModelManifest] = {HEAD: head}
     if finetuned:
         models[FINETUNED] = finetuned
     for name, facts in models.items():
-        if facts["dataset_id"] != images["id"]:
+        if facts.dataset_id != images.id:
             raise DataError(
-                f"the {name} model was trained on dataset {facts['dataset_id']}, images/ is now {images['id']}; "
+                f"the {name} model was trained on dataset {facts.dataset_id}, images/ is now {images.id}; "
                 "run train_head and finetune again"
             )
-    ids = [facts["id"] for facts in models.values()]
+    ids = [facts.id for facts in models.values()]
     chosen = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
-    report_id = lineage.content_id([images["id"], ids, *chosen])
+    report_id = lineage.content_id([images.id, ids, *chosen])
     folder = files.join(warehouse, "reports", report_id)
-    known = store.manifest(warehouse, "reports")
-    if known and known["id"] == report_id:
+    known = manifests.read(manifests.ReportManifest, warehouse)
+    if known and known.id == report_id:
         return Summary(f"nothing new, the report stands at {folder}/report.html")
 
     session.batch_rows(context.spark, settings.evaluate.batch_size)
     meter = session.Meter(context.spark)  # an image counts for each model that judges it
     if settings.evaluate.tta == 1:
-        predictions = judge_head(context, images, features, models[HEAD], meter)
+        predictions = judge_head(context, images, features, head, meter)
     else:  # of mirror images no features are stored
-        predictions = judge_network(context, images, models[HEAD], HEAD, meter)
+        predictions = judge_network(context, images, head, HEAD, meter)
     if finetuned:
         predictions = predictions.unionByName(judge_network(context, images, finetuned, FINETUNED, meter))
     deciding = list(models)[-1]  # the one that register takes
@@ -66,7 +67,7 @@ def run(context: StageContext) -> Summary:
         predictions = predictions.unionByName(painted.where("split = 'test'"))
     session.describe(context.spark, "evaluate: predict validation and test")
     judged = pd.DataFrame(predictions.toPandas())
-    how_fast = pace(context, meter)
+    how_fast = report_throughput(context, meter)
     painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
     calibrations, table = calibrated(judged[judged["model"] != PAINTED], settings.evaluate.calibration)
     assessment.write_predictions(folder, table)
@@ -76,8 +77,8 @@ def run(context: StageContext) -> Summary:
     patients = assessment.patients_of(told)
     measured = [measure(name, table[table["model"] == name], calibrations[name], settings, patients) for name in models]
     threshold = measured[-1]["operating_point"].threshold
-    train = pixels_of(context, images).where("split = 'train'")
-    spec = network.Spec.model_validate({**models[deciding]["spec"], "tta": settings.evaluate.tta})
+    train = read_images(context, images).where("split = 'train'")
+    spec = network.Spec.model_validate({**models[deciding].spec, "tta": settings.evaluate.tta})
     found = report_facts.Deciding(
         name=deciding,
         about=about(spec, deciding, models),
@@ -89,8 +90,8 @@ def run(context: StageContext) -> Summary:
         mistakes=assessment.mistakes(
             context,
             images,
-            network.Spec.model_validate(models[deciding]["spec"]),
-            store.load_model(warehouse, PLACES[deciding], models[deciding]),
+            network.Spec.model_validate(models[deciding].spec),
+            manifests.load_model(warehouse, models[deciding]),
             test,
             threshold,
         ),
@@ -111,24 +112,21 @@ def run(context: StageContext) -> Summary:
     for gap in subgroups.largest_gaps(found["subgroups"]):
         logged[f"test_{gap.figure}_gap_of_subgroups"] = gap.value
     context.tracker.metrics(logged)
-    points = {m["name"]: vars(m["operating_point"]) for m in measured}
-    store.publish(
-        warehouse,
-        "reports",
-        {
-            "id": report_id,
-            "path": report_id,
-            "made_from": images["id"],
-            "models": {name: facts["id"] for name, facts in models.items()},
-            "operating_points": points,
-            "calibrations": {name: vars(found) for name, found in calibrations.items()},
-            "tta": settings.evaluate.tta,
-            "metrics": {key: value for key, value in logged.items() if value == value},
-            "subgroups": [subgroup.as_record() for subgroup in found["subgroups"]],
-            "licences": shown["dataset"]["licences"],
-            "run_id": context.run_id,
-        },
+    points = {m["name"]: manifests.OperatingPointEntry(**vars(m["operating_point"])) for m in measured}
+    manifest = manifests.ReportManifest(
+        id=report_id,
+        path=report_id,
+        made_from=images.id,
+        models={name: facts.id for name, facts in models.items()},
+        operating_points=points,
+        calibrations={name: vars(found) for name, found in calibrations.items()},
+        tta=settings.evaluate.tta,
+        metrics={key: value for key, value in logged.items() if value == value},
+        subgroups=[subgroup.as_record() for subgroup in found["subgroups"]],
+        licences=shown["dataset"]["licences"],
+        run_id=context.run_id,
     )
+    manifests.publish(manifest, warehouse)
     summary = "; ".join(
         f"{m['name']} test AUC {m['auroc']:.4f} [{m['auroc_low']:.4f}-{m['auroc_high']:.4f}]" for m in measured
     )
@@ -136,13 +134,17 @@ def run(context: StageContext) -> Summary:
 
 
 def judge_head(
-    context: StageContext, images: dict[str, Any], features: dict[str, Any], model: dict[str, Any], meter: session.Meter
+    context: StageContext,
+    images: ImagesManifest,
+    features: FeaturesManifest,
+    model: HeadManifest,
+    meter: session.Meter,
 ) -> DataFrame:
     """Predictions of the head on the stored bottleneck features."""
     threads = session.task_threads(context.spark)
-    spec = network.Spec.model_validate(model["spec"])
+    spec = network.Spec.model_validate(model.spec)
     cut = backbones.backbone(spec.backbone).cuts[-1]
-    tensors = session.broadcast(context.spark, store.load_model(context.warehouse, PLACES[HEAD], model))
+    tensors = session.broadcast(context.spark, manifests.load_model(context.warehouse, model))
 
     def load() -> inference.Predict:
         network.use_threads(threads)
@@ -153,18 +155,18 @@ def judge_head(
 
     batch = context.settings.evaluate.batch_size
     udf = inference.over_column(
-        f"head {model['id']}", load, prepare, prediction.probabilities, prediction.PROBABILITY, batch, meter
+        f"head {model.id}", load, prepare, prediction.probabilities, prediction.PROBABILITY, batch, meter
     )
-    stored = context.spark.read.parquet(store.data_url(context.warehouse, "features", features)).where("view = 0")
-    judged = pixels_of(context, images).where(JUDGED)
+    stored = context.spark.read.parquet(features.url(context.warehouse)).where("view = 0")
+    judged = read_images(context, images).where(JUDGED)
     rows = judged.select("sha256", "split", "group", "label").join(stored.select("sha256", cut), "sha256", "inner")
     return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
 
 
 def judge_network(
     context: StageContext,
-    images: dict[str, Any],
-    model: dict[str, Any],
+    images: ImagesManifest,
+    model: ModelManifest,
     name: str,
     meter: session.Meter,
     label: str = "",
@@ -174,11 +176,11 @@ def judge_network(
 
     `change` is done to the pixels before; the rows are then told apart by `label`.
     """
-    spec = network.Spec.model_validate({**model["spec"], "tta": context.settings.evaluate.tta})
-    rows = pixels_of(context, images).where(JUDGED)
-    tensors = store.load_model(context.warehouse, PLACES[name], model)
+    spec = network.Spec.model_validate({**model.spec, "tta": context.settings.evaluate.tta})
+    rows = read_images(context, images).where(JUDGED)
+    tensors = manifests.load_model(context.warehouse, model)
     batch = context.settings.evaluate.batch_size
-    found = prediction.judged(rows, spec, tensors, f"network {model['id']} tta {spec.tta}", batch, change, meter)
+    found = prediction.judged(rows, spec, tensors, f"network {model.id} tta {spec.tta}", batch, change, meter)
     return predictions(found, label or name)
 
 
@@ -233,7 +235,7 @@ def gained(table: pd.DataFrame, settings: config.Settings) -> report_facts.Gain:
 
 
 def against_champion(
-    context: StageContext, images: dict[str, Any], test: pd.DataFrame, name: str
+    context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str
 ) -> report_facts.Gain | str:
     """The deciding model beside the champion, on the same test images; else why there is none to stand beside."""
     register = context.settings.register_
@@ -283,21 +285,21 @@ def as_metrics(model: report_facts.ModelFacts) -> dict[str, float]:
     return {f"{key}_{suffix}": value for key, value in values.items()}
 
 
-def about(spec: network.Spec, name: str, models: dict[str, dict[str, Any]]) -> str:
+def about(spec: network.Spec, name: str, models: Mapping[str, ModelManifest]) -> str:
     """What the deciding model is, and how it was trained."""
-    trained = f"The head was trained first (epoch {models[HEAD]['best']['head']} was kept)"
+    trained = f"The head was trained first (epoch {models[HEAD].best['head']} was kept)"
     if name == FINETUNED:
-        best = models[FINETUNED]["best"]
-        order = dict.fromkeys(epoch["phase"] for epoch in models[FINETUNED]["training"])
+        best = models[FINETUNED].best
+        order = dict.fromkeys(epoch["phase"] for epoch in models[FINETUNED].training)
         phases = ", ".join(f"{phase} (epoch {best[phase]})" for phase in order)
         trained += f", then more of the network by phases: {phases}; epoch 0 is the start"
-    return f"{assessment.about(name, spec, models[HEAD]['weights_origin'])} {trained}."
+    return f"{assessment.about(name, spec, models[HEAD].weights_origin)} {trained}."
 
 
 def gather_facts(
     context: StageContext,
-    images: dict[str, Any],
-    models: dict[str, dict[str, Any]],
+    images: ImagesManifest,
+    models: Mapping[str, ModelManifest],
     measured: list[report_facts.ModelFacts],
     gains: list[report_facts.Gain],
     champion: report_facts.Gain | str,
@@ -307,8 +309,8 @@ def gather_facts(
     epochs: list[report_facts.Epoch] = []
     best: dict[str, int] = {}
     for model in models.values():
-        epochs += [{key: epoch[key] for key in report_facts.Epoch.__required_keys__} for epoch in model["training"]]  # type: ignore[misc]
-        best |= model["best"]
+        epochs += [{key: epoch[key] for key in report_facts.Epoch.__required_keys__} for epoch in model.training]  # type: ignore[misc]
+        best |= model.best
     limits = [
         "A high AUROC on archive images shows that the pipeline works, not that it diagnoses: borders, colours and "
         "rulers alone often give the label away.",
@@ -317,16 +319,16 @@ def gather_facts(
         "The operating point was chosen on the validation split; another population needs its own.",
     ]
     return {
-        "title": f"Melanoma classification, dataset {images['id']}",
+        "title": f"Melanoma classification, dataset {images.id}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": context.run_id,
         "dataset": assessment.dataset_facts(context, images),
         "settings": config.compared(context.settings),
         "lineage": {
-            "dataset": images["id"],
-            "backbone": f"{head['spec']['backbone']}, {head['weights_origin']} weights {head['weights_id']}",
-            "features": head["features_id"],
-            **{f"model {name}": facts["id"] for name, facts in models.items()},
+            "dataset": images.id,
+            "backbone": f"{head.spec['backbone']}, {head.weights_origin} weights {head.weights_id}",
+            "features": head.features_id,
+            **{f"model {name}": facts.id for name, facts in models.items()},
             "package": __version__,
             "commit": lineage.commit(),
         },
@@ -337,14 +339,14 @@ def gather_facts(
         "training": epochs,
         "best": best,
         "limits": limits,
-        "weights_are_random": head["weights_origin"] == "random",
+        "weights_are_random": head.weights_origin == "random",
     }
 
 
 def either(context: StageContext) -> Summary:
     """The job `evaluate`: of the warehouse's own test split, or of another archive when one is named."""
-    images = store.manifest(context.warehouse, "images") or {}
+    images = manifests.read(ImagesManifest, context.warehouse)
     archive = context.settings.archive
-    if archive and images.get("archive", "") not in ("", archive_id(archive)):
+    if archive and images and images.archive not in ("", archive_id(archive)):
         return external.run(context)
     return run(context)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 from pyspark.sql import DataFrame
@@ -19,9 +18,10 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment, report_facts, shortcuts, subgroups
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, prediction
-from melanoma_spark.runner.context import StageContext, Summary, archive_id, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images
 from melanoma_spark.spark import session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import ImagesManifest
 
 HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
 
@@ -34,18 +34,18 @@ def run(context: StageContext) -> Summary:
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
     own = replace(context, warehouse=place, settings=settings.model_copy(update=changes))
     say(f"ingest: {ingest.ingest(own).text}")
-    images = store.need(place, "images", "evaluate")
-    context.tracker.reads("images", images["id"])
-    if images["target"] != trained_target(context, scorer):
+    images = manifests.require(ImagesManifest, place)
+    context.tracker.reads("images", images.id)
+    if images.target != trained_target(context, scorer):
         raise DataError(
-            f"{settings.score.model} tells {trained_target(context, scorer)}, target={images['target']} was asked for; "
+            f"{settings.score.model} tells {trained_target(context, scorer)}, target={images.target} was asked for; "
             f"run it with target={trained_target(context, scorer)}"
         )
-    rows = pixels_of(own, images)
+    rows = read_images(own, images)
     seen = seen_in_training(context, scorer, rows)
     unseen = rows.join(seen, "sha256", "left_anti")
     known = seen.count()
-    if known == images["accepted"]:
+    if known == images.accepted:
         raise DataError(f"training has seen all {known} images of {settings.archive}: it is no external set")
 
     session.batch_rows(context.spark, settings.evaluate.batch_size)
@@ -67,10 +67,10 @@ def run(context: StageContext) -> Summary:
         given = f"network {scorer.model_id} painted over", batch, shortcuts.without_lesion
         over = prediction.judged(unseen, scorer.spec, scorer.tensors, *given)
         painted_over = pd.DataFrame(over.select("sha256", "found.raw_probability").toPandas()).sort_values("sha256")
-        train = pixels_of(context, training_images(context, scorer)).where("split = 'train'")
+        train = read_images(context, training_images(context, scorer)).where("split = 'train'")
         left = assessment.without_the_lesion(own, images, train, test, painted_over)
     facts = gather_facts(own, images, scorer, name, test, told, known, left)
-    folder = files.join(place, "reports", lineage.content_id([images["id"], scorer.model_id, version.version]))
+    folder = files.join(place, "reports", lineage.content_id([images.id, scorer.model_id, version.version]))
     assessment.write_predictions(folder, test)
     for file, content in assessment.in_isics_format(images, test, told).items():
         files.write_bytes(files.join(folder, "isic", file), content)
@@ -81,38 +81,38 @@ def run(context: StageContext) -> Summary:
     context.tracker.metrics(
         {**figures, "external_auroc": auroc, "external_auroc_low": low, "external_auroc_high": high, "seen": known}
     )
-    context.tracker.tags({"dataset_id": images["id"], "model_version": str(version.version), "external": "true"})
+    context.tracker.tags({"dataset_id": images.id, "model_version": str(version.version), "external": "true"})
     return Summary(
         f"{len(test)} images of another archive, {known} left out that training has seen; {name} AUC {auroc:.4f} "
         f"[{low:.4f}-{high:.4f}]; report {folder}/report.html"
     )
 
 
-def training_images(context: StageContext, scorer: bundle.Scorer) -> dict[str, Any]:
+def training_images(context: StageContext, scorer: bundle.Scorer) -> ImagesManifest:
     """The manifest of the images that a model learnt from. Raises `DataError` where this warehouse has others."""
-    images = store.need(context.warehouse, "images", "ingest")
-    if images["id"] != scorer.facts.get("dataset_id"):
+    images = manifests.require(ImagesManifest, context.warehouse)
+    if images.id != scorer.facts.get("dataset_id"):
         raise DataError(
             f"{context.settings.score.model} was trained on dataset {scorer.facts.get('dataset_id')}, images/ holds "
-            f"{images['id']}, so what it has seen cannot be told; name the warehouse on which it was trained"
+            f"{images.id}, so what it has seen cannot be told; name the warehouse on which it was trained"
         )
     return images
 
 
 def trained_target(context: StageContext, scorer: bundle.Scorer) -> str:
-    return str(training_images(context, scorer)["target"])
+    return training_images(context, scorer).target
 
 
 def seen_in_training(context: StageContext, scorer: bundle.Scorer, rows: DataFrame) -> DataFrame:
     """`sha256` of the rows that have the bytes or the pixels of an image of train or validation."""
-    own = pixels_of(context, training_images(context, scorer)).where("split != 'test'")
+    own = read_images(context, training_images(context, scorer)).where("split != 'test'")
     parts = [rows.join(own.select(key).distinct(), key, "left_semi").select("sha256") for key in HASHES]
     return parts[0].union(parts[1]).distinct().cache()
 
 
 def gather_facts(
     context: StageContext,
-    images: dict[str, Any],
+    images: ImagesManifest,
     scorer: bundle.Scorer,
     name: str,
     test: pd.DataFrame,
@@ -128,13 +128,13 @@ def gather_facts(
     measured = report_facts.model_facts(name, scorer.calibration, point, None, rows, *drawn, patients)
     own: list[subgroups.Subgroup] = assessment.by_subgroup(context, images, test, told, point.threshold)
     return {
-        "title": f"{name} on another archive, dataset {images['id']}",
+        "title": f"{name} on another archive, dataset {images.id}",
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": context.run_id,
         "dataset": assessment.dataset_facts(context, images),
         "settings": config.compared(context.settings),
         "lineage": {
-            "dataset": images["id"],
+            "dataset": images.id,
             "model": name,
             **{key: str(value) for key, value in scorer.facts.items()},
             "package": __version__,

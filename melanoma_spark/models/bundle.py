@@ -22,7 +22,7 @@ from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.models.training_reference import FILES as OPTIONAL
 from melanoma_spark.models.training_reference import Reference
 from melanoma_spark.models.training_reference import unpack as unpack_reference
-from melanoma_spark.storage import files
+from melanoma_spark.storage.tensors import pack_tensors, unpack_tensors
 
 CONTENTS = ("model.json", "weights.npz")
 MANIFEST = "manifest.json"  # the SHA-256 of each of CONTENTS, and of the reference where there is one
@@ -136,7 +136,7 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
     }
     contents = {
         "model.json": json.dumps(description, indent=1, sort_keys=True).encode(),
-        "weights.npz": files.pack_tensors(scorer.tensors),
+        "weights.npz": pack_tensors(scorer.tensors),
         **(scorer.reference.pack() if scorer.reference else {}),
     }
     sums = {name: hashes.sha256(content) for name, content in contents.items()}
@@ -158,7 +158,7 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
         description = json.loads(artifacts["model.json"])
         scorer = Scorer(
             spec=network.Spec.model_validate(description["spec"]),
-            tensors=files.unpack_tensors(artifacts["weights.npz"]),
+            tensors=unpack_tensors(artifacts["weights.npz"]),
             calibration=Calibration(**description.get("calibration", {})),  # version 0.1 had none
             operating_point=OperatingPoint(**description["operating_point"]),
             min_side=int(description["min_side"]),

@@ -24,9 +24,10 @@ from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
 from melanoma_spark.models import bundle, network, prediction, training_reference
 from melanoma_spark.monitoring import statistics
-from melanoma_spark.runner.context import StageContext, pixels_of
+from melanoma_spark.runner.context import StageContext, read_images
 from melanoma_spark.spark import inference, session
-from melanoma_spark.storage import store
+from melanoma_spark.storage import manifests
+from melanoma_spark.storage.manifests import ImagesManifest
 
 FOUND = t.StructType([t.StructField(name, t.ArrayType(t.FloatType())) for name in ("features", "measures")])
 MOST_WORDS = 10_000  # that tables may use for ages, sites and so on; what is rarer is not counted
@@ -37,7 +38,7 @@ MOST_WORDS = 10_000  # that tables may use for ages, sites and so on; what is ra
 
 def of_training(
     context: StageContext,
-    images: dict[str, Any],
+    images: ImagesManifest,
     model_id: str,
     spec: network.Spec,
     tensors: list[np.ndarray],
@@ -50,7 +51,7 @@ def of_training(
     most = context.settings.register_.reference
     if not most:
         return None
-    rows = pixels_of(context, images).where("split != 'test'")
+    rows = read_images(context, images).where("split != 'test'")
     table = looked_at(context, rows, most, model_id, spec, tensors)
     train, validation = (table[table["split"] == split] for split in ("train", "validation"))
     features = [np.stack(part["features"].tolist()) for part in (train, validation)]
@@ -109,10 +110,10 @@ def told_by(context: StageContext, rows: DataFrame, scorer: bundle.Scorer) -> Da
     made the model.
     """
     judged = rows.where("raw_probability is not null")
-    images = store.manifest(context.warehouse, "images")
-    if images is None or images["id"] != scorer.facts.get("dataset_id"):
+    images = manifests.read(ImagesManifest, context.warehouse)
+    if images is None or images.id != scorer.facts.get("dataset_id"):
         return judged
-    learnt = pixels_of(context, images).where("split != 'test'").select("sha256")
+    learnt = read_images(context, images).where("split != 'test'").select("sha256")
     return judged.join(learnt, "sha256", "left_anti")
 
 

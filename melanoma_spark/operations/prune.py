@@ -19,7 +19,7 @@ from melanoma_spark.models import engines
 from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
 from melanoma_spark.runner.context import StageContext, Summary
-from melanoma_spark.storage import files, lease, store
+from melanoma_spark.storage import files, lease, manifests
 
 # The leases of all jobs that write, in the order in which a pipeline takes them.
 JOBS = ("pipeline", "ingest", "featurize", "train_head", "finetune", "evaluate", "register", "score", "search")
@@ -77,13 +77,13 @@ def listed(warehouse: str) -> list[retention.File]:
 def needed(settings: config.Settings, warehouse: str, listing: list[retention.File]) -> retention.Needed:
     """What manifests name, and registered versions. Raises `DataError` where either cannot be told for sure."""
     places = retention.manifests_in(listing)
-    manifests = {place: store.manifest(warehouse, place) or {} for place in places}
+    named = {place: manifests.read_values(files.join(warehouse, place, manifests.FILE)) or {} for place in places}
     versions, evidence = registered(settings, warehouse)
     tags = [version.tags for version in versions]
     sums = {found.get(engines.TAG.format(engine=engine)) for found in tags for engine in engines.FORMATS}
     kept = [file.path for file in listing if file.path.startswith("models/exported/")]
     return retention.Needed(
-        manifests,
+        named,
         datasets=frozenset(found["dataset_id"] for found in tags if "dataset_id" in found),
         reports=frozenset(found["report_id"] for found in [*tags, *evidence] if "report_id" in found),
         exported=frozenset(p for p in kept if hashes.sha256(files.read_bytes(files.join(warehouse, p))) in sums),

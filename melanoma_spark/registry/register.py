@@ -19,12 +19,16 @@ from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.monitoring import drift
 from melanoma_spark.registry import alias_history, gate
-from melanoma_spark.runner.context import StageContext, Summary, pixels_of
-from melanoma_spark.storage import files, store
+from melanoma_spark.runner.context import StageContext, Summary, read_images
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import ImagesManifest, ModelManifest, ReportManifest
 
 CHALLENGER = "challenger"
 ACTIONS = ("rollback", "history")
-PLACES = {"fine-tuned": "models/finetuned", "head alone": "models/head"}
+KINDS: dict[str, type[ModelManifest]] = {
+    "fine-tuned": manifests.FinetunedManifest,
+    "head alone": manifests.HeadManifest,
+}
 SUFFIXES = {"fine-tuned": "finetuned", "head alone": "head"}
 
 
@@ -80,17 +84,17 @@ def move(
 
 def promote(context: StageContext) -> Summary:
     settings, warehouse = context.settings.register_, context.warehouse
-    evaluated = store.need(warehouse, "reports", "evaluate")
-    name = "fine-tuned" if "fine-tuned" in evaluated["models"] else "head alone"
-    model = store.need(warehouse, PLACES[name], "finetune")
-    if model["id"] != evaluated["models"][name]:
-        raise DataError(f"{PLACES[name]} is not the model of the last report; run `melanoma-spark evaluate` first")
+    evaluated = manifests.require(ReportManifest, warehouse)
+    name = "fine-tuned" if "fine-tuned" in evaluated.models else "head alone"
+    model = manifests.require(KINDS[name], warehouse)
+    if model.id != evaluated.models[name]:
+        raise DataError(f"{model.place} is not the model of the last report; run `melanoma-spark evaluate` first")
     standing = context.tracker.version(f"{settings.name}@{settings.alias}")
-    if standing is not None and standing.tags.get("report_id") == evaluated["id"]:
+    if standing is not None and standing.tags.get("report_id") == evaluated.id:
         return Summary(f"nothing new, {settings.name} version {standing.version} is {settings.alias} already")
 
     waiting = context.tracker.version(f"{settings.name}@{CHALLENGER}")
-    if waiting is not None and waiting.tags.get("report_id") == evaluated["id"]:
+    if waiting is not None and waiting.tags.get("report_id") == evaluated.id:
         version = str(waiting.version)  # judged again: rules or champion may be others now
     else:
         version = registered(context, evaluated, name, model)
@@ -105,56 +109,56 @@ def promote(context: StageContext) -> Summary:
         kept = f"version {standing.version} stays {settings.alias}" if standing else f"there is no {settings.alias}"
         return Summary(f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {told}")
     before = str(standing.version) if standing else None
-    evidence = {"report_id": evaluated["id"], "rules": record}
+    evidence = {"report_id": evaluated.id, "rules": record}
     move(context, alias_history.PROMOTE, before, version, "all rules of register.gate hold", evidence)
     return Summary(f"{settings.name} version {version} is {settings.alias} now ({name}), {len(found)} rules hold")
 
 
-def registered(context: StageContext, evaluated: dict[str, Any], name: str, model: dict[str, Any]) -> str:
+def registered(context: StageContext, evaluated: ReportManifest, name: str, model: ModelManifest) -> str:
     """The new version."""
     settings = context.settings
     # by as many views as the operating point was chosen for
-    spec = network.Spec.model_validate({**model["spec"], "tta": evaluated.get("tta", 1)})
-    tensors = store.load_model(context.warehouse, PLACES[name], model)
+    spec = network.Spec.model_validate({**model.spec, "tta": evaluated.tta})
+    tensors = manifests.load_model(context.warehouse, model)
     images = the_images(context, evaluated)
     raw = predictions(context, evaluated, name, "validation")["raw_probability"].to_numpy()
     scorer = bundle.Scorer(
         spec=spec,
         tensors=tensors,
-        calibration=Calibration(**evaluated.get("calibrations", {}).get(name, {})),
-        operating_point=OperatingPoint(**evaluated["operating_points"][name]),
+        calibration=Calibration(**evaluated.calibrations.get(name, {})),
+        operating_point=OperatingPoint(**vars(evaluated.operating_points[name])),
         min_side=settings.ingest.min_side,
         max_pixels=settings.ingest.max_pixels,
         damaged=settings.ingest.damaged,
         facts={
-            key: model[key]
+            key: getattr(model, key)
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")
         },
-        reference=drift.of_training(context, images, f"network {model['id']}", spec, tensors, raw),
+        reference=drift.of_training(context, images, f"network {model.id}", spec, tensors, raw),
     )
     figures = {
-        key: f"{evaluated['metrics'][f'{key}_{SUFFIXES[name]}']:.4f}"
+        key: f"{evaluated.metrics[f'{key}_{SUFFIXES[name]}']:.4f}"
         for key in ("test_auroc", "test_auroc_low", "test_auroc_high", "test_sensitivity", "test_specificity")
-        if f"{key}_{SUFFIXES[name]}" in evaluated["metrics"]
+        if f"{key}_{SUFFIXES[name]}" in evaluated.metrics
     }
     tags = {
         **figures,
         "model": name,
-        "report_id": evaluated["id"],
-        "report_run_id": evaluated["run_id"],
+        "report_id": evaluated.id,
+        "report_run_id": evaluated.run_id,
         "tta": str(scorer.spec.tta),
-        "dataset_id": model["dataset_id"],
-        "weights_id": model["weights_id"],
-        "weights_origin": model["weights_origin"],
+        "dataset_id": model.dataset_id,
+        "weights_id": model.weights_id,
+        "weights_origin": model.weights_origin,
         "commit": lineage.commit(),
     }
-    if evaluated.get("licences"):
-        tags["licences"] = "; ".join(evaluated["licences"])
-    run_id = evaluated["run_id"]
+    if evaluated.licences:
+        tags["licences"] = "; ".join(evaluated.licences)
+    run_id = evaluated.run_id
     auroc, low, high = (figures.get(f"test_auroc{end}", "undefined") for end in ("", "_low", "_high"))
     description = (
         f"{name}, {scorer.spec.backbone} at {scorer.spec.image_size} px: test AUROC {auroc} [{low}-{high}] on dataset "
-        f"{model['dataset_id']}. "
+        f"{model.dataset_id}. "
         f"[Report]({context.tracker.page(run_id, 'report.html')}) and "
         f"[model card]({context.tracker.page(run_id, 'model_card.md')}): artifacts of run {run_id}. "
         "Research software; not a diagnosis, not a medical device."
@@ -166,23 +170,23 @@ def registered(context: StageContext, evaluated: dict[str, Any], name: str, mode
     )
 
 
-def the_images(context: StageContext, evaluated: dict[str, Any]) -> dict[str, Any]:
+def the_images(context: StageContext, evaluated: ReportManifest) -> ImagesManifest:
     """The manifest of the images that were evaluated. Raises `DataError` where images/ holds others by now."""
-    images = store.need(context.warehouse, "images", "ingest")
-    if images["id"] != evaluated["made_from"]:
+    images = manifests.require(ImagesManifest, context.warehouse)
+    if images.id != evaluated.made_from:
         raise DataError("images/ has changed since the last report; run `melanoma-spark evaluate` first")
     return images
 
 
-def predictions(context: StageContext, evaluated: dict[str, Any], name: str, split: str) -> pd.DataFrame:
+def predictions(context: StageContext, evaluated: ReportManifest, name: str, split: str) -> pd.DataFrame:
     """The report's rows of a model and split."""
-    rows = assessment.read_predictions(files.join(context.warehouse, "reports", evaluated["path"]), name, split)
+    rows = assessment.read_predictions(files.join(context.warehouse, "reports", evaluated.path), name, split)
     if rows is None:
         raise DataError("the predictions of the last report are gone; run `melanoma-spark evaluate` again")
     return rows
 
 
-def judged(context: StageContext, evaluated: dict[str, Any], name: str, standing: Any) -> list[gate.Verdict]:
+def judged(context: StageContext, evaluated: ReportManifest, name: str, standing: Any) -> list[gate.Verdict]:
     """The challenger's predictions are the report's; the champion judges the same test images now."""
     settings = context.settings
     images = the_images(context, evaluated)
@@ -195,18 +199,18 @@ def judged(context: StageContext, evaluated: dict[str, Any], name: str, standing
         test["label"].to_numpy(),
         test["group"].to_numpy(),
         test["probability"].to_numpy(),
-        evaluated["operating_points"][name]["threshold"],
+        evaluated.operating_points[name].threshold,
         champion,
-        evaluated.get("subgroups", []),
+        evaluated.subgroups,
         overlap(context, images),
         settings.evaluate.resamples,
         settings.seed,
     )
 
 
-def overlap(context: StageContext, images: dict[str, Any]) -> int:
+def overlap(context: StageContext, images: ImagesManifest) -> int:
     """Test images that are, or look as, or are of a group of, images of train or validation."""
-    rows = pixels_of(context, images)
+    rows = read_images(context, images)
     seen = rows.where("split != 'test'")
     test = rows.where("split = 'test'")
     parts = [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from melanoma_spark import config, lineage, logs
-from melanoma_spark.storage import files
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import AnyManifest, ImagesManifest
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -60,23 +61,19 @@ def archive_id(archive: str) -> str:
     return lineage.content_id([files.url_of(archive)])
 
 
-def dataset(context: StageContext, name: str, made_by: str) -> dict[str, Any]:
-    """The manifest of what stands under `name`; MLflow is told that the run reads it. Raises as `store.need`."""
-    from melanoma_spark.storage import store
-
-    facts = store.need(context.warehouse, name, made_by)
-    context.tracker.reads(name, facts["id"])
-    return facts
+def read_input(context: StageContext, kind: type[AnyManifest]) -> AnyManifest:
+    """Read the manifest of a dataset, and log that the run reads it. Raises as `require_manifest`."""
+    manifest = manifests.require(kind, context.warehouse)
+    context.tracker.reads(kind.place, manifest.id)
+    return manifest
 
 
-def pixels_of(context: StageContext, images: dict[str, Any]) -> DataFrame:
-    """The rows of images/, by its manifest."""
-    from melanoma_spark.storage import store
-
-    return context.spark.read.parquet(store.data_url(context.warehouse, "images", images))
+def read_images(context: StageContext, images: ImagesManifest) -> DataFrame:
+    """Open the rows of images/."""
+    return context.spark.read.parquet(images.url(context.warehouse))
 
 
-def pace(context: StageContext, meter: Meter) -> str:
+def report_throughput(context: StageContext, meter: Meter) -> str:
     """What a `session.Meter` has measured, for the end of a summary; MLflow and a line in JSON are told it, too."""
     figures = meter.figures()
     if not figures:

@@ -28,11 +28,12 @@ from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
 from melanoma_spark.monitoring import drift
-from melanoma_spark.runner.context import StageContext, Summary, archive_id, pace
+from melanoma_spark.runner.context import StageContext, Summary, archive_id, report_throughput
 from melanoma_spark.runner.stage import Stage, run_stage, run_without_run
 from melanoma_spark.scoring import batches, follow, ledger, status, worklist
 from melanoma_spark.spark import inference, session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files
+from melanoma_spark.storage.parquet import ROWS_WRITTEN, parquet_writer
 
 LOOK = 6  # exit status
 LOST = 0.05  # of a batch may be computed twice after a kill
@@ -324,7 +325,7 @@ def compute(own: Run, new: New) -> str:
     }
     share = math.floor(LOST * new.computed / session.slots(spark))
     most = min(MOST_WAITING, max(size, share // size * size))  # whole batches: a file ends with one
-    write = store.parts(own.place, schemas.SCORED, most)
+    write = parquet_writer(own.place, schemas.SCORED, most)
     names = {"length": "source_bytes", "modified": "source_modified"}
 
     def written(frames: Any) -> Any:
@@ -332,13 +333,13 @@ def compute(own: Run, new: New) -> str:
 
     rows = new.rows.join(own.tables.rows.select("path", "patient_id"), "path", "left")
     told = tasks.compute_files(
-        rows, new.computed, settings, predict, batch_size=size, write=written, result=store.PARTS
+        rows, new.computed, settings, predict, batch_size=size, write=written, result=ROWS_WRITTEN
     )
     with session.progress(spark, "parts scored"):
         total = told.agg(f.sum("rows")).collect()[0][0]
     if total != new.computed:
         raise ClusterError(f"{total} rows were computed of {new.computed} images; run score again")
-    return pace(own.context, meter)
+    return report_throughput(own.context, meter)
 
 
 def with_quality(

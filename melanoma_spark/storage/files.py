@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fnmatch
-import io
 import json
 import os
 import uuid
@@ -14,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
-import numpy as np
 
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
@@ -267,25 +265,6 @@ def read_json(url: str) -> dict[str, Any] | None:
 
 def write_json(url: str, facts: dict[str, Any]) -> None:
     write_bytes(url, json.dumps(facts, indent=1, sort_keys=True).encode())
-
-
-def pack_tensors(tensors: list[np.ndarray]) -> bytes:
-    """Weights as one .npz: arrays only, nothing in it can run code."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **{f"w{place:03d}": tensor for place, tensor in enumerate(tensors)})
-    return buffer.getvalue()
-
-
-def unpack_tensors(content: bytes) -> list[np.ndarray]:
-    """The weights in order. Raises `DataError` when the content is anything but plain arrays."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            tensors = [archive[name] for name in archive.files]
-    except Exception as error:
-        raise DataError(f"weights are damaged or hold something that is no array: {error}") from None
-    if not all(isinstance(tensor, np.ndarray) for tensor in tensors):  # numpy hands out other members as bytes
-        raise DataError("weights are damaged or hold something that is no array")
-    return tensors
 
 
 def reason(error: Exception) -> str:

@@ -18,9 +18,11 @@ from melanoma_spark import lineage, schemas
 from melanoma_spark.images import augmentation
 from melanoma_spark.images.decoding import PIXELS_VERSION
 from melanoma_spark.models import backbones, engines, prediction, weights
-from melanoma_spark.runner.context import StageContext, Summary, dataset, pace, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, read_images, read_input, report_throughput
 from melanoma_spark.spark import inference, session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest
+from melanoma_spark.storage.petastorm import petastorm_metadata
 
 KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they once had no views
 
@@ -28,46 +30,46 @@ KEY = ["sha256", "view"]  # of a row; a part of the features' id, because they o
 def featurize(context: StageContext) -> Summary:
     spark, settings, warehouse = context.spark, context.settings, context.warehouse
     engine = engine_of(context)
-    made_of = dataset(context, "images", "ingest")
+    made_of = read_input(context, ImagesManifest)
     base = weights.resolve(settings.backbone, settings.seed)
     weights.announce(base)
     recipe: dict[str, Any] = {
         "backbone": settings.backbone.name,
         "weights": base.content_id,
         "cuts": list(backbones.cuts_read(settings)),
-        "image_size": made_of["image_size"],
+        "image_size": made_of.image_size,
         "pixels_version": PIXELS_VERSION,
         "dtype": settings.featurize.dtype,
         "precision": settings.featurize.precision,
         "key": KEY,
     }
-    known = store.manifest(warehouse, "features")
-    same = known is not None and all(known.get(key) == value for key, value in recipe.items() if key != "cuts")
-    if known and same and set(recipe["cuts"]) < set(known["cuts"]):
-        recipe["cuts"] = known["cuts"]  # what is there holds more than is asked for
+    known = manifests.read(FeaturesManifest, warehouse)
+    same = known is not None and all(getattr(known, key) == value for key, value in recipe.items() if key != "cuts")
+    if known and same and set(recipe["cuts"]) < set(known.cuts):
+        recipe["cuts"] = known.cuts  # what is there holds more than is asked for
     cuts, views = recipe["cuts"], settings.featurize.views
     if views > 1:  # how many is no part of it: the first two of four views are those of two
         drawn = settings.augment.model_dump(mode="json", exclude={"enabled"})
         recipe["augment"] = {**drawn, "seed": settings.seed, "version": augmentation.VERSION}
     features_id = lineage.content_id(recipe)
     target = files.join(warehouse, "features", features_id)
-    images = pixels_of(context, made_of)
+    images = read_images(context, made_of)
     images = images.select("sha256", "split", "image", views_of(views).alias("view"))
-    rows = made_of["accepted"] + (views - 1) * sum(made_of["counts"][f"train_{label}"] for label in (0, 1))
+    rows = made_of.accepted + (views - 1) * sum(made_of.counts[f"train_{label}"] for label in (0, 1))
     keys = images.drop("image")
     if files.matches(target, "*.parquet"):
         # With a schema given, Spark does not look for one in Petastorm's metadata, which a killed job may have torn.
         keys = keys.join(spark.read.schema("sha256 string, view int").parquet(target), KEY, "left_anti")
     keys = keys.persist()
     missing, told = keys.count(), ""
-    if missing or not known or (known["id"], known["made_from"]) != (features_id, made_of["id"]):
+    if missing or not known or (known.id, known.made_from) != (features_id, made_of.id):
         schema = schemas.features_schema(
-            backbones.cut_shapes(settings.backbone.name, made_of["image_size"], cuts), recipe["dtype"]
+            backbones.cut_shapes(settings.backbone.name, made_of.image_size, cuts), recipe["dtype"]
         )
         # Also where no image is missing: a job killed after its last image has not come to the metadata.
-        with store.petastorm(spark, target, schema, settings.ingest.row_group_mb):
-            if missing and known and same and known["id"] != features_id and set(cuts) <= set(known["cuts"]):
-                keys = taken_over(context, keys, missing, store.data_url(warehouse, "features", known), cuts, target)
+        with petastorm_metadata(spark, target, schema, settings.ingest.row_group_mb):
+            if missing and known and same and known.id != features_id and set(cuts) <= set(known.cuts):
+                keys = taken_over(context, keys, missing, known.url(warehouse), cuts, target)
                 missing = keys.count()
             if missing:
                 todo = images
@@ -75,19 +77,18 @@ def featurize(context: StageContext) -> Summary:
                     todo = todo.join(f.broadcast(keys.select(KEY)), KEY, "left_semi")
                 told = compute(context, todo, missing, base, recipe, target)
     keys.unpersist()
-    facts = {
-        "id": features_id,
-        "path": features_id,
-        "made_from": made_of["id"],
-        "weights_origin": base.origin,
-        "images": made_of["accepted"],
-        "views": views,
-        "augment": None,
+    manifest = FeaturesManifest(
+        id=features_id,
+        path=features_id,
+        made_from=made_of.id,
+        weights_origin=base.origin,
+        images=made_of.accepted,
+        views=views,
         # that computed last; no part of the id: docs/decisions/engine.md
-        "engine": engine if missing or not known else known.get("engine"),
-        **recipe,
-    }
-    store.publish(warehouse, "features", facts)
+        engine=engine if missing or not known else known.engine,
+        **{"augment": None, **recipe},
+    )
+    manifests.publish(manifest, warehouse)
     context.tracker.tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
     context.tracker.metrics({"computed": missing, "reused": rows - missing})
     what = f"{rows} images" if views == 1 else f"{rows} rows ({views} views of each train image, 1 of the others)"
@@ -179,7 +180,7 @@ def compute(
     session.describe(spark, f"featurize: {name} over {rows} images")
     computed = in_order(context, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
-    return pace(context, meter)
+    return report_throughput(context, meter)
 
 
 def stored(values: np.ndarray | None, dtype: str) -> list[bytes]:

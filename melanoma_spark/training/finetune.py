@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -17,9 +16,12 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.images import augmentation
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network
-from melanoma_spark.runner.context import StageContext, Summary, dataset
+from melanoma_spark.runner.context import StageContext, Summary, read_input
 from melanoma_spark.spark import executors, session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, FinetunedManifest, HeadManifest, ImagesManifest
+from melanoma_spark.storage.parquet import training_labels
+from melanoma_spark.storage.tensors import WEIGHTS, pack_tensors, unpack_tensors
 from melanoma_spark.training import horovod, loop, reading, sharding
 
 # Settings that change how the work is done, not what comes of it.
@@ -37,25 +39,23 @@ class Source:
 
 def finetune(context: StageContext) -> Summary:
     settings, warehouse = context.settings, context.warehouse
-    images = dataset(context, "images", "ingest")
-    features = dataset(context, "features", "featurize")
-    head = store.need(warehouse, "models/head", "train_head")
-    store.check_fit(images, features, head)
+    images = read_input(context, ImagesManifest)
+    features = read_input(context, FeaturesManifest)
+    head = manifests.require(HeadManifest, warehouse)
+    manifests.check_fit(images, features, head)
     recipe = settings.finetune.model_dump(mode="json", exclude=HOW)
     drawn = settings.augment.model_dump(mode="json") if settings.augment.enabled else None
     seeds = [settings.seed, settings.training_seed]
-    made_from = lineage.content_id(
-        [images["id"], features["id"], store.views(features), head["id"], recipe, drawn, seeds]
-    )
-    known = store.manifest(warehouse, "models/finetuned")
-    if known and known["made_from"] == made_from:
-        return Summary(f"nothing new, models/finetuned stands, validation AUROC {known['validation_auroc']:.4f}")
+    made_from = lineage.content_id([images.id, features.id, features.views, head.id, recipe, drawn, seeds])
+    known = manifests.read(FinetunedManifest, warehouse)
+    if known and known.made_from == made_from:
+        return Summary(f"nothing new, models/finetuned stands, validation AUROC {known.validation_auroc:.4f}")
     sources = sources_of(context, images, features)
     for source in sources.values():  # so that what does not fit is told before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
     executors.check(context.spark, settings.ranks)
     session.describe(context.spark, f"finetune: {settings.ranks} Horovod ranks")
-    start = files.join(store.data_url(warehouse, "models/head", head), "weights.npz")
+    start = files.join(head.url(warehouse), WEIGHTS)
     target = files.join(warehouse, "models/finetuned", made_from)
     records: list[loop.EpochRecord] = horovod.run_on_spark(
         context.spark,
@@ -63,7 +63,7 @@ def finetune(context: StageContext) -> Summary:
         settings.finetune.start_timeout,
         train,
         settings,
-        network.Spec.model_validate(head["spec"]),
+        network.Spec.model_validate(head.spec),
         sources,
         start,
         target,
@@ -72,21 +72,25 @@ def finetune(context: StageContext) -> Summary:
     )[0]
     names = [phase.name for phase in settings.finetune.phases]
     best = {name: loop.best_of([record for record in records if record.phase == name]) for name in names}
-    tensors_id = lineage.tensors_id(files.unpack_tensors(files.read_bytes(files.join(target, "weights.npz"))))
-    facts = {
-        **{key: head[key] for key in ("spec", "weights_id", "weights_origin", "dataset_id", "features_id")},
-        "id": lineage.content_id([made_from, tensors_id]),
-        "path": made_from,
-        "made_from": made_from,
-        "head_id": head["id"],
-        "tensors_id": tensors_id,
-        "ranks": settings.ranks,
-        "validation_auroc": best[names[-1]].validation_auroc,
-        "training": [loop.as_dict(record) for record in records],
-        "best": {name: record.epoch for name, record in best.items()},
-        "run_id": context.run_id,
-    }
-    store.publish(warehouse, "models/finetuned", facts)
+    tensors_id = lineage.tensors_id(unpack_tensors(files.read_bytes(files.join(target, WEIGHTS))))
+    manifest = FinetunedManifest(
+        id=lineage.content_id([made_from, tensors_id]),
+        path=made_from,
+        made_from=made_from,
+        head_id=head.id,
+        spec=head.spec,
+        tensors_id=tensors_id,
+        weights_id=head.weights_id,
+        weights_origin=head.weights_origin,
+        dataset_id=head.dataset_id,
+        features_id=head.features_id,
+        ranks=settings.ranks,
+        validation_auroc=best[names[-1]].validation_auroc,
+        training=[loop.as_dict(record) for record in records],
+        best={name: record.epoch for name, record in best.items()},
+        run_id=context.run_id,
+    )
+    manifests.publish(manifest, warehouse)
     files.remove(files.join(target, CHECKPOINT))
     context.tracker.epochs(records)
     trained = [record for record in records if record.epoch]
@@ -99,24 +103,24 @@ def finetune(context: StageContext) -> Summary:
     return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}")
 
 
-def sources_of(context: StageContext, images: dict[str, Any], features: dict[str, Any]) -> dict[str | None, Source]:
+def sources_of(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> dict[str | None, Source]:
     """What the phases read: a cut -> its features, None -> the pixels."""
     settings = context.settings
-    lacking = set(backbones.cuts_read(settings)) - set(features["cuts"])
+    lacking = set(backbones.cuts_read(settings)) - set(features.cuts)
     if lacking:
         raise ConfigError(
             f"features/ lacks {', '.join(sorted(lacking))}, which finetune.phases read; it holds "
-            f"{', '.join(features['cuts'])}; run `melanoma-spark featurize` with these settings first"
+            f"{', '.join(features.cuts)}; run `melanoma-spark featurize` with these settings first"
         )
-    labels = store.labels(context.spark, context.warehouse, images)
+    labels = training_labels(context.spark, images.url(context.warehouse))
     cuts = {backbones.cut_of(settings.backbone.name, phase.cut) for phase in settings.finetune.phases if phase.cut}
     found: dict[str | None, Source] = {}
     if cuts:
-        url = store.data_url(context.warehouse, "features", features)
-        stored = reading.indexes(context.spark, url, labels, store.views(features))
+        url = features.url(context.warehouse)
+        stored = reading.indexes(context.spark, url, labels, features.views)
         found |= {cut: Source(url, cut, stored) for cut in cuts}
     if not all(phase.cut for phase in settings.finetune.phases):
-        url = store.data_url(context.warehouse, "images", images)
+        url = images.url(context.warehouse)
         found[None] = Source(url, "image", reading.indexes(context.spark, url, labels))
     return found
 
@@ -141,7 +145,7 @@ def train(
     keras.utils.set_random_seed(settings.training_seed)  # before the network is built: dropout takes its seed then
     chosen = settings.finetune
     with backbones.precision(chosen.precision):
-        model = network.build(spec, files.unpack_tensors(files.read_bytes(start)))
+        model = network.build(spec, unpack_tensors(files.read_bytes(start)))
     state = checkpoint_in(target)
     records = list(state.earlier) if state else []
     names = [phase.name for phase in chosen.phases]
@@ -163,7 +167,7 @@ def train(
         )
 
         def keep(state: loop.State, earlier: tuple[loop.EpochRecord, ...] = tuple(records)) -> None:
-            complete = files.pack_tensors(loop.pack(replace(state, earlier=earlier)))
+            complete = pack_tensors(loop.pack(replace(state, earlier=earlier)))
             files.write_bytes(files.join(target, CHECKPOINT), complete)
 
         read = functools.partial(epoch_images, source, threads, settings)
@@ -181,7 +185,7 @@ def train(
         )
         state = None
     if rank.rank == 0:
-        files.write_bytes(files.join(target, "weights.npz"), files.pack_tensors(model.get_weights()))
+        files.write_bytes(files.join(target, WEIGHTS), pack_tensors(model.get_weights()))
     return records
 
 
@@ -209,7 +213,7 @@ def checkpoint_in(target: str) -> loop.State | None:
     if not files.exists(url):
         return None
     try:
-        return loop.unpack(files.unpack_tensors(files.read_bytes(url)))
+        return loop.unpack(unpack_tensors(files.read_bytes(url)))
     except (DataError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         raise DataError(
             f"checkpoint {url} cannot be read ({files.reason(error)}); remove it, and fine-tuning starts from the head"

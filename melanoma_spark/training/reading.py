@@ -17,7 +17,7 @@ from melanoma_spark.background import ahead
 from melanoma_spark.errors import DataError
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
-from melanoma_spark.storage.store import opener, quiet
+from melanoma_spark.storage.petastorm import petastorm_filesystem, without_warnings
 from melanoma_spark.training import sharding
 from melanoma_spark.training.sharding import Index
 
@@ -81,7 +81,7 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
 
 def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[dict[int, Any]]:
     """For each of these row groups, its wanted rows: row -> value."""
-    with quiet():
+    with without_warnings():
         try:
             reader = _open(url, column, wanted, view)
         except (KeyError, OSError, ValueError) as error:  # since `indexes` another job has changed it
@@ -219,7 +219,7 @@ def _dataset(url: str) -> Iterator[tuple[Any, Any]]:
     import pyarrow.parquet as pq
     from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema
 
-    with quiet():
+    with without_warnings():
         try:
             filesystem, path = _filesystem(url)
             dataset = pq.ParquetDataset(path, filesystem=filesystem, validate_schema=False, use_legacy_dataset=True)
@@ -236,7 +236,7 @@ def _place(piece: Any) -> tuple[str, int]:
 def _filesystem(url: str) -> tuple[Any, str]:
     from petastorm.fs_utils import get_filesystem_and_path_or_paths
 
-    make = opener(url)
+    make = petastorm_filesystem(url)
     found: tuple[Any, str] = (make(), files.filesystem(url)[1]) if make else get_filesystem_and_path_or_paths(url)
     return found
 

@@ -19,21 +19,41 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.pages import COLOURS, NEUTRAL
-from melanoma_spark.runner.context import StageContext, Summary, dataset, pixels_of
+from melanoma_spark.runner.context import StageContext, Summary, read_images, read_input
 from melanoma_spark.spark import inference, session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest, Manifest
+from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.training import head, horovod, reading, trials
+from melanoma_spark.training.trials import Result, Task
 
 TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, reason string"  # trials.Task
 MOST_PARTITIONS = 10_000
 
 
+class SearchManifest(Manifest):
+    """`reports/search/<id>`: what was tried, the best first."""
+
+    place = "reports/search"
+    job = "search"
+
+    made_from: list[str]  # ids of images and features
+    images: int
+    groups: int
+    folds: list[int]  # images of each
+    seeds: list[int]
+    best: dict[str, int | float]  # settings
+    trials: list[Result]
+    tasks: list[Task]
+    run_id: str
+
+
 def search(context: StageContext) -> Summary:
     settings, warehouse, search = context.settings, context.warehouse, context.settings.search
-    images = dataset(context, "images", "ingest")
-    features = dataset(context, "features", "featurize")
-    store.check_fit(images, features)
-    stored = store.views(features)
+    images = read_input(context, ImagesManifest)
+    features = read_input(context, FeaturesManifest)
+    manifests.check_fit(images, features)
+    stored = features.views
     in_force = settings.head.model_copy(update={"views": head.views_of(settings.head, stored)})
     for views in search.views:
         head.views_of(settings.head.model_copy(update={"views": views}), stored)
@@ -41,17 +61,17 @@ def search(context: StageContext) -> Summary:
     ttas = trials.judged(search, settings.evaluate.tta)
     seeds = [settings.training_seed + number for number in range(search.seeds)]
     recipe = [[tried.model_dump(mode="json") for tried in heads], ttas, search.folds, seeds, settings.seed]
-    search_id = lineage.content_id([images["id"], features["id"], recipe])
+    search_id = lineage.content_id([images.id, features.id, recipe])
     place = f"reports/search/{search_id}"
-    known = store.manifest(warehouse, place)
+    known = manifests.read(SearchManifest, warehouse, search_id)
     if known:
         return Summary(f"nothing new, {summary(known)}; {place}")
     base = weights.resolve(settings.backbone, settings.seed)
-    if base.content_id != features["weights"]:
-        raise weights.changed(base, features["weights"], "features/", "featurize")
+    if base.content_id != features.weights:
+        raise weights.changed(base, features.weights, "features/", "featurize")
 
-    labels = store.labels(context.spark, warehouse, images)
-    table = pixels_of(context, images).where("split != 'test'")
+    labels = training_labels(context.spark, images.url(warehouse))
+    table = read_images(context, images).where("split != 'test'")
     group_of = {row.sha256: row.group for row in table.select("sha256", "group").collect()}
     keys = [(split, key) for split in ("train", "validation") for key in sorted(labels[split])]  # as averages are
     groups = [group_of[key] for _, key in keys]
@@ -59,35 +79,35 @@ def search(context: StageContext) -> Summary:
     folds = trials.folds_of(groups, truth, search.folds, settings.seed)
     values = averaged(context, features, labels, max(tried.views or 1 for tried in heads))
     copies = symmetries(context, images, features, base, [key for _, key in keys], values[0], max(ttas))
-    spec = {"backbone": settings.backbone.name, "image_size": images["image_size"]}
+    spec = {"backbone": settings.backbone.name, "image_size": images.image_size}
     tasks = fitted(context, heads, ttas, seeds, spec, (values, truth, folds, copies))
     good, failed = trials.measured(trials.combined(heads, ttas), tasks, search.folds, seeds)
     for result in [*good, *failed]:
         told = f"failed: {result['reason']}" if result["reason"] else f"AUROC {trials.told(result)}"
         say(f"  {trials.words(result['settings'])}: {told}{', in force' if result['in_force'] else ''}")
-    facts = {
-        "id": search_id,
-        "path": "",
-        "made_from": [images["id"], features["id"]],
-        "images": len(truth),
-        "groups": len(set(groups)),
-        "folds": np.bincount(folds).tolist(),
-        "seeds": seeds,
-        "best": good[0]["settings"],
-        "trials": [*good, *failed],
-        "tasks": tasks,
-        "run_id": context.run_id,
-    }
-    log(context, facts)
-    return Summary(f"{summary(store.publish(warehouse, place, facts))}; {place}")
+    manifest = SearchManifest(
+        id=search_id,
+        path="",
+        made_from=[images.id, features.id],
+        images=len(truth),
+        groups=len(set(groups)),
+        folds=np.bincount(folds).tolist(),
+        seeds=seeds,
+        best=good[0]["settings"],
+        trials=[*good, *failed],
+        tasks=tasks,
+        run_id=context.run_id,
+    )
+    log(context, manifest)
+    return Summary(f"{summary(manifests.publish(manifest, warehouse, search_id))}; {place}")
 
 
 def averaged(
-    context: StageContext, features: dict[str, Any], labels: dict[str, dict[str, int]], views: int
+    context: StageContext, features: FeaturesManifest, labels: dict[str, dict[str, int]], views: int
 ) -> list[np.ndarray]:
     """For `head.fit_without`: view 0 of train and validation images, and further views of those of train."""
     session.describe(context.spark, "search: averages of the bottleneck features")
-    url = store.data_url(context.warehouse, "features", features)
+    url = features.url(context.warehouse)
     cut = backbones.backbone(context.settings.backbone.name).cuts[-1]
     found = reading.averages(context.spark, url, cut, labels, views)
     (validation,), (first, *more) = ([view.values for view in found[split]] for split in ("validation", "train"))
@@ -96,8 +116,8 @@ def averaged(
 
 def symmetries(
     context: StageContext,
-    images: dict[str, Any],
-    features: dict[str, Any],
+    images: ImagesManifest,
+    features: FeaturesManifest,
     base: weights.Weights,
     keys: list[str],
     plain: np.ndarray,
@@ -109,9 +129,9 @@ def symmetries(
     """
     if count == 1:
         return plain[:, None]
-    name, size, precision = (features[key] for key in ("backbone", "image_size", "precision"))
+    name, size, precision = features.backbone, features.image_size, features.precision
     cut = backbones.backbone(name).cuts[-1]
-    made_of = [images["id"], features["weights"], name, size, features["pixels_version"], precision, cut, count]
+    made_of = [images.id, features.weights, name, size, features.pixels_version, precision, cut, count]
     url = files.join(context.warehouse, "reports/search/symmetries", lineage.content_id(made_of))
     if not files.exists(files.join(url, "_SUCCESS")):
         pixels = schemas.images_schema(size).fields["image"]
@@ -140,7 +160,7 @@ def symmetries(
         udf = inference.over_column(f"symmetries {made_of}", load, prepare, finish, kind, batch)
         session.batch_rows(context.spark, batch)
         session.describe(context.spark, f"search: {count - 1} symmetries of {len(keys)} images")
-        rows = pixels_of(context, images).where("split != 'test'")
+        rows = read_images(context, images).where("split != 'test'")
         rows = rows.repartitionByRange(session.partitions_for(context.spark, len(keys)), "sha256")
         found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
         found.write.mode("overwrite").parquet(url)
@@ -204,11 +224,11 @@ def fitter(
     return fit
 
 
-def log(context: StageContext, facts: dict[str, Any]) -> None:
+def log(context: StageContext, facts: SearchManifest) -> None:
     """All trials into the run, each as a nested run too."""
-    for result in facts["trials"]:
+    for result in facts.trials:
         number = result["trial"]
-        tags = {"search_id": facts["id"], "in_force": str(result["in_force"]).lower()}
+        tags = {"search_id": facts.id, "in_force": str(result["in_force"]).lower()}
         tags |= {"failed": result["reason"]} if result["reason"] else {}
         with context.tracker.run(f"trial {number}", {"stage": "search", **tags}):
             context.tracker.parameters(
@@ -216,14 +236,14 @@ def log(context: StageContext, facts: dict[str, Any]) -> None:
             )
             if not result["reason"]:
                 context.tracker.metrics(as_metrics(result))
-    figures = {f"best_{key}": value for key, value in as_metrics(facts["trials"][0]).items()}
-    context.tracker.metrics({**figures, "trials": len(facts["trials"]), "failed": len(failures(facts))})
-    context.tracker.tags({"search_id": facts["id"], "best": trials.words(facts["best"])})
-    rows = [{**row, **row["settings"]} for row in facts["trials"]]
+    figures = {f"best_{key}": value for key, value in as_metrics(facts.trials[0]).items()}
+    context.tracker.metrics({**figures, "trials": len(facts.trials), "failed": len(failures(facts))})
+    context.tracker.tags({"search_id": facts.id, "best": trials.words(facts.best)})
+    rows = [{**row, **row["settings"]} for row in facts.trials]
     columns = ["trial", *trials.SETTINGS, "in_force", "mean", "std", "std_seeds", "reason"]
     context.tracker.artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
-    context.tracker.artifact("tasks.csv", pd.DataFrame(facts["tasks"]).to_csv(index=False).encode())
-    context.tracker.artifact("plots/trials.png", trials_plot(facts["trials"]))
+    context.tracker.artifact("tasks.csv", pd.DataFrame(facts.tasks).to_csv(index=False).encode())
+    context.tracker.artifact("plots/trials.png", trials_plot(facts.trials))
 
 
 def as_metrics(result: trials.Result) -> dict[str, float]:
@@ -233,19 +253,19 @@ def as_metrics(result: trials.Result) -> dict[str, float]:
     return {f"auroc_{key}": value for key, value in found.items() if value is not None}
 
 
-def failures(facts: dict[str, Any]) -> list[trials.Result]:
-    return [result for result in facts["trials"] if result["reason"]]
+def failures(facts: SearchManifest) -> list[trials.Result]:
+    return [result for result in facts.trials if result["reason"]]
 
 
-def summary(facts: dict[str, Any]) -> str:
-    best, *others = (result for result in facts["trials"] if not result["reason"])
+def summary(facts: SearchManifest) -> str:
+    best, *others = (result for result in facts.trials if not result["reason"])
 
     def behind(other: trials.Result) -> str:
-        return "{:.4f} +- {:.4f} behind".format(*trials.behind(best, other, facts["tasks"]))
+        return "{:.4f} +- {:.4f} behind".format(*trials.behind(best, other, facts.tasks))
 
     parts = [
-        f"{len(facts['trials'])} trials x {len(facts['folds'])} folds x {len(facts['seeds'])} seeds over "
-        f"{facts['images']} images of {facts['groups']} groups, "
+        f"{len(facts.trials)} trials x {len(facts.folds)} folds x {len(facts.seeds)} seeds over "
+        f"{facts.images} images of {facts.groups} groups, "
         f"best {trials.words(best['settings'])}{', the settings in force' if best['in_force'] else ''}: "
         f"AUROC {trials.told(best)}"
     ]

@@ -5,53 +5,58 @@ from __future__ import annotations
 from melanoma_spark import lineage
 from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, weights
-from melanoma_spark.runner.context import StageContext, Summary, dataset
+from melanoma_spark.runner.context import StageContext, Summary, read_input
 from melanoma_spark.spark import session
-from melanoma_spark.storage import store
+from melanoma_spark.storage import manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, HeadManifest, ImagesManifest
+from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.training import head, horovod, loop, reading
 
 
 def train_head(context: StageContext) -> Summary:
     settings, warehouse = context.settings, context.warehouse
-    images = dataset(context, "images", "ingest")
-    features = dataset(context, "features", "featurize")
-    store.check_fit(images, features)
-    views = head.views_of(settings.head, store.views(features))
+    images = read_input(context, ImagesManifest)
+    features = read_input(context, FeaturesManifest)
+    manifests.check_fit(images, features)
+    views = head.views_of(settings.head, features.views)
     recipe = settings.head.model_dump(mode="json", exclude={"views"})
-    made_from = lineage.content_id([images["id"], features["id"], views, recipe, settings.training_seed])
-    known = store.manifest(warehouse, "models/head")
-    if known and known["made_from"] == made_from:
-        return Summary(f"nothing new, models/head stands, validation AUROC {known['validation_auroc']:.4f}")
+    made_from = lineage.content_id([images.id, features.id, views, recipe, settings.training_seed])
+    known = manifests.read(HeadManifest, warehouse)
+    if known and known.made_from == made_from:
+        return Summary(f"nothing new, models/head stands, validation AUROC {known.validation_auroc:.4f}")
     base = weights.resolve(settings.backbone, settings.seed)
-    if base.content_id != features["weights"]:
-        raise weights.changed(base, features["weights"], "features/", "featurize")
+    if base.content_id != features.weights:
+        raise weights.changed(base, features.weights, "features/", "featurize")
 
-    labels = store.labels(context.spark, warehouse, images)
-    url = store.data_url(warehouse, "features", features)
+    labels = training_labels(context.spark, images.url(warehouse))
+    url = features.url(warehouse)
     session.describe(context.spark, "train_head: averages of the bottleneck features")
     cut = backbones.backbone(settings.backbone.name).cuts[-1]
     pooled = reading.averages(context.spark, url, cut, labels, views)
-    spec = head.spec_of(settings.head, settings.backbone.name, images["image_size"])
+    spec = head.spec_of(settings.head, settings.backbone.name, images.image_size)
     *train, judged = [(view.values, view.labels) for view in (*pooled["train"], *pooled["validation"])]
     fitted = horovod.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, say)
     model, records = fitted[0]
     tensors = [*base.tensors, *model.get_weights()]
     best = loop.best_of(records)
-    facts = {
-        "id": lineage.content_id([made_from, lineage.tensors_id(tensors)]),
-        "made_from": made_from,
-        "spec": spec.model_dump(),
-        "tensors_id": lineage.tensors_id(tensors),
-        "weights_id": base.content_id,
-        "weights_origin": base.origin,
-        "dataset_id": images["id"],
-        "features_id": features["id"],
-        "validation_auroc": best.validation_auroc,
-        "training": [loop.as_dict(record) for record in records],
-        "best": {"head": best.epoch},
-        "run_id": context.run_id,
-    }
-    store.save_model(warehouse, "models/head", tensors, facts)
+    tensors_id = lineage.tensors_id(tensors)
+    model_id = lineage.content_id([made_from, tensors_id])
+    manifest = HeadManifest(
+        id=model_id,
+        path=model_id,
+        made_from=made_from,
+        spec=spec.model_dump(),
+        tensors_id=tensors_id,
+        weights_id=base.content_id,
+        weights_origin=base.origin,
+        dataset_id=images.id,
+        features_id=features.id,
+        validation_auroc=best.validation_auroc,
+        training=[loop.as_dict(record) for record in records],
+        best={"head": best.epoch},
+        run_id=context.run_id,
+    )
+    manifests.save_model(warehouse, manifest, tensors)
     context.tracker.epochs(records)
     return Summary(
         f"{len(labels['train'])} train and {len(labels['validation'])} validation images, kept epoch {best.epoch} of "

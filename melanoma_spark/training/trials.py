@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic takes Python's own from 3.12 on
 
 from melanoma_spark import config
 from melanoma_spark.dataset import splits
@@ -33,7 +34,7 @@ class Result(TypedDict):
     """One trial over all folds and seeds. Where one of its heads failed it has a reason and no figures."""
 
     trial: int
-    settings: dict[str, float]  # of `SETTINGS`
+    settings: dict[str, int | float]  # of `SETTINGS`
     in_force: bool
     mean: float | None  # of the AUROC over folds and seeds
     std: float | None  # the sample's, n - 1, over folds and seeds: mostly that some folds are harder

@@ -17,7 +17,9 @@ import pytest
 from kills import killed_when
 
 from melanoma_spark.errors import DataError
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files
+from melanoma_spark.storage.manifests import FinetunedManifest
+from melanoma_spark.storage.tensors import pack_tensors
 from melanoma_spark.training import finetune
 
 
@@ -40,9 +42,7 @@ def trained(line) -> tuple[dict, list]:
     """What a fine-tuned model is known by, without the time it took; and its tensors."""
     facts = line.manifest("models/finetuned")
     log = [{**epoch, "seconds": 0, "images_per_second": 0, "waited": 0} for epoch in facts["training"]]
-    return {"log": json.dumps(log), "id": facts["id"]}, store.load_model(
-        line.context.warehouse, "models/finetuned", facts
-    )
+    return {"log": json.dumps(log), "id": facts["id"]}, line.tensors(FinetunedManifest)
 
 
 def same_model(one, other) -> None:
@@ -83,7 +83,7 @@ def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitte
     started = submitted("finetune", "--conf", settings, "--master", "local[2]")
     checkpoints = (copied.folder / "models").glob
     killed_when(started, lambda: list(checkpoints("finetuned/*/checkpoint.npz")))
-    assert store.manifest(copied.context.warehouse, "models/finetuned") is None
+    assert not (copied.folder / "models/finetuned/manifest.json").exists()
     until = time.monotonic() + 30
     while rank_processes():
         assert time.monotonic() < until, "ranks outlive their driver"
@@ -93,7 +93,7 @@ def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitte
     same_model(copied, line)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK no npz", files.pack_tensors([np.zeros(3)])])
+@pytest.mark.parametrize("content", [b"", b"PK no npz", pack_tensors([np.zeros(3)])])
 def test_a_checkpoint_that_cannot_be_read_is_an_error_that_names_it(copied, content):
     (target,) = (path for path in (copied.folder / "models/finetuned").iterdir() if path.is_dir())
     (copied.folder / "models/finetuned/manifest.json").unlink()

@@ -15,6 +15,7 @@ from melanoma_spark.images import hashes, synthetic
 from melanoma_spark.models import bundle, network, pyfunc
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
+from melanoma_spark.storage import manifests
 
 
 def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_path):
@@ -50,14 +51,15 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
 def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatch):
     stored = line.read("images")
     test = stored.where("split = 'test'").select("sha256").toPandas()
-    monkeypatch.setattr(assessment, "pixels_of", lambda job, facts: stored.drop("flags"))
-    found = assessment.told_of_test(line.context, line.manifest("images"), test)
+    images = manifests.require(manifests.ImagesManifest, line.context.warehouse)
+    monkeypatch.setattr(assessment, "read_images", lambda job, facts: stored.drop("flags"))
+    found = assessment.told_of_test(line.context, images, test)
     assert len(found) == len(test)
     assert not any("damaged" in flags for flags in found["flags"])
     from pyspark.sql import functions as f
 
-    monkeypatch.setattr(assessment, "pixels_of", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
-    found = assessment.told_of_test(line.context, line.manifest("images"), test)
+    monkeypatch.setattr(assessment, "read_images", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
+    found = assessment.told_of_test(line.context, images, test)
     assert all(flags[0] == "damaged" for flags in found["flags"])
 
 

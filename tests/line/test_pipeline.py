@@ -19,7 +19,8 @@ from melanoma_spark.images.reasons import REASONS
 from melanoma_spark.models import calibration, network, operating_points, weights
 from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.scoring import ledger
-from melanoma_spark.storage import store
+from melanoma_spark.storage.manifests import FinetunedManifest, HeadManifest
+from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.training import reading, sharding
 
 
@@ -217,12 +218,12 @@ def test_features_at_more_cuts_than_are_asked_for_stand(line, copied):
 
 
 def test_training_reads_exactly_the_rows_of_its_split(line, stored):
-    labels = store.labels(line.context.spark, line.context.warehouse, line.manifest("images"))
+    url = f"{line.context.warehouse}/images/{line.manifest('images')['path']}"
+    labels = training_labels(line.context.spark, url)
     for split in ("train", "validation"):
         rows = stored[stored["split"] == split]
         assert labels[split] == dict(zip(rows["sha256"], rows["label"], strict=True))
     assert labels.keys() == {"train", "validation"}
-    url = store.data_url(line.context.warehouse, "images", line.manifest("images"))
     index = reading.indexes(line.context.spark, url, labels)["validation"][0]
     shared = sharding.share(sharding.deal(index.groups, 8, 1), 0, 1)
     read = list(reading.values(url, "image", index, shared, 1, 1024**2))
@@ -254,10 +255,7 @@ def test_a_model_can_be_walked_back_to_its_images(line, stored):
     assert head["features_id"] == finetuned["features_id"] == line.manifest("features")["id"]
     assert head["weights_id"] == finetuned["weights_id"] == line.manifest("features")["weights"]
     assert finetuned["head_id"] == head["id"]
-    tensors = [
-        store.load_model(line.context.warehouse, f"models/{name}", line.manifest(f"models/{name}"))
-        for name in ("head", "finetuned")
-    ]
+    tensors = line.tensors(HeadManifest), line.tensors(FinetunedManifest)
     changed = [not np.array_equal(a, b) for a, b in zip(*tensors, strict=True)]
     assert all(changed), "the last phase trains the whole network"
 
@@ -287,10 +285,9 @@ def test_probabilities_are_calibrated_on_validation_alone(line, predictions):
 def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
     rows = stored[stored["split"] != "train"].iloc[::5]
     pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
-    for name, place, near in (("head alone", "models/head", 5e-3), ("fine-tuned", "models/finetuned", 1e-5)):
-        facts = line.manifest(place)
-        spec = network.Spec.model_validate(facts["spec"])
-        model = network.build(spec, store.load_model(line.context.warehouse, place, facts))
+    for name, kind, near in (("head alone", HeadManifest, 5e-3), ("fine-tuned", FinetunedManifest, 1e-5)):
+        spec = network.Spec.model_validate(line.manifest(kind.place)["spec"])
+        model = network.build(spec, line.tensors(kind))
         found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "raw_probability"]
         np.testing.assert_allclose(found, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
 

@@ -17,7 +17,7 @@ from kills import killed_when
 from mlflow_server import mlflow_server
 
 from melanoma_spark.images import hashes, synthetic
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files
 
 WAREHOUSE = "s3a://melanoma/warehouse"
 ARCHIVE = "s3a://melanoma/archive"
@@ -60,7 +60,7 @@ def bucket(s3: dict[str, str], lesions: Path, tmp_path_factory: pytest.TempPathF
 
 
 def manifest(name: str) -> dict[str, Any]:
-    return store.need(WAREHOUSE, name, "?")
+    return files.read_json(f"{WAREHOUSE}/{name}/manifest.json") or {}
 
 
 def scores() -> pd.DataFrame:

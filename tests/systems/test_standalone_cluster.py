@@ -12,7 +12,7 @@ from conftest import STAGES, Line, open_line
 from kills import wait_until
 from standalone import Cluster, submitted
 
-from melanoma_spark.storage import store
+from melanoma_spark.storage.manifests import FinetunedManifest
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,7 @@ def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint
     assert "starting again from the last checkpoint" in out
     assert ": goes on from the checkpoint in epoch 1" in out
     again = open_line(line.context.spark, line.archive, tmp_path / "warehouse")
-    models = [which.manifest("models/finetuned") for which in (there, again)]
-    tensors = [
-        store.load_model(which.context.warehouse, "models/finetuned", facts)
-        for which, facts in zip((there, again), models, strict=True)
-    ]
+    tensors = [which.tensors(FinetunedManifest) for which in (there, again)]
     for one, other in zip(*tensors, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 

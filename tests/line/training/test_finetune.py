@@ -7,7 +7,7 @@ import pytest
 
 from melanoma_spark import config
 from melanoma_spark.images import augmentation
-from melanoma_spark.storage import store
+from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.training import finetune, reading, sharding
 
 AUGMENT = config.Augment(enabled=True)
@@ -20,10 +20,14 @@ def rows(images) -> np.ndarray:
 @pytest.fixture(scope="module")
 def source(line) -> Callable[[str, str], finetune.Source]:
     """A function: dataset, column -> what a phase reads of it."""
-    labels = store.labels(line.context.spark, line.context.warehouse, line.manifest("images"))
+
+    def url_of(name: str) -> str:
+        return f"{line.context.warehouse}/{name}/{line.manifest(name)['path']}"
+
+    labels = training_labels(line.context.spark, url_of("images"))
 
     def of(name: str, column: str) -> finetune.Source:
-        url = store.data_url(line.context.warehouse, name, line.manifest(name))
+        url = url_of(name)
         return finetune.Source(url, column, reading.indexes(line.context.spark, url, labels))
 
     return of

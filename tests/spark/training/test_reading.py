@@ -11,7 +11,8 @@ import pytest
 
 from melanoma_spark import schemas
 from melanoma_spark.errors import DataError
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files
+from melanoma_spark.storage.petastorm import petastorm_metadata
 from melanoma_spark.training import reading, sharding
 
 SHAPES = {"a": (2, 2, 3), "b": (1, 1, 4)}
@@ -53,7 +54,7 @@ def written(spark, url, value=value, dtype="float32"):
         )
         for number, view in numbers
     ]
-    with store.petastorm(spark, url, schema, 1):
+    with petastorm_metadata(spark, url, schema, 1):
         table = spark.createDataFrame(rows, schema.as_spark_schema()).repartitionByRange(3, "view", "sha256")
         table = table.sortWithinPartitions("view", "sha256")
         small = {"parquet.block.size": 1500, "parquet.page.size.row.check.min": 1, "parquet.page.size.row.check.max": 2}

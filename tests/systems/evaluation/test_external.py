@@ -13,7 +13,7 @@ from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
 from melanoma_spark.runner.stage import run_stage
-from melanoma_spark.storage import store
+from melanoma_spark.storage import manifests
 
 
 def evaluated(line, archive, **changes):
@@ -57,13 +57,14 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     assert not set(train["sha256"]) & set(rows["sha256"])
     assert set(kept["sha256"]) <= set(rows["sha256"]), "training has not seen test images"
     own = copied.manifest("images")["id"]
-    external_images = store.need(copied.context.warehouse + f"/external/{folder.parts[-3]}", "images", "?")
-    assert external_images["id"] != own == copied.manifest("models/finetuned")["dataset_id"]
-    assert len(rows) + left_out == external_images["accepted"]
+    place = f"{copied.context.warehouse}/external/{folder.parts[-3]}"
+    external_images = manifests.require(manifests.ImagesManifest, place)
+    assert external_images.id != own == copied.manifest("models/finetuned")["dataset_id"]
+    assert len(rows) + left_out == external_images.accepted
     assert set(rows["split"]) == {"test"}
 
     facts = copied.manifest("models/finetuned")
-    tensors = store.load_model(copied.context.warehouse, "models/finetuned", facts)
+    tensors = copied.tensors(manifests.FinetunedManifest)
     model = network.build(network.Spec.model_validate(facts["spec"]), tensors)
     files = {hashes.sha256(path.read_bytes()): path for path in another.rglob("*") if path.is_file()}
     some = rows.iloc[::7]

@@ -1,5 +1,6 @@
 """Test-time augmentation along the line: chosen where models are evaluated, and carried from there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from melanoma_spark import config
 from melanoma_spark.images import decoding, hashes
 from melanoma_spark.models import bundle, model_registry, network
-from melanoma_spark.storage import store
+from melanoma_spark.storage.manifests import FinetunedManifest, HeadManifest
 
 FOUR = {"evaluate": config.Evaluate(tta=4, resamples=50)}
-MODELS = {"head alone": "models/head", "fine-tuned": "models/finetuned"}
+MODELS = {"head alone": HeadManifest, "fine-tuned": FinetunedManifest}
 
 
 def probabilities(line) -> pd.DataFrame:
@@ -26,8 +27,8 @@ def evaluated(line, copied):
     """The line's models judged once more, by four views; nothing is trained for it."""
     told = copied.stage("evaluate", **FOUR)
     assert "test AUC" in told
-    for place in MODELS.values():
-        assert copied.manifest(place) == line.manifest(place)
+    for kind in MODELS.values():
+        assert copied.manifest(kind.place) == line.manifest(kind.place)
     return copied
 
 
@@ -36,11 +37,10 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
     assert list(found.index) == list(before.index)
     # by networks and copies of the images that are made here
     stored = evaluated.read("images").toPandas().set_index("sha256")
-    for name, place in MODELS.items():
-        facts = evaluated.manifest(place)
-        spec = network.Spec.model_validate(facts["spec"])
+    for name, kind in MODELS.items():
+        spec = network.Spec.model_validate(evaluated.manifest(kind.place)["spec"])
         assert spec.tta == 1
-        model = network.build(spec, store.load_model(evaluated.context.warehouse, place, facts))
+        model = network.build(spec, evaluated.tensors(kind))
         some = found.loc[name].iloc[::5]
         paths = [Path(uri.removeprefix("file:")) for uri in stored.loc[some.index, "source_uri"]]
         pixels = np.stack([decoding.decode(path.read_bytes(), 64) for path in paths])
@@ -72,8 +72,8 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
 
 
 def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):
-    facts = {key: value for key, value in copied.manifest("reports").items() if key != "tta"}
-    store.publish(copied.context.warehouse, "reports", {**facts, "id": "old"})
+    facts = {key: value for key, value in copied.manifest("reports").items() if key not in ("tta", "format")}
+    (copied.folder / "reports/manifest.json").write_text(json.dumps({**facts, "id": "old"}))
     assert "is champion now" in copied.stage("register")
     _, artifacts = model_registry.download_model(copied.tracker(), "melanoma@champion")
     assert bundle.unpack(artifacts).spec.tta == 1

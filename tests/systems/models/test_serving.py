@@ -27,7 +27,7 @@ from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
-from melanoma_spark.storage import files
+from melanoma_spark.storage.tensors import pack_tensors, unpack_tensors
 
 POINT = OperatingPoint("screening", 0.25, "sensitivity>=0.9")
 # What a server that has MLflow, but neither this repository nor its package, does with the model and a table.
@@ -209,9 +209,9 @@ def test_tampered_weights_are_refused(registered, tmp_path, line, sums_too):
     copy = tmp_path / "model"
     shutil.copytree(registered, copy)
     path, manifest = copy / "artifacts/weights.npz", copy / "artifacts/manifest.json"
-    tensors = files.unpack_tensors(path.read_bytes())
+    tensors = unpack_tensors(path.read_bytes())
     tensors[5].flat[0] += 1e-3
-    path.write_bytes(files.pack_tensors(tensors))
+    path.write_bytes(pack_tensors(tensors))
     told = r"weights\.npz was changed after it was registered: SHA-256 .*, manifest\.json has"
     if sums_too:
         sums = json.loads(manifest.read_text()) | {"weights.npz": hashes.sha256(path.read_bytes())}

@@ -14,7 +14,7 @@ from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.registry import alias_history
 from melanoma_spark.scoring import batches
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
 
 OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, subgroup_auroc=None, apart=False)
 
@@ -34,11 +34,11 @@ def moves(line: Line):
 @pytest.fixture
 def worse(copied):
     """The line with a fine-tuned network that says the opposite, evaluated."""
-    facts = copied.manifest("models/finetuned")
-    tensors = store.load_model(copied.context.warehouse, "models/finetuned", facts)
+    model = manifests.require(manifests.FinetunedManifest, copied.context.warehouse)
+    tensors = manifests.load_model(copied.context.warehouse, model)
     tensors[-2], tensors[-1] = -tensors[-2], -tensors[-1]
-    changed = facts | {"id": "opposite", "tensors_id": lineage.tensors_id(tensors)}
-    store.save_model(copied.context.warehouse, "models/finetuned", tensors, changed)
+    changed = {"id": "opposite", "path": "opposite", "tensors_id": lineage.tensors_id(tensors)}
+    manifests.save_model(copied.context.warehouse, model.model_copy(update=changed), tensors)
     copied.stage("evaluate")
     return copied
 

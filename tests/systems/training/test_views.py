@@ -14,7 +14,9 @@ from melanoma_spark.evaluation import evaluate
 from melanoma_spark.images import augmentation
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.spark import session
-from melanoma_spark.storage import files, store
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, HeadManifest, ImagesManifest
+from melanoma_spark.storage.petastorm import without_warnings
 
 CUT = "block5_pool"
 AUGMENT = config.Augment(enabled=True, cutout=0.2)
@@ -67,8 +69,8 @@ def by_petastorm(line) -> list[tuple[str, int]]:
     """The keys of all rows as Petastorm reads them, which needs its metadata; each with its features."""
     from petastorm import make_reader
 
-    url = store.data_url(line.context.warehouse, "features", line.manifest("features"))
-    with store.quiet(), make_reader(url, num_epochs=1, reader_pool_type="dummy") as reader:
+    url = manifests.require(FeaturesManifest, line.context.warehouse).url(line.context.warehouse)
+    with without_warnings(), make_reader(url, num_epochs=1, reader_pool_type="dummy") as reader:
         read = list(reader)
     assert {getattr(row, CUT).dtype for row in read} == {np.dtype(np.float16)}
     return sorted((row.sha256, int(row.view)) for row in read)
@@ -204,13 +206,14 @@ def test_settings_of_augmentation_are_part_of_augmented_features_alone(ingested,
 
 def test_the_head_is_judged_on_images_as_they_are(line, copied):
     """An image of the test split may have been one of the train split before, and have several views."""
-    models = copied.manifest("models/head")
-    facts, meter = copied.manifest("features"), session.Meter(copied.context.spark)
-    expected = evaluate.judge_head(copied.context, copied.manifest("images"), facts, models, meter).toPandas()
+    kinds = (ImagesManifest, FeaturesManifest, HeadManifest)
+    images, features, head = (manifests.require(kind, copied.context.warehouse) for kind in kinds)
+    meter = session.Meter(copied.context.spark)
+    expected = evaluate.judge_head(copied.context, images, features, head, meter).toPandas()
     table = copied.read("features")
-    more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *facts["cuts"]))
+    more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *features.cuts))
     more.write.parquet(files.join(copied.context.warehouse, "features", "more"))
-    other = {**facts, "path": "more"}
-    found = evaluate.judge_head(copied.context, copied.manifest("images"), other, models, meter).toPandas()
+    other = features.model_copy(update={"path": "more"})
+    found = evaluate.judge_head(copied.context, images, other, head, meter).toPandas()
     assert len(found) == len(expected) > 40
     same(found.sort_values("sha256"), expected.sort_values("sha256"))

@@ -1,0 +1,144 @@
+"""Manifests: written complete or not at all, read from earlier releases, and held against each other."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from melanoma_spark.errors import DataError
+from melanoma_spark.storage import files, manifests
+from melanoma_spark.storage.manifests import FeaturesManifest, HeadManifest, ImagesManifest
+
+COUNTS = {"listed": 3, "accepted": 2, "rejected": 1, "skipped": 0, "counts": {"train_0": 1, "train_1": 1}}
+IMAGES = ImagesManifest(id="i1", path="p1", made_from="m", target="melanoma", image_size=64, **COUNTS)
+FEATURES = FeaturesManifest(
+    id="f1", path="f1", made_from="i1", weights="w1", backbone="vgg16", cuts=["block5_pool"], image_size=64
+)
+HEAD = HeadManifest(
+    id="h1",
+    path="h1",
+    made_from="m",
+    spec={"backbone": "vgg16", "image_size": 64, "hidden": 4, "dropout": 0.0},
+    tensors_id="t",
+    weights_id="w1",
+    weights_origin="random",
+    dataset_id="i1",
+    features_id="f1",
+    validation_auroc=0.5,
+    training=[{"epoch": 0, "loss": float("nan"), "phase": "head", "seconds": 0.0}],
+    best={"head": 0},
+    run_id="r",
+)
+
+
+@pytest.fixture
+def warehouse(tmp_path):
+    return files.url_of(str(tmp_path))
+
+
+def test_no_manifest(warehouse):
+    assert manifests.read(ImagesManifest, warehouse) is None
+    with pytest.raises(DataError, match=r"images is not there yet; run `melanoma-spark ingest` first"):
+        manifests.require(ImagesManifest, warehouse)
+
+
+def test_publish_replaces_the_manifest(warehouse, tmp_path):
+    for number in (1, 2):
+        published = manifests.publish(IMAGES.model_copy(update={"id": f"i{number}", "path": f"p{number}"}), warehouse)
+    found = manifests.require(ImagesManifest, warehouse)
+    assert found == published
+    assert (found.id, found.path, found.format) == ("i2", "p2", 1)
+    assert found.version
+    assert found.made_at
+    assert found.url(warehouse) == f"file://{tmp_path}/images/p2"
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["manifest.json"]
+    text = json.loads((tmp_path / "images/manifest.json").read_text())
+    assert list(text) == sorted(text)
+    assert "damaged" not in text, "what is not set is not written"
+
+
+def written(tmp_path, **changes):
+    values = {**json.loads(IMAGES.model_dump_json(exclude_unset=True)), **changes}
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/manifest.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+
+
+def test_a_manifest_without_format_and_with_unknown_keys_is_read_and_keeps_them(warehouse, tmp_path):
+    written(tmp_path, note="by hand")
+    found = manifests.require(ImagesManifest, warehouse)
+    assert (found.format, found.damaged, found.archive) == (1, 0, "")
+    manifests.publish(found, warehouse)
+    assert json.loads((tmp_path / "images/manifest.json").read_text())["note"] == "by hand"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "has format 2, this release reads formats up to 1; update melanoma-spark"),
+        ({"target": None, "listed": "many"}, "lacks listed, target, or they are damaged; .* run `ingest` again"),
+    ],
+)
+def test_a_newer_or_a_damaged_manifest_is_refused(warehouse, tmp_path, changes, words):
+    written(tmp_path, **changes)
+    with pytest.raises(DataError, match=words):
+        manifests.read(ImagesManifest, warehouse)
+
+
+def test_a_manifest_is_whole_for_readers_and_after_a_kill(warehouse):
+    """A writer that replaces it over and over is killed; nobody ever reads a part."""
+    writer = """
+        import sys
+        from melanoma_spark.storage import manifests
+        number, features = 0, manifests.FeaturesManifest.model_validate_json(sys.argv[2])
+        while True:
+            number += 1
+            changed = {"id": str(number), "cuts": [str(number)] * 5000}
+            manifests.publish(features.model_copy(update=changed), sys.argv[1])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(writer), warehouse, FEATURES.model_dump_json()]
+    started = subprocess.Popen(command)
+    try:
+        until = time.monotonic() + 60
+        seen = set()
+        while len(seen) < 20:
+            assert time.monotonic() < until
+            found = manifests.read(FeaturesManifest, warehouse)
+            if found:
+                assert found.cuts == [found.id] * 5000
+                seen.add(found.id)
+    finally:
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+    found = manifests.require(FeaturesManifest, warehouse)
+    assert found.cuts == [found.id] * 5000
+
+
+def test_a_model_is_kept_as_it_was(warehouse):
+    tensors = [np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), np.zeros((), np.int64)]
+    published = manifests.save_model(warehouse, HEAD, tensors)
+    found = manifests.require(HeadManifest, warehouse)
+    assert repr(found) == repr(published)  # by text: it holds a NaN
+    assert isinstance(found.spec["hidden"], int)
+    for before, after in zip(tensors, manifests.load_model(warehouse, found), strict=True):
+        np.testing.assert_array_equal(before, after, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("images", "features", "spec", "words"),
+    [
+        ({"image_size": 32}, {}, {}, "features/ are of images of 64 px, images/ holds 32 px; .* featurize"),
+        ({}, {"weights": "w2"}, {}, "models/head .* with weights w1, features/ has w2; .* train_head"),
+        ({}, {"backbone": "resnet50"}, {}, "with backbone vgg16, features/ has resnet50"),
+        ({}, {}, {"image_size": 32}, "with image_size 32, features/"),
+    ],
+)
+def test_parts_that_were_made_with_others_do_not_fit(images, features, spec, words):
+    manifests.check_fit(IMAGES, FEATURES, HEAD)
+    head = HEAD.model_copy(update={"spec": {**HEAD.spec, **spec}})
+    with pytest.raises(DataError, match=words):
+        manifests.check_fit(IMAGES.model_copy(update=images), FEATURES.model_copy(update=features), head)
