@@ -1,8 +1,8 @@
 """All stages in one submission: each in an MLflow run of its own, nested in that of the whole."""
 
+from melanoma_spark import logs
 from melanoma_spark.dataset import ingest
 from melanoma_spark.evaluation import evaluate
-from melanoma_spark.logs import say
 from melanoma_spark.models import weights
 from melanoma_spark.registry import register
 from melanoma_spark.runner.context import StageContext, Summary, read_input
@@ -38,14 +38,14 @@ def closing(context: StageContext) -> str:
     report = manifests.require(ReportManifest, context.warehouse)
     context.tracker.metrics(report.metrics)
     folder = report.url(context.warehouse)
-    say("")
+    logs.result("")
     for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
         figures = [report.metrics.get(f"test_auroc{part}_{suffix}") for part in ("", "_low", "_high")]
         if None not in figures:
-            say("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
-    say(f"report: {folder}/report.html")
-    say(f"scores: {files.join(context.warehouse, 'scores')}")
+            logs.result("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
+    logs.result(f"report: {folder}/report.html")
+    logs.result(f"scores: {files.join(context.warehouse, 'scores')}")
     own = f"make ui WAREHOUSE={context.warehouse.removeprefix('file://')}   (tracking at {context.tracker.uri})"
-    say(f"MLflow: {context.settings.mlflow.tracking_uri or own}")
-    say("Research software: not a diagnosis, not a medical device.")
+    logs.result(f"MLflow: {context.settings.mlflow.tracking_uri or own}")
+    logs.result("Research software: not a diagnosis, not a medical device.")
     return f"{len(STAGES)} stages"

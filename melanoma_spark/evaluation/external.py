@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 import pandas as pd
 from pyspark.sql import DataFrame
 
-from melanoma_spark import __version__, config, lineage
+from melanoma_spark import __version__, config, lineage, logs
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment, report_facts, shortcuts, subgroups
-from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, prediction
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images
 from melanoma_spark.spark import session
@@ -33,7 +32,7 @@ def run(context: StageContext) -> Summary:
     place = files.join(context.warehouse, "external", archive_id(str(settings.archive)))
     changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
     own = replace(context, warehouse=place, settings=settings.model_copy(update=changes))
-    say(f"ingest: {ingest.ingest(own).text}")
+    logs.info(f"ingest: {ingest.ingest(own).text}")
     images = manifests.require(ImagesManifest, place)
     context.tracker.reads("images", images.id)
     if images.target != trained_target(context, scorer):

@@ -84,7 +84,7 @@ def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigE
 def announce(weights: Weights) -> None:
     """Say in one line where random weights are used: their features mean nothing."""
     if weights.are_random:
-        logs.say("random weights are used, for this demo only: no ImageNet weights at hand (docs/train.md)")
+        logs.warning("random weights are used, for this demo only: no ImageNet weights at hand (docs/train.md)")
 
 
 def at_hand(name: str) -> Path | None:

@@ -5,6 +5,7 @@ What users are told of it is in `jobs/doctor.py`, the text of --help.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -13,7 +14,6 @@ from typing import Any
 
 from melanoma_spark import config, lineage, logs, tracking
 from melanoma_spark.errors import ClusterError, MelanomaError
-from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, engines, weights
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.spark import checks, executors, session
@@ -23,7 +23,7 @@ from melanoma_spark.storage import files, lease
 SERVER = (
     "see that the server runs and may write where it keeps runs and artifacts, or name another: mlflow.tracking_uri="
 )
-LEVELS = {OK: "info", WARNING: "warning", checks.FAILED: "error"}
+LEVELS = {OK: logging.INFO, WARNING: logging.WARNING, checks.FAILED: logging.ERROR}
 
 
 def doctor(context: StageContext) -> Summary:
@@ -33,9 +33,9 @@ def doctor(context: StageContext) -> Summary:
     if logs.in_json():
         for one in found:
             told = f"{one.what}, {one.where}: {one.found}" + (f"; {one.remedy}" if one.remedy else "")
-            say(told, "finding", LEVELS[one.verdict], **asdict(one))
+            logs.result(told, "finding", LEVELS[one.verdict], **asdict(one))
     else:
-        say(checks.table(found))
+        logs.result(checks.table(found))
     failed = [one for one in found if one.verdict == checks.FAILED]
     if failed:
         names = ", ".join(dict.fromkeys(one.what for one in failed))

@@ -14,7 +14,6 @@ from typing import Any
 from melanoma_spark import config, logs, tracking
 from melanoma_spark.errors import ClusterError, DataError
 from melanoma_spark.images import hashes
-from melanoma_spark.logs import say
 from melanoma_spark.models import engines
 from melanoma_spark.operations import retention
 from melanoma_spark.registry import alias_history
@@ -42,7 +41,7 @@ def prune(context: StageContext) -> Summary:
     except OSError as error:
         raise ClusterError(f"{warehouse}: {files.reason(error)}; mend that and run prune again") from None
     if chosen.worklists_days is None and any(file.path.startswith("batches/") for file in listing):
-        say("pictures of worklists stay, whatever their age: prune.worklists_days is not set")
+        logs.result("pictures of worklists stay, whatever their age: prune.worklists_days is not set")
     if not found:
         return Summary(f"nothing may go of the {len(listing):,} files that were looked at")
     if chosen.apply:
@@ -113,7 +112,7 @@ def tell(warehouse: str, found: list[retention.Item], still_at_rest: Callable[[]
     """A line for each item; where `still_at_rest` is given, once the item is removed."""
     width = max([len(item.what) for item in found], default=0)
     if found and not logs.in_json():
-        say(f"{'what':{width}}  {'files':>7}  {'MB':>10}  why")
+        logs.result(f"{'what':{width}}  {'files':>7}  {'MB':>10}  why")
     looked = 0.0
     for item in found:
         if still_at_rest:
@@ -124,4 +123,4 @@ def tell(warehouse: str, found: list[retention.Item], still_at_rest: Callable[[]
                 files.remove(files.join(warehouse, path))
         line = f"{item.what:{width}}  {item.files:7,}  {retention.megabytes(item.size):>10}  {item.why}"
         removed = still_at_rest is not None
-        say(line, "item", path=item.what, files=item.files, bytes=item.size, why=item.why, removed=removed)
+        logs.result(line, "item", path=item.what, files=item.files, bytes=item.size, why=item.why, removed=removed)

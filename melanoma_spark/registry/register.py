@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 from pyspark.sql import functions as f
 
-from melanoma_spark import lineage
+from melanoma_spark import lineage, logs
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import assessment
-from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
@@ -37,7 +36,7 @@ def register(context: StageContext) -> Summary:
     reconcile(context)
     if settings.action == "history":
         found = alias_history.moves(context.warehouse, settings.name, settings.alias)
-        say(alias_history.told(found))
+        logs.result(alias_history.told(found))
         return Summary(f"{len(found)} moves of {settings.name}@{settings.alias}")
     if settings.action == "rollback":
         return rollback(context)

@@ -86,7 +86,7 @@ def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary
     """
     words = [command.words.get(word, word) for word in argv]
     arguments = _arguments(command.name, command.description, words)
-    logs.set_up(command.name, config.log_format(arguments.conf, arguments.settings))
+    logs.configure(command.name, config.log_format(arguments.conf, arguments.settings))
     private = False
     try:
         settings = config.load(arguments.conf, arguments.settings)
@@ -108,7 +108,7 @@ def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary
 
 def _fail(message: str, status: int, **fields: Any) -> Summary:
     """Writes the line of an error."""
-    line = logs.failure(message, status, **fields) + "\n"
+    line = logs.failure_line(message, status, **fields) + "\n"
     try:
         # Spark gives out its driver's stderr as its own stdout; melanoma-spark knows the real one.
         Path(os.environ[ERROR_VARIABLE]).write_text(line)

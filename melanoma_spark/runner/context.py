@@ -80,7 +80,7 @@ def report_throughput(context: StageContext, meter: Meter) -> str:
         return ""
     if context.run_id:  # else MLflow would begin a run for them
         context.tracker.metrics(figures)
-    logs.add(**{key: round(value, 3) for key, value in figures.items()})
+    logs.add_context(**{key: round(value, 3) for key, value in figures.items()})
     return (
         f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.1f} MB, "
         f"{figures['wait_share']:.0%} of the time waiting for them"

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from melanoma_spark import config, logs
 from melanoma_spark.errors import MelanomaError, of_executor, of_storage, root_cause
-from melanoma_spark.logs import say
 from melanoma_spark.runner.context import StageContext, Summary
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
@@ -27,7 +26,7 @@ Runner = Callable[[StageContext, str, Stage, dict[str, str]], Summary]
 def run_without_run(context: StageContext, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """In the place of `run_stage`: without an MLflow run and a lease, for what only looks."""
     summary = stage(context)
-    say(f"{name}: {summary.text}", "done")
+    logs.result(f"{name}: {summary.text}", "done")
     return summary
 
 
@@ -62,8 +61,8 @@ def run_stage(context: StageContext, name: str, stage: Stage, tags: dict[str, st
     from melanoma_spark.storage import lease
 
     started = time.monotonic()
-    with logs.about(stage=name), one_line(context):
-        logs.mark("started")
+    with logs.context(stage=name), one_line(context):
+        logs.event("started")
         with lease.held(context.warehouse, name, context.settings.wait) as own, in_run(context, name, tags) as running:
             if context.session is not None:
                 session.describe(context.session, name)
@@ -71,7 +70,7 @@ def run_stage(context: StageContext, name: str, stage: Stage, tags: dict[str, st
                 summary = stage(replace(running, lease=own))
             seconds = time.monotonic() - started
             context.tracker.metrics({"seconds": seconds})
-        say(f"{name}: {summary.text}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
+        logs.result(f"{name}: {summary.text}; {seconds:.1f} s", "done", seconds=round(seconds, 1))
     return summary
 
 
@@ -82,7 +81,7 @@ def in_run(context: StageContext, name: str, tags: dict[str, str]) -> Iterator[S
         if "job" in tags:  # the outermost run
             text = "".join(f"{key}: {value}\n" for key, value in config.shown(context.settings).items())
             context.tracker.artifact("settings.txt", text.encode())
-        logs.add(run_id=run_id)
+        logs.add_context(run_id=run_id)
         yield replace(context, run_id=run_id)
 
 

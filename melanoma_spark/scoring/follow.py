@@ -8,6 +8,7 @@ main thread: so a signal is met between two batches, and ending the stream ends 
 from __future__ import annotations
 
 import gc
+import logging
 import queue
 import signal
 import tempfile
@@ -23,7 +24,6 @@ from typing import Any
 from melanoma_spark import clock, logs
 from melanoma_spark.archives import plan
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
-from melanoma_spark.logs import say
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import in_one_line, in_run, one_line
 from melanoma_spark.storage import files, lease
@@ -43,20 +43,20 @@ def run(context: StageContext, name: str, batch: Batch, tags: dict[str, str]) ->
     if not plan.is_empty_folder(str(context.settings.archive)):
         plan.locate(context.settings.archive)
     with (
-        logs.about(stage=name),
+        logs.context(stage=name),
         lease.held(context.warehouse, name, context.settings.wait) as own,
         ended_by_signals() as over,
         tempfile.TemporaryDirectory() as folder,
     ):
         following = Following(replace(context, lease=own), name, batch, tags, over, Path(folder))
         every = f"a look every {context.settings.score.follow.interval:g} s"
-        say(f"{name}: following the archive, {every}; a signal ends it after the batch in hand", "started")
+        logs.result(f"{name}: following the archive, {every}; a signal ends it after the batch in hand", "started")
         try:
             following.until_over()
         finally:
             following.stop()
         text = f"{following.batches} batches, {'nothing more' if following.done else 'told to end'}"
-        say(f"{name}: {text}", "done")
+        logs.result(f"{name}: {text}", "done")
         return Summary(text, following.status if context.settings.score.follow.once else 0)
 
 
@@ -106,13 +106,13 @@ class Following:
     def one(self) -> None:
         """A batch, in an MLflow run of its own where there is anything new."""
         started = time.monotonic()
-        with logs.about(stage=self.name), one_line(self.context):
+        with logs.context(stage=self.name), one_line(self.context):
             try:
                 summary = self.batch(self.context, partial(in_run, name=self.name, tags=self.tags))
             finally:
                 gc.collect()  # what Python holds, Spark's driver holds, too
             seconds = time.monotonic() - started
-            say(f"{self.name}: {summary.text}; {seconds:.1f} s", "batch", seconds=round(seconds, 1))
+            logs.result(f"{self.name}: {summary.text}; {seconds:.1f} s", "batch", seconds=round(seconds, 1))
         self.backoff.succeeded()
         self.batches, self.due = self.batches + 1, False
         self.status = max(self.status, summary.exit_status)
@@ -127,8 +127,8 @@ class Following:
         private = self.context.settings.privacy.source_names == "hash"
         told = in_one_line(error, private)
         message, status = told or (type(error).__name__ + ("" if private else f": {error}"), 1)
-        text = f"error: {message}; attempt {attempt} failed, the next one in {wait:.0f} s"
-        say(text, "batch_failed", "error", attempt=attempt, wait=wait, exit_status=status)
+        text = f"{message}; attempt {attempt} failed, the next one in {wait:.0f} s"
+        logs.result(text, "batch_failed", logging.ERROR, attempt=attempt, wait=wait, exit_status=status)
 
     # --- The stream ---
 

@@ -25,7 +25,6 @@ from melanoma_spark.archives.listing import list_archive, settled_files
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images import hashes, quality
 from melanoma_spark.images.reasons import UNREADABLE
-from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
 from melanoma_spark.monitoring import drift
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, report_throughput
@@ -138,9 +137,9 @@ def whole(own: Run, opened: Opened) -> Summary:
     batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with opened(own.context) as context:
         own = replace(own, context=context)
-        logs.add(batch_id=batch_id)
+        logs.add_context(batch_id=batch_id)
         if own.kept:
-            say(f"  a killed run has left {own.kept} rows, which are not computed again", "resumed", left=own.kept)
+            logs.info(f"a killed run has left {own.kept} rows, which are not computed again", "resumed", left=own.kept)
         how_fast = compute(own, new) if new.computed else ""
         return committed(own, new, batch_id, total, how_fast)
 
@@ -173,7 +172,7 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
         "counts": counts,
         "rows": total,
     }
-    logs.add(counts=counts)
+    logs.add_context(counts=counts)
     telling = drift.told_by(context, written, own.scorer).persist()
     drifted = drift.of_batch(context, telling, metadata(own, telling), own.scorer.reference)
     telling.unpersist()
@@ -383,7 +382,7 @@ def exported_network(own: Run, engine: str) -> bytes:
         content = files.read_bytes(url)
         if version.tags.get(tag) == hashes.sha256(content):
             return content
-    say(f"  exporting the network for {engine}, once")
+    logs.info(f"exporting the network for {engine}, once")
     content = engines.export(network.judge(spec, own.scorer.tensors), engine)
     files.write_bytes(url, content)
     context.tracker.tag_version(own.model, own.version, {tag: hashes.sha256(content)})

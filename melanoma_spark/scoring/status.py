@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from melanoma_spark import logs
 from melanoma_spark.errors import DataError
-from melanoma_spark.logs import say
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.scoring import batches
 
@@ -19,7 +19,7 @@ def report_status(context: StageContext) -> Summary:
     shown = there[-settings.score.shown :]
     for batch in reversed(shown):
         found = batches.facts(warehouse, batch)
-        say(batches.told(found), "batch", **{key: found[key] for key in FIELDS if key in found})
+        logs.result(batches.told(found), "batch", **{key: found[key] for key in FIELDS if key in found})
     if settings.score.within is not None:
         newest = batches.facts(warehouse, there[-1]).get("committed_at") if there else None
         age = newest and (datetime.now(UTC) - datetime.fromisoformat(newest)).total_seconds() / 3600

@@ -16,11 +16,10 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from melanoma_spark import config, schemas
+from melanoma_spark import config, logs, schemas
 from melanoma_spark.archives import layouts, matching, plan, table_files, tasks
 from melanoma_spark.archives.tables import NO_IDS
 from melanoma_spark.errors import ConfigError, DataError, ImageError
-from melanoma_spark.logs import say
 from melanoma_spark.models import bundle, gradcam, network
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.runner.context import StageContext
@@ -78,9 +77,9 @@ def table_metadata(context: StageContext, listed: DataFrame, unsettled: DataFram
     stated = (f.col(name).cast("string") for name in ("path", "patient_id", *statistics.METADATA))
     found = [nameless(settings, tables) for tables in (set_aside, unused)]
     for path, why in found[0].items():
-        say(f"  set aside: {path} {why}", "table_set_aside", "warning", table=path)
+        logs.warning(f"set aside: {path} {why}", "table_set_aside", table=path)
     for path, why in found[1].items():
-        say(f"  not used: {path} {why}", "table_not_used", table=path)
+        logs.info(f"not used: {path} {why}", "table_not_used", table=path)
     return TableMetadata(matched.images.select(*stated), matched.unmatched, *found)
 
 

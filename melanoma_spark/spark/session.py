@@ -136,7 +136,7 @@ def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False, clock: C
             raise _ended(spark)
         if clock.monotonic() > told:
             told += TELL
-            logs.say(f"  {free} of {ranks} slots are there; waiting for executors", "progress", done=free, of=ranks)
+            logs.info(f"{free} of {ranks} slots are there; waiting for executors", "progress", done=free, of=ranks)
         if clock.monotonic() >= until:
             raise ClusterError(
                 f"ranks={ranks} but Spark has only {free} free slots (cores / spark.task.cpus over all executors); "
@@ -245,7 +245,7 @@ def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[
         stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
         done, of = (sum(getattr(stage, key) for stage in stages if stage) for key in ("numCompletedTasks", "numTasks"))
         if of:
-            logs.say(f"  {done} of {of} {what}", "progress", done=done, of=of)
+            logs.info(f"{done} of {of} {what}", "progress", done=done, of=of)
 
     with every(seconds, tell):
         yield

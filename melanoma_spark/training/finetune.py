@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from melanoma_spark import config, lineage
+from melanoma_spark import config, lineage, logs
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.images import augmentation
-from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network
 from melanoma_spark.runner.context import StageContext, Summary, read_input
 from melanoma_spark.spark import executors, session
@@ -177,7 +176,7 @@ def train(
             plan,
             functools.partial(read, "train"),
             functools.partial(read, "validation"),
-            say,
+            logs.info,
             network=model,
             state=state,
             checkpoint=keep,

@@ -123,7 +123,7 @@ def run_on_spark(
             if not left:
                 raise
             again = "the last one" if left == 1 else f"one of {left} more"
-            logs.say(f"  {error}; starting again from the last checkpoint, {again}", "ranks_lost", "warning")
+            logs.warning(f"{error}; starting again from the last checkpoint, {again}", "ranks_lost")
     raise AssertionError("range(retries, -1, -1) is not empty")
 
 

@@ -232,7 +232,7 @@ def train(
         records, best, epoch = list(state.records), state.best, state.epoch
         losses, before = list(state.losses), state.seconds
         if rank.rank == 0:
-            say(f"  {plan.phase}: goes on from the checkpoint in epoch {epoch}, after step {len(losses)}")
+            say(f"{plan.phase}: goes on from the checkpoint in epoch {epoch}, after step {len(losses)}")
     spoke = time.monotonic()
     while epoch <= plan.epochs and epoch - 1 - best_of(records).epoch < plan.patience:
         images = train_images(epoch)
@@ -247,7 +247,7 @@ def train(
             own.append(_step(gradients, apply, batch, plan.accumulate))
             if rank.rank == 0 and time.monotonic() - spoke > STEP_SECONDS:
                 spoke = time.monotonic()
-                say(f"  {plan.phase} epoch {epoch}/{plan.epochs}: step {step}/{steps}")
+                say(f"{plan.phase} epoch {epoch}/{plan.epochs}: step {step}/{steps}")
             if checkpoint is not None and every and step % every == 0 and step < steps:
                 losses, own = losses + _gathered(rank, plan, own, epoch, len(losses), steps), []
                 if rank.rank == 0:
@@ -361,9 +361,9 @@ def _log(rank: Rank, say: Callable[[str], None], record: EpochRecord, plan: Plan
         return
     judged = f"validation loss {record.validation_loss:.4f}, AUROC {record.validation_auroc:.4f}"
     if record.epoch == 0:
-        say(f"  {record.phase}, before: {judged}")
+        say(f"{record.phase}, before: {judged}")
         return
     say(
-        f"  {record.phase} epoch {record.epoch}/{plan.epochs}: loss {record.loss:.4f}, {judged}, "
+        f"{record.phase} epoch {record.epoch}/{plan.epochs}: loss {record.loss:.4f}, {judged}, "
         f"{record.images_per_second:.1f} images/s{', best so far' if kept else ''}"
     )

@@ -14,9 +14,8 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import types as t
 
-from melanoma_spark import config, lineage, plotting, schemas
+from melanoma_spark import config, lineage, logs, plotting, schemas
 from melanoma_spark.errors import DataError
-from melanoma_spark.logs import say
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.pages import COLOURS, NEUTRAL
 from melanoma_spark.runner.context import StageContext, Summary, read_images, read_input
@@ -84,7 +83,7 @@ def search(context: StageContext) -> Summary:
     good, failed = trials.measured(trials.combined(heads, ttas), tasks, search.folds, seeds)
     for result in [*good, *failed]:
         told = f"failed: {result['reason']}" if result["reason"] else f"AUROC {trials.told(result)}"
-        say(f"  {trials.words(result['settings'])}: {told}{', in force' if result['in_force'] else ''}")
+        logs.info(f"{trials.words(result['settings'])}: {told}{', in force' if result['in_force'] else ''}")
     manifest = SearchManifest(
         id=search_id,
         path="",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from melanoma_spark import lineage
-from melanoma_spark.logs import say
+from melanoma_spark import lineage, logs
 from melanoma_spark.models import backbones, weights
 from melanoma_spark.runner.context import StageContext, Summary, read_input
 from melanoma_spark.spark import session
@@ -35,7 +34,7 @@ def train_head(context: StageContext) -> Summary:
     pooled = reading.averages(context.spark, url, cut, labels, views)
     spec = head.spec_of(settings.head, settings.backbone.name, images.image_size)
     *train, judged = [(view.values, view.labels) for view in (*pooled["train"], *pooled["validation"])]
-    fitted = horovod.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, say)
+    fitted = horovod.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, logs.info)
     model, records = fitted[0]
     tensors = [*base.tensors, *model.get_weights()]
     best = loop.best_of(records)

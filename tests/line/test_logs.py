@@ -12,33 +12,35 @@ from melanoma_spark.spark import session
 
 @pytest.fixture
 def as_json():
-    logs.set_up("score", "json")
+    logs.configure("score", "json")
     yield
-    logs.set_up("", "text")
+    logs.configure("", "text")
 
 
 def told(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_text_is_what_was_said_and_no_more(capsys):
-    logs.mark("started")
-    with logs.about(stage="score"):
-        logs.say("  3 of 4 parts", "progress", done=3, of=4)
-    logs.say("")
-    assert capsys.readouterr().out == "  3 of 4 parts\n\n"
-    assert logs.failure("no such thing", 4) == "error: no such thing"
+def test_text_has_results_at_the_margin_and_progress_indented(capsys):
+    logs.event("started")
+    with logs.context(stage="score"):
+        logs.info("3 of 4 parts", "progress", done=3, of=4)
+        logs.warning("of four")
+    logs.result("score: over")
+    logs.result("")
+    assert capsys.readouterr().out == "  3 of 4 parts\n  warning: of four\nscore: over\n\n"
+    assert logs.failure_line("no such thing", 4) == "error: no such thing"
 
 
 def test_json_has_the_fields_of_what_it_is_about(as_json, capsys):
-    with logs.about(stage="pipeline"):
-        with logs.about(stage="score"):
-            logs.mark("started")
-            logs.add(run_id="r", batch_id="b")
-            logs.add(counts={"scored": 3})
-            logs.say("  3 of 4\nparts é", "progress", done=3, of=4)
-        logs.say("over", level="warning")
-    logs.say("")
+    with logs.context(stage="pipeline"):
+        with logs.context(stage="score"):
+            logs.event("started")
+            logs.add_context(run_id="r", batch_id="b")
+            logs.add_context(counts={"scored": 3})
+            logs.info("3 of 4\nparts é", "progress", done=3, of=4)
+        logs.warning("over")
+    logs.result("")
     first, second, third = told(capsys)
     assert first["event"] == first["message"] == "started"
     time = second.pop("time")
@@ -58,7 +60,7 @@ def test_json_has_the_fields_of_what_it_is_about(as_json, capsys):
     }
     assert (third["stage"], third["level"]) == ("pipeline", "warning")
     assert "run_id" not in third
-    failed = json.loads(logs.failure("no such thing", 4))
+    failed = json.loads(logs.failure_line("no such thing", 4))
     assert (failed["level"], failed["exit_status"], failed["message"]) == ("error", 4, "no such thing")
 
 
@@ -83,8 +85,8 @@ def test_progress_is_told_as_json_too(spark, as_json, capsys):
 )
 def test_passwords_are_not_told(text, shown, as_json, capsys):
     assert logs.without_passwords(text) == shown
-    with logs.about(stage=text, counts={"of": [text]}):
-        logs.say(text)
+    with logs.context(stage=text, counts={"of": [text]}):
+        logs.info(text)
     (line,) = told(capsys)
     assert (line["message"], line["stage"], line["counts"]) == (shown, shown, {"of": [shown]})
 

@@ -195,7 +195,7 @@ def test_only_random_weights_are_announced(capsys):
     weights.announce(weights.Weights((), "imagenet", "abc"))
     assert capsys.readouterr().out == ""
     weights.announce(weights.Weights((), weights.RANDOM, "abc"))
-    assert capsys.readouterr().out.startswith("random weights are used, for this demo only")
+    assert capsys.readouterr().out.startswith("  warning: random weights are used, for this demo only")
 
 
 def test_imagenet_weights_at_hand_are_the_published_ones():
