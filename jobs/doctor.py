@@ -21,7 +21,7 @@ A warning is nothing that stops a job. Jobs look at what concerns them by themse
 the settings, the warehouse, MLflow and, on a cluster, the executors' versions; finetune and pipeline at slots and
 network.
 
-exit status: 0 nothing failed, 2 a setting is wrong, 3 something failed, docs/exit-statuses.md
+It ends with 3 when a check failed.
 
 example: melanoma-spark doctor --conf conf/cluster.yaml --master spark://HOST:7077 warehouse=/shared/warehouse
 """

@@ -9,16 +9,6 @@ what has landed, until SIGTERM or Ctrl-C: it ends after the batch in hand, with 
 Each batch is held against the training images: its verdict stands in the worklist, in `score status`, and in MLflow's
 experiment NAME-drift, whose charts show batch after batch.
 
-exit status, docs/exit-statuses.md says what to do at each:
-  0  done, or nothing to do
-  1  an error of nobody's making but ours, or of Spark
-  2  a setting is wrong
-  3  Java, Spark, the warehouse or MLflow cannot be used
-  4  the archive, or the registered model, cannot be used
-  5  another score job is at work on the warehouse (wait=SECONDS waits for it)
-  6  done: the batch is in scores/, and something wants a look: it is beyond the limits of `score.drift`, or a table of
-     the archive cannot be read and was set aside
-
 example: melanoma-spark score archive=/data/tonight warehouse=/data/warehouse score.model=melanoma@champion
 """
 

@@ -1,10 +1,13 @@
-"""What can go wrong, by who can mend it. Each message is one line: what was found, and what would work."""
+"""Exit statuses of jobs, and the errors behind them. Each message is one line: what was found, and what would work."""
+
+from __future__ import annotations
 
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from enum import IntEnum
 
-# What file systems, databases on them and Spark say of a place that is full, or away.
+# What file systems, databases on them and Spark report of a place that is full, or away.
 FULL = r"No space left on device|database or disk is full|[Qq]uota ?[Ee]xceeded"
 AWAY = (
     r"Input/output error|Stale file handle|Transport endpoint is not connected|Host is down|No such device"
@@ -13,34 +16,81 @@ AWAY = (
 MISSING = r"No such file or directory|[Dd]oes not exist|FileNotFoundException|cannot find"
 
 
-class MelanomaError(Exception):
-    """Base of all errors a job reports in one line. `exit_status` is the job's exit status."""
+class ExitStatus(IntEnum):
+    """The exit statuses of jobs: number, meaning, and what to do. --help and docs/exit-statuses.md show this table."""
 
-    exit_status = 1
+    meaning: str
+    action: str
+
+    def __new__(cls, number: int, meaning: str, action: str) -> ExitStatus:
+        """Make a member of its row."""
+        status = int.__new__(cls, number)
+        status._value_, status.meaning, status.action = number, meaning, action
+        return status
+
+    DONE = 0, "done, or nothing to do", "nothing"
+    INTERNAL = (
+        1,
+        "internal error, or an error in Spark",
+        "retry; if it comes back, set MELANOMA_TRACEBACK=1 and read the traceback",
+    )
+    SETTING = (
+        2,
+        "a setting is wrong: the line names it, and what is valid",
+        "correct the setting; a retry does not help",
+    )
+    CLUSTER = (
+        3,
+        "Java, Spark, the warehouse or MLflow cannot be used",
+        "retry in some minutes; then check what the line names",
+    )
+    DATA = (
+        4,
+        "the archive, or the registered model, cannot be used; of `score status score.within=N`: no batch within N "
+        "hours",
+        "check what the line names; a retry rarely helps",
+    )
+    BUSY = (
+        5,
+        "another job of the same kind runs on the warehouse",
+        "nothing; the line names since when, where and which process; wait=600 waits for it",
+    )
+    ATTENTION = (
+        6,
+        "done: the batch is in scores/, and a person should look: it is beyond the limits of drift, or a table of the "
+        "archive cannot be read and was set aside",
+        "do not retry; look at the batch's worklist, and at drift's charts in MLflow, before anybody uses the batch",
+    )
+
+
+class MelanomaError(Exception):
+    """Base of all errors that a job reports in one line. `exit_status` is the job's exit status."""
+
+    exit_status = ExitStatus.INTERNAL
 
 
 class ConfigError(MelanomaError):
     """A setting is unknown, ill-typed or contradicts another one."""
 
-    exit_status = 2
+    exit_status = ExitStatus.SETTING
 
 
 class ClusterError(MelanomaError):
     """Java, Spark slots, a warehouse or a server is not as the job needs it."""
 
-    exit_status = 3
+    exit_status = ExitStatus.CLUSTER
 
 
 class BusyError(ClusterError):
-    """Another job of the kind is at work on the warehouse. A schedule may leave it at that."""
+    """Another job of the same kind runs on the warehouse. A schedule may ignore it."""
 
-    exit_status = 5
+    exit_status = ExitStatus.BUSY
 
 
 class DataError(MelanomaError):
     """The archive or a dataset made from it is not usable as it is."""
 
-    exit_status = 4
+    exit_status = ExitStatus.DATA
 
 
 class ImageError(DataError):
@@ -54,28 +104,29 @@ class ImageError(DataError):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         # Two arguments do not survive pickle's default for exceptions, and Spark pickles them.
         return (ImageError, (self.reason, self.detail))
 
 
-def of_executor(error: object) -> MelanomaError | None:
-    """The error of this package that a Spark task ended with, by the text of Spark's own; None where it was another."""
+def error_of_task(error: object) -> MelanomaError | None:
+    """Find the error of this package that a Spark task ended with, in the text of Spark's own error."""
     found = re.search(r"^melanoma_spark\.errors\.(\w+Error): (.+)$", str(error), re.MULTILINE)
     kinds = {kind.__name__: kind for kind in (ConfigError, ClusterError, BusyError, DataError)}
     return kinds[found[1]](found[2]) if found and found[1] in kinds else None
 
 
-def of_storage(error: BaseException, places: Mapping[str, str]) -> MelanomaError | None:
-    """What an error tells of a full file system, or of one that was away; None where it tells of something else.
+def explain_storage_error(error: BaseException, places: Mapping[str, str]) -> MelanomaError | None:
+    """Translate an error of a file system that is full, or was away. Returns None for any other error.
 
-    `places` are folders by what they are, the warehouse first; those on this machine are told with what is free there.
+    `places` maps what a folder is to where it is, the warehouse first. The message shows the free space of those on
+    this machine.
     """
     chain = list(_chain(error))
-    ours = [one for one in chain if isinstance(one, MelanomaError)]
     text = "\n".join(f"{one} {getattr(one, 'java_exception', None) or ''}" for one in chain)
-    if ours or of_executor(text):
-        return ours[-1] if ours else of_executor(text)
+    own_errors = [one for one in chain if isinstance(one, MelanomaError)]
+    if own := own_errors[-1] if own_errors else error_of_task(text):
+        return own
     if found := re.search(FULL, text):
         free = ", ".join(f"{name} {place} has {_free(place)}" for name, place in places.items())
         return ClusterError(f"{found[0]}: {free}; make room and run the job again, what was finished is kept")
@@ -90,7 +141,7 @@ def of_storage(error: BaseException, places: Mapping[str, str]) -> MelanomaError
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and those that led to it, the last one first."""
+    """Yield an error and those that led to it, the last one first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -104,16 +155,16 @@ def _free(place: str) -> str:
 
 
 def root_cause(error: object) -> str:
-    """The root cause of a Java exception in one line."""
-    if found := re.search(r"Python worker exited unexpectedly.*", str(error)):  # which has a cause of no use
+    """Extract the root cause of a Java exception, in one line."""
+    if found := re.search(r"Python worker exited unexpectedly.*", str(error)):  # its cause does not help
         return found[0][:400]
     text = str(getattr(error, "java_exception", None) or error)
     causes = [line for line in text.splitlines() if line.startswith("Caused by: ")] or text.splitlines()
     return (causes[-1] if causes else type(error).__name__).removeprefix("Caused by: ").strip()[:400]
 
 
-def of_java(error: object) -> str:
-    """What a call of Java through Py4J failed for, or the Python of a task that it ran, in one line."""
+def java_message(error: object) -> str:
+    """Extract why a call of Java through Py4J failed, or the Python of a task that it ran, in one line."""
     text = str(error)
     kinds = (
         r"^(?:: |Caused by: |.*\(TID \d+\) \(.*?\): )?([A-Za-z][\w.$]*(?:Error|Exception): (?!Traceback|Job aborted).+)"

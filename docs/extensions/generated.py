@@ -188,6 +188,14 @@ def layouts_table() -> str:
     return "\n".join(["| layout | detected by |", "| --- | --- |", *rows])
 
 
+def exit_statuses_table() -> str:
+    """The exit statuses of jobs, with what to do at each."""
+    from melanoma_spark.errors import ExitStatus
+
+    rows = [f"| {status:d} | {cell(status.meaning)} | {cell(status.action)} |" for status in ExitStatus]
+    return "\n".join(["| status | meaning | what to do |", "| --- | --- | --- |", *rows])
+
+
 class Generated(SphinxDirective):
     """Inserts the Markdown that `make` returns."""
 
@@ -245,6 +253,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         "decisions": decisions_table,
         "reasons": reasons_table,
         "layouts": layouts_table,
+        "exit-statuses": exit_statuses_table,
     }.items():
         app.add_directive(name, type(name, (Generated,), {"make": staticmethod(make)}))
     app.connect("builder-inited", write_api_pages)

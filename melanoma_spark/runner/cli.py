@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma_spark import __version__, config, lineage, logs
-from melanoma_spark.errors import ConfigError
+from melanoma_spark.errors import ConfigError, ExitStatus
 from melanoma_spark.models import backbones, engines, operating_points
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import Runner, Stage, in_one_line, run_stage
@@ -75,7 +75,7 @@ def invoke(command: Command, argv: Sequence[str], spark: Any = None) -> Result:
             summary = Summary("", left.code if isinstance(left.code, int) else 1)
         except Exception as error:
             traceback.print_exc()
-            summary = Summary(f"{type(error).__name__}: {error}", 1)
+            summary = Summary(f"{type(error).__name__}: {error}", ExitStatus.INTERNAL)
     return Result(summary.exit_status, summary.text, log.getvalue())
 
 
@@ -102,7 +102,7 @@ def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary
         if told:
             return _fail(*told)
         if logs.in_json():
-            return _fail(f"{type(error).__name__}: {error}", 1, traceback=traceback.format_exc())
+            return _fail(f"{type(error).__name__}: {error}", ExitStatus.INTERNAL, traceback=traceback.format_exc())
         raise
 
 
@@ -168,10 +168,11 @@ def stack() -> str:
 
 def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     keys = "\n".join(f"  {key:32} {text}" for key, text in config.valid_keys().items())
+    statuses = "\n".join(f"  {status:d}  {status.meaning}" for status in ExitStatus)
     parser = argparse.ArgumentParser(
         prog=f"melanoma-spark {name}",
         description=description,
-        epilog=f"settings [default]:\n{keys}\n\nsee conf/*.yaml for whole examples",
+        epilog=f"settings [default]:\n{keys}\n\nsee conf/*.yaml for examples\n\nexit statuses:\n{statuses}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--conf", metavar="FILE.yaml", help="settings file; without it the defaults hold")

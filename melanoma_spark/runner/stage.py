@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from melanoma_spark import config, logs
-from melanoma_spark.errors import MelanomaError, of_executor, of_storage, root_cause
+from melanoma_spark.errors import MelanomaError, error_of_task, explain_storage_error, root_cause
 from melanoma_spark.runner.context import StageContext, Summary
 
 TRACEBACK_VARIABLE = "MELANOMA_TRACEBACK"
@@ -42,7 +42,7 @@ def in_one_line(error: Exception, private: bool) -> tuple[str, int] | None:
 
     if not isinstance(error, PySparkException | Py4JJavaError) or os.environ.get(TRACEBACK_VARIABLE):
         return None
-    ours = of_executor(error)
+    ours = error_of_task(error)
     if ours:
         return str(ours), ours.exit_status
     cause = root_cause(error)
@@ -102,7 +102,7 @@ def one_line(context: StageContext) -> Iterator[None]:
     except MelanomaError:
         raise
     except Exception as error:
-        told = of_storage(error, places)
+        told = explain_storage_error(error, places)
         if told is None and context.session is not None:
             told = session.of_lost(context.session, error)
         if told is None:

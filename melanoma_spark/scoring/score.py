@@ -22,7 +22,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, lineage, logs, schemas
 from melanoma_spark.archives import matching, tasks
 from melanoma_spark.archives.listing import list_archive, settled_files
-from melanoma_spark.errors import ClusterError, ImageError
+from melanoma_spark.errors import ClusterError, ExitStatus, ImageError
 from melanoma_spark.images import hashes, quality
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
@@ -34,7 +34,6 @@ from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
 from melanoma_spark.storage.parquet import ROWS_WRITTEN, parquet_writer
 
-LOOK = 6  # exit status
 LOST = 0.05  # of a batch may be computed twice after a kill
 ROWS_A_PARTITION = 100_000  # of a join
 MOST_WAITING = 512  # rows that a task keeps to itself
@@ -198,7 +197,7 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
         f"{own.listed} images listed = {told} + {new.known} scored before, by {own.name}; {drifted.verdict}{notes}"
         f"{aside}; {target}; {page}{how_fast}"
     )
-    return Summary(summary, LOOK if drifted.beyond or set_aside else 0)
+    return Summary(summary, ExitStatus.ATTENTION if drifted.beyond or set_aside else 0)
 
 
 def metadata(own: Run, rows: DataFrame) -> DataFrame:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from melanoma_spark.errors import ClusterError, MelanomaError, of_executor, of_java
+from melanoma_spark.errors import ClusterError, MelanomaError, error_of_task, java_message
 from melanoma_spark.spark import checks, session
 from melanoma_spark.storage import files
 
@@ -109,7 +109,8 @@ def _collected(tasks: Any) -> list[Any]:
     except Py4JJavaError as error:
         host = re.search(r"\(TID \d+\) \((\S+) executor", str(error))
         where = checks.on(host[1]) if host else "executors"
-        raise of_executor(error) or ClusterError(f"{where} cannot be asked: {of_java(error)}; {PYTHON}") from None
+        message = f"{where} cannot be asked: {java_message(error)}; {PYTHON}"
+        raise error_of_task(error) or ClusterError(message) from None
 
 
 def _probe(driver: tuple[str, str], look: Look | None, rows: Iterator[Any]) -> Iterator[checks.Answer]:

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from melanoma_spark import logs
 from melanoma_spark.background import every
 from melanoma_spark.clock import REAL, Clock
-from melanoma_spark.errors import ClusterError, of_java
+from melanoma_spark.errors import ClusterError, java_message
 from melanoma_spark.spark import checks
 
 
@@ -41,8 +41,8 @@ def start(name: str) -> SparkSession:
         spark = chosen.getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise ClusterError(
-            f"Spark does not start at {master()}: {of_java(error)}; see that a cluster is there and is of this Spark, "
-            "and that resources are written as Spark wants them (conf/spark-*.conf)"
+            f"Spark does not start at {master()}: {java_message(error)}; see that a cluster is there and is of "
+            "this Spark, and that resources are written as Spark wants them (conf/spark-*.conf)"
         ) from None
     spark.sparkContext.setLogLevel("ERROR")
     return spark

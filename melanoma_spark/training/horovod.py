@@ -20,7 +20,7 @@ import cloudpickle
 import numpy as np
 
 from melanoma_spark import logs
-from melanoma_spark.errors import ClusterError, MelanomaError, of_executor
+from melanoma_spark.errors import ClusterError, MelanomaError, error_of_task
 from melanoma_spark.spark import session
 
 
@@ -229,7 +229,7 @@ class _Relay:
 
     def write(self, text: str) -> None:
         for rank, line in _PREFIXED.findall(text):
-            self.ours = self.ours or of_executor(line)
+            self.ours = self.ours or error_of_task(line)
             self._stream.write(line if rank == "0" else f"rank {rank}: {line}")
         if not _PREFIXED.match(text):
             self._stream.write(text)

@@ -20,7 +20,7 @@ from scoring import once, rows
 
 from melanoma_spark import schemas, tracking
 from melanoma_spark.archives import contents, listing, tasks
-from melanoma_spark.errors import ClusterError, ImageError, of_storage
+from melanoma_spark.errors import ClusterError, ImageError, explain_storage_error
 from melanoma_spark.images import synthetic
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.scoring import ledger, score
@@ -310,9 +310,10 @@ def test_a_warehouse_that_is_away_for_a_moment_ends_the_job_and_nothing_else(sco
 
 
 def test_other_errors_are_left_as_they_are():
-    assert of_storage(ValueError("no such thing"), {"the warehouse": "/w"}) is None
-    assert of_storage(FileNotFoundError(2, "No such file or directory", "/elsewhere"), {"the warehouse": "/w"}) is None
-    lost = of_storage(FileNotFoundError(2, "No such file or directory", "/w/scores"), {"the warehouse": "/w"})
+    places = {"the warehouse": "/w"}
+    assert explain_storage_error(ValueError("no such thing"), places) is None
+    assert explain_storage_error(FileNotFoundError(2, "No such file or directory", "/elsewhere"), places) is None
+    lost = explain_storage_error(FileNotFoundError(2, "No such file or directory", "/w/scores"), places)
     assert isinstance(lost, ClusterError)
 
 

@@ -19,7 +19,7 @@ from pyspark.sql.types import StructType
 
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import layouts, listing, plan, table_files, tables, tasks
-from melanoma_spark.errors import ConfigError, DataError, ImageError, of_executor
+from melanoma_spark.errors import ConfigError, DataError, ImageError, error_of_task
 from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.spark import session
 
@@ -434,7 +434,7 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
     assert "\n" not in str(error.value)
     with pytest.raises(PySparkException) as caught:
         table_files.read_records(spark, layout, found, settings).collect()
-    ours = of_executor(caught.value)
+    ours = error_of_task(caught.value)
     assert isinstance(ours, DataError)
     assert re.fullmatch(told, str(ours))
 

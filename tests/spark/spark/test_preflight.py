@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from melanoma_spark.errors import ClusterError, of_java
+from melanoma_spark.errors import ClusterError, java_message
 from melanoma_spark.spark import checks, executors
 from melanoma_spark.storage import files
 
@@ -136,4 +136,4 @@ def test_horovod(tmp_path: Path, monkeypatch, source, told):
     ],
 )
 def test_java_is_told_in_one_line(text, told):
-    assert of_java(text) == told
+    assert java_message(text) == told

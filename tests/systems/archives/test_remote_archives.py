@@ -19,7 +19,7 @@ from pyspark.errors import PySparkException
 from melanoma_spark import config
 from melanoma_spark.archives import containers, landing, listing, plan
 from melanoma_spark.archives.contents import open_file
-from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, of_executor
+from melanoma_spark.errors import ClusterError, ConfigError, DataError, ImageError, error_of_task
 from melanoma_spark.images import synthetic
 from melanoma_spark.storage import files
 
@@ -409,7 +409,7 @@ def test_a_worker_without_credentials_is_named(other_s3, spark, urls):
         other_s3.delitem(spark.sparkContext.environment, name)
     with pytest.raises(PySparkException) as caught:
         listing.list_archive(spark, settings_of(urls["s3a"]))
-    ours = of_executor(caught.value)
+    ours = error_of_task(caught.value)
     assert isinstance(ours, DataError)
     told = f"archive {urls['s3a']} cannot be read by a worker: Unable to locate credentials; set AWS_ACCESS_KEY_ID"
     assert str(ours).startswith(told)

@@ -198,7 +198,7 @@ def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(namesakes):
         (namesakes.archive / name).write_bytes(content)
     (namesakes.archive / "cameras.csv").write_text("serial,bought\n17,2024\n")
     job = replace(namesakes.context, mlflow=namesakes.tracker())
-    assert run_stage(job, "score", score.score, {"stage": "score"}).exit_status == score.LOOK
+    assert run_stage(job, "score", score.score, {"stage": "score"}).exit_status == 6
     assert patients(namesakes) == PATIENTS
     (record,) = (files.read_json(str(path)) for path in namesakes.folder.glob("batches/*/batch.json"))
     assert set(record["tables"]["set_aside"]) == set(damaged)
