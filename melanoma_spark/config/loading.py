@@ -1,4 +1,4 @@
-"""YAML and `key=value` words -> settings. An unknown or ill-typed key names the valid ones."""
+"""Reads settings from YAML and `key=value` words. The error of an unknown or ill-typed key names the valid ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from melanoma_spark.config.settings import Phase, Settings
+from melanoma_spark.config.settings import Settings
+from melanoma_spark.config.training import Phase
 from melanoma_spark.errors import ConfigError
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Settings:
-    """Settings from a YAML file (or the defaults) and `a.b=value` words, which win.
+    """Read settings from a YAML file, or the defaults, and `a.b=value` words, which take precedence.
 
     Raises `ConfigError` naming the file or the key, what was found there and what is valid.
     """
@@ -23,16 +24,14 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Settings:
 
 
 def _values(path: str | Path | None, overrides: Iterable[str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if path is not None:
-        values = _read_yaml(Path(path))
+    values = {} if path is None else _read_yaml(Path(path))
     for word in overrides:
         _set(values, *_split(word))
     return values
 
 
 def log_format(path: str | Path | None, overrides: Iterable[str] = ()) -> str:
-    """log.format of settings that may be wrong elsewhere, so that the line which says so has it, too."""
+    """Read log.format alone, so that the line that reports another wrong setting has that form, too."""
     try:
         values = _values(path, overrides)
     except ConfigError:
@@ -42,72 +41,64 @@ def log_format(path: str | Path | None, overrides: Iterable[str] = ()) -> str:
 
 
 def parse(values: Mapping[str, Any]) -> Settings:
-    """Settings from nested mappings; see `load`."""
+    """Validate settings of nested mappings. Raises as `load`."""
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(values, e) for e in error.errors())) from None
 
 
-def flat(settings: BaseModel, prefix: str = "") -> dict[str, str]:
-    """`{"head.hidden": "256", ...}`: one level, as text, for logs and MLflow parameters."""
-    found: dict[str, str] = {}
+def flatten(settings: BaseModel, prefix: str = "") -> dict[str, str]:
+    """Return `{"head.hidden": "256", ...}`: one level, as text, for logs and MLflow parameters."""
+    flat: dict[str, str] = {}
     for name, field in type(settings).model_fields.items():
         key, value = prefix + (field.alias or name), getattr(settings, name)
         if isinstance(value, BaseModel):
-            found |= flat(value, key + ".")
+            flat |= flatten(value, key + ".")
         elif isinstance(value, tuple) and value and isinstance(value[0], Phase):
             for phase in value:
-                found |= flat(phase, f"{key}.{phase.name}.")
+                flat |= flatten(phase, f"{key}.{phase.name}.")
         else:
-            found[key] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return found
+            flat[key] = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return flat
 
 
-# Where images lie is nobody's business who looks at a run, and a server's address may hold a password.
+# Runs do not show where images lie, and a server's address may hold a password.
 PRIVATE = ("archive", "warehouse", "mlflow.tracking_uri")
-OF_MODELS = (
-    "target",
-    "split",
-    "image_size",
-    "seed",
-    "training_seed",
-    "ranks",
-    "backbone",
-    "featurize",
-    "head",
-    "finetune",
+# Keys and sections that make one model different from another.
+MODEL_KEYS = frozenset(
+    ("target", "split", "image_size", "seed", "training_seed", "ranks", "backbone", "featurize", "head", "finetune")
 )
 
 
-def shown(settings: Settings) -> dict[str, str]:
-    """`flat`, without what is private: for reports and runs."""
-    return {key: value for key, value in flat(settings).items() if key not in PRIVATE}
+def public_settings(settings: Settings) -> dict[str, str]:
+    """Return `flatten` without private settings, for reports and runs."""
+    return {key: value for key, value in flatten(settings).items() if key not in PRIVATE}
 
 
-def compared(settings: Settings) -> dict[str, str]:
-    """Of those, what makes one model another, and whatever is not as by default: what people compare runs by."""
-    usual = flat(Settings())
+def notable_settings(settings: Settings) -> dict[str, str]:
+    """Return the public settings by which people compare runs: those of models, and those that are no default."""
+    usual = flatten(Settings())
     return {
         key: value
-        for key, value in shown(settings).items()
-        if key.partition(".")[0] in OF_MODELS or usual.get(key) != value
+        for key, value in public_settings(settings).items()
+        if key.partition(".")[0] in MODEL_KEYS or usual.get(key) != value
     }
 
 
 def valid_keys(model: type[BaseModel] = Settings, prefix: str = "") -> dict[str, str]:
-    """Every dotted key with its default and description, for `--help`."""
-    found: dict[str, str] = {}
+    """Return every dotted key with its default and description, for `--help`."""
+    keys: dict[str, str] = {}
     for name, field in model.model_fields.items():
         key = prefix + (field.alias or name)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= valid_keys(field.annotation, key + ".")
+            keys |= valid_keys(field.annotation, key + ".")
         else:
             default = field.default
             if isinstance(default, tuple):
                 default = ", ".join(v.name if isinstance(v, Phase) else str(v) for v in default)
-            found[key] = f"[{default}]" + (f" {field.description}" if field.description else "")
-    return found
+            keys[key] = f"[{default}]" + (f" {field.description}" if field.description else "")
+    return keys
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -158,8 +149,8 @@ def _explain(values: Mapping[str, Any], error: Any) -> str:
         near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"unknown setting {where!r}: {hint}valid here: {', '.join(valid)}"
-    told = error["msg"].removeprefix("Value error, ")
-    return f"setting {where}: {told}; found {error.get('input')!r}" if where else told  # else between sections
+    problem = error["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {problem}; found {error.get('input')!r}" if where else problem  # else between sections
 
 
 def _siblings(path: tuple[Any, ...]) -> list[str]:

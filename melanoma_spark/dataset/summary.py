@@ -152,7 +152,7 @@ def card(
         ],
         "settings": {
             key: value
-            for key, value in config.flat(settings).items()
+            for key, value in config.flatten(settings).items()
             if key.startswith(("ingest.", "privacy.")) or key in ("image_size", "seed", "target", "split", "layout")
         },
         "licences": [

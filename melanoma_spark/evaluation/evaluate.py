@@ -323,7 +323,7 @@ def gather_facts(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": context.run_id,
         "dataset": assessment.dataset_facts(context, images),
-        "settings": config.compared(context.settings),
+        "settings": config.notable_settings(context.settings),
         "lineage": {
             "dataset": images.id,
             "backbone": f"{head.spec['backbone']}, {head.weights_origin} weights {head.weights_id}",

@@ -131,7 +131,7 @@ def gather_facts(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "run_id": context.run_id,
         "dataset": assessment.dataset_facts(context, images),
-        "settings": config.compared(context.settings),
+        "settings": config.notable_settings(context.settings),
         "lineage": {
             "dataset": images.id,
             "model": name,

@@ -77,9 +77,9 @@ def run_stage(context: StageContext, name: str, stage: Stage, tags: dict[str, st
 @contextlib.contextmanager
 def in_run(context: StageContext, name: str, tags: dict[str, str]) -> Iterator[StageContext]:
     """The job with an MLflow run open, nested in one that is open already."""
-    with context.tracker.run(name, tags, config.compared(context.settings)) as run_id:
+    with context.tracker.run(name, tags, config.notable_settings(context.settings)) as run_id:
         if "job" in tags:  # the outermost run
-            text = "".join(f"{key}: {value}\n" for key, value in config.shown(context.settings).items())
+            text = "".join(f"{key}: {value}\n" for key, value in config.public_settings(context.settings).items())
             context.tracker.artifact("settings.txt", text.encode())
         logs.add_context(run_id=run_id)
         yield replace(context, run_id=run_id)

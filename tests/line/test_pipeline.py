@@ -443,12 +443,12 @@ def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
 
 def test_what_makes_the_model_is_a_parameter_of_the_run_and_all_settings_are_an_artifact(line, runs):
     line.tracker()
-    expected = config.compared(line.context.settings)
+    expected = config.notable_settings(line.context.settings)
     assert runs["pipeline"].data.params == expected
     assert {"head.hidden", "finetune.batch_size", "ingest.test_fraction"} <= expected.keys(), "the last is no default"
     assert "search.trials" not in expected
     text = Path(mlflow.MlflowClient().download_artifacts(runs["pipeline"].info.run_id, "settings.txt")).read_text()
-    assert text == "".join(f"{key}: {value}\n" for key, value in config.shown(line.context.settings).items())
+    assert text == "".join(f"{key}: {value}\n" for key, value in config.public_settings(line.context.settings).items())
     assert str(line.folder) not in text
 
 

@@ -152,7 +152,7 @@ def test_ill_typed_value_is_named_with_its_key_and_what_was_found(word, told):
     ],
 )
 def test_values_are_taken_as_they_are_given(words, key, value):
-    assert config.flat(config.load(None, words))[key] == value
+    assert config.flatten(config.load(None, words))[key] == value
 
 
 def test_views_that_would_all_be_the_same_are_refused():
@@ -184,7 +184,7 @@ def test_word_that_is_positive_and_negative_is_refused(positive, negative, named
 @pytest.mark.parametrize("nothing", ["", "# only a comment\n", "---\n"])
 def test_empty_file_gives_the_defaults_and_so_do_they_as_words(file, nothing):
     assert config.load(file(nothing)) == config.load(None) == config.Settings()
-    defaults = config.flat(config.Settings())
+    defaults = config.flatten(config.Settings())
     words = [f"{key}={text}" for key, text in defaults.items() if text != "None" and key in SENSIBLE]
     assert len(words) > 10
     assert config.load(None, words) == config.Settings()
@@ -221,7 +221,7 @@ def test_damaged_file_is_named_with_what_is_wrong_with_it_in_one_line(file, tmp_
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_settings_file_of_the_repository_loads(path):
     written = yaml.safe_load(path.read_text())
-    flat = config.flat(config.load(path))
+    flat = config.flatten(config.load(path))
     assert {key: flat[key] for key, value in written.items() if not isinstance(value, dict)} == {
         key: str(value) for key, value in written.items() if not isinstance(value, dict)
     }
@@ -266,11 +266,11 @@ def test_flat_names_every_valid_key_and_each_phase():
     assert set(config.valid_keys()) == set(leaves(config.Settings))
     names = [phase.name for phase in settings.finetune.phases]
     phases = {f"finetune.phases.{name}.{field}" for name in names for field in config.Phase.model_fields}
-    assert set(config.flat(settings)) == set(config.valid_keys()) - {"finetune.phases"} | phases
+    assert set(config.flatten(settings)) == set(config.valid_keys()) - {"finetune.phases"} | phases
 
 
 def test_flat_shows_values_as_text():
-    flat = config.flat(config.load(None, ["head.learning_rate=1e-5", "ingest.labels.positive=[scc, mel]"]))
+    flat = config.flatten(config.load(None, ["head.learning_rate=1e-5", "ingest.labels.positive=[scc, mel]"]))
     assert flat["head.learning_rate"] == "1e-05"
     assert flat["ingest.labels.positive"] == "scc,mel"
     assert flat["finetune.phases.last_block.cut"] == "last_block"
@@ -286,22 +286,25 @@ def test_valid_keys_all_show_default_and_description():
 def test_what_is_shown_holds_no_place_and_no_password():
     words = ["archive=/data/ward7", "warehouse=/data/w", "mlflow.tracking_uri=http://user:secret@host:5000", "ranks=3"]
     settings = config.load(None, [*words, "search.trials=5"])
-    for found in (config.shown(settings), config.compared(settings)):
+    for found in (config.public_settings(settings), config.notable_settings(settings)):
         assert not any("ward7" in text or "/data/w" in text or "secret" in text for text in found.values())
         assert (found["ranks"], found["search.trials"]) == ("3", "5")
-    assert config.shown(settings).keys() - config.compared(settings).keys() >= {"search.folds", "ingest.min_side"}
-    assert "search.trials" not in config.compared(config.Settings())
+    assert config.public_settings(settings).keys() - config.notable_settings(settings).keys() >= {
+        "search.folds",
+        "ingest.min_side",
+    }
+    assert "search.trials" not in config.notable_settings(config.Settings())
 
 
 @given(st.fixed_dictionaries({}, optional=SENSIBLE))
 @examples(0.4)
 def test_settings_come_back_from_the_words_that_flat_writes(values):
-    loaded = config.flat(config.load(None, [f"{key}={value}" for key, value in values.items()]))
+    loaded = config.flatten(config.load(None, [f"{key}={value}" for key, value in values.items()]))
     assert {key: loaded[key] for key in values} == {
         key: str(float(value)) if isinstance(value, float) else str(value) for key, value in values.items()
     }
     again = [f"{key}={loaded[key]}" for key in values]
-    assert config.flat(config.load(None, again)) == loaded
+    assert config.flatten(config.load(None, again)) == loaded
 
 
 @given(st.fixed_dictionaries({}, optional=SENSIBLE))
