@@ -79,7 +79,7 @@ def run(spark: SparkSession, folder: Path, name: str, count: int, options: argpa
         warehouse = files.url_of(settings.warehouse)
         context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         started = time.monotonic()
-        session.describe(spark, "ingest: list the archive")
+        session.describe_jobs(spark, "ingest: list the archive")
         listing.list_archive(spark, settings).write.parquet(files.join(warehouse, "listed"))
         listed = spark.read.parquet(files.join(warehouse, "listed"))
         decoded, new, _ = ingest.read(context, listed.where("role = 'image' and reason is null"))

@@ -92,7 +92,7 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         context = StageContext(spark, settings, warehouse, tracking.Tracker(settings.mlflow, warehouse))
         if name == "small":
             register_random_model(folder, SIZE)
-            model = context.tracker.version("melanoma@champion")
+            model = context.tracker.find_version("melanoma@champion")
             version = str(model.version)
         listed = ledger.keyed(listing.list_archive(spark, settings)).where("role = 'image'")
         index = listed.selectExpr(

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2)
     options = parser.parse_args()
     spark = start_spark(options.slots)
-    session.batch_rows(spark, BATCH if options.way == "mlflow" else 10_000)
+    session.set_arrow_batch_rows(spark, BATCH if options.way == "mlflow" else 10_000)
     images = spark.read.format("binaryFile").option("pathGlobFilter", "*.jpg").load(options.archive)
     images = images.repartition(4 * options.slots)
     if options.way == "mlflow":

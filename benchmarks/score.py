@@ -179,7 +179,7 @@ def register_random_model(folder: Path, size: int = SIZE) -> bundle.Scorer:
     (folder / "weights.npz").write_bytes(pack_tensors(tensors))
     with tracker.run("register", {}):
         version = model_registry.register_model("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
-    tracker.point("melanoma", "champion", version)
+    tracker.set_alias("melanoma", "champion", version)
     context: Any = StageContext(None, settings, warehouse, tracker)
     own: Any = SimpleNamespace(context=context, scorer=scorer, model="melanoma", version=str(version))
     for engine in ENGINES[:2]:

@@ -28,9 +28,9 @@ example: melanoma-spark doctor --conf conf/cluster.yaml --master spark://HOST:70
 
 from melanoma_spark.operations.doctor import doctor
 from melanoma_spark.runner.cli import Command, main
-from melanoma_spark.runner.stage import run_without_run
+from melanoma_spark.runner.stage import run_untracked
 
-COMMAND = Command("doctor", __doc__, doctor, runner=run_without_run, prepared=False)
+COMMAND = Command("doctor", __doc__, doctor, runner=run_untracked, prepared=False)
 
 if __name__ == "__main__":
     main(COMMAND)

@@ -13,9 +13,9 @@ example: melanoma-spark prune warehouse=/data/warehouse prune.worklists_days=90 
 
 from melanoma_spark.operations.prune import prune
 from melanoma_spark.runner.cli import Command, main
-from melanoma_spark.runner.stage import run_without_run
+from melanoma_spark.runner.stage import run_untracked
 
-COMMAND = Command("prune", __doc__, prune, runner=run_without_run, prepared=False)
+COMMAND = Command("prune", __doc__, prune, runner=run_untracked, prepared=False)
 
 if __name__ == "__main__":
     main(COMMAND)

@@ -4,11 +4,11 @@ example: melanoma-spark score status warehouse=/data/warehouse score.shown=5
 """
 
 from melanoma_spark.runner.cli import Command, main
-from melanoma_spark.runner.stage import run_without_run
+from melanoma_spark.runner.stage import run_untracked
 from melanoma_spark.scoring.status import report_status
 
 COMMAND = Command(
-    "score", __doc__, report_status, runner=run_without_run, prepared=False, words={"status": "score.action=status"}
+    "score", __doc__, report_status, runner=run_untracked, prepared=False, words={"status": "score.action=status"}
 )
 
 if __name__ == "__main__":

@@ -129,13 +129,13 @@ def explain_storage_error(error: BaseException, places: Mapping[str, str]) -> Me
         return own
     if found := re.search(FULL, text):
         free = ", ".join(f"{name} {place} has {_free(place)}" for name, place in places.items())
-        return ClusterError(f"{found[0]}: {free}; make room and run the job again, what was finished is kept")
+        return ClusterError(f"{found[0]}: {free}; free space and run the job again, finished work is kept")
     warehouse = next(iter(places.values()))
     found = re.search(AWAY, text) or (re.search(MISSING, text) if warehouse in text else None)
     if found:
         return ClusterError(
-            f"{found[0]}: the warehouse {warehouse} was away while the job ran, or something in it was removed; see "
-            "that it is there and run the job again, what was finished is kept"
+            f"{found[0]}: the warehouse {warehouse} was away while the job ran, or something in it was removed; check "
+            "that it is there and run the job again, finished work is kept"
         )
     return None
 

@@ -36,7 +36,7 @@ def closing(context: StageContext) -> str:
     """The figures and places a person asks for first."""
     read_input(context, ImagesManifest)
     report = manifests.require(ReportManifest, context.warehouse)
-    context.tracker.metrics(report.metrics)
+    context.tracker.log_metrics(report.metrics)
     folder = report.url(context.warehouse)
     logs.result("")
     for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):

@@ -132,7 +132,7 @@ class Tracker:
             told = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise ClusterError(f"MLflow at {self.uri} does not take {step}: {told}") from None
 
-    def beside(self, kind: str, name: str, tags: Mapping[str, str], values: Mapping[str, float]) -> str:
+    def log_standalone_run(self, kind: str, name: str, tags: Mapping[str, str], values: Mapping[str, float]) -> str:
         """A run by itself in the experiment `<experiment>-<kind>`, ended at once: a point of what is charted over runs.
 
         Returns its id. The open run stays what it is.
@@ -155,25 +155,25 @@ class Tracker:
         system = None if nested else self._system_metrics
         with self._mlflow.start_run(run_name=name, nested=nested, tags=dict(tags), log_system_metrics=system) as run:
             if not nested and parameters:
-                self.parameters(parameters)
+                self.log_parameters(parameters)
             yield str(run.info.run_id)
 
-    def reads(self, name: str, digest: str) -> None:
+    def log_input(self, name: str, digest: str) -> None:
         """Log a dataset of the warehouse as an input of the run: by name and content id, not by where it lies."""
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
 
         self._mlflow.log_input(MetaDataset(CodeDatasetSource(tags={}), name=name, digest=digest))  # type: ignore[abstract]
 
-    def parameters(self, values: Mapping[str, str]) -> None:
+    def log_parameters(self, values: Mapping[str, str]) -> None:
         self._mlflow.log_params({key: value[:6000] for key, value in values.items()})
 
-    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log what is a number; an undefined value is left out, MLflow's charts cannot show it."""
         known = {key: float(value) for key, value in values.items() if value == value}
         self._mlflow.log_metrics(known, step=step)
 
-    def epochs(self, records: Iterable[Any]) -> None:
+    def log_epochs(self, records: Iterable[Any]) -> None:
         """Figures of every epoch of a `training.EpochRecord` log, as curves of the run.
 
         `wait_share` is the part of an epoch, 0 to 1, in which rank 0 waited for images.
@@ -183,12 +183,12 @@ class Tracker:
             if record.seconds:  # not of the network before the first epoch
                 values["images_per_second"] = record.images_per_second
                 values["wait_share"] = record.waited / record.seconds
-            self.metrics(values, step=step)
+            self.log_metrics(values, step=step)
 
-    def tags(self, values: Mapping[str, str]) -> None:
+    def set_tags(self, values: Mapping[str, str]) -> None:
         self._mlflow.set_tags(dict(values))
 
-    def artifact(self, name: str, content: bytes) -> None:
+    def log_artifact(self, name: str, content: bytes) -> None:
         """One file among the run's artifacts; `name` may hold folders."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / Path(name).name
@@ -196,13 +196,13 @@ class Tracker:
             parent = str(Path(name).parent)
             self._mlflow.log_artifact(str(path), None if parent == "." else parent)
 
-    def page(self, run_id: str, artifact: str) -> str:
+    def artifact_link(self, run_id: str, artifact: str) -> str:
         """Where MLflow's UI shows an artifact of a run of the experiment, as a link within it. In an open run."""
         open_run = self._mlflow.active_run()
         assert open_run is not None
         return f"#/experiments/{open_run.info.experiment_id}/runs/{run_id}/artifacts/{artifact}"
 
-    def point(self, name: str, alias: str, version: str) -> None:
+    def set_alias(self, name: str, alias: str, version: str) -> None:
         """Move an alias."""
         self._mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
 
@@ -214,7 +214,7 @@ class Tracker:
         """All registered versions of all models, with their tags."""
         return list(self._mlflow.search_model_versions())
 
-    def version(self, reference: str) -> Any:
+    def find_version(self, reference: str) -> Any:
         """The registered version behind `NAME@ALIAS` or `NAME/VERSION`, or None where there is none."""
         from mlflow.exceptions import MlflowException
 

@@ -59,7 +59,7 @@ def list_archive(spark: SparkSession, settings: config.Settings) -> DataFrame:
         for container in listed_files(batches):
             yield from with_stored_names(expand_container(root, container, limits))
 
-    in_folders = session.fixed(spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING))  # type: ignore[arg-type]
+    in_folders = session.checkpointed(spark.range(0, 1, 1, 1).mapInPandas(walk, schemas.LISTING))  # type: ignore[arg-type]
     unlisted = in_folders.where("kind = 'container'").repartition(session.slots(spark), "file")
     members = with_microseconds(unlisted).mapInPandas(expand, schemas.LISTING)  # type: ignore[arg-type]
     return in_folders.where("kind != 'container'").unionByName(members)
@@ -114,7 +114,7 @@ def walk_folder(root: str, only: str, max_bytes: int) -> Iterator[ListedFile]:
             kind = "file"
             if only or (containers.is_container(name) and reason in (None, "too_many_bytes")):
                 kind, reason, detail = "container", None, None
-            length, modified = int(entry["size"] or 0), files.modified(entry)
+            length, modified = int(entry["size"] or 0), files.modification_time(entry)
             yield _loose_file(root, name, kind=kind, length=length, modified=modified, reason=reason, detail=detail)
         folders.extend(reversed(subfolders))
 

@@ -46,7 +46,7 @@ def locate(url: str | None) -> Location:
         if filesystem.info(path)["type"] == "directory":
             if not filesystem.ls(path, detail=False):
                 raise DataError(f"archive {url} holds no files; expected a folder with images, or zip or tar files")
-            return Location(files.spelt(url), "")
+            return Location(files.hadoop_style_url(url), "")
         with filesystem.open(path, "rb") as file:
             kind = containers.detect_format(file.read(512), path)
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def locate(url: str | None) -> Location:
     if kind is None:
         formats = ", ".join(containers.FORMATS)
         raise DataError(f"archive {url} is a file, but not one of {formats}; name the folder that holds the images")
-    return Location(*files.spelt(url).rsplit("/", 1))
+    return Location(*files.hadoop_style_url(url).rsplit("/", 1))
 
 
 def is_empty_folder(url: str) -> bool:

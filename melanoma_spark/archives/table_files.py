@@ -158,7 +158,7 @@ def read_readable_records(
     set_aside: dict[str, str],
 ) -> DataFrame:
     """As `read_records`, without the rows of damaged tables: their paths and reasons go to `set_aside`."""
-    records = session.fixed(_read_records(spark, layout, rows, settings, skip_damaged=True))
+    records = session.checkpointed(_read_records(spark, layout, rows, settings, skip_damaged=True))
     damaged = records.where("error is not null").select("table", "error").collect()
     set_aside |= {row.table: row.error for row in damaged}
     return records.where(~f.col("table").isin(*set_aside)).drop("error") if set_aside else records.drop("error")

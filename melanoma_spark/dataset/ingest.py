@@ -37,9 +37,9 @@ def ingest(context: StageContext) -> Summary:
 def clear(warehouse: str) -> None:
     """Remove what a killed ingest left unfinished. Its lease says that no other one is at work now."""
     decoded = files.join(warehouse, "decoded")
-    left = [files.join(warehouse, name) for name in files.matches(warehouse, "_ingest-*")]
-    for recipe in files.matches(decoded, "*"):
-        left += [files.join(decoded, recipe, name) for name in files.matches(files.join(decoded, recipe), "_part-*")]
+    left = [files.join(warehouse, name) for name in files.list_names(warehouse, "_ingest-*")]
+    for recipe in files.list_names(decoded, "*"):
+        left += [files.join(decoded, recipe, name) for name in files.list_names(files.join(decoded, recipe), "_part-*")]
     for url in left:
         files.remove(url)
 
@@ -52,7 +52,7 @@ def staged(context: StageContext, stage: str) -> Summary:
         rows.write.parquet(files.join(stage, name))
         return spark.read.parquet(files.join(stage, name))
 
-    session.describe(spark, "ingest: list the archive")
+    session.describe_jobs(spark, "ingest: list the archive")
     listed = keep("listed", listing.list_archive(spark, settings))
     roles = {row.role: row["count"] for row in listed.groupBy("role").count().collect()}
     total = sum(roles.values())
@@ -77,14 +77,14 @@ def staged(context: StageContext, stage: str) -> Summary:
     found = found.join(decoded.drop("image"), list(SAME_FILE), "inner")
     matched = matching.match_no_rows(spark)
     if layout.tables:
-        session.describe(spark, "ingest: read the tables, and find the images of their rows")
+        session.describe_jobs(spark, "ingest: read the tables, and find the images of their rows")
         rows = table_files.read_records(spark, layout, tables, settings)
         there, images_there = table_files.table_paths(listed), table_files.images_for_matching(candidates, settings)
         matched = matching.match_rows(
             images_there, rows, there, named, keep, contents=contents_of(images_there, decoded)
         )
     told = keep("candidates", selection.candidates(found, matched.images, layout, settings, named))
-    session.describe(spark, "ingest: groups, duplicates and splits")
+    session.describe_jobs(spark, "ingest: groups, duplicates and splits")
     decisions = keep("decisions", selection.decide(told, settings))
     unread = candidates.where("reason is not null")
     rejects = decisions.where("reason is not null").select(*schemas.REJECTS.names)
@@ -147,22 +147,22 @@ def staged(context: StageContext, stage: str) -> Summary:
         groups={split: sum(kinds.values()) for split, kinds in groups.items()},
         reasons=reasons,
     )
-    session.describe(spark, "ingest: data card")
+    session.describe_jobs(spark, "ingest: data card")
     card = summary.card(decisions, rejects, decoded, manifest, unmatched, groups, settings)
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
     manifests.publish(manifest, warehouse)
-    context.tracker.artifact("datacard.html", page.encode())
+    context.tracker.log_artifact("datacard.html", page.encode())
     for name, contacts in zip(card["labels"], card["contacts"], strict=True):
         sheet = datacard.contact_sheet(
             [contact["image"] for contact in contacts],
             [f"{(contact['sha256'] or '')[:8]}\n{contact['split']}" for contact in contacts],
             8,
         )
-        context.tracker.artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
-    context.tracker.metrics({f"images_{key}": value for key, value in counts.items()})
-    context.tracker.metrics({key: getattr(manifest, key) for key in ("listed", "accepted", "rejected", "skipped")})
-    context.tracker.tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
+        context.tracker.log_artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
+    context.tracker.log_metrics({f"images_{key}": value for key, value in counts.items()})
+    context.tracker.log_metrics({key: getattr(manifest, key) for key in ("listed", "accepted", "rejected", "skipped")})
+    context.tracker.set_tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
     reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
@@ -202,7 +202,7 @@ def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, st
     spark, settings = context.spark, context.settings
     url = files.join(context.warehouse, "decoded", decoded_as(settings))
     todo = readable
-    if files.matches(url, "*.parquet"):
+    if files.list_names(url, "*.parquet"):
         done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{UNREADABLE}'")
         keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
         same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
@@ -210,7 +210,7 @@ def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, st
     todo = todo.persist()
     new, told = todo.count(), ""
     if new:
-        session.describe(spark, f"ingest: decode and hash {new} files")
+        session.describe_jobs(spark, f"ingest: decode and hash {new} files")
         meter = session.Meter(spark)
         parts = tasks.decode_files(
             todo, new, settings, parquet_writer(url, schemas.DECODED), result=ROWS_WRITTEN, meter=meter
@@ -218,7 +218,7 @@ def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, st
         parts.agg(f.sum("rows")).collect()
         told = report_throughput(context, meter)
     todo.unpersist()
-    if not files.matches(url, "*.parquet"):
+    if not files.list_names(url, "*.parquet"):
         return spark.createDataFrame([], schemas.DECODED), new, told
     table = spark.read.schema(schemas.DECODED).parquet(url)
     return table, new, told
@@ -246,7 +246,7 @@ def write(context: StageContext, decoded: DataFrame, kept: DataFrame, accepted: 
         .sortWithinPartitions("split", "sha256")
         .select(*schema.fields)
     )
-    session.describe(spark, f"ingest: write {accepted} images")
+    session.describe_jobs(spark, f"ingest: write {accepted} images")
     target = files.join(context.warehouse, "images", path)
     with (
         session.shuffle_partitions(spark, shards),

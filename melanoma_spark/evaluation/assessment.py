@@ -46,9 +46,9 @@ def publish(context: StageContext, folder: str, facts: report_facts.Facts) -> No
     pages = {"report.html": report.render(facts).encode(), "model_card.md": report.card(facts).encode()}
     for name, content in pages.items():
         files.write_bytes(files.join(folder, name), content)
-        context.tracker.artifact(name, content)
+        context.tracker.log_artifact(name, content)
     for name, png in plots.draw(facts).items():
-        context.tracker.artifact(f"plots/{name}", png)
+        context.tracker.log_artifact(f"plots/{name}", png)
 
 
 def about(name: str, spec: network.Spec, weights: str) -> str:
@@ -82,7 +82,7 @@ def told_of_test(context: StageContext, images: ImagesManifest, test: pd.DataFra
     stored = read_images(context, images).where("split = 'test'")
     measured = of_pixels(context, images, "quality", quality.measures)
     columns = ("sha256", "image_id", "patient_id", "width", "height", *subgroups.COLUMNS)
-    session.describe(context.spark, "evaluate: what is known of the test images")
+    session.describe_jobs(context.spark, "evaluate: what is known of the test images")
     flags = f.col("flags") if "flags" in stored.columns else f.lit(None).cast("string")  # datasets before it had none
     rows = stored.select(*columns, flags.alias("flags"), measured("image").alias("found"))
     told = pd.DataFrame(rows.toPandas()).set_index("sha256")
@@ -131,7 +131,7 @@ def without_the_lesion(
     some = learnt.where(f.conv(f.substring("sha256", 1, 8), 16, 10).cast("long") < share)
     judged = read_images(context, images).where("split = 'test'")
     columns = of_pixels(context, images, "colour histograms", shortcuts.colour_histograms)
-    session.describe(context.spark, "evaluate: colours alone")
+    session.describe_jobs(context.spark, "evaluate: colours alone")
     tables = []
     for rows in (some, judged):
         found = pd.DataFrame(rows.select("sha256", "label", columns("image").alias("found")).toPandas())
@@ -205,8 +205,8 @@ def judged_by(context: StageContext, images: ImagesManifest, reference: str, tes
             f"{reference} takes images of {scorer.spec.image_size} px, images/ holds {images.image_size} px, so the "
             "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
         )
-    session.batch_rows(context.spark, context.settings.evaluate.batch_size)
-    session.describe(context.spark, f"{reference} on the test images")
+    session.set_arrow_batch_rows(context.spark, context.settings.evaluate.batch_size)
+    session.describe_jobs(context.spark, f"{reference} on the test images")
     stored = read_images(context, images).where("split = 'test'")
     batch = context.settings.evaluate.batch_size
     rows = prediction.judged(stored, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)

@@ -53,7 +53,7 @@ def run(context: StageContext) -> Summary:
     if known and known.id == report_id:
         return Summary(f"nothing new, the report stands at {folder}/report.html")
 
-    session.batch_rows(context.spark, settings.evaluate.batch_size)
+    session.set_arrow_batch_rows(context.spark, settings.evaluate.batch_size)
     meter = session.Meter(context.spark)  # an image counts for each model that judges it
     if settings.evaluate.tta == 1:
         predictions = judge_head(context, images, features, head, meter)
@@ -65,7 +65,7 @@ def run(context: StageContext) -> Summary:
     if settings.evaluate.shortcuts:
         painted = judge_network(context, images, models[deciding], deciding, meter, PAINTED, shortcuts.without_lesion)
         predictions = predictions.unionByName(painted.where("split = 'test'"))
-    session.describe(context.spark, "evaluate: predict validation and test")
+    session.describe_jobs(context.spark, "evaluate: predict validation and test")
     judged = pd.DataFrame(predictions.toPandas())
     how_fast = report_throughput(context, meter)
     painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
@@ -111,7 +111,7 @@ def run(context: StageContext) -> Summary:
         logged["test_auroc_of_colours"] = found["shortcuts"]["colours"].value
     for gap in subgroups.largest_gaps(found["subgroups"]):
         logged[f"test_{gap.figure}_gap_of_subgroups"] = gap.value
-    context.tracker.metrics(logged)
+    context.tracker.log_metrics(logged)
     points = {m["name"]: manifests.OperatingPointEntry(**vars(m["operating_point"])) for m in measured}
     manifest = manifests.ReportManifest(
         id=report_id,
@@ -240,7 +240,7 @@ def against_champion(
     """The deciding model beside the champion, on the same test images; else why there is none to stand beside."""
     register = context.settings.register_
     reference = f"{register.name}@{register.alias}"
-    standing = context.tracker.version(reference)
+    standing = context.tracker.find_version(reference)
     if standing is None:
         return f"No model has been {register.alias} before."
     known = known_predictions(context, standing)

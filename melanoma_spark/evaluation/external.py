@@ -34,7 +34,7 @@ def run(context: StageContext) -> Summary:
     own = replace(context, warehouse=place, settings=settings.model_copy(update=changes))
     logs.info(f"ingest: {ingest.ingest(own).text}")
     images = manifests.require(ImagesManifest, place)
-    context.tracker.reads("images", images.id)
+    context.tracker.log_input("images", images.id)
     if images.target != trained_target(context, scorer):
         raise DataError(
             f"{settings.score.model} tells {trained_target(context, scorer)}, target={images.target} was asked for; "
@@ -47,8 +47,8 @@ def run(context: StageContext) -> Summary:
     if known == images.accepted:
         raise DataError(f"training has seen all {known} images of {settings.archive}: it is no external set")
 
-    session.batch_rows(context.spark, settings.evaluate.batch_size)
-    session.describe(context.spark, f"evaluate: {settings.score.model} on another archive")
+    session.set_arrow_batch_rows(context.spark, settings.evaluate.batch_size)
+    session.describe_jobs(context.spark, f"evaluate: {settings.score.model} on another archive")
     batch = settings.evaluate.batch_size
     judged = prediction.judged(unseen, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch)
     columns = ("sha256", "split", "group", "label", "found.raw_probability")
@@ -77,10 +77,10 @@ def run(context: StageContext) -> Summary:
     (measured,) = facts["models"]
     auroc, low, high = measured["auroc"], measured["auroc_low"], measured["auroc_high"]
     figures = {f"external_{key}": figure.value for key, figure in measured["figures"].items()}
-    context.tracker.metrics(
+    context.tracker.log_metrics(
         {**figures, "external_auroc": auroc, "external_auroc_low": low, "external_auroc_high": high, "seen": known}
     )
-    context.tracker.tags({"dataset_id": images.id, "model_version": str(version.version), "external": "true"})
+    context.tracker.set_tags({"dataset_id": images.id, "model_version": str(version.version), "external": "true"})
     return Summary(
         f"{len(test)} images of another archive, {known} left out that training has seen; {name} AUC {auroc:.4f} "
         f"[{low:.4f}-{high:.4f}]; report {folder}/report.html"

@@ -62,7 +62,7 @@ def download_model(tracker: Tracker, reference: str) -> tuple[Any, dict[str, byt
     """
     import mlflow
 
-    version = tracker.version(reference)
+    version = tracker.find_version(reference)
     if version is None:
         known = sorted(m.name for m in mlflow.MlflowClient().search_registered_models())
         raise DataError(

@@ -75,8 +75,8 @@ def looked_at(
 ) -> pd.DataFrame:
     """Columns `split`, `side`, `features` and `measures` of at most `most` images of each split, in order of hash."""
     spark, batch = context.spark, context.settings.score.batch_size
-    session.batch_rows(spark, batch)
-    session.describe(spark, "register: what the training images look like")
+    session.set_arrow_batch_rows(spark, batch)
+    session.describe_jobs(spark, "register: what the training images look like")
     parts = [rows.where(f.col("split") == split).orderBy("sha256").limit(most) for split in ("train", "validation")]
     some = parts[0].unionByName(parts[1]).repartition(session.partitions_for(spark, 2 * most))
     field = schemas.images_schema(spec.image_size).fields["image"]
@@ -123,7 +123,7 @@ def of_batch(
     """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
     if known is None:
         return statistics.Drift(statistics.NO_REFERENCE, detail="the version was registered without one")
-    session.describe(context.spark, "score: compare with the training images")
+    session.describe_jobs(context.spark, "score: compare with the training images")
     limit = context.settings.score.quality.distance
     counts = judged.agg(
         f.count("*").alias("rows"),
@@ -169,7 +169,7 @@ def said_of(rows: DataFrame) -> dict[str, dict[str, int]]:
 
 def chart(context: StageContext, found: statistics.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
     """A point of each chart of MLflow's experiment `<experiment>-drift`: a run of its own for a batch that is there."""
-    session.describe(context.spark, "score: chart the batch")
+    session.describe_jobs(context.spark, "score: chart the batch")
     means = rows.agg(
         f.mean("probability").alias("mean_probability"),
         f.mean((f.col("decision") == "positive").cast("int")).alias("share_positive"),
@@ -184,4 +184,6 @@ def chart(context: StageContext, found: statistics.Drift, facts: Mapping[str, An
         "verdict": found.verdict,
         "run_id": facts["run_id"],
     }
-    context.tracker.beside("drift", facts["batch_id"], tags, {**found.metrics, **figures, "rows": facts["rows"]})
+    context.tracker.log_standalone_run(
+        "drift", facts["batch_id"], tags, {**found.metrics, **figures, "rows": facts["rows"]}
+    )

@@ -125,7 +125,9 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
     def asked() -> Iterable[Finding]:
         answers = executors.machines(spark, warehouse, written)
         engine = engines.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
-        return checks.executors(answers, checks.versions(), spark.version, session.asked(spark), engine, lease.STALE)
+        return checks.executors(
+            answers, checks.versions(), spark.version, session.executor_resources(spark), engine, lease.STALE
+        )
 
     yield from checked("slots", DRIVER, of_slots, "")
     yield from checked("executors", "cluster", asked, executors.PYTHON)

@@ -55,17 +55,17 @@ def prune(context: StageContext) -> Summary:
 def at_rest(warehouse: str, settings: config.Settings) -> Iterator[Callable[[], None] | None]:
     """No job is at work, and where prune.apply says so none starts. Who only looks writes nothing and is given None."""
     if settings.prune.apply:
-        with lease.at_rest(warehouse, JOBS, "prune", settings.wait) as still_at_rest:
+        with lease.block_jobs(warehouse, JOBS, "prune", settings.wait) as still_at_rest:
             yield still_at_rest
     else:
-        lease.refuse_any(warehouse)
+        lease.check_idle(warehouse)
         yield None
 
 
 def listed(warehouse: str) -> list[retention.File]:
     """The files of the warehouse about which there is something to decide."""
     now, found = time.time(), []
-    for place in files.matches(warehouse, "*"):
+    for place in files.list_names(warehouse, "*"):
         if place in retention.PLACES or place.startswith(retention.INGEST):
             for path, size, changed in files.walk(files.join(warehouse, place)):
                 when = now if changed is None else changed.timestamp()

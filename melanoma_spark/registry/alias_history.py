@@ -18,7 +18,9 @@ VERDICTS = "verdicts"  # beside a model's aliases: which rules each version held
 def aliases(warehouse: str) -> list[tuple[str, str]]:
     """Model and alias of all that were ever moved."""
     top = files.join(warehouse, "registry")
-    found = [(name, alias) for name in files.matches(top, "*") for alias in files.matches(files.join(top, name), "*")]
+    found = [
+        (name, alias) for name in files.list_names(top, "*") for alias in files.list_names(files.join(top, name), "*")
+    ]
     return sorted((name, alias) for name, alias in found if alias != VERDICTS)
 
 
@@ -26,7 +28,7 @@ def moves(warehouse: str, name: str, alias: str) -> list[dict[str, Any]]:
     """All moves of an alias, the oldest first. Raises DataError where one is missing or damaged."""
     folder = _folder(warehouse, name, alias)
     found = []
-    for number, file in enumerate(sorted(files.matches(folder, "*.json")), start=1):
+    for number, file in enumerate(sorted(files.list_names(folder, "*.json")), start=1):
         url = files.join(folder, file)
         move = files.read_json(url)
         if not move or move.get("number") != number:

@@ -46,14 +46,14 @@ def register(context: StageContext) -> Summary:
 def reconcile(context: StageContext) -> None:
     """The alias is what its moves say: one that a killed job wrote is made now; one by other hands is written down."""
     settings, warehouse = context.settings.register_, context.warehouse
-    standing = context.tracker.version(f"{settings.name}@{settings.alias}")
+    standing = context.tracker.find_version(f"{settings.name}@{settings.alias}")
     found = alias_history.moves(warehouse, settings.name, settings.alias)
     now = str(standing.version) if standing else None
     last = found[-1] if found else {"from": None, "to": None}
     if now == last["to"]:
         return
     if now == last["from"]:
-        context.tracker.point(settings.name, settings.alias, last["to"])
+        context.tracker.set_alias(settings.name, settings.alias, last["to"])
     elif now:
         why = "the alias was moved without `register`, in MLflow's UI or by another warehouse"
         alias_history.append(warehouse, settings.name, settings.alias, alias_history.OUTSIDE, last["to"], now, why, {})
@@ -63,7 +63,7 @@ def rollback(context: StageContext) -> Summary:
     settings = context.settings.register_
     found = alias_history.moves(context.warehouse, settings.name, settings.alias)
     target = alias_history.previous(found, settings.name, settings.alias)
-    if context.tracker.version(f"{settings.name}/{target}") is None:
+    if context.tracker.find_version(f"{settings.name}/{target}") is None:
         raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
     move(context, alias_history.ROLLBACK, found[-1]["to"], target, "asked for by `register rollback`", {})
     return Summary(
@@ -78,7 +78,7 @@ def move(
     settings = context.settings.register_
     evidence = evidence | {"run_id": context.run_id}
     alias_history.append(context.warehouse, settings.name, settings.alias, action, before, after, why, evidence)
-    context.tracker.point(settings.name, settings.alias, after)
+    context.tracker.set_alias(settings.name, settings.alias, after)
 
 
 def promote(context: StageContext) -> Summary:
@@ -88,16 +88,16 @@ def promote(context: StageContext) -> Summary:
     model = manifests.require(KINDS[name], warehouse)
     if model.id != evaluated.models[name]:
         raise DataError(f"{model.place} is not the model of the last report; run `melanoma-spark evaluate` first")
-    standing = context.tracker.version(f"{settings.name}@{settings.alias}")
+    standing = context.tracker.find_version(f"{settings.name}@{settings.alias}")
     if standing is not None and standing.tags.get("report_id") == evaluated.id:
         return Summary(f"nothing new, {settings.name} version {standing.version} is {settings.alias} already")
 
-    waiting = context.tracker.version(f"{settings.name}@{CHALLENGER}")
+    waiting = context.tracker.find_version(f"{settings.name}@{CHALLENGER}")
     if waiting is not None and waiting.tags.get("report_id") == evaluated.id:
         version = str(waiting.version)  # judged again: rules or champion may be others now
     else:
         version = registered(context, evaluated, name, model)
-        context.tracker.point(settings.name, CHALLENGER, version)
+        context.tracker.set_alias(settings.name, CHALLENGER, version)
     found = judged(context, evaluated, name, standing)
     told = "; ".join(f"{verdict.rule}: {verdict.found}" for verdict in found if not verdict.holds)
     record = [vars(verdict) for verdict in found]
@@ -158,8 +158,8 @@ def registered(context: StageContext, evaluated: ReportManifest, name: str, mode
     description = (
         f"{name}, {scorer.spec.backbone} at {scorer.spec.image_size} px: test AUROC {auroc} [{low}-{high}] on dataset "
         f"{model.dataset_id}. "
-        f"[Report]({context.tracker.page(run_id, 'report.html')}) and "
-        f"[model card]({context.tracker.page(run_id, 'model_card.md')}): artifacts of run {run_id}. "
+        f"[Report]({context.tracker.artifact_link(run_id, 'report.html')}) and "
+        f"[model card]({context.tracker.artifact_link(run_id, 'model_card.md')}): artifacts of run {run_id}. "
         "Research software; not a diagnosis, not a medical device."
     )
     return str(

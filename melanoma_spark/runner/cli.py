@@ -1,4 +1,4 @@
-"""A job from its arguments to its exit status: reads and checks settings, opens Spark and MLflow, runs the stage."""
+"""Runs a job from its arguments to its exit status: reads settings, opens Spark and MLflow, and runs the stage."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from melanoma_spark import __version__, config, lineage, logs
 from melanoma_spark.errors import ConfigError, ExitStatus
 from melanoma_spark.models import backbones, engines, operating_points
 from melanoma_spark.runner.context import StageContext, Summary
-from melanoma_spark.runner.stage import Runner, Stage, in_one_line, run_stage
+from melanoma_spark.runner.stage import Runner, Stage, describe_error, run_stage
 from melanoma_spark.runner.submit import ERROR_VARIABLE, GRACEFUL
 from melanoma_spark.storage import files
 
-# TensorFlow's notes on the processor, once a process, are nobody's news. Set before it is imported.
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Without TensorFlow's notes on the processor in each process. Set before it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
@@ -31,10 +34,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 class Command:
     """A job as it is started from a command line.
 
-    `description` is the text of --help. `runner` takes the place of `run_stage`. `needs_archive`, `needs_spark` and
-    `graceful` (the stage ends by itself at a signal) may depend on the settings. A stage that is not `prepared` is
-    given the settings alone: it opens Spark and MLflow itself, and reports what is wrong with them. `words` are short
-    for settings, such as `status` for `score.action=status`.
+    `description` is the text of --help. `runner` replaces `run_stage`. `needs_archive`, `needs_spark` and `graceful`
+    (the stage ends by itself at a signal) may depend on the settings. A stage that is not `prepared` gets only the
+    settings: it opens Spark and MLflow itself, and reports what is wrong with them. `words` are short forms of
+    settings, such as `status` for `score.action=status`.
     """
 
     name: str
@@ -50,7 +53,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job did that was invoked in this process: `log` is all that it printed, on stdout and stderr."""
+    """What a job did that was invoked in this process: `log` is all its output, on stdout and stderr."""
 
     exit_status: int
     summary: str
@@ -58,31 +61,31 @@ class Result:
 
 
 def main(command: Command) -> None:
-    """Run a job by the arguments of this process, and leave with its exit status."""
+    """Run a job with the arguments of this process, and exit with its status."""
     sys.exit(execute(command, sys.argv[1:]).exit_status)
 
 
-def invoke(command: Command, argv: Sequence[str], spark: Any = None) -> Result:
-    """Run a job in this process, the whole way from its arguments to its exit status, as `main` does.
+def invoke(command: Command, argv: Sequence[str], spark: SparkSession | None = None) -> Result:
+    """Run a job in this process, from its arguments to its exit status, as `main` does.
 
-    `spark` is a session to use, which stays open. What nobody foresaw is in the log as a traceback, with status 1.
+    `spark` is a session to use, which stays open. The log shows an internal error as a traceback, with status 1.
     """
     log = io.StringIO()
     with logs.restored(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             summary = execute(command, argv, spark)
-        except SystemExit as left:  # of argparse: --help, and words that it does not know
-            summary = Summary("", left.code if isinstance(left.code, int) else 1)
+        except SystemExit as exiting:  # of argparse: --help, and unknown options
+            summary = Summary("", exiting.code if isinstance(exiting.code, int) else 1)
         except Exception as error:
             traceback.print_exc()
             summary = Summary(f"{type(error).__name__}: {error}", ExitStatus.INTERNAL)
     return Result(summary.exit_status, summary.text, log.getvalue())
 
 
-def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary:
-    """A job from its arguments to its summary, or to the line of its error, with the exit status of either.
+def execute(command: Command, argv: Sequence[str], spark: SparkSession | None = None) -> Summary:
+    """Run a job, and return its summary, or the line of its error with its exit status.
 
-    Raises what is an error of nobody's but ours, and `SystemExit` as argparse does.
+    Raises internal errors, and `SystemExit` as argparse does.
     """
     words = [command.words.get(word, word) for word in argv]
     arguments = _arguments(command.name, command.description, words)
@@ -98,19 +101,18 @@ def execute(command: Command, argv: Sequence[str], spark: Any = None) -> Summary
             print(GRACEFUL)
         return Summary("settings are valid")
     except Exception as error:
-        told = in_one_line(error, private)
-        if told:
-            return _fail(*told)
+        if described := describe_error(error, private):
+            return _fail(*described)
         if logs.in_json():
             return _fail(f"{type(error).__name__}: {error}", ExitStatus.INTERNAL, traceback=traceback.format_exc())
         raise
 
 
-def _fail(message: str, status: int, **fields: Any) -> Summary:
-    """Writes the line of an error."""
+def _fail(message: str, status: int, **fields: object) -> Summary:
+    """Write the line of an error."""
     line = logs.failure_line(message, status, **fields) + "\n"
     try:
-        # Spark gives out its driver's stderr as its own stdout; melanoma-spark knows the real one.
+        # Spark sends its driver's stderr to its own stdout; melanoma-spark has the real stderr.
         Path(os.environ[ERROR_VARIABLE]).write_text(line)
     except (KeyError, OSError):
         sys.stderr.write(line)
@@ -118,11 +120,11 @@ def _fail(message: str, status: int, **fields: Any) -> Summary:
 
 
 def check(settings: config.Settings, needs_archive: bool) -> None:
-    """What can be known of the settings before Spark starts. Raises `ConfigError`."""
+    """Check the settings as far as possible before Spark starts. Raises `ConfigError`."""
     if needs_archive and not settings.archive:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
     for key, url in (("archive", settings.archive), ("warehouse", settings.warehouse)):
-        if logs.CREDENTIALS.search(str(url)):  # servers and libraries would tell it, each in words of its own
+        if logs.CREDENTIALS.search(str(url)):  # servers and libraries would show it in their messages
             raise ConfigError(
                 f"{key}={url} has a user or a key in its address; name the bucket or host alone: S3's keys come from "
                 "the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE), HDFS's user is HADOOP_USER_NAME"
@@ -132,8 +134,8 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
     operating_points.parse_rule(settings.evaluate.operating_point)
 
 
-def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[str, ...]) -> Summary:
-    """The stage of a command; `given` is a Spark session to use, or None to start one, which is stopped at the end."""
+def _run(command: Command, settings: config.Settings, given: SparkSession | None, argv: tuple[str, ...]) -> Summary:
+    """Run the stage of a command in the Spark session `given`, or in a new one, which is stopped at the end."""
     from melanoma_spark import tracking
     from melanoma_spark.spark import executors, session
 
@@ -146,7 +148,7 @@ def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[st
         if spark is not None:
             tracking.check(settings.mlflow, session.master())
         tracker = tracking.Tracker(settings.mlflow, warehouse)
-        if spark is not None and not session.is_local(spark):  # now that executors have had time to come
+        if spark is not None and not session.is_local(spark):  # now that executors have had time to register
             executors.check_versions(spark)
         context = StageContext(spark, settings, warehouse, tracker, argv=argv)
         tags = {"job": command.name, "commit": lineage.commit(), "version": __version__, "stack": stack()}
@@ -157,13 +159,13 @@ def _run(command: Command, settings: config.Settings, given: Any, argv: tuple[st
 
 
 def stack() -> str:
-    """The versions on which figures may depend."""
+    """Return the versions of the packages on which results may depend."""
     names = ("pyspark", "tensorflow-cpu", "tensorflow", "keras", "horovod", "petastorm", "mlflow", "numpy")
-    found = [f"python {platform.python_version()}"]
+    versions = [f"python {platform.python_version()}"]
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    return ", ".join(found)
+            versions.append(f"{name} {metadata.version(name)}")
+    return ", ".join(versions)
 
 
 def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -175,7 +177,7 @@ def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -
         epilog=f"settings [default]:\n{keys}\n\nsee conf/*.yaml for examples\n\nexit statuses:\n{statuses}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--conf", metavar="FILE.yaml", help="settings file; without it the defaults hold")
+    parser.add_argument("--conf", metavar="FILE.yaml", help="settings file; without it the defaults apply")
     parser.add_argument("--check", action="store_true", help="check the settings and stop before Spark starts")
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that win over the file's")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override those of the file")
     return parser.parse_args(argv)

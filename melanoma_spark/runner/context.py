@@ -1,4 +1,4 @@
-"""What a stage is given, and what it answers."""
+"""What a stage gets, and what it returns."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a stage has done, in a line, and the exit status of its job: any but 0 asks a person to look."""
+    """What a stage has done, in one line, and the exit status of its job."""
 
     text: str
     exit_status: int = 0
 
 
 def archive_id(archive: str) -> str:
-    """Which archive this is, without telling where it lies."""
+    """Return an id of an archive that does not show where it lies."""
     return lineage.content_id([files.url_of(archive)])
 
 
 def read_input(context: StageContext, kind: type[AnyManifest]) -> AnyManifest:
     """Read the manifest of a dataset, and log that the run reads it. Raises as `require_manifest`."""
     manifest = manifests.require(kind, context.warehouse)
-    context.tracker.reads(kind.place, manifest.id)
+    context.tracker.log_input(kind.place, manifest.id)
     return manifest
 
 
@@ -74,12 +74,12 @@ def read_images(context: StageContext, images: ImagesManifest) -> DataFrame:
 
 
 def report_throughput(context: StageContext, meter: Meter) -> str:
-    """What a `session.Meter` has measured, for the end of a summary; MLflow and a line in JSON are told it, too."""
+    """Log what a meter has measured to MLflow and JSON lines, and return it for the end of a summary."""
     figures = meter.figures()
     if not figures:
         return ""
-    if context.run_id:  # else MLflow would begin a run for them
-        context.tracker.metrics(figures)
+    if context.run_id:  # else MLflow would start a run for them
+        context.tracker.log_metrics(figures)
     logs.add_context(**{key: round(value, 3) for key, value in figures.items()})
     return (
         f"; {figures['images_per_second']:.1f} images/s from {figures['megabytes_read']:,.1f} MB, "

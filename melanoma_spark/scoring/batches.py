@@ -19,7 +19,7 @@ def id_of(name: str) -> str:
 
 def committed(warehouse: str) -> list[str]:
     """The ids of the batches in `scores/`, the oldest first."""
-    names = files.matches(files.join(warehouse, "scores"), f"{PREFIX}*")
+    names = files.list_names(files.join(warehouse, "scores"), f"{PREFIX}*")
     return sorted(map(id_of, names))
 
 

@@ -25,7 +25,7 @@ from melanoma_spark import clock, logs
 from melanoma_spark.archives import plan
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.runner.context import StageContext, Summary
-from melanoma_spark.runner.stage import in_one_line, in_run, one_line
+from melanoma_spark.runner.stage import describe_error, open_run, translate_storage_errors
 from melanoma_spark.storage import files, lease
 
 LOOK = 1.0  # seconds after which a signal is met at the latest
@@ -44,7 +44,7 @@ def run(context: StageContext, name: str, batch: Batch, tags: dict[str, str]) ->
         plan.locate(context.settings.archive)
     with (
         logs.context(stage=name),
-        lease.held(context.warehouse, name, context.settings.wait) as own,
+        lease.acquire(context.warehouse, name, context.settings.wait) as own,
         ended_by_signals() as over,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -106,9 +106,9 @@ class Following:
     def one(self) -> None:
         """A batch, in an MLflow run of its own where there is anything new."""
         started = time.monotonic()
-        with logs.context(stage=self.name), one_line(self.context):
+        with logs.context(stage=self.name), translate_storage_errors(self.context):
             try:
-                summary = self.batch(self.context, partial(in_run, name=self.name, tags=self.tags))
+                summary = self.batch(self.context, partial(open_run, name=self.name, tags=self.tags))
             finally:
                 gc.collect()  # what Python holds, Spark's driver holds, too
             seconds = time.monotonic() - started
@@ -125,7 +125,7 @@ class Following:
             raise ClusterError("Spark's driver or its cluster is gone; start score --follow again") from error
         wait, attempt, self.due = self.backoff.failed(), self.backoff.failures, True
         private = self.context.settings.privacy.source_names == "hash"
-        told = in_one_line(error, private)
+        told = describe_error(error, private)
         message, status = told or (type(error).__name__ + ("" if private else f": {error}"), 1)
         text = f"{message}; attempt {attempt} failed, the next one in {wait:.0f} s"
         logs.result(text, "batch_failed", logging.ERROR, attempt=attempt, wait=wait, exit_status=status)
@@ -177,7 +177,7 @@ class Following:
         if retry:
             self.retries, self.due = self.retries + 1, False
         try:
-            version = self.context.tracker.version(self.context.settings.score.model)
+            version = self.context.tracker.find_version(self.context.settings.score.model)
         except ConfigError:
             raise
         except Exception:  # MLflow is away, in one of its many ways: the batch that needs it says so

@@ -62,14 +62,14 @@ def known(spark: SparkSession, warehouse: str, model: str, version: str | None) 
     """Rows of `schemas.LEDGER` of the files that a version of a model has been given; None: any version of it."""
     there = set(committed(warehouse))
     top = files.join(warehouse, "ledger", model)
-    versions = files.matches(top, "*") if version is None else [version]
+    versions = files.list_names(top, "*") if version is None else [version]
     return _rows(spark, [piece for one in versions for piece in pieces(files.join(top, one))], there)
 
 
 def pieces(folder: str) -> list[Piece]:
     """What the index of a model version consists of, the piece of most batches first."""
     found = []
-    for name in files.matches(folder, "*"):
+    for name in files.list_names(folder, "*"):
         url = files.join(folder, name)
         if name.startswith(BATCH):
             found.append(Piece(url, frozenset([batches.id_of(name)])))
@@ -103,11 +103,11 @@ def tidy(spark: SparkSession, warehouse: str, check: Check) -> None:
     nothing any more, and what it committed before is seen below.
     """
     scores, pages = (files.join(warehouse, name) for name in ("scores", "batches"))
-    for name in files.matches(scores, f"{STAGED}*"):
+    for name in files.list_names(scores, f"{STAGED}*"):
         files.remove(files.join(scores, name))
     there = set(committed(warehouse))
     check()  # a file system that is away for a moment looks like one that holds nothing
-    for name in files.matches(pages, "*"):
+    for name in files.list_names(pages, "*"):
         if name not in there:
             files.remove(files.join(pages, name))
     indexed = set().union(*(_tidied(folder, there) for folder in _indexes(warehouse)))
@@ -120,8 +120,8 @@ def tidy(spark: SparkSession, warehouse: str, check: Check) -> None:
 def _indexes(warehouse: str) -> list[str]:
     """The folders of the model versions that have an index."""
     top = files.join(warehouse, "ledger")
-    models = [files.join(top, model) for model in files.matches(top, "*")]
-    return [files.join(model, version) for model in models for version in files.matches(model, "*")]
+    models = [files.join(top, model) for model in files.list_names(top, "*")]
+    return [files.join(model, version) for model in models for version in files.list_names(model, "*")]
 
 
 def _tidied(folder: str, there: Collection[str]) -> set[str]:
@@ -132,7 +132,7 @@ def _tidied(folder: str, there: Collection[str]) -> set[str]:
         if not (piece.batches & set(there)) <= kept:
             kept |= piece.batches
             urls.add(piece.url)
-    for name in files.matches(folder, "*"):
+    for name in files.list_names(folder, "*"):
         if files.join(folder, name) not in urls:
             files.remove(files.join(folder, name))
     return kept
@@ -199,7 +199,7 @@ def unfinished(warehouse: str, of_archive: str, work: str) -> str:
     What was begun on the same archive by another model or with other settings is removed.
     """
     folder = files.join(warehouse, "scoring", of_archive)
-    for name in files.matches(folder, "*"):
+    for name in files.list_names(folder, "*"):
         if name != work:
             files.remove(files.join(folder, name))
     return files.join(folder, work)
@@ -211,7 +211,7 @@ def waiting(spark: SparkSession, place: str, done: DataFrame, run_id: str) -> Da
     Without those that came into `scores/` all the same, and without files that another run could not read: this one
     tries them again.
     """
-    if not files.matches(place, "*.parquet"):
+    if not files.list_names(place, "*.parquet"):
         return spark.createDataFrame([], schemas.SCORED)
     rows = spark.read.schema(schemas.SCORED).parquet(place)
     read = f.col("reason").isNull() | (f.col("reason") != UNREADABLE) | (f.col("run_id") == run_id)

@@ -28,7 +28,7 @@ from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.models import bundle, engines, model_registry, network, prediction
 from melanoma_spark.monitoring import drift
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, report_throughput
-from melanoma_spark.runner.stage import Stage, run_stage, run_without_run
+from melanoma_spark.runner.stage import Stage, run_stage, run_untracked
 from melanoma_spark.scoring import batches, follow, ledger, status, worklist
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
@@ -92,7 +92,7 @@ def batch(context: StageContext, opened: Opened = nullcontext) -> Summary:
     found, artifacts = model_registry.download_model(context.tracker, settings.score.model)
     model, version = str(found.name), str(found.version)
     scorer = replace(bundle.unpack(artifacts), damaged=settings.ingest.damaged)
-    session.describe(spark, "score: list the archive, look up what was scored before")
+    session.describe_jobs(spark, "score: list the archive, look up what was scored before")
     ledger.tidy(spark, warehouse, check_of(context))
     done = known(context, model, version)
     sections = settings.privacy.model_dump(mode="json"), settings.score.quality.model_dump()
@@ -146,7 +146,7 @@ def whole(own: Run, opened: Opened) -> Summary:
 def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> Summary:
     """Makes all rows that wait a batch of `scores/`."""
     context, warehouse = own.context, own.context.warehouse
-    session.describe(context.spark, f"score: stage {total} rows of batch {batch_id}")
+    session.describe_jobs(context.spark, f"score: stage {total} rows of batch {batch_id}")
     rows = ledger.waiting(context.spark, own.place, own.done, context.run_id)
     staged = ledger.stage(rows, warehouse, batch_id, total)
     written = context.spark.read.schema(schemas.SCORED).parquet(staged)
@@ -181,11 +181,11 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
         worklist.write_unmatched(context, batch_id, unmatched)
     tables = {**notes.as_record(), "set_aside": set_aside, "unused": own.tables.unused}
     facts |= {"verdict": drifted.verdict, "drift": drifted.as_record(), "tables": tables}
-    context.tracker.metrics(counts)
-    context.tracker.tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
+    context.tracker.log_metrics(counts)
+    context.tracker.set_tags({"batch_id": batch_id, "model_version": own.version, "verdict": drifted.verdict})
     index = ledger.entries(written).unionByName(new.copies)
     page = worklist.write(context, written, own.listing, own.scorer, facts, counts, drifted)
-    session.describe(context.spark, f"score: commit batch {batch_id}")
+    session.describe_jobs(context.spark, f"score: commit batch {batch_id}")
     ledger.refuse_twice(written, total, known(context, own.model, own.version))
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts, check_of(context))
     ledger.remove(own.place)
@@ -244,7 +244,7 @@ def news(own: Run) -> New:
         known -= own.listing.join(waits.where("done").select("source_key"), "source_key", "left_semi").count()
     if not count:
         return New(todo, waits.limit(0), 0, 0, known, 0)
-    session.describe(own.context.spark, f"score: read new files, {count} of them")
+    session.describe_jobs(own.context.spark, f"score: read new files, {count} of them")
     with session.progress(own.context.spark, "parts read"):
         read = tasks.hash_files(todo, count, own.context.settings).persist()
         read.count()
@@ -282,7 +282,7 @@ def compute(own: Run, new: New) -> str:
     Tells how fast.
     """
     spark, settings, scorer = own.context.spark, own.context.settings, own.scorer
-    session.describe(spark, f"score: compute {new.computed} rows with {own.name}")
+    session.describe_jobs(spark, f"score: compute {new.computed} rows with {own.name}")
     # The closures below travel to the executors with each stage, so that nothing large may be in them: not the weights,
     # which the engine has by itself, and not what the features of training looked like. These go once, as broadcasts,
     # which `session` takes back; what PySpark makes one of by itself, because it is large, stays until the driver ends.
@@ -376,7 +376,7 @@ def exported_network(own: Run, engine: str) -> bytes:
         files.join(context.warehouse, "models", "exported", f"{name}.{engine}"),
         engines.TAG.format(engine=engine),
     )
-    version = context.tracker.version(f"{own.model}/{own.version}")
+    version = context.tracker.find_version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
         if version.tags.get(tag) == hashes.sha256(content):
@@ -391,12 +391,12 @@ def exported_network(own: Run, engine: str) -> bytes:
 def runner(context: StageContext, name: str, stage: Stage, tags: dict[str, str]) -> Summary:
     """`run_stage`; or the batches that are there, without a run; or batch after batch, each with a run of its own."""
     if context.settings.score.action == "status":
-        return run_without_run(context, name, stage, tags)
+        return run_untracked(context, name, stage, tags)
     if context.settings.score.action == "score":
         return run_stage(context, name, stage, tags)
 
     def one(context: StageContext, opened: Opened) -> Summary:
-        with session.let_go(context.spark):
+        with session.release_on_exit(context.spark):
             return batch(context, opened)
 
     return follow.run(context, name, one, tags)

@@ -73,7 +73,7 @@ def table_metadata(context: StageContext, listed: DataFrame, unsettled: DataFram
         rows = table_files.read_readable_records(spark, layout, tables, settings, set_aside)
         images = table_files.images_for_matching(unsettled, settings)
         there, name = table_files.table_paths(unsettled), plan.stored_name(settings)
-        matched = matching.match_rows(images, rows, there, name, lambda _, table: session.fixed(table))
+        matched = matching.match_rows(images, rows, there, name, lambda _, table: session.checkpointed(table))
     stated = (f.col(name).cast("string") for name in ("path", "patient_id", *statistics.METADATA))
     found = [nameless(settings, tables) for tables in (set_aside, unused)]
     for path, why in found[0].items():
@@ -116,13 +116,13 @@ def write(
     """The worklist of a staged batch, of which `told` is batch.json; returns the page's URL."""
     chosen = context.settings.score.worklist
     folder = files.join(context.warehouse, "batches", told["batch_id"])
-    session.describe(context.spark, f"score: worklist of {told['rows']} rows")
+    session.describe_jobs(context.spark, f"score: worklist of {told['rows']} rows")
     ordered = ranked(rows).persist()
     as_csv(ordered, worklist_page.COLUMNS, ["rank"], files.join(folder, "worklist.csv"))
     first = [row.asDict() for row in ordered.where(f.col("rank") <= chosen.rows).orderBy("rank").collect()]
     seen = [row for row in first if row["status"] != "rejected"][: chosen.pictures]
     shown = pictures(context, listing, scorer, {row["sha256"] for row in seen}, rows, folder)
-    session.describe(context.spark, "score: counts of the worklist's page")
+    session.describe_jobs(context.spark, "score: counts of the worklist's page")
     point = scorer.operating_point
     judged = ordered.where("status = 'scored'")
     figures = judged.agg(
@@ -176,7 +176,7 @@ def as_csv(rows: DataFrame, columns: Sequence[str], order: Sequence[str], url: s
     written = [safe(name) if kinds[name] == "string" else f.col(name) for name in columns]
     told = rows.orderBy(*order).select(*written).coalesce(1)
     told.write.mode("overwrite").option("header", "true").option("escape", '"').csv(folder)
-    (part,) = files.matches(folder, "part-*.csv")
+    (part,) = files.list_names(folder, "part-*.csv")
     files.rename(files.join(folder, part), url)
     files.remove(folder)
 
@@ -220,7 +220,7 @@ def pictures(
 
     size = context.settings.score.batch_size
     draw = inference.over_batches(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
-    session.describe(context.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
+    session.describe_jobs(context.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
     drawing = tasks.compute_files(
         found, len(wanted), context.settings, draw, batch_size=size, write=lambda frames: frames, result=PICTURES
     )

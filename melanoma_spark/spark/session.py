@@ -68,7 +68,7 @@ def is_local(spark: SparkSession) -> bool:
     return str(spark.sparkContext.master).startswith("local")
 
 
-def asked(spark: SparkSession) -> checks.Asked:
+def executor_resources(spark: SparkSession) -> checks.Asked:
     """What Spark is to give each executor."""
     local, jvm = is_local(spark), cast(Any, spark.sparkContext._jvm)
 
@@ -161,11 +161,11 @@ def _ended(spark: SparkSession) -> ClusterError:
     )
 
 
-def of_lost(spark: SparkSession, error: BaseException) -> ClusterError | None:
+def explain_lost_spark(spark: SparkSession, error: BaseException) -> ClusterError | None:
     """What an error means where Spark was taken from the job, or all executors at once; None where neither was so."""
     if _is_stopped(spark):
         return _ended(spark)
-    if "Checkpoint block" in str(error):  # of `fixed`, which survives the loss of one executor
+    if "Checkpoint block" in str(error):  # of `checkpointed`, which survives the loss of one executor
         return ClusterError(
             "several executors were lost at once, and tables that they alone had; run the job again, what was finished "
             "is kept"
@@ -173,7 +173,7 @@ def of_lost(spark: SparkSession, error: BaseException) -> ClusterError | None:
     return None
 
 
-def batch_rows(spark: SparkSession, rows: int) -> None:
+def set_arrow_batch_rows(spark: SparkSession, rows: int) -> None:
     """Rows of an Arrow batch. Arrow counts rows, not bytes, and ours hold images: never leave the default of 10,000."""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows))
 
@@ -196,7 +196,7 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
             spark.conf.set(key, value)
 
 
-def fixed(table: DataFrame) -> DataFrame:
+def checkpointed(table: DataFrame) -> DataFrame:
     """The table as it is now, whatever becomes of what it was made from; computed at once.
 
     It lies on two executors, where there are two, so that losing one loses none of it. Spark 3.5 keeps it on one.
@@ -206,18 +206,18 @@ def fixed(table: DataFrame) -> DataFrame:
     return table.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2)
 
 
-_SENT: list[Any] = []  # what `broadcast` has sent and `let_go` not yet taken back
+_SENT: list[Any] = []  # what `broadcast` has sent and `release_on_exit` not yet taken back
 
 
 def broadcast(spark: SparkSession, value: Any) -> Any:
-    """`value` to all executors, until the end of the `let_go` around it."""
+    """`value` to all executors, until the end of the `release_on_exit` around it."""
     sent = spark.sparkContext.broadcast(value)
     _SENT.append(sent)
     return sent
 
 
 @contextmanager
-def let_go(spark: SparkSession) -> Iterator[None]:
+def release_on_exit(spark: SparkSession) -> Iterator[None]:
     """What is persisted, checkpointed or `broadcast` in here is let go at the end, on the driver and the executors.
 
     A process that ends lets go of all. One that runs many stages, or lives for weeks, would fill memory and disk: the
@@ -251,7 +251,7 @@ def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[
         yield
 
 
-def describe(spark: SparkSession, text: str) -> None:
+def describe_jobs(spark: SparkSession, text: str) -> None:
     """What Spark's UI and event log say of the jobs that follow."""
     spark.sparkContext.setJobDescription(text)
 

@@ -1,11 +1,11 @@
-"""One job of a kind at a time on a warehouse: a file says who is at it, and that it is still alive."""
+"""Leases: one job of a kind runs on a warehouse at a time. A file says which, and that it is alive."""
 
 from __future__ import annotations
 
 import os
 import socket
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,15 +18,15 @@ from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import BusyError, ClusterError, MelanomaError
 from melanoma_spark.storage import files
 
-BEAT = 10.0  # seconds between signs of life
-STALE = 120.0  # seconds without one, after which a job on another machine counts as dead; clocks may differ by less
-AGAIN = 2.0  # seconds after which one that waits looks again
-SETTLE = 0.2  # seconds in which of two that start at once the later one has written
+BEAT = 10.0  # seconds between renewals
+STALE = 120.0  # seconds after which a lease from another machine is void; clocks may differ by less
+RETRY = 2.0  # seconds between attempts of a job that waits
+SETTLE = 0.2  # seconds within which, of two jobs that start at once, the later one has written
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a job holds."""
+    """The right of a job to run on a warehouse."""
 
     url: str
     job: str
@@ -34,9 +34,9 @@ class Lease:
     clock: Clock = REAL
 
     def check(self) -> None:
-        """Raises `BusyError` when another job has it, which a machine that stood still for minutes allows.
+        """Raise `BusyError` when another job has the lease, which may happen when a machine stands still for minutes.
 
-        Raises `ClusterError` when it is gone: another job has had it, or the warehouse is another one than it was.
+        Raises `ClusterError` when it is gone: another job had it since, or the warehouse is another one than before.
         """
         _refuse(self.url, self.job, self.owner, self.clock)
         try:
@@ -51,34 +51,34 @@ class Lease:
 
 
 @contextmanager
-def held(warehouse: str, job: str, wait: float = 0, by: str = "", clock: Clock = REAL) -> Iterator[Lease]:
-    """While in here, no other process gets in with the same names.
+def acquire(warehouse: str, job: str, wait: float = 0, by: str = "", clock: Clock = REAL) -> Iterator[Lease]:
+    """Hold the lease of a job until the end, so that no other process gets it.
 
-    Raises `BusyError` with who is at it, after `wait` seconds. A job that was killed on this machine holds nothing any
-    more; one on another machine nothing after `STALE` seconds. `by` is who is told to be at it, where not the job.
+    Raises `BusyError` naming the other job, after `wait` seconds. The lease of a job that was killed on this machine is
+    void at once, that of one on another machine after `STALE` seconds. `by` is the name to show where it is not `job`.
     """
     url = files.join(warehouse, "running", f"{job}.json")
     until = clock.monotonic() + wait
     while True:
         try:
-            with _taken(url, job, by or job, clock) as lease:
+            with _write_lease(url, job, by or job, clock) as lease:
                 yield lease
                 return
-        except _Refused as refused:
+        except _RefusedError as refused:
             if clock.monotonic() >= until:
                 raise BusyError(str(refused)) from None
-        clock.sleep(min(AGAIN, max(0.0, until - clock.monotonic())))
+        clock.sleep(min(RETRY, max(0.0, until - clock.monotonic())))
 
 
 @contextmanager
-def at_rest(warehouse: str, jobs: Collection[str], by: str, wait: float = 0) -> Iterator[Callable[[], None]]:
-    """While in here, none of these jobs is at work, or starts. Yields a check that is `Lease.check` for each of them.
+def block_jobs(warehouse: str, jobs: Collection[str], by: str, wait: float = 0) -> Iterator[Callable[[], None]]:
+    """Keep all of these jobs from running until the end. Yields a function that does `Lease.check` for each of them.
 
-    Raises `BusyError` with who is at it: one of these, after `wait` seconds, or any other job.
+    Raises `BusyError` naming one of these that runs, after `wait` seconds, or any other job.
     """
     with ExitStack() as stack:
-        leases = [stack.enter_context(held(warehouse, job, wait, by)) for job in jobs]
-        refuse_any(warehouse, but=jobs)
+        leases = [stack.enter_context(acquire(warehouse, job, wait, by)) for job in jobs]
+        check_idle(warehouse, but=jobs)
 
         def check() -> None:
             for lease in leases:
@@ -87,69 +87,70 @@ def at_rest(warehouse: str, jobs: Collection[str], by: str, wait: float = 0) -> 
         yield check
 
 
-def refuse_any(warehouse: str, but: Collection[str] = (), clock: Clock = REAL) -> None:
-    """Raises `BusyError` with who is at it where any job is, but for those of some names."""
+def check_idle(warehouse: str, but: Collection[str] = (), clock: Clock = REAL) -> None:
+    """Raise `BusyError` naming a job that runs on the warehouse, except those of some names."""
     folder = files.join(warehouse, "running")
-    for name in sorted(files.matches(folder, "*.json")):
+    for name in sorted(files.list_names(folder, "*.json")):
         job = name.removesuffix(".json")
         if job not in but:
             _refuse(files.join(folder, name), job, "", clock)
 
 
 @contextmanager
-def _taken(url: str, job: str, by: str, clock: Clock) -> Iterator[Lease]:
-    _refuse(url, job, "", clock, _Refused)
-    own = uuid.uuid4().hex
-    facts = {
-        "owner": own,
+def _write_lease(url: str, job: str, by: str, clock: Clock) -> Iterator[Lease]:
+    _refuse(url, job, "", clock, _RefusedError)
+    owner = uuid.uuid4().hex
+    values = {
+        "owner": owner,
         "by": by,
         "host": socket.gethostname(),
         "process": os.getpid(),
         "process_started": psutil.Process().create_time(),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    files.write_json(url, {**facts, "beat": clock.now()})
+    files.write_json(url, {**values, "beat": clock.now()})
     clock.sleep(SETTLE)
-    _refuse(url, job, own, clock, _Refused)
-    lease = Lease(url, job, own, clock)
+    _refuse(url, job, owner, clock, _RefusedError)
+    lease = Lease(url, job, owner, clock)
 
-    def beat() -> None:
-        with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will say so
-            lease.check()  # what another one holds is not taken back
-            files.write_json(url, {**facts, "beat": clock.now()})
+    def renew() -> None:
+        with suppress(MelanomaError):  # the warehouse may be away for a moment; the job itself will report it
+            lease.check()  # the lease of another job is not overwritten
+            files.write_json(url, {**values, "beat": clock.now()})
 
     try:
-        with every(BEAT, beat):
+        with every(BEAT, renew):
             yield lease
     finally:
-        with suppress(MelanomaError, OSError):  # where it cannot be given back it ends with the process
+        with suppress(MelanomaError, OSError):  # a lease that cannot be removed ends with the process
             lease.check()
             files.remove(url)
 
 
-class _Refused(BusyError):
-    """Of `held` alone: somebody was there first."""
+class _RefusedError(BusyError):
+    """Another job has the lease that `acquire` tries to get."""
 
 
-def _refuse(url: str, job: str, own: str, clock: Clock, kind: type[BusyError] = BusyError) -> None:
+def _refuse(url: str, job: str, owner: str, clock: Clock, kind: type[BusyError] = BusyError) -> None:
+    """Raise an error where a job other than `owner` holds the lease and is alive."""
     try:
-        found = files.read_json(url) or {}
-    except MelanomaError:  # torn; it is written anew
+        values = files.read_json(url) or {}
+    except MelanomaError:  # torn; it is written again
         return
-    if not found or found.get("owner") == own or not _alive(found, clock):
+    if not values or values.get("owner") == owner or not _is_alive(values, clock):
         return
-    left = STALE - (clock.now() - float(found["beat"]))
+    left = STALE - (clock.now() - float(values["beat"]))
     raise kind(
-        f"{found.get('by', job)} is already running on this warehouse, since {found['since']} on {found['host']} "
-        f"(process {found['process']}); wait for it, or stop it: should it be dead, the way is free in "
-        f"{max(left, 0):.0f} s"
+        f"{values.get('by', job)} is already running on this warehouse, since {values['since']} on {values['host']} "
+        f"(process {values['process']}); wait for it, or stop it: if it is dead, the lease ends in {max(left, 0):.0f} s"
     )
 
 
-def _alive(found: dict[str, Any], clock: Clock) -> bool:
-    if found["host"] == socket.gethostname():
+def _is_alive(values: Mapping[str, Any], clock: Clock) -> bool:
+    if values["host"] == socket.gethostname():
         with suppress(psutil.Error):
-            process = psutil.Process(found["process"])
-            return bool(process.create_time() == found["process_started"] and process.status() != psutil.STATUS_ZOMBIE)
+            process = psutil.Process(values["process"])
+            same = process.create_time() == values["process_started"]
+            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
         return False
-    return clock.now() - float(found["beat"]) < STALE
+    return clock.now() - float(values["beat"]) < STALE

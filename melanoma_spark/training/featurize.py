@@ -57,7 +57,7 @@ def featurize(context: StageContext) -> Summary:
     images = images.select("sha256", "split", "image", views_of(views).alias("view"))
     rows = made_of.accepted + (views - 1) * sum(made_of.counts[f"train_{label}"] for label in (0, 1))
     keys = images.drop("image")
-    if files.matches(target, "*.parquet"):
+    if files.list_names(target, "*.parquet"):
         # With a schema given, Spark does not look for one in Petastorm's metadata, which a killed job may have torn.
         keys = keys.join(spark.read.schema("sha256 string, view int").parquet(target), KEY, "left_anti")
     keys = keys.persist()
@@ -89,8 +89,8 @@ def featurize(context: StageContext) -> Summary:
         **{"augment": None, **recipe},
     )
     manifests.publish(manifest, warehouse)
-    context.tracker.tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
-    context.tracker.metrics({"computed": missing, "reused": rows - missing})
+    context.tracker.set_tags({"features_id": features_id, "weights_id": base.content_id, "weights_origin": base.origin})
+    context.tracker.log_metrics({"computed": missing, "reused": rows - missing})
     what = f"{rows} images" if views == 1 else f"{rows} rows ({views} views of each train image, 1 of the others)"
     return Summary(
         f"{what} = {missing} computed + {rows - missing} computed before, "
@@ -114,7 +114,7 @@ def taken_over(
     context: StageContext, keys: DataFrame, rows: int, other: str, cuts: list[str], target: str
 ) -> DataFrame:
     """Add the rows of view 0 that stand at `other`, of the same recipe but for augmentation; the keys of the rest."""
-    session.describe(context.spark, "featurize: plain views that stand already")
+    session.describe_jobs(context.spark, "featurize: plain views that stand already")
     plain = context.spark.read.parquet(other).where("view = 0").select(*KEY, *cuts)
     append(in_order(context, plain.join(f.broadcast(keys), KEY), rows).select(*KEY, *cuts), target)
     rest = keys.join(plain.select(KEY), KEY, "left_anti").persist()
@@ -172,12 +172,12 @@ def compute(
     def finish(outputs: list[np.ndarray | None], errors: Any) -> pd.DataFrame:
         return pd.DataFrame({cut: stored(values, chosen.dtype) for cut, values in zip(cuts, outputs, strict=True)})
 
-    session.batch_rows(spark, chosen.batch_size)
+    session.set_arrow_batch_rows(spark, chosen.batch_size)
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
     model_id = f"{name} {size} {base.content_id} {cuts} {chosen.precision} {engine}"
     meter = session.Meter(spark)
     udf = inference.over_column(model_id, load, prepare, finish, kind, chosen.batch_size, meter)
-    session.describe(spark, f"featurize: {name} over {rows} images")
+    session.describe_jobs(spark, f"featurize: {name} over {rows} images")
     computed = in_order(context, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)
     return report_throughput(context, meter)

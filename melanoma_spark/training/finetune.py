@@ -53,7 +53,7 @@ def finetune(context: StageContext) -> Summary:
     for source in sources.values():  # so that what does not fit is told before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
     executors.check(context.spark, settings.ranks)
-    session.describe(context.spark, f"finetune: {settings.ranks} Horovod ranks")
+    session.describe_jobs(context.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(head.url(warehouse), WEIGHTS)
     target = files.join(warehouse, "models/finetuned", made_from)
     records: list[loop.EpochRecord] = horovod.run_on_spark(
@@ -91,7 +91,7 @@ def finetune(context: StageContext) -> Summary:
     )
     manifests.publish(manifest, warehouse)
     files.remove(files.join(target, CHECKPOINT))
-    context.tracker.epochs(records)
+    context.tracker.log_epochs(records)
     trained = [record for record in records if record.epoch]
     speed = float(np.mean([record.images_per_second for record in trained]))
     waited = sum(record.waited for record in trained) / max(sum(record.seconds for record in trained), 1e-9)

@@ -162,7 +162,7 @@ def averages(
             mean = [value.astype(np.float32).mean(axis=(0, 1)).tobytes() for value in values]
             yield batch[[*KEY]].assign(mean=mean)
 
-    session.batch_rows(spark, 64)
+    session.set_arrow_batch_rows(spark, 64)
     schema = f"sha256 string, view int, `{column}` binary"
     wanted_views = spark.read.schema(schema).parquet(url).where(f"view < {views}")
     table = wanted_views.mapInPandas(means, "sha256 string, view int, mean binary").toPandas()

@@ -105,7 +105,7 @@ def averaged(
     context: StageContext, features: FeaturesManifest, labels: dict[str, dict[str, int]], views: int
 ) -> list[np.ndarray]:
     """For `head.fit_without`: view 0 of train and validation images, and further views of those of train."""
-    session.describe(context.spark, "search: averages of the bottleneck features")
+    session.describe_jobs(context.spark, "search: averages of the bottleneck features")
     url = features.url(context.warehouse)
     cut = backbones.backbone(context.settings.backbone.name).cuts[-1]
     found = reading.averages(context.spark, url, cut, labels, views)
@@ -157,8 +157,8 @@ def symmetries(
 
         batch, kind = context.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])
         udf = inference.over_column(f"symmetries {made_of}", load, prepare, finish, kind, batch)
-        session.batch_rows(context.spark, batch)
-        session.describe(context.spark, f"search: {count - 1} symmetries of {len(keys)} images")
+        session.set_arrow_batch_rows(context.spark, batch)
+        session.describe_jobs(context.spark, f"search: {count - 1} symmetries of {len(keys)} images")
         rows = read_images(context, images).where("split != 'test'")
         rows = rows.repartitionByRange(session.partitions_for(context.spark, len(keys)), "sha256")
         found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
@@ -182,7 +182,7 @@ def fitted(
     specs = [head.spec_of(tried, **spec) for tried in heads]
     sent = session.broadcast(spark, data)
     fit = fitter(heads, ttas, specs, wanted, sent, session.task_threads(spark))
-    session.describe(spark, f"search: {len(wanted)} heads")
+    session.describe_jobs(spark, f"search: {len(wanted)} heads")
     with session.progress(spark, "heads"):
         rows = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS)).mapInPandas(fit, TASK).collect()
     return cast(list[trials.Task], [row.asDict() for row in rows])
@@ -230,19 +230,19 @@ def log(context: StageContext, facts: SearchManifest) -> None:
         tags = {"search_id": facts.id, "in_force": str(result["in_force"]).lower()}
         tags |= {"failed": result["reason"]} if result["reason"] else {}
         with context.tracker.run(f"trial {number}", {"stage": "search", **tags}):
-            context.tracker.parameters(
+            context.tracker.log_parameters(
                 {trials.SETTINGS[name]: str(value) for name, value in result["settings"].items()}
             )
             if not result["reason"]:
-                context.tracker.metrics(as_metrics(result))
+                context.tracker.log_metrics(as_metrics(result))
     figures = {f"best_{key}": value for key, value in as_metrics(facts.trials[0]).items()}
-    context.tracker.metrics({**figures, "trials": len(facts.trials), "failed": len(failures(facts))})
-    context.tracker.tags({"search_id": facts.id, "best": trials.words(facts.best)})
+    context.tracker.log_metrics({**figures, "trials": len(facts.trials), "failed": len(failures(facts))})
+    context.tracker.set_tags({"search_id": facts.id, "best": trials.words(facts.best)})
     rows = [{**row, **row["settings"]} for row in facts.trials]
     columns = ["trial", *trials.SETTINGS, "in_force", "mean", "std", "std_seeds", "reason"]
-    context.tracker.artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
-    context.tracker.artifact("tasks.csv", pd.DataFrame(facts.tasks).to_csv(index=False).encode())
-    context.tracker.artifact("plots/trials.png", trials_plot(facts.trials))
+    context.tracker.log_artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
+    context.tracker.log_artifact("tasks.csv", pd.DataFrame(facts.tasks).to_csv(index=False).encode())
+    context.tracker.log_artifact("plots/trials.png", trials_plot(facts.trials))
 
 
 def as_metrics(result: trials.Result) -> dict[str, float]:

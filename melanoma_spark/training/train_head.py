@@ -29,7 +29,7 @@ def train_head(context: StageContext) -> Summary:
 
     labels = training_labels(context.spark, images.url(warehouse))
     url = features.url(warehouse)
-    session.describe(context.spark, "train_head: averages of the bottleneck features")
+    session.describe_jobs(context.spark, "train_head: averages of the bottleneck features")
     cut = backbones.backbone(settings.backbone.name).cuts[-1]
     pooled = reading.averages(context.spark, url, cut, labels, views)
     spec = head.spec_of(settings.head, settings.backbone.name, images.image_size)
@@ -56,7 +56,7 @@ def train_head(context: StageContext) -> Summary:
         run_id=context.run_id,
     )
     manifests.save_model(warehouse, manifest, tensors)
-    context.tracker.epochs(records)
+    context.tracker.log_epochs(records)
     return Summary(
         f"{len(labels['train'])} train and {len(labels['validation'])} validation images, kept epoch {best.epoch} of "
         f"{records[-1].epoch}, validation AUROC {best.validation_auroc:.4f}"

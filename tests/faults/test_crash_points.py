@@ -166,7 +166,7 @@ class Stages:
         found["worklists"] = [(top / "batches" / name / "worklist.csv").read_text().count("\n") for name in batches]
         tracker = tracking.Tracker(tracking.config.Mlflow(), url)
         for alias in ("champion", "challenger"):
-            if tracker.version(f"melanoma@{alias}"):
+            if tracker.find_version(f"melanoma@{alias}"):
                 version, artifacts = model_registry.download_model(tracker, f"melanoma@{alias}")
                 sums = {key: hashlib.sha256(value).hexdigest() for key, value in artifacts.items()}
                 found[alias] = own(version.tags), len(sums), bool(version.description)

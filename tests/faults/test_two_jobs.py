@@ -42,7 +42,7 @@ def serve() -> None:
 
     orders, answers = sys.stdin, sys.stdout  # a job's own output is in its result
     order: dict[str, Any] = {}
-    lease.AGAIN = 0.05
+    lease.RETRY = 0.05
 
     def answer(**facts: Any) -> None:
         print(json.dumps(facts), file=answers, flush=True)
@@ -66,7 +66,7 @@ def serve() -> None:
     def untracked(*_: Any):
         yield ""
 
-    tracker = SimpleNamespace(run=untracked, metrics=lambda figures: None)
+    tracker = SimpleNamespace(run=untracked, log_metrics=lambda figures: None)
 
     def run(name: str, job: StageContext, *_: Any) -> Summary:
         job = replace(job, mlflow=tracker)

@@ -30,7 +30,7 @@ SECRET = "s3a://KEY:SECRET@nobody-has-this-bucket/lesions"
 )
 def test_an_exit_status_and_its_line(spark, copied, settings_file, status, words, message):
     settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder))
-    held = lease.held(copied.context.warehouse, "score") if status == 5 else contextlib.nullcontext()
+    held = lease.acquire(copied.context.warehouse, "score") if status == 5 else contextlib.nullcontext()
     with held:
         done = invoke(command("score"), ["--conf", str(settings), "log.format=json", *words], spark)
     assert done.exit_status == status, done.log

@@ -6,7 +6,7 @@ import pytest
 
 from melanoma_spark import config, logs
 from melanoma_spark.errors import BusyError, DataError
-from melanoma_spark.runner.stage import in_one_line
+from melanoma_spark.runner.stage import describe_error
 from melanoma_spark.spark import session
 
 
@@ -107,14 +107,14 @@ def test_an_error_of_spark_names_no_file_where_names_are_private(spark):
 
     with pytest.raises(PySparkException) as caught:
         spark.read.parquet("/nowhere/Jane Doe.parquet")
-    assert "Jane" in in_one_line(caught.value, private=False)[0]
-    message, status = in_one_line(caught.value, private=True)
+    assert "Jane" in describe_error(caught.value, private=False)[0]
+    message, status = describe_error(caught.value, private=True)
     assert "Jane" not in message
     assert message.startswith("Spark: ")
     assert status == 1
-    assert in_one_line(DataError("told"), private=True) == ("told", 4)
-    assert in_one_line(BusyError("told"), private=True) == ("told", 5)
-    assert in_one_line(ValueError("ours"), private=True) is None
+    assert describe_error(DataError("told"), private=True) == ("told", 4)
+    assert describe_error(BusyError("told"), private=True) == ("told", 5)
+    assert describe_error(ValueError("ours"), private=True) is None
 
 
 def test_hashed_names_are_in_no_line(copied, monkeypatch, as_json, capsys):

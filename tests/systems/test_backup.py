@@ -125,7 +125,7 @@ def test_a_tracking_server_on_postgresql_is_restored_as_the_page_says(copied, po
     run(restore, **places, DATABASE=new.replace("+psycopg2", "").replace(f":{password}", ""))
     with mlflow_server(new, tmp_path) as server:
         line = open_line(copied.context.spark, copied.archive, copied.folder, mlflow={"tracking_uri": server})
-        assert str(line.tracker().version("melanoma@champion").version) == "1"
+        assert str(line.tracker().find_version("melanoma@champion").version) == "1"
         assert "nothing to do" in line.stage("score")
         land(line, 902)
         assert "= 1 scored" in line.stage("score")

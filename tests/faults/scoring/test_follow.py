@@ -156,7 +156,7 @@ def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landi
 
 def test_a_batch_that_fails_is_tried_again_later(landing):
     tracker = landing.tracker()
-    version = tracker.version("melanoma@champion").version
+    version = tracker.find_version("melanoma@champion").version
     client = mlflow.MlflowClient()
     client.delete_registered_model_alias("melanoma", "champion")
     drop(landing.archive, 0, 1)
@@ -191,7 +191,7 @@ def test_another_version_behind_the_alias_is_news(landing):
     drop(landing.archive, 0, 1)
     tracker = landing.tracker()
     client = mlflow.MlflowClient()
-    first = tracker.version("melanoma@champion")
+    first = tracker.find_version("melanoma@champion")
 
     def moves() -> None:
         wait_for(lambda: committed(landing) == 1, "no first batch")

@@ -19,9 +19,9 @@ def raising(error):
 
 def looking(stage, **options):
     """A command that needs neither Spark nor MLflow."""
-    from melanoma_spark.runner.stage import run_without_run
+    from melanoma_spark.runner.stage import run_untracked
 
-    return Command("look", "look: what is there", stage, runner=run_without_run, prepared=False, **options)
+    return Command("look", "look: what is there", stage, runner=run_untracked, prepared=False, **options)
 
 
 @pytest.mark.parametrize(

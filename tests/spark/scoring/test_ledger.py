@@ -98,14 +98,14 @@ def test_a_merge_killed_before_it_counts_is_no_merge(spark, warehouse, many, mon
         only_here.setattr(files, "write_json", killed)
         with pytest.raises(Killed):
             ledger.tidy(spark, warehouse, nothing)
-    merged = files.matches(folder_of(warehouse), f"{ledger.MERGED}*")
+    merged = files.list_names(folder_of(warehouse), f"{ledger.MERGED}*")
     assert len(merged) == 2, "one of them without its mark"
     more = {"7-a", "8-a"}
     assert told(spark, warehouse) == (many | more, 1)
     ledger.tidy(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many | more, 1)
     assert all(files.exists(f"{piece.url}/{ledger.MARK}") for piece in ledger.pieces(folder_of(warehouse)))
-    assert len(files.matches(folder_of(warehouse), "*")) == len(ledger.pieces(folder_of(warehouse)))
+    assert len(files.list_names(folder_of(warehouse), "*")) == len(ledger.pieces(folder_of(warehouse)))
 
 
 def test_a_merge_killed_before_it_has_removed_what_went_into_it(spark, warehouse, many, monkeypatch):
@@ -156,7 +156,7 @@ def test_nothing_is_removed_where_the_warehouse_is_away(spark, warehouse, many):
         ledger.tidy(spark, warehouse, away)
     os.rename(f"{there}/away", f"{there}/scores")
     assert told(spark, warehouse) == (many, 1)
-    assert len(files.matches(f"{warehouse}/batches", "*")) == NIGHTS
+    assert len(files.list_names(f"{warehouse}/batches", "*")) == NIGHTS
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def counted(markers: Path, kind: str) -> Counter:
 
 
 def run(spark, udf, numbers, partitions: int, arrow_rows: int = 10) -> list:
-    session.batch_rows(spark, arrow_rows)
+    session.set_arrow_batch_rows(spark, arrow_rows)
     rows = [(int(number), content(int(number))) for number in numbers]
     table = spark.createDataFrame(rows, "number int, data binary").repartition(partitions, "number")
     return table.select("number", udf("data").alias("found")).select("number", "found.*").collect()
@@ -148,7 +148,7 @@ def test_further_columns_reach_what_prepares(spark):
 
 
 def test_order_is_kept(spark, tmp_path):
-    session.batch_rows(spark, 7)
+    session.set_arrow_batch_rows(spark, 7)
     rows = [(number, content(number)) for number in range(100)]
     table = spark.createDataFrame(rows, "number int, data binary").coalesce(1)
     found = table.select("number", udf_of("order", tmp_path)("data").alias("found")).collect()
@@ -221,7 +221,7 @@ def test_an_error_while_preparing_ahead_is_raised_in_its_turn():
 
 def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):
     """Two tasks of three batches; reading a batch takes longer than what is done with it."""
-    session.batch_rows(spark, 10)
+    session.set_arrow_batch_rows(spark, 10)
     meter = session.Meter(spark)
 
     def prepare(data: bytes) -> np.ndarray:

@@ -111,7 +111,7 @@ def test_a_table_that_only_lost_executors_had_ends_in_one_line(new_line):
     line = new_line()
 
     def stage(job: Any) -> Summary:
-        table = session.fixed(job.spark.range(3).selectExpr("id + 1 as id"))
+        table = session.checkpointed(job.spark.range(3).selectExpr("id + 1 as id"))
         for rdd in (
             table._jdf.queryExecution().toRdd().toJavaRDD(),
             *job.spark.sparkContext._jsc.getPersistentRDDs().values(),

@@ -385,7 +385,7 @@ def test_a_store_that_is_not_there_is_named(other_s3, nobody):
     other_s3.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody}")
     told = refused(f"s3a://{BUCKET}/lesions")
     assert f"127.0.0.1:{nobody}" in told
-    assert "mend AWS_ENDPOINT_URL" in told
+    assert "correct AWS_ENDPOINT_URL" in told
 
 
 def test_a_store_that_says_nothing_is_named(other_s3, silent):
@@ -441,11 +441,11 @@ def test_small_files_are_written_read_and_moved(roots, urls, place):
     folder = f"{roots[place]}/small #1 [x]; 50%"
     target = files.join(folder, "new", "100% #1.json")
     assert not files.exists(target)
-    assert files.matches(folder, "*") == []
+    assert files.list_names(folder, "*") == []
     files.write_json(target, {"old": 1})
     files.write_json(target, {"new": 2})
     assert files.read_json(target) == {"new": 2}
-    assert files.matches(files.join(folder, "new"), "*.json") == ["100% #1.json"]
+    assert files.list_names(files.join(folder, "new"), "*.json") == ["100% #1.json"]
     files.rename(files.join(folder, "new"), files.join(folder, "moved", "here"))
     assert files.read_json(files.join(folder, "moved", "here", "100% #1.json")) == {"new": 2}
     assert not files.exists(files.join(folder, "new"))
@@ -453,7 +453,7 @@ def test_small_files_are_written_read_and_moved(roots, urls, place):
         files.write_bytes(files.join(folder, "unfinished"), content)
         files.rename(files.join(folder, "unfinished"), files.join(folder, "part"))
     assert files.read_bytes(files.join(folder, "part")) == b"second"
-    assert files.matches(folder, "*unfinished*") == []
+    assert files.list_names(folder, "*unfinished*") == []
     with pytest.raises(DataError, match=r"^cannot read .*/none: "):
         files.read_bytes(files.join(folder, "none"))
     files.check_writable(folder)

@@ -120,7 +120,7 @@ def test_a_table(warehouse):
 @pytest.mark.parametrize("job", ["score", "pipeline", "one that is yet to be written"])
 def test_it_leaves_while_a_job_is_at_work(warehouse, job, apply):
     url = f"file://{warehouse}"
-    with lease.held(url, job):
+    with lease.acquire(url, job):
         before = there(warehouse)
         with pytest.raises(BusyError, match=f"{job} is already running on this warehouse") as caught:
             run(warehouse, prune={"apply": apply})
@@ -178,7 +178,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
     before = there(line.folder)
     assert run(line.folder)[-1].startswith("nothing may go")
     assert there(line.folder) == before
-    assert files.matches(f"{line.context.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
+    assert files.list_names(f"{line.context.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
     report, dataset = copied.manifest("reports"), copied.manifest("images")
     exports = copied.folder / "models/exported"
     (kept,) = exports.iterdir()
@@ -194,7 +194,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
     assert [line.split()[0] for line in told[1:-2]] == [f"models/exported/{OLD}.ncnn"]
 
     tracker = copied.tracker()
-    version = tracker.version("melanoma@champion")
+    version = tracker.find_version("melanoma@champion")
     assert version.tags[engines.TAG.format(engine="ncnn")] == hashes.sha256(kept.read_bytes())
     mlflow.MlflowClient().delete_model_version("melanoma", version.version)
     with pytest.raises(
@@ -259,7 +259,7 @@ def test_its_exit_statuses(warehouse, submit):
         (line,) = done.stderr.splitlines()
         assert message in line
     assert not Path(away).exists()
-    with lease.held(f"file://{warehouse}", "score"):
+    with lease.acquire(f"file://{warehouse}", "score"):
         done = submit("prune", f"warehouse={warehouse}")
     assert done.returncode == 5
     assert done.stderr.startswith("error: score is already running on this warehouse, since ")

@@ -24,7 +24,7 @@ def register(line: Line, **changes) -> str:
 
 
 def champion(line: Line) -> str:
-    return str(line.tracker().version("melanoma@champion").version)
+    return str(line.tracker().find_version("melanoma@champion").version)
 
 
 def moves(line: Line):
@@ -46,12 +46,12 @@ def worse(copied):
 def test_the_first_model_is_champion_and_challenger(line):
     tracker = line.tracker()
     for alias in ("champion", "challenger"):
-        assert str(tracker.version(f"melanoma@{alias}").version) == "1"
+        assert str(tracker.find_version(f"melanoma@{alias}").version) == "1"
     (move,) = moves(line)
     assert (move["action"], move["from"], move["to"]) == ("promote", None, "1")
     assert move["evidence"]["report_id"] == line.manifest("reports")["id"]
     assert [rule["rule"] for rule in move["evidence"]["rules"]] == ["auroc_margin", "apart"]
-    version = tracker.version("melanoma@champion")
+    version = tracker.find_version("melanoma@champion")
     assert version.tags["gate"] == "passed"
     run_id = version.tags["report_run_id"]
     for page in ("report.html", "model_card.md"):
@@ -83,7 +83,7 @@ def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_bac
     )
     assert champion(worse) == "1"
     tracker = worse.tracker()
-    version = tracker.version("melanoma@challenger")
+    version = tracker.find_version("melanoma@challenger")
     assert str(version.version) == "2"
     assert version.tags["gate"].startswith("refused: auroc_margin: AUROC less the champion's -")
     assert len(moves(worse)) == 1
@@ -121,7 +121,7 @@ def test_a_champion_whose_predictions_are_gone_judges_the_test_images_for_the_re
 def test_a_move_by_other_hands_is_written_down(copied):
     tracker = copied.tracker()
     client = mlflow.MlflowClient()
-    version = str(client.create_model_version("melanoma", tracker.version("melanoma@champion").source).version)
+    version = str(client.create_model_version("melanoma", tracker.find_version("melanoma@champion").source).version)
     client.set_registered_model_alias("melanoma", "champion", version)
     told = register(copied, action="history")
     assert f"outside: version 1 -> {version}; the alias was moved without `register`" in told

@@ -49,11 +49,11 @@ def test_mlflow_lies_in_the_warehouse_unless_a_server_is_named(warehouse):
 
 def test_a_run_holds_what_was_logged(tracker, warehouse):
     with tracker.run("ingest", {"stage": "ingest"}) as run_id:
-        tracker.parameters({"image_size": "64", "long": "x" * 7000})
-        tracker.metrics({"accepted": 7, "undefined": float("nan")})
-        tracker.tags({"dataset_id": "abc"})
-        tracker.artifact("report.html", b"<p>")
-        tracker.artifact("plots/roc.png", b"png")
+        tracker.log_parameters({"image_size": "64", "long": "x" * 7000})
+        tracker.log_metrics({"accepted": 7, "undefined": float("nan")})
+        tracker.set_tags({"dataset_id": "abc"})
+        tracker.log_artifact("report.html", b"<p>")
+        tracker.log_artifact("plots/roc.png", b"png")
     run = stored(run_id)
     assert (run.info.run_name, run.info.status) == ("ingest", "FINISHED")
     assert run.data.params == {"image_size": "64", "long": "x" * 6000}
@@ -70,8 +70,8 @@ def test_stages_are_nested_in_the_pipeline(tracker):
         for name in ("ingest", "featurize"):
             with tracker.run(name, {}) as run_id:
                 children.append(run_id)
-                tracker.metrics({"seconds": 1})
-        tracker.metrics({"whole": 2})
+                tracker.log_metrics({"seconds": 1})
+        tracker.log_metrics({"whole": 2})
     assert [stored(child).data.tags["mlflow.parentRunId"] for child in children] == [parent, parent]
     assert "mlflow.parentRunId" not in stored(parent).data.tags
     assert stored(parent).data.metrics == {"whole": 2.0}
@@ -84,8 +84,11 @@ def test_stages_are_nested_in_the_pipeline(tracker):
 
 def test_what_is_charted_over_jobs_is_a_run_of_an_experiment_beside(tracker):
     with tracker.run("score", {}) as run_id:
-        own = [tracker.beside("drift", name, {"batch_id": name}, {"psi/x": 0.25, "nan": float("nan")}) for name in "ab"]
-        tracker.metrics({"seconds": 1})
+        own = [
+            tracker.log_standalone_run("drift", name, {"batch_id": name}, {"psi/x": 0.25, "nan": float("nan")})
+            for name in "ab"
+        ]
+        tracker.log_metrics({"seconds": 1})
     experiment = mlflow.get_experiment_by_name("melanoma-drift")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "mlartifacts" in experiment.artifact_location
@@ -105,7 +108,7 @@ def test_epochs_are_curves(tracker):
         EpochRecord("head", epoch, 1.0 / epoch if epoch else nan, 0.5, 0.8, 4.0 * epoch, 2.0, 1.0) for epoch in range(3)
     ]
     with tracker.run("train_head", {}) as run_id:
-        tracker.epochs(records)
+        tracker.log_epochs(records)
     history = mlflow.MlflowClient().get_metric_history
     assert [(point.step, point.value) for point in history(run_id, "loss")] == [(1, 1.0), (2, 0.5)]
     assert [point.step for point in history(run_id, "validation_loss")] == [0, 1, 2]
@@ -115,15 +118,15 @@ def test_epochs_are_curves(tracker):
 
 
 def test_models_that_are_not_there(tracker):
-    assert tracker.version("melanoma@champion") is None
-    assert tracker.version("melanoma/3") is None
+    assert tracker.find_version("melanoma@champion") is None
+    assert tracker.find_version("melanoma/3") is None
     with pytest.raises(DataError, match=r"no model melanoma@champion in MLflow at sqlite:.*registered: nothing; run"):
         model_registry.download_model(tracker, "melanoma@champion")
     mlflow.MlflowClient().create_registered_model("other")
     with pytest.raises(DataError, match=r"registered: other; run `\./spark-submit\.sh register` first"):
         model_registry.download_model(tracker, "melanoma@champion")
     with pytest.raises(ConfigError, match=r"score\.model: 'melanoma' is neither NAME@ALIAS nor NAME/VERSION"):
-        tracker.version("melanoma")
+        tracker.find_version("melanoma")
 
 
 def test_all_versions_and_their_tags(tracker):

@@ -48,7 +48,7 @@ def test_a_new_version_scores_anew_or_not(scored):
     scored.stage("score")
     tracker = scored.tracker()
     client = mlflow.MlflowClient()
-    first = tracker.version("melanoma@champion")
+    first = tracker.find_version("melanoma@champion")
     second = client.create_model_version("melanoma", first.source)
     for key, value in first.tags.items():
         client.set_model_version_tag("melanoma", second.version, key, value)

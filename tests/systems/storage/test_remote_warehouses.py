@@ -19,7 +19,7 @@ def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypat
             wrote = list(pool.map(lambda own: files.write_new(url, own), [b"%d" % n for n in range(8)]))  # noqa: B023
             assert sum(wrote) == 1
             assert files.read_bytes(url) == b"%d" % wrote.index(True)
-    assert sorted(files.matches(folder, "*")) == [f"{turn}.json" for turn in range(5)], "and nothing else stays"
+    assert sorted(files.list_names(folder, "*")) == [f"{turn}.json" for turn in range(5)], "and nothing else stays"
 
 
 def test_a_new_file_that_cannot_be_written_is_named(s3, monkeypatch):

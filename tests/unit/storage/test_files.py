@@ -84,14 +84,14 @@ def test_folders_are_made_and_old_content_is_replaced(folder):
     files.write_bytes(target, b"old content")
     files.write_bytes(target, b"new")
     assert files.read_bytes(target) == b"new"
-    assert files.matches(files.join(folder, "new", "deep"), "*") == ["file"]
+    assert files.list_names(files.join(folder, "new", "deep"), "*") == ["file"]
 
 
 def test_names_that_match_are_those_directly_below(folder):
     for name in ("a.parquet", "b.parquet", "c.json", "inner/d.parquet"):
         files.write_bytes(files.join(folder, name), b"")
-    assert sorted(files.matches(folder, "*.parquet")) == ["a.parquet", "b.parquet"]
-    assert files.matches(files.join(folder, "none"), "*") == []
+    assert sorted(files.list_names(folder, "*.parquet")) == ["a.parquet", "b.parquet"]
+    assert files.list_names(files.join(folder, "none"), "*") == []
 
 
 def test_all_files_below_a_folder_with_size_and_time(folder):
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_walked_over_is_not_passed_over(url, tmp_path, m
     ],
 )
 def test_when_a_file_was_changed(info, expected):
-    assert files.modified(info) == expected
+    assert files.modification_time(info) == expected
 
 
 class Killed(BaseException):
@@ -207,8 +207,8 @@ def test_store_of_an_unknown_kind_cannot_be_written(action):
 
 def test_check_of_a_folder_leaves_nothing_in_it(folder):
     files.check_writable(files.join(folder, "warehouse"))
-    assert files.matches(files.join(folder, "warehouse"), "*") == []
-    assert files.matches(files.join(folder, "warehouse"), ".*") == []
+    assert files.list_names(files.join(folder, "warehouse"), "*") == []
+    assert files.list_names(files.join(folder, "warehouse"), ".*") == []
 
 
 def test_renaming_makes_the_folder_above_and_removing_takes_folders_whole_and_does_not_mind_their_absence(folder):
@@ -220,7 +220,7 @@ def test_renaming_makes_the_folder_above_and_removing_takes_folders_whole_and_do
     files.write_bytes(files.join(folder, "kept"), b"")
     files.remove(files.join(folder, "old"))
     files.remove(files.join(folder, "old"))
-    assert files.matches(folder, "*") == ["kept"]
+    assert files.list_names(folder, "*") == ["kept"]
 
 
 def test_json_comes_back_and_equal_facts_are_equal_files(folder):

@@ -30,23 +30,23 @@ def another(path, **changes):
 
 
 def test_a_second_job_of_the_kind_is_refused_and_told_by_whom(warehouse, tmp_path):
-    with lease.held(warehouse, "featurize"):
+    with lease.acquire(warehouse, "featurize"):
         words = (
             f"featurize is already running on this warehouse, since .* on {socket.gethostname()} .process {os.getpid()}"
         )
-        with pytest.raises(ClusterError, match=words), lease.held(warehouse, "featurize"):
+        with pytest.raises(ClusterError, match=words), lease.acquire(warehouse, "featurize"):
             pass
-        with lease.held(warehouse, "ingest"):
+        with lease.acquire(warehouse, "ingest"):
             assert len(list((tmp_path / "running").iterdir())) == 2
-    with lease.held(warehouse, "featurize"):
+    with lease.acquire(warehouse, "featurize"):
         pass
     assert not list((tmp_path / "running").iterdir())
 
 
 def test_it_is_given_back_when_the_job_fails(warehouse):
-    with pytest.raises(ZeroDivisionError), lease.held(warehouse, "ingest"):
+    with pytest.raises(ZeroDivisionError), lease.acquire(warehouse, "ingest"):
         raise ZeroDivisionError
-    with lease.held(warehouse, "ingest"):
+    with lease.acquire(warehouse, "ingest"):
         pass
 
 
@@ -55,7 +55,7 @@ def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for
     script = textwrap.dedent(f"""
         import os, signal
         from melanoma_spark.storage import lease
-        with lease.held({warehouse!r}, "score"):
+        with lease.acquire({warehouse!r}, "score"):
             os.kill(os.getpid(), signal.SIGKILL)
     """)
     started = subprocess.Popen([sys.executable, "-c", script], cwd=REPO)
@@ -64,14 +64,14 @@ def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for
     else:
         assert started.wait() == -9
     assert files.exists(files.join(warehouse, "running/score.json"))
-    with lease.held(warehouse, "score"):
+    with lease.acquire(warehouse, "score"):
         pass
     started.wait()
 
 
 def test_another_process_of_the_same_number_keeps_nobody_out(warehouse, tmp_path):
     another(tmp_path / "running/score.json", host=socket.gethostname(), process=os.getpid())
-    with lease.held(warehouse, "score"):
+    with lease.acquire(warehouse, "score"):
         pass
 
 
@@ -79,14 +79,14 @@ def test_a_job_of_another_machine_counts_as_dead_when_it_has_been_silent(warehou
     file, clock = tmp_path / "running/score.json", FakeClock()
     another(file, beat=clock.now() - lease.STALE / 2)
     with pytest.raises(ClusterError, match=r"^score is .* since 2026-01-02T03:04:05 on elsewhere .*free in 60 s"):  # noqa: SIM117
-        with lease.held(warehouse, "score", clock=clock):
+        with lease.acquire(warehouse, "score", clock=clock):
             pass
     assert json.loads(file.read_text())["owner"] == "o", "who is refused takes nothing away"
     with pytest.raises(BusyError, match=r"^score is already running"):
-        lease.refuse_any(warehouse, clock=clock)
+        lease.check_idle(warehouse, clock=clock)
     began = clock.now()
-    with lease.held(warehouse, "score", wait=90, clock=clock):
-        assert clock.now() == pytest.approx(began + lease.STALE / 2, abs=lease.AGAIN + lease.SETTLE)
+    with lease.acquire(warehouse, "score", wait=90, clock=clock):
+        assert clock.now() == pytest.approx(began + lease.STALE / 2, abs=lease.RETRY + lease.SETTLE)
 
 
 def test_who_waits_for_a_job_that_goes_on_is_told_so_when_its_time_is_over(warehouse, tmp_path):
@@ -94,15 +94,18 @@ def test_who_waits_for_a_job_that_goes_on_is_told_so_when_its_time_is_over(wareh
     clock.passed = lambda now: another(file, beat=now)  # a sign of life whenever it looks again
     another(file, beat=clock.now())
     began = clock.now()
-    with pytest.raises(BusyError, match="score is already running"), lease.held(warehouse, "score", 600, clock=clock):
+    with (
+        pytest.raises(BusyError, match="score is already running"),
+        lease.acquire(warehouse, "score", 600, clock=clock),
+    ):
         pass
-    assert 600 <= clock.now() - began <= 600 + lease.AGAIN
+    assert 600 <= clock.now() - began <= 600 + lease.RETRY
 
 
 def test_a_torn_file_keeps_nobody_out(warehouse, tmp_path):
     (tmp_path / "running").mkdir()
     (tmp_path / "running/score.json").write_text('{"owner"')
-    with lease.held(warehouse, "score"):
+    with lease.acquire(warehouse, "score"):
         pass
 
 
@@ -110,7 +113,7 @@ def test_a_torn_file_keeps_nobody_out(warehouse, tmp_path):
 def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, content):
     """Another job has had it and has ended, or this is not the file system that it was."""
     file = tmp_path / "running/score.json"
-    with lease.held(warehouse, "score") as own:
+    with lease.acquire(warehouse, "score") as own:
         own.check()
         file.unlink()
         if content:
@@ -122,7 +125,7 @@ def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, c
 
 def test_signs_of_life_do_not_bring_back_a_lease_that_is_gone(warehouse, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.02)
-    with lease.held(warehouse, "score"):
+    with lease.acquire(warehouse, "score"):
         (tmp_path / "running/score.json").unlink()
         time.sleep(0.1)
         assert not (tmp_path / "running/score.json").exists()
@@ -130,7 +133,7 @@ def test_signs_of_life_do_not_bring_back_a_lease_that_is_gone(warehouse, tmp_pat
 
 def test_a_job_gives_signs_of_life(warehouse, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.05)
-    with lease.held(warehouse, "score"):
+    with lease.acquire(warehouse, "score"):
         beats = set()
         until = time.monotonic() + 10
         while len(beats) < 3 and time.monotonic() < until:
@@ -145,7 +148,7 @@ def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
     def run():
         start.wait()
         try:
-            with lease.held(warehouse, "score"):
+            with lease.acquire(warehouse, "score"):
                 inside.append(1)
                 most.append(len(inside))
                 time.sleep(0.5)
@@ -162,11 +165,11 @@ def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
 
 
 def test_at_rest_none_of_the_jobs_starts_and_the_one_at_rest_is_told(warehouse, tmp_path):
-    with lease.at_rest(warehouse, ("score", "ingest"), "prune") as still:
+    with lease.block_jobs(warehouse, ("score", "ingest"), "prune") as still:
         for job in ("score", "ingest"):
             with (
                 pytest.raises(BusyError, match="prune is already running on this warehouse"),
-                lease.held(warehouse, job),
+                lease.acquire(warehouse, job),
             ):
                 pass
         still()
@@ -178,19 +181,19 @@ def test_at_rest_none_of_the_jobs_starts_and_the_one_at_rest_is_told(warehouse, 
 
 @pytest.mark.parametrize("job", ["score", "ingest", "another"])
 def test_it_is_not_at_rest_while_any_job_is_at_work(warehouse, tmp_path, job):
-    with lease.held(warehouse, job):
-        for context in (lease.at_rest(warehouse, ("score", "ingest"), "prune"), lease.held(warehouse, job)):
+    with lease.acquire(warehouse, job):
+        for context in (lease.block_jobs(warehouse, ("score", "ingest"), "prune"), lease.acquire(warehouse, job)):
             with pytest.raises(BusyError, match=f"^{job} is already running"), context:
                 pass
         with pytest.raises(BusyError, match=f"^{job} is already running"):
-            lease.refuse_any(warehouse)
-        lease.refuse_any(warehouse, but=[job])
+            lease.check_idle(warehouse)
+        lease.check_idle(warehouse, but=[job])
         assert [path.name for path in (tmp_path / "running").iterdir()] == [f"{job}.json"]
-    lease.refuse_any(warehouse)
+    lease.check_idle(warehouse)
 
 
 def test_a_dead_job_is_not_at_work(warehouse, tmp_path):
     another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
-    lease.refuse_any(warehouse)
-    with lease.at_rest(warehouse, ["ingest"], "prune"):
+    lease.check_idle(warehouse)
+    with lease.block_jobs(warehouse, ["ingest"], "prune"):
         pass
