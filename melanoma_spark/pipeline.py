@@ -40,8 +40,9 @@ def closing(context: StageContext) -> str:
     folder = report.url(context.warehouse)
     logs.result("")
     for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
-        figures = [report.metrics.get(f"test_auroc{part}_{suffix}") for part in ("", "_low", "_high")]
-        if None not in figures:
+        keys = [f"test_auroc{part}_{suffix}" for part in ("", "_low", "_high")]
+        if all(key in report.metrics for key in keys):
+            figures = (report.metrics[key] for key in keys)
             logs.result("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
     logs.result(f"report: {folder}/report.html")
     logs.result(f"scores: {files.join(context.warehouse, 'scores')}")

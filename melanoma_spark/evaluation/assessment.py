@@ -216,7 +216,7 @@ def judged_by(context: StageContext, images: ImagesManifest, reference: str, tes
 
 def licences(context: StageContext, images: ImagesManifest) -> list[str]:
     """What the archive says of its images, else what its layout is published under."""
-    layout = images.get("layout", "").partition(":")[0]
+    layout = images.layout.partition(":")[0]
     published = layouts.LAYOUTS[layout].license if layout in layouts.LAYOUTS else None
     told = told_of(context, images, "licence")
     return told or ([f"{published} (of {layout} as published; the archive tells none)"] if published else [])

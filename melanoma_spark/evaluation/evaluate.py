@@ -119,7 +119,7 @@ def run(context: StageContext) -> Summary:
         made_from=images.id,
         models={name: facts.id for name, facts in models.items()},
         operating_points=points,
-        calibrations={name: vars(found) for name, found in calibrations.items()},
+        calibrations={name: manifests.CalibrationEntry(**vars(found)) for name, found in calibrations.items()},
         tta=settings.evaluate.tta,
         metrics={key: value for key, value in logged.items() if value == value},
         subgroups=[subgroup.as_record() for subgroup in found["subgroups"]],
@@ -290,7 +290,7 @@ def about(spec: network.Spec, name: str, models: Mapping[str, ModelManifest]) ->
     trained = f"The head was trained first (epoch {models[HEAD].best['head']} was kept)"
     if name == FINETUNED:
         best = models[FINETUNED].best
-        order = dict.fromkeys(epoch["phase"] for epoch in models[FINETUNED].training)
+        order = dict.fromkeys(str(epoch["phase"]) for epoch in models[FINETUNED].training)
         phases = ", ".join(f"{phase} (epoch {best[phase]})" for phase in order)
         trained += f", then more of the network by phases: {phases}; epoch 0 is the start"
     return f"{assessment.about(name, spec, models[HEAD].weights_origin)} {trained}."

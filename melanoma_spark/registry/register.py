@@ -53,7 +53,7 @@ def reconcile(context: StageContext) -> None:
     if now == last["to"]:
         return
     if now == last["from"]:
-        context.tracker.set_alias(settings.name, settings.alias, last["to"])
+        context.tracker.set_alias(settings.name, settings.alias, str(last["to"]))
     elif now:
         why = "the alias was moved without `register`, in MLflow's UI or by another warehouse"
         alias_history.append(warehouse, settings.name, settings.alias, alias_history.OUTSIDE, last["to"], now, why, {})
@@ -124,7 +124,7 @@ def registered(context: StageContext, evaluated: ReportManifest, name: str, mode
     scorer = bundle.Scorer(
         spec=spec,
         tensors=tensors,
-        calibration=Calibration(**evaluated.calibrations.get(name, {})),
+        calibration=Calibration(**vars(evaluated.calibrations[name])) if evaluated.calibrations else Calibration(),
         operating_point=OperatingPoint(**vars(evaluated.operating_points[name])),
         min_side=settings.ingest.min_side,
         max_pixels=settings.ingest.max_pixels,

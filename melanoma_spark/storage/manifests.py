@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from melanoma_spark import __version__
+from melanoma_spark.config import CalibrationMethod
 from melanoma_spark.errors import DataError
 from melanoma_spark.storage import files
 from melanoma_spark.storage.tensors import WEIGHTS, pack_tensors, unpack_tensors
@@ -124,6 +125,14 @@ class FinetunedManifest(ModelManifest):
     ranks: int = 0
 
 
+class CalibrationEntry(BaseModel):
+    """`calibration.Calibration`."""
+
+    method: CalibrationMethod
+    slope: float
+    intercept: float
+
+
 class OperatingPointEntry(BaseModel):
     """`operating_points.OperatingPoint`."""
 
@@ -141,10 +150,10 @@ class ReportManifest(Manifest):
     made_from: str  # id of the images
     models: Mapping[str, str]  # ids
     operating_points: Mapping[str, OperatingPointEntry]
-    calibrations: Mapping[str, Mapping[str, Scalar]] = {}  # `calibration.Calibration`
+    calibrations: Mapping[str, CalibrationEntry] = {}
     tta: int = 1
     metrics: Mapping[str, float]
-    subgroups: list[Mapping[str, Scalar]] = []  # `Subgroup.as_record`
+    subgroups: list[dict[str, Any]] = []  # `Subgroup.as_record`
     licences: list[str] = []
     run_id: str
 

@@ -163,7 +163,7 @@ def symmetries(
         rows = rows.repartitionByRange(session.partitions_for(context.spark, len(keys)), "sha256")
         found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
         found.write.mode("overwrite").parquet(url)
-    means_of = dict(context.spark.read.parquet(url).toPandas().itertuples(index=False, name=None))
+    means_of = dict(pd.DataFrame(context.spark.read.parquet(url).toPandas()).itertuples(index=False, name=None))
     others = [np.frombuffer(means_of[key], np.float32).reshape(count - 1, plain.shape[-1]) for key in keys]
     return np.concatenate([plain[:, None], np.stack(others)], axis=1)
 
@@ -184,7 +184,8 @@ def fitted(
     fit = fitter(heads, ttas, specs, wanted, sent, session.task_threads(spark))
     session.describe_jobs(spark, f"search: {len(wanted)} heads")
     with session.progress(spark, "heads"):
-        rows = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS)).mapInPandas(fit, TASK).collect()
+        numbers = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS))
+        rows = numbers.mapInPandas(fit, TASK).collect()  # type: ignore[arg-type]
     return cast(list[trials.Task], [row.asDict() for row in rows])
 
 

@@ -78,7 +78,7 @@ def test_another_process_of_the_same_number_keeps_nobody_out(warehouse, tmp_path
 def test_a_job_of_another_machine_counts_as_dead_when_it_has_been_silent(warehouse, tmp_path):
     file, clock = tmp_path / "running/score.json", FakeClock()
     another(file, beat=clock.now() - lease.STALE / 2)
-    with pytest.raises(ClusterError, match=r"^score is .* since 2026-01-02T03:04:05 on elsewhere .*free in 60 s"):  # noqa: SIM117
+    with pytest.raises(ClusterError, match=r"^score is .* since 2026-01-02T03:04:05 on elsewhere .*ends in 60 s"):  # noqa: SIM117
         with lease.acquire(warehouse, "score", clock=clock):
             pass
     assert json.loads(file.read_text())["owner"] == "o", "who is refused takes nothing away"
