@@ -24,7 +24,7 @@ with open({str(tmp_path / "scorer")!r}, "rb") as file:
 from melanoma_spark.models import engines
 from melanoma_spark.images import quality
 from melanoma_spark.spark import inference
-from melanoma_spark.storage import store
+from melanoma_spark.storage import parquet
 assert scorer.model_id == "x tta 1"
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow")))
 """
