@@ -10,7 +10,7 @@ from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
 from petastorm.unischema import Unischema, UnischemaField
 from pyspark.sql import types as t
 
-from melanoma_spark.images import quality
+from melanoma_spark.attributes import ATTRIBUTES, PIXEL_MEASURES
 
 
 @functools.cache
@@ -36,13 +36,7 @@ def images_schema(size: int) -> Unischema:
             text("patient_id", nullable=True),
             text("lesion_id", nullable=True),
             text("diagnosis", nullable=True),  # in the archive's own words
-            text("age", nullable=True),  # years, as a number or an interval
-            text("sex", nullable=True),
-            text("site", nullable=True),
-            text("skin_type", nullable=True),  # Fitzpatrick, I to VI
-            text("image_type", nullable=True),
-            text("source", nullable=True),  # dataset or institution
-            text("licence", nullable=True),
+            *(text(name, nullable=True) for name in ATTRIBUTES),
             number("width"),  # of the file as it came, pixels
             number("height"),
             text("flags", nullable=True),  # quality.DAMAGED or null; datasets made before have none
@@ -146,7 +140,7 @@ SCORES = _columns(
     ("reason", t.StringType()),
     ("detail", t.StringType()),
     ("flags", t.StringType()),  # of melanoma_spark.images.quality, with commas between; null of none
-    *((name, t.FloatType()) for name in quality.MEASURES),
+    *((name, t.FloatType()) for name in PIXEL_MEASURES),
     ("side", t.IntegerType()),  # the shorter one of the file, pixels
     (
         "distance",
@@ -179,9 +173,7 @@ READ = _columns(  # a file of an archive that was read to know its content, not 
     ("detail", t.StringType()),
 )
 
-# What tables say of an image: what it belongs to, and its attributes
-STATED = ("patient_id", "lesion_id", "split")
-ATTRIBUTES = ("age", "sex", "site", "skin_type", "image_type", "source", "licence")
+STATED = ("patient_id", "lesion_id", "split")  # in tables, besides attributes
 
 # Why a row of a table is no image's, and why a field of an image is empty though rows have it
 ABSENT, AMBIGUOUS, OTHER_FOLDER, CONTRADICTORY = "no_image", "ambiguous", "other_folder", "contradictory"
@@ -201,9 +193,8 @@ RECORDS = t.StructType(  # tables.Record: what one row of an archive's table say
         t.StructField("lesion_id", t.StringType()),
         t.StructField("pairs", t.ArrayType(t.StringType())),
         t.StructField("split", t.StringType()),
-        t.StructField("age", t.DoubleType()),
-        *(t.StructField(name, t.StringType()) for name in ("sex", "site", "skin_type", "image_type")),
-        *(t.StructField(name, t.StringType()) for name in ("source", "licence", "reference", "table")),
+        *(t.StructField(name, t.DoubleType() if row.bins else t.StringType()) for name, row in ATTRIBUTES.items()),
+        *(t.StructField(name, t.StringType()) for name in ("reference", "table")),
     ]
 )
 

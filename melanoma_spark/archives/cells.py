@@ -1,32 +1,19 @@
-"""Cells of tables as values: text, labels, ages, skin types, shares."""
+"""Cells of tables as labels and shares; `attributes` has the values of attributes."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
+from melanoma_spark.attributes import MAX_WORD, MISSING
 from melanoma_spark.words import key
-
-MAX_WORD = 200  # characters of a label or a number; the rest is cut
-MAX_AGE = 120  # years
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-MISSING = {"", "na", "n/a", "nan", "none", "null", "unknown", "missing", "not available", "none selected", "-", "?"}
 MISSING_LABEL = MISSING - {"unknown"}  # an unknown diagnosis is a diagnosis: the third state
-SEXES = {**dict.fromkeys(("f", "female", "w", "woman"), "female"), **dict.fromkeys(("m", "male", "man"), "male")}
-SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")  # Fitzpatrick's
-
-
-def text(cell: str) -> str | None:
-    """The text of a cell, None where it is missing."""
-    cell = cell.strip()
-    return None if cell.lower() in MISSING else cell
 
 
 def label(cell: str, words: Mapping[str, str]) -> str:
@@ -61,33 +48,3 @@ def _share(cell: str) -> float:
         return float(cell[:MAX_WORD])
     except ValueError:
         return math.nan
-
-
-def _lower_text(cell: str) -> str | None:
-    return (text(cell) or "").lower() or None
-
-
-def _age(cell: str) -> float | None:
-    """Years; `85+` is 85."""
-    number = r"[>≥]?\s*(\d{1,3}(?:[.,]\d{1,6})?)\s*\+?\s*(y|yrs?|years?)?"
-    found = re.fullmatch(number, cell.strip()[:MAX_WORD], re.I | re.A)
-    years = float(found[1].replace(",", ".")) if found else math.inf
-    return years if years <= MAX_AGE else None
-
-
-def _skin_type(cell: str) -> str | None:
-    name = re.sub(r"(?i)^((fitzpatrick|fst|skin|type)[\s_:-]*)*", "", cell.strip()[:MAX_WORD]).upper()
-    if re.fullmatch(r"[1-6](\.0*)?", name, re.A):
-        return SKIN_TYPES[int(name[0]) - 1]
-    return name if name in SKIN_TYPES else None
-
-
-# Field -> its value in a cell; `text` for all others
-VALUES: Mapping[str, Callable[[str], Any]] = {
-    "age": _age,
-    "sex": lambda cell: SEXES.get(cell.strip().lower()),
-    "skin_type": _skin_type,
-    "split": lambda cell: SPLITS.get(cell.strip().lower()),
-    "site": _lower_text,
-    "image_type": _lower_text,
-}

@@ -26,10 +26,11 @@ from melanoma_spark.archives.records import (
     refuse_claims,
 )
 from melanoma_spark.archives.rows import in_frames
+from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
 
 # What an image has one value of; of labels and pairs it may have several
-FIELDS = (*schemas.STATED, *schemas.ATTRIBUTES)
+FIELDS = (*schemas.STATED, *ATTRIBUTES)
 # A part of the body -> its region in the ISIC Archive: of the same images HAM10000 names the part, ISIC 2019 the region
 REGIONS = {
     **dict.fromkeys(("abdomen", "chest"), "anterior torso"),

@@ -180,7 +180,7 @@ def _read_records(
     def records_of(table: Table, row: ListedFile) -> Iterator[tuple[Any, ...]]:
         try:
             for record in read_table(io.BufferedReader(_PieceReader(stream_table(root, row))), table):
-                yield (*(getattr(record, name) for name in schemas.RECORDS.names), None)
+                yield (*record.values(), None)
         except DataError as error:
             if not skip_damaged:
                 raise

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 from melanoma_spark.archives import cells as cell_values
 from melanoma_spark.archives import diagnoses, table_text
+from melanoma_spark.attributes import ATTRIBUTES, MAX_WORD, MISSING, parse_text
 from melanoma_spark.errors import DataError
 
 MAX_NAME = 255  # characters of an image's name, as in file systems; its end is kept
@@ -32,18 +33,11 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "patient_id": ("patient_id", "patient"),
     "lesion_id": ("lesion_id", "lesion"),
     "split": ("split", "subset", "partition"),
-    "age": ("age_approx", "age", "age_approximate"),
-    "sex": ("sex", "gender"),
-    "site": ("anatom_site_general", "anatom_site_general_challenge", "localization", "anatom_site", "site"),
-    "skin_type": ("fitzpatrick_skin_type", "fitzpatrick", "skin_type"),
-    "image_type": ("image_type",),
-    "source": ("dataset", "attribution", "source"),
-    "licence": ("copyright_license", "license", "licence"),
+    **{name: attribute.columns for name, attribute in ATTRIBUTES.items()},
 }
 # All of these that the table has are read: `diagnoses` knows which of several words is the most specific
 LABELS = ("label", "diagnosis", "dx", "class", "benign_malignant", "target")
 HIERARCHIES = tuple(tuple(f"{name}_{level}" for level in range(1, 6)) for name in ("diagnosis", "iddx"))
-SITES = tuple(f"anatom_site_{level}" for level in range(1, 6))
 PAIR = ("image_name_1", "image_name_2")
 FIELDS = (*NAMES, "label")  # what the setting `columns` may name
 
@@ -114,8 +108,8 @@ class Record:
     """What one row of a table says of one image. Missing values are None, or empty.
 
     `labels` are all words for its diagnosis, for `diagnoses.target_of`; `pairs` are names of groups of images of one
-    lesion. `age` is in years, `sex` female or male, `skin_type` Fitzpatrick's I to VI. `reference` is the cell that
-    names the image (an id, a file name or a path), `table` the path of the table.
+    lesion. `attributes` has those of `ATTRIBUTES` that the row states. `reference` is the cell that names the image (an
+    id, a file name or a path), `table` the path of the table.
     """
 
     image_id: str
@@ -124,15 +118,14 @@ class Record:
     lesion_id: str | None = None
     pairs: tuple[str, ...] = ()
     split: str | None = None
-    age: float | None = None
-    sex: str | None = None
-    site: str | None = None
-    skin_type: str | None = None
-    image_type: str | None = None
-    source: str | None = None
-    licence: str | None = None
+    attributes: Mapping[str, str | float] = field(default_factory=dict)
     reference: str = field(default="", compare=False)
     table: str = field(default="", compare=False)
+
+    def values(self) -> tuple[Any, ...]:
+        """The values in the order of `schemas.RECORDS`."""
+        first = (self.image_id, self.labels, self.patient_id, self.lesion_id, self.pairs, self.split)
+        return (*first, *map(self.attributes.get, ATTRIBUTES), self.reference, self.table)
 
 
 def image_id(path: str) -> str:
@@ -193,7 +186,7 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
     one_hot, labels = tuple(table.one_hot.items()), table.columns.get("label", ())
     ids = table.columns["image_id"]
     plain: list[tuple[str, int, Callable[[str], Any]]] = [
-        (name, table.columns[name][0], cell_values.VALUES.get(name, cell_values.text))
+        (name, table.columns[name][0], ATTRIBUTES[name].parse if name in ATTRIBUTES else parse_text)
         for name in NAMES
         if name != "image_id" and name in table.columns
     ]
@@ -219,13 +212,23 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
             if one_hot:
                 words.append(cell_values.label_of_one_hot(cells, one_hot, table.neither))
             values = {name: value_of(cells[place]) for name, place, value_of in plain}
-            values["split"] = values.get("split") or table.split
+            attributes = {key: values[key] for key in ATTRIBUTES if values.get(key) is not None}
+            split = cell_values.SPLITS.get((values.get("split") or "").lower(), table.split)
             name, cell = images[0]
             if not re.search(FOLDER, cell):  # an id; another column may have the path of the same image
                 paths = (cells[place].strip()[-MAX_PATH:] for place in table.paths)
                 cell = next((path for path in paths if re.search(FOLDER, path) and image_id(path) == name), cell)
             distinct = tuple(dict.fromkeys(filter(None, words)))
-            yield Record(name, distinct, **values, reference=cell, table=table.path)
+            yield Record(
+                name,
+                distinct,
+                values.get("patient_id"),
+                values.get("lesion_id"),
+                split=split,
+                attributes=attributes,
+                reference=cell,
+                table=table.path,
+            )
     except DataError as error:
         raise DataError(f"{table.path} {error}") from None
 
@@ -241,7 +244,6 @@ def _with_header(table: Table, rows: list[list[str]], own: Mapping[str, str]) ->
     if set(PAIR) <= table.names:
         return replace(table, role="pairs", columns={"image_id": places(*PAIR)})
     columns = {name: places(*known)[:1] for name, known in NAMES.items()}
-    columns["site"] = columns["site"] or places(*SITES)[:1]  # the coarsest: deeper levels are seldom filled in
     columns |= {name: places(column.strip().lower()) or columns.get(name, ()) for name, column in own.items()}
     if not columns["image_id"]:
         return _no_ids(table)
@@ -271,11 +273,11 @@ def _one_hot(names: tuple[str, ...], rows: list[list[str]]) -> dict[int, str]:
     """Place -> name of columns that are named like diagnoses and hold numbers alone, if there are two or more."""
     found: dict[int, str] = {}
     for place, name in enumerate(name.strip() for name in names):
-        row = diagnoses.find(name[: cell_values.MAX_WORD])
+        row = diagnoses.find(name[:MAX_WORD])
         if row is None or row.kind == "answer" or name in found.values():
             continue
         column = (cells[place].strip() for cells in rows if len(cells) > place)
-        if all(cell_values.is_share(cell) for cell in column if cell.lower() not in cell_values.MISSING):
+        if all(cell_values.is_share(cell) for cell in column if cell.lower() not in MISSING):
             found[place] = name
     return found if len(found) > 1 else {}
 

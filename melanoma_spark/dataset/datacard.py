@@ -9,13 +9,13 @@ import io
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypedDict
 
 from PIL import Image, ImageDraw, ImageFont
 
 from melanoma_spark import pages
+from melanoma_spark.attributes import ATTRIBUTES, Attribute
 from melanoma_spark.errors import DataError
 
 SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
@@ -38,6 +38,8 @@ DIFFERENT_RATE = 0.5
 SMALL_SOURCE = 30  # images, below which a source's positive rate says little
 
 Pair = tuple[int, int]  # images of the negative and of the positive class
+# Attribute -> accepted images by category; None counts images without one. None, or None alone: no image states it.
+Distributions = Mapping[str, Mapping[str | None, Pair] | None]
 
 
 class Thumbnail(TypedDict):
@@ -59,17 +61,6 @@ class Split(TypedDict):
     images: Pair
     groups: Mapping[str, int]  # "patient", "lesion", "image" -> groups held together by that; empty where not known
     asked: float | None  # share of all images that was asked for, 0 to 1; None where the archive brought its split
-
-
-class Distributions(TypedDict):
-    """Accepted images by value; the key None counts images without one. None, or None alone, is an absent field."""
-
-    source: Mapping[str | None, Pair] | None
-    age: Mapping[float | None, Pair] | None  # years
-    sex: Mapping[str | None, Pair] | None
-    site: Mapping[str | None, Pair] | None
-    skin_type: Mapping[str | None, Pair] | None  # Fitzpatrick, "I" to "VI"
-    image_type: Mapping[str | None, Pair] | None
 
 
 class FileBytes(TypedDict):
@@ -179,15 +170,7 @@ class Tile(NamedTuple):
     note: str = ""
 
 
-FIELDS = {
-    "source": "source",
-    "age": "age",
-    "sex": "sex",
-    "site": "anatomical site",
-    "skin_type": "skin type (Fitzpatrick)",
-    "image_type": "image type",
-}
-SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
+SHOWN = {name: attribute for name, attribute in ATTRIBUTES.items() if attribute.card}
 NOT_STATED = "not stated"
 SIDES = (256, 512, 1024, 2048, 4096)  # pixels, upper bounds of the size histogram's bins
 
@@ -213,7 +196,7 @@ def render(facts: CardFacts) -> str:
         )
         for reason, reject in sorted(facts["rejects"].items(), key=lambda item: (-item[1]["count"], item[0]))
     ]
-    tables = {FIELDS[name]: _distribution(name, values) for name, values in _fields(facts).items()}
+    tables = {row.label: _distribution(row, facts["distributions"][name]) for name, row in SHOWN.items()}
     return pages.render(
         "datacard.html",
         facts=facts,
@@ -258,7 +241,7 @@ def limits(facts: CardFacts) -> list[str]:
         )
     told += _of_sources(facts, total)
     skin = facts["distributions"]["skin_type"] or {}
-    if accepted and not any(sum(pair) for name, pair in skin.items() if _stated(name)):
+    if accepted and not any(sum(pair) for name, pair in skin.items() if name):
         told.append("Skin types are not stated: how a model does on dark skin cannot be told from these images.")
     elif accepted and (dark := sum(sum(skin.get(name, (0, 0))) for name in ("V", "VI"))) < FEW_POSITIVES:
         told.append(
@@ -304,7 +287,7 @@ def contact_sheet(thumbnails: Sequence[bytes | None], captions: Sequence[str], c
 
 def _check(facts: CardFacts) -> None:
     pages.check_keys("the data card", facts, CardFacts.__required_keys__)
-    pages.check_keys("the data card's distributions", facts["distributions"], Distributions.__required_keys__)
+    pages.check_keys("the data card's distributions", facts["distributions"], frozenset(SHOWN))
     listed, accepted, rejected, skipped = facts["listed"], facts["accepted"], facts["rejected"], facts["skipped"]
     if listed != accepted + rejected + skipped or min(listed, accepted, rejected, skipped) < 0:
         raise DataError(f"{listed} files listed are not {accepted} accepted + {rejected} rejected + {skipped} skipped")
@@ -313,8 +296,8 @@ def _check(facts: CardFacts) -> None:
         raise DataError(f"the splits hold {total.total} images, {accepted} were accepted")
     if (counted := sum(reject["count"] for reject in facts["rejects"].values())) != rejected:
         raise DataError(f"the reasons of rejects count {counted} files, {rejected} were rejected")
-    for name, values in _fields(facts).items():
-        pair = tuple(sum(pair[label] for pair in values.values()) for label in (0, 1))
+    for name, values in facts["distributions"].items():
+        pair = tuple(sum(pair[label] for pair in (values or {}).values()) for label in (0, 1))
         if values and pair != (total.negative, total.positive):
             raise DataError(f"{name} counts {pair} images by class, the splits hold {total[1:]}")
     if facts["sizes"] and (counted := sum(facts["sizes"].values())) != accepted:
@@ -329,14 +312,6 @@ def _total(facts: CardFacts) -> Row:
     return Row("all", sum(pair[0] for pair in images), sum(pair[1] for pair in images))
 
 
-def _fields(facts: CardFacts) -> dict[str, Mapping]:
-    return {name: facts["distributions"][name] or {} for name in FIELDS}  # type: ignore[literal-required]
-
-
-def _stated(value: object) -> bool:
-    return value is not None and value != "" and value == value  # NaN differs from itself
-
-
 def _without(held: int, accepted: int, what: str, together: str) -> str:
     none = f"{accepted - held:,} of {accepted:,} images carry no {what} id" if held else f"There are no {what} ids"
     return f"{none}: {together} may stand on both sides of the split."
@@ -344,11 +319,7 @@ def _without(held: int, accepted: int, what: str, together: str) -> str:
 
 def _of_sources(facts: CardFacts, total: Row) -> list[str]:
     """Where a model could learn the source instead of the lesion."""
-    rows = [
-        Row(pages.short(name), *pair)
-        for name, pair in (facts["distributions"]["source"] or {}).items()
-        if _stated(name)
-    ]
+    rows = [Row(pages.short(name), *pair) for name, pair in (facts["distributions"]["source"] or {}).items() if name]
     if len(rows) < 2 or not total.positive or not total.negative:
         return []
     told, positive = [], pages.short(facts["labels"][1])
@@ -379,32 +350,19 @@ def _of_sources(facts: CardFacts, total: Row) -> list[str]:
     return [*told, f"The same holds for {len(odd) - 3} sources more."] if len(odd) > 3 else told
 
 
-def _distribution(field: str, values: Mapping) -> list[Row]:
-    """The rows to show; none where no value is stated."""
-    stated: Counter[tuple[str, int]] = Counter()
-    unstated = [0, 0]
-    for value, pair in values.items():
-        for label in (0, 1):
-            if _stated(value):
-                stated[_decade(value) if field == "age" else pages.short(value), label] += pair[label]
-            else:
-                unstated[label] += pair[label]
-    rows = [Row(name, stated[name, 0], stated[name, 1]) for name in dict.fromkeys(name for name, _ in stated)]
-    rows = [row for row in rows if row.total]
-    if field == "age":
-        rows.sort(key=lambda row: int(row.name.partition("\N{EN DASH}")[0]) if row.name[0].isdigit() else 120)
-    elif field == "skin_type" and len(rows) <= KINDS:
-        rows.sort(key=lambda row: SKIN_TYPES.index(row.name) if row.name in SKIN_TYPES else len(SKIN_TYPES))
-    else:
-        rows = _folded(sorted(rows, key=lambda row: (-row.total, row.name)), "kinds")
-    return [*rows, Row(NOT_STATED, *unstated)] if rows and any(unstated) else rows
-
-
-def _decade(age: float) -> str:
-    if not 0 <= age < 120:
-        return "outside 0\N{EN DASH}119"
-    start = int(age) // 10 * 10
-    return f"{start}\N{EN DASH}{start + 9}"
+def _distribution(attribute: Attribute, images: Mapping[str | None, Pair] | None) -> list[Row]:
+    """The rows to show; none where no image states the attribute."""
+    rows: dict[str, Row] = {}
+    for category, (negative, positive) in (images or {}).items():
+        name = pages.short(category) if category else NOT_STATED
+        before = rows.get(name, Row(name, 0))
+        rows[name] = Row(name, before.negative + negative, before.positive + positive)
+    not_stated = rows.pop(NOT_STATED, Row(NOT_STATED, 0))
+    order = attribute.categories
+    stated = sorted((row for row in rows.values() if row.total), key=lambda row: (-row.total, row.name))
+    if len(stated) <= KINDS:
+        stated.sort(key=lambda row: order.index(row.name) if row.name in order else len(order))
+    return [*_folded(stated, "kinds"), *([not_stated] if stated and not_stated.total else [])]
 
 
 def _folded(rows: list[Row], what: str) -> list[Row]:

@@ -15,6 +15,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import diagnoses, layouts
+from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.dataset import groups, splits
 from melanoma_spark.errors import DataError
 
@@ -86,7 +87,7 @@ def _decided(
         row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
         row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
         row.split or folder_split, keys if usable else [], patient, lesion,
-        *(_text(getattr(row, column)) for column in schemas.ATTRIBUTES), in_table, _text(row.flags), reason, detail,
+        *(_text(getattr(row, column)) for column in ATTRIBUTES), in_table, _text(row.flags), reason, detail,
     )  # fmt: skip
 
 

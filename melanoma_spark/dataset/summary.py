@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +13,8 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import containers, layouts
-from melanoma_spark.dataset import splits
+from melanoma_spark.attributes import ATTRIBUTES, UNKNOWN, Attribute
+from melanoma_spark.dataset import datacard, splits
 from melanoma_spark.images import decoding, reasons
 from melanoma_spark.storage.manifests import ImagesManifest
 
@@ -22,8 +23,7 @@ SHOWN = 6  # thumbnails of a reject reason
 SETS = 10  # largest sets of duplicates, of which five are shown
 MEMBERS = 8
 # Values of a field that are counted one by one.
-KINDS = {"source": 200, "age": 200, "sex": 200, "site": 200, "skin_type": 200, "image_type": 200, "licence": 20}
-KINDS |= {"size": 5000}
+KINDS = {**dict.fromkeys(ATTRIBUTES, 200), "licence": 20, "size": 5000}
 WORDS = 200  # rows of the label mapping
 EXAMPLES = 5
 SIDE = 96  # pixels of a thumbnail
@@ -112,10 +112,7 @@ def card(
         },
         "with_patient": known.patient,
         "with_lesion": known.lesion,
-        "distributions": {
-            name: distribution(counted[name], name)
-            for name in ("source", "age", "sex", "site", "skin_type", "image_type")
-        },
+        "distributions": {name: distribution(attribute, counted[name]) for name, attribute in datacard.SHOWN.items()},
         "sizes": sizes(counted["size"]),
         "file_bytes": {
             "median": float(known.lengths[0]),
@@ -208,25 +205,17 @@ def tally(kept: DataFrame) -> dict[str, dict[str | None, tuple[int, int]]]:
     return found
 
 
-def distribution(counted: dict[str | None, tuple[int, int]], name: str) -> dict[Any, tuple[int, int]] | None:
-    """A field's values as the card takes them, ages as numbers; None where no image states it."""
-    if not counted.keys() - {None}:
-        return None
-    if name != "age":
-        return dict(counted)
-    ages: dict[Any, tuple[int, int]] = {}
+def distribution(
+    attribute: Attribute, counted: Mapping[str | None, datacard.Pair]
+) -> dict[str | None, datacard.Pair] | None:
+    """Images by category of an attribute, of counts by value; None where no image states it."""
+    images: dict[str | None, datacard.Pair] = {}
     for value, (negative, positive) in counted.items():
-        before = ages.get(_number(value), (0, 0))
-        ages[_number(value)] = (before[0] + negative, before[1] + positive)
-    return ages
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text) if text is not None else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        category = attribute.category(value)
+        key = None if category == UNKNOWN else category
+        before = images.get(key, (0, 0))
+        images[key] = (before[0] + negative, before[1] + positive)
+    return images if images.keys() - {None} else None
 
 
 def sizes(counted: dict[str | None, tuple[int, int]]) -> dict[tuple[int, int], int]:

@@ -15,25 +15,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from melanoma_spark import attributes
+from melanoma_spark.attributes import UNKNOWN
 from melanoma_spark.evaluation.figures import Figure
 from melanoma_spark.metrics import binary, bootstrap
 
-# Attribute -> how it is told.
+COLUMNS = tuple(name for name, attribute in attributes.ATTRIBUTES.items() if attribute.subgroup)  # of images/
+# Attribute -> its label.
 ATTRIBUTES = {
-    "age": "age",
-    "sex": "sex",
-    "site": "site",
-    "skin_type": "skin type (Fitzpatrick)",
-    "source": "source",
-    "image_type": "image type",
+    **{name: attributes.ATTRIBUTES[name].label for name in COLUMNS},
     "size": "size of the file",
     "quality": "quality",
 }
-COLUMNS = tuple(name for name in ATTRIBUTES if name not in ("size", "quality"))  # of images/: what the archive says
-UNKNOWN, OTHERS, ENOUGH = "unknown", "all others", "large enough"
+OTHERS, ENOUGH = "all others", "large enough"
 NO_FLAG, ANY_FLAG = "no flag", "any flag"
 FIRST = ("under 30", NO_FLAG, ANY_FLAG)  # else by alphabet
-AGES = (0, 30, 40, 50, 60, 70, 80)  # where bands of years begin
 FEWEST = 5  # images of each label: of fewer a rate is what one image says
 MOST_VALUES = 12  # of an attribute, by number of images; the rest are taken together
 
@@ -90,8 +86,7 @@ def values(
     """
     found: dict[str, list[str]] = {}
     for name in COLUMNS:
-        band = age_band if name == "age" else str.strip
-        found[name] = [(band(text) if text else "") or UNKNOWN for text in told[name]]
+        found[name] = [attributes.ATTRIBUTES[name].category(text) for text in told[name]]
     found["size"] = [f"enlarged to {image_size} px" if side < image_size else ENOUGH for side in sides]
     known = {name: merged(column) for name, column in found.items() if set(column) - {UNKNOWN} not in (set(), {ENOUGH})}
     each: dict[str, list[tuple[str, ...]]] = {name: [(value,) for value in known[name]] for name in known}
@@ -109,22 +104,6 @@ def merged(column: list[str]) -> list[str]:
     )
     kept = {value for value, _ in (ranked if len(ranked) <= MOST_VALUES else ranked[: MOST_VALUES - 1])}
     return [value if value in kept or value == UNKNOWN else OTHERS for value in column]
-
-
-def age_band(text: str) -> str:
-    """`45.0` -> `40-49`; of an interval its middle counts. What is no age is `unknown`."""
-    parts = text.replace("\N{EN DASH}", "-").strip("[]()+ ").replace(",", "-").split("-")
-    try:
-        numbers = [float(part) for part in parts]
-    except ValueError:
-        return UNKNOWN
-    years = sum(numbers) / len(numbers)
-    if not 0 <= years < 150:
-        return UNKNOWN
-    place = int(np.searchsorted(AGES, years, side="right")) - 1
-    if place == 0:
-        return f"under {AGES[1]}"
-    return f"{AGES[place]} and over" if place == len(AGES) - 1 else f"{AGES[place]}-{AGES[place + 1] - 1}"
 
 
 def of_split(

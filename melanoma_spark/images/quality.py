@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from melanoma_spark import config
+from melanoma_spark.attributes import PIXEL_MEASURES
 
-MEASURES = ("sharpness", "brightness", "clipped", "dark_border", "warm")
+MEASURES = tuple(PIXEL_MEASURES)
 BORDER = 16  # a 16th of the side is border
 DARK, CLIPPED = 30, 245  # of 255
 DAMAGED = "damaged"

@@ -20,6 +20,7 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from melanoma_spark import schemas
+from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
 from melanoma_spark.models import bundle, network, prediction, training_reference
@@ -156,14 +157,14 @@ def place(column: str, edges: Sequence[float]) -> Column:
 
 
 def said_of(rows: DataFrame) -> dict[str, dict[str, int]]:
-    """Attribute -> images by `drift.category`, of columns that hold what an archive's tables say of them."""
+    """Attribute -> images by category, of columns that hold what an archive's tables say of them."""
     pairs = [
         f.struct(f.lit(name).alias("name"), f.col(name).cast("string").alias("text")) for name in statistics.METADATA
     ]
     told = rows.select(f.explode(f.array(*pairs)).alias("said")).groupBy("said.name", "said.text").count()
     found: dict[str, Counter[str]] = {name: Counter() for name in statistics.METADATA}
     for row in told.orderBy(f.desc("count"), "name", "text").limit(MOST_WORDS).collect():
-        found[row.name][statistics.category(row.name, row.text)] += row["count"]
+        found[row.name][ATTRIBUTES[row.name].category(row.text)] += row["count"]
     return {name: dict(counted) for name, counted in found.items()}
 
 

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats has the same by name, and takes each job half a second more to import
 
 from melanoma_spark import config
-from melanoma_spark.evaluation import subgroups
-from melanoma_spark.models.training_reference import OTHERS, UNKNOWN, WITHIN, Reference, categories
+from melanoma_spark.attributes import ATTRIBUTES, PIXEL_MEASURES
+from melanoma_spark.models.training_reference import OTHERS, WITHIN, Reference, categories
 
 AS_TRAINED, DRIFTING, BEYOND = "as in training", "drifting", "beyond the limit"
 STATES = (AS_TRAINED, DRIFTING, BEYOND)  # rising
@@ -32,14 +32,10 @@ UNLIKE = "unlike"  # as a measure: the share of images that are
 NUMBERS = {
     "raw_probability": "the network's probability",
     "distance": "distance in feature space",
-    "sharpness": "sharpness",
-    "brightness": "brightness",
-    "clipped": "white pixels",
-    "dark_border": "black border",
-    "warm": "pixels redder than blue",
+    **PIXEL_MEASURES,
     "side": "shorter side of the file",
 }
-METADATA = {name: subgroups.ATTRIBUTES[name] for name in ("age", "sex", "site", "skin_type", "image_type")}
+METADATA = {name: attribute.label for name, attribute in ATTRIBUTES.items() if attribute.drift}
 MEASURES = {**NUMBERS, **METADATA, UNLIKE: "share of images that are unlike"}
 
 
@@ -135,12 +131,6 @@ def _tenths(before: Sequence[int], now: Sequence[int]) -> tuple[NDArray[np.int64
     middles = np.cumsum(counts) - counts / 2
     _, starts = np.unique(np.floor(10 * middles / counts.sum()), return_index=True)
     return np.add.reduceat(counts, starts), np.add.reduceat(np.asarray(now, np.int64), starts)
-
-
-def category(attribute: str, text: str | None) -> str:
-    """What a table says of an image, as the reference counts it: years in bands, `unknown` where it says nothing."""
-    told = str(text or "").strip()
-    return subgroups.age_band(told) if attribute == "age" and told else told or UNKNOWN
 
 
 def held_against(

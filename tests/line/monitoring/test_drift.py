@@ -224,13 +224,6 @@ def test_every_measure_can_be_named_in_the_settings():
     assert get_args(config.DriftMeasure) == tuple(statistics.MEASURES)
 
 
-def test_what_tables_say_is_counted_in_bands_and_as_it_is():
-    assert [statistics.category("age", text) for text in ("45.0", "90", None, "", "adult")] == [
-        *("40-49", "80 and over", "unknown", "unknown", "unknown"),
-    ]
-    assert [statistics.category("site", text) for text in (" arm ", None)] == ["arm", "unknown"]
-
-
 @pytest.fixture(scope="module")
 def registered(line) -> bundle.Scorer:
     _, artifacts = model_registry.download_model(line.tracker(), "melanoma@champion")

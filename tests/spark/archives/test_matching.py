@@ -4,6 +4,7 @@ import pytest
 
 from melanoma_spark import schemas
 from melanoma_spark.archives import matching, tables
+from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
 
 TABLE = "patients.csv"
@@ -24,8 +25,10 @@ def matched(spark, paths, said, name=lambda text: text):
     rows = []
     for table, lines in said.items():
         for reference, values in lines:
-            record = tables.Record(tables.image_id(reference), **values, reference=reference, table=table)
-            rows.append(tuple(getattr(record, column) for column in schemas.RECORDS.names))
+            attributes = {key: values.pop(key) for key in tuple(values) if key in ATTRIBUTES}
+            identifier = tables.image_id(reference)
+            record = tables.Record(identifier, **values, attributes=attributes, reference=reference, table=table)
+            rows.append(record.values())
     frame = spark.createDataFrame(rows, schemas.RECORDS)
     result = matching.match_rows(images, frame, said, name, lambda _, table: table.localCheckpoint())
     unmatched = sorted(result.unmatched.collect(), key=lambda row: (row.reason, row.image_id))

@@ -8,6 +8,7 @@ from datetime import datetime
 import pytest
 
 from melanoma_spark import schemas
+from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.dataset import splits, summary
 
 KINDS = ("patient", "lesion", "looks", "pixels")
@@ -66,10 +67,11 @@ def test_each_field_is_counted_by_value_and_class(table):
         assert found[name] == pairs(rows, lambda row, name=name: row[name])
     assert summary.sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
     assert summary.sizes({"64x64": (1, 2), "other": (3, 4)}) == {}, "not as if these were all"
-    assert summary.distribution(found["source"], "source") is None
-    assert summary.distribution(found["sex"], "sex") == pairs(rows, lambda row: row["sex"])
-    ages = {None: None, "40": 40.0, "40.0": 40.0, "55": 55.0, "old": None}
-    assert summary.distribution(found["age"], "age") == pairs(rows, lambda row: ages[row["age"]])
+    source, sex, age = (ATTRIBUTES[name] for name in ("source", "sex", "age"))
+    assert summary.distribution(source, found["source"]) is None
+    assert summary.distribution(sex, found["sex"]) == pairs(rows, lambda row: row["sex"])
+    ages = {None: None, "40": "40-49", "40.0": "40-49", "55": "50-59", "old": None}
+    assert summary.distribution(age, found["age"]) == pairs(rows, lambda row: ages[row["age"]])
 
 
 def test_rare_values_are_counted_together(table):

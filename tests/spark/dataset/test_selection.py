@@ -91,7 +91,7 @@ def files(spark, rows):
 
 def records(spark, rows):
     own = [replace(row, reference=row.image_id, table="t.csv") for row in rows]
-    values = [tuple(getattr(row, name) for name in schemas.RECORDS.names) for row in own]
+    values = [row.values() for row in own]
     return spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schemas.RECORDS)
 
 
@@ -131,7 +131,7 @@ def from_folders(spark):
     said = records(
         spark,
         [
-            tables.Record("KNOWN", patient_id="p", lesion_id="l", age=50.0, sex="female", pairs=("x+y",)),
+            tables.Record("KNOWN", (), "p", "l", ("x+y",), attributes={"age": 50.0, "sex": "female"}),
             tables.Record("torn", patient_id="p"),
             tables.Record("torn", patient_id="q"),
             tables.Record("gone", patient_id="p"),

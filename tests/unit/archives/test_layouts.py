@@ -94,7 +94,8 @@ def test_published_layout_is_recognised_and_may_be_named(name):
 def test_tables_of_published_layouts_are_read():
     layout = found(OLD_CLI)
     assert layout.name == "isic_cli"
-    old = Record("ISIC_1", ("nevus", "benign"), age=50.0, sex="male", site="torso", source="MSK", licence="CC-0")
+    attributes = {"age": 50.0, "sex": "male", "site": "torso", "source": "MSK", "licence": "CC-0"}
+    old = Record("ISIC_1", ("nevus", "benign"), attributes=attributes)
     assert records(OLD_CLI, layout)["metadata.csv"] == [old]
     assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
     rows = records(TRUTH_2019, found(TRUTH_2019))
@@ -141,9 +142,11 @@ def test_a_new_layout_is_an_entry(monkeypatch):
     layout = found(PAD_UFES_TABLE)
     assert layout.summary == "pad_ufes_20: labels from metadata.csv"
     assert found(PAD_UFES_TABLE, layout="pad_ufes_20") == layout
+    one = {"age": 55.0, "sex": "female", "site": "neck", "skin_type": "III"}
+    other = {"age": 60.0, "sex": "male", "site": "face"}
     assert records(PAD_UFES_TABLE, layout)["metadata.csv"] == [
-        Record("PAT_1_765_1", ("nevus",), "PAT_1", "765", age=55.0, sex="female", site="neck", skin_type="III"),
-        Record("PAT_2_7_2", ("MEL",), "PAT_2", "7", age=60.0, sex="male", site="face"),
+        Record("PAT_1_765_1", ("nevus",), "PAT_1", "765", attributes=one),
+        Record("PAT_2_7_2", ("MEL",), "PAT_2", "7", attributes=other),
     ]
     with pytest.raises(DataError, match=r"^layout=pad_ufes_20 needs a metadata\.csv with img_id and diagnostic; found"):
         found(HAM, layout="pad_ufes_20")

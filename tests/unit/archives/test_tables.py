@@ -13,7 +13,8 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark.archives import cells, diagnoses, tables
+from melanoma_spark import attributes
+from melanoma_spark.archives import diagnoses, tables
 from melanoma_spark.archives.layouts import understand_table
 from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of
 from melanoma_spark.errors import DataError
@@ -83,10 +84,10 @@ def test_metadata_of_isic_2019():
     table, rows = real("ISIC_2019_Training_Metadata.csv")
     assert (table.role, table.layout, table.has_labels) == ("metadata", "isic_2019", False)
     assert len({row.image_id for row in rows}) == len(rows) == 25_331
-    assert {row.sex for row in rows} == {"male", "female", None}
-    assert {row.site for row in rows} >= {"anterior torso", "head/neck", None}
+    assert {row.attributes.get("sex") for row in rows} == {"male", "female", None}
+    assert {row.attributes.get("site") for row in rows} >= {"anterior torso", "head/neck", None}
     assert len({row.lesion_id for row in rows} - {None}) == 11_847
-    assert {type(row.age) for row in rows} == {float, type(None)}
+    assert {type(row.attributes.get("age")) for row in rows} == {float, type(None)}
     _, truth = real("ISIC_2019_Training_GroundTruth.csv")
     assert {row.image_id for row in rows} == {row.image_id for row in truth}
 
@@ -98,9 +99,8 @@ def test_ham10000():
     assert len({row.lesion_id for row in rows}) == 7_470
     assert targets(rows, "melanoma") == {1: 1_113, 0: 8_902}
     assert targets(rows, "malignant") == {1: 1_113 + 514, None: 327, 0: 10_015 - 1_627 - 327}
-    assert rows[0] == Record(
-        "ISIC_0027419", ("bkl",), None, "HAM_0000118", age=80.0, sex="male", site="scalp", source="vidir_modern"
-    )
+    attributes = {"age": 80.0, "sex": "male", "site": "scalp", "source": "vidir_modern"}
+    assert rows[0] == Record("ISIC_0027419", ("bkl",), None, "HAM_0000118", attributes=attributes)
 
 
 def test_isic_2020():
@@ -167,11 +167,12 @@ FIELDS = "image_id,patient_id,lesion_id,split,age,sex,site,fitzpatrick_skin_type
             [Record("a", ("unknown", "benign", "0")), Record("b", ("nevus",))],
         ),
         (ISIC + 'a,Malignant,Malignant melanocytic proliferations (Melanoma),"Melanoma, NOS",,,Trunk,\nb,,,,,,,Back\n',
-         [Record("a", (BRANCH,), site="trunk"), Record("b")]),
+         [Record("a", (BRANCH,), attributes={"site": "trunk"}), Record("b")]),
         (
             FIELDS + "a,p,l,Valid,85+,F,Head/Neck,type III,Dermoscopic,M,C\nb,NA,unknown,other,-1,?,n/a,7,,None,-\n",
             [
-                Record("a", (), "p", "l", (), "validation", 85, "female", "head/neck", "III", "dermoscopic", "M", "C"),
+                Record("a", (), "p", "l", (), "validation", {"age": 85, "sex": "female", "site": "head/neck",
+                       "skin_type": "III", "image_type": "dermoscopic", "source": "M", "licence": "C"}),
                 Record("b"),
             ],
         ),
@@ -222,7 +223,7 @@ def test_columns_of_the_user_come_first():
     + [(cell, None) for cell in ("", "nan", "inf", "1e2", "-5", "0x10", "9" * 400, "=1+1", "٤٥", "1900-01-01")],
 )
 def test_age(cell, age):
-    assert records(f'image_id,age\na,"{cell}"\n')[0].age == age
+    assert records(f'image_id,age\na,"{cell}"\n')[0].attributes.get("age") == age
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_age(cell, age):
     + [(cell, None) for cell in ("", "0", "7", "34", "1.5", "VII", "IIV", "unknown")],
 )
 def test_skin_type(cell, expected):
-    assert records(f"image_id,skin_type\na,{cell}\n")[0].skin_type == expected
+    assert records(f"image_id,skin_type\na,{cell}\n")[0].attributes.get("skin_type") == expected
 
 
 @pytest.mark.parametrize(
@@ -354,8 +355,9 @@ def test_endless_cells_are_read_in_no_time(part):
     cell = "x" + part * (100_000 // len(part)) + "y"
     row = records(f"image_id,age,sex,skin_type,site,label,split\n{cell},{cell},{cell},{cell},{cell},{cell},{cell}\n")[0]
     assert len(row.image_id) <= tables.MAX_NAME
-    assert len(row.labels[0]) <= cells.MAX_WORD
-    assert (row.age, row.sex, row.skin_type, row.split) == (None, None, None, None)
+    assert len(row.labels[0]) <= attributes.MAX_WORD
+    assert row.attributes.keys() == {"site"}
+    assert row.split is None
 
 
 @given(st.text(max_size=40) | st.text(st.sampled_from("aA1._/ \\\u0308jpgJPG"), max_size=300))
@@ -385,7 +387,7 @@ def test_table_without_labels_and_one_that_is_no_one_hot():
     bare = table.without_labels()
     assert not bare.has_labels
     lines = ["image,dx,MEL,NV,diagnosis_1,sex", "a,nevus,0,1,Benign,f"]
-    assert list(read_table(lines, bare)) == [Record("a", sex="female")]
+    assert list(read_table(lines, bare)) == [Record("a", attributes={"sex": "female"})]
 
 
 CELL = st.text(max_size=5) | st.sampled_from(
@@ -441,7 +443,7 @@ def test_any_table_comes_back_row_for_row(rows, line_end, encoding):
     writer = csv.writer(text, lineterminator=line_end)
     writer.writerows([("image_id", "patient_id", "label"), *((name, patient, "nevus") for name, patient in rows)])
     expected = [
-        Record(name, ("nevus",), None if patient.lower() in cells.MISSING else patient) for name, patient in rows
+        Record(name, ("nevus",), None if patient.lower() in attributes.MISSING else patient) for name, patient in rows
     ]
     assert records(text.getvalue().encode(encoding)) == expected
 

@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from melanoma_spark.evaluation import subgroups
 from melanoma_spark.metrics import binary, bootstrap
@@ -18,27 +16,6 @@ def told(n, **columns):
 def alone(column):
     """Each image in one subgroup."""
     return [(value,) for value in column]
-
-
-@pytest.mark.parametrize(
-    ("band", "texts"),
-    [
-        ("under 30", ("0", "29.9")),
-        ("30-39", ("30",)),
-        ("40-49", ("45.0", "45-50")),
-        ("50-59", ("[45, 55)",)),
-        ("70-79", ("79",)),
-        ("80 and over", ("80", "85+")),
-        ("unknown", ("-3", "old", "", "1e9", "nan")),
-    ],
-)
-def test_ages_fall_into_bands(band, texts):
-    assert {subgroups.age_band(text) for text in texts} == {band}
-
-
-@given(st.text(max_size=12))
-def test_any_text_has_a_band(text):
-    assert subgroups.age_band(text)
 
 
 def test_values_name_what_is_known_and_leave_out_what_is_of_no_image():
