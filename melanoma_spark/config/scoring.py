@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from melanoma_spark.config.fields import ENGINE, Amount, Count, Engine, Rate, Section, Share, Whole
+from melanoma_spark.monitoring.measures import MEASURES
 
 
 class Quality(Section):
@@ -32,12 +33,10 @@ class Quality(Section):
     )
 
 
-# fmt: off
-DriftMeasure = Literal[
-    "raw_probability", "distance", "sharpness", "brightness", "clipped", "dark_border", "warm", "side",
-    "age", "sex", "site", "skin_type", "image_type", "unlike",
-]
-# fmt: on
+if TYPE_CHECKING:
+    DriftMeasure = str
+else:
+    DriftMeasure = Literal[tuple(MEASURES)]
 PSI = "largest population stability index of a measure against the training images"
 KS = "largest Kolmogorov-Smirnov statistic of a measure against the training images"
 UNLIKE = "largest share of images that are flagged as unlike"

@@ -1,8 +1,8 @@
-"""drift: what the training images look like to a network, and whether a batch is like them.
+"""Drift in Spark: measure the training images of a network, and compare a batch with them.
 
-The first is part of register, and stays with the registered model: one pass of the network over at most
-`register.reference` train and as many validation images, the same ones each time, by their hashes. The second is part
-of score, before a batch is committed: the driver sees counts, however many rows there are.
+`register` measures them with one pass of the network over at most `register.reference` train and as many validation
+images, the same ones each time, by their hashes. `score` compares a batch before it is committed. The driver sees
+counts, however many rows there are.
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ from melanoma_spark.errors import ImageError
 from melanoma_spark.images import quality
 from melanoma_spark.models import bundle, network, prediction, training_reference
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.monitoring.measures import MEASURES, of_kind
 from melanoma_spark.runner.context import StageContext, read_images
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import manifests
 from melanoma_spark.storage.manifests import ImagesManifest
 
-FOUND = t.StructType([t.StructField(name, t.ArrayType(t.FloatType())) for name in ("features", "measures")])
-MOST_WORDS = 10_000  # that tables may use for ages, sites and so on; what is rarer is not counted
+FEATURES = t.StructType([t.StructField(name, t.ArrayType(t.FloatType())) for name in ("features", "measures")])
+MOST_WORDS = 10_000  # that tables may use for ages, sites and so on; rarer words are not counted
 
 
-# --- of the training images
-
-
-def of_training(
+def build_reference(
     context: StageContext,
     images: ImagesManifest,
     model_id: str,
@@ -45,132 +43,136 @@ def of_training(
     tensors: list[np.ndarray],
     raw: np.ndarray,
 ) -> training_reference.Reference | None:
-    """The reference for a network; None where the settings ask for none.
+    """Build the reference of a network; None where `register.reference` is 0.
 
-    `raw` (n,) are the network's own probabilities of the validation images, by as many views as it will be asked for.
+    `raw` (n,) are the probabilities of the network for the validation images, before calibration, with as many views
+    of an image as `score` uses.
     """
     most = context.settings.register_.reference
     if not most:
         return None
     rows = read_images(context, images).where("split != 'test'")
-    table = looked_at(context, rows, most, model_id, spec, tensors)
+    table = reference_features(context, rows, most, model_id, spec, tensors)
     train, validation = (table[table["split"] == split] for split in ("train", "validation"))
     features = [np.stack(part["features"].tolist()) for part in (train, validation)]
     space = training_reference.fit(*features)
-    values = {
+    columns = {
         "raw_probability": raw,
         "distance": space.distances(features[1]),
         **dict(zip(quality.MEASURES, np.stack(table["measures"].tolist()).T, strict=True)),
         "side": table["side"].to_numpy(),
     }
+    numbers = {name: MEASURES[name].of_training(columns) for name in of_kind("number")}
     return training_reference.Reference(
         space=space,
-        histograms={name: training_reference.histogram(found) for name, found in values.items()},
-        shares={name: training_reference.categories(counts) for name, counts in said_of(rows).items()},
+        histograms={name: training_reference.histogram(values) for name, values in numbers.items()},
+        shares={name: training_reference.categories(counts) for name, counts in count_metadata(rows).items()},
         images={"train": len(train), "validation": len(validation)},
     )
 
 
-def looked_at(
+def reference_features(
     context: StageContext, rows: DataFrame, most: int, model_id: str, spec: network.Spec, tensors: list[np.ndarray]
 ) -> pd.DataFrame:
     """Columns `split`, `side`, `features` and `measures` of at most `most` images of each split, in order of hash."""
     spark, batch = context.spark, context.settings.score.batch_size
     session.set_arrow_batch_rows(spark, batch)
-    session.describe_jobs(spark, "register: what the training images look like")
+    session.describe_jobs(spark, "register: measure the training images")
     parts = [rows.where(f.col("split") == split).orderBy("sha256").limit(most) for split in ("train", "validation")]
     some = parts[0].unionByName(parts[1]).repartition(session.partitions_for(spark, 2 * most))
     field = schemas.images_schema(spec.image_size).fields["image"]
     plain = spec.model_copy(update={"tta": 1})  # features are of the image as it is
     load = prediction.network_loader(plain, session.broadcast(spark, tensors), session.task_threads(spark))
 
-    def measuring() -> inference.Predict:
+    def load_with_quality() -> inference.Predict:
         forward = load()
         return lambda pixels: [forward(pixels)[-1], quality.measures(pixels)]
 
-    def decoded(content: bytes) -> np.ndarray:
+    def decode(content: bytes) -> np.ndarray:
         return np.asarray(field.codec.decode(field, content))
 
     def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        return pd.DataFrame({name: list(found) for name, found in zip(FOUND.names, outputs, strict=True)})  # type: ignore[arg-type]
+        return pd.DataFrame({name: list(rows) for name, rows in zip(FEATURES.names, outputs, strict=True)})  # type: ignore[arg-type]
 
-    udf = inference.over_column(f"features of {model_id}", measuring, decoded, finish, FOUND, batch)
-    columns = ("sha256", "split", f.least("width", "height").alias("side"), udf("image").alias("found"))
-    with session.progress(spark, "parts looked at"):
-        table = pd.DataFrame(some.select(*columns).select("*", "found.*").drop("found").toPandas())
+    udf = inference.over_column(f"features of {model_id}", load_with_quality, decode, finish, FEATURES, batch)
+    columns = ("sha256", "split", f.least("width", "height").alias("side"), udf("image").alias("features"))
+    with session.progress(spark, "parts of the training images measured"):
+        table = pd.DataFrame(some.select(*columns).select("sha256", "split", "side", "features.*").toPandas())
     return table.sort_values("sha256")
 
 
-# --- of a batch
+def rows_for_drift(context: StageContext, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
+    """The rows of a batch to compare: scored by the network, excluding images seen in training.
 
-
-def told_by(context: StageContext, rows: DataFrame, scorer: bundle.Scorer) -> DataFrame:
-    """The rows of a batch that tell of drift: what the network has seen, and had not seen before in training.
-
-    What it learnt from is nearer to it, and it is surer of that. Which images those are is known where this warehouse
-    made the model.
+    Images seen in training are nearer to the training images, and their probabilities are more certain. They are known
+    where this warehouse made the model.
     """
-    judged = rows.where("raw_probability is not null")
+    scored = rows.where("raw_probability is not null")
     images = manifests.read(ImagesManifest, context.warehouse)
     if images is None or images.id != scorer.facts.get("dataset_id"):
-        return judged
-    learnt = read_images(context, images).where("split != 'test'").select("sha256")
-    return judged.join(learnt, "sha256", "left_anti")
+        return scored
+    trained = read_images(context, images).where("split != 'test'").select("sha256")
+    return scored.join(trained, "sha256", "left_anti")
 
 
-def of_batch(
-    context: StageContext, judged: DataFrame, metadata: DataFrame, known: training_reference.Reference | None
+def compare_batch(
+    context: StageContext, rows: DataFrame, metadata: DataFrame, reference: training_reference.Reference | None
 ) -> statistics.Drift:
-    """Rows of `told_by` against the reference of their model. `metadata` has a row of `drift.METADATA` for each."""
-    if known is None:
+    """Compare `rows_for_drift` with the reference of their model; `metadata` has the categories of each."""
+    if reference is None:
         return statistics.Drift(statistics.NO_REFERENCE, detail="the version was registered without one")
     session.describe_jobs(context.spark, "score: compare with the training images")
     limit = context.settings.score.quality.distance
-    counts = judged.agg(
+    counts = rows.agg(
         f.count("*").alias("rows"),
         f.count(f.when(f.col("distance") > (np.inf if limit is None else limit), 1)).alias("unlike"),
     ).collect()[0]
     unlike = None if limit is None else int(counts.unlike)
-    chosen = context.settings.score.drift
-    if counts.rows < chosen.minimum:
-        return statistics.held_against(known, {}, {}, counts.rows, unlike, chosen)
-    numbers = in_bins(judged, known.histograms)
-    return statistics.held_against(known, numbers, said_of(metadata), counts.rows, unlike, chosen)
+    limits = context.settings.score.drift
+    numbers: dict[str, list[int]] = {}
+    categories: dict[str, dict[str, int]] = {}
+    if counts.rows >= limits.minimum:
+        numbers = count_in_bins(
+            rows, {name: reference.histograms[name] for name in of_kind("number") if name in reference.histograms}
+        )
+        categories = count_metadata(metadata)
+    return statistics.compare_with_reference(reference, numbers, categories, counts.rows, unlike, limits)
 
 
-def in_bins(rows: DataFrame, histograms: Mapping[str, training_reference.Histogram]) -> dict[str, list[int]]:
-    """How many rows are in each bin of the histogram of a column, of all of them in one pass."""
-    own = {name: found for name, found in histograms.items() if name in rows.columns}
-    places = [f.struct(f.lit(name).alias("name"), place(name, found.edges).alias("bin")) for name, found in own.items()]
-    told = rows.select(f.explode(f.array(*places)).alias("at")).where("at.bin is not null")
-    counts = {name: [0] * len(found.counts) for name, found in own.items()}
-    for row in told.groupBy("at.name", "at.bin").count().collect():
+def count_in_bins(rows: DataFrame, histograms: Mapping[str, training_reference.Histogram]) -> dict[str, list[int]]:
+    """Measure -> rows in each bin of its histogram, of all measures in one pass."""
+    bins = [
+        f.struct(f.lit(name).alias("name"), bin_of(MEASURES[name].batch_column, histogram.edges).alias("bin"))
+        for name, histogram in histograms.items()
+    ]
+    binned = rows.select(f.explode(f.array(*bins)).alias("at")).where("at.bin is not null")
+    counts = {name: [0] * len(histogram.counts) for name, histogram in histograms.items()}
+    for row in binned.groupBy("at.name", "at.bin").count().collect():
         counts[row.name][row.bin] = row["count"]
     return counts
 
 
-def place(column: str, edges: Sequence[float]) -> Column:
-    """The bin of a column's value, as `reference.Histogram` has it: the number of edges that it is over."""
-    value = f.col(column).cast("double")
+def bin_of(expression: str, edges: Sequence[float]) -> Column:
+    """The bin of an SQL expression in a `training_reference.Histogram`: the number of edges below its value."""
+    value = f.expr(expression).cast("double")
     known = value.isNotNull() & ~f.isnan(value)
     return reduce(add, ((value > edge).cast("int") for edge in edges), f.when(known, 0))
 
 
-def said_of(rows: DataFrame) -> dict[str, dict[str, int]]:
-    """Attribute -> images by category, of columns that hold what an archive's tables say of them."""
-    pairs = [
-        f.struct(f.lit(name).alias("name"), f.col(name).cast("string").alias("text")) for name in statistics.METADATA
-    ]
-    told = rows.select(f.explode(f.array(*pairs)).alias("said")).groupBy("said.name", "said.text").count()
-    found: dict[str, Counter[str]] = {name: Counter() for name in statistics.METADATA}
-    for row in told.orderBy(f.desc("count"), "name", "text").limit(MOST_WORDS).collect():
-        found[row.name][ATTRIBUTES[row.name].category(row.text)] += row["count"]
-    return {name: dict(counted) for name, counted in found.items()}
+def count_metadata(rows: DataFrame) -> dict[str, dict[str, int]]:
+    """Attribute -> images by category, of the attributes that tables state."""
+    names = of_kind("category")
+    pairs = [f.struct(f.lit(name).alias("name"), f.col(name).cast("string").alias("text")) for name in names]
+    values = rows.select(f.explode(f.array(*pairs)).alias("value")).groupBy("value.name", "value.text").count()
+    images: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for row in values.orderBy(f.desc("count"), "name", "text").limit(MOST_WORDS).collect():
+        images[row.name][ATTRIBUTES[row.name].category(row.text)] += row["count"]
+    return {name: dict(counts) for name, counts in images.items()}
 
 
-def chart(context: StageContext, found: statistics.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
-    """A point of each chart of MLflow's experiment `<experiment>-drift`: a run of its own for a batch that is there."""
-    session.describe_jobs(context.spark, "score: chart the batch")
+def log_batch(context: StageContext, drift: statistics.Drift, facts: Mapping[str, Any], rows: DataFrame) -> None:
+    """Log a committed batch as a run of MLflow's experiment `<experiment>-drift`, a point of each of its charts."""
+    session.describe_jobs(context.spark, "score: log the drift of the batch")
     means = rows.agg(
         f.mean("probability").alias("mean_probability"),
         f.mean((f.col("decision") == "positive").cast("int")).alias("share_positive"),
@@ -182,9 +184,9 @@ def chart(context: StageContext, found: statistics.Drift, facts: Mapping[str, An
         "batch_id": facts["batch_id"],
         "model": facts["model"],
         "model_version": facts["model_version"],
-        "verdict": found.verdict,
+        "verdict": drift.verdict,
         "run_id": facts["run_id"],
     }
     context.tracker.log_standalone_run(
-        "drift", facts["batch_id"], tags, {**found.metrics, **figures, "rows": facts["rows"]}
+        "drift", facts["batch_id"], tags, {**drift.metrics, **figures, "rows": facts["rows"]}
     )

@@ -172,8 +172,8 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
         "rows": total,
     }
     logs.add_context(counts=counts)
-    telling = drift.told_by(context, written, own.scorer).persist()
-    drifted = drift.of_batch(context, telling, metadata(own, telling), own.scorer.reference)
+    telling = drift.rows_for_drift(context, written, own.scorer).persist()
+    drifted = drift.compare_batch(context, telling, metadata(own, telling), own.scorer.reference)
     telling.unpersist()
     unmatched, set_aside = unclear(own, written), own.tables.set_aside
     notes = matching.summarize_unmatched(unmatched)
@@ -189,7 +189,7 @@ def committed(own: Run, new: New, batch_id: str, total: int, how_fast: str) -> S
     ledger.refuse_twice(written, total, known(context, own.model, own.version))
     target = ledger.commit(warehouse, batch_id, staged, index, own.model, own.version, facts, check_of(context))
     ledger.remove(own.place)
-    drift.chart(context, drifted, facts, context.spark.read.schema(schemas.SCORED).parquet(target))
+    drift.log_batch(context, drifted, facts, context.spark.read.schema(schemas.SCORED).parquet(target))
     told = " + ".join(batches.counted(counts, always=("scored", "rejected", "copies")))
     number = f"{len(set_aside)} table{'s' if len(set_aside) > 1 else ''}"
     aside = f"; {number} set aside ({', '.join(set_aside)})" if set_aside else ""

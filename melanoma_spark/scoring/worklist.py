@@ -22,6 +22,7 @@ from melanoma_spark.archives.tables import NO_IDS
 from melanoma_spark.errors import ConfigError, DataError, ImageError
 from melanoma_spark.models import bundle, gradcam, network
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.monitoring.measures import of_kind
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import ledger, worklist_page
 from melanoma_spark.spark import inference, session
@@ -37,7 +38,7 @@ FORMULA = r"^[=+\-@\t\r]"  # what a spreadsheet would run, from names that other
 class TableMetadata:
     """What the tables of an archive say of its images.
 
-    `rows` has `path`, `patient_id` and `drift.METADATA` as text. `unmatched` is that of `matching.MatchedTables`.
+    `rows` has `path`, `patient_id` and drift's categories as text. `unmatched` is that of `matching.MatchedTables`.
     `set_aside` and `unused` are tables that cannot be read, or name no images: the stored name of their path -> why.
     """
 
@@ -74,7 +75,7 @@ def table_metadata(context: StageContext, listed: DataFrame, unsettled: DataFram
         images = table_files.images_for_matching(unsettled, settings)
         there, name = table_files.table_paths(unsettled), plan.stored_name(settings)
         matched = matching.match_rows(images, rows, there, name, lambda _, table: session.checkpointed(table))
-    stated = (f.col(name).cast("string") for name in ("path", "patient_id", *statistics.METADATA))
+    stated = (f.col(name).cast("string") for name in ("path", "patient_id", *of_kind("category")))
     found = [nameless(settings, tables) for tables in (set_aside, unused)]
     for path, why in found[0].items():
         logs.warning(f"set aside: {path} {why}", "table_set_aside", table=path)

@@ -16,6 +16,7 @@ from PIL import Image
 from melanoma_spark import pages
 from melanoma_spark.images import quality
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.monitoring.measures import MEASURES
 
 THUMBNAIL = 160  # pixels, the side
 COLUMNS = (
@@ -70,7 +71,7 @@ def render(facts: Facts) -> str:
     pages.check_keys("a worklist", facts, Facts.__required_keys__)
     open_ = facts["drift"].state in (statistics.DRIFTING, statistics.BEYOND)  # what a person should see without asking
     return pages.render(
-        "worklist.html", facts=facts, flags=quality.FLAGS, measures=statistics.MEASURES, told=open_, side=THUMBNAIL
+        "worklist.html", facts=facts, flags=quality.FLAGS, measures=MEASURES, told=open_, side=THUMBNAIL
     )
 
 

@@ -22,6 +22,7 @@ from melanoma_spark.images import decoding, hashes
 from melanoma_spark.models import bundle, model_registry, network, pyfunc, training_reference, weights
 from melanoma_spark.monitoring import drift as job
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.monitoring.measures import MEASURES, Measure, of_kind
 from melanoma_spark.runner.cli import invoke
 from melanoma_spark.runner.context import Summary
 from melanoma_spark.runner.stage import run_stage
@@ -43,7 +44,7 @@ def known(**changes) -> training_reference.Reference:
     space = training_reference.fit(
         np.random.default_rng(0).normal(size=(50, 4)), np.random.default_rng(1).normal(size=(50, 4))
     )
-    histograms = {name: training_reference.histogram(normal(600, seed)) for seed, name in enumerate(statistics.NUMBERS)}
+    histograms = {name: training_reference.histogram(normal(600, seed)) for seed, name in enumerate(of_kind("number"))}
     shares = {"sex": {"female": 200, "male": 180, training_reference.OTHERS: 0}}
     return training_reference.Reference(
         **{"space": space, "histograms": histograms, "shares": shares, "images": {}, **changes}
@@ -52,11 +53,11 @@ def known(**changes) -> training_reference.Reference:
 
 def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> statistics.Drift:
     numbers = {name: binned(reference_.histograms[name], found) for name, found in values.items()}
-    return statistics.held_against(reference_, numbers, metadata or {}, rows, unlike, limits)
+    return statistics.compare_with_reference(reference_, numbers, metadata or {}, rows, unlike, limits)
 
 
 def batch(rows: int, seed: int = 50, **changed) -> dict[str, np.ndarray]:
-    return {name: changed.get(name, normal(rows, seed + place)) for place, name in enumerate(statistics.NUMBERS)}
+    return {name: changed.get(name, normal(rows, seed + place)) for place, name in enumerate(of_kind("number"))}
 
 
 def states(found: statistics.Drift) -> dict[str, str]:
@@ -144,7 +145,7 @@ def test_a_batch_like_the_training_images_is_told_so_whatever_its_size():
         assert found.state == statistics.AS_TRAINED, found
         assert found.verdict == statistics.AS_TRAINED
         assert not found.beyond
-        assert {one.name for one in found.measures} == {*statistics.NUMBERS, "sex", "unlike"}
+        assert {one.name for one in found.measures} == {*of_kind("number"), "sex", "unlike"}
 
 
 def test_a_measure_that_moved_is_named_by_how_far():
@@ -162,7 +163,7 @@ def test_a_measure_that_moved_is_named_by_how_far():
 
 def test_a_verdict_names_a_few():
     rows = 500
-    found = held(known(), {name: normal(rows, 1, 3) for name in statistics.NUMBERS}, rows)
+    found = held(known(), {name: normal(rows, 1, 3) for name in of_kind("number")}, rows)
     assert found.verdict == (
         "beyond the limit: the network's probability, distance in feature space, sharpness, brightness and 4 more"
     )
@@ -235,7 +236,7 @@ def test_the_registered_model_knows_its_training_images(line, registered):
     images = line.read("images").where("split != 'test'").toPandas()
     known = registered.reference
     assert known.images == images["split"].value_counts().to_dict()
-    assert known.histograms.keys() == statistics.NUMBERS.keys()
+    assert known.histograms.keys() == set(of_kind("number"))
     for name, histogram in known.histograms.items():
         expected = len(images) if name not in ("raw_probability", "distance") else known.images["validation"]
         assert sum(histogram.counts) == expected, name
@@ -264,7 +265,7 @@ def test_score_and_the_served_model_tell_the_same_distances(line, registered):
 
 def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
     scores = line.context.spark.read.parquet(f"{line.context.warehouse}/scores")
-    telling = job.told_by(line.context, scores, registered)
+    telling = job.rows_for_drift(line.context, scores, registered)
     test = line.read("images").where("split = 'test'").select("sha256").toPandas()["sha256"]
     own = telling.toPandas()
     assert set(test) <= set(own["sha256"])
@@ -273,11 +274,11 @@ def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_tra
     assert len(own) + scores.join(line.read("images").where("split != 'test'"), "sha256", "left_semi").count() == (
         scores.where("status = 'scored'").count()
     )
-    nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in statistics.METADATA))
+    nothing = telling.sparkSession.createDataFrame([], ", ".join(f"{name} string" for name in of_kind("category")))
     few = line.context.settings.score.drift.model_copy(update={"minimum": 10})
     score_ = line.context.settings.score.model_copy(update={"drift": few})
     calm = replace(line.context, settings=line.context.settings.model_copy(update={"score": score_}))
-    found = job.of_batch(calm, telling, nothing, registered.reference)
+    found = job.compare_batch(calm, telling, nothing, registered.reference)
     assert found.state == statistics.AS_TRAINED, found
     (folder,) = (line.folder / "batches").iterdir()
     facts = json.loads((folder / "batch.json").read_text())
@@ -289,17 +290,30 @@ def test_counts_of_spark_are_those_of_numpy(spark):
     values = np.random.default_rng(0).normal(size=300).astype(np.float32)
     histogram = training_reference.histogram(values)
     now = np.concatenate([values[:100], values[:50] + 1, [np.nan], histogram.edges])
-    rows = spark.createDataFrame(pd.DataFrame({"x": now.astype(np.float32), "y": [1.0] * len(now)}))
-    rows = rows.unionByName(spark.createDataFrame([(None, None)], "x float, y double"))
-    found = job.in_bins(rows, {"x": histogram, "y": training_reference.Histogram((), (0,)), "z": histogram})
-    assert found == {"x": binned(histogram, now[~np.isnan(now)].astype(np.float32)), "y": [len(now)]}
+    rows = spark.createDataFrame(pd.DataFrame({"warm": now.astype(np.float32), "side": [1.0] * len(now)}))
+    rows = rows.unionByName(spark.createDataFrame([(None, None)], "warm float, side double"))
+    counts = job.count_in_bins(rows, {"warm": histogram, "side": training_reference.Histogram((), (0,))})
+    assert counts == {"warm": binned(histogram, now[~np.isnan(now)].astype(np.float32)), "side": [len(now)]}
+
+
+def test_one_entry_adds_a_measure(monkeypatch, spark, line, registered):
+    """It is part of a new reference, and a batch is compared by its SQL expression."""
+    cold = Measure("cold", "pixels bluer than red", batch="1 - warm", training=lambda columns: 1 - columns["warm"])
+    monkeypatch.setitem(MEASURES, "cold", cold)
+    of = registered.spec, registered.tensors, np.full(50, 0.5)
+    reference = job.build_reference(line.context, line.manifest("images"), "network", *of)
+    assert sum(reference.histograms["cold"].counts) == sum(reference.histograms["warm"].counts) > 0
+    rows = spark.createDataFrame([(-9.0,)] * 100, "warm double")
+    counts = job.count_in_bins(rows, {"cold": reference.histograms["cold"]})
+    found = statistics.compare_with_reference(reference, counts, {}, 100, None, LIMITS)
+    assert found.verdict == "beyond the limit: pixels bluer than red"
 
 
 def test_a_model_without_reference_says_so(spark):
-    found = job.of_batch(None, None, None, None)
+    found = job.compare_batch(None, None, None, None)
     assert found.verdict == "no training reference: the version was registered without one"
     off = config.load(None, ["register.reference=0"])
-    assert job.of_training(SimpleNamespace(settings=off), {}, "", None, [], None) is None
+    assert job.build_reference(SimpleNamespace(settings=off), {}, "", None, [], None) is None
 
 
 def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings_file):

@@ -31,7 +31,7 @@ def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
     told = scored.stage("score", score=with_pictures(scored, 2))
     said = descriptions(scored, last)
     assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in said)) == [
-        "score: chart the batch",
+        "score: log the drift of the batch",
         "score: commit batch X",
         "score: counts of the worklist's page",
         "score: draw 2 images and their Grad-CAM",

@@ -15,6 +15,7 @@ from PIL import Image
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality, synthetic
 from melanoma_spark.monitoring import statistics
+from melanoma_spark.monitoring.measures import UNLIKE
 from melanoma_spark.scoring import worklist as job
 from melanoma_spark.scoring import worklist_page
 
@@ -82,12 +83,12 @@ def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
 
 def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():
     shares = {"before": (0.1,) * 10, "now": (0.0, *(0.1,) * 8, 0.2)}
-    moved = statistics.Measure("distance", 900, statistics.BEYOND, 0.31, 0.25, **shares)
+    moved = statistics.Comparison("distance", 900, statistics.BEYOND, 0.31, 0.25, **shares)
     bad = '"><script>'
-    said = statistics.Measure(
+    said = statistics.Comparison(
         "site", 800, statistics.AS_TRAINED, 0.01, labels=(bad, "arm"), before=(0.5, 0.5), now=(0.4, 0.6)
     )
-    few = statistics.Measure(statistics.UNLIKE, 900, statistics.DRIFTING, share=0.07, before=(0.01,), now=(0.07,))
+    few = statistics.Comparison(UNLIKE, 900, statistics.DRIFTING, share=0.07, before=(0.01,), now=(0.07,))
     found = statistics.Drift(statistics.BEYOND, (moved, said, few), "distance in feature space")
     html = worklist_page.render(facts(drift=found))
     page = Page(html, apart=("th", "td", "b", "summary"))

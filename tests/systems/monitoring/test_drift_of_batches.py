@@ -22,9 +22,9 @@ def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
     (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
     seen = {}
     with pytest.MonkeyPatch.context() as only_here:
-        held_against = statistics.held_against
+        compare = statistics.compare_with_reference
         only_here.setattr(
-            statistics, "held_against", lambda *told: seen.update(metadata=told[2]) or held_against(*told)
+            statistics, "compare_with_reference", lambda *args: seen.update(metadata=args[2]) or compare(*args)
         )
         noise.stage("score")
     assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
