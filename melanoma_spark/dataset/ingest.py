@@ -11,7 +11,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
-from melanoma_spark.dataset import datacard, selection, splits, summary
+from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.images.reasons import UNREADABLE
@@ -109,7 +109,7 @@ def staged(context: StageContext, stage: str) -> Summary:
     notes = matching.summarize_unmatched(apart)
     among = ("test",) if settings.split == "test" else splits.SPLITS
     selection.check(counts, reasons, [row.detail for row in unknown], among, str(notes))
-    unmatched = summary.unmatched(apart, decisions, layout)
+    unmatched = summary.count_unmatched(apart, decisions, layout)
     if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
         sides = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
         raise DataError(
@@ -118,7 +118,7 @@ def staged(context: StageContext, stage: str) -> Summary:
         )
 
     missing = (unmatched["rows_without_image"] or {"count": 0})["count"]
-    groups = summary.group_kinds(kept)
+    groups = summary.count_groups(kept)
     kept_id = table_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
@@ -148,13 +148,13 @@ def staged(context: StageContext, stage: str) -> Summary:
         reasons=reasons,
     )
     session.describe_jobs(spark, "ingest: data card")
-    card = summary.card(decisions, rejects, decoded, manifest, unmatched, groups, settings)
+    card = summary.card_facts(decisions, rejects, decoded, manifest, unmatched, groups, settings)
     page = datacard.render(card)
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
     manifests.publish(manifest, warehouse)
     context.tracker.log_artifact("datacard.html", page.encode())
     for name, contacts in zip(card["labels"], card["contacts"], strict=True):
-        sheet = datacard.contact_sheet(
+        sheet = card_pictures.contact_sheet(
             [contact["image"] for contact in contacts],
             [f"{(contact['sha256'] or '')[:8]}\n{contact['split']}" for contact in contacts],
             8,

@@ -61,12 +61,12 @@ def pairs(rows, value):
 
 def test_each_field_is_counted_by_value_and_class(table):
     frame, rows = table
-    found = summary.tally(frame)
+    found = summary.count_values(frame)
     assert set(found) == set(summary.KINDS)
     for name in ("age", "sex", "licence", "source"):
         assert found[name] == pairs(rows, lambda row, name=name: row[name])
-    assert summary.sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
-    assert summary.sizes({"64x64": (1, 2), "other": (3, 4)}) == {}, "not as if these were all"
+    assert summary.image_sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
+    assert summary.image_sizes({"64x64": (1, 2), "other": (3, 4)}) == {}, "not as if these were all"
     source, sex, age = (ATTRIBUTES[name] for name in ("source", "sex", "age"))
     assert summary.distribution(source, found["source"]) is None
     assert summary.distribution(sex, found["sex"]) == pairs(rows, lambda row: row["sex"])
@@ -76,7 +76,7 @@ def test_each_field_is_counted_by_value_and_class(table):
 
 def test_rare_values_are_counted_together(table):
     frame, rows = table
-    found = summary.tally(frame)["site"]
+    found = summary.count_values(frame)["site"]
     counts = Counter(row["site"] for row in rows)
     common = sorted(counts, key=lambda site: (-counts[site], site))[: summary.KINDS["site"]]
     assert len(counts) > summary.KINDS["site"]
@@ -89,12 +89,12 @@ def test_groups_are_counted_by_what_holds_them_together(table):
     for split, group in {(row["split"], row["group"]) for row in rows}:
         kind = group.partition(":")[0]
         expected[split][kind if kind in ("patient", "lesion") else "image"] += 1
-    assert summary.group_kinds(frame) == expected
+    assert summary.count_groups(frame) == expected
 
 
 def test_examples_are_those_of_the_smallest_hashes(table):
     frame, rows = table
-    found = summary.first_of(frame, "label", 7, "split")
+    found = summary.first_rows(frame, "label", 7, "split")
     for label in (0, 1):
         hashes = sorted(row["sha256"] for row in rows if row["label"] == label)
         assert [row.sha256 for row in found[label]] == hashes[:7]

@@ -12,7 +12,7 @@ from page import PLAIN, Page
 from PIL import Image
 from samples import examples
 
-from melanoma_spark.dataset import datacard
+from melanoma_spark.dataset import card_facts, card_limits, card_pictures, datacard
 from melanoma_spark.errors import DataError
 
 HOSTILE = '<script>alert(\'x\')</script>" onload="steal()" & {{ 7 * 7 }} <b>'
@@ -44,7 +44,7 @@ def grey(number):
 
 @pytest.fixture
 def facts():
-    return datacard.CardFacts(
+    return card_facts.CardFacts(
         dataset_id="3f2d9c4a81be0c55",
         grew_from="9911c2aa01be0c55",
         created_at="2026-11-23T09:21:44Z",
@@ -109,12 +109,12 @@ def facts():
 @pytest.fixture
 def bare():
     """The least that a card can say."""
-    least = dict.fromkeys(datacard.CardFacts.__required_keys__)
+    least = dict.fromkeys(card_facts.CardFacts.__required_keys__)
     least |= dict.fromkeys(("listed", "accepted", "rejected", "skipped", "with_patient", "with_lesion"), 0)
     least |= {name: {} for name in ("splits", "sizes", "rejects", "settings")}
     least |= {"dataset_id": "00", "created_at": "2026-11-23T09:21:44Z", "image_size": 64, "target": "melanoma"}
     least |= {"labels": ("other", "melanoma"), "layout": "a folder per class", "label_words": [], "licences": []}
-    return datacard.CardFacts(**least | {"distributions": dict.fromkeys(datacard.SHOWN), "contacts": ([], [])})
+    return card_facts.CardFacts(**least | {"distributions": dict.fromkeys(datacard.SHOWN), "contacts": ([], [])})
 
 
 def test_the_page_says_all_facts(facts):
@@ -182,7 +182,7 @@ def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
         "Rows without an image: there is no table.",
         "No words were mapped.",
         "No settings are given.",
-        "No licence is stated.",
+        "No license is stated.",
     ):
         assert said in words
     assert not {"median", "left out"} & set(words.split())
@@ -258,7 +258,7 @@ PARTED = "lesions of one patient may stand on both sides of the split."
         ),
         (
             {"distributions": dict.fromkeys(datacard.SHOWN) | {"skin_type": {None: (750, 250)}}},
-            ["Skin types are not st"],
+            ["No skin types are stated"],
         ),
         (
             of_skin(V=(20, 0), VI=(0, 9), II=(730, 241)),
@@ -268,7 +268,7 @@ PARTED = "lesions of one patient may stand on both sides of the split."
     ],
 )
 def test_limits_name_what_to_mind(facts, change, told):
-    found = datacard.limits(facts | change)
+    found = card_limits.limits(facts | change)
     assert len(found) == len(told) + 1
     assert found[-1:] == NO_LIMITS
     assert all(limit.startswith(text) for limit, text in zip(found, told, strict=False))
@@ -277,7 +277,7 @@ def test_limits_name_what_to_mind(facts, change, told):
 @pytest.mark.parametrize(("pair", "told"), [((800, 200), None), ((801, 199), "malignant"), ((100, 900), "benign")])
 def test_limits_name_the_rare_class(facts, pair, told):
     facts["splits"] = {"train": {"images": pair, "groups": {}, "asked": None}}
-    found = [limit for limit in datacard.limits(facts | of_skin(V=pair)) if "unbalanced" in limit]
+    found = [limit for limit in card_limits.limits(facts | of_skin(V=pair)) if "unbalanced" in limit]
     assert len(found) == (told is not None)
     assert told is None or found[0].endswith(f"of the images are {told}.")
 
@@ -301,7 +301,7 @@ def test_limits_name_the_rare_class(facts, pair, told):
 )
 def test_limits_name_sources_that_tell_the_label(facts, sources, expected):
     facts["distributions"]["source"] = sources
-    told = datacard.limits(facts)[:-1]
+    told = card_limits.limits(facts)[:-1]
     assert len(told) == len(expected), told
     assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, told, strict=True))
 
@@ -346,7 +346,7 @@ def test_long_text_is_cut(facts):
         {"word": f"{k} " + "y" * 9999, "diagnosis": "", "target": "", "count": 1} for k in range(5000)
     ]
     assert len(datacard.render(facts)) < before + 30_000
-    assert f"{5000 - datacard.WORDS:,} more are not shown." in shown(facts).words
+    assert f"{5000 - card_facts.WORDS:,} more are not shown." in shown(facts).words
 
 
 def test_the_pictures_are_the_thumbnails_up_to_their_number(facts):
@@ -402,7 +402,9 @@ def test_a_full_page_stays_under_two_megabytes(facts):
 
 def test_contact_sheet_is_a_grid():
     pictures = [drawn(k, 96, "PNG") for k in range(5)]
-    png = datacard.contact_sheet([*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3)
+    png = card_pictures.contact_sheet(
+        [*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3
+    )
     with Image.open(io.BytesIO(png)) as image:
         assert image.format == "PNG"
         assert image.size == (3 * 104 + 8, 3 * 130 + 8)
@@ -410,13 +412,15 @@ def test_contact_sheet_is_a_grid():
             assert image.crop((112, 138, 208, 234)).tobytes() == fifth.tobytes()
         assert image.getpixel((112 + 100, 138 + 5)) == (255, 255, 255)
         assert image.getpixel((216 + 5, 138 + 5)) == image.getpixel((8 + 5, 268 + 5)) == (0xD5, 0xD9, 0xDF)
-    again = datacard.contact_sheet([*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3)
+    again = card_pictures.contact_sheet(
+        [*pictures, None, b"junk"], ["00000000\ntrain"] * 6 + ["too long " * 9], columns=3
+    )
     assert again == png
     for broken in ([drawn(0)[:400]], []):
-        assert datacard.contact_sheet(broken, [""] * len(broken), 8).startswith(b"\x89PNG")
+        assert card_pictures.contact_sheet(broken, [""] * len(broken), 8).startswith(b"\x89PNG")
     for captions, columns in (([], 8), (["a"], 0)):
         with pytest.raises(DataError, match="make no sheet"):
-            datacard.contact_sheet([None], captions, columns)
+            card_pictures.contact_sheet([None], captions, columns)
 
 
 COUNTS = st.integers(0, 5000)
@@ -467,7 +471,7 @@ def any_facts(draw):
     rejects = draw(st.dictionaries(TEXTS, st.fixed_dictionaries(REJECT), max_size=4))
     sizes = dealt(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), (sum(total), 0)) or {}
     accepted, rejected, skipped = sum(total), sum(reject["count"] for reject in rejects.values()), draw(COUNTS)
-    return datacard.CardFacts(
+    return card_facts.CardFacts(
         **draw(st.fixed_dictionaries(FREE)),
         listed=accepted + rejected + skipped,
         accepted=accepted,

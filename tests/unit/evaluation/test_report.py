@@ -11,7 +11,7 @@ import pytest
 from page import Page
 from PIL import Image
 
-from melanoma_spark.dataset import datacard
+from melanoma_spark.dataset import card_pictures
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import figures, plots, report, report_facts, subgroups
 from melanoma_spark.metrics import binary, bootstrap
@@ -106,7 +106,9 @@ def facts(measured):
 @pytest.fixture(scope="module")
 def drawn():
     """A picture in place of each plot: to draw them takes a second."""
-    return {name: datacard.contact_sheet([None] * count, [""] * count, 8) for count, name in enumerate(sorted(PLOTS))}
+    return {
+        name: card_pictures.contact_sheet([None] * count, [""] * count, 8) for count, name in enumerate(sorted(PLOTS))
+    }
 
 
 @pytest.fixture
