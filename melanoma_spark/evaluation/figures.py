@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike
 
-from melanoma_spark.metrics import binary, bootstrap
-from melanoma_spark.metrics.binary import Floats
+from melanoma_spark.metrics import arrays, binary, bootstrap, counts
+from melanoma_spark.metrics.arrays import Floats
 
 TOP = 15  # images of a patient that a person looks at: ISIC 2024's second prize
 RATES = (0.90, 0.95)  # at which sensitivity and specificity are told
@@ -39,7 +39,7 @@ def of_split(
     Takes and raises what `metrics` does. Predictive values are told for each of `prevalences`. `patients` is (n,): what
     a worklist by patient finds is told of the images that have one, where there are any.
     """
-    y, p = binary.checked(labels, probabilities)
+    y, p = arrays.check_arrays(labels, probabilities)
     drawn = {"resamples": resamples, "seed": seed}
     found: dict[str, Figure] = {}
 
@@ -50,19 +50,19 @@ def of_split(
         resampled = bootstrap.resampled_curve(y, p, groups, partial(statistic, **at), **drawn)
         add(key, name, metric(y, p, **at), resampled, percent=key.endswith(("90", "95")))
 
-    curve("auprc", "AUPRC", binary.auprc, binary.average_precision)
+    curve("auprc", "AUPRC", binary.auprc, counts.average_precision)
     curve(
         "pauc_above_80",
         "Partial AUC above 80 % sensitivity (ISIC 2024; perfect is 0.2)",
         binary.auc_above_sensitivity,
-        binary.area_above_sensitivity,
+        counts.area_above_sensitivity,
         sensitivity=0.8,
     )
     curve(
         "auc_sens_80",
         "AUC right of 80 % sensitivity (isic-challenge-scoring; perfect is 1)",
         binary.auc_right_of_sensitivity,
-        binary.area_right_of_sensitivity,
+        counts.area_right_of_sensitivity,
         sensitivity=0.8,
     )
     for rate in RATES:
@@ -70,14 +70,14 @@ def of_split(
             f"sensitivity_at_specificity_{100 * rate:.0f}",
             f"Best sensitivity at a specificity of {100 * rate:.0f} %",
             binary.sensitivity_at_specificity,
-            binary.best_sensitivity,
+            counts.best_sensitivity,
             specificity=rate,
         )
         curve(
             f"specificity_at_sensitivity_{100 * rate:.0f}",
             f"Best specificity at a sensitivity of {100 * rate:.0f} %",
             binary.specificity_at_sensitivity,
-            binary.best_specificity,
+            counts.best_specificity,
             sensitivity=rate,
         )
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from melanoma_spark.metrics.binary import Floats, Ints
+from melanoma_spark.metrics.arrays import Floats, Ints
 
 Image = NDArray[np.uint8]  # RGB, (h, w, 3)
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from melanoma_spark import attributes
 from melanoma_spark.attributes import UNKNOWN
 from melanoma_spark.evaluation.figures import Figure
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import arrays, binary, bootstrap
 
 COLUMNS = tuple(name for name, attribute in attributes.ATTRIBUTES.items() if attribute.subgroup)  # of images/
 # Attribute -> its label.
@@ -121,7 +121,7 @@ def of_split(
     Rows as in `metrics`; bootstrap over `groups` within each subgroup. `least`: images below which a subgroup has no
     figures. Raises DataError as `metrics` does.
     """
-    truth, scores = binary.checked(labels, probabilities)
+    truth, scores = arrays.check_arrays(labels, probabilities)
     of_group = np.asarray(groups)
     found = []
     for attribute, column in columns.items():

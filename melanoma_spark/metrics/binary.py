@@ -14,28 +14,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from melanoma_spark.errors import ConfigError, DataError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from melanoma_spark.errors import ConfigError
+from melanoma_spark.metrics import counts
+from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, check_fraction, group_index
+from melanoma_spark.metrics.counts import counts_by_threshold
 
 # What log_loss moves 0 and 1 inwards by: the spacing of float64 at 1, as scikit-learn does.
 LOG_LOSS_EPSILON = float(np.finfo(np.float64).eps)
-
-
-class ThresholdCounts(NamedTuple):
-    """How many images are at or above each observed score.
-
-    thresholds: (k,) float64, the distinct scores, falling.
-    true_positives, false_positives: (k,) int64, images of label 1 and 0 with probability >= threshold. The last entry
-    holds all images of the class.
-    """
-
-    thresholds: Floats
-    true_positives: Ints
-    false_positives: Ints
 
 
 class RocCurve(NamedTuple):
@@ -110,15 +97,6 @@ class ConfusionMatrix:
         return (self.sensitivity + self.specificity) / 2
 
 
-def counts_by_threshold(labels: ArrayLike, probabilities: ArrayLike) -> ThresholdCounts:
-    """Counts at every observed score, from which ROC, precision and operating points follow exactly."""
-    truth, scores = checked(labels, probabilities)
-    ascending, block = np.unique(scores, return_inverse=True)
-    positives = np.bincount(block[truth == 1], minlength=len(ascending))
-    negatives = np.bincount(block[truth == 0], minlength=len(ascending))
-    return ThresholdCounts(ascending[::-1], np.cumsum(positives[::-1]), np.cumsum(negatives[::-1]))
-
-
 def roc_curve(labels: ArrayLike, probabilities: ArrayLike) -> RocCurve:
     """The ROC at every observed score (Fawcett, Pattern Recognition Letters 27, 2006).
 
@@ -141,7 +119,7 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     The Mann-Whitney U statistic over its maximum (Hanley and McNeil, Radiology 143, 1982), in whole numbers up to the
     last division. NaN if a class is missing.
     """
-    truth, scores = checked(labels, probabilities)
+    truth, scores = check_arrays(labels, probabilities)
     below, not_above = negatives_under(truth, scores)
     positives, negatives = len(below), len(truth) - len(below)
     return _ratio(int(below.sum() + not_above.sum()), 2 * positives * negatives)
@@ -154,7 +132,7 @@ def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     prevalence, so report both. NaN if a class is missing.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(average_precision(true_positives, false_positives))
+    return float(counts.average_precision(true_positives, false_positives))
 
 
 def auc_right_of_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
@@ -165,7 +143,7 @@ def auc_right_of_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensit
     raises ConfigError unless 0 < sensitivity <= 1.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(area_right_of_sensitivity(true_positives, false_positives, sensitivity))
+    return float(counts.area_right_of_sensitivity(true_positives, false_positives, sensitivity))
 
 
 def auc_above_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
@@ -175,7 +153,7 @@ def auc_above_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivi
     `auc_right_of_sensitivity`. NaN if a class is missing; raises ConfigError unless 0 < sensitivity <= 1.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(area_above_sensitivity(true_positives, false_positives, sensitivity))
+    return float(counts.area_above_sensitivity(true_positives, false_positives, sensitivity))
 
 
 def sensitivity_at_specificity(labels: ArrayLike, probabilities: ArrayLike, specificity: float) -> float:
@@ -185,13 +163,13 @@ def sensitivity_at_specificity(labels: ArrayLike, probabilities: ArrayLike, spec
     probabilities is that specific. NaN if a class is missing.
     """
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(best_sensitivity(true_positives, false_positives, specificity))
+    return float(counts.best_sensitivity(true_positives, false_positives, specificity))
 
 
 def specificity_at_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float) -> float:
     """The highest specificity of the thresholds whose sensitivity is at least this; see the reverse."""
     _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(best_specificity(true_positives, false_positives, sensitivity))
+    return float(counts.best_specificity(true_positives, false_positives, sensitivity))
 
 
 def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:
@@ -201,7 +179,7 @@ def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float)
     For the prevalence where a model is used; an archive's own is rarely that. NaN where nothing would be positive, or a
     rate is NaN. Raises ConfigError unless 0 <= prevalence <= 1.
     """
-    _check_fraction("prevalence", prevalence)
+    check_fraction("prevalence", prevalence)
     true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
     return true / (true + false) if true + false else float("nan")
 
@@ -215,17 +193,13 @@ def net_benefit(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -
     """tp / n - fp / n * t / (1 - t): true positives, less false ones at the odds that the threshold t stands for.
 
     Who decides at a probability of t takes 1 / t - 1 false alarms for one found melanoma (Vickers and Elkin, Medical
-    Decision Making 26, 2006). Over a range of t this is the decision curve. To treat nobody has 0; to treat all is
-    `net_benefit_of_all`. Raises ConfigError unless 0 <= threshold < 1.
+    Decision Making 26, 2006). Over a range of t this is the decision curve. Treating nobody has a benefit of 0.
+    Raises ConfigError unless 0 <= threshold < 1.
     """
-    confusion = confusion_matrix_at(labels, probabilities, threshold)
-    return _benefit(confusion.tp, confusion.fp, len(np.asarray(labels)), threshold)
-
-
-def net_benefit_of_all(labels: ArrayLike, threshold: float) -> float:
-    """The net benefit of taking every image for positive."""
-    truth, _ = checked(labels, np.zeros(np.shape(labels)))
-    return _benefit(int(truth.sum()), int(len(truth) - truth.sum()), len(truth), threshold)
+    if not 0 <= threshold < 1:
+        raise ConfigError(f"threshold must lie in [0, 1), found {threshold}")
+    confusion, n = confusion_matrix_at(labels, probabilities, threshold), len(np.asarray(labels))
+    return confusion.tp / n - confusion.fp / n * threshold / (1 - threshold)
 
 
 def decision_curve(labels: ArrayLike, probabilities: ArrayLike, steps: int = 99) -> DecisionCurve:
@@ -234,85 +208,38 @@ def decision_curve(labels: ArrayLike, probabilities: ArrayLike, steps: int = 99)
         raise ConfigError(f"steps must be at least 1, found {steps}")
     thresholds = np.arange(1, steps + 1) / (steps + 1)
     benefit = np.array([net_benefit(labels, probabilities, threshold) for threshold in thresholds])
-    of_all = np.array([net_benefit_of_all(labels, threshold) for threshold in thresholds])
+    of_all = np.array([net_benefit(labels, np.ones(np.shape(labels)), threshold) for threshold in thresholds])
     return DecisionCurve(thresholds, benefit, of_all)
 
 
-def sensitivity_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> float:
-    """The share of positives that are among the `images` highest probabilities of their own patient.
-
-    For a worklist: what is found by who looks at so many images of each patient (ISIC 2024, second prize). Of images
-    that tie for the last places each is there with the same probability. `patients` is (n,), text or integers. NaN
-    without positives.
-    """
-    found = found_in_top(labels, probabilities, patients, images)
-    return _ratio(float(found.sum()), int(np.sum(labels)))
-
-
 def found_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> Floats:
-    """Of each image the probability that `sensitivity_in_top` counts it as found, (n,); 0 of negatives."""
-    truth, scores = checked(labels, probabilities)
+    """The probability that each positive is among the `images` highest of its patient, (n,); 0 of negatives.
+
+    For a worklist: what a reader of so many images of each patient finds (ISIC 2024, second prize). Of images that tie
+    for the last places each is there with the same probability. `patients` is (n,), text or integers.
+    """
+    truth, scores = check_arrays(labels, probabilities)
     if images < 1:
         raise ConfigError(f"images must be at least 1, found {images}")
-    patient, _ = group_index(patients, len(truth))
+    patient_of, _ = group_index(patients, len(truth))
     found = np.zeros(len(truth))
-    for one in np.unique(patient[truth == 1]):
-        rows = np.flatnonzero(patient == one)
-        own = scores[rows]
-        for place in rows[truth[rows] == 1]:
-            higher, equal = int((own > scores[place]).sum()), int((own == scores[place]).sum())
-            found[place] = min(1.0, max(0.0, (images - higher) / equal))
+    for patient in np.unique(patient_of[truth == 1]):
+        rows = np.flatnonzero(patient_of == patient)
+        for row in rows[truth[rows] == 1]:
+            higher, equal = int((scores[rows] > scores[row]).sum()), int((scores[rows] == scores[row]).sum())
+            found[row] = min(1.0, max(0.0, (images - higher) / equal))
     return found
-
-
-def average_precision(true_positives: NDArray, false_positives: NDArray) -> Floats:
-    """`auprc` of counts by threshold (..., k): one image may count several times, as in a resample. (...,) float64."""
-    both = true_positives + false_positives
-    precision = np.divide(true_positives, both, out=np.zeros(both.shape), where=both > 0)
-    return _share(
-        (np.diff(true_positives, prepend=0) * precision).sum(axis=-1), *_totals(true_positives, false_positives)
-    )
-
-
-def area_above_sensitivity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
-    """`auc_above_sensitivity` of counts by threshold; see `average_precision`."""
-    return _area(true_positives, false_positives, sensitivity)[0]
-
-
-def area_right_of_sensitivity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
-    """`auc_right_of_sensitivity` of counts by threshold; see `average_precision`."""
-    above, width = _area(true_positives, false_positives, sensitivity)
-    return above + sensitivity * width
-
-
-def best_sensitivity(true_positives: NDArray, false_positives: NDArray, specificity: float) -> Floats:
-    """`sensitivity_at_specificity` of counts by threshold; see `average_precision`."""
-    _check_fraction("specificity", specificity)
-    positives, negatives = _totals(true_positives, false_positives)
-    # Not 1 - false positive rate, whose rounding would miss a rate that is met exactly.
-    kept = _share(negatives[..., None] - false_positives, negatives[..., None]) >= specificity
-    return _share(np.where(kept, true_positives, 0).max(axis=-1), positives, negatives)
-
-
-def best_specificity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
-    """`specificity_at_sensitivity` of counts by threshold; see `average_precision`."""
-    _check_fraction("sensitivity", sensitivity)
-    positives, negatives = _totals(true_positives, false_positives)
-    kept = _share(true_positives, positives[..., None]) >= sensitivity
-    most = np.where(kept, negatives[..., None] - false_positives, 0).max(axis=-1)
-    return _share(np.where(sensitivity == 0, negatives, most), negatives, positives)
 
 
 def confusion_matrix_at(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> ConfusionMatrix:
     """The confusion matrix of the decision `probability >= threshold`; raises ConfigError for a NaN threshold."""
-    truth, scores = checked(labels, probabilities)
-    tn, fp, fn, tp = np.bincount(outcome(truth, scores, threshold), minlength=4).tolist()
-    return ConfusionMatrix(tn=tn, fp=fp, fn=fn, tp=tp)
+    truth, scores = check_arrays(labels, probabilities)
+    return ConfusionMatrix(*np.bincount(outcome(truth, scores, threshold), minlength=4).tolist())
 
 
 def brier(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """The Brier score, mean of (probability - label)^2, in [0, 1], lower is better (Brier, 1950, for two classes)."""
-    truth, scores = checked(labels, probabilities)
+    truth, scores = check_arrays(labels, probabilities)
     return float(np.mean((scores - truth) ** 2))
 
 
@@ -326,7 +253,7 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
 
 def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
     """What each image adds to `log_loss`, (n,)."""
-    truth, scores = checked(labels, probabilities)
+    truth, scores = check_arrays(labels, probabilities)
     clipped = np.clip(scores, LOG_LOSS_EPSILON, 1 - LOG_LOSS_EPSILON)
     return -np.where(truth == 1, np.log(clipped), np.log1p(-clipped))
 
@@ -337,7 +264,7 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
 
     Bin k is [k / bins, (k + 1) / bins), the last one closed. Raises ConfigError if bins < 1.
     """
-    truth, scores = checked(labels, probabilities)
+    truth, scores = check_arrays(labels, probabilities)
     places = bin_of(scores, bins)
     n = np.bincount(places, minlength=bins)
     filled = np.where(n > 0, n, np.nan)
@@ -360,54 +287,11 @@ def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins
     return float(np.sum(gap * table.n[filled]) / np.sum(table.n))
 
 
-def checked(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Floats]:
-    """int64 labels and float64 probabilities; raises `DataError` as all of this module does."""
-    truth, scores = np.asarray(labels), np.asarray(probabilities)
-    for name, values in (("labels", truth), ("probabilities", scores)):
-        if values.ndim != 1:
-            raise DataError(f"{name} must be one-dimensional, found shape {values.shape}")
-    if len(truth) != len(scores):
-        raise DataError(f"labels and probabilities differ in length: {len(truth)} and {len(scores)}")
-    if len(truth) == 0:
-        raise DataError("no rows: labels and probabilities are empty")
-    for name, values in (("labels", truth), ("probabilities", scores)):
-        if values.dtype.kind not in "biuf":
-            raise DataError(f"{name} must be numbers, found dtype {values.dtype}")
-    _refuse("labels are neither 0 nor 1", truth, ~np.isin(truth, (0, 1)))
-    _refuse("probabilities are NaN", scores, np.isnan(scores))
-    _refuse("probabilities lie outside [0, 1]", scores, (scores < 0) | (scores > 1))
-    return truth.astype(np.int64), scores.astype(np.float64)
-
-
-def _refuse(complaint: str, values: NDArray, wrong: NDArray[np.bool_]) -> None:
-    if wrong.any():
-        rows = np.flatnonzero(wrong)
-        shown = ", ".join(f"{values[row]} in row {row}" for row in rows[:3])
-        more = ", ..." if len(rows) > 3 else ""
-        raise DataError(f"{len(rows)} of {len(values)} {complaint}: {shown}{more}")
-
-
 def bin_of(scores: Floats, bins: int) -> Ints:
     """Which of `reliability`'s bins each score is in, (n,)."""
     if bins < 1:
         raise ConfigError(f"bins must be at least 1, found {bins}")
     return np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
-
-
-def group_index(groups: ArrayLike, n: int) -> tuple[Ints, int]:
-    """Each image's group as 0 .. group_count - 1 in sorted order, so that the order of rows changes no draw."""
-    named = np.asarray(groups)
-    if named.shape != (n,):
-        raise DataError(f"groups must have shape ({n},) like labels, found {named.shape}")
-    if named.dtype.kind == "O":
-        texts = np.array([isinstance(name, str) for name in named])
-        _refuse("groups are not text", named, ~texts)
-        named = named.astype(str)
-    elif named.dtype.kind == "f":
-        # NaN is how a missing integer reaches an array; np.unique would make one large group of the missing ones.
-        _refuse("groups are NaN", named, np.isnan(named))
-    names, index = np.unique(named, return_inverse=True)
-    return index.astype(np.int64), len(names)
 
 
 def negatives_under(truth: Ints, scores: Floats) -> tuple[Ints, Ints]:
@@ -431,42 +315,3 @@ def _cumulative_rate(counts: Ints) -> Floats:
 
 def _ratio(part: float, whole: int) -> float:
     return part / whole if whole else float("nan")
-
-
-def _benefit(tp: int, fp: int, n: int, threshold: float) -> float:
-    if not 0 <= threshold < 1:
-        raise ConfigError(f"threshold must lie in [0, 1), found {threshold}")
-    return tp / n - fp / n * threshold / (1 - threshold)
-
-
-def _check_fraction(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name} must lie in [0, 1], found {value}")
-
-
-def _totals(true_positives: NDArray, false_positives: NDArray) -> tuple[NDArray, NDArray]:
-    """All positives and all negatives, each (...,)."""
-    return np.asarray(true_positives[..., -1]), np.asarray(false_positives[..., -1])
-
-
-def _share(part: NDArray, whole: NDArray, needed: NDArray | int = 1) -> Floats:
-    """part / whole, NaN where the whole or what is needed besides is 0."""
-    defined = (whole > 0) & (np.asarray(needed) > 0)
-    found: Floats = np.where(defined, part, np.nan) / np.where(defined, whole, 1)
-    return found
-
-
-def _area(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> tuple[Floats, Floats]:
-    """Of the ROC from where it reaches the sensitivity: the area between it and that level, and its width."""
-    if not 0 < sensitivity <= 1:
-        raise ConfigError(f"sensitivity must lie in (0, 1], found {sensitivity}")
-    positives, negatives = (total[..., None] for total in _totals(true_positives, false_positives))
-    x, y = _share(false_positives, negatives, positives), _share(true_positives, positives, negatives)
-    steps = np.diff(x, prepend=0)
-    high = y - sensitivity
-    low = np.concatenate([np.full_like(high[..., :1], -sensitivity), high[..., :-1]], axis=-1)
-    rise = high - low
-    # The part of each piece of the line that lies above; NaN stays NaN through `steps`.
-    part = np.divide(high, rise, out=(high >= 0).astype(np.float64), where=rise > 0).clip(0, 1)
-    width = part * steps
-    return (width * (np.maximum(low, 0) + np.maximum(high, 0)) / 2).sum(axis=-1), width.sum(axis=-1)

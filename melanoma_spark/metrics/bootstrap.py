@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from melanoma_spark.errors import ConfigError
-from melanoma_spark.metrics.binary import Floats, Ints, bin_of, checked, group_index, negatives_under, outcome
+from melanoma_spark.metrics import counts
+from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, group_index
+from melanoma_spark.metrics.binary import bin_of, negatives_under, outcome
 
 # Cumulative counts of positives and of negatives by falling threshold, each (rows, k) -> (rows,)
 Statistic = Callable[[NDArray, NDArray], Floats]
@@ -38,19 +40,19 @@ def resampled_auroc(
     The draws depend on `seed`, `resamples` and the number of groups only, so two models scored on the same images are
     resampled alike. `groups` is (n,), text or integers; missing groups raise DataError.
     """
-    truth, scores = checked(labels, probabilities)
+    truth, scores = check_arrays(labels, probabilities)
     group_of, group_count = group_index(groups, len(truth))
     below, not_above = negatives_under(truth, scores)
     of_positive = group_of[truth == 1]
     negative = np.flatnonzero(truth == 0)
     of_negative = group_of[negative[np.argsort(scores[negative], kind="stable")]]
     areas = []
-    for drawn in _drawn_groups(group_count, resamples, seed, width=len(truth)):
+    for drawn in _draw_groups(group_count, resamples, seed, width=len(truth)):
         positive_weight = drawn[:, of_positive]
         under = np.zeros((len(drawn), len(of_negative) + 1), dtype=np.int64)
         np.cumsum(drawn[:, of_negative], axis=1, out=under[:, 1:])
         wins = (positive_weight * (under[:, below] + under[:, not_above])).sum(axis=1)
-        areas.append(_ratios(wins, 2 * positive_weight.sum(axis=1) * under[:, -1]))
+        areas.append(counts.ratio(wins, 2 * positive_weight.sum(axis=1) * under[:, -1]))
     return np.concatenate(areas)
 
 
@@ -66,10 +68,10 @@ def resampled_rates(
 
     Two (resamples,) float64, NaN where a resample lacks the class.
     """
-    truth, scores = checked(labels, probabilities)
+    truth, scores = check_arrays(labels, probabilities)
     of_each = np.eye(4)[outcome(truth, scores, threshold)]
     tn, fp, fn, tp = resampled_sums(of_each, groups, resamples, seed).T
-    return _ratios(tp, tp + fn), _ratios(tn, tn + fp)
+    return counts.ratio(tp, tp + fn), counts.ratio(tn, tn + fp)
 
 
 def resampled_sums(values: NDArray, groups: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
@@ -81,7 +83,7 @@ def resampled_sums(values: NDArray, groups: ArrayLike, resamples: int = 2000, se
     by_group = np.zeros((group_count, values.shape[1]))
     np.add.at(by_group, group_of, values)
     # Whole numbers below 2**53 are exact in float64, whose matrix product is many times faster than that of int64.
-    chunks = _drawn_groups(group_count, resamples, seed, width=group_count)
+    chunks = _draw_groups(group_count, resamples, seed, width=group_count)
     return np.concatenate([drawn.astype(np.float64) @ by_group for drawn in chunks])
 
 
@@ -95,8 +97,8 @@ def resampled_mean(values: ArrayLike, groups: ArrayLike, resamples: int = 2000, 
 def resampled_calibration_error(
     labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, bins: int = 10, resamples: int = 2000, seed: int = 0
 ) -> Floats:
-    """`metrics.expected_calibration_error` of every resample, drawn as by `resampled_auroc`: (resamples,) float64."""
-    truth, scores = checked(labels, probabilities)
+    """`binary.expected_calibration_error` of every resample, drawn as by `resampled_auroc`: (resamples,) float64."""
+    truth, scores = check_arrays(labels, probabilities)
     of_bin = np.eye(bins)[bin_of(scores, bins)]
     gaps = resampled_sums(of_bin * (scores - truth)[:, None], groups, resamples, seed)
     return np.abs(gaps).sum(axis=1) / resampled_sums(np.ones((len(truth), 1)), groups, resamples, seed)[:, 0]
@@ -110,13 +112,13 @@ def resampled_curve(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Floats:
-    """A figure of counts by threshold, such as `metrics.average_precision`, of every resample: (resamples,) float64."""
-    truth, scores = checked(labels, probabilities)
+    """A figure of counts by threshold, such as `counts.average_precision`, of every resample: (resamples,) float64."""
+    truth, scores = check_arrays(labels, probabilities)
     group_of, group_count = group_index(groups, len(truth))
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of images with the same probability
     found = []
-    for drawn in _drawn_groups(group_count, resamples, seed, width=len(truth)):
+    for drawn in _draw_groups(group_count, resamples, seed, width=len(truth)):
         weights = drawn[:, group_of[order]]
         positives = np.cumsum(weights * truth[order], axis=1)[:, ends]
         found.append(statistic(positives, np.cumsum(weights, axis=1)[:, ends] - positives))
@@ -156,8 +158,7 @@ def auroc_interval(
     Images of one group are not independent; resampling images instead would make the interval too narrow. One group
     alone tells nothing of the spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
     """
-    areas = resampled_auroc(labels, probabilities, groups, resamples, seed)
-    return interval(areas, groups, level)
+    return interval(resampled_auroc(labels, probabilities, groups, resamples, seed), groups, level)
 
 
 def auroc_difference(
@@ -184,15 +185,12 @@ def rate_intervals(
     level: float = 0.95,
 ) -> RateIntervals:
     """Bootstrap intervals over groups of sensitivity and specificity at `threshold`, as `auroc_interval`."""
-    sensitivity, specificity = resampled_rates(labels, probabilities, groups, threshold, resamples, seed)
-    return RateIntervals(
-        interval(sensitivity, groups, level),
-        interval(specificity, groups, level),
-    )
+    rates = resampled_rates(labels, probabilities, groups, threshold, resamples, seed)
+    return RateIntervals(*(interval(values, groups, level) for values in rates))
 
 
-def _drawn_groups(group_count: int, resamples: int, seed: int, width: int) -> Iterator[Ints]:
-    """Yields (rows, group_count): how often each resample drew each group, in chunks of about WEIGHTS_AT_ONCE."""
+def _draw_groups(group_count: int, resamples: int, seed: int, width: int) -> Iterator[Ints]:
+    """Yield (rows, group_count): how often each resample drew each group, in chunks of about WEIGHTS_AT_ONCE."""
     if resamples < 1:
         raise ConfigError(f"resamples must be at least 1, found {resamples}")
     generator = np.random.default_rng(seed)
@@ -202,7 +200,3 @@ def _drawn_groups(group_count: int, resamples: int, seed: int, width: int) -> It
         drawn = generator.integers(0, group_count, size=(size, group_count))
         drawn += np.arange(size)[:, None] * group_count
         yield np.bincount(drawn.ravel(), minlength=size * group_count).reshape(size, group_count)
-
-
-def _ratios(part: NDArray, whole: NDArray) -> Floats:
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 
 from melanoma_spark.config import CalibrationMethod
 from melanoma_spark.errors import DataError
-from melanoma_spark.metrics import binary
-from melanoma_spark.metrics.binary import Floats
+from melanoma_spark.metrics import arrays
+from melanoma_spark.metrics.arrays import Floats
 
 # Probabilities are float32: between 0 and 1 they end at about 1e-38 and at 1 - 2**-24; all of them keep their order.
 LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25
@@ -60,7 +60,7 @@ def fit(labels: ArrayLike, probabilities: ArrayLike, method: CalibrationMethod =
     """
     from scipy.optimize import minimize  # the registered model applies, and comes without SciPy
 
-    truth, scores = binary.checked(labels, probabilities)
+    truth, scores = arrays.check_arrays(labels, probabilities)
     positives = int(truth.sum())
     negatives = len(truth) - positives
     if method == "none":

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.metrics.binary import counts_by_threshold
+from melanoma_spark.metrics.counts import counts_by_threshold
 
 # Told beside the one that decides: a screening misses little, a specific test raises few false alarms.
 NAMED = {"screening": "sensitivity>=0.95", "balanced": "balanced", "specific": "specificity>=0.95"}

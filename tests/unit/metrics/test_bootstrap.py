@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import grouped_sample, resamples_of, scored
 
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary, bootstrap, counts
 
 
 @given(scored(both_classes=False), st.integers(0, 5))
@@ -27,13 +27,13 @@ def test_bootstrap_equals_a_loop_over_the_same_draws(sample, seed):
 
 
 CURVES = {
-    binary.average_precision: binary.auprc,
-    functools.partial(binary.area_above_sensitivity, sensitivity=0.8): binary.auc_above_sensitivity,
-    functools.partial(binary.area_right_of_sensitivity, sensitivity=0.8): binary.auc_right_of_sensitivity,
-    functools.partial(binary.best_sensitivity, specificity=0.9): functools.partial(
+    counts.average_precision: binary.auprc,
+    functools.partial(counts.area_above_sensitivity, sensitivity=0.8): binary.auc_above_sensitivity,
+    functools.partial(counts.area_right_of_sensitivity, sensitivity=0.8): binary.auc_right_of_sensitivity,
+    functools.partial(counts.best_sensitivity, specificity=0.9): functools.partial(
         binary.sensitivity_at_specificity, specificity=0.9
     ),
-    functools.partial(binary.best_specificity, sensitivity=0.9): functools.partial(
+    functools.partial(counts.best_specificity, sensitivity=0.9): functools.partial(
         binary.specificity_at_sensitivity, sensitivity=0.9
     ),
 }

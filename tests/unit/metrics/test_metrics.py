@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from samples import TIED, scored
 
 from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary, bootstrap, counts
 from melanoma_spark.metrics.binary import ConfusionMatrix
 
 
@@ -179,8 +179,6 @@ def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
     hits, alarms = (decided & (labels == 1)).mean(), (decided & (labels == 0)).mean()
     expected = hits - alarms * threshold / (1 - threshold)
     assert binary.net_benefit(labels, probabilities, threshold) == pytest.approx(expected)
-    everybody = np.ones(len(labels))
-    assert binary.net_benefit_of_all(labels, threshold) == binary.net_benefit(labels, everybody, threshold)
 
 
 @given(scored())
@@ -209,15 +207,15 @@ def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
         order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -probabilities))
         taken = sum(labels[[row for row in order if patients[row] == one][:images]].sum() for one in set(patients))
         found.append(taken / labels.sum())
-    value = binary.sensitivity_in_top(labels, probabilities, patients, images)
+    value = binary.found_in_top(labels, probabilities, patients, images).sum() / labels.sum()
     assert min(found) - 1e-12 <= value <= max(found) + 1e-12
     if len(set(probabilities)) == len(labels):
         assert value == pytest.approx(found[0])
 
 
 def test_sensitivity_in_top_counts_ties_by_their_chance():
-    assert binary.sensitivity_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], ["a", "a", "a", "b"], 1) == (1 / 3 + 1) / 2
-    assert binary.sensitivity_in_top([1, 0, 1], [0.5, 0.5, 0.5], ["a", "a", "a"], 2) == pytest.approx(2 / 3)
+    assert binary.found_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], list("aaab"), 1).tolist() == [1 / 3, 0, 0, 1]
+    assert binary.found_in_top([1, 0, 1], [0.5, 0.5, 0.5], list("aaa"), 2).tolist() == pytest.approx([2 / 3, 0, 2 / 3])
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -227,7 +225,6 @@ def test_one_class_leaves_rates_and_partial_areas_undefined(label):
     assert math.isnan(binary.auc_right_of_sensitivity(*rows))
     assert math.isnan(binary.sensitivity_at_specificity(*rows, 0.9))
     assert math.isnan(binary.specificity_at_sensitivity(*rows, 0.9))
-    assert math.isnan(binary.sensitivity_in_top(*rows, ["a"] * 3)) == (label == 0)
 
 
 def test_shares_out_of_range_are_named():
@@ -238,7 +235,7 @@ def test_shares_out_of_range_are_named():
         lambda: binary.sensitivity_at_specificity(*rows, -0.1),
         lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
         lambda: binary.net_benefit(*rows, 1.0),
-        lambda: binary.sensitivity_in_top(*rows, ["a", "b"], 0),
+        lambda: binary.found_in_top(*rows, ["a", "b"], 0),
     ):
         with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
             call()
@@ -305,8 +302,8 @@ EVERY_METRIC = [
     binary.auc_right_of_sensitivity,
     lambda labels, probabilities: binary.sensitivity_at_specificity(labels, probabilities, 0.9),
     lambda labels, probabilities: binary.net_benefit(labels, probabilities, 0.5),
-    lambda labels, probabilities: binary.sensitivity_in_top(labels, probabilities, ["a"] * len(labels)),
-    binary.counts_by_threshold,
+    lambda labels, probabilities: binary.found_in_top(labels, probabilities, ["a"] * len(labels)),
+    counts.counts_by_threshold,
     binary.roc_curve,
     binary.auroc,
     binary.auprc,
