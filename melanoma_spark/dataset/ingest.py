@@ -4,7 +4,7 @@ What users are told of it is in `jobs/ingest.py`, the text of --help.
 """
 
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
@@ -12,6 +12,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
 from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary
+from melanoma_spark.dataset.card_facts import Unmatched
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.images.reasons import UNREADABLE
@@ -110,14 +111,15 @@ def staged(context: StageContext, stage: str) -> Summary:
     among = ("test",) if settings.split == "test" else splits.SPLITS
     selection.check(counts, reasons, [row.detail for row in unknown], among, str(notes))
     unmatched = summary.count_unmatched(apart, decisions, layout)
-    if settings.ingest.unmatched == "error" and any(side and side["count"] for side in unmatched.values()):
-        sides = ", ".join(f"{(side or {}).get('count', 0)} {name}" for name, side in unmatched.items())
+    sides = {name: side["count"] for name, side in cast(dict[str, Unmatched | None], unmatched).items() if side}
+    if settings.ingest.unmatched == "error" and any(sides.values()):
+        shown = ", ".join(f"{count} {name}" for name, count in sides.items())
         raise DataError(
-            f"ingest.unmatched=error: {sides.replace('_', ' ')}; complete the archive, or take it as it is with "
+            f"ingest.unmatched=error: {shown.replace('_', ' ')}; complete the archive, or take it as it is with "
             "ingest.unmatched=report"
         )
 
-    missing = (unmatched["rows_without_image"] or {"count": 0})["count"]
+    missing = sides.get("rows_without_image", 0)
     groups = summary.count_groups(kept)
     kept_id = table_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
