@@ -35,7 +35,7 @@ from pyspark.sql import SparkSession
 from side_by_side import Processors, start_spark
 
 from melanoma_spark import config, tracking
-from melanoma_spark.background import every
+from melanoma_spark.background import periodic
 from melanoma_spark.dataset import ingest
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.storage import files
@@ -123,7 +123,7 @@ def collecting(spark: SparkSession, heaps: list[float], processors: Processors) 
         heaps.append((runtime.totalMemory() - runtime.freeMemory()) / 1024**2)
 
     try:
-        with every(COLLECT_EVERY, watch):
+        with periodic(COLLECT_EVERY, watch):
             yield
     finally:
         watch()

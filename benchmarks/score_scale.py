@@ -27,7 +27,7 @@ from score import register_random_model
 from side_by_side import start_spark
 
 from melanoma_spark import config, tracking
-from melanoma_spark.background import every
+from melanoma_spark.background import periodic
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.scoring import score
 from melanoma_spark.storage import files
@@ -98,7 +98,7 @@ def sampling(spark: SparkSession, samples: list[Sample]) -> Iterator[None]:
 
     watch()
     try:
-        with every(COLLECT_EVERY, watch):
+        with periodic(COLLECT_EVERY, watch):
             yield
     finally:
         watch()

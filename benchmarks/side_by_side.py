@@ -117,7 +117,7 @@ class Memory:
 
     def __init__(self, top: int) -> None:
         self._top, self.largest, self.all = top, 0.0, 0.0
-        self._watch = background.every(0.5, self._sample)
+        self._watch = background.periodic(0.5, self._sample)
 
     def __enter__(self) -> Memory:
         self._watch.__enter__()

@@ -1,4 +1,4 @@
-"""What a thread does beside the work: fetch items while earlier ones are used, or something every few seconds."""
+"""Threads beside the work: they fetch items while earlier ones are used, or do something every few seconds."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ Item = TypeVar("Item")
 Ready = TypeVar("Ready")
 
 
-def ahead(items: Iterator[Item], prepare: Callable[[Item], Ready], count: int = 1) -> Generator[Ready]:
-    """`map(prepare, items)` with the next `count` items fetched and prepared in a thread while the last one is used."""
+def prefetch(items: Iterator[Item], prepare: Callable[[Item], Ready], count: int = 1) -> Generator[Ready]:
+    """Return `map(prepare, items)`; a thread fetches and prepares the next `count` items while the last one is used."""
     end = object()
 
-    def following() -> Any:
+    def next_item() -> Any:
         item = next(items, end)
         return end if item is end else prepare(item)  # type: ignore[arg-type]
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting: deque[Future[Any]] = deque(thread.submit(following) for _ in range(count))
+        waiting: deque[Future[Any]] = deque(thread.submit(next_item) for _ in range(count))
         try:
             while (ready := waiting.popleft().result()) is not end:
-                waiting.append(thread.submit(following))
+                waiting.append(thread.submit(next_item))
                 yield ready
         finally:
-            thread.shutdown(wait=True, cancel_futures=True)  # whoever stops early does not wait for the rest
+            thread.shutdown(wait=True, cancel_futures=True)  # a user that stops early does not wait for the rest
             if hasattr(items, "close"):
                 items.close()
 
 
-class Waits(Iterator[Item]):
-    """Items one after another; `seconds` is how long their user has waited for them so far."""
+class TimedIterator(Iterator[Item]):
+    """An iterator over items; `seconds` is how long its user has waited for them so far."""
 
     def __init__(self, items: Iterator[Item]) -> None:
         self._items = items
         self.seconds = 0.0
 
     def __next__(self) -> Item:
-        asked = time.monotonic()
+        started = time.monotonic()
         try:
             return next(self._items)
         finally:
-            self.seconds += time.monotonic() - asked
+            self.seconds += time.monotonic() - started
 
 
 @contextmanager
-def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
-    """While in here, `do()` every so many seconds, for the first time after the first of them."""
-    over = threading.Event()
+def periodic(seconds: float, do: Callable[[], object]) -> Iterator[None]:
+    """Call `do()` every so many seconds until the end, for the first time after the first of them."""
+    ended = threading.Event()
 
     def repeat() -> None:
-        while not over.wait(seconds):
+        while not ended.wait(seconds):
             do()
 
     thread = threading.Thread(target=repeat, daemon=True)
@@ -63,5 +63,5 @@ def every(seconds: float, do: Callable[[], object]) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()

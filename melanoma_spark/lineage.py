@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark import __version__
 
@@ -31,7 +32,7 @@ def rows_id(rows: Iterable[Sequence[Any]]) -> str:
     return digest.hexdigest()[:LENGTH]
 
 
-def tensors_id(tensors: Iterable[np.ndarray]) -> str:
+def tensors_id(tensors: Iterable[NDArray[Any]]) -> str:
     """An id of weights by shape, dtype and value, in order; the file that held them does not matter."""
     digest = hashlib.sha256()
     for tensor in tensors:

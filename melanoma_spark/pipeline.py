@@ -27,7 +27,7 @@ STAGES = {
 def pipeline(context: StageContext) -> Summary:
     # what featurize and finetune would stop for, when ingest has taken its hours
     weights.located(context.settings.backbone)
-    executors.check(context.spark, context.settings.ranks)
+    executors.check_ready(context.spark, context.settings.ranks)
     summaries = [run_stage(context, name, stage, {"stage": name}) for name, stage in STAGES.items()]
     return Summary(closing(context), max(summary.exit_status for summary in summaries))  # one that failed has ended it
 

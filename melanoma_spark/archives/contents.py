@@ -13,7 +13,7 @@ import pandas as pd
 
 from melanoma_spark.archives import containers
 from melanoma_spark.archives.rows import ListedFile, in_chunks, listed_files
-from melanoma_spark.background import ahead
+from melanoma_spark.background import prefetch
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, ImageError
 from melanoma_spark.images.reasons import UNREADABLE
@@ -48,7 +48,7 @@ def wait_until_available(root: str, clock: Clock = REAL) -> bool:
             return True
     raise ClusterError(
         f"archive {root} was there when the job began and has been away for {MOST_AWAY:.0f} s; mount it again and run "
-        "the job again, what was finished is kept"
+        "the job again, finished work is kept"
     )
 
 
@@ -88,7 +88,7 @@ def prefetch_contents(found: Iterator[tuple[ListedFile, Content]]) -> Iterator[t
     The thread hands over many files at once: one by one would cost a tenth of the time of decoding a small image.
     """
     chunks = in_chunks(found, FILES_AHEAD, lambda pair: len(pair[1]) if isinstance(pair[1], bytes) else 0, BYTES_AHEAD)
-    return chain.from_iterable(ahead(chunks, lambda chunk: chunk))
+    return chain.from_iterable(prefetch(chunks, lambda chunk: chunk))
 
 
 def _read_file(root: str, row: ListedFile, max_bytes: int) -> Content:

@@ -16,7 +16,7 @@ from melanoma_spark import config, schemas
 from melanoma_spark.archives import plan
 from melanoma_spark.archives.contents import Content, prefetch_contents, read_contents
 from melanoma_spark.archives.rows import ROWS_IN_MEMORY, ListedFile, from_microseconds, in_chunks, in_frames
-from melanoma_spark.background import Waits
+from melanoma_spark.background import TimedIterator
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import decoding, hashes, quality
 from melanoma_spark.spark import session
@@ -51,7 +51,7 @@ def decode_files(
 
     def decode(batches: Frames) -> Frames:
         field = schemas.images_schema(size).fields["image"]
-        contents = Waits(prefetch_contents(read_contents(root, batches, limits.max_bytes)))
+        contents = TimedIterator(prefetch_contents(read_contents(root, batches, limits.max_bytes)))
         began, done, read = time.monotonic(), 0, 0
 
         def decoded() -> Iterator[tuple[Any, ...]]:

@@ -110,7 +110,7 @@ def of_pixels(
 ) -> Any:
     """A UDF over the column `image`: what `measure` says of uint8 (n, size, size, 3), float32 (n, m), as `values`."""
     pixels = schemas.images_schema(images.image_size).fields["image"]
-    return inference.over_column(
+    return inference.column_udf(
         name,
         lambda: lambda batch: [measure(batch)],
         lambda content: pixels.codec.decode(pixels, content),

@@ -154,7 +154,7 @@ def judge_head(
         return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
 
     batch = context.settings.evaluate.batch_size
-    udf = inference.over_column(
+    udf = inference.column_udf(
         f"head {model.id}", load, prepare, prediction.probabilities, prediction.PROBABILITY, batch, meter
     )
     stored = context.spark.read.parquet(features.url(context.warehouse)).where("view = 0")

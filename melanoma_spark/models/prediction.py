@@ -33,7 +33,7 @@ def judged(
     """
     spark = rows.sparkSession
     pixels = schemas.images_schema(spec.image_size).fields["image"]
-    udf = inference.over_column(
+    udf = inference.column_udf(
         model_id,
         network_loader(spec, session.broadcast(spark, tensors), session.task_threads(spark)),
         lambda content: change(pixels.codec.decode(pixels, content)),

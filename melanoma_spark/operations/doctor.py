@@ -29,13 +29,13 @@ LEVELS = {OK: logging.INFO, WARNING: logging.WARNING, checks.FAILED: logging.ERR
 def doctor(context: StageContext) -> Summary:
     """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
     engines.engine_for(context.settings.score.engine, context.settings.backbone.name)
-    found = checks.merged(examined(context.settings, context.warehouse))
+    found = checks.merge_findings(examined(context.settings, context.warehouse))
     if logs.in_json():
         for one in found:
             told = f"{one.what}, {one.where}: {one.found}" + (f"; {one.remedy}" if one.remedy else "")
             logs.result(told, "finding", LEVELS[one.verdict], **asdict(one))
     else:
-        logs.result(checks.table(found))
+        logs.result(checks.findings_table(found))
     failed = [one for one in found if one.verdict == checks.FAILED]
     if failed:
         names = ", ".join(dict.fromkeys(one.what for one in failed))
@@ -46,7 +46,11 @@ def doctor(context: StageContext) -> Summary:
 
 def examined(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
     yield from checked("uv.lock", DRIVER, of_lock, checks.INSTALL)
-    yield from checked("Horovod", DRIVER, lambda: [checks.horovod(DRIVER, executors.horovod())], checks.INSTALL)
+
+    def of_horovod() -> list[Finding]:
+        return [checks.check_horovod(DRIVER, executors.horovod_problem())]
+
+    yield from checked("Horovod", DRIVER, of_horovod, checks.INSTALL)
     yield from checked("weights", DRIVER, lambda: [of_weights(settings)], "name a readable file: backbone.weights=")
     written = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
 
@@ -71,9 +75,9 @@ def checked(what: str, where: str, check: Callable[[], Iterable[Finding]], remed
     try:
         return list(check())
     except MelanomaError as error:
-        return [checks.of_error(what, where, error, remedy)]
+        return [checks.finding_of_error(what, where, error, remedy)]
     except Exception as error:
-        return [checks.not_checked(what, where, error, remedy)]
+        return [checks.finding_of_crash(what, where, error, remedy)]
 
 
 def of_lock() -> list[Finding]:
@@ -81,7 +85,7 @@ def of_lock() -> list[Finding]:
     if not path.is_file():
         return [Finding("uv.lock", DRIVER, "not compared: there is none beside this code, as in a packed environment")]
     text = path.read_text()
-    return [checks.locked(text, checks.installed(checks.names_locked(text)))]
+    return [checks.check_lock(text, checks.installed_versions(checks.locked_names(text)))]
 
 
 def of_weights(settings: config.Settings) -> Finding:
@@ -101,12 +105,12 @@ def of_spark(settings: config.Settings, warehouse: str, written: str) -> Iterato
     def start() -> list[Finding]:
         spark = session.start("doctor")
         started.append(spark)
-        java = checks.java(DRIVER, session.java_version(spark))
+        java = checks.check_java(DRIVER, session.java_version(spark))
         return [java, Finding("Spark", DRIVER, f"{spark.version}, {session.master()}")]
 
     def of_mlflow() -> list[Finding]:
         tracking.check(settings.mlflow, session.master())
-        return [Finding("MLflow", DRIVER, tracking.try_writing(settings.mlflow, warehouse))]
+        return [Finding("MLflow", DRIVER, tracking.check_writing(settings.mlflow, warehouse))]
 
     yield from checked("Spark", DRIVER, start, "")
     yield from checked("MLflow", DRIVER, of_mlflow, SERVER)
@@ -123,10 +127,10 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
         return [Finding("slots", DRIVER, f"{session.settled_slots(spark)}, ranks={settings.ranks}")]
 
     def asked() -> Iterable[Finding]:
-        answers = executors.machines(spark, warehouse, written)
+        answers = executors.probe_machines(spark, warehouse, written)
         engine = engines.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
-        return checks.executors(
-            answers, checks.versions(), spark.version, session.executor_resources(spark), engine, lease.STALE
+        return checks.check_executors(
+            answers, checks.package_versions(), spark.version, session.executor_resources(spark), engine, lease.STALE
         )
 
     yield from checked("slots", DRIVER, of_slots, "")

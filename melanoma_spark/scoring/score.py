@@ -313,7 +313,7 @@ def compute(own: Run, new: New) -> str:
         return light.value.prepare_sized(content)
 
     meter = session.Meter(spark)
-    predict = inference.over_batches(f"{engine} {scorer.model_id}", measuring, prepare, finish, size, meter)
+    predict = inference.batch_function(f"{engine} {scorer.model_id}", measuring, prepare, finish, size, meter)
     facts = {
         "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,
@@ -379,7 +379,7 @@ def exported_network(own: Run, engine: str) -> bytes:
     version = context.tracker.find_version(f"{own.model}/{own.version}")
     if files.exists(url):
         content = files.read_bytes(url)
-        if version.tags.get(tag) == hashes.sha256(content):
+        if version and version.tags.get(tag) == hashes.sha256(content):
             return content
     logs.info(f"exporting the network for {engine}, once")
     content = engines.export(network.judge(spec, own.scorer.tensors), engine)

@@ -1,4 +1,4 @@
-"""What is told of the state of driver and executors: facts -> findings with their remedies, and findings as a table."""
+"""Checks of driver and executors: each returns a finding with its remedy, and findings are shown as a table."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from melanoma_spark.errors import ClusterError
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 DRIVER = "driver"
-OUR_NAME = "melanoma-spark"  # in uv.lock
+OWN_NAME = "melanoma-spark"  # in uv.lock
 
-# What decodes, computes or carries rows on executors. Other versions give other figures, or an error late in a job.
+# What decodes, computes or carries rows on executors. Other versions change results, or fail late in a job.
 PACKAGES = (
     *("cloudpickle", "horovod", "keras", "ncnn", "numpy", "onnxruntime", "opencv-python-headless", "pandas"),
     *("petastorm", "pillow", "pyarrow", "pydicom", "simplejpeg", "tensorflow", "tensorflow-cpu"),
 )
 JAVA = ("17", "21")  # what Spark 4.0 runs on
 NEEDS = {"ncnn": 0.6, "tensorflow": 1.2, "onnxruntime": 1.3}  # GB of a Python worker: docs/decisions/engine.md
-OF_JVM = 0.4  # GB of spark.executor.memoryOverhead that the JVM itself takes; Spark's least is 384 MiB
-SKEW = 30.0  # seconds between clocks that are worth a warning, while leases still bear them
+JVM_OVERHEAD = 0.4  # GB of spark.executor.memoryOverhead that the JVM itself takes; Spark's least is 384 MiB
+SKEW = 30.0  # seconds between clocks above which there is a warning; leases still work
 INSTALL = "run `make install` in the checkout"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the table: what was looked at, where, what was found, and where that is amiss, what to do."""
+    """A line of the table: what was checked, where, what was found, and what to do if that is wrong."""
 
     what: str
     where: str
@@ -46,20 +46,20 @@ class Machine:
 
     java: str
     spark: str
-    horovod: str  # what is wrong with it, or nothing
-    warehouse: str  # likewise
+    horovod: str  # its problem, or empty
+    warehouse: str  # its problem, or empty
     total: float  # GB of memory
     available: float
     cores: int
-    gpus: tuple[str, ...] = ()  # that Spark gave to the task
-    devices: int = 0  # GPUs of the machine
+    gpus: tuple[str, ...] = ()  # addresses that Spark gave to the task
+    devices: int = 0  # GPUs in the machine
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a task tells: when it began and ended by its own clock, and by how many seconds that is off at the least.
+    """What a task reports: when it began and ended by its own clock, and the least seconds by which that is off.
 
-    Of the tasks of an executor one alone tells of the machine.
+    One task of each executor also describes its machine.
     """
 
     host: str
@@ -73,38 +73,38 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What Spark was asked to give to each executor; memory in GB."""
+class ExecutorResources:
+    """What Spark is configured to give each executor; memory in GB."""
 
     heap: float
     overhead: float
-    python: float  # a cap on all its Python workers; 0 is none
-    contained: bool  # the workers' memory is a part of the overhead, as on YARN
+    python: float  # limit of all its Python workers; 0 is none
+    contained: bool  # the overhead includes the workers' memory, as on YARN
     threads: int  # of a task
     gpus: bool  # for each task
 
 
-def refuse(findings: Iterable[Finding]) -> None:
-    """Raises `ClusterError` with the first one that failed."""
+def raise_failure(findings: Iterable[Finding]) -> None:
+    """Raise `ClusterError` with the first finding that failed."""
     for finding in findings:
         if finding.verdict == FAILED:
             raise ClusterError(f"{finding.where}: {finding.found}; {finding.remedy}")
 
 
-def of_error(what: str, where: str, error: Exception, remedy: str) -> Finding:
-    """Of an error of this package, whose message tells the remedy behind a semicolon, where it tells one."""
-    found, _, way_out = str(error).partition("; ")
-    return Finding(what, where, found, FAILED, way_out or remedy)
+def finding_of_error(what: str, where: str, error: Exception, remedy: str) -> Finding:
+    """Return the finding of an error of this package, whose message may name a remedy after a semicolon."""
+    problem, _, hint = str(error).partition("; ")
+    return Finding(what, where, problem, FAILED, hint or remedy)
 
 
-def not_checked(what: str, where: str, error: Exception, remedy: str) -> Finding:
-    """Of a check that could not be made, for a reason that nobody foresaw."""
+def finding_of_crash(what: str, where: str, error: Exception, remedy: str) -> Finding:
+    """Return the finding of a check that failed with an unexpected error."""
     lines = str(error).strip().splitlines() or [""]
     return Finding(what, where, f"could not be checked: {type(error).__name__}: {lines[0][:300]}", FAILED, remedy)
 
 
-def merged(findings: Iterable[Finding]) -> list[Finding]:
-    """By what they are about, in the order in which it came up; executors of which the same is found share a line."""
+def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Group findings by subject, in order of first appearance; executors with the same finding share a line."""
     places: dict[tuple[bool, Finding], list[str]] = {}
     for finding in findings:
         places.setdefault((finding.where == DRIVER, replace(finding, where="")), []).append(finding.where)
@@ -116,13 +116,13 @@ def merged(findings: Iterable[Finding]) -> list[Finding]:
 def _places(where: Sequence[str]) -> str:
     if len(where) == 1 or where[0] == DRIVER:
         return where[0]
-    hosts = sorted({place.removeprefix(on("")) for place in where})
+    hosts = sorted({place.removeprefix(executor_on("")) for place in where})
     more = f" and {len(hosts) - 3} more" if len(hosts) > 3 else ""
     return f"{len(where)} executors on {', '.join(hosts[:3])}{more}"
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """Aligned text; a remedy stands below what it is for."""
+def findings_table(findings: Sequence[Finding]) -> str:
+    """Format findings as aligned text, each remedy below its finding."""
     rows = [("verdict", "what", "where", "found"), *((f.verdict, f.what, f.where, f.found) for f in findings)]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     remedies = ["", *(finding.remedy for finding in findings)]
@@ -134,144 +134,157 @@ def table(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def on(host: str) -> str:
+def executor_on(host: str) -> str:
+    """Return how a finding names the executor on a host."""
     return f"executor on {host}"
 
 
-def executors(
-    answers: Sequence[Answer], here: Mapping[str, str], own_spark: str, asked: Asked, engine: str, stale: float
+def check_executors(
+    answers: Sequence[Answer],
+    here: Mapping[str, str],
+    driver_spark: str,
+    resources: ExecutorResources,
+    engine: str,
+    stale: float,
 ) -> Iterator[Finding]:
-    """All that is to be said of executors, check by check. `here` and `own_spark` are the driver's versions."""
-    first = [(answer, answer.machine) for answer in answers if answer.machine]
+    """Yield all findings about executors, check by check. `here` and `driver_spark` are the driver's versions."""
+    machines = [(executor_on(answer.host), answer, answer.machine) for answer in answers if answer.machine]
     tasks = Counter(answer.executor for answer in answers)
-    on_host, at_once = Counter(answer.host for answer, _ in first), Counter(answer.host for answer in answers)
-    yield from (java(on(one.host), its.java) for one, its in first)
-    yield from (spark(on(one.host), own_spark, its.spark) for one, its in first)
-    yield from (packages(on(one.host), here, one.versions) for one, _ in first)
-    yield from (horovod(on(one.host), its.horovod) for one, its in first)
-    for one, its in first:
-        yield memory(on(one.host), tasks[one.executor], asked, its, on_host[one.host], engine)
-    yield from (cores(on(one.host), at_once[one.host], asked.threads, its.cores) for one, its in first)
-    yield from (gpus(on(one.host), asked, its, one.versions) for one, its in first)
-    for one, _ in first:
-        of_its_tasks = [answer.unreachable for answer in answers if answer.executor == one.executor]
-        yield reached(on(one.host), next(filter(None, of_its_tasks), ""))
-    yield from (clock(on(one.host), one.skew, stale) for one, _ in first)
-    yield from (warehouse(on(one.host), its.warehouse) for one, its in first)
+    on_host, at_once = Counter(one.host for _, one, _ in machines), Counter(answer.host for answer in answers)
+    yield from (check_java(where, machine.java) for where, _, machine in machines)
+    yield from (check_spark(where, driver_spark, machine.spark) for where, _, machine in machines)
+    yield from (check_packages(where, here, one.versions) for where, one, _ in machines)
+    yield from (check_horovod(where, machine.horovod) for where, _, machine in machines)
+    for where, one, machine in machines:
+        yield check_memory(where, tasks[one.executor], resources, machine, on_host[one.host], engine)
+    for where, one, machine in machines:
+        yield check_cores(where, at_once[one.host], resources.threads, machine.cores)
+    yield from (check_gpus(where, resources, machine, one.versions) for where, one, machine in machines)
+    for where, one, _ in machines:
+        unreachable = [answer.unreachable for answer in answers if answer.executor == one.executor]
+        yield check_network(where, next(filter(None, unreachable), ""))
+    yield from (check_clock(where, one.skew, stale) for where, one, _ in machines)
+    yield from (check_warehouse(where, machine.warehouse) for where, _, machine in machines)
 
 
 # Versions
 
 
-def installed(names: Iterable[str]) -> dict[str, str]:
-    """The versions of those packages that are installed here."""
-    found = {}
+def installed_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed here."""
+    versions = {}
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
-def versions() -> dict[str, str]:
-    """Of Python and what driver and executors share, as far as it is installed."""
-    return {"Python": platform.python_version(), "melanoma_spark": __version__, **installed(PACKAGES)}
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that driver and executors share, if installed."""
+    return {"Python": platform.python_version(), "melanoma_spark": __version__, **installed_versions(PACKAGES)}
 
 
-def java(where: str, version: str) -> Finding:
+def check_java(where: str, version: str) -> Finding:
+    """Check that Spark runs on this Java."""
     if version.split(".")[0] in JAVA:
         return Finding("Java", where, version)
     remedy = f"Spark runs on Java {' or '.join(JAVA)}: install one and set JAVA_HOME"
     return Finding("Java", where, version, FAILED, remedy)
 
 
-def spark(where: str, here: str, found: str) -> Finding:
-    if found == here:
-        return Finding("Spark", where, found)
-    return Finding("Spark", where, f"{found} (driver: {here})", FAILED, "run driver and workers on the same Spark")
+def check_spark(where: str, here: str, version: str) -> Finding:
+    """Check that an executor has the driver's Spark."""
+    if version == here:
+        return Finding("Spark", where, version)
+    return Finding("Spark", where, f"{version} (driver: {here})", FAILED, "run driver and workers on the same Spark")
 
 
-def packages(where: str, here: Mapping[str, str], found: Mapping[str, str]) -> Finding:
-    """Whether an executor has the driver's Python and packages."""
-    other = sorted(name for name in {*here, *found} if here.get(name) != found.get(name))
+def check_packages(where: str, here: Mapping[str, str], there: Mapping[str, str]) -> Finding:
+    """Check that an executor has the driver's Python and packages."""
+    other = sorted(name for name in {*here, *there} if here.get(name) != there.get(name))
     if not other:
-        return Finding("packages", where, f"Python {found['Python']} and {len(found) - 1} packages as on the driver")
-    told = ", ".join(f"{name} {found.get(name, 'none')} (driver: {here.get(name, 'none')})" for name in other)
-    return Finding("packages", where, told, FAILED, "install the driver's versions there")
+        return Finding("packages", where, f"Python {there['Python']} and {len(there) - 1} packages as on the driver")
+    listed = ", ".join(f"{name} {there.get(name, 'none')} (driver: {here.get(name, 'none')})" for name in other)
+    return Finding("packages", where, listed, FAILED, "install the driver's versions there")
 
 
-def locked(text: str, there: Mapping[str, str]) -> Finding:
-    """Whether installed packages are those of a uv.lock, and all are there that the line needs."""
+def check_lock(text: str, installed: Mapping[str, str]) -> Finding:
+    """Check that installed packages are those of a uv.lock, and that none is missing."""
     lock = tomllib.loads(text)["package"]
     wanted = {package["name"]: package["version"] for package in lock if "version" in package}
-    ours = next(package for package in lock if package["name"] == OUR_NAME)
+    own = next(package for package in lock if package["name"] == OWN_NAME)
     other = [
-        f"{name} {there[name]} (uv.lock: {wanted[name]})"
+        f"{name} {installed[name]} (uv.lock: {wanted[name]})"
         for name in sorted(wanted)
-        if there.get(name, wanted[name]) != wanted[name]
+        if installed.get(name, wanted[name]) != wanted[name]
     ]
-    # pyspark may come from SPARK_HOME, and is told as Spark; TensorFlow is one of two packages
-    needed = {package["name"] for package in ours["dependencies"]} - {"pyspark"}
-    missing = [f"{name} is missing" for name in sorted(needed - there.keys())]
-    if not there.keys() & {"tensorflow", "tensorflow-cpu"}:
+    # pyspark may come from SPARK_HOME, and is checked as Spark; TensorFlow is one of two packages
+    needed = {package["name"] for package in own["dependencies"]} - {"pyspark"}
+    missing = [f"{name} is missing" for name in sorted(needed - installed.keys())]
+    if not installed.keys() & {"tensorflow", "tensorflow-cpu"}:
         missing.append("tensorflow-cpu is missing")
     if other or missing:
         return Finding("uv.lock", DRIVER, ", ".join([*other, *missing]), FAILED, INSTALL)
-    return Finding("uv.lock", DRIVER, f"{len(there.keys() & wanted.keys())} packages, all as locked")
+    return Finding("uv.lock", DRIVER, f"{len(installed.keys() & wanted.keys())} packages, all as locked")
 
 
-def names_locked(text: str) -> list[str]:
-    """The packages of a uv.lock, but ours."""
-    return [package["name"] for package in tomllib.loads(text)["package"] if package["name"] != OUR_NAME]
+def locked_names(text: str) -> list[str]:
+    """Return the packages of a uv.lock, except this one."""
+    return [package["name"] for package in tomllib.loads(text)["package"] if package["name"] != OWN_NAME]
 
 
-def horovod(where: str, wrong: str) -> Finding:
-    if not wrong:
+def check_horovod(where: str, problem: str) -> Finding:
+    """Turn the answer of `executors.horovod_problem` into a finding."""
+    if not problem:
         return Finding("Horovod", where, "with TensorFlow and Gloo")
-    remedy = "build it against the TensorFlow that is there: `make install`"
-    if "MemoryError" in wrong or "map segment" in wrong:  # of a library
-        remedy = "raise spark.executor.pyspark.memory, or leave it out: it caps address space, TensorFlow's too"
-    return Finding("Horovod", where, wrong, FAILED, remedy)
+    remedy = "build it against the installed TensorFlow: `make install`"
+    if "MemoryError" in problem or "map segment" in problem:  # of a library
+        remedy = "raise spark.executor.pyspark.memory, or leave it out: it limits address space, also TensorFlow's"
+    return Finding("Horovod", where, problem, FAILED, remedy)
 
 
 # Resources
 
 
-def memory(where: str, tasks: int, asked: Asked, machine: Machine, executors: int, engine: str) -> Finding:
-    """Whether the Python workers of an executor have room; `executors` share its machine.
+def check_memory(
+    where: str, tasks: int, resources: ExecutorResources, machine: Machine, executors: int, engine: str
+) -> Finding:
+    """Check that the Python workers of an executor have enough memory; `executors` share its machine.
 
-    `engine` is what scores. Training and evaluating take TensorFlow.
+    `engine` is the one that scores. Training and evaluation take TensorFlow.
     """
-    if asked.contained:
-        room, of = asked.overhead + asked.python - OF_JVM, "spark.executor.memoryOverhead"
+    if resources.contained:
+        room, owner = resources.overhead + resources.python - JVM_OVERHEAD, "spark.executor.memoryOverhead"
     else:
-        room, of = min(machine.available, machine.total - executors * asked.heap) / executors, "the machine"
-    if asked.python and asked.python < room:
-        room, of = asked.python, "spark.executor.pyspark.memory"
+        room, owner = min(machine.available, machine.total - executors * resources.heap) / executors, "the machine"
+    if resources.python and resources.python < room:
+        room, owner = resources.python, "spark.executor.pyspark.memory"
     score, train = tasks * NEEDS[engine], tasks * max(NEEDS[engine], NEEDS["tensorflow"])
     needed = f"{tasks} workers take {score:.1f} GB to score by {engine}, {train:.1f} GB to train"
-    if room >= train:  # how much more differs from one executor to the next, and is no news
-        return Finding("memory", where, f"{needed}; {of} has that")
-    if asked.python and room == asked.python:
+    if room >= train:  # how much more differs between executors and does not matter
+        return Finding("memory", where, f"{needed}; {owner} has that")
+    if resources.python and room == resources.python:
         remedy = "raise spark.executor.pyspark.memory, or leave it out"
-    elif asked.contained:
+    elif resources.contained:
         remedy = "raise spark.executor.memoryOverhead"
     else:
         remedy = "run fewer tasks at once (--executor-cores, --master local[N]), or ask for a smaller heap"
-    found = f"{needed}; {of} has {max(room, 0):.1f} GB for them"
+    found = f"{needed}; {owner} has {max(room, 0):.1f} GB for them"
     return Finding("memory", where, found, FAILED if room < score else WARNING, remedy)
 
 
-def cores(where: str, tasks: int, threads: int, there: int) -> Finding:
-    """`tasks` are all that run at once on the executor's machine, `there` its cores."""
-    found = f"{tasks} tasks of {threads} threads on {there} cores"
-    if tasks * threads <= there:
+def check_cores(where: str, tasks: int, threads: int, cores: int) -> Finding:
+    """Check that the tasks that run at once on a machine have enough cores."""
+    found = f"{tasks} tasks of {threads} threads on {cores} cores"
+    if tasks * threads <= cores:
         return Finding("cores", where, found)
-    remedy = "give Spark no more cores than the machine has: tasks only wait for each other"
+    remedy = "give Spark no more cores than the machine has, or tasks wait for each other"
     return Finding("cores", where, found, WARNING, remedy)
 
 
-def gpus(where: str, asked: Asked, machine: Machine, versions: Mapping[str, str]) -> Finding:
-    if not asked.gpus:
+def check_gpus(where: str, resources: ExecutorResources, machine: Machine, versions: Mapping[str, str]) -> Finding:
+    """Check that tasks and packages use the GPUs of a machine."""
+    if not resources.gpus:
         if not machine.devices:
             return Finding("GPUs", where, "none")
         found = f"{machine.devices} in the machine, Spark gives tasks none"
@@ -279,46 +292,48 @@ def gpus(where: str, asked: Asked, machine: Machine, versions: Mapping[str, str]
         return Finding("GPUs", where, found, WARNING, remedy)
     found = f"Spark gives a task GPU {', '.join(machine.gpus) or 'none'}"
     if "tensorflow" not in versions:
-        return Finding("GPUs", where, f"{found}, and TensorFlow is for the CPU alone", FAILED, "`make install GPU=1`")
-    if asked.python:
-        remedy = "leave out spark.executor.pyspark.memory: it caps address space, of which CUDA takes far more"
-        return Finding("GPUs", where, f"{found}, under a cap of memory", FAILED, remedy)
+        return Finding("GPUs", where, f"{found}, and TensorFlow is for the CPU only", FAILED, "`make install GPU=1`")
+    if resources.python:
+        remedy = "leave out spark.executor.pyspark.memory: it limits address space, of which CUDA takes far more"
+        return Finding("GPUs", where, f"{found}, with a memory limit", FAILED, remedy)
     return Finding("GPUs", where, found)
 
 
 # Between machines
 
 
-def reached(where: str, unreachable: str) -> Finding:
+def check_network(where: str, unreachable: str) -> Finding:
+    """Check that an executor reaches the driver and the others."""
     if not unreachable:
         return Finding("network", where, "reaches the driver and the other executors")
     remedy = (
-        "ranks talk to each other and to the driver on ports that the system gives them: open those between the "
+        "ranks connect to each other and to the driver on ports that the system chooses: open those between the "
         "machines of the cluster"
     )
     return Finding("network", where, f"cannot reach {unreachable}", FAILED, remedy)
 
 
-def skew(sent: float, began: float, ended: float, received: float) -> float:
-    """Seconds by which a clock is off at the least: by it a task began and ended, by ours it was sent and received.
+def clock_skew(sent: float, began: float, ended: float, received: float) -> float:
+    """Compute the least seconds by which a clock is ahead of the driver's; negative where it is behind.
 
-    Positive: ahead of ours.
+    A task began and ended by that clock, and was sent and received by the driver's.
     """
     ahead, behind = ended - received, sent - began
     return max(ahead, 0.0) if ahead >= behind else -max(behind, 0.0)
 
 
-def clock(where: str, seconds: float, most: float) -> Finding:
-    """`most` is what leases do not bear any more."""
+def check_clock(where: str, seconds: float, most: float) -> Finding:
+    """Check a clock; `most` is the skew in seconds at which leases fail."""
     if abs(seconds) <= SKEW:
         return Finding("clock", where, f"within {SKEW:.0f} s of the driver's")
     found = f"at least {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the driver's"
-    remedy = f"keep the clocks together (NTP): a lease that is {most:.0f} s old counts as that of a dead job"
+    remedy = f"synchronize the clocks (NTP): a lease that is {most:.0f} s old counts as that of a dead job"
     return Finding("clock", where, found, FAILED if abs(seconds) >= most else WARNING, remedy)
 
 
-def warehouse(where: str, wrong: str) -> Finding:
-    if not wrong:
+def check_warehouse(where: str, problem: str) -> Finding:
+    """Turn what an executor found at the warehouse into a finding."""
+    if not problem:
         return Finding("warehouse", where, "writes, and reads what the driver wrote")
-    found, _, remedy = wrong.partition("; ")
+    found, _, remedy = problem.partition("; ")
     return Finding("warehouse", where, found, FAILED, remedy)

@@ -1,4 +1,4 @@
-"""Whether the executors are fit: asked in a second, before anything that takes minutes to fail is started."""
+"""Asks the executors whether they are ready, within a second or two, before work that takes minutes to fail."""
 
 from __future__ import annotations
 
@@ -12,109 +12,114 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from melanoma_spark.errors import ClusterError, MelanomaError, error_of_task, java_message
 from melanoma_spark.spark import checks, session
 from melanoma_spark.storage import files
 
+if TYPE_CHECKING:
+    from pyspark import RDD
+    from pyspark.sql import Row, SparkSession
+
 PYTHON = (
-    "workers need the driver's Python and packages: at the same path, or sent along by --archives and PYSPARK_PYTHON "
+    "workers need the driver's Python and packages: at the same path, or shipped by --archives and PYSPARK_PYTHON "
     "(conf/spark-*.conf)"
 )
-PATIENCE = 5.0  # seconds for a connection
-SLOW = 120  # seconds for TensorFlow to load
-LOADS = "import horovod.tensorflow as hvd; print('built', 'with' if hvd.gloo_built() else 'without', 'Gloo')"
-# What the JVM of an executor says of itself: Spark reflects where the row is.
-ITSELF = (
+CONNECT_SECONDS = 5.0
+LOAD_SECONDS = 120  # for TensorFlow
+LOAD = "import horovod.tensorflow as hvd; print('built', 'with' if hvd.gloo_built() else 'without', 'Gloo')"
+# Versions of an executor's JVM: Spark evaluates `reflect` where the row is.
+JVM_VERSIONS = (
     "reflect('java.lang.System', 'getProperty', 'java.version') AS java",
     "reflect('org.apache.spark.package', 'SPARK_VERSION') AS spark",
 )
 
-Look = Callable[[Any], checks.Machine]
+DescribeMachine = Callable[["Row"], checks.Machine]
 
 
-def check(spark: Any, size: int) -> None:
-    """Return when `size` tasks can run at once, with the driver's versions, and reach it and each other.
+def check_ready(spark: SparkSession, size: int) -> None:
+    """Wait until `size` tasks can run at once, and check that they have the driver's versions and reach each other.
 
-    Takes a second or two. Raises `ClusterError` with the executor and what is wrong with it.
+    Raises `ClusterError` with the executor and its problem.
     """
     session.wait_for_slots(spark, size)
-    here = checks.versions()
-    for answer in _asked(spark, spark.sparkContext.parallelize(range(size), size)):
-        where = checks.on(answer.host)
-        checks.refuse([checks.packages(where, here, answer.versions), checks.reached(where, answer.unreachable)])
+    here = checks.package_versions()
+    for answer in _probe_all(spark, spark.sparkContext.parallelize(range(size), size)):
+        where = checks.executor_on(answer.host)
+        packages = checks.check_packages(where, here, answer.versions)
+        checks.raise_failure([packages, checks.check_network(where, answer.unreachable)])
 
 
-def check_versions(spark: Any) -> None:
-    """Return when the executors that have registered so far have the driver's versions. Raises as `check`.
+def check_versions(spark: SparkSession) -> None:
+    """Check that the executors that have registered so far have the driver's versions. Raises as `check_ready`.
 
-    One that comes later is not asked. It costs the start of Python workers, which the first stage then finds.
+    It starts Python workers, which the first stage then uses.
     """
-    here, asked = checks.versions(), 0
-    while asked < (there := session.slots(spark)):  # some come while the first ones answer
-        asked = there
-        for host, found in _versions(spark, asked):
-            checks.refuse([checks.packages(checks.on(host), here, found)])
+    here, asked = checks.package_versions(), 0
+    while asked < (free := session.slots(spark)):  # more executors may register meanwhile
+        asked = free
+        for host, versions in _collect_versions(spark, asked):
+            checks.raise_failure([checks.check_packages(checks.executor_on(host), here, versions)])
 
 
-def machines(spark: Any, warehouse: str, written: str) -> list[checks.Answer]:
-    """What a task in every slot tells, the first one in each executor of its machine, too. Takes some seconds.
+def probe_machines(spark: SparkSession, warehouse: str, written: str) -> list[checks.Answer]:
+    """Ask a task in every slot for its versions and network, and one task of each executor for its machine.
 
-    `written` is a file that the driver wrote into the warehouse, or nothing. Raises `ClusterError` where there is no
-    executor, or a task ended.
+    `written` is a file that the driver wrote into the warehouse, or empty. Takes some seconds. Raises `ClusterError`
+    where there is no executor, or a task failed.
     """
     slots = session.settled_slots(spark)
     if not slots:
-        raise ClusterError("none has come; see that the cluster has free cores, and the memory that one asks for")
-    _versions(spark, slots)  # an executor without Python is named by this stage, and not by one with a barrier
-    rows = spark.range(0, slots, 1, slots).selectExpr(*ITSELF).rdd
-    return _asked(spark, rows, functools.partial(_look, warehouse, written))
+        raise ClusterError("none has registered; check that the cluster has free cores, and the memory of an executor")
+    _collect_versions(spark, slots)  # it names an executor without Python, which a barrier stage does not
+    rows = spark.range(0, slots, 1, slots).selectExpr(*JVM_VERSIONS).rdd
+    return _probe_all(spark, rows, functools.partial(_describe_machine, warehouse, written))
 
 
-def horovod() -> str:
-    """What is wrong with Horovod here, or nothing. Tried in a process of its own, which it may take with it."""
+def horovod_problem() -> str:
+    """Return the problem of Horovod here, or nothing. Loads it in another process, which it may crash."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-W", "ignore", "-c", LOADS]
+    command = [sys.executable, "-W", "ignore", "-c", LOAD]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SLOW)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LOAD_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"did not load within {SLOW} s"
+        return f"did not load within {LOAD_SECONDS} s"
     if done.returncode:
         return ([f"ended with {done.returncode}", *done.stderr.strip().splitlines()][-1])[:300]
     return "" if "built with Gloo" in done.stdout else "built without Gloo"
 
 
-def _versions(spark: Any, tasks: int) -> list[tuple[str, dict[str, str]]]:
+def _collect_versions(spark: SparkSession, tasks: int) -> list[tuple[str, dict[str, str]]]:
     rows = spark.sparkContext.parallelize(range(tasks), tasks)
-    return _collected(rows.mapPartitions(lambda _: [(socket.gethostname(), checks.versions())]))
+    return _collect(rows.mapPartitions(lambda _: [(socket.gethostname(), checks.package_versions())]))
 
 
-def _asked(spark: Any, rows: Any, look: Look | None = None) -> list[checks.Answer]:
-    """What a task of each row tells; all of them run at once."""
+def _probe_all(spark: SparkSession, rows: RDD[Any], describe: DescribeMachine | None = None) -> list[checks.Answer]:
+    """Collect the answer of a task for each row; all of them run at once."""
     with socket.create_server(("", 0), backlog=1024) as listening:
         driver = (str(spark.conf.get("spark.driver.host")), str(listening.getsockname()[1]))
         sent = time.time()
-        answers = _collected(rows.barrier().mapPartitions(functools.partial(_probe, driver, look)))
+        answers = _collect(rows.barrier().mapPartitions(functools.partial(_probe, driver, describe)))
         received = time.time()
-    return [replace(one, skew=checks.skew(sent, one.began, one.ended, received)) for one in answers]
+    return [replace(one, skew=checks.clock_skew(sent, one.began, one.ended, received)) for one in answers]
 
 
-def _collected(tasks: Any) -> list[Any]:
-    """Raises `ClusterError` with what a task ended with, and where Spark tells that."""
+def _collect(tasks: RDD[Any]) -> list[Any]:
+    """Collect rows. Raises `ClusterError` with the error of a task, and its executor if Spark names it."""
     from py4j.protocol import Py4JJavaError
 
     try:
         return list(tasks.collect())
     except Py4JJavaError as error:
         host = re.search(r"\(TID \d+\) \((\S+) executor", str(error))
-        where = checks.on(host[1]) if host else "executors"
+        where = checks.executor_on(host[1]) if host else "executors"
         message = f"{where} cannot be asked: {java_message(error)}; {PYTHON}"
         raise error_of_task(error) or ClusterError(message) from None
 
 
-def _probe(driver: tuple[str, str], look: Look | None, rows: Iterator[Any]) -> Iterator[checks.Answer]:
-    """In a barrier task."""
+def _probe(driver: tuple[str, str], describe: DescribeMachine | None, rows: Iterator[Row]) -> Iterator[checks.Answer]:
+    """Run in a barrier task: connect to the driver and all other tasks."""
     from pyspark import BarrierTaskContext
 
     began = time.time()
@@ -127,38 +132,38 @@ def _probe(driver: tuple[str, str], look: Look | None, rows: Iterator[Any]) -> I
         others = context.allGather(f"{address} {listening.getsockname()[1]}")
         for name, port in [driver, *(other.split() for other in others)]:
             try:
-                socket.create_connection((name, int(port)), timeout=PATIENCE).close()
+                socket.create_connection((name, int(port)), timeout=CONNECT_SECONDS).close()
             except OSError as error:
                 unreachable = f"{name}:{port} ({files.reason(error)})"
-                break  # each of many may take all of the patience
+                break  # each of many may take all the seconds
         context.barrier()  # listening until all have tried
     first = executors.index(own) == context.partitionId()
-    machine = look(next(iter(rows))) if look and first else None
-    yield checks.Answer(host, own, checks.versions(), unreachable, began, time.time(), machine=machine)
+    machine = describe(next(iter(rows))) if describe and first else None
+    yield checks.Answer(host, own, checks.package_versions(), unreachable, began, time.time(), machine=machine)
 
 
-def _look(warehouse: str, written: str, row: Any) -> checks.Machine:
-    """In the first task of an executor."""
+def _describe_machine(warehouse: str, written: str, row: Row) -> checks.Machine:
+    """Run in the first task of an executor."""
     import psutil
     from pyspark import TaskContext
 
     context = TaskContext.get()
     gpus = context.resources().get("gpu") if context else None
     memory = psutil.virtual_memory()
-    wrong = ""
+    problem = ""
     try:
         files.check_writable(warehouse)
         if written and not files.exists(written):
-            wrong = (
+            problem = (
                 f"{warehouse} is another one than the driver's; mount the driver's folder there, or name a shared one"
             )
     except (MelanomaError, OSError) as error:
-        wrong = str(error)
+        problem = str(error)
     return checks.Machine(
         java=row.java,
         spark=row.spark,
-        horovod=horovod(),
-        warehouse=wrong,
+        horovod=horovod_problem(),
+        warehouse=problem,
         total=memory.total / 1e9,
         available=memory.available / 1e9,
         cores=len(os.sched_getaffinity(0)),

@@ -1,7 +1,7 @@
-"""A model over bytes, on executors: over a column, as an iterator pandas UDF, or over batches of any source.
+"""Applies a model to bytes on executors: to a column, as an iterator pandas UDF, or to batches of any source.
 
-The model is loaded once per Python worker and kept for later tasks; the next batch is read and decoded while the model
-computes this one; a task uses as many threads as it has cores.
+A Python worker loads the model once and keeps it for later tasks. It reads and decodes the next batch while the model
+computes this one. A task uses as many threads as it has cores.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import types as t
-from pyspark.sql.functions import pandas_udf
+from pyspark.sql.pandas.functions import pandas_udf
 
-from melanoma_spark.background import Waits, ahead
+from melanoma_spark.background import TimedIterator, prefetch
 from melanoma_spark.errors import ImageError
 from melanoma_spark.spark import session
 
-Predict = Callable[[np.ndarray], list[np.ndarray]]
+Predict = Callable[[NDArray[Any]], list[NDArray[Any]]]
 Load = Callable[[], Predict]
-Prepare = Callable[..., np.ndarray]
-Finish = Callable[[list[np.ndarray | None], Sequence[ImageError | None]], pd.DataFrame]
+Prepare = Callable[..., NDArray[Any]]
+Finish = Callable[[list[NDArray[Any] | None], Sequence[ImageError | None]], pd.DataFrame]
 
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
 
-def over_column(
+def column_udf(
     model_id: str,
     load: Load,
     prepare: Prepare,
@@ -37,21 +38,21 @@ def over_column(
     batch_size: int,
     meter: session.Meter | None = None,
 ) -> Any:
-    """A UDF: binary column -> struct column `result`; what the rest means is told at `over_batches`.
+    """Return a UDF from a binary column to a struct column `result`; see `batch_function` for the other arguments.
 
-    Of further columns that it is called with, `prepare` gets the row's values behind the bytes.
+    `prepare` gets the row's values of further columns after the bytes.
     """
-    through = over_batches(model_id, load, prepare, finish, batch_size, meter)
+    apply = batch_function(model_id, load, prepare, finish, batch_size, meter)
 
     def compute(columns: Iterator[Any]) -> Iterator[pd.DataFrame]:
-        return through(zip(*batch, strict=True) if isinstance(batch, tuple) else batch for batch in columns)
+        return apply(zip(*batch, strict=True) if isinstance(batch, tuple) else batch for batch in columns)
 
-    # The types are given by hand: annotations kept as text do not tell pandas_udf its kind.
+    # pandas_udf needs the types as objects, and this module keeps annotations as text.
     compute.__annotations__ = {"columns": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.DataFrame]}
     return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
 
 
-def over_batches(
+def batch_function(
     model_id: str,
     load: Load,
     prepare: Prepare,
@@ -59,17 +60,20 @@ def over_batches(
     batch_size: int,
     meter: session.Meter | None = None,
 ) -> Callable[[Iterator[Any]], Iterator[pd.DataFrame]]:
-    """Batches of bytes, or of the `ImageError` for which there are none -> a frame for each.
+    """Return a function from batches of bytes, or of the `ImageError` for a file without bytes, to frames.
 
-    `load()` makes the model's forward pass; `model_id` names it among those a worker has met. `prepare(bytes)` gives
-    one model input or raises `ImageError`; where an item is a tuple of bytes and more, it gets all of that.
-    `finish(outputs, errors)` gets, for each model output, an array with a row for every item (None when nothing in the
-    batch could be prepared), and for every item its error or None; it returns one row an item.
-    `meter` is told of every batch.
+    Args:
+        model_id: the key under which a worker keeps the model.
+        load: builds the model's forward pass.
+        prepare: returns one model input or raises `ImageError`. It gets all values of an item that is a tuple.
+        finish: returns one row for each item. It gets an array for each model output with a row for each item, or
+            None when nothing in the batch could be prepared; and for each item its error or None.
+        batch_size: inputs of one forward pass.
+        meter: counts every batch.
     """
 
-    def prepared(items: Iterable[Any]) -> tuple[list[np.ndarray | ImageError], int]:
-        found: list[np.ndarray | ImageError] = []
+    def prepare_batch(items: Iterable[Any]) -> tuple[list[NDArray[Any] | ImageError], int]:
+        inputs: list[NDArray[Any] | ImageError] = []
         size = 0
         for item in items:
             content, *more = item if isinstance(item, tuple) else (item,)
@@ -77,16 +81,16 @@ def over_batches(
                 if content is None:
                     raise ImageError("unreadable", "there are no bytes")
                 size += 0 if isinstance(content, ImageError) else len(content)
-                found.append(content if isinstance(content, ImageError) else prepare(bytes(content), *more))
+                inputs.append(content if isinstance(content, ImageError) else prepare(bytes(content), *more))
             except ImageError as error:
-                found.append(error)
-        return found, size
+                inputs.append(error)
+        return inputs, size
 
-    def computed(predict: Predict, items: list[np.ndarray | ImageError]) -> pd.DataFrame:
+    def compute_batch(predict: Predict, items: list[NDArray[Any] | ImageError]) -> pd.DataFrame:
         good = [place for place, item in enumerate(items) if not isinstance(item, ImageError)]
         arrays = [item for item in items if not isinstance(item, ImageError)]
         errors = [item if isinstance(item, ImageError) else None for item in items]
-        outputs: list[np.ndarray | None] = [None]
+        outputs: list[NDArray[Any] | None] = [None]
         if arrays:
             inputs = np.stack(arrays)
             parts = [predict(inputs[at : at + batch_size]) for at in range(0, len(good), batch_size)]
@@ -98,28 +102,28 @@ def over_batches(
                 outputs.append(spread)
         return finish(outputs, errors)
 
-    def through(batches: Iterator[Any]) -> Iterator[pd.DataFrame]:
+    def apply(batches: Iterator[Any]) -> Iterator[pd.DataFrame]:
         predict: Predict | None = None
-        waiting = Waits(ahead(batches, prepared))
+        waiting = TimedIterator(prefetch(batches, prepare_batch))
         for items, size in waiting:
-            predict = predict or loaded(model_id, load)
+            predict = predict or load_once(model_id, load)
             began = time.monotonic()
-            frame = computed(predict, items)
+            frame = compute_batch(predict, items)
             if meter is not None:
                 meter.add(len(items), size, waiting.seconds, time.monotonic() - began)
                 waiting.seconds = 0.0
             yield frame
 
-    return through
+    return apply
 
 
-def loaded(model_id: str, load: Load) -> Predict:
-    """This process's model of that id; loaded the first time, another one is let go."""
+def load_once(model_id: str, load: Load) -> Predict:
+    """Return this process's model of an id. Loads it the first time, and releases another one."""
     if model_id not in _LOADED:
         _LOADED.clear()
         gc.unfreeze()
         _LOADED[model_id] = load()
-        # pyspark collects garbage after each task, which takes half a second through TensorFlow's million objects
+        # pyspark collects garbage after each task, which takes half a second with TensorFlow's million objects
         gc.collect()
         gc.freeze()
     return _LOADED[model_id]

@@ -15,61 +15,61 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from melanoma_spark import logs
-from melanoma_spark.background import every
+from melanoma_spark.background import periodic
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, java_message
 from melanoma_spark.spark import checks
 
 
 def start(name: str) -> SparkSession:
-    """The session of a job, quiet and with Arrow on. Raises `ClusterError` where Spark does not start."""
-    chosen = (
+    """Start the session of a job, quiet and with Arrow. Raises `ClusterError` where Spark does not start."""
+    builder = (
         SparkSession.builder.appName(f"melanoma_spark {name}")
         .config("spark.sql.execution.arrow.pyspark.enabled", "true")
         .config("spark.python.worker.reuse", "true")  # the model is loaded once per worker process
         .config("spark.dynamicAllocation.enabled", "false")  # Horovod's ranks need their slots all at once
-        # Petastorm's calls of pyarrow's old API warn by the hundred, TensorFlow of the processor it runs on.
+        # Petastorm's calls of pyarrow's old API cause hundreds of warnings, TensorFlow warns of its processor.
         .config("spark.executorEnv.PYTHONWARNINGS", "ignore::FutureWarning,ignore::DeprecationWarning")
         .config("spark.executorEnv.TF_CPP_MIN_LOG_LEVEL", "2")
-        # What is broadcast passes through the driver, whose memory must not grow with the number of images.
+        # Broadcast tables pass through the driver, whose memory must not grow with the number of images.
         .config("spark.sql.autoBroadcastJoinThreshold", "1m")
-        # Each table that is broadcast, be it of ten rows, holds a page: of 64 MB, if Spark chooses.
+        # Each broadcast table, even of ten rows, holds a page, by default of 64 MB.
         .config("spark.buffer.pageSize", "4m")
         .config("spark.sql.sources.parallelPartitionDiscovery.threshold", "1000")
     )
     try:
-        spark = chosen.getOrCreate()
+        spark = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise ClusterError(
-            f"Spark does not start at {master()}: {java_message(error)}; see that a cluster is there and is of "
-            "this Spark, and that resources are written as Spark wants them (conf/spark-*.conf)"
+            f"Spark does not start at {master()}: {java_message(error)}; check that the cluster runs and has "
+            "this version of Spark, and that resources are written as Spark expects (conf/spark-*.conf)"
         ) from None
     spark.sparkContext.setLogLevel("ERROR")
     return spark
 
 
 def master() -> str:
-    """That spark-submit was given, whether Spark has started or not."""
+    """Return the master that spark-submit got, whether Spark has started or not."""
     return str(SparkConf().get("spark.master", "local"))
 
 
 def task_threads(spark: SparkSession) -> int:
-    """Threads that one task may use without taking another task's core."""
+    """Return how many threads one task may use without taking another task's core."""
     return max(1, int(spark.conf.get("spark.task.cpus", "1") or 1))
 
 
 def task_gpus(spark: SparkSession) -> bool:
-    """Whether Spark gives each task a GPU."""
+    """Return whether Spark gives each task a GPU."""
     return float(spark.conf.get("spark.task.resource.gpu.amount", "0") or 0) > 0
 
 
 def is_local(spark: SparkSession) -> bool:
-    """Whether driver and executor are one process."""
+    """Return whether driver and executor are one process."""
     return str(spark.sparkContext.master).startswith("local")
 
 
-def executor_resources(spark: SparkSession) -> checks.Asked:
-    """What Spark is to give each executor."""
+def executor_resources(spark: SparkSession) -> checks.ExecutorResources:
+    """Read what Spark is configured to give each executor."""
     local, jvm = is_local(spark), cast(Any, spark.sparkContext._jvm)
 
     def gigabytes(key: str, default: str) -> float:
@@ -81,16 +81,16 @@ def executor_resources(spark: SparkSession) -> checks.Asked:
     overhead = gigabytes("spark.executor.memoryOverhead", f"{max(384, int(heap * 1e9 / 2**20 * share))}m")
     cap = gigabytes("spark.executor.pyspark.memory", "0")
     contained = str(spark.sparkContext.master).startswith(("yarn", "k8s"))
-    return checks.Asked(heap, overhead, cap, contained, task_threads(spark), task_gpus(spark))
+    return checks.ExecutorResources(heap, overhead, cap, contained, task_threads(spark), task_gpus(spark))
 
 
 def java_version(spark: SparkSession) -> str:
-    """Of the driver."""
+    """Return the driver's Java version."""
     return str(cast(Any, spark.sparkContext._jvm).java.lang.System.getProperty("java.version"))
 
 
 def slots(spark: SparkSession) -> int:
-    """Tasks that can run at once now, at least one."""
+    """Return how many tasks can run at once now, at least one."""
     return max(1, _slots(spark))
 
 
@@ -101,7 +101,7 @@ def _slots(spark: SparkSession) -> int:
 
 
 def settled_slots(spark: SparkSession, still: float = 3.0) -> int:
-    """Tasks that can run at once, when their number has stayed for some seconds: executors come one after another."""
+    """Return how many tasks can run at once, after that has not changed for some seconds."""
     count, since = _slots(spark), time.monotonic()
     while not is_local(spark) and time.monotonic() - since < still:
         time.sleep(0.5)
@@ -110,33 +110,32 @@ def settled_slots(spark: SparkSession, still: float = 3.0) -> int:
     return count
 
 
-# Seconds in which executors must have come. Standalone workers have all that they need; a node of YARN or Kubernetes
-# fetches and unpacks Python's packages, or an image, first, which takes minutes.
-SOON, FETCHED = 30.0, 600.0
-# Seconds more where machines may have been lost: so long they may be silent before others are asked in their place.
+# Seconds within which executors must register. Standalone workers are ready; a node of YARN or Kubernetes first fetches
+# and unpacks Python's packages, or an image, which takes minutes.
+STANDALONE_START, FETCHED_START = 30.0, 600.0
+# Further seconds where machines may have been lost: as long as a cluster waits for them before it replaces them.
 # spark.worker.timeout; yarn.nm.liveness-monitor.expiry-interval-ms, which is above Kubernetes' 300 s.
-SILENT, LOST = 60.0, 600.0
-TELL = 10.0  # seconds between two lines of a wait
+STANDALONE_LOSS, FETCHED_LOSS = 60.0, 600.0
+LOG_SECONDS = 10.0  # between two lines of a wait
 
 
 def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False, clock: Clock = REAL) -> None:
-    """Return when `ranks` tasks can run at once; executors may still be registering, or some have been `lost`.
+    """Wait until `ranks` tasks can run at once, while executors register, or replace some that were `lost`.
 
-    Raises `ClusterError` with both numbers when those of this kind of master have had their time, and where Spark has
-    been ended meanwhile.
+    Raises `ClusterError` with both numbers when the time for this kind of master is over, and where Spark was ended.
     """
     standalone = str(spark.sparkContext.master).startswith("spark:")
-    patience, silence = (SOON, SILENT) if standalone else (FETCHED, LOST)
+    patience, silence = (STANDALONE_START, STANDALONE_LOSS) if standalone else (FETCHED_START, FETCHED_LOSS)
     if lost:
         patience += silence
     now = clock.monotonic()
-    until, told = now + (0 if is_local(spark) else patience), now + TELL
+    until, next_line = now + (0 if is_local(spark) else patience), now + LOG_SECONDS
     while (free := _slots(spark)) < ranks:
         if _is_stopped(spark):
             raise _ended(spark)
-        if clock.monotonic() > told:
-            told += TELL
-            logs.info(f"{free} of {ranks} slots are there; waiting for executors", "progress", done=free, of=ranks)
+        if clock.monotonic() > next_line:
+            next_line += LOG_SECONDS
+            logs.info(f"{free} of {ranks} slots are free; waiting for executors", "progress", done=free, of=ranks)
         if clock.monotonic() >= until:
             raise ClusterError(
                 f"ranks={ranks} but Spark has only {free} free slots (cores / spark.task.cpus over all executors); "
@@ -156,38 +155,38 @@ def _ended(spark: SparkSession) -> ClusterError:
     name = spark.sparkContext.applicationId
     log = f"`yarn logs -applicationId {name}`" if str(spark.sparkContext.master) == "yarn" else "the cluster's logs"
     return ClusterError(
-        f"Spark's application {name} was ended while the job ran, be it by somebody or because the cluster gave it up: "
-        f"{log} may tell; run the job again, what was finished is kept"
+        f"Spark's application {name} was ended while the job ran, by somebody or by the cluster: {log} may "
+        "say why; run the job again, finished work is kept"
     )
 
 
 def explain_lost_spark(spark: SparkSession, error: BaseException) -> ClusterError | None:
-    """What an error means where Spark was taken from the job, or all executors at once; None where neither was so."""
+    """Explain an error of a Spark that was ended, or that lost several executors at once; None for other errors."""
     if _is_stopped(spark):
         return _ended(spark)
-    if "Checkpoint block" in str(error):  # of `checkpointed`, which survives the loss of one executor
+    if "Checkpoint block" in str(error):  # a `checkpointed` table survives the loss of one executor
         return ClusterError(
-            "several executors were lost at once, and tables that they alone had; run the job again, what was finished "
-            "is kept"
+            "several executors were lost at once, and tables that only they had; run the job again, finished work is "
+            "kept"
         )
     return None
 
 
 def set_arrow_batch_rows(spark: SparkSession, rows: int) -> None:
-    """Rows of an Arrow batch. Arrow counts rows, not bytes, and ours hold images: never leave the default of 10,000."""
+    """Set the rows of an Arrow batch. The default of 10,000 rows is too many for rows that hold images."""
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(rows))
 
 
 @contextmanager
 def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
-    """Joins and groupings in here are cut into `count` partitions, and planned once.
+    """Split joins and groupings into `count` partitions, and plan them once.
 
-    Spark would else plan each query anew after each of its shuffles, for which every one is a job of its own: of tables
-    this small, that is most of their time.
+    Otherwise Spark plans a query again after each shuffle, each of which is then a job of its own. For small tables
+    that takes most of the time.
     """
-    chosen = {"spark.sql.shuffle.partitions": str(count), "spark.sql.adaptive.enabled": "false"}
-    before = {key: str(spark.conf.get(key)) for key in chosen}
-    for key, value in chosen.items():
+    changed = {"spark.sql.shuffle.partitions": str(count), "spark.sql.adaptive.enabled": "false"}
+    before = {key: str(spark.conf.get(key)) for key in changed}
+    for key, value in changed.items():
         spark.conf.set(key, value)
     try:
         yield
@@ -197,69 +196,69 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
 
 
 def checkpointed(table: DataFrame) -> DataFrame:
-    """The table as it is now, whatever becomes of what it was made from; computed at once.
+    """Compute a table now, and keep it independent of its sources.
 
-    It lies on two executors, where there are two, so that losing one loses none of it. Spark 3.5 keeps it on one.
+    Two executors hold each part of it, so losing one loses nothing. Spark 3.5 keeps it on one.
     """
     if "storageLevel" not in inspect.signature(table.localCheckpoint).parameters:
         return table.localCheckpoint()
     return table.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2)
 
 
-_SENT: list[Any] = []  # what `broadcast` has sent and `release_on_exit` not yet taken back
+_BROADCASTS: list[Any] = []  # that `release_on_exit` has not destroyed yet
 
 
 def broadcast(spark: SparkSession, value: Any) -> Any:
-    """`value` to all executors, until the end of the `release_on_exit` around it."""
+    """Send a value to all executors, until the end of the `release_on_exit` around it."""
     sent = spark.sparkContext.broadcast(value)
-    _SENT.append(sent)
+    _BROADCASTS.append(sent)
     return sent
 
 
 @contextmanager
 def release_on_exit(spark: SparkSession) -> Iterator[None]:
-    """What is persisted, checkpointed or `broadcast` in here is let go at the end, on the driver and the executors.
+    """Release what is persisted, checkpointed or `broadcast` inside, on the driver and the executors, at the end.
 
-    A process that ends lets go of all. One that runs many stages, or lives for weeks, would fill memory and disk: the
-    driver keeps a file of all that is broadcast, among it a network's weights.
+    A process that runs many stages, or for weeks, would otherwise fill memory and disk: the driver keeps a file of
+    each broadcast value, such as a network's weights.
     """
-    context, sent = spark.sparkContext._jsc, len(_SENT)
+    context, sent = spark.sparkContext._jsc, len(_BROADCASTS)
     before = set(context.getPersistentRDDs().keySet())
     try:
         yield
     finally:
-        spark.catalog.clearCache()  # tables; Spark computes again what somebody else would still want
+        spark.catalog.clearCache()  # tables; Spark computes again what others still use
         persisted = context.getPersistentRDDs()
         for number in set(persisted.keySet()) - before:
             persisted.get(number).unpersist(False)
-        while len(_SENT) > sent:
-            _SENT.pop().destroy()
+        while len(_BROADCASTS) > sent:
+            _BROADCASTS.pop().destroy()
 
 
 @contextmanager
 def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[None]:
-    """While Spark's jobs run in here, a line every so often: how many tasks of the running stages have ended."""
+    """Log every few seconds how many tasks of Spark's running stages have ended."""
     tracker = spark.sparkContext.statusTracker()
 
-    def tell() -> None:
+    def log() -> None:
         stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
         done, of = (sum(getattr(stage, key) for stage in stages if stage) for key in ("numCompletedTasks", "numTasks"))
         if of:
             logs.info(f"{done} of {of} {what}", "progress", done=done, of=of)
 
-    with every(seconds, tell):
+    with periodic(seconds, log):
         yield
 
 
 def describe_jobs(spark: SparkSession, text: str) -> None:
-    """What Spark's UI and event log say of the jobs that follow."""
+    """Set what Spark's UI and event log show for the jobs that follow."""
     spark.sparkContext.setJobDescription(text)
 
 
 class Meter:
-    """How much a stage's tasks have done, and for how long they had nothing to do it with.
+    """Counts what a stage's tasks have done, and how long they waited for input.
 
-    Made on the driver when the work begins; `add` is for the tasks. What Spark does twice counts twice.
+    Made on the driver when the work begins; tasks call `add`. Work that Spark repeats counts twice.
     """
 
     def __init__(self, spark: SparkSession) -> None:
@@ -268,31 +267,31 @@ class Meter:
         self._sums = {name: spark.sparkContext.accumulator(0.0) for name in names}
 
     def add(self, images: int, size: int, waited: float, worked: float) -> None:
-        """In a task: images done, the bytes they were read from, and seconds without and with any at hand."""
+        """Add in a task: images, the bytes they were read from, and seconds of waiting and of work."""
         for name, value in zip(self._sums, (images, size, waited, worked), strict=True):
             self._sums[name].add(float(value))
 
     def figures(self) -> dict[str, float]:
-        """On the driver, when the work has ended; nothing where there was none.
+        """Return the figures on the driver when the work has ended; nothing where there was none.
 
-        `images_per_second` is over the time since this was made, `megabytes_read` of what files or columns held, and
-        `wait_share` the part of the tasks' time in which they waited for their next images, 0 to 1.
+        `images_per_second` counts from when this was made, `megabytes_read` what files or columns held. `wait_share` is
+        the part of the tasks' time in which they waited for images, 0 to 1.
         """
-        found = {name: float(total.value) for name, total in self._sums.items()}
-        if not found["images"]:
+        totals = {name: float(total.value) for name, total in self._sums.items()}
+        if not totals["images"]:
             return {}
         return {
-            "images_per_second": found["images"] / (time.monotonic() - self._started),
-            "megabytes_read": found["bytes"] / 1e6,
-            "wait_share": found["waited"] / max(found["waited"] + found["worked"], 1e-9),
+            "images_per_second": totals["images"] / (time.monotonic() - self._started),
+            "megabytes_read": totals["bytes"] / 1e6,
+            "wait_share": totals["waited"] / max(totals["waited"] + totals["worked"], 1e-9),
         }
 
 
 def partitions_for(spark: SparkSession, rows: int, smallest: int = 64, largest: int = 2048) -> int:
-    """Partitions for rows that are costly to compute: about 10 a slot, each of `smallest` to `largest` rows.
+    """Return how many partitions rows that are costly to compute need: about 10 per slot, of limited size.
 
-    A task costs a few tenths of a second beside its rows, so it is not cut smaller than that unless slots would idle;
-    which they would, too, at the end of five tasks on two slots: there are as many for each slot.
+    Starting a task takes a few tenths of a second, so partitions have at least `smallest` rows unless slots would be
+    idle. Each slot gets the same number of tasks, so that none is idle at the end.
     """
     at_once = slots(spark)
     size = min(max(math.ceil(rows / (10 * at_once)), smallest), math.ceil(rows / at_once), largest)

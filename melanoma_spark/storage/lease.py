@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from melanoma_spark.background import every
+from melanoma_spark.background import periodic
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import BusyError, ClusterError, MelanomaError
 from melanoma_spark.storage import files
@@ -119,7 +119,7 @@ def _write_lease(url: str, job: str, by: str, clock: Clock) -> Iterator[Lease]:
             files.write_json(url, {**values, "beat": clock.now()})
 
     try:
-        with every(BEAT, renew):
+        with periodic(BEAT, renew):
             yield lease
     finally:
         with suppress(MelanomaError, OSError):  # a lease that cannot be removed ends with the process

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from melanoma_spark import __version__
@@ -208,13 +208,13 @@ def publish(manifest: AnyManifest, warehouse: str, below: str = "") -> AnyManife
     return complete
 
 
-def save_model(warehouse: str, manifest: AnyManifest, tensors: list[np.ndarray]) -> AnyManifest:
+def save_model(warehouse: str, manifest: AnyManifest, tensors: list[NDArray[Any]]) -> AnyManifest:
     """Write a network's tensors into the folder of its manifest, and publish that."""
     files.write_bytes(files.join(manifest.url(warehouse), WEIGHTS), pack_tensors(tensors))
     return publish(manifest, warehouse)
 
 
-def load_model(warehouse: str, manifest: ModelManifest) -> list[np.ndarray]:
+def load_model(warehouse: str, manifest: ModelManifest) -> list[NDArray[Any]]:
     """Read a network's tensors. Raises `DataError` where they are missing or damaged."""
     return unpack_tensors(files.read_bytes(files.join(manifest.url(warehouse), WEIGHTS)))
 

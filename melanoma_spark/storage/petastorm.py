@@ -37,7 +37,7 @@ def petastorm_filesystem(url: str) -> Callable[[], Any] | None:
     def make() -> Any:
         from pyarrow.filesystem import DaskFileSystem
 
-        class LegacyFileSystem(DaskFileSystem):
+        class LegacyFileSystem(DaskFileSystem):  # type: ignore[misc, unused-ignore]
             """A file system of `files` with the interface of pyarrow's old ones, which Petastorm expects."""
 
             def isdir(self, path: str) -> bool:

@@ -27,7 +27,7 @@ CREDENTIALS = (
 ENDPOINT = "start the store, or correct AWS_ENDPOINT_URL in the environment of the driver and of every worker"
 
 
-class S3(S3FileSystem):
+class S3(S3FileSystem):  # type: ignore[misc, unused-ignore]
     """s3fs with fewer attempts, without cached listings, and with errors that say what to do."""
 
     connect_timeout = 3  # seconds
@@ -56,7 +56,8 @@ class S3(S3FileSystem):
         return entries if detail else [info["name"] for info in entries]
 
     async def _expand_path(self, path: Any, *args: Any, **options: Any) -> list[str]:
-        return await super()._expand_path(path, *args, **{**options, "assume_literal": True})  # no name is a pattern
+        literal = {**options, "assume_literal": True}  # no name is a pattern
+        return list(await super()._expand_path(path, *args, **literal))
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
         if mode == "rb":
@@ -65,7 +66,7 @@ class S3(S3FileSystem):
         return super()._open(path, mode, block_size=block_size, **options)
 
 
-class Reader(S3File):
+class Reader(S3File):  # type: ignore[misc, unused-ignore]
     """A file that is read in ranges. Raises only `OSError`."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:

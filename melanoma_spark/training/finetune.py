@@ -52,7 +52,7 @@ def finetune(context: StageContext) -> Summary:
     sources = sources_of(context, images, features)
     for source in sources.values():  # so that what does not fit is told before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
-    executors.check(context.spark, settings.ranks)
+    executors.check_ready(context.spark, settings.ranks)
     session.describe_jobs(context.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(head.url(warehouse), WEIGHTS)
     target = files.join(warehouse, "models/finetuned", made_from)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from melanoma_spark.background import Waits, ahead
+from melanoma_spark.background import TimedIterator, prefetch
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models.network import input_dtype, predictor
@@ -215,7 +215,7 @@ def train(
         judged = validation_images(epoch)
         probabilities, labels = [np.zeros(0)], [np.zeros(0)]
         dealt = sharding.deal(judged.groups, plan.batch_size)
-        for inputs, y, w in ahead(batches(judged, dealt, rank, (1.0, 1.0), shape, dtype), lambda batch: batch):
+        for inputs, y, w in prefetch(batches(judged, dealt, rank, (1.0, 1.0), shape, dtype), lambda batch: batch):
             probabilities.append(predict(inputs)[0].reshape(-1)[w > 0])
             labels.append(y[w > 0])
         p = rank.gather(np.concatenate(probabilities).astype(np.float64)).clip(0, 1)
@@ -241,7 +241,7 @@ def train(
         started = time.monotonic() - before
 
         dealt_out = batches(images, dealt[done:], rank, plan.class_weights, shape, dtype)
-        left = Waits(ahead(dealt_out, lambda batch: batch, 2))
+        left = TimedIterator(prefetch(dealt_out, lambda batch: batch, 2))
         for step, batch in enumerate(left, start=done + 1):
             optimizer.learning_rate = plan.rate((epoch - 1) * steps + step - 1, steps)
             own.append(_step(gradients, apply, batch, plan.accumulate))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from melanoma_spark.background import ahead
+from melanoma_spark.background import prefetch
 from melanoma_spark.errors import DataError
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
@@ -64,7 +64,7 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
     largest = max(len(keys) for _, keys in wanted) * _bytes(url, column)
     ready = max(1, read_ahead // threads // max(1, largest))  # row groups that a thread may be ahead
     streams = [
-        ahead(_read(url, column, wanted[first::threads], index.view), lambda rows: rows, ready)
+        prefetch(_read(url, column, wanted[first::threads], index.view), lambda rows: rows, ready)
         for first in range(threads)
     ]
     held: dict[int, Any] = {}

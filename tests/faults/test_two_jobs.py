@@ -96,7 +96,7 @@ def serve() -> None:
     follow.Following.until_over, retention.decide, lease._refuse = until_over, deciding, refusing
     follow.plan.is_empty_folder = lambda url: True
     pipeline.STAGES = {name: partial(stage, name=name) for name in STAGES}
-    pipeline.weights.located = pipeline.executors.check = lambda *_: None
+    pipeline.weights.located = pipeline.executors.check_ready = lambda *_: None
     pipeline.closing = lambda job: ""
     answer(ready=True)
     for line in orders:

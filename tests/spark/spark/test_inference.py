@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pyspark.sql import types as t
 
-from melanoma_spark.background import Waits
+from melanoma_spark.background import TimedIterator
 from melanoma_spark.errors import ImageError
 from melanoma_spark.spark import inference, session
 
@@ -73,7 +73,7 @@ def udf_of(model_id: str, markers: Path):
             }
         )
 
-    return inference.over_column(model_id, load, prepare, finish, RESULT, BATCH)
+    return inference.column_udf(model_id, load, prepare, finish, RESULT, BATCH)
 
 
 def counted(markers: Path, kind: str) -> Counter:
@@ -109,7 +109,7 @@ def test_a_worker_holds_one_model(monkeypatch):
 
         return load
 
-    held = [inference.loaded(name, load_of(name)) for name in ("one", "one", "two", "two", "one")]
+    held = [inference.load_once(name, load_of(name)) for name in ("one", "one", "two", "two", "one")]
     assert loads == ["one", "two", "one"]
     assert held[0] is held[1]
     assert list(inference._LOADED) == ["one"]
@@ -137,7 +137,7 @@ def test_further_columns_reach_what_prepares(spark):
     def finish(outputs, errors) -> pd.DataFrame:
         return pd.DataFrame({"first": outputs[0][:, 0].astype(float), "second": None, "reason": None, "batch": 1})
 
-    udf = inference.over_column("more", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH)
+    udf = inference.column_udf("more", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH)
     rows = [(number, content(number), 0.5 * number, ("even", "odd")[number % 2]) for number in range(32, 44)]
     table = spark.createDataFrame(rows, "number int, data binary, factor double, name string").repartition(3)
     found = table.select("number", udf("data", "factor", "name").alias("found")).collect()
@@ -181,7 +181,7 @@ def test_what_is_no_image_error_ends_the_job(spark):
     def prepare(data: bytes) -> np.ndarray:
         raise ZeroDivisionError("a bug, not a bad image")
 
-    udf = inference.over_column("bug", lambda: lambda batch: [batch], prepare, lambda o, e: None, RESULT, BATCH)
+    udf = inference.column_udf("bug", lambda: lambda batch: [batch], prepare, lambda o, e: None, RESULT, BATCH)
     with pytest.raises(Exception, match="a bug, not a bad image"):
         run(spark, udf, range(3), partitions=1)
 
@@ -196,7 +196,7 @@ def test_the_next_item_is_prepared_while_one_is_used():
         return item * 10
 
     used = []
-    for item in inference.ahead(iter(range(5)), prepare):
+    for item in inference.prefetch(iter(range(5)), prepare):
         until = time.monotonic() + 5
         while len(prepared) < min(len(used) + 2, 5) and time.monotonic() < until:
             time.sleep(0.001)
@@ -212,8 +212,8 @@ def test_an_error_while_preparing_ahead_is_raised_in_its_turn():
             raise ValueError("third")
         return item
 
-    assert list(inference.ahead(iter([]), prepare)) == []
-    items = inference.ahead(iter(range(5)), prepare)
+    assert list(inference.prefetch(iter([]), prepare)) == []
+    items = inference.prefetch(iter(range(5)), prepare)
     assert [next(items), next(items)] == [0, 1]
     with pytest.raises(ValueError, match="third"):
         next(items)
@@ -234,7 +234,7 @@ def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):
         return pd.DataFrame({"first": [1.0] * len(errors), "second": None, "reason": None, "batch": 1})
 
     assert meter.figures() == {}, "nothing was done yet"
-    udf = inference.over_column("metered", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH, meter)
+    udf = inference.column_udf("metered", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH, meter)
     began = time.monotonic()
     assert len(run(spark, udf, range(60), partitions=2)) == 60
     at_most = 60 / (time.monotonic() - began)
@@ -250,10 +250,10 @@ def test_waits_are_those_of_the_user_alone():
             time.sleep(0.05)
             yield item
 
-    waits = Waits(slow())
+    waits = TimedIterator(slow())
     for _ in waits:
         time.sleep(0.2)
     assert 0.15 <= waits.seconds < 0.3
-    patient = Waits(iter(range(3)))
+    patient = TimedIterator(iter(range(3)))
     assert list(patient) == [0, 1, 2]
     assert patient.seconds < 0.05

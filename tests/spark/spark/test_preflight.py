@@ -11,26 +11,26 @@ from melanoma_spark.errors import ClusterError, java_message
 from melanoma_spark.spark import checks, executors
 from melanoma_spark.storage import files
 
-ON = checks.on(socket.gethostname())
+ON = checks.executor_on(socket.gethostname())
 
 
 @pytest.fixture
 def other_driver(monkeypatch):
     """The driver alone has another numpy, and a package more."""
-    own = checks.versions()
-    monkeypatch.setattr(checks, "versions", lambda: {**own, "numpy": "0.0.1", "more": "1"})
+    own = checks.package_versions()
+    monkeypatch.setattr(checks, "package_versions", lambda: {**own, "numpy": "0.0.1", "more": "1"})
 
 
 def test_executors_that_are_fit(spark):
-    executors.check(spark, 2)
+    executors.check_ready(spark, 2)
     executors.check_versions(spark)
 
 
-@pytest.mark.parametrize("check", [lambda spark: executors.check(spark, 2), executors.check_versions])
+@pytest.mark.parametrize("check", [lambda spark: executors.check_ready(spark, 2), executors.check_versions])
 def test_other_versions_are_told_in_one_line(spark, other_driver, check):
     with pytest.raises(ClusterError) as caught:
         check(spark)
-    found = checks.installed(["numpy"])["numpy"]
+    found = checks.installed_versions(["numpy"])["numpy"]
     assert str(caught.value) == (
         f"{ON}: more none (driver: 1), numpy {found} (driver: 0.0.1); install the driver's versions there"
     )
@@ -41,16 +41,16 @@ def test_a_driver_that_cannot_be_reached(spark):
     seen = SimpleNamespace(sparkContext=spark.sparkContext, conf=elsewhere)
     told = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
     with pytest.raises(ClusterError, match=told):
-        executors.check(seen, 2)
+        executors.check_ready(seen, 2)
 
 
 # over the limit of one test: the executor imports Horovod, and TensorFlow with it
 def test_machines(spark, tmp_path):
     warehouse = files.url_of(str(tmp_path))
     files.write_bytes(files.join(warehouse, "written"), b"")
-    first, second = executors.machines(spark, warehouse, files.join(warehouse, "written"))
+    first, second = executors.probe_machines(spark, warehouse, files.join(warehouse, "written"))
     assert (first.host, first.executor) == (second.host, second.executor)
-    assert first.versions == second.versions == checks.versions()
+    assert first.versions == second.versions == checks.package_versions()
     assert first.unreachable == second.unreachable == ""
     assert first.skew == second.skew == 0
     assert second.machine is None, "an executor is looked at once"
@@ -68,17 +68,17 @@ def test_machines(spark, tmp_path):
     [(".", "{place} is another one than the driver's; mount"), ("file/warehouse", "cannot write {place}/")],
 )
 def test_a_warehouse_that_is_not_the_drivers(tmp_path, monkeypatch, folder, told):
-    monkeypatch.setattr(executors, "horovod", lambda: "")
+    monkeypatch.setattr(executors, "horovod_problem", lambda: "")
     (tmp_path / "file").write_text("no folder")
     place = files.url_of(str(tmp_path / folder))
-    found = executors._look(place, files.join(place, "of-the-driver"), SimpleNamespace(java="17", spark="4"))
+    found = executors._describe_machine(place, f"{place}/of-the-driver", SimpleNamespace(java="17", spark="4"))
     assert found.warehouse.startswith(told.format(place=place))
 
 
 def test_no_executor_has_come(spark, monkeypatch):
     monkeypatch.setattr(executors.session, "settled_slots", lambda spark: 0)
-    with pytest.raises(ClusterError, match=r"none has come; see that the cluster has free cores"):
-        executors.machines(spark, "file:///nowhere", "")
+    with pytest.raises(ClusterError, match=r"none has registered; check that the cluster has free cores"):
+        executors.probe_machines(spark, "file:///nowhere", "")
 
 
 @pytest.mark.parametrize("barrier", [False, True])
@@ -89,7 +89,7 @@ def test_what_a_task_ended_with_is_told(spark, barrier):
     rows = spark.sparkContext.parallelize(range(2), 2)
     rows = rows.barrier() if barrier else rows
     with pytest.raises(ClusterError) as caught:
-        executors._collected(rows.mapPartitions(broken))
+        executors._collect(rows.mapPartitions(broken))
     where, told = str(caught.value).split(" cannot be asked: ")
     assert where == "executors" if barrier else where.startswith("executor on ")
     assert told == f"ModuleNotFoundError: No module named 'nobody_has_this_package'; {executors.PYTHON}"
@@ -106,12 +106,12 @@ def test_what_a_task_ended_with_is_told(spark, barrier):
     ],
 )
 def test_horovod(tmp_path: Path, monkeypatch, source, told):
-    monkeypatch.setattr(executors, "SLOW", 2)
+    monkeypatch.setattr(executors, "LOAD_SECONDS", 2)
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod/__init__.py").touch()
     (tmp_path / "horovod/tensorflow.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert executors.horovod() == told
+    assert executors.horovod_problem() == told
 
 
 @pytest.mark.parametrize(

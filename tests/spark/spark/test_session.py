@@ -91,11 +91,11 @@ def test_executors_that_fetch_their_packages_first_are_waited_for(monkeypatch, c
     spark = of_master(master)
     if comes:
         session.wait_for_slots(spark, 2, lost, clock)
-        assert capsys.readouterr().out.count("1 of 2 slots are there; waiting for executors") in (7, 8)
+        assert capsys.readouterr().out.count("1 of 2 slots are free; waiting for executors") in (7, 8)
     else:
         with pytest.raises(ClusterError, match="ranks=2 but Spark has only 1 free slots"):
             session.wait_for_slots(spark, 2, lost, clock)
-        assert clock.now() - began == pytest.approx(0 if "local" in master else session.SOON, abs=1)
+        assert clock.now() - began == pytest.approx(0 if "local" in master else session.STANDALONE_START, abs=1)
 
 
 def test_nobody_waits_for_executors_of_an_application_that_was_ended(monkeypatch):

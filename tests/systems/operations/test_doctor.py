@@ -17,13 +17,13 @@ from melanoma_spark.spark import checks
 from melanoma_spark.spark.checks import DRIVER, FAILED, OK, WARNING, Finding
 
 WORDS = st.text("abc /:", min_size=1, max_size=12).map(str.strip).filter(bool)
-WHERE = st.one_of(st.just(DRIVER), st.sampled_from("abc").map(checks.on))
+WHERE = st.one_of(st.just(DRIVER), st.sampled_from("abc").map(checks.executor_on))
 FINDINGS = st.lists(st.builds(Finding, WORDS, WHERE, WORDS, st.sampled_from([OK, WARNING, FAILED]), st.just("mend it")))
 SECONDS = st.floats(0, 100)
 
 HERE = {"Python": "3.11.7", "melanoma_spark": "0.1.0", "numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
 MACHINE = checks.Machine("17.0.15", "4.0.1", horovod="", warehouse="", total=64, available=50, cores=8)
-ASKED = checks.Asked(heap=4, overhead=0.4, python=0, contained=False, threads=1, gpus=False)
+ASKED = checks.ExecutorResources(heap=4, overhead=0.4, python=0, contained=False, threads=1, gpus=False)
 YARN = replace(ASKED, contained=True)
 LOCK = """
 [[package]]
@@ -40,7 +40,7 @@ LOCKED = {"numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
 
 @given(FINDINGS)
 def test_columns_are_aligned_and_remedies_stand_below(findings):
-    header, *lines = checks.table(findings).split("\n")
+    header, *lines = checks.findings_table(findings).split("\n")
     at = [header.index(word) for word in ("verdict", "what", "where", "found")]
     for finding in findings:
         line, below, *lines = lines
@@ -56,7 +56,7 @@ def test_columns_are_aligned_and_remedies_stand_below(findings):
 
 @given(FINDINGS)
 def test_merging_loses_nothing_and_keeps_the_driver_apart(findings):
-    lines = checks.merged(findings)
+    lines = checks.merge_findings(findings)
     for finding in findings:
         same = [line for line in lines if replace(line, where="") == replace(finding, where="")]
         if finding.where == DRIVER:
@@ -71,41 +71,41 @@ def test_merging_loses_nothing_and_keeps_the_driver_apart(findings):
 
 def test_the_first_that_failed_is_refused_in_one_line():
     fine, warned = Finding("a", DRIVER, "x"), Finding("b", DRIVER, "y", WARNING, "mend b")
-    checks.refuse([fine, warned])
+    checks.raise_failure([fine, warned])
     with pytest.raises(ClusterError, match=r"^executor on n: z; mend c$"):
-        checks.refuse([fine, warned, Finding("c", checks.on("n"), "z", FAILED, "mend c")])
-    hosts = [checks.on(f"node-{number}") for number in (3, 1, 2, 5, 4, 4)]
-    (line,) = checks.merged(Finding("Java", host, "17") for host in hosts)
+        checks.raise_failure([fine, warned, Finding("c", checks.executor_on("n"), "z", FAILED, "mend c")])
+    hosts = [checks.executor_on(f"node-{number}") for number in (3, 1, 2, 5, 4, 4)]
+    (line,) = checks.merge_findings(Finding("Java", host, "17") for host in hosts)
     assert line.where == "6 executors on node-1, node-2, node-3 and 2 more"
     full = ClusterError("cannot write file:///w: No space left on device; make room; or go")
     told = ("cannot write file:///w: No space left on device", FAILED, "make room; or go")
-    assert checks.of_error("warehouse", DRIVER, full, "else") == Finding("warehouse", DRIVER, *told)
-    assert checks.of_error("MLflow", DRIVER, ClusterError("is away"), "else").remedy == "else"
+    assert checks.finding_of_error("warehouse", DRIVER, full, "else") == Finding("warehouse", DRIVER, *told)
+    assert checks.finding_of_error("MLflow", DRIVER, ClusterError("is away"), "else").remedy == "else"
 
 
 @pytest.mark.parametrize(
     ("version", "verdict"), [("17.0.15", OK), ("21", OK), ("11.0.2", FAILED), ("1.8.0_402", FAILED), ("170.1", FAILED)]
 )
 def test_java(version, verdict):
-    assert checks.java(DRIVER, version).verdict == verdict
+    assert checks.check_java(DRIVER, version).verdict == verdict
 
 
 def test_spark_horovod_and_cores():
-    assert checks.spark("n", "4.0.1", "4.0.1").verdict == checks.horovod("n", "").verdict == OK
-    found = checks.spark("n", "4.0.1", "3.5.6")
+    assert checks.check_spark("n", "4.0.1", "4.0.1").verdict == checks.check_horovod("n", "").verdict == OK
+    found = checks.check_spark("n", "4.0.1", "3.5.6")
     assert (found.verdict, found.found) == (FAILED, "3.5.6 (driver: 4.0.1)")
-    broken = checks.horovod("n", "ImportError: undefined symbol: x")
+    broken = checks.check_horovod("n", "ImportError: undefined symbol: x")
     assert (broken.verdict, broken.remedy.split()[0]) == (FAILED, "build")
     for capped in ("MemoryError", "ImportError: libtensorflow_cc.so.2: failed to map segment from shared object"):
-        assert "spark.executor.pyspark.memory" in checks.horovod("n", capped).remedy
-    assert [checks.cores("n", tasks, threads, 8).verdict for tasks, threads in ((8, 1), (3, 3))] == [OK, WARNING]
+        assert "spark.executor.pyspark.memory" in checks.check_horovod("n", capped).remedy
+    assert [checks.check_cores("n", tasks, threads, 8).verdict for tasks, threads in ((8, 1), (3, 3))] == [OK, WARNING]
 
 
 def test_packages_of_another_version():
-    assert checks.packages("n", HERE, dict(HERE)).found == "Python 3.11.7 and 3 packages as on the driver"
+    assert checks.check_packages("n", HERE, dict(HERE)).found == "Python 3.11.7 and 3 packages as on the driver"
     there = {**HERE, "numpy": "2.0", "pandas": "2.2"}
     del there["tensorflow-cpu"]
-    found = checks.packages("n", HERE, there)
+    found = checks.check_packages("n", HERE, there)
     told = "numpy 2.0 (driver: 1.26.4), pandas 2.2 (driver: none), tensorflow-cpu none (driver: 2.18.1)"
     assert (found.verdict, found.found) == (FAILED, told)
 
@@ -124,7 +124,7 @@ def test_packages_of_another_version():
     ],
 )
 def test_packages_against_the_lock(there, told):
-    found = checks.locked(LOCK, there)
+    found = checks.check_lock(LOCK, there)
     if told is None:
         assert found.verdict == OK
     else:
@@ -134,15 +134,15 @@ def test_packages_against_the_lock(there, told):
 
 def test_this_checkout_has_the_locks_packages():
     text = (REPO / "uv.lock").read_text()
-    there = checks.installed(checks.names_locked(text))
+    there = checks.installed_versions(checks.locked_names(text))
     assert len(there) > 100
-    found = checks.locked(text, there)
+    found = checks.check_lock(text, there)
     assert found.verdict == OK, found.found
-    assert checks.locked(text, there | {"pandas": "0.1"}).found.startswith("pandas 0.1 (uv.lock: ")
+    assert checks.check_lock(text, there | {"pandas": "0.1"}).found.startswith("pandas 0.1 (uv.lock: ")
 
 
 def of_memory(asked, machine=MACHINE, tasks=1, executors=1, engine="ncnn"):
-    found = checks.memory("n", tasks, asked, machine, executors, engine)
+    found = checks.check_memory("n", tasks, asked, machine, executors, engine)
     assert found.verdict == OK or found.remedy
     return found.verdict
 
@@ -168,7 +168,7 @@ def test_memory_elsewhere_is_what_the_machine_has():
 
 
 def test_a_cap_on_python_is_shared_by_the_workers():
-    found = checks.memory("n", 2, replace(ASKED, python=1), MACHINE, 1, "ncnn")
+    found = checks.check_memory("n", 2, replace(ASKED, python=1), MACHINE, 1, "ncnn")
     assert found.found == (
         "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; spark.executor.pyspark.memory has 1.0 GB for them"
     )
@@ -184,19 +184,19 @@ def test_gpus():
     cuda = {"tensorflow": "2.18.1"}
     asked = replace(ASKED, gpus=True)
     given = replace(MACHINE, gpus=("0",), devices=1)
-    assert checks.gpus("n", ASKED, MACHINE, HERE).found == "none"
-    idle = checks.gpus("n", ASKED, replace(MACHINE, devices=2), HERE)
+    assert checks.check_gpus("n", ASKED, MACHINE, HERE).found == "none"
+    idle = checks.check_gpus("n", ASKED, replace(MACHINE, devices=2), HERE)
     assert (idle.verdict, idle.found) == (WARNING, "2 in the machine, Spark gives tasks none")
-    assert checks.gpus("n", asked, given, cuda) == Finding("GPUs", "n", "Spark gives a task GPU 0")
-    assert "GPU=1" in checks.gpus("n", asked, given, HERE).remedy
-    assert "spark.executor.pyspark.memory" in checks.gpus("n", replace(asked, python=6), given, cuda).remedy
+    assert checks.check_gpus("n", asked, given, cuda) == Finding("GPUs", "n", "Spark gives a task GPU 0")
+    assert "GPU=1" in checks.check_gpus("n", asked, given, HERE).remedy
+    assert "spark.executor.pyspark.memory" in checks.check_gpus("n", replace(asked, python=6), given, cuda).remedy
 
 
 @given(st.floats(-500, 500), SECONDS, SECONDS, SECONDS)
 def test_a_skew_is_never_overstated_and_found_but_for_the_way(skew, there, work, back):
     sent = 1_000_000.0
     began, ended = sent + there, sent + there + work
-    found = checks.skew(sent, began + skew, ended + skew, ended + back)
+    found = checks.clock_skew(sent, began + skew, ended + skew, ended + back)
     assert found * skew >= 0, "on the right side"
     assert abs(found) <= abs(skew) + 1e-6
     assert abs(found) >= abs(skew) - (back if skew > 0 else there) - 1e-6
@@ -213,7 +213,7 @@ def test_a_skew_is_never_overstated_and_found_but_for_the_way(skew, there, work,
     ],
 )
 def test_a_clock(seconds, verdict, told):
-    found = checks.clock("n", seconds, 120)
+    found = checks.check_clock("n", seconds, 120)
     assert found.verdict == verdict
     assert told in found.found
 
@@ -233,20 +233,20 @@ def test_all_that_is_said_of_executors():
         answer("a", "a:2"),
         answer("b", "b:1", bad, versions={**HERE, "numpy": "2"}, skew=200, unreachable="a:1 (refused)"),
     ]
-    found = list(checks.executors(answers, HERE, "4.0.1", ASKED, "ncnn", 120))
-    of_b = {one.what: one for one in found if one.where == checks.on("b")}
+    found = list(checks.check_executors(answers, HERE, "4.0.1", ASKED, "ncnn", 120))
+    of_b = {one.what: one for one in found if one.where == checks.executor_on("b")}
     assert set(of_b) == {one.what for one in found}
     assert {what for what, one in of_b.items() if one.verdict == WARNING} == {"cores", "GPUs"}
     assert {one.verdict for what, one in of_b.items() if what not in ("cores", "GPUs")} == {FAILED}
     assert all(one.remedy for one in of_b.values())
-    of_a = [one for one in found if one.where == checks.on("a")]
+    of_a = [one for one in found if one.where == checks.executor_on("a")]
     assert {one.verdict for one in of_a} == {OK}
     told = "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; the machine has that"
     assert {one.found for one in of_a if one.what == "memory"} == {told}
     assert {one.found for one in of_a if one.what == "cores"} == {"4 tasks of 1 threads on 8 cores"}
 
     lost = [*answers[:1], replace(answers[1], unreachable="driver:1 (refused)"), *answers[2:4]]
-    found = [one for one in checks.executors(lost, HERE, "4.0.1", ASKED, "ncnn", 120) if one.what == "network"]
+    found = [one for one in checks.check_executors(lost, HERE, "4.0.1", ASKED, "ncnn", 120) if one.what == "network"]
     assert [one.verdict for one in found] == [FAILED, OK], "any task of an executor may tell it"
 
 

@@ -193,7 +193,7 @@ def test_a_damaged_database_is_told_in_one_line(tmp_path, damage):
 def test_writing_is_tried_on_a_server(server, tmp_path):
     """Nothing stays of it but the experiment; a server that cannot keep artifacts is told."""
     settings = config.Mlflow(tracking_uri=server)
-    assert tracking.try_writing(settings, "file:///nowhere") == f"{server}: writes and removes"
+    assert tracking.check_writing(settings, "file:///nowhere") == f"{server}: writes and removes"
     experiment = mlflow.get_experiment_by_name("melanoma")
     assert experiment.tags == tracking.EXPERIMENT_TAGS
     art = tmp_path / "art"
@@ -201,21 +201,21 @@ def test_writing_is_tried_on_a_server(server, tmp_path):
     shutil.rmtree(art)
     art.write_text("no folder")
     with pytest.raises(ClusterError, match=f"MLflow at {server} does not take artifacts: "):
-        tracking.try_writing(settings, "file:///nowhere")
+        tracking.check_writing(settings, "file:///nowhere")
 
 
 def test_writing_is_tried_on_an_sqlite_file(warehouse, tmp_path):
     settings, place = config.Mlflow(), files.url_of(str(warehouse))
     before = (warehouse / "mlflow.db").read_bytes()
-    assert tracking.try_writing(settings, place) == f"{warehouse}/mlflow.db: may be written"
+    assert tracking.check_writing(settings, place) == f"{warehouse}/mlflow.db: may be written"
     assert (warehouse / "mlflow.db").read_bytes() == before
     with contextlib.closing(sqlite3.connect(warehouse / "mlflow.db")) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(ClusterError, match=r"cannot be used: database is locked"):
-            tracking.try_writing(settings, place)
+            tracking.check_writing(settings, place)
     there = tmp_path / "new"
-    assert "which the first job makes" in tracking.try_writing(settings, files.url_of(str(there)))
+    assert "which the first job makes" in tracking.check_writing(settings, files.url_of(str(there)))
     assert list(there.iterdir()) == []
     (tmp_path / "mlflow.db").write_text("no database" * 100)
     with pytest.raises(ClusterError, match=r"cannot be used: file is not a database"):
-        tracking.try_writing(settings, files.url_of(str(tmp_path)))
+        tracking.check_writing(settings, files.url_of(str(tmp_path)))

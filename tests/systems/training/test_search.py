@@ -176,7 +176,7 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
     def never(*_):
         raise AssertionError("the base ran again")
 
-    monkeypatch.setattr(search.inference, "over_column", never)
+    monkeypatch.setattr(search.inference, "column_udf", never)
     assert "AUROC" in searched(featured, wanted.model_copy(update={"seeds": 2}))
 
 
