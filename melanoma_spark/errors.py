@@ -29,38 +29,12 @@ class ExitStatus(IntEnum):
         return status
 
     DONE = 0, "done, or nothing to do", "nothing"
-    INTERNAL = (
-        1,
-        "internal error, or an error in Spark",
-        "retry; if it comes back, set MELANOMA_TRACEBACK=1 and read the traceback",
-    )
-    SETTING = (
-        2,
-        "a setting is wrong: the line names it, and what is valid",
-        "correct the setting; a retry does not help",
-    )
-    CLUSTER = (
-        3,
-        "Java, Spark, the warehouse or MLflow cannot be used",
-        "retry in some minutes; then check what the line names",
-    )
-    DATA = (
-        4,
-        "the archive, or the registered model, cannot be used; of `score status score.within=N`: no batch within N "
-        "hours",
-        "check what the line names; a retry rarely helps",
-    )
-    BUSY = (
-        5,
-        "another job of the same kind runs on the warehouse",
-        "nothing; the line names since when, where and which process; wait=600 waits for it",
-    )
-    ATTENTION = (
-        6,
-        "done: the batch is in scores/, and a person should look: it is beyond the limits of drift, or a table of the "
-        "archive cannot be read and was set aside",
-        "do not retry; look at the batch's worklist, and at drift's charts in MLflow, before anybody uses the batch",
-    )
+    INTERNAL = 1, "internal error, or an error in Spark", "retry; MELANOMA_TRACEBACK=1 shows the traceback"
+    SETTING = 2, "a setting is wrong: the line names it, and what is valid", "correct it; a retry does not help"
+    CLUSTER = 3, "Java, Spark, the warehouse or MLflow cannot be used", "retry later, then check what the line names"
+    DATA = 4, "the archive or the model cannot be used, or no batch is recent", "do what the line says; do not retry"
+    BUSY = 5, "another job of the same kind runs on the warehouse", "nothing; wait=600 waits for it"
+    ATTENTION = 6, "done, but drift is beyond its limits or a table was set aside", "do not retry; look at the worklist"
 
 
 class MelanomaError(Exception):

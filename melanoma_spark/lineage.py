@@ -1,4 +1,4 @@
-"""Content ids: the same thing made from the same things has the same id, wherever and whenever it was made."""
+"""Content ids: the same result of the same sources has the same id, wherever and whenever it was made."""
 
 from __future__ import annotations
 
@@ -15,25 +15,17 @@ from numpy.typing import NDArray
 
 from melanoma_spark import __version__
 
-LENGTH = 16  # hexadecimal digits: 64 bits, enough to tell the datasets and models of one warehouse apart
+LENGTH = 16  # hexadecimal digits: 64 bits, enough to distinguish the datasets and models of one warehouse
 
 
 def content_id(facts: Mapping[str, Any] | Sequence[Any]) -> str:
-    """An id of JSON-like facts; the order of keys does not matter."""
+    """Compute an id of JSON-like facts; the order of keys does not matter."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
-def rows_id(rows: Iterable[Sequence[Any]]) -> str:
-    """An id of a table's rows, whatever their order."""
-    digest = hashlib.sha256()
-    for line in sorted(json.dumps(list(row)) for row in rows):
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()[:LENGTH]
-
-
 def tensors_id(tensors: Iterable[NDArray[Any]]) -> str:
-    """An id of weights by shape, dtype and value, in order; the file that held them does not matter."""
+    """Compute an id of weights by shape, dtype and value, in order, whatever file held them."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype.str}{tensor.shape}".encode())
@@ -42,16 +34,16 @@ def tensors_id(tensors: Iterable[NDArray[Any]]) -> str:
 
 
 def checkout() -> Path:
-    """The folder this code was started from. Spark ships the package as a zip, so this file may lie elsewhere."""
+    """Return the folder this code was started from. Spark ships a zip, so this file may lie elsewhere."""
     here = Path(__file__).resolve().parents[1]
     return here if here.is_dir() else Path(sys.argv[0]).resolve().parents[1]
 
 
 def commit() -> str:
-    """The git commit of the code, or the package's version where it runs outside a checkout."""
+    """Return the git commit of the code, or the package's version outside a checkout."""
     command = ["git", "rev-parse", "HEAD"]
     try:
-        found = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, check=True, timeout=10)
-        return found.stdout.strip()
+        done = subprocess.run(command, cwd=checkout(), capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return f"release {__version__}"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from melanoma_spark import words
-from melanoma_spark.config.fields import BelowOne, Count, Fraction, Section, Share
+from melanoma_spark.config.fields import BelowOne, Count, Fraction, Section, Share, setting
 
 NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of privacy.source_names=hash
 
@@ -15,8 +15,8 @@ NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of priva
 class Labels(Section):
     """Further words of an archive's label column or class folders, besides those of `diagnoses.csv`, in lower case."""
 
-    positive: tuple[str, ...] = Field(default=(), description="more words for label 1")
-    negative: tuple[str, ...] = Field(default=(), description="more words for label 0")
+    positive: tuple[str, ...] = setting((), "more words for label 1")
+    negative: tuple[str, ...] = setting((), "more words for label 0")
 
     @model_validator(mode="after")
     def _no_word_is_both(self) -> Labels:
@@ -30,8 +30,8 @@ class Labels(Section):
 class Privacy(Section):
     """What is stored of names that may identify people: file names, and ids of images, lesions and patients."""
 
-    source_names: Literal["keep", "hash"] = Field(
-        default="keep", description=f"hash: store keyed hashes; the environment variable {NAME_KEY} holds the key"
+    source_names: Literal["keep", "hash"] = setting(
+        "keep", f"hash: store keyed hashes; the environment variable {NAME_KEY} holds the key"
     )
 
 
@@ -39,41 +39,36 @@ class Ingest(Section):
     """Limits of what is read, and what happens to images without a clear label or split."""
 
     labels: Labels = Labels()
-    test_fraction: Fraction = Field(default=0.15, description="share of the groups that become test images")
-    validation_fraction: Fraction = Field(default=0.15, description="share of the groups that become validation images")
-    min_side: Count = Field(default=32, description="pixels; smaller images are rejected")
-    max_pixels: Count = Field(default=100_000_000, description="larger images are rejected before they are decoded")
-    max_bytes: Count = Field(default=256 * 1024 * 1024, description="larger files are rejected before they are read")
-    max_ratio: Annotated[float, Field(gt=1)] = Field(
-        default=200, description="uncompressed over compressed bytes in a zip or tar.gz; files above it are rejected"
+    test_fraction: Fraction = setting(0.15, "share of the groups that become test images")
+    validation_fraction: Fraction = setting(0.15, "share of the groups that become validation images")
+    min_side: Count = setting(32, "pixels; smaller images are rejected")
+    max_pixels: Count = setting(100_000_000, "larger images are rejected before they are decoded")
+    max_bytes: Count = setting(256 * 1024 * 1024, "larger files are rejected before they are read")
+    max_ratio: Annotated[float, Field(gt=1)] = setting(
+        200, "uncompressed over compressed bytes in a zip or tar.gz; files above it are rejected"
     )
-    max_members: Count = Field(default=5_000_000, description="files in one zip or tar; the rest is rejected")
-    max_container_bytes: Count = Field(
-        default=1024**4,
-        description="uncompressed bytes of one zip or tar; the rest is rejected. Stops archive bombs of many members, "
+    max_members: Count = setting(5_000_000, "files in one zip or tar; the rest is rejected")
+    max_container_bytes: Count = setting(
+        1024**4,
+        "uncompressed bytes of one zip or tar; the rest is rejected. Stops archive bombs of many members, "
         "each too small for max_ratio",
     )
-    allow_recognisable: bool = Field(
-        default=False, description="accept DICOM files that are marked as showing who the patient is"
+    allow_recognisable: bool = setting(False, "accept DICOM files that are marked as showing who the patient is")
+    damaged: Literal["reject", "accept"] = setting(
+        "reject", "images whose decoder warns of missing or corrupt data; accept: use them as decoded, with a flag"
     )
-    damaged: Literal["reject", "accept"] = Field(
-        default="reject",
-        description="images whose decoder warns of missing or corrupt data; accept: use them as decoded, with a flag",
+    columns: dict[str, str] = setting({}, "our field -> column of your table, e.g. label: dx")
+    indeterminate: Literal["leave_out", "negative", "positive"] = setting(
+        "leave_out", "label of images that are neither: diagnosis unknown, or malignant while target is melanoma"
     )
-    columns: dict[str, str] = Field(default={}, description="our field -> column of your table, e.g. label: dx")
-    indeterminate: Literal["leave_out", "negative", "positive"] = Field(
-        default="leave_out",
-        description="label of images that are neither: diagnosis unknown, or malignant while target is melanoma",
+    split_overlap: Literal["error", "repair"] = setting(
+        "error", "groups on two sides of a shipped split: error stops, repair keeps the images of the test side"
     )
-    split_overlap: Literal["error", "repair"] = Field(
-        default="error",
-        description="groups on two sides of a shipped split: error stops, repair keeps the images of the test side",
+    unmatched: Literal["report", "error"] = setting(
+        "report", "images without a row, and rows without an image: report them, or stop"
     )
-    unmatched: Literal["report", "error"] = Field(
-        default="report", description="images without a row, and rows without an image: report them, or stop"
-    )
-    row_group_mb: Count = Field(default=16, description="size of a Parquet row group, MiB")
-    shard_mb: Count = Field(default=128, description="size of a Parquet file, MiB")
+    row_group_mb: Count = setting(16, "size of a Parquet row group, MiB")
+    shard_mb: Count = setting(128, "size of a Parquet file, MiB")
 
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Ingest:
@@ -90,23 +85,15 @@ class Augment(Section):
     of the two is the default. The best set of P has no cutout.
     """
 
-    enabled: bool = Field(
-        default=False, description="switches all of augment on; P is Perez et al. 2018, H is Ha et al. 2020"
+    enabled: bool = setting(False, "switches all of augment on; P is Perez et al. 2018, H is Ha et al. 2020")
+    flip: bool = setting(True, "left to right and top to bottom, each for half of the images (P, H)")
+    turn: Annotated[float, Field(ge=0, le=180)] = setting(
+        180, "degrees; a lesion has no top (P: 90, which with flips is the same)"
     )
-    flip: bool = Field(default=True, description="left to right and top to bottom, each for half of the images (P, H)")
-    turn: Annotated[float, Field(ge=0, le=180)] = Field(
-        default=180, description="degrees; a lesion has no top (P: 90, which with flips is the same)"
-    )
-    zoom: BelowOne = Field(default=0.2, description="0.2: scaled by 0.8 to 1.2 (P)")
-    shift: BelowOne = Field(default=0.1, description="fraction of the side (H)")
-    brightness: BelowOne = Field(default=0.2, description="0.2: pixels times 0.8 to 1.2 (H; P: 0.3)")
-    contrast: BelowOne = Field(default=0.2, description="0.2: differences from the mean times 0.8 to 1.2 (H; P: 0.3)")
-    saturation: Share = Field(
-        default=0.1, description="0.1: differences from gray times 0.9 to 1.1 (H: 20 of 255; P: 0.3)"
-    )
-    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(
-        default=0.05, description="fraction of the color circle (H: 10 of 180; P: 0.1)"
-    )
-    cutout: BelowOne = Field(
-        default=0.0, description="side of the square that is cut out, as a fraction of the image's (P: 0; H: 0.375)"
-    )
+    zoom: BelowOne = setting(0.2, "0.2: scaled by 0.8 to 1.2 (P)")
+    shift: BelowOne = setting(0.1, "fraction of the side (H)")
+    brightness: BelowOne = setting(0.2, "0.2: pixels times 0.8 to 1.2 (H; P: 0.3)")
+    contrast: BelowOne = setting(0.2, "0.2: differences from the mean times 0.8 to 1.2 (H; P: 0.3)")
+    saturation: Share = setting(0.1, "0.1: differences from gray times 0.9 to 1.1 (H: 20 of 255; P: 0.3)")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = setting(0.05, "fraction of the color circle (H: 10 of 180; P: 0.1)")
+    cutout: BelowOne = setting(0.0, "side of the square that is cut out, as a fraction of the image's (P: 0; H: 0.375)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,6 +11,11 @@ class Section(BaseModel):
     """A group of settings: frozen, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def setting(default: Any, description: str) -> Any:
+    """Declare a setting with its default, and with the description that --help and the documentation show."""
+    return Field(default=default, description=description)
 
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

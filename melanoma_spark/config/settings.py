@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from melanoma_spark.config.data import Augment, Ingest, Privacy
 from melanoma_spark.config.evaluation import Evaluate, Register
-from melanoma_spark.config.fields import Amount, Count, Days, Section
+from melanoma_spark.config.fields import Amount, Count, Days, Section, setting
 from melanoma_spark.config.scoring import Score
 from melanoma_spark.config.training import Backbone, Featurize, Finetune, Head, Search
 
@@ -16,9 +16,7 @@ from melanoma_spark.config.training import Backbone, Featurize, Finetune, Head, 
 class Log(Section):
     """The form of log lines."""
 
-    format: Literal["text", "json"] = Field(
-        default="text", description="json: each line is a JSON object, docs/operations.md"
-    )
+    format: Literal["text", "json"] = setting("text", "json: each line is a JSON object, docs/operations.md")
 
 
 class Prune(Section):
@@ -27,48 +25,39 @@ class Prune(Section):
     Those who are responsible for pictures of patients decide how long to keep them, so that has no default.
     """
 
-    apply: bool = Field(default=False, description="remove files; false only lists them")
-    unfinished_days: Days = Field(
-        default=30, description="days since the last change until what a killed job left is removed"
+    apply: bool = setting(False, "remove files; false only lists them")
+    unfinished_days: Days = setting(30, "days since the last change until what a killed job left is removed")
+    worklists_days: Days | None = setting(
+        None, "days to keep pictures of a worklist; page, CSV and scores stay; null: forever"
     )
-    worklists_days: Days | None = Field(
-        default=None, description="days to keep pictures of a worklist; page, CSV and scores stay; null: forever"
-    )
-    external_days: Days | None = Field(
-        default=180, description="days since the last evaluation of an external set; its reports stay; null: forever"
+    external_days: Days | None = setting(
+        180, "days since the last evaluation of an external set; its reports stay; null: forever"
     )
 
 
 class Mlflow(Section):
     """Where runs and models are tracked."""
 
-    tracking_uri: str | None = Field(default=None, description="server; default: an SQLite file in the warehouse")
-    experiment: str = Field(default="melanoma", description="name of the experiment of the runs")
-    system_metrics: bool = Field(default=True, description="log processor, memory and network of the driver's machine")
+    tracking_uri: str | None = setting(None, "server; default: an SQLite file in the warehouse")
+    experiment: str = setting("melanoma", "name of the experiment of the runs")
+    system_metrics: bool = setting(True, "log processor, memory and network of the driver's machine")
 
 
 class Settings(Section):
     """All settings of a job."""
 
-    archive: str | None = Field(default=None, description="URL or path of the archive: a folder, a zip or a tar")
-    layout: str | None = Field(default=None, description="of the archive, where it is not recognized automatically")
-    target: Literal["melanoma", "malignant"] = Field(default="malignant", description="what label 1 means")
-    split: Literal["hash", "from_layout", "test"] = Field(
-        default="hash",
-        description="by hash of the group; as the archive ships it; or all images are test images",
+    archive: str | None = setting(None, "URL or path of the archive: a folder, a zip or a tar")
+    layout: str | None = setting(None, "of the archive, where it is not recognized automatically")
+    target: Literal["melanoma", "malignant"] = setting("malignant", "what label 1 means")
+    split: Literal["hash", "from_layout", "test"] = setting(
+        "hash", "by hash of the group; as the archive ships it; or all images are test images"
     )
-    warehouse: str = Field(default="warehouse", description="URL or path for all results")
-    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
-        default=224, description="side in pixels of the stored square"
-    )
-    seed: int = Field(default=0, description="of splits, augmentation, resamples, and the folds and trials of a search")
-    training_seed: int = Field(
-        default=0, description="of a head's initial weights, of dropout and of the order of images"
-    )
-    ranks: Count = Field(default=2, description="Horovod ranks in fine-tuning; each takes one Spark slot")
-    wait: Amount = Field(
-        default=0, description="seconds to wait for another job of the same kind on the warehouse before ending with 5"
-    )
+    warehouse: str = setting("warehouse", "URL or path for all results")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = setting(224, "side in pixels of the stored square")
+    seed: int = setting(0, "of splits, augmentation, resamples, and the folds and trials of a search")
+    training_seed: int = setting(0, "of a head's initial weights, of dropout and of the order of images")
+    ranks: Count = setting(2, "Horovod ranks in fine-tuning; each takes one Spark slot")
+    wait: Amount = setting(0, "seconds to wait for another job of the same kind on the warehouse before ending with 5")
     backbone: Backbone = Backbone()
     privacy: Privacy = Privacy()
     ingest: Ingest = Ingest()

@@ -18,19 +18,16 @@ from melanoma_spark.config.fields import (
     Section,
     Symmetries,
     Whole,
+    setting,
 )
 
 
 class Backbone(Section):
     """The convolutional base."""
 
-    name: str = Field(
-        default="vgg16", description="vgg16, resnet50, inception_v3, xception, or one that an installed package adds"
-    )
-    weights: str = Field(
-        default="imagenet", description="imagenet, random, or the path or URL of a Keras HDF5 file with the weights"
-    )
-    allow_random: bool = Field(default=False, description="allow random weights; for the demo and the tests only")
+    name: str = setting("vgg16", "vgg16, resnet50, inception_v3, xception, or one that an installed package adds")
+    weights: str = setting("imagenet", "imagenet, random, or the path or URL of a Keras HDF5 file with the weights")
+    allow_random: bool = setting(False, "allow random weights; for the demo and the tests only")
 
     @model_validator(mode="after")
     def _random_is_for_the_demo(self) -> Backbone:
@@ -42,27 +39,23 @@ class Backbone(Section):
 class Featurize(Section):
     """How the backbone's features are computed and stored."""
 
-    dtype: Literal["float16", "float32"] = Field(default="float16", description="of the stored features")
-    precision: Precision = Field(default="float32", description=PRECISION)
-    engine: Engine = Field(default="auto", description=ENGINE)
-    batch_size: Count = Field(default=16, description="images that the network computes at once")
-    views: Count = Field(
-        default=1, description="stored versions of each train image: the image as it is, and views - 1 augmented ones"
-    )
+    dtype: Literal["float16", "float32"] = setting("float16", "of the stored features")
+    precision: Precision = setting("float32", PRECISION)
+    engine: Engine = setting("auto", ENGINE)
+    batch_size: Count = setting(16, "images that the network computes at once")
+    views: Count = setting(1, "stored versions of each train image: the image as it is, and views - 1 augmented ones")
 
 
 class Head(Section):
     """Global average pooling -> dense -> dropout -> sigmoid, on the bottleneck features."""
 
-    hidden: Count = Field(default=256, description="units of the dense layer")
-    dropout: BelowOne = Field(default=0.5, description="share of the units that are dropped in training")
-    learning_rate: Rate = Field(default=1e-3, description="of the optimizer Adam")
-    epochs: Count = Field(default=60, description="passes over the train images, at most")
-    patience: Count = Field(default=10, description="epochs without a better validation AUROC before training stops")
-    batch_size: Count = Field(default=32, description="images of a training step")
-    views: Count | None = Field(
-        default=None, description="stored views of each train image that training uses in turn; default: all"
-    )
+    hidden: Count = setting(256, "units of the dense layer")
+    dropout: BelowOne = setting(0.5, "share of the units that are dropped in training")
+    learning_rate: Rate = setting(1e-3, "of the optimizer Adam")
+    epochs: Count = setting(60, "passes over the train images, at most")
+    patience: Count = setting(10, "epochs without a better validation AUROC before training stops")
+    batch_size: Count = setting(32, "images of a training step")
+    views: Count | None = setting(None, "stored views of each train image that training uses in turn; default: all")
 
 
 class Phase(Section):
@@ -72,37 +65,32 @@ class Phase(Section):
     """
 
     name: str = Field(description="of the phase, in logs, MLflow and the report")
-    cut: str | None = Field(default=None, description="a layer of the backbone, or `last_block`")
-    learning_rate: Rate = Field(default=1e-5, description="of the optimizer, after the warm-up")
-    epochs: Count = Field(default=5, description="passes over the train images, at most")
-    patience: Count = Field(default=2, description="epochs without a better validation AUROC before the phase stops")
-    warmup_epochs: Amount = Field(default=0, description="epochs in which the rate rises linearly to its value")
+    cut: str | None = setting(None, "a layer of the backbone, or `last_block`")
+    learning_rate: Rate = setting(1e-5, "of the optimizer, after the warm-up")
+    epochs: Count = setting(5, "passes over the train images, at most")
+    patience: Count = setting(2, "epochs without a better validation AUROC before the phase stops")
+    warmup_epochs: Amount = setting(0, "epochs in which the rate rises linearly to its value")
 
 
 class Finetune(Section):
     """Training of the backbone's last layers, or of all, over Horovod ranks."""
 
-    batch_size: Count = Field(default=16, description="images of a training step, over all ranks together")
-    phases: tuple[Phase, ...] = Field(
-        default=(Phase(name="last_block", cut="last_block"), Phase(name="all", learning_rate=1e-6, epochs=2)),
-        description="in order; each has name, cut, learning_rate, epochs, patience and warmup_epochs",
+    batch_size: Count = setting(16, "images of a training step, over all ranks together")
+    phases: tuple[Phase, ...] = setting(
+        (Phase(name="last_block", cut="last_block"), Phase(name="all", learning_rate=1e-6, epochs=2)),
+        "in order; each has name, cut, learning_rate, epochs, patience and warmup_epochs",
     )
-    rates_for_batch: Count | None = Field(
-        default=None,
-        description="the batch size that the learning rates are for: with k times as many images a step they are "
-        "multiplied by k",
+    rates_for_batch: Count | None = setting(
+        None,
+        "the batch size that the learning rates are for: with k times as many images a step they are multiplied by k",
     )
-    precision: Precision = Field(default="float32", description=PRECISION)
-    accumulate: Count = Field(
-        default=1, description="pieces in which a rank computes its part of a step; more take less memory"
-    )
-    float16_gradients: bool = Field(default=False, description="send gradients as float16, half as many bytes")
-    read_ahead_mb: Count = Field(default=64, description="MiB that a rank reads before it needs them")
-    checkpoint_steps: Count = Field(
-        default=50, description="steps between checkpoints; each epoch has at least one checkpoint"
-    )
-    retries: Whole = Field(default=2, description="restarts from the last checkpoint after a rank was lost")
-    start_timeout: Count = Field(default=180, description="seconds within which all ranks must start")
+    precision: Precision = setting("float32", PRECISION)
+    accumulate: Count = setting(1, "pieces in which a rank computes its part of a step; more take less memory")
+    float16_gradients: bool = setting(False, "send gradients as float16, half as many bytes")
+    read_ahead_mb: Count = setting(64, "MiB that a rank reads before it needs them")
+    checkpoint_steps: Count = setting(50, "steps between checkpoints; each epoch has at least one checkpoint")
+    retries: Whole = setting(2, "restarts from the last checkpoint after a rank was lost")
+    start_timeout: Count = setting(180, "seconds within which all ranks must start")
 
     @model_validator(mode="after")
     def _phases_have_names_of_their_own(self) -> Finetune:
@@ -115,25 +103,19 @@ class Finetune(Section):
 class Search(Section):
     """Cross-validation of several heads. Lists hold the values to try; the settings in force are always tried too."""
 
-    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        default=(64, 256, 1024), description="head.hidden to try"
+    hidden: Annotated[tuple[Count, ...], Field(min_length=1)] = setting((64, 256, 1024), "head.hidden to try")
+    dropout: Annotated[tuple[BelowOne, ...], Field(min_length=1)] = setting((0.2, 0.5, 0.7), "head.dropout to try")
+    learning_rate: Annotated[tuple[Rate, ...], Field(min_length=1)] = setting(
+        (3e-4, 1e-3, 3e-3), "head.learning_rate to try"
     )
-    dropout: Annotated[tuple[BelowOne, ...], Field(min_length=1)] = Field(
-        default=(0.2, 0.5, 0.7), description="head.dropout to try"
+    views: Annotated[tuple[Count, ...], Field(min_length=1)] = setting(
+        (1,), "head.views to try; at most as many as are stored"
     )
-    learning_rate: Annotated[tuple[Rate, ...], Field(min_length=1)] = Field(
-        default=(3e-4, 1e-3, 3e-3), description="head.learning_rate to try"
+    tta: Annotated[tuple[Symmetries, ...], Field(min_length=1)] = setting(
+        (1,), "evaluate.tta to try; 8 takes seven more passes of the backbone over each image"
     )
-    views: Annotated[tuple[Count, ...], Field(min_length=1)] = Field(
-        default=(1,), description="head.views to try; at most as many as are stored"
+    trials: Annotated[int, Field(ge=2)] = setting(8, "heads to try, drawn at random where the lists allow more")
+    folds: Annotated[int, Field(ge=2)] = setting(
+        5, "of the groups of train and validation images; each is held out once"
     )
-    tta: Annotated[tuple[Symmetries, ...], Field(min_length=1)] = Field(
-        default=(1,), description="evaluate.tta to try; 8 takes seven more passes of the backbone over each image"
-    )
-    trials: Annotated[int, Field(ge=2)] = Field(
-        default=8, description="heads to try, drawn at random where the lists allow more"
-    )
-    folds: Annotated[int, Field(ge=2)] = Field(
-        default=5, description="of the groups of train and validation images; each is held out once"
-    )
-    seeds: Count = Field(default=3, description="fits of each head on each fold, with training_seed, +1, +2, ...")
+    seeds: Count = setting(3, "fits of each head on each fold, with training_seed, +1, +2, ...")

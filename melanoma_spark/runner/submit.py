@@ -1,4 +1,4 @@
-"""Submits a job to Spark: what `melanoma-spark JOB` and `./spark-submit.sh JOB` do.
+"""Submits a job to Spark, for `melanoma-spark JOB` and `./spark-submit.sh JOB`.
 
 It finds Java, Python and Spark, checks the settings before anything starts, and ships the package to the executors.
 Relative paths in the arguments are those of the caller. It imports nothing but Python's own library.
@@ -55,18 +55,18 @@ WITH_VALUE = {
     *("--files", "--archives", "--py-files", "--driver-memory", "--driver-java-options", "--executor-memory"),
     *("--executor-cores", "--num-executors", "--total-executor-cores"),
 }
-# What reads a few small files, or asks MLflow alone, is not worth a JVM: words of a job -> the module that runs.
+# Actions that only read a few small files, or ask MLflow, run without a JVM: words of a job -> the module that runs.
 WITHOUT_SPARK = {
     "score": {"status": "status", "score.action=status": "status"},
     "register": dict.fromkeys(
         ("history", "rollback", "register.action=history", "register.action=rollback"), "register"
     ),
 }
-ON_THE_CLUSTER = (("--conf", "spark.submit.deployMode=cluster"), ("--deploy-mode", "cluster"))
-ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # in which a job finds where to write the line of its error
-GRACEFUL = "graceful"  # what --check prints of a job that ends by itself at a signal
+CLUSTER_MODE = (("--conf", "spark.submit.deployMode=cluster"), ("--deploy-mode", "cluster"))
+ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # names the file for the line of a job's error
+GRACEFUL = "graceful"  # printed by --check for a job that ends by itself at a signal
 SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-IMAGE = "/opt/melanoma_spark"  # where an image of containers has the package
+IMAGE = "/opt/melanoma_spark"  # the package in a container image
 
 
 @dataclass
@@ -85,12 +85,16 @@ class Words:
 
 
 def fail(status: int, message: str) -> NoReturn:
+    """Print an error and exit."""
     print(f"melanoma-spark: {message}", file=sys.stderr)
     sys.exit(status)
 
 
 def sort_words(argv: Sequence[str]) -> Words:
-    """What goes to Spark and what to the job. Of `--conf` the value decides: a YAML file, or a property of Spark."""
+    """Split a command line into the words for Spark and those for the job.
+
+    The value of `--conf` decides: a YAML file, or a property of Spark.
+    """
     words, rest = Words(properties=os.environ.get("SPARK_CONF", "")), list(argv)
     while rest:
         option = rest.pop(0)
@@ -122,22 +126,19 @@ def sort_words(argv: Sequence[str]) -> Words:
         else:
             words.spark += [option, value]
         words.master = value if option == "--master" else words.master
-        words.cluster |= (option, value) in (
-            ("--conf", "spark.submit.deployMode=cluster"),
-            ("--deploy-mode", "cluster"),
-        )
+        words.cluster |= (option, value) in CLUSTER_MODE
     words.job = [*(["--conf", words.settings] if words.settings else []), *words.job]
     return words
 
 
 def module_without_spark(job: str, words: Words) -> str | None:
-    """The module of jobs/ that does a job without a JVM; None where it needs one."""
-    known = WITHOUT_SPARK.get(job, {})
-    return "prune" if job == "prune" else next((known[word] for word in words.job if word in known), None)
+    """Return the module of jobs/ that does a job without a JVM; None where it needs one."""
+    modules = WITHOUT_SPARK.get(job, {})
+    return "prune" if job == "prune" else next((modules[word] for word in words.job if word in modules), None)
 
 
 def write_package(target: str | Path) -> None:
-    """The package as --py-files takes it. The same sources give the same zip: sorted, and without times."""
+    """Write the package as a zip for --py-files. The same sources give the same zip: sorted, and without times."""
     tops = [PACKAGE] if INSTALLED else [HOME / "jobs", PACKAGE]
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for top in tops for path in top.rglob("*")):
@@ -147,15 +148,15 @@ def write_package(target: str | Path) -> None:
 
 
 def run_here(python: str, module: str, words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
-    """A job in a process of its own, without Spark: by its file, since the folder of the caller may hold a `jobs`."""
+    """Run a job in its own process, without Spark; by its file, since the caller's folder may hold a `jobs`."""
     above = os.environ.get("PYTHONPATH")
     path = os.environ if INSTALLED else os.environ | {"PYTHONPATH": f"{HOME}:{above}" if above else str(HOME)}
-    return subprocess.run([python, HOME / f"jobs/{module}.py", *words], env=path, text=True, **options)
+    return subprocess.run([python, HOME / f"jobs/{module}.py", *words], env=path, text=True, check=False, **options)
 
 
 def find_java() -> None:
-    """Sets JAVA_HOME to a wrapper: Spark's warning of an incubating module would open every run."""
-    found = subprocess.run([HOME / "conf/find-java.sh"], stdout=subprocess.PIPE, text=True)
+    """Set JAVA_HOME to a wrapper that hides Spark's warning of an incubating module."""
+    found = subprocess.run([HOME / "conf/find-java.sh"], stdout=subprocess.PIPE, text=True, check=False)
     if found.returncode:
         sys.exit(3)
     wrapper = str(HOME / "conf/java")
@@ -165,7 +166,7 @@ def find_java() -> None:
 
 
 def find_spark() -> str:
-    """spark-submit of SPARK_HOME, of the package pyspark, or of PATH."""
+    """Find spark-submit in SPARK_HOME, in the package pyspark, or in PATH."""
     if home := os.environ.get("SPARK_HOME"):
         if not os.access(f"{home}/bin/spark-submit", os.X_OK):
             fail(3, f"SPARK_HOME is {home}, which has no bin/spark-submit")
@@ -179,7 +180,7 @@ def find_spark() -> str:
 
 
 def add_resources(words: Words) -> None:
-    """Puts the properties file of the kind of cluster, and what that kind needs, before the caller's own options."""
+    """Put the properties file for the kind of cluster, and its other options, before the caller's options."""
     conf, properties, more = HOME / "conf", words.properties, []
     if not properties and (not words.master or words.master.startswith("local")):
         properties = str(conf / "spark-local.conf")
@@ -189,8 +190,8 @@ def add_resources(words: Words) -> None:
         properties = str(conf / "spark-yarn.conf")
         more = ["--load-spark-defaults"]
         if not words.cluster:
-            # Of a driver that is here, YARN's master of the application asks for executors alone: if its node is lost,
-            # another one does, and the job goes on. YARN takes no more attempts than it allows to all, by default 2.
+            # With the driver here, YARN's application master only asks for executors. If its node is lost, another one
+            # takes over and the job continues. YARN limits the attempts of all applications, by default to 2.
             more += ["--conf", "spark.yarn.maxAppAttempts=4"]
     elif not properties and words.master.startswith("k8s:"):
         properties = str(conf / "spark-kubernetes.conf")
@@ -200,18 +201,18 @@ def add_resources(words: Words) -> None:
         if not os.path.isfile(properties):
             fail(2, f"no properties file {properties}")
         more = ["--properties-file", properties, *more]
-    # The line of progress is drawn over and over: for a terminal, not for a log.
+    # The progress bar is for a terminal, not for a log.
     quiet = [] if sys.stderr.isatty() else ["--conf", "spark.ui.showConsoleProgress=false"]
     words.spark = [*quiet, *more, *words.spark]
 
 
 def set_environment(words: Words, python: str) -> None:
-    """The Python of driver and executors, files that travel with them, and how the driver's JVM logs."""
+    """Set the Python of driver and executors, files to ship, and how the driver's JVM logs."""
     if not words.cluster:
         of_image = f"{IMAGE}/.venv/bin/python" if words.master.startswith("k8s:") else python
         os.environ["PYSPARK_PYTHON"] = os.environ.get("PYSPARK_PYTHON") or of_image
         os.environ["PYSPARK_DRIVER_PYTHON"] = python
-    else:  # a driver on the cluster has a Python of its own, and starts in a folder of its own, with these files
+    else:  # a driver on the cluster has its own Python, and starts in its own folder with these files
         os.environ.pop("PYSPARK_DRIVER_PYTHON", None)
         if words.settings:
             words.files = f"{words.files},{words.settings}".removeprefix(",")
@@ -219,16 +220,16 @@ def set_environment(words: Words, python: str) -> None:
     if words.files:
         words.spark += ["--files", words.files]
     log = f'"-Dlog4j2.configurationFile=file:{HOME}/conf/log4j2.properties"'
-    # The driver's JVM alone, and without taking --driver-java-options from the caller.
+    # For the driver's JVM only, so that the caller can still use --driver-java-options.
     os.environ["SPARK_SUBMIT_OPTS"] = f"{log} {os.environ.get('SPARK_SUBMIT_OPTS', '')}"
 
 
 def wait_for(command: Sequence[str], graceful: bool) -> int:
-    """Runs a command in a process group of its own, so that a signal to this process reaches the JVM and Python alike.
+    """Run a command in its own process group, so that a signal to this process reaches both JVM and Python.
 
-    Returns its exit status, 128 + n where it ended by signal n. A job that ends by itself at a signal needs its JVM
-    until then, so the JVM ignores what is ignored here. Such a job is sent SIGTERM every 2 s from the first signal
-    on: the first one may come before the job listens.
+    Returns its exit status, 128 + n where it ended by signal n. A `graceful` job needs its JVM until it ends, so the
+    JVM ignores the signals. Such a job gets SIGTERM every 2 s from the first signal on, because the first one may
+    come before the job listens.
     """
 
     def prepare() -> None:
@@ -254,7 +255,7 @@ def wait_for(command: Sequence[str], graceful: bool) -> int:
 
 
 def submit(job: str, words: Words, python: str) -> int:
-    """Checks the settings, then runs the job on Spark. Returns its exit status."""
+    """Check the settings, then run the job on Spark. Returns its exit status."""
     find_java()
     spark_submit = find_spark()
     checked = run_here(python, job, ["--check", *words.job], stdout=subprocess.PIPE)
@@ -276,13 +277,13 @@ def submit(job: str, words: Words, python: str) -> int:
         error = Path(folder) / "error"
         os.environ[ERROR_VARIABLE] = str(error)
         status = wait_for([spark_submit, *words.spark, main, *words.job], checked.stdout.strip() == GRACEFUL)
-        if error.exists():  # the line of a job that failed: Spark gives out what Python writes to stderr as stdout
+        if error.exists():  # the error line of the job: Spark sends Python's stderr to stdout
             sys.stderr.write(error.read_text())
     return status
 
 
 def main() -> None:
-    """The command line. Leaves with the job's exit status, 2 for words that are wrong, 3 where something is missing."""
+    """Run the command line. Exits with the job's status, with 2 for wrong words, with 3 where something is missing."""
     argv = sys.argv[1:]
     usage = USAGE.format(jobs="\n".join(f"  {name:11} {text}" for name, text in JOBS.items()))
     if not argv:
@@ -301,9 +302,7 @@ def main() -> None:
         write_package(words.job[0])
     elif words.help:
         sys.exit(run_here(python, job, ["--help"]).returncode)
-    elif module := next(
-        filter(None, map(WITHOUT_SPARK.get(job, {}).get, words.job)), "prune" if job == "prune" else ""
-    ):
+    elif module := module_without_spark(job, words):
         sys.exit(run_here(python, module, words.job).returncode)
     else:
         sys.exit(submit(job, words, python))

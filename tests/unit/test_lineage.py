@@ -22,7 +22,6 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FACTS = st.dictionaries(st.text(max_size=3), VALUES, max_size=4)
-TABLES = st.lists(st.tuples(st.text(), st.integers(), st.none() | st.floats(allow_nan=False)), max_size=10)
 TENSORS = st.lists(
     arrays(np.float32, array_shapes(min_dims=1, max_dims=3, max_side=4), elements=st.floats(-5, 5, width=32)),
     max_size=4,
@@ -63,27 +62,11 @@ def test_order_type_and_nesting_of_values_matter(first, second):
 
 
 def test_ids_of_earlier_releases_still_hold():
-    empty = lineage.content_id({}), lineage.rows_id([]), lineage.tensors_id([])
+    empty = lineage.content_id({}), lineage.tensors_id([])
     assert all(re.fullmatch("[0-9a-f]{16}", found) for found in empty)
     # Written down from release 0.1.0: with other ids every warehouse would be made anew.
     assert lineage.content_id({"b": [1, "ä"], "a": None}) == "3d6f860d37ce3698"
-    assert lineage.rows_id([("b", 1), ("a", 2)]) == "4772ef10c3564d71"
     assert lineage.tensors_id([np.arange(6, dtype=np.float32).reshape(2, 3)]) == "3378efc20f15f0e8"
-
-
-@given(TABLES, st.randoms(use_true_random=False))
-def test_order_of_rows_does_not_matter(rows, rng):
-    assert lineage.rows_id(rng.sample(rows, len(rows))) == lineage.rows_id(rows)
-
-
-@given(TABLES, TABLES)
-def test_tables_have_one_id_exactly_when_they_hold_the_same_rows(first, second):
-    same = sorted(map(repr, first)) == sorted(map(repr, second))
-    assert (lineage.rows_id(first) == lineage.rows_id(second)) == same
-    if first:
-        assert lineage.rows_id([*first, first[0]]) != lineage.rows_id(first)
-    assert lineage.rows_id([("a", "b")]) != lineage.rows_id([("b", "a")])
-    assert lineage.rows_id([('a"]\n["b',)]) != lineage.rows_id([("a",), ("b",)])
 
 
 @given(TENSORS.filter(len), st.data())
