@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sqlite3
 import tempfile
@@ -144,7 +145,7 @@ class Tracker:
         client, now = self._mlflow.MlflowClient(), int(1000 * time.time())
         experiment = self._experiment_id(f"{self._experiment}-{kind}")
         run = client.create_run(experiment, start_time=now, tags=dict(tags), run_name=name)
-        metrics = [Metric(key, float(value), now, 0) for key, value in values.items() if value == value]
+        metrics = [Metric(key, float(value), now, 0) for key, value in values.items() if not math.isnan(value)]
         client.log_batch(run.info.run_id, metrics=metrics)
         client.set_terminated(run.info.run_id)
         return str(run.info.run_id)
@@ -173,7 +174,7 @@ class Tracker:
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics, without undefined values, which MLflow's charts cannot show."""
-        defined = {key: float(value) for key, value in values.items() if value == value}
+        defined = {key: float(value) for key, value in values.items() if not math.isnan(value)}
         self._mlflow.log_metrics(defined, step=step)
 
     def log_epochs(self, records: Iterable[Any]) -> None:

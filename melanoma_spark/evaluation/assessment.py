@@ -116,7 +116,7 @@ def of_pixels(
         lambda content: pixels.codec.decode(pixels, content),
         lambda outputs, errors: pd.DataFrame({"values": list(outputs[0])}),  # type: ignore[arg-type]
         t.StructType([t.StructField("values", t.ArrayType(t.FloatType()))]),
-        context.settings.evaluate.batch_size,
+        batch_size=context.settings.evaluate.batch_size,
     )
 
 

@@ -155,7 +155,13 @@ def judge_head(
 
     batch = context.settings.evaluate.batch_size
     udf = inference.column_udf(
-        f"head {model.id}", load, prepare, prediction.probabilities, prediction.PROBABILITY, batch, meter
+        f"head {model.id}",
+        load,
+        prepare,
+        prediction.probabilities,
+        prediction.PROBABILITY,
+        batch_size=batch,
+        meter=meter,
     )
     stored = context.spark.read.parquet(features.url(context.warehouse)).where("view = 0")
     judged = read_images(context, images).where(JUDGED)

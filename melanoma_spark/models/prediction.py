@@ -39,8 +39,8 @@ def judged(
         lambda content: change(pixels.codec.decode(pixels, content)),
         probabilities,
         PROBABILITY,
-        batch_size,
-        meter,
+        batch_size=batch_size,
+        meter=meter,
     )
     spread = rows.repartitionByRange(session.partitions_for(spark, rows.count()), "split", "sha256")
     return spread.select("*", udf("image").alias("found"))

@@ -94,7 +94,7 @@ def reference_features(
     def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         return pd.DataFrame({name: list(rows) for name, rows in zip(FEATURES.names, outputs, strict=True)})  # type: ignore[arg-type]
 
-    udf = inference.column_udf(f"features of {model_id}", load_with_quality, decode, finish, FEATURES, batch)
+    udf = inference.column_udf(f"features of {model_id}", load_with_quality, decode, finish, FEATURES, batch_size=batch)
     columns = ("sha256", "split", f.least("width", "height").alias("side"), udf("image").alias("features"))
     with session.progress(spark, "parts of the training images measured"):
         table = pd.DataFrame(some.select(*columns).select("sha256", "split", "side", "features.*").toPandas())

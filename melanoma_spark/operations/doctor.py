@@ -130,7 +130,12 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
         answers = executors.probe_machines(spark, warehouse, written)
         engine = engines.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
         return checks.check_executors(
-            answers, checks.package_versions(), spark.version, session.executor_resources(spark), engine, lease.STALE
+            answers,
+            checks.package_versions(),
+            spark.version,
+            session.executor_resources(spark),
+            engine=engine,
+            stale=lease.STALE,
         )
 
     yield from checked("slots", DRIVER, of_slots, "")

@@ -1,0 +1,1 @@
+"""What every job does around its stage: the command line, the context, and the run."""

@@ -313,7 +313,9 @@ def compute(own: Run, new: New) -> str:
         return light.value.prepare_sized(content)
 
     meter = session.Meter(spark)
-    predict = inference.batch_function(f"{engine} {scorer.model_id}", measuring, prepare, finish, size, meter)
+    predict = inference.batch_function(
+        f"{engine} {scorer.model_id}", measuring, prepare, finish, batch_size=size, meter=meter
+    )
     facts = {
         "dataset_id": scorer.facts.get("dataset_id"),
         "model_name": own.model,

@@ -220,7 +220,7 @@ def pictures(
         return frame.where(frame.notna(), None)
 
     size = context.settings.score.batch_size
-    draw = inference.batch_function(f"pictures {scorer.facts['id']}", load, light.prepare, finish, size)
+    draw = inference.batch_function(f"pictures {scorer.facts['id']}", load, light.prepare, finish, batch_size=size)
     session.describe_jobs(context.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
     drawing = tasks.compute_files(
         found, len(wanted), context.settings, draw, batch_size=size, write=lambda frames: frames, result=PICTURES

@@ -1,0 +1,1 @@
+"""The Spark session, inference on executors, and checks of executors."""

@@ -144,6 +144,7 @@ def check_executors(
     here: Mapping[str, str],
     driver_spark: str,
     resources: ExecutorResources,
+    *,
     engine: str,
     stale: float,
 ) -> Iterator[Finding]:
@@ -156,7 +157,7 @@ def check_executors(
     yield from (check_packages(where, here, one.versions) for where, one, _ in machines)
     yield from (check_horovod(where, machine.horovod) for where, _, machine in machines)
     for where, one, machine in machines:
-        yield check_memory(where, tasks[one.executor], resources, machine, on_host[one.host], engine)
+        yield check_memory(where, tasks[one.executor], resources, machine, on_host[one.host], engine=engine)
     for where, one, machine in machines:
         yield check_cores(where, at_once[one.host], resources.threads, machine.cores)
     yield from (check_gpus(where, resources, machine, one.versions) for where, one, machine in machines)
@@ -186,7 +187,7 @@ def package_versions() -> dict[str, str]:
 
 def check_java(where: str, version: str) -> Finding:
     """Check that Spark runs on this Java."""
-    if version.split(".")[0] in JAVA:
+    if version.partition(".")[0] in JAVA:
         return Finding("Java", where, version)
     remedy = f"Spark runs on Java {' or '.join(JAVA)}: install one and set JAVA_HOME"
     return Finding("Java", where, version, FAILED, remedy)
@@ -247,7 +248,7 @@ def check_horovod(where: str, problem: str) -> Finding:
 
 
 def check_memory(
-    where: str, tasks: int, resources: ExecutorResources, machine: Machine, executors: int, engine: str
+    where: str, tasks: int, resources: ExecutorResources, machine: Machine, executors: int, *, engine: str
 ) -> Finding:
     """Check that the Python workers of an executor have enough memory; `executors` share its machine.
 

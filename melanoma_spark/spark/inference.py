@@ -35,6 +35,7 @@ def column_udf(
     prepare: Prepare,
     finish: Finish,
     result: t.StructType,
+    *,
     batch_size: int,
     meter: session.Meter | None = None,
 ) -> Any:
@@ -42,7 +43,7 @@ def column_udf(
 
     `prepare` gets the row's values of further columns after the bytes.
     """
-    apply = batch_function(model_id, load, prepare, finish, batch_size, meter)
+    apply = batch_function(model_id, load, prepare, finish, batch_size=batch_size, meter=meter)
 
     def compute(columns: Iterator[Any]) -> Iterator[pd.DataFrame]:
         return apply(zip(*batch, strict=True) if isinstance(batch, tuple) else batch for batch in columns)
@@ -57,6 +58,7 @@ def batch_function(
     load: Load,
     prepare: Prepare,
     finish: Finish,
+    *,
     batch_size: int,
     meter: session.Meter | None = None,
 ) -> Callable[[Iterator[Any]], Iterator[pd.DataFrame]]:

@@ -48,7 +48,7 @@ def as_os_errors(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def first_line(error: Exception) -> str:
-    """Return a name node's message without Java's stack: `RPCError("class", "text\\n\\tat ...")` -> text."""
+    r"""Return a name node's message without Java's stack: `RPCError("class", "text\n\tat ...")` -> text."""
     text = str(error)
     quoted = re.match(r'\w+\((?:"[\w.$]+", )?"(.*)"\)$', text, re.DOTALL)
     line = re.split(r"\\n|\n", quoted[1] if quoted else text)[0]
@@ -108,19 +108,23 @@ class PositionTrackingWriter(io.RawIOBase):
         self._file, self._at = file, 0
 
     def writable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position."""
         return self._at
 
     @as_os_errors
     def write(self, content: Any) -> int:
+        """Append content, and count it."""
         self._file.write(bytes(content))
         self._at += len(content)
         return len(content)
 
     @as_os_errors
     def close(self) -> None:
+        """Close the file on the data nodes."""
         if not self.closed:
             super().close()
             self._file.close()
@@ -133,20 +137,25 @@ class Ranges(io.RawIOBase):
         self._file, self._length, self._at = file, len(file), 0
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position."""
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position."""
         self._at = max(0, offset + (0, self._at, self._length)[whence])
         return self._at
 
     @as_os_errors
     def readinto(self, buffer: Any) -> int:
+        """Read at the position into a buffer."""
         count = max(0, min(len(buffer), self._length - self._at))
         if count:
             buffer[:count] = self._file.read_range(self._at, count)

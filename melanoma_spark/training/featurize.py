@@ -176,7 +176,7 @@ def compute(
     kind = t.StructType([t.StructField(cut, t.BinaryType()) for cut in cuts])
     model_id = f"{name} {size} {base.content_id} {cuts} {chosen.precision} {engine}"
     meter = session.Meter(spark)
-    udf = inference.column_udf(model_id, load, prepare, finish, kind, chosen.batch_size, meter)
+    udf = inference.column_udf(model_id, load, prepare, finish, kind, batch_size=chosen.batch_size, meter=meter)
     session.describe_jobs(spark, f"featurize: {name} over {rows} images")
     computed = in_order(context, todo, rows).select(*KEY, udf("image", *KEY).alias("features"))
     append(computed.select(*KEY, *(f.col(f"features.{cut}") for cut in cuts)), target)

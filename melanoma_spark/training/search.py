@@ -156,7 +156,7 @@ def symmetries(
             return pd.DataFrame({"means": [row.tobytes() for row in outputs[0]]})
 
         batch, kind = context.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])
-        udf = inference.column_udf(f"symmetries {made_of}", load, prepare, finish, kind, batch)
+        udf = inference.column_udf(f"symmetries {made_of}", load, prepare, finish, kind, batch_size=batch)
         session.set_arrow_batch_rows(context.spark, batch)
         session.describe_jobs(context.spark, f"search: {count - 1} symmetries of {len(keys)} images")
         rows = read_images(context, images).where("split != 'test'")

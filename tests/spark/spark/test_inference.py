@@ -73,7 +73,7 @@ def udf_of(model_id: str, markers: Path):
             }
         )
 
-    return inference.column_udf(model_id, load, prepare, finish, RESULT, BATCH)
+    return inference.column_udf(model_id, load, prepare, finish, RESULT, batch_size=BATCH)
 
 
 def counted(markers: Path, kind: str) -> Counter:
@@ -137,7 +137,7 @@ def test_further_columns_reach_what_prepares(spark):
     def finish(outputs, errors) -> pd.DataFrame:
         return pd.DataFrame({"first": outputs[0][:, 0].astype(float), "second": None, "reason": None, "batch": 1})
 
-    udf = inference.column_udf("more", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH)
+    udf = inference.column_udf("more", lambda: lambda batch: [batch], prepare, finish, RESULT, batch_size=BATCH)
     rows = [(number, content(number), 0.5 * number, ("even", "odd")[number % 2]) for number in range(32, 44)]
     table = spark.createDataFrame(rows, "number int, data binary, factor double, name string").repartition(3)
     found = table.select("number", udf("data", "factor", "name").alias("found")).collect()
@@ -181,7 +181,9 @@ def test_what_is_no_image_error_ends_the_job(spark):
     def prepare(data: bytes) -> np.ndarray:
         raise ZeroDivisionError("a bug, not a bad image")
 
-    udf = inference.column_udf("bug", lambda: lambda batch: [batch], prepare, lambda o, e: None, RESULT, BATCH)
+    udf = inference.column_udf(
+        "bug", lambda: lambda batch: [batch], prepare, lambda o, e: None, RESULT, batch_size=BATCH
+    )
     with pytest.raises(Exception, match="a bug, not a bad image"):
         run(spark, udf, range(3), partitions=1)
 
@@ -234,7 +236,9 @@ def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):
         return pd.DataFrame({"first": [1.0] * len(errors), "second": None, "reason": None, "batch": 1})
 
     assert meter.figures() == {}, "nothing was done yet"
-    udf = inference.column_udf("metered", lambda: lambda batch: [batch], prepare, finish, RESULT, BATCH, meter)
+    udf = inference.column_udf(
+        "metered", lambda: lambda batch: [batch], prepare, finish, RESULT, batch_size=BATCH, meter=meter
+    )
     began = time.monotonic()
     assert len(run(spark, udf, range(60), partitions=2)) == 60
     at_most = 60 / (time.monotonic() - began)

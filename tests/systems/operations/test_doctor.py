@@ -142,7 +142,7 @@ def test_this_checkout_has_the_locks_packages():
 
 
 def of_memory(asked, machine=MACHINE, tasks=1, executors=1, engine="ncnn"):
-    found = checks.check_memory("n", tasks, asked, machine, executors, engine)
+    found = checks.check_memory("n", tasks, asked, machine, executors, engine=engine)
     assert found.verdict == OK or found.remedy
     return found.verdict
 
@@ -168,7 +168,7 @@ def test_memory_elsewhere_is_what_the_machine_has():
 
 
 def test_a_cap_on_python_is_shared_by_the_workers():
-    found = checks.check_memory("n", 2, replace(ASKED, python=1), MACHINE, 1, "ncnn")
+    found = checks.check_memory("n", 2, replace(ASKED, python=1), MACHINE, 1, engine="ncnn")
     assert found.found == (
         "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; spark.executor.pyspark.memory has 1.0 GB for them"
     )
@@ -233,7 +233,7 @@ def test_all_that_is_said_of_executors():
         answer("a", "a:2"),
         answer("b", "b:1", bad, versions={**HERE, "numpy": "2"}, skew=200, unreachable="a:1 (refused)"),
     ]
-    found = list(checks.check_executors(answers, HERE, "4.0.1", ASKED, "ncnn", 120))
+    found = list(checks.check_executors(answers, HERE, "4.0.1", ASKED, engine="ncnn", stale=120))
     of_b = {one.what: one for one in found if one.where == checks.executor_on("b")}
     assert set(of_b) == {one.what for one in found}
     assert {what for what, one in of_b.items() if one.verdict == WARNING} == {"cores", "GPUs"}
@@ -246,7 +246,11 @@ def test_all_that_is_said_of_executors():
     assert {one.found for one in of_a if one.what == "cores"} == {"4 tasks of 1 threads on 8 cores"}
 
     lost = [*answers[:1], replace(answers[1], unreachable="driver:1 (refused)"), *answers[2:4]]
-    found = [one for one in checks.check_executors(lost, HERE, "4.0.1", ASKED, "ncnn", 120) if one.what == "network"]
+    found = [
+        one
+        for one in checks.check_executors(lost, HERE, "4.0.1", ASKED, engine="ncnn", stale=120)
+        if one.what == "network"
+    ]
     assert [one.verdict for one in found] == [FAILED, OK], "any task of an executor may tell it"
 
 
