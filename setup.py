@@ -73,6 +73,7 @@ setup(
             "ruff>=0.15",
             "mypy>=1.15",
             "import-linter>=2.17",
+            "pre-commit>=4",  # optional; 10 MB with what it needs
             "types-PyYAML",
             "sphinx>=8,<10",  # `make docs`; 30 MB with what it needs
             "myst-parser>=4",

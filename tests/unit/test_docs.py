@@ -67,3 +67,9 @@ def test_columns_of_scores_are_all_explained():
     section = TEXTS["docs/warehouse.md"].partition("## Columns of scores")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
     assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(schemas.SCORES.names)
+
+
+def test_pre_commit_runs_the_checks_of_make_lint():
+    lint = (REPO / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
+    hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert re.findall(r"&& (\.venv/bin/.*)", lint) == [hook["entry"] for hook in hooks]
