@@ -82,7 +82,7 @@ def run(spark: SparkSession, folder: Path, name: str, count: int, options: argpa
         session.describe_jobs(spark, "ingest: list the archive")
         listing.list_archive(spark, settings).write.parquet(files.join(warehouse, "listed"))
         listed = spark.read.parquet(files.join(warehouse, "listed"))
-        decoded, new, _ = ingest.read(context, listed.where("role = 'image' and reason is null"))
+        decoded, new, _ = ingest.decode_new_files(context, listed.where("role = 'image' and reason is null"))
         seconds = time.monotonic() - started
         accepted = decoded.where("reason is null").count()
         if archive_name == "archive" and not accepted == new == count:

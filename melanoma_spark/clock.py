@@ -37,6 +37,7 @@ class Backoff:
         return wait
 
     def succeeded(self) -> None:
+        """Start with the first wait again."""
         self.failures = 0
 
     @property

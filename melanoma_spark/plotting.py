@@ -4,48 +4,42 @@ import io
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from melanoma_spark.pages import COLOURS
+from melanoma_spark.pages import COLORS
 
-# Beside the colours, for print.
-LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")
-
-
+LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")  # for black and white print, with the colors
 MARKERS = ("o", "s", "^", "D")
-
-
-# Wide enough for a phone's column at nearly full size: text of 10 pt stays readable there.
-PLOT_WIDTH = 4.7
-
-
+PLOT_WIDTH = 4.7  # inches: text of 10 pt stays readable in a phone's column at nearly full size
 PLOT_DPI = 200
 
 
 def png(figure: Figure) -> bytes:
+    """The figure as a PNG file. Equal figures give equal bytes."""
     file = io.BytesIO()
-    # Without the Software entry, equal facts give equal bytes whatever the version that drew them.
-    FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
+    figure.savefig(file, format="png", metadata={"Software": None})  # the entry would name matplotlib's version
     return file.getvalue()
 
 
 def new_figure(height: float) -> Figure:
+    """An empty figure of `PLOT_WIDTH`; `height` in inches."""
     return Figure(figsize=(PLOT_WIDTH, height), dpi=PLOT_DPI, layout="constrained", facecolor="white")
 
 
 def plain(text: str, width: int = 18) -> str:
-    """Text for a plot: short, and a dollar sign is no formula."""
+    """Text for a plot in at most `width` characters; a dollar sign starts no formula."""
     line = " ".join(text.split())
     shown = line if len(line) <= width else line[: width - 1] + "\N{HORIZONTAL ELLIPSIS}"
     return shown.replace("$", r"\$")
 
 
 def style(model: int) -> dict[str, Any]:
-    return {"color": COLOURS[model % len(COLOURS)], "linestyle": LINE_STYLES[model % len(LINE_STYLES)]}
+    """Color and line style of the curve of the model of that number, as arguments of `Axes.plot`."""
+    return {"color": COLORS[model % len(COLORS)], "linestyle": LINE_STYLES[model % len(LINE_STYLES)]}
 
 
 def unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Set up axes from 0 to 1 with a grid and the diagonal."""
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.6)

@@ -1,0 +1,1 @@
+"""The dataset: images with label, group and split, and its data card."""

@@ -9,6 +9,13 @@ REJECTS_SHOWN = 6  # thumbnails of a reason
 SETS_LISTED, SETS_SHOWN, MEMBERS_SHOWN = 10, 5, 8  # sets of duplicates, and images of a set
 WORDS = 60  # rows of the label mapping
 EXAMPLES = 5  # of rows without an image, and of images without a row
+# Where rows of tables and images do not meet -> its title
+UNMATCHED = {
+    "rows_without_image": "Rows without an image",
+    "images_without_row": "Images without a row",
+    "ambiguous_rows": "Rows that fit several images, and are attached to none",
+    "contradictory_images": "Images whose rows disagree: the field is empty, or the image is rejected",
+}
 
 Pair = tuple[int, int]  # images of the negative and of the positive class
 # Attribute -> accepted images by category; None counts images without one. None, or None alone: no image states it.
@@ -78,15 +85,6 @@ class Unmatched(TypedDict):
     examples: Sequence[str]  # EXAMPLES are shown
 
 
-class UnmatchedRows(TypedDict):
-    """Where rows of tables and images do not meet; each is None where the archive has no table."""
-
-    rows_without_image: Unmatched | None
-    images_without_row: Unmatched | None
-    ambiguous_rows: Unmatched | None  # rows that fit several images, and are attached to none
-    contradictory_images: Unmatched | None  # images whose rows give a field two values, so that it is empty
-
-
 class LabelWord(TypedDict):
     """What one word of the archive's labels means."""
 
@@ -96,7 +94,7 @@ class LabelWord(TypedDict):
     count: int  # images
 
 
-class CardFacts(UnmatchedRows):
+class CardFacts(TypedDict):
     """All that a data card shows. `Pair`s count images of the negative and of the positive class."""
 
     dataset_id: str
@@ -119,6 +117,7 @@ class CardFacts(UnmatchedRows):
     rejects: Mapping[str, Reject]  # by reason; their counts add up to `rejected`
     duplicates: Duplicates | None  # None where they were not looked for
     contacts: tuple[Sequence[Contact], Sequence[Contact]]  # of the negative and the positive class; CONTACTS are shown
+    unmatched: Mapping[str, Unmatched | None]  # by key of UNMATCHED; None where the archive has no table
     label_words: Sequence[LabelWord]
     settings: Mapping[str, str]
     licences: Sequence[str]  # one sentence each

@@ -60,6 +60,7 @@ def render(facts: CardFacts) -> str:
         strips=strips,
         set_sizes=_fold([Row(f"{size:,} files", sets) for size, sets in sorted(set_sizes.items()) if sets], "sizes"),
         contacts=contacts,
+        unmatched=card.UNMATCHED,
         words=sorted(facts["label_words"], key=lambda word: (-word["count"], word["word"])),
         left_out=pictures.left_out,
         most={"words": card.WORDS, "examples": card.EXAMPLES},
@@ -70,6 +71,7 @@ def render(facts: CardFacts) -> str:
 def _check(facts: CardFacts) -> None:
     pages.check_keys("the data card", facts, CardFacts.__required_keys__)
     pages.check_keys("the data card's distributions", facts["distributions"], frozenset(SHOWN))
+    pages.check_keys("the data card's unmatched rows", facts["unmatched"], frozenset(card.UNMATCHED))
     listed, accepted, rejected, skipped = facts["listed"], facts["accepted"], facts["rejected"], facts["skipped"]
     if listed != accepted + rejected + skipped or min(listed, accepted, rejected, skipped) < 0:
         raise DataError(f"{listed} files listed are not {accepted} accepted + {rejected} rejected + {skipped} skipped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -11,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 KINDS = ("patient", "lesion", "pair", "looks", "pixels")
 
 
-def components(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def components(left: NDArray[np.int64], right: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """The connected components of edges `left[i] - right[i]`, both int64 (n,).
 
     Returns the distinct ends in order, int64 (k,), and the number of each one's component, int32 (k,). About 100 bytes

@@ -1,10 +1,7 @@
-"""An archive of images -> `images/`, a Petastorm dataset of decoded pixels with label, group and split.
-
-What users are told of it is in `jobs/ingest.py`, the text of --help.
-"""
+"""Ingest an archive of images: `images/`, a Petastorm dataset of decoded pixels with label, group and split."""
 
 import uuid
-from typing import Any, cast
+from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
@@ -12,7 +9,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
 from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary
-from melanoma_spark.dataset.card_facts import Unmatched
+from melanoma_spark.dataset.card_facts import CardFacts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
 from melanoma_spark.images.reasons import UNREADABLE
@@ -27,75 +24,73 @@ SAME_FILE = ("source_uri", "length", "modified")
 
 
 def ingest(context: StageContext) -> Summary:
-    clear(context.warehouse)
-    stage = files.join(context.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
+    """Build `images/` from the archive, or report that it is up to date."""
+    remove_unfinished(context.warehouse)
+    scratch = files.join(context.warehouse, f"_ingest-{uuid.uuid4().hex[:8]}")
     try:
-        return staged(context, stage)
+        return build_dataset(context, scratch)
     finally:
-        files.remove(stage)
+        files.remove(scratch)
 
 
-def clear(warehouse: str) -> None:
-    """Remove what a killed ingest left unfinished. Its lease says that no other one is at work now."""
+def remove_unfinished(warehouse: str) -> None:
+    """Remove the unfinished files of a killed ingest. The lease excludes that another one is running."""
     decoded = files.join(warehouse, "decoded")
-    left = [files.join(warehouse, name) for name in files.list_names(warehouse, "_ingest-*")]
+    unfinished = [files.join(warehouse, name) for name in files.list_names(warehouse, "_ingest-*")]
     for recipe in files.list_names(decoded, "*"):
-        left += [files.join(decoded, recipe, name) for name in files.list_names(files.join(decoded, recipe), "_part-*")]
-    for url in left:
+        folder = files.join(decoded, recipe)
+        unfinished += [files.join(folder, name) for name in files.list_names(folder, "_part-*")]
+    for url in unfinished:
         files.remove(url)
 
 
-def staged(context: StageContext, stage: str) -> Summary:
-    """The job, with its intermediate tables, small rows all of them, under `stage`."""
+def build_dataset(context: StageContext, scratch: str) -> Summary:
+    """Run the stage, with its intermediate tables, all of them small rows, under `scratch`."""
     spark, settings, warehouse = context.spark, context.settings, context.warehouse
 
-    def keep(name: str, rows: DataFrame) -> DataFrame:
-        rows.write.parquet(files.join(stage, name))
-        return spark.read.parquet(files.join(stage, name))
+    def store(name: str, rows: DataFrame) -> DataFrame:
+        rows.write.parquet(files.join(scratch, name))
+        return spark.read.parquet(files.join(scratch, name))
 
     session.describe_jobs(spark, "ingest: list the archive")
-    listed = keep("listed", listing.list_archive(spark, settings))
+    listed = store("listed", listing.list_archive(spark, settings))
     roles = {row.role: row["count"] for row in listed.groupBy("role").count().collect()}
     total = sum(roles.values())
     if not total:
         raise DataError(f"archive {settings.archive} holds no files; expected images, or zip or tar files of them")
-    made_from = lineage.content_id([table_id(listed, ("path", "length", "modified", "reason")), *chosen(settings)])
-    known = manifests.read(ImagesManifest, warehouse)
-    if known and known.made_from == made_from:
-        if known.archive != archive_id(str(settings.archive)):  # the same files at another place
-            manifests.publish(known.model_copy(update={"archive": archive_id(str(settings.archive))}), warehouse)
-        return Summary(f"{known.listed} files listed, nothing new, {known.accepted} images stand in images/")
+    recipe = dataset_settings(settings)
+    made_from = lineage.content_id([table_id(listed, ("path", "length", "modified", "reason")), *recipe])
+    archive, before = archive_id(str(settings.archive)), manifests.read(ImagesManifest, warehouse)
+    if before and before.made_from == made_from:
+        if before.archive != archive:  # the same files at another place
+            manifests.publish(before.model_copy(update={"archive": archive}), warehouse)
+        return Summary(f"{before.listed} files listed, nothing new, {before.accepted} images stand in images/")
 
     heads, tables = table_files.read_table_heads(listed, settings)
     words, folders = settings.ingest.labels, table_files.count_images_by_folder(listed)
     layout = layouts.recognize_layout(
         heads, folders, settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
     )
-    candidates = listed.where("role = 'image'")
-    decoded, new, how_fast = read(context, candidates.where("reason is null"))
-    named = plan.stored_name(settings)
-    found = candidates.where("reason is null").select(*SAME_FILE, "path", "image_id")
-    found = found.join(decoded.drop("image"), list(SAME_FILE), "inner")
+    images = listed.where("role = 'image'")
+    readable, unreadable = images.where("reason is null"), images.where("reason is not null")
+    decoded, new, throughput = decode_new_files(context, readable)
+    name = plan.stored_name(settings)
     matched = matching.match_no_rows(spark)
     if layout.tables:
         session.describe_jobs(spark, "ingest: read the tables, and find the images of their rows")
-        rows = table_files.read_records(spark, layout, tables, settings)
-        there, images_there = table_files.table_paths(listed), table_files.images_for_matching(candidates, settings)
-        matched = matching.match_rows(
-            images_there, rows, there, named, keep, contents=contents_of(images_there, decoded)
-        )
-    told = keep("candidates", selection.candidates(found, matched.images, layout, settings, named))
+        rows, paths = table_files.read_records(spark, layout, tables, settings), table_files.table_paths(listed)
+        targets = table_files.images_for_matching(images, settings)
+        matched = matching.match_rows(targets, rows, paths, name, store, contents=contents_of(targets, decoded))
+    read = readable.select(*SAME_FILE, "path", "image_id").join(decoded.drop("image"), list(SAME_FILE), "inner")
+    candidates = store("candidates", selection.find_candidates(read, matched.images, layout, settings, name))
     session.describe_jobs(spark, "ingest: groups, duplicates and splits")
-    decisions = keep("decisions", selection.decide(told, settings))
-    unread = candidates.where("reason is not null")
-    rejects = decisions.where("reason is not null").select(*schemas.REJECTS.names)
-    rejects = rejects.unionByName(
-        unread.withColumn("sha256", f.lit(None).cast("string")).select(*schemas.REJECTS.names)
-    )
+    decisions = store("decisions", selection.decide(candidates, settings))
     kept = decisions.where("reason is null")
+    rejects = decisions.where("reason is not null").select(*schemas.REJECTS.names)
+    rejects = rejects.unionByName(unreadable.select("source_uri", "reason", "detail"), allowMissingColumns=True)
 
-    counted = {(row.split, row.label): row["count"] for row in kept.groupBy("split", "label").count().collect()}
-    counts = {f"{split}_{label}": counted.get((split, label), 0) for split in splits.SPLITS for label in (0, 1)}
+    by_class = {(row.split, row.label): row["count"] for row in kept.groupBy("split", "label").count().collect()}
+    counts = {f"{split}_{label}": by_class.get((split, label), 0) for split in splits.SPLITS for label in (0, 1)}
     reasons = {row.reason: row["count"] for row in rejects.groupBy("reason").count().orderBy("reason").collect()}
     unknown = decisions.where("reason = 'unknown_label'").select("detail").distinct().limit(20).collect()
     accepted, rejected = sum(counts.values()), sum(reasons.values())
@@ -106,34 +101,33 @@ def staged(context: StageContext, stage: str) -> Summary:
             f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the "
             "archive changed meanwhile; run ingest again"
         )
-    apart = keep("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names))
-    notes = matching.summarize_unmatched(apart)
-    among = ("test",) if settings.split == "test" else splits.SPLITS
-    selection.check(counts, reasons, [row.detail for row in unknown], among, str(notes))
-    unmatched = summary.count_unmatched(apart, decisions, layout)
-    sides = {name: side["count"] for name, side in cast(dict[str, Unmatched | None], unmatched).items() if side}
+    unmatched_rows = store("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names))
+    notes = matching.summarize_unmatched(unmatched_rows)
+    needed = ("test",) if settings.split == "test" else splits.SPLITS
+    selection.check(counts, reasons, [row.detail for row in unknown], needed, str(notes))
+    unmatched = summary.count_unmatched(unmatched_rows, decisions, layout)
+    sides = {kind: side["count"] for kind, side in unmatched.items() if side}
     if settings.ingest.unmatched == "error" and any(sides.values()):
-        shown = ", ".join(f"{count} {name}" for name, count in sides.items())
+        shown = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sides.items())
         raise DataError(
-            f"ingest.unmatched=error: {shown.replace('_', ' ')}; complete the archive, or take it as it is with "
-            "ingest.unmatched=report"
+            f"ingest.unmatched=error: {shown}; complete the archive, or accept it with ingest.unmatched=report"
         )
 
-    missing = sides.get("rows_without_image", 0)
+    without_image = sides.get("rows_without_image", 0)
     groups = summary.count_groups(kept)
     kept_id = table_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
-    write(context, decoded, kept, accepted, path)
-    for name, table in (("rejects", rejects), ("unmatched", apart)):
-        table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, name, path))
+    write_images(context, decoded, kept, accepted, path)
+    for folder, table in (("rejects", rejects), ("unmatched", unmatched_rows)):
+        table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, folder, path))
     manifest = ImagesManifest(
         id=dataset_id,
         path=path,
         made_from=made_from,
-        archive=archive_id(str(settings.archive)),
-        decoded=decoded_as(settings),
-        grew_from=known.id if known else None,
+        archive=archive,
+        decoded=decoded_folder(settings),
+        grew_from=before.id if before else None,
         layout=layout.summary,
         target=settings.target,
         image_size=settings.image_size,
@@ -143,91 +137,100 @@ def staged(context: StageContext, stage: str) -> Summary:
         damaged=damaged,
         rejected=rejected,
         skipped=skipped,
-        rows_without_image=missing,
+        rows_without_image=without_image,
         rows_unclear=notes.as_record(),
         counts=counts,
         groups={split: sum(kinds.values()) for split, kinds in groups.items()},
         reasons=reasons,
     )
     session.describe_jobs(spark, "ingest: data card")
-    card = summary.card_facts(decisions, rejects, decoded, manifest, unmatched, groups, settings)
-    page = datacard.render(card)
-    files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page.encode())
+    facts = summary.card_facts(
+        decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, settings=settings
+    )
+    page = datacard.render(facts).encode()
+    files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page)
     manifests.publish(manifest, warehouse)
-    context.tracker.log_artifact("datacard.html", page.encode())
-    for name, contacts in zip(card["labels"], card["contacts"], strict=True):
-        sheet = card_pictures.contact_sheet(
-            [contact["image"] for contact in contacts],
-            [f"{(contact['sha256'] or '')[:8]}\n{contact['split']}" for contact in contacts],
-            8,
-        )
-        context.tracker.log_artifact(f"plots/contact_sheet_{name.replace(' ', '_')}.png", sheet)
-    context.tracker.log_metrics({f"images_{key}": value for key, value in counts.items()})
-    context.tracker.log_metrics({key: getattr(manifest, key) for key in ("listed", "accepted", "rejected", "skipped")})
-    context.tracker.set_tags({"dataset_id": dataset_id, "layout": layout.name, "target": settings.target})
-    reasons_told = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    log_dataset(context, manifest, facts, page, layout)
+    by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
-        f"{f' ({reasons_told})' if reasons else ''} + {skipped} skipped"
-        f"{f'; {missing} rows of the tables have no image' if missing else ''}{notes}; {new} read now; "
-        f"{layout.summary}{how_fast}"
+        f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
+        f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}; {new} read now; "
+        f"{layout.summary}{throughput}"
     )
 
 
+def log_dataset(
+    context: StageContext, manifest: ImagesManifest, facts: CardFacts, page: bytes, layout: layouts.Layout
+) -> None:
+    """Log the data card, the contact sheets and the counts of a dataset to MLflow."""
+    context.tracker.log_artifact("datacard.html", page)
+    for label, contacts in zip(facts["labels"], facts["contacts"], strict=True):
+        captions = [f"{(contact['sha256'] or '')[:8]}\n{contact['split']}" for contact in contacts]
+        sheet = card_pictures.contact_sheet([contact["image"] for contact in contacts], captions, 8)
+        context.tracker.log_artifact(f"plots/contact_sheet_{label.replace(' ', '_')}.png", sheet)
+    context.tracker.log_metrics({f"images_{key}": value for key, value in manifest.counts.items()})
+    context.tracker.log_metrics({key: getattr(manifest, key) for key in ("listed", "accepted", "rejected", "skipped")})
+    context.tracker.set_tags({"dataset_id": manifest.id, "layout": layout.name, "target": manifest.target})
+
+
 def contents_of(listed: DataFrame, decoded: DataFrame) -> DataFrame:
-    """`path` and `content` of the files of a listing that could be decoded: equal of those with the same pixels."""
+    """`path` and `content` of the decoded files of a listing; files of the same pixels have the same content."""
     pixels = decoded.where("pixel_sha256 is not null").select(*SAME_FILE, f.col("pixel_sha256").alias("content"))
     return listed.select(*SAME_FILE, "path").join(pixels, list(SAME_FILE)).select("path", "content")
 
 
-def chosen(settings: config.Settings) -> list[Any]:
+def dataset_settings(settings: config.Settings) -> list[Any]:
     """The settings that a dataset depends on."""
     sections = (settings.ingest, settings.privacy)
     plain = (settings.layout, settings.target, settings.split, settings.image_size, settings.seed)
     return [*(section.model_dump(mode="json") for section in sections), *plain, decoding.PIXELS_VERSION]
 
 
-def decoded_as(settings: config.Settings) -> str:
-    """The folder of `decoded/`: what the rows depend on that were read of files."""
+def decoded_folder(settings: config.Settings) -> str:
+    """The name of the folder in `decoded/`, by the settings that its rows depend on."""
     limits = settings.ingest
     recipe = [settings.image_size, decoding.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
     return lineage.content_id([*recipe, limits.allow_recognisable, limits.damaged, settings.privacy.source_names])
 
 
-def read(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, str]:
-    """`decoded/`, with a row for each of these files; how many of them were read now, and how fast.
+def decode_new_files(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, str]:
+    """Decode the files that `decoded/` lacks. Later runs reuse it: its rows depend on content, never on labels.
 
-    It is kept for later runs: rows are of content and never of labels. Each finished task's file stays when the job is
-    killed, and the next one reads what is missing.
+    Each finished task leaves its file there when the job is killed, and the next run decodes the rest.
+
+    Returns:
+        The rows of `decoded/`, the number of files decoded now, and the throughput for the summary.
     """
     spark, settings = context.spark, context.settings
-    url = files.join(context.warehouse, "decoded", decoded_as(settings))
-    todo = readable
+    url = files.join(context.warehouse, "decoded", decoded_folder(settings))
+    remaining = readable
     if files.list_names(url, "*.parquet"):
         done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{UNREADABLE}'")
         keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
         same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
-        todo = readable.join(keys, same, "left_anti")
-    todo = todo.persist()
-    new, told = todo.count(), ""
+        remaining = readable.join(keys, same, "left_anti")
+    remaining = remaining.persist()
+    new, throughput = remaining.count(), ""
     if new:
         session.describe_jobs(spark, f"ingest: decode and hash {new} files")
         meter = session.Meter(spark)
-        parts = tasks.decode_files(
-            todo, new, settings, parquet_writer(url, schemas.DECODED), result=ROWS_WRITTEN, meter=meter
-        )
-        parts.agg(f.sum("rows")).collect()
-        told = report_throughput(context, meter)
-    todo.unpersist()
+        write = parquet_writer(url, schemas.DECODED)
+        written = tasks.decode_files(remaining, new, settings, write, result=ROWS_WRITTEN, meter=meter)
+        written.agg(f.sum("rows")).collect()
+        throughput = report_throughput(context, meter)
+    remaining.unpersist()
     if not files.list_names(url, "*.parquet"):
-        return spark.createDataFrame([], schemas.DECODED), new, told
-    table = spark.read.schema(schemas.DECODED).parquet(url)
-    return table, new, told
+        return spark.createDataFrame([], schemas.DECODED), new, throughput
+    return spark.read.schema(schemas.DECODED).parquet(url), new, throughput
 
 
-def write(context: StageContext, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:
-    """`images/<path>` through Petastorm: sorted by split in each file, so that row groups hold one split."""
+def write_images(context: StageContext, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:
+    """Write `images/<path>` with Petastorm, sorted by split in each file, so that row groups hold one split.
+
+    Raises `DataError` where the number of rows is not `accepted`.
+    """
     spark, settings = context.spark, context.settings
     schema = schemas.images_schema(settings.image_size)
     # By what is stored, never by the slots of this cluster: training reads in the order of files, and the same archive

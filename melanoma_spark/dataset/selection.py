@@ -1,11 +1,11 @@
-"""Decoded files and the archive's tables -> which images are kept, with label, group and split, and why not the rest.
+"""Select the images of a dataset: those that are kept, with label, group and split, and the reasons of the others.
 
-All of it is a plan for Spark's executors: the driver sees counts and examples, never the rows.
+All of it runs on Spark's executors; the driver sees counts and examples, never the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,49 +15,57 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import diagnoses, layouts
+from melanoma_spark.archives.plan import StoredName
 from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.dataset import groups, splits
 from melanoma_spark.errors import DataError
 
 
-def candidates(
-    files: DataFrame, said: DataFrame, layout: layouts.Layout, settings: config.Settings, name: Any
+def find_candidates(
+    files: DataFrame, metadata: DataFrame, layout: layouts.Layout, settings: config.Settings, name: StoredName
 ) -> DataFrame:
     """Each readable file as a row of `schemas.CANDIDATES`: its label, ids and keys, or why it cannot be used.
 
-    `files` holds the columns of `schemas.DECODED` but for the image, and the listing's `path` and `image_id`; `said` is
-    `records.Matched.images`. `name` makes of an id what is stored of it. Where labels come from tables an image without
-    a row is `no_label`, and one whose row may be another image's is `ambiguous_metadata`.
+    Where labels come from tables, an image without a row is `no_label`, and one whose row may belong to another image
+    is `ambiguous_metadata`.
+
+    Args:
+        files: The columns of `schemas.DECODED` without the image, and the listing's `path` and `image_id`.
+        metadata: `matching.MatchedTables.images`.
+        layout: Of the archive.
+        settings: Of the job.
+        name: An id -> the text that is stored for it.
     """
     tables = any(table.has_labels for table in layout.tables)
     words = settings.ingest.labels
-    own = (*words.positive, *words.negative)
-    chosen = {"positive": 1, "negative": 0}.get(settings.ingest.indeterminate)
+    own_words = (*words.positive, *words.negative)
+    indeterminate = {"positive": 1, "negative": 0}.get(settings.ingest.indeterminate)
 
-    def decided(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def decide_rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             rows = []
             for row in batch.itertuples():
-                folder = layouts.label_from_folders(row.path, layout, own)
-                rows.append(_decided(row, *folder, tables, settings.target, words, chosen, name))
+                folder = layouts.label_from_folders(row.path, layout, own_words)
+                rows.append(_candidate(row, *folder, tables, settings.target, words, indeterminate, name))
             yield pd.DataFrame(rows, columns=schemas.CANDIDATES.names, dtype=object)
 
     # One stage of Python: with two in a task, Spark keeps two workers a slot, and a later model is loaded by both.
-    return files.join(said, "path", "left").mapInPandas(decided, schemas.CANDIDATES)  # type: ignore[arg-type]
+    return files.join(metadata, "path", "left").mapInPandas(decide_rows, schemas.CANDIDATES)  # type: ignore[arg-type]
 
 
-def _decided(
+def _candidate(
     row: Any,
     folder_label: str | None,
     folder_split: str | None,
     tables: bool,
     target: str,
     words: config.Labels,
-    chosen: int | None,
-    name: Any,
+    indeterminate: int | None,  # the label of indeterminate images, None to leave them out
+    name: StoredName,
 ) -> tuple[Any, ...]:
     labels = tuple(row.labels) if row.labels is not None else ()
-    torn = [field for field in schemas.STATED if row.contradictions is not None and field in row.contradictions]
+    all_contradictions = () if row.contradictions is None else row.contradictions
+    contradictions = [field for field in schemas.STATED if field in all_contradictions]
     in_table = bool(row.in_table) and not pd.isna(row.in_table)
     if not labels and folder_label:
         labels = (folder_label,)
@@ -68,12 +76,12 @@ def _decided(
             label, reason, detail = None, "ambiguous_metadata", row.ambiguity
         elif tables and not in_table:
             label, reason, detail = None, diagnoses.NO_LABEL, "no row in the archive's tables"
-        elif torn:
-            label, reason, detail = None, "contradictory_rows", f"two rows give it another {', '.join(torn)}"
+        elif contradictions:
+            label, reason, detail = None, "contradictory_rows", f"two rows give it another {', '.join(contradictions)}"
         elif answer.contradiction:
             label, reason, detail = None, "conflicting_labels", answer.contradiction
-        elif answer.reason == diagnoses.INDETERMINATE and chosen is not None:
-            label = chosen
+        elif answer.reason == diagnoses.INDETERMINATE and indeterminate is not None:
+            label = indeterminate
         elif answer.reason:
             reason, detail = answer.reason, f"label {answer.word!r}" if answer.word else "no label"
     patient, lesion = name(row.patient_id), name(row.lesion_id)
@@ -92,15 +100,15 @@ def _decided(
 
 
 def _text(value: Any) -> str | None:
-    if value is None or value != value:
+    if pd.isna(value):
         return None
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def grouped(rows: DataFrame) -> DataFrame:
-    """The usable rows of `candidates` with the name of their `group`, a connected component of their keys."""
+def assign_groups(rows: DataFrame) -> DataFrame:
+    """The usable rows of `find_candidates` with the name of their `group`, a connected component of their keys."""
 
-    def connected(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def connect(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         edges = [batch[["first", "other"]].to_numpy(np.int64) for batch in batches]
         if edges:
             ends = np.concatenate(edges)
@@ -115,8 +123,8 @@ def grouped(rows: DataFrame) -> DataFrame:
     numbered = usable.withColumn("first", f.xxhash64(f.element_at("keys", 1)))
     pairs = numbered.select("first", f.explode("keys").alias("key")).select("first", f.xxhash64("key").alias("other"))
     # One task holds two numbers a key, which is little: the pixels of as many images fill a thousand times more.
-    found = pairs.coalesce(1).mapInPandas(connected, "first long, component int")  # type: ignore[arg-type]
-    placed = numbered.join(found, "first").drop("first")
+    components = pairs.coalesce(1).mapInPandas(connect, "first long, component int")  # type: ignore[arg-type]
+    placed = numbered.join(components, "first").drop("first")
     kind = f.substring_index("key", ":", 1)
     rank = f.coalesce(*(f.when(kind == name, f.lit(place)) for place, name in enumerate(groups.KINDS)))
     named = (
@@ -129,20 +137,22 @@ def grouped(rows: DataFrame) -> DataFrame:
 
 
 def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
-    """`candidates` with `group` and `split` where they are kept, and a reason for every other one.
+    """`find_candidates` with `group` and `split` of the images that are kept, and a reason for every other one.
 
     Of files with the same pixels the one with the smallest SHA-256 is kept; if their labels differ none is. With
     `split=from_layout` a group stands where the archive put it; without a shipped validation split, that is cut from
-    training by hash. `split=test` makes all of them test images. Raises `DataError` listing the groups that the archive
-    has on two sides, unless it is to repair them: then the images outside of the test (or else validation) split are
-    left out.
+    training by hash. `split=test` makes all of them test images.
+
+    Raises:
+        DataError: Listing the groups that the archive has on two sides. With `ingest.split_overlap=repair` the images
+            outside of the test (or else validation) split are left out instead.
     """
     limits, seed = settings.ingest, settings.seed
     shipped = settings.split == "from_layout"
-    usable = grouped(rows)
+    usable = assign_groups(rows)
     if shipped:
         validation = rows.where("reason is null and shipped = 'validation'").head(1) != []
-        usable = _as_shipped(usable, validation, settings)
+        usable = _apply_shipped_split(usable, validation, settings)
     pixels = Window.partitionBy("pixel_sha256")
     first = pixels.orderBy(f.col("reason").isNotNull(), "sha256", "source_uri")
     same = (
@@ -163,7 +173,7 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
         .when(duplicate, f.concat(f.lit("same pixels as "), f.col("kept")))
     )
 
-    def placed(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    def hash_groups(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             sides = [
                 splits.split_of(group, seed, 0.0 if shipped else limits.test_fraction, limits.validation_fraction)
@@ -172,7 +182,7 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
             yield batch.assign(hashed=sides)
 
     new = same.withColumns({"detail": detail, "reason": reason}).drop("labels", "copies", "place", "kept")
-    hashed = new.mapInPandas(placed, schemas.add(new.schema, "hashed"))  # type: ignore[arg-type]
+    hashed = new.mapInPandas(hash_groups, schemas.add(new.schema, "hashed"))  # type: ignore[arg-type]
     split: Column = f.col("hashed") if settings.split != "test" else f.lit("test")
     if shipped:
         carved = f.coalesce(f.col("shipped"), f.lit("train"))
@@ -188,17 +198,17 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
     return kept.unionByName(rest)
 
 
-def _as_shipped(usable: DataFrame, validation: bool, settings: config.Settings) -> DataFrame:
-    whole = Window.partitionBy("group")
-    sides = usable.withColumn("sides", f.array_sort(f.collect_set("shipped").over(whole)))
+def _apply_shipped_split(usable: DataFrame, validation: bool, settings: config.Settings) -> DataFrame:
+    group = Window.partitionBy("group")
+    sides = usable.withColumn("sides", f.array_sort(f.collect_set("shipped").over(group)))
     overlaps = sides.where(f.size("sides") > 1)
     if settings.ingest.split_overlap == "error":
         bad = overlaps.select("group", "sides").distinct()
         first = bad.orderBy("group").limit(5).collect()
         if first:
-            told = ", ".join(f"{row.group} ({' and '.join(row.sides)})" for row in first)
+            shown = ", ".join(f"{row.group} ({' and '.join(row.sides)})" for row in first)
             raise DataError(
-                f"split=from_layout: {bad.count()} groups stand on two sides of the shipped split: {told}; repair it "
+                f"split=from_layout: {bad.count()} groups stand on two sides of the shipped split: {shown}; repair it "
                 "with ingest.split_overlap=repair, or use split=hash"
             )
     best = f.coalesce(
@@ -219,31 +229,36 @@ def _as_shipped(usable: DataFrame, validation: bool, settings: config.Settings) 
 
 
 def check(
-    counts: dict[str, int],
-    reasons: dict[str, int],
-    unknown: list[str],
-    among: Sequence[str] = splits.SPLITS,
+    counts: Mapping[str, int],
+    reasons: Mapping[str, int],
+    unknown: Sequence[str],
+    needed: Sequence[str] = splits.SPLITS,
     notes: str = "",
 ) -> None:
-    """Whether there is enough to train on, or to judge: images of both labels in each of the splits `among`.
+    """Raise `DataError` unless each of the `needed` splits has images of both labels.
 
-    `notes` are what the tables leave unclear. Raises `DataError`.
+    Args:
+        counts: Images by split and label, such as `train_0`.
+        reasons: Rejected files by reason.
+        unknown: Labels whose meaning is not known.
+        needed: Splits that need images.
+        notes: What the tables leave unclear, for the message.
     """
-    told = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
+    rejected = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     if unknown:
-        told += f" ({layouts.first_few(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
-    told += notes
+        rejected += f" ({layouts.first_few(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
+    rejected += notes
     total = {label: sum(counts[f"{split}_{label}"] for split in splits.SPLITS) for label in (0, 1)}
     if not total[0] and not total[1]:
-        raise DataError(f"no usable image in the archive; rejected: {told}")
+        raise DataError(f"no usable image in the archive; rejected: {rejected}")
     if not total[0] or not total[1]:
         present = 1 if total[1] else 0
         raise DataError(
             f"one class only: all {total[present]} usable images carry the "
-            f"{'positive' if present else 'negative'} label; rejected: {told}; check the label words in "
+            f"{'positive' if present else 'negative'} label; rejected: {rejected}; check the label words in "
             "ingest.labels.positive and ingest.labels.negative, and target"
         )
-    for split in among:
+    for split in needed:
         if not counts[f"{split}_0"] or not counts[f"{split}_1"]:
             raise DataError(
                 f"the {split} split has {counts[f'{split}_0']} negative and {counts[f'{split}_1']} positive images of "

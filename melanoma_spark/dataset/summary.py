@@ -16,7 +16,7 @@ from melanoma_spark.archives import containers, layouts
 from melanoma_spark.attributes import ATTRIBUTES, UNKNOWN, Attribute
 from melanoma_spark.dataset import card_facts as card
 from melanoma_spark.dataset import datacard, splits
-from melanoma_spark.dataset.card_facts import CardFacts, LabelWord, Pair, Thumbnail, Unmatched, UnmatchedRows
+from melanoma_spark.dataset.card_facts import CardFacts, LabelWord, Pair, Thumbnail, Unmatched
 from melanoma_spark.images import decoding, reasons
 from melanoma_spark.storage.manifests import ImagesManifest
 
@@ -38,13 +38,13 @@ class DuplicateSets(TypedDict):
     largest: list[tuple[str, int, list[str]]]
 
 
-def count_unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> UnmatchedRows:
+def count_unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Unmatched | None]:
     """Count where rows of tables and images do not meet, with examples that name nobody.
 
     `rows` are of `schemas.UNMATCHED`. All counts are None where there are no tables.
     """
     if not layout.tables:
-        return dict.fromkeys(UnmatchedRows.__annotations__)  # type: ignore[return-value]
+        return dict.fromkeys(card.UNMATCHED)
     counts = {row.reason: row["count"] for row in rows.groupBy("reason").count().collect()}
     absent = rows.where(f.col("reason") == schemas.ABSENT)
     public = absent.where(f.col("image_id").rlike(r"^isic_\d+$")).orderBy("image_id").limit(card.EXAMPLES).collect()
@@ -70,7 +70,8 @@ def card_facts(
     rejects: DataFrame,
     decoded: DataFrame,
     manifest: ImagesManifest,
-    unmatched: UnmatchedRows,
+    *,
+    unmatched: Mapping[str, Unmatched | None],
     groups: Mapping[str, Mapping[str, int]],
     settings: config.Settings,
 ) -> CardFacts:
@@ -143,7 +144,7 @@ def card_facts(
             [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(0, [])],
             [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(1, [])],
         ),
-        **unmatched,
+        "unmatched": unmatched,
         "label_words": label_words(decisions, NAMES[settings.target]),
         "settings": {
             key: value

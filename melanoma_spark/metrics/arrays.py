@@ -1,5 +1,7 @@
 """Arrays of labels, probabilities and groups as all metrics take them, checked."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -28,7 +30,7 @@ def check_arrays(labels: ArrayLike, probabilities: ArrayLike) -> tuple[Ints, Flo
     return truth.astype(np.int64), scores.astype(np.float64)
 
 
-def _refuse(complaint: str, values: NDArray, wrong: NDArray[np.bool_]) -> None:
+def _refuse(complaint: str, values: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
     if wrong.any():
         rows = np.flatnonzero(wrong)
         shown = ", ".join(f"{values[row]} in row {row}" for row in rows[:3])

@@ -71,10 +71,12 @@ class ConfusionMatrix:
 
     @property
     def sensitivity(self) -> float:
+        """The share of positives that are decided positive."""
         return _ratio(self.tp, self.tp + self.fn)
 
     @property
     def specificity(self) -> float:
+        """The share of negatives that are decided negative."""
         return _ratio(self.tn, self.tn + self.fp)
 
     @property
@@ -89,6 +91,7 @@ class ConfusionMatrix:
 
     @property
     def accuracy(self) -> float:
+        """The share of right decisions."""
         return _ratio(self.tn + self.tp, self.tn + self.fp + self.fn + self.tp)
 
     @property
@@ -173,11 +176,10 @@ def specificity_at_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sens
 
 
 def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:
-    """The positive predictive value where `prevalence` of the images are positive, by Bayes' theorem (Altman and Bland,
-    BMJ 309, 1994).
+    """The positive predictive value where `prevalence` of the images are positive, by Bayes' theorem.
 
-    For the prevalence where a model is used; an archive's own is rarely that. NaN where nothing would be positive, or a
-    rate is NaN. Raises ConfigError unless 0 <= prevalence <= 1.
+    See Altman and Bland, BMJ 309, 1994. It is meant for the prevalence where a model is used, which an archive rarely
+    has. NaN where nothing would be positive, or a rate is NaN. Raises ConfigError unless 0 <= prevalence <= 1.
     """
     check_fraction("prevalence", prevalence)
     true, false = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
@@ -190,7 +192,7 @@ def npv_at_prevalence(sensitivity: float, specificity: float, prevalence: float)
 
 
 def net_benefit(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> float:
-    """tp / n - fp / n * t / (1 - t): true positives, less false ones at the odds that the threshold t stands for.
+    """True positives, less false ones at the odds of the threshold t: tp / n - fp / n * t / (1 - t).
 
     Who decides at a probability of t takes 1 / t - 1 false alarms for one found melanoma (Vickers and Elkin, Medical
     Decision Making 26, 2006). Over a range of t this is the decision curve. Treating nobody has a benefit of 0.
@@ -259,10 +261,10 @@ def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
 
 
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
-    """Mean probability and observed fraction of label 1 in `bins` bins of equal width (DeGroot and Fienberg, The
-    Statistician 32, 1983).
+    """Mean probability and observed fraction of label 1 in `bins` bins of equal width.
 
-    Bin k is [k / bins, (k + 1) / bins), the last one closed. Raises ConfigError if bins < 1.
+    See DeGroot and Fienberg, The Statistician 32, 1983. Bin k is [k / bins, (k + 1) / bins), the last one closed.
+    Raises ConfigError if bins < 1.
     """
     truth, scores = check_arrays(labels, probabilities)
     places = bin_of(scores, bins)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import counts
@@ -18,7 +18,7 @@ from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, group_inde
 from melanoma_spark.metrics.binary import bin_of, negatives_under, outcome
 
 # Cumulative counts of positives and of negatives by falling threshold, each (rows, k) -> (rows,)
-Statistic = Callable[[NDArray, NDArray], Floats]
+Statistic = Callable[[Ints, Ints], Floats]
 
 # Weights held at once by a bootstrap: 2**20 int64 are 8 MiB an array, whatever the number of images or resamples.
 WEIGHTS_AT_ONCE = 2**20
@@ -61,6 +61,7 @@ def resampled_rates(
     probabilities: ArrayLike,
     groups: ArrayLike,
     threshold: float,
+    *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> tuple[Floats, Floats]:
@@ -70,11 +71,11 @@ def resampled_rates(
     """
     truth, scores = check_arrays(labels, probabilities)
     of_each = np.eye(4)[outcome(truth, scores, threshold)]
-    tn, fp, fn, tp = resampled_sums(of_each, groups, resamples, seed).T
+    tn, fp, fn, tp = resampled_sums(of_each, groups, resamples=resamples, seed=seed).T
     return counts.ratio(tp, tp + fn), counts.ratio(tn, tn + fp)
 
 
-def resampled_sums(values: NDArray, groups: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
+def resampled_sums(values: Floats, groups: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
     """The sums over every resample, drawn as by `resampled_auroc`, of values (n, m): (resamples, m) float64.
 
     What is a ratio of sums over images, such as a Brier score, is found from these.
@@ -91,17 +92,24 @@ def resampled_mean(values: ArrayLike, groups: ArrayLike, resamples: int = 2000, 
     """The mean over every resample of values (n,), such as squared errors: (resamples,) float64."""
     each = np.asarray(values, np.float64)
     total, count = resampled_sums(np.stack([each, np.ones(len(each))], axis=1), groups, resamples, seed).T
-    return total / count
+    return np.asarray(total / count)
 
 
 def resampled_calibration_error(
-    labels: ArrayLike, probabilities: ArrayLike, groups: ArrayLike, bins: int = 10, resamples: int = 2000, seed: int = 0
+    labels: ArrayLike,
+    probabilities: ArrayLike,
+    groups: ArrayLike,
+    *,
+    bins: int = 10,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Floats:
     """`binary.expected_calibration_error` of every resample, drawn as by `resampled_auroc`: (resamples,) float64."""
     truth, scores = check_arrays(labels, probabilities)
     of_bin = np.eye(bins)[bin_of(scores, bins)]
-    gaps = resampled_sums(of_bin * (scores - truth)[:, None], groups, resamples, seed)
-    return np.abs(gaps).sum(axis=1) / resampled_sums(np.ones((len(truth), 1)), groups, resamples, seed)[:, 0]
+    gaps = resampled_sums(of_bin * (scores - truth)[:, None], groups, resamples=resamples, seed=seed)
+    images = resampled_sums(np.ones((len(truth), 1)), groups, resamples=resamples, seed=seed)[:, 0]
+    return np.asarray(np.abs(gaps).sum(axis=1) / images)
 
 
 def resampled_curve(
@@ -109,6 +117,7 @@ def resampled_curve(
     probabilities: ArrayLike,
     groups: ArrayLike,
     statistic: Statistic,
+    *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Floats:
@@ -151,6 +160,7 @@ def auroc_interval(
     groups: ArrayLike,
     resamples: int = 2000,
     seed: int = 0,
+    *,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """The bootstrap interval (low, high) of the AUROC over groups: patients, lesions, duplicates.
@@ -158,7 +168,7 @@ def auroc_interval(
     Images of one group are not independent; resampling images instead would make the interval too narrow. One group
     alone tells nothing of the spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
     """
-    return interval(resampled_auroc(labels, probabilities, groups, resamples, seed), groups, level)
+    return interval(resampled_auroc(labels, probabilities, groups, resamples=resamples, seed=seed), groups, level)
 
 
 def auroc_difference(
@@ -168,10 +178,11 @@ def auroc_difference(
     groups: ArrayLike,
     resamples: int = 2000,
     seed: int = 0,
+    *,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """The interval of the AUROC of `others` less that of `probabilities`, on the same images: a paired bootstrap."""
-    one, other = (resampled_auroc(labels, p, groups, resamples, seed) for p in (probabilities, others))
+    one, other = (resampled_auroc(labels, p, groups, resamples=resamples, seed=seed) for p in (probabilities, others))
     return interval(other - one, groups, level)
 
 
@@ -180,12 +191,13 @@ def rate_intervals(
     probabilities: ArrayLike,
     groups: ArrayLike,
     threshold: float,
+    *,
     resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> RateIntervals:
     """Bootstrap intervals over groups of sensitivity and specificity at `threshold`, as `auroc_interval`."""
-    rates = resampled_rates(labels, probabilities, groups, threshold, resamples, seed)
+    rates = resampled_rates(labels, probabilities, groups, threshold, resamples=resamples, seed=seed)
     return RateIntervals(*(interval(values, groups, level) for values in rates))
 
 

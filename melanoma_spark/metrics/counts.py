@@ -7,7 +7,7 @@ several times, as in a resample. They return (...,) float64, NaN where a class i
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, check_fraction
@@ -35,7 +35,7 @@ def counts_by_threshold(labels: ArrayLike, probabilities: ArrayLike) -> Threshol
     return ThresholdCounts(ascending[::-1], np.cumsum(positives[::-1]), np.cumsum(negatives[::-1]))
 
 
-def average_precision(true_positives: NDArray, false_positives: NDArray) -> Floats:
+def average_precision(true_positives: Ints, false_positives: Ints) -> Floats:
     """`binary.auprc` of counts by threshold."""
     both = true_positives + false_positives
     precision = np.divide(true_positives, both, out=np.zeros(both.shape), where=both > 0)
@@ -44,18 +44,18 @@ def average_precision(true_positives: NDArray, false_positives: NDArray) -> Floa
     )
 
 
-def area_above_sensitivity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
+def area_above_sensitivity(true_positives: Ints, false_positives: Ints, sensitivity: float) -> Floats:
     """`binary.auc_above_sensitivity` of counts by threshold."""
     return _area(true_positives, false_positives, sensitivity)[0]
 
 
-def area_right_of_sensitivity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
+def area_right_of_sensitivity(true_positives: Ints, false_positives: Ints, sensitivity: float) -> Floats:
     """`binary.auc_right_of_sensitivity` of counts by threshold."""
     above, width = _area(true_positives, false_positives, sensitivity)
     return above + sensitivity * width
 
 
-def best_sensitivity(true_positives: NDArray, false_positives: NDArray, specificity: float) -> Floats:
+def best_sensitivity(true_positives: Ints, false_positives: Ints, specificity: float) -> Floats:
     """`binary.sensitivity_at_specificity` of counts by threshold."""
     check_fraction("specificity", specificity)
     positives, negatives = _totals(true_positives, false_positives)
@@ -64,7 +64,7 @@ def best_sensitivity(true_positives: NDArray, false_positives: NDArray, specific
     return ratio(np.where(kept, true_positives, 0).max(axis=-1), positives, negatives)
 
 
-def best_specificity(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> Floats:
+def best_specificity(true_positives: Ints, false_positives: Ints, sensitivity: float) -> Floats:
     """`binary.specificity_at_sensitivity` of counts by threshold."""
     check_fraction("sensitivity", sensitivity)
     positives, negatives = _totals(true_positives, false_positives)
@@ -73,19 +73,19 @@ def best_specificity(true_positives: NDArray, false_positives: NDArray, sensitiv
     return ratio(np.where(sensitivity == 0, negatives, most), negatives, positives)
 
 
-def _totals(true_positives: NDArray, false_positives: NDArray) -> tuple[NDArray, NDArray]:
+def _totals(true_positives: Ints, false_positives: Ints) -> tuple[Ints, Ints]:
     """All positives and all negatives, each (...,)."""
     return np.asarray(true_positives[..., -1]), np.asarray(false_positives[..., -1])
 
 
-def ratio(part: NDArray, whole: NDArray, needed: NDArray | int = 1) -> Floats:
+def ratio(part: Floats | Ints, whole: Floats | Ints, needed: Floats | Ints | int = 1) -> Floats:
     """Part / whole, NaN where the whole, or what else is needed, is 0."""
     defined = (whole > 0) & (np.asarray(needed) > 0)
     found: Floats = np.where(defined, part, np.nan) / np.where(defined, whole, 1)
     return found
 
 
-def _area(true_positives: NDArray, false_positives: NDArray, sensitivity: float) -> tuple[Floats, Floats]:
+def _area(true_positives: Ints, false_positives: Ints, sensitivity: float) -> tuple[Floats, Floats]:
     """Of the ROC from where it reaches the sensitivity: the area between it and that level, and its width."""
     if not 0 < sensitivity <= 1:
         raise ConfigError(f"sensitivity must lie in (0, 1], found {sensitivity}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
@@ -40,19 +41,19 @@ def build_reference(
     images: ImagesManifest,
     model_id: str,
     spec: network.Spec,
-    tensors: list[np.ndarray],
-    raw: np.ndarray,
+    tensors: list[NDArray[Any]],
+    *,
+    raw: NDArray[np.float64],
 ) -> training_reference.Reference | None:
     """Build the reference of a network; None where `register.reference` is 0.
 
     `raw` (n,) are the probabilities of the network for the validation images, before calibration, with as many views
     of an image as `score` uses.
     """
-    most = context.settings.register_.reference
-    if not most:
+    if not context.settings.register_.reference:
         return None
     rows = read_images(context, images).where("split != 'test'")
-    table = reference_features(context, rows, most, model_id, spec, tensors)
+    table = reference_features(context, rows, model_id, spec, tensors)
     train, validation = (table[table["split"] == split] for split in ("train", "validation"))
     features = [np.stack(part["features"].tolist()) for part in (train, validation)]
     space = training_reference.fit(*features)
@@ -72,10 +73,10 @@ def build_reference(
 
 
 def reference_features(
-    context: StageContext, rows: DataFrame, most: int, model_id: str, spec: network.Spec, tensors: list[np.ndarray]
+    context: StageContext, rows: DataFrame, model_id: str, spec: network.Spec, tensors: list[NDArray[Any]]
 ) -> pd.DataFrame:
-    """Columns `split`, `side`, `features` and `measures` of at most `most` images of each split, in order of hash."""
-    spark, batch = context.spark, context.settings.score.batch_size
+    """Columns `split`, `side`, `features` and `measures` of `register.reference` images of each split, by hash."""
+    spark, batch, most = context.spark, context.settings.score.batch_size, context.settings.register_.reference
     session.set_arrow_batch_rows(spark, batch)
     session.describe_jobs(spark, "register: measure the training images")
     parts = [rows.where(f.col("split") == split).orderBy("sha256").limit(most) for split in ("train", "validation")]
@@ -88,10 +89,10 @@ def reference_features(
         forward = load()
         return lambda pixels: [forward(pixels)[-1], quality.measures(pixels)]
 
-    def decode(content: bytes) -> np.ndarray:
+    def decode(content: bytes) -> NDArray[Any]:
         return np.asarray(field.codec.decode(field, content))
 
-    def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+    def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         return pd.DataFrame({name: list(rows) for name, rows in zip(FEATURES.names, outputs, strict=True)})  # type: ignore[arg-type]
 
     udf = inference.column_udf(f"features of {model_id}", load_with_quality, decode, finish, FEATURES, batch_size=batch)
@@ -136,7 +137,7 @@ def compare_batch(
             rows, {name: reference.histograms[name] for name in of_kind("number") if name in reference.histograms}
         )
         categories = count_metadata(metadata)
-    return statistics.compare_with_reference(reference, numbers, categories, counts.rows, unlike, limits)
+    return statistics.compare_with_reference(reference, numbers, categories, counts.rows, unlike=unlike, limits=limits)
 
 
 def count_in_bins(rows: DataFrame, histograms: Mapping[str, training_reference.Histogram]) -> dict[str, list[int]]:

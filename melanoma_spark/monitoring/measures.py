@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from melanoma_spark.attributes import ATTRIBUTES, PIXEL_MEASURES
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
+
+    Values = NDArray[np.floating[Any]]
 
 Kind = Literal["number", "category", "share"]
 UNLIKE = "unlike"  # the share of images that are farther from the training images than `score.quality.distance`
@@ -32,14 +35,14 @@ class Measure:
     batch: str = ""  # SQL expression of columns of `scores/`
     # The same of training images: (n,) of their columns `raw_probability`, `distance`, `side` and the pixel measures.
     # The first two are of validation images alone.
-    training: Callable[[Mapping[str, NDArray]], NDArray] | None = None
+    training: Callable[[Mapping[str, Values]], Values] | None = None
 
     @property
     def batch_column(self) -> str:
         """The SQL expression of its value in `scores/`."""
         return self.batch or self.name
 
-    def of_training(self, columns: Mapping[str, NDArray]) -> NDArray:
+    def of_training(self, columns: Mapping[str, Values]) -> Values:
         """Its values for the training images."""
         return self.training(columns) if self.training else columns[self.name]
 

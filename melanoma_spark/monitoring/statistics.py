@@ -103,7 +103,7 @@ def ks_by_chance(before: int, now: int) -> float:
 
 def unlike_by_chance(rows: int) -> float:
     """As `psi_by_chance`, of the share of images that are farther from training than `WITHIN` of it: a binomial one."""
-    return math.ceil(special.bdtrik(1 - CHANCE, rows, 1 - WITHIN)) / rows
+    return float(np.ceil(special.bdtrik(1 - CHANCE, rows, 1 - WITHIN)) / rows)
 
 
 def _shares(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -127,6 +127,7 @@ def compare_with_reference(
     numbers: Mapping[str, Sequence[int]],
     metadata: Mapping[str, Mapping[str, int]],
     rows: int,
+    *,
     unlike: int | None,
     limits: config.Drift,
 ) -> Drift:

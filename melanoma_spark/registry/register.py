@@ -133,7 +133,7 @@ def registered(context: StageContext, evaluated: ReportManifest, name: str, mode
             key: getattr(model, key)
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")
         },
-        reference=drift.build_reference(context, images, f"network {model.id}", spec, tensors, raw),
+        reference=drift.build_reference(context, images, f"network {model.id}", spec, tensors, raw=raw),
     )
     figures = {
         key: f"{evaluated.metrics[f'{key}_{SUFFIXES[name]}']:.4f}"

@@ -17,7 +17,7 @@ from pyspark.sql import types as t
 from melanoma_spark import config, lineage, logs, plotting, schemas
 from melanoma_spark.errors import DataError
 from melanoma_spark.models import backbones, network, weights
-from melanoma_spark.pages import COLOURS, NEUTRAL
+from melanoma_spark.pages import COLORS, NEUTRAL
 from melanoma_spark.runner.context import StageContext, Summary, read_images, read_input
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, manifests
@@ -290,7 +290,7 @@ def trials_plot(results: Sequence[Mapping[str, Any]]) -> bytes:
     figure = plotting.new_figure(1.2 + 0.32 * len(shown))
     axes = figure.add_subplot()
     for row, result in enumerate(shown):
-        colour = COLOURS[1] if result["in_force"] else COLOURS[0]
+        colour = COLORS[1] if result["in_force"] else COLORS[0]
         axes.plot(result["folds"], [row] * len(result["folds"]), "|", color=NEUTRAL, markersize=7)
         axes.errorbar(result["mean"], row, xerr=result["std"], fmt="o", color=colour, markersize=5, capsize=3)
     names = [", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in r["settings"].items()) for r in shown]

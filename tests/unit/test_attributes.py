@@ -62,7 +62,8 @@ counts = summary.distribution(datacard.SHOWN["diameter"], {"2.5": (1, 0), "4": (
 assert counts == {"under 3": (1, 0), "3-5": (0, 1), None: (2, 0)}
 space = training_reference.fit(np.random.default_rng(0).normal(size=(50, 4)), np.ones((9, 4)))
 reference = training_reference.Reference(space, {}, {"diameter": {"under 3": 90, "3-5": 90}}, {})
-found = statistics.compare_with_reference(reference, {}, {"diameter": {"3-5": 100}}, 100, None, config.Drift())
+counts, limits = {"diameter": {"3-5": 100}}, config.Drift()
+found = statistics.compare_with_reference(reference, {}, counts, 100, unlike=None, limits=limits)
 assert found.verdict == "beyond the limit: diameter in mm"
 assert config.parse({"score": {"drift": {"ignore": ["diameter"]}}})
 """

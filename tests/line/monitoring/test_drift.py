@@ -26,6 +26,8 @@ from melanoma_spark.monitoring.measures import MEASURES, Measure, of_kind
 from melanoma_spark.runner.cli import invoke
 from melanoma_spark.runner.context import Summary
 from melanoma_spark.runner.stage import run_stage
+from melanoma_spark.storage import manifests
+from melanoma_spark.storage.manifests import ImagesManifest
 
 LIMITS = config.Drift()
 COUNTS = st.lists(st.integers(0, 500), min_size=2, max_size=20).filter(any)
@@ -53,7 +55,7 @@ def known(**changes) -> training_reference.Reference:
 
 def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> statistics.Drift:
     numbers = {name: binned(reference_.histograms[name], found) for name, found in values.items()}
-    return statistics.compare_with_reference(reference_, numbers, metadata or {}, rows, unlike, limits)
+    return statistics.compare_with_reference(reference_, numbers, metadata or {}, rows, unlike=unlike, limits=limits)
 
 
 def batch(rows: int, seed: int = 50, **changed) -> dict[str, np.ndarray]:
@@ -300,12 +302,12 @@ def test_one_entry_adds_a_measure(monkeypatch, spark, line, registered):
     """It is part of a new reference, and a batch is compared by its SQL expression."""
     cold = Measure("cold", "pixels bluer than red", batch="1 - warm", training=lambda columns: 1 - columns["warm"])
     monkeypatch.setitem(MEASURES, "cold", cold)
-    of = registered.spec, registered.tensors, np.full(50, 0.5)
-    reference = job.build_reference(line.context, line.manifest("images"), "network", *of)
+    spec, tensors, images = registered.spec, registered.tensors, manifests.read(ImagesManifest, line.context.warehouse)
+    reference = job.build_reference(line.context, images, "network", spec, tensors, raw=np.full(50, 0.5))
     assert sum(reference.histograms["cold"].counts) == sum(reference.histograms["warm"].counts) > 0
     rows = spark.createDataFrame([(-9.0,)] * 100, "warm double")
     counts = job.count_in_bins(rows, {"cold": reference.histograms["cold"]})
-    found = statistics.compare_with_reference(reference, counts, {}, 100, None, LIMITS)
+    found = statistics.compare_with_reference(reference, counts, {}, 100, unlike=None, limits=LIMITS)
     assert found.verdict == "beyond the limit: pixels bluer than red"
 
 
@@ -313,7 +315,7 @@ def test_a_model_without_reference_says_so(spark):
     found = job.compare_batch(None, None, None, None)
     assert found.verdict == "no training reference: the version was registered without one"
     off = config.load(None, ["register.reference=0"])
-    assert job.build_reference(SimpleNamespace(settings=off), {}, "", None, [], None) is None
+    assert job.build_reference(SimpleNamespace(settings=off), {}, "", None, [], raw=None) is None
 
 
 def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings_file):

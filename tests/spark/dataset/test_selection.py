@@ -98,7 +98,7 @@ def records(spark, rows):
 def candidates(frame, said, layout, chosen, name):
     images = frame.selectExpr("path", "image_id", "path as shown")
     matched = matching.match_rows(images, said, ["t.csv"], name, lambda _, table: table)
-    return selection.candidates(frame, matched.images, layout, chosen, name)
+    return selection.find_candidates(frame, matched.images, layout, chosen, name)
 
 
 def plain(frame, said, layout, chosen):

@@ -23,9 +23,12 @@ def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
     seen = {}
     with pytest.MonkeyPatch.context() as only_here:
         compare = statistics.compare_with_reference
-        only_here.setattr(
-            statistics, "compare_with_reference", lambda *args: seen.update(metadata=args[2]) or compare(*args)
-        )
+
+        def spy(reference, numbers, metadata, rows, **more):
+            seen.update(metadata=metadata)
+            return compare(reference, numbers, metadata, rows, **more)
+
+        only_here.setattr(statistics, "compare_with_reference", spy)
         noise.stage("score")
     assert seen["metadata"]["sex"] == {"female": 30, "male": 30}
     assert seen["metadata"]["age"] == {"40-49": 60}

@@ -93,10 +93,12 @@ def facts():
             [{**thumbnail(0x300 + k, "PNG"), "split": "train"} for k in range(45)],
             [{**thumbnail(0x400), "split": "test"}, {**grey(0x401), "split": "validation"}],
         ),
-        rows_without_image={"count": 31, "examples": ["ISIC_0012345"]},
-        images_without_row={"count": 1234, "examples": []},
-        ambiguous_rows={"count": 7, "examples": []},
-        contradictory_images={"count": 0, "examples": []},
+        unmatched={
+            "rows_without_image": {"count": 31, "examples": ["ISIC_0012345"]},
+            "images_without_row": {"count": 1234, "examples": []},
+            "ambiguous_rows": {"count": 7, "examples": []},
+            "contradictory_images": {"count": 0, "examples": []},
+        },
         label_words=[
             {"word": "nv", "diagnosis": "nevus", "target": "benign", "count": 750},
             {"word": "bcc", "diagnosis": "basal cell carcinoma", "target": "malignant", "count": 1250},
@@ -114,7 +116,8 @@ def bare():
     least |= {name: {} for name in ("splits", "sizes", "rejects", "settings")}
     least |= {"dataset_id": "00", "created_at": "2026-11-23T09:21:44Z", "image_size": 64, "target": "melanoma"}
     least |= {"labels": ("other", "melanoma"), "layout": "a folder per class", "label_words": [], "licences": []}
-    return card_facts.CardFacts(**least | {"distributions": dict.fromkeys(datacard.SHOWN), "contacts": ([], [])})
+    least |= {"distributions": dict.fromkeys(datacard.SHOWN), "unmatched": dict.fromkeys(card_facts.UNMATCHED)}
+    return card_facts.CardFacts(**least | {"contacts": ([], [])})
 
 
 def test_the_page_says_all_facts(facts):
@@ -329,7 +332,7 @@ def test_hostile_text_is_shown_and_never_obeyed(facts):
     facts["rejects"] = {HOSTILE: {"count": 10, "meaning": HOSTILE, "thumbnails": []}}
     facts["duplicates"]["largest"][0]["kind"] = HOSTILE
     facts["contacts"][0][0]["split"] = HOSTILE
-    facts["rows_without_image"] = facts["images_without_row"] = {"count": 1, "examples": [HOSTILE]}
+    facts["unmatched"] = {name: {"count": 1, "examples": [HOSTILE]} for name in card_facts.UNMATCHED}
     facts["label_words"] = [{"word": HOSTILE, "diagnosis": HOSTILE, "target": HOSTILE, "count": 1}]
     facts["settings"], facts["licences"] = {HOSTILE: HOSTILE}, [HOSTILE]
     page = shown(facts)
@@ -447,7 +450,7 @@ REJECT = {"count": COUNTS, "meaning": TEXTS, "thumbnails": st.lists(THUMBNAILS, 
 WORD = {"word": TEXTS, "diagnosis": TEXTS, "target": TEXTS, "count": COUNTS}
 FREE = {  # whatever the counts are
     **dict.fromkeys(("dataset_id", "created_at", "target", "layout"), TEXTS),
-    **dict.fromkeys(("rows_without_image", "images_without_row", "ambiguous_rows", "contradictory_images"), UNMATCHED),
+    "unmatched": st.fixed_dictionaries(dict.fromkeys(card_facts.UNMATCHED, UNMATCHED)),
     "grew_from": st.none() | TEXTS,
     "image_size": st.integers(32, 1024),
     "labels": st.tuples(TEXTS, TEXTS),

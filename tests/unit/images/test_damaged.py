@@ -328,4 +328,4 @@ def test_a_damaged_image_is_the_first_of_flags():
 def test_rows_that_were_decoded_by_another_setting_are_not_taken():
     settings = [config.parse({"ingest": {"damaged": choice}}) for choice in ("reject", "accept")]
     assert settings[0] == config.parse({})
-    assert ingest.decoded_as(settings[0]) != ingest.decoded_as(settings[1])
+    assert ingest.decoded_folder(settings[0]) != ingest.decoded_folder(settings[1])
