@@ -189,13 +189,8 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
         cut = (carved == "train") & ~f.col("validation_is_shipped")
         split = f.when(cut, f.col("hashed")).otherwise(carved)
     kept = hashed.withColumn("split", f.when(f.col("reason").isNull(), split)).select(*schemas.DECISIONS.names)
-    rest = rows.where("reason is not null").select(
-        *(
-            f.col(field.name) if field.name in rows.columns else f.lit(None).cast(field.dataType).alias(field.name)
-            for field in schemas.DECISIONS
-        )
-    )
-    return kept.unionByName(rest)
+    rest = rows.where("reason is not null").drop("keys", "shipped")
+    return kept.unionByName(rest, allowMissingColumns=True)
 
 
 def _apply_shipped_split(usable: DataFrame, validation: bool, settings: config.Settings) -> DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from pyspark.sql import DataFrame, Row, Window
@@ -16,7 +16,7 @@ from melanoma_spark.archives import containers, layouts
 from melanoma_spark.attributes import ATTRIBUTES, UNKNOWN, Attribute
 from melanoma_spark.dataset import card_facts as card
 from melanoma_spark.dataset import datacard, splits
-from melanoma_spark.dataset.card_facts import CardFacts, LabelWord, Pair, Thumbnail, Unmatched
+from melanoma_spark.dataset.card_facts import CardFacts, Duplicates, LabelWord, Pair, Thumbnail, Unmatched
 from melanoma_spark.images import decoding, reasons
 from melanoma_spark.storage.manifests import ImagesManifest
 
@@ -25,17 +25,6 @@ KINDS = {**dict.fromkeys(ATTRIBUTES, 200), "licence": 20, "size": 5000}
 WORDS = 200  # rows of the label mapping
 NAMES = {"malignant": ("benign", "malignant"), "melanoma": ("not melanoma", "melanoma")}
 REASONS = {**reasons.REASONS, **containers.REASONS}
-
-
-class DuplicateSets(TypedDict):
-    """As `card_facts.Duplicates`; `largest` has kind, number of files and hashes of each set."""
-
-    same_bytes: int
-    same_pixels: int
-    same_look: int
-    sizes: dict[int, int]
-    conflicting: int
-    largest: list[tuple[str, int, list[str]]]
 
 
 def count_unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layout) -> dict[str, Unmatched | None]:
@@ -87,12 +76,14 @@ def card_facts(
     examples = first_rows(rejects.where("sha256 is not null"), "reason", card.REJECTS_SHOWN)
     sets = duplicate_sets(decisions)
     shas = {row.sha256 for rows in (*contacts.values(), *examples.values()) for row in rows}
-    shas |= {sha for _, _, members in sets["largest"][: card.SETS_SHOWN] for sha in members}
+    shas |= {str(member["sha256"]) for files in sets["largest"][: card.SETS_SHOWN] for member in files["members"]}
     pictures = thumbnails(decoded, shas, settings.image_size)
 
     def thumbnail(sha: str | None) -> Thumbnail:
         return {"sha256": sha, "image": pictures.get(sha or "")}
 
+    for files in sets["largest"]:
+        files["members"] = [thumbnail(member["sha256"]) for member in files["members"]]
     counts = count_values(kept)
     known = kept.agg(
         f.count("patient_id").alias("patient"),
@@ -133,13 +124,7 @@ def card_facts(
             }
             for reason, count in manifest.reasons.items()
         },
-        "duplicates": {
-            **sets,
-            "largest": [
-                {"kind": kind, "count": count, "members": [thumbnail(sha) for sha in members]}
-                for kind, count, members in sets["largest"]
-            ],
-        },
+        "duplicates": sets,
         "contacts": (
             [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(0, [])],
             [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(1, [])],
@@ -240,8 +225,8 @@ def image_sizes(counts: Mapping[str | None, Pair]) -> dict[tuple[int, int], int]
     return sizes
 
 
-def duplicate_sets(decisions: DataFrame) -> DuplicateSets:
-    """Count the sets of files that are one picture, with the first hashes of the largest sets."""
+def duplicate_sets(decisions: DataFrame) -> Duplicates:
+    """Count the sets of files that are one picture, with the first hashes of the largest sets, without thumbnails."""
     readable = decisions.where("perceptual_hash is not null")
     looks = readable.groupBy("perceptual_hash").agg(
         f.count(f.lit(1)).alias("n"),
@@ -267,7 +252,10 @@ def duplicate_sets(decisions: DataFrame) -> DuplicateSets:
         "same_look": kinds["same look"],
         "sizes": dict(sizes),
         "conflicting": conflicting,
-        "largest": [(row.kind, row.n, list(row.members)) for row in rows],
+        "largest": [
+            {"kind": row.kind, "count": row.n, "members": [{"sha256": sha, "image": None} for sha in row.members]}
+            for row in rows
+        ],
     }
 
 

@@ -24,6 +24,7 @@ AS_TRAINED, DRIFTING, BEYOND = "as in training", "drifting", "beyond the limit"
 STATES = (AS_TRAINED, DRIFTING, BEYOND)  # rising
 TOO_FEW, NO_REFERENCE = "too few to tell", "no training reference"
 CHANCE = 1e-3  # probability that a figure of so few images is as large though nothing has changed
+Pair = Sequence[ArrayLike]  # counts of the reference and of the batch
 MOST_NAMED = 4  # measures in a verdict
 
 
@@ -145,16 +146,17 @@ def compare_with_reference(
     """
     if rows < limits.minimum:
         return Drift(TOO_FEW, detail=f"{rows} images that training has not seen, {limits.minimum} are needed")
-    measures = [
-        _compare_number(name, reference.histograms[name].counts, numbers[name], limits)
-        for name in of_kind("number")
-        if name in reference.histograms and any(reference.histograms[name].counts) and any(numbers.get(name, ()))
-    ]
+    measures: list[Comparison] = []
+    for name in of_kind("number"):
+        counts = reference.histograms[name].counts if name in reference.histograms else ()
+        if any(counts) and any(numbers.get(name, ())):
+            measures.append(_compare(name, _tenths(counts, numbers[name]), limits, (counts, numbers[name])))
     for name in of_kind("category"):
         before = reference.shares.get(name, {})
         now = categories(metadata.get(name, {}), [value for value in before if value != OTHERS])
         if any(before.values()) and sum(now.values()) >= limits.minimum:
-            measures.append(_compare_category(name, before, now, limits))
+            counts_of = [[images.get(value, 0) for value in now] for images in (before, now)]
+            measures.append(_compare(name, counts_of, limits, labels=tuple(now)))
     if unlike is not None:
         measures.append(_compare_unlike(unlike, rows, limits))
     deciding = [measure for measure in measures if measure.name not in limits.ignore]
@@ -164,23 +166,16 @@ def compare_with_reference(
     return Drift(STATES[worst], measures, ", ".join(labels[:MOST_NAMED]) + more if worst else "")
 
 
-def _compare_number(name: str, before: Sequence[int], now: Sequence[int], limits: config.Drift) -> Comparison:
-    tenths = _tenths(before, now)
-    figures = {"psi": psi(*tenths), "ks": ks(before, now)}
-    sizes = sum(before), sum(now)
-    chance = {"psi": psi_by_chance(len(tenths[0]), *sizes), "ks": ks_by_chance(*sizes)}
-    shares = [_shares(counts.astype(np.float64)).tolist() for counts in tenths]
+def _compare(name: str, bins: Pair, limits: config.Drift, finer: Pair = (), labels: Sequence[str] = ()) -> Comparison:
+    """Compare counts of reference and batch: PSI of `bins`, and KS of the `finer` bins where they are given."""
+    before, now = (np.asarray(images, np.float64) for images in bins)
+    sizes = int(before.sum()), int(now.sum())
+    figures, chance = {"psi": psi(before, now)}, {"psi": psi_by_chance(len(now), *sizes)}
+    if finer:
+        figures["ks"], chance["ks"] = ks(*finer), ks_by_chance(*sizes)
     state = _state(figures, chance, limits)
-    return Comparison(name, sizes[1], state, figures["psi"], figures["ks"], before=shares[0], now=shares[1])
-
-
-def _compare_category(name: str, before: Mapping[str, int], now: Mapping[str, int], limits: config.Drift) -> Comparison:
-    counts = [[images.get(value, 0) for value in now] for images in (before, now)]
-    figures = {"psi": psi(*counts)}
-    chance = {"psi": psi_by_chance(len(now), *map(sum, counts))}
-    shares = [_shares(np.asarray(images, np.float64)).tolist() for images in counts]
-    state = _state(figures, chance, limits)
-    return Comparison(name, sum(counts[1]), state, figures["psi"], labels=tuple(now), before=shares[0], now=shares[1])
+    shares = _shares(before).tolist(), _shares(now).tolist()
+    return Comparison(name, sizes[1], state, figures["psi"], figures.get("ks"), None, labels, *shares)
 
 
 def _compare_unlike(count: int, rows: int, limits: config.Drift) -> Comparison:

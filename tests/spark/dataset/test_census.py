@@ -108,4 +108,4 @@ def test_files_that_look_alike_are_sets(table):
     assert found["sizes"] == {2: 4}
     assert found["conflicting"] == sum(len(both) == 2 for both in labels)
     members = [sorted(row["sha256"] for row in rows[at : at + 2]) for at in range(0, 8, 2)]
-    assert sorted(hashes for _, _, hashes in found["largest"]) == sorted(members)
+    assert sorted([member["sha256"] for member in one["members"]] for one in found["largest"]) == sorted(members)
