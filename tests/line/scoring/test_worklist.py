@@ -151,7 +151,7 @@ def test_a_batch_has_its_worklist(wards):
 
     html = (folder / "worklist.html").read_text()
     page = Page(html, apart=("b", "span", "small", "dt", "dd"))
-    for words in ("patient 2", "not judged", "not readable", "=cmd4", "dark", "corrupt"):
+    for words in ("patient 2", "no decision", "not readable", "=cmd4", "dark", "corrupt"):
         assert words in page.words
     shown = [value for name, value in page.attributes if name == "src"]
     assert len(shown) == 6
