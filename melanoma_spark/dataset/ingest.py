@@ -134,7 +134,6 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         listed=total,
         read=new,
         accepted=accepted,
-        damaged=damaged,
         rejected=rejected,
         skipped=skipped,
         rows_without_image=without_image,
@@ -143,6 +142,8 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         groups={split: sum(kinds.values()) for split, kinds in groups.items()},
         reasons=reasons,
     )
+    if damaged:  # the key is for archives that have some
+        manifest = manifest.model_copy(update={"damaged": damaged})
     session.describe_jobs(spark, "ingest: data card")
     facts = summary.card_facts(
         decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, settings=settings
