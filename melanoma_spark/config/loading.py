@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from melanoma_spark.config.settings import Settings
 from melanoma_spark.config.training import Phase
@@ -45,7 +46,7 @@ def parse(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(values, e) for e in error.errors())) from None
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
 
 
 def flatten(settings: BaseModel, prefix: str = "") -> dict[str, str]:
@@ -142,7 +143,7 @@ def _set(values: dict[str, Any], path: list[str], value: Any) -> None:
     values[path[-1]] = value
 
 
-def _explain(values: Mapping[str, Any], error: Any) -> str:
+def _explain(error: ErrorDetails) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         valid = sorted(_siblings(error["loc"][:-1]))

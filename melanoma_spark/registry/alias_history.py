@@ -24,7 +24,7 @@ def aliases(warehouse: str) -> list[tuple[str, str]]:
     return sorted((name, alias) for name, alias in found if alias != VERDICTS)
 
 
-def moves(warehouse: str, name: str, alias: str) -> list[dict[str, Any]]:
+def moves(warehouse: str, name: str, alias: str) -> list[Mapping[str, Any]]:
     """All moves of an alias, the oldest first. Raises DataError where one is missing or damaged."""
     folder = _folder(warehouse, name, alias)
     found = []

@@ -23,7 +23,7 @@ def committed(warehouse: str) -> list[str]:
     return sorted(map(id_of, names))
 
 
-def facts(warehouse: str, batch: str) -> dict[str, Any]:
+def facts(warehouse: str, batch: str) -> Mapping[str, Any]:
     """A batch's `batch.json`; of one that has none its id alone."""
     try:
         found = files.read_json(files.join(warehouse, "batches", batch, "batch.json"))

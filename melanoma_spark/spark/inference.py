@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyspark.sql import Column
 from pyspark.sql import types as t
 from pyspark.sql.pandas.functions import pandas_udf
 
@@ -38,7 +39,7 @@ def column_udf(
     *,
     batch_size: int,
     meter: session.Meter | None = None,
-) -> Any:
+) -> Callable[..., Column]:
     """Return a UDF from a binary column to a struct column `result`; see `batch_function` for the other arguments.
 
     `prepare` gets the row's values of further columns after the bytes.

@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from py4j.protocol import Py4JError
-from pyspark import SparkConf, StorageLevel
+from pyspark import Broadcast, SparkConf, StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
@@ -19,6 +19,8 @@ from melanoma_spark.background import periodic
 from melanoma_spark.clock import REAL, Clock
 from melanoma_spark.errors import ClusterError, java_message
 from melanoma_spark.spark import checks
+
+Value = TypeVar("Value")
 
 
 def start(name: str) -> SparkSession:
@@ -205,10 +207,10 @@ def checkpointed(table: DataFrame) -> DataFrame:
     return table.localCheckpoint(storageLevel=StorageLevel.MEMORY_AND_DISK_2)
 
 
-_BROADCASTS: list[Any] = []  # that `release_on_exit` has not destroyed yet
+_BROADCASTS: list[Broadcast[Any]] = []  # that `release_on_exit` has not destroyed yet
 
 
-def broadcast(spark: SparkSession, value: Any) -> Any:
+def broadcast(spark: SparkSession, value: Value) -> Broadcast[Value]:
     """Send a value to all executors, until the end of the `release_on_exit` around it."""
     sent = spark.sparkContext.broadcast(value)
     _BROADCASTS.append(sent)

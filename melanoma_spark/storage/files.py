@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import fsspec
+from fsspec import AbstractFileSystem
 
 from melanoma_spark.errors import ClusterError, ConfigError, DataError
 
@@ -44,7 +45,7 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
-def filesystem(url: str) -> tuple[Any, str]:
+def filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     """Open the file system of a URL, and return it with the path on it. `::`, `#` and `%` are parts of names.
 
     Raises `ImportError` or `ValueError` where nothing installed reads such URLs, `OSError` where no server answers.
@@ -113,7 +114,7 @@ def walk(url: str) -> Iterator[tuple[str, int, datetime | None]]:
             yield info["name"].removeprefix(f"{top}/"), int(info["size"]), modification_time(info)
 
 
-def _below(store: Any, top: str) -> Iterator[dict[str, Any]]:
+def _below(store: AbstractFileSystem, top: str) -> Iterator[Mapping[str, Any]]:
     folders = [top] if store.exists(top) else []
     while folders:  # fsspec's own walk skips a folder that it cannot read
         for info in store.ls(folders.pop(), detail=True):
@@ -184,7 +185,7 @@ def write_new(url: str, content: bytes) -> bool:
     return True
 
 
-def _replace(store: Any, old: str, new: str) -> None:
+def _replace(store: AbstractFileSystem, old: str, new: str) -> None:
     """Rename, replacing what is there; on `file` and `hdfs` this is atomic."""
     if "file" in store.protocol:
         os.replace(old, new)
@@ -258,7 +259,7 @@ def rename(source: str, target: str) -> None:
     _replace(store, old, new)
 
 
-def read_json(url: str) -> dict[str, Any] | None:
+def read_json(url: str) -> Mapping[str, Any] | None:
     """Read the object of a JSON file; None where there is no such file. Raises `DataError` where it is damaged."""
     if not exists(url):
         return None

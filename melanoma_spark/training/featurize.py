@@ -160,8 +160,8 @@ def compute(
         sent, load = session.broadcast(spark, list(base.tensors)), by_tensorflow
     else:
         model = backbones.features(backbones.build_base(name, size, base.tensors), cuts)
-        sent = session.broadcast(spark, engines.export(model, engine))
-        load = prediction.exported_loader(engine, sent, threads)
+        exported = session.broadcast(spark, engines.export(model, engine))
+        load = prediction.exported_loader(engine, exported, threads)
 
     def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:
         image = np.asarray(pixels.codec.decode(pixels, content))
