@@ -20,6 +20,8 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.words import key
 
 NON_COMMERCIAL = "CC BY-NC 4.0"  # of ISIC and of Harvard's Dataverse
+ISIC_2019_METADATA = {"age_approx", "anatom_site_general"}
+ISIC_2020_COLUMNS = {"patient_id", "benign_malignant", "target"}  # any of these
 
 
 @dataclass(frozen=True)
@@ -43,54 +45,42 @@ class KnownLayout:
     license: str | None = None
 
 
-# The first entry that fits a table counts.
+# The first entry that fits a table `t` counts. `t.names` are its columns, `t.hot` its one-hot columns of diagnoses.
 LAYOUTS: dict[str, KnownLayout] = {
     "isic_2016": KnownLayout(
         "a truth table without header, rows like ISIC_0000000,benign",
-        fits=lambda table: not table.has_header,
+        fits=lambda t: not t.has_header,
         # "malignant (melanoma) or non-malignant (non-melanoma)": challenge.isic-archive.com/landing/2016/39
         words={"malignant": "melanoma", "1": "melanoma", "0": "benign"},
     ),
     "isic_2017": KnownLayout(
         "a truth table image_id,melanoma,seborrheic_keratosis",
-        fits=lambda table: (
-            table.one_hot_names == {"melanoma", "seborrheic_keratosis"}
-            or table.names >= {"image_id", "age_approximate"}
-        ),
+        fits=lambda t: t.hot == {"melanoma", "seborrheic_keratosis"} or t.names >= {"image_id", "age_approximate"},
         neither="nevus",  # the challenge has three diagnoses and columns for two
     ),
     "isic_2018": KnownLayout(
         "a truth table image,MEL,NV,BCC,AKIEC,BKL,DF,VASC",
-        fits=lambda table: (
-            ("image" in table.names and table.one_hot_names >= {"mel", "nv", "akiec"})
-            or table.names >= {"image", "diagnosis_confirm_type"}
-        ),
+        fits=lambda t: "image" in t.names and (t.hot >= {"mel", "nv", "akiec"} or "diagnosis_confirm_type" in t.names),
         license=NON_COMMERCIAL,
     ),
     "isic_2019": KnownLayout(
         "a truth table image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK",
-        fits=lambda table: (
-            "image" in table.names
-            and (table.one_hot_names >= {"mel", "nv", "ak"} or table.names >= {"age_approx", "anatom_site_general"})
-        ),
+        fits=lambda t: "image" in t.names and (t.hot >= {"mel", "nv", "ak"} or t.names >= ISIC_2019_METADATA),
         license=NON_COMMERCIAL,
     ),
     "isic_2020": KnownLayout(
         "a table image_name,patient_id,...,diagnosis,benign_malignant,target",
-        fits=lambda table: (
-            table.role == "pairs"
-            or ("image_name" in table.names and bool(table.names & {"patient_id", "benign_malignant", "target"}))
-        ),
+        fits=lambda t: t.role == "pairs" or ("image_name" in t.names and bool(t.names & ISIC_2020_COLUMNS)),
         license=NON_COMMERCIAL,
     ),
     "ham10000": KnownLayout(
         "the table HAM10000_metadata with lesion_id,image_id,dx",
-        fits=lambda table: table.names >= {"image_id", "dx"},
+        fits=lambda t: t.names >= {"image_id", "dx"},
         license=NON_COMMERCIAL,
     ),
     "isic_cli": KnownLayout(
         "a metadata.csv with isic_id and either diagnosis_1 or benign_malignant or diagnosis",
-        fits=lambda table: "isic_id" in table.names,
+        fits=lambda t: "isic_id" in t.names,
     ),
     "table": KnownLayout(
         f"a table with a column of image ids ({', '.join(NAMES['image_id'][:4])}) and one of labels (label, diagnosis, "
@@ -111,7 +101,6 @@ NO_CLASSES = {  # names of folders
     *("images", "image", "imgs", "img", "jpegs", "jpeg", "jpg", "png", "photos", "pictures"),
     *("data", "dataset", "archive", "input", "lesions", "/", "."),
 }
-TABLE = ("skipped", "a table")
 NEVER = 4  # the rank of a folder's name that is not a class
 
 
@@ -225,22 +214,22 @@ def label_from_folders(path: str, layout: Layout, words: Iterable[str] = ()) -> 
     return label, split_of_path(folder) if layout.folder_splits else None
 
 
-def not_an_image(path: str) -> tuple[str, str] | None:
-    """Reason and detail for which a file is not read as an image, by its path below the archive; None if it may be one.
+def classify_file(path: str) -> tuple[str, str | None, str | None]:
+    """The role of a file by its path below the archive; reason and detail if it is rejected by its name.
 
-    `hidden` and `mask` are rejects, `skipped` are files that never were meant to be images.
+    Roles are `image`, `table` and `other`, which are texts and documents.
     """
     place = PurePosixPath(path)  # once, as it costs more than the rest
     if any(part.startswith(".") or part.lower() in HIDDEN for part in place.parts):
-        return "hidden", "made by an operating system, or its name starts with a dot"
+        return "image", "hidden", "made by an operating system, or its name starts with a dot"
     name = place.name.lower()
     if name.endswith(TABLE_SUFFIXES) or name == "ham10000_metadata":  # which Harvard ships without a suffix
-        return TABLE
+        return "table", None, None
     if place.suffix.lower() in OTHER_SUFFIXES or name in OTHER_NAMES:
-        return "skipped", "a text or a document"
+        return "other", None, None
     if re.search(MASK, place.stem):
-        return "mask", "its name is that of a mask, which shows the pixels of a lesion, not a photograph"
-    return None
+        return "image", "mask", "its name is that of a mask, which shows the pixels of a lesion, not a photograph"
+    return "image", None, None
 
 
 def first_few(names: Iterable[str], most: int = 5) -> str:

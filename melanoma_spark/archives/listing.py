@@ -21,14 +21,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import containers, layouts, plan, tables
 from melanoma_spark.archives.contents import open_file, wait_until_available
-from melanoma_spark.archives.rows import (
-    ListedFile,
-    from_microseconds,
-    in_frames,
-    listed_files,
-    printable_name,
-    with_microseconds,
-)
+from melanoma_spark.archives.rows import ListedFile, from_microseconds, in_frames, listed_files, with_microseconds
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding
 from melanoma_spark.images.reasons import UNREADABLE
@@ -133,8 +126,10 @@ def expand_container(root: str, container: ListedFile, limits: containers.Limits
             if kind is None and not any(signature.match(head) for signature in decoding.SIGNATURES.values()):
                 kind = containers.detect_format(head, container.file)
             if kind is None and container.length:
-                wrong = layouts.not_an_image(container.file) or _check_length(container.length, limits.max_member_bytes)
-                yield file_itself(reason=wrong and wrong[0], detail=wrong and wrong[1])
+                _, reason, detail = layouts.classify_file(container.file)
+                if not reason:
+                    reason, detail = _check_length(container.length, limits.max_member_bytes)
+                yield file_itself(reason=reason, detail=detail)
                 return
             kind = kind or "zip"
             file.seek(0)
@@ -150,12 +145,9 @@ def expand_container(root: str, container: ListedFile, limits: containers.Limits
         yield file_itself(reason=UNREADABLE, detail=files.reason(error))
 
 
-def role_of(path: str) -> str:
-    """`table`, `other` (never an image) or `image`, by name."""
-    found = layouts.not_an_image(path)
-    if found is None or found[0] != "skipped":
-        return "image"
-    return "table" if found == layouts.TABLE else "other"
+def printable_name(name: str) -> str:
+    r"""A file name as valid text: bytes that are not UTF-8 become `\xNN`."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def image_id(path: str, kind: str) -> str:
@@ -178,27 +170,23 @@ def _check_file(name: str, entry: dict[str, Any], real_root: str, max_bytes: int
             return "link", "a link to a folder or to nothing; only links to files are followed"
     elif entry["type"] != "file":
         return "special_file", f"of type {entry['type']}"
-    found = layouts.not_an_image(printable_name(name))
-    # Each member of a container has a name of its own
-    if found and not (found[0] == "mask" and containers.is_container(name)):
-        return (None, None) if found[0] == "skipped" else found
-    if not entry["size"]:
-        return "empty", "0 bytes"
-    return _check_length(entry["size"], max_bytes) or (None, None)
+    role, reason, detail = layouts.classify_file(printable_name(name))
+    if reason == "mask" and containers.is_container(name):  # each of its members has a name of its own
+        reason = detail = None
+    if reason or role != "image":
+        return reason, detail
+    return _check_length(entry["size"], max_bytes) if entry["size"] else ("empty", "0 bytes")
 
 
-def _check_length(length: int, max_bytes: int) -> tuple[str, str] | None:
-    return ("too_many_bytes", f"{length} bytes, the limit is {max_bytes}") if length > max_bytes else None
+def _check_length(length: int, max_bytes: int) -> tuple[str | None, str | None]:
+    return ("too_many_bytes", f"{length} bytes, the limit is {max_bytes}") if length > max_bytes else (None, None)
 
 
 def _member(root: str, container: ListedFile, kind: str, member: containers.Member) -> ListedFile:
     path = posixpath.join(container.file, member.name) if member.name else container.file
     role, reason, detail = "image", member.reason, member.detail
-    name = _without_number(member.name)  # of a tar to which a table was added again both count
-    if reason is None:
-        reason, detail = layouts.not_an_image(name) or (None, None)
-    if reason == "skipped":
-        role, reason, detail = role_of(name), None, None
+    if not reason:  # of a tar to which a table was added again both count
+        role, reason, detail = layouts.classify_file(_without_number(member.name))
     place = (f"{root}/{container.file}!/{member.name}", path, image_id(path, kind), role, container.file, container.raw)
     numbers = (member.index, member.offset, member.stored, member.method, member.crc, member.size)
     return ListedFile(*place, kind, member.name, *numbers, from_microseconds(container.modified), reason, detail)
@@ -218,6 +206,6 @@ def _loose_file(
     """A row for a file that is not in a container. `raw` is its name if that is not valid text."""
     text = printable_name(name)
     raw = os.fsencode(name) if raw is None and text != name else raw
-    role = "image" if reason else role_of(text)
+    role = "image" if reason else layouts.classify_file(text)[0]
     place = (f"{root}/{text}", text, image_id(text, "file"), role, text, raw, kind)
     return ListedFile(*place, length=length, modified=modified, reason=reason, detail=detail)

@@ -13,18 +13,9 @@ from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
 from melanoma_spark import schemas
+from melanoma_spark.archives import records
 from melanoma_spark.archives.plan import StoredName
-from melanoma_spark.archives.records import (
-    ATTACHED,
-    MOST_NAMES,
-    Fit,
-    Folders,
-    Group,
-    Image,
-    folders_of,
-    folders_upward,
-    refuse_claims,
-)
+from melanoma_spark.archives.records import ATTACHED, MOST_NAMES, Fit, Folders, folders_of
 from melanoma_spark.archives.rows import in_frames
 from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
@@ -191,14 +182,14 @@ def _fit_group(
     identifier: str, group: Iterable[Any], all_tables: set[Folders], name: StoredName
 ) -> Iterator[tuple[Any, ...]]:
     """Rows of `MATCHES` for the images of one id (with a `path`) and the rows that name it."""
-    images: list[Image] = []
+    images: list[records.Image] = []
     rows = []
     for member in group:
         if member.path is None:
             rows.append(member)
         elif not images or images[-1].path != member.path:
-            images.append(Image(member.path, member.shown, member.content))
-    by_id = Group(identifier, images, {row.table for row in rows}, all_tables)
+            images.append(records.Image(member.path, member.shown, member.content))
+    by_id = records.Group(identifier, images, {row.table for row in rows}, all_tables)
     fits = [by_id.fit(row.table, row.reference) for row in rows]
     refused = _refused_rows(rows, fits)
     complete = set()  # kinds of ambiguous rows whose images are all reported
@@ -235,7 +226,7 @@ def _refused_rows(rows: Sequence[Any], fits: Sequence[Fit]) -> set[int]:
         places[refused]
         for places in claims.values()
         if len(places) > 1
-        for refused in refuse_claims([(rows[place].reference, fits[place]) for place in places])
+        for refused in records.refuse_claims([(rows[place].reference, fits[place]) for place in places])
     }
 
 
@@ -272,9 +263,9 @@ def _refuse_other_folders(matches: DataFrame, images: DataFrame) -> DataFrame:
         shared = shared | f.col("table_names_it") | f.col("archive_has_it")
     beyond = f.col("also_elsewhere")
     if matches.where("owned").head(1):  # seldom true, too
-        upwards = f.udf(lambda path: ["/".join(folder) for folder in folders_upward(folders_of(path))], "array<string>")
+        upward = f.udf(lambda path: list(map("/".join, records.folders_upward(folders_of(path)))), "array<string>")
         folder_of = f.udf(lambda path: "/".join(folders_of(path)), "string")
-        there = images.select(f.explode(upwards("path")).alias("folder")).distinct()
+        there = images.select(f.explode(upward("path")).alias("folder")).distinct()
         tables = matches.where("owned").select("table", folder_of("table").alias("folder")).distinct()
         occupied = tables.join(there, "folder", "left_semi").select("table", f.lit(True).alias("occupied"))
         rows = rows.join(f.broadcast(occupied), "table", "left")

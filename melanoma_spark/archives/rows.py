@@ -47,11 +47,6 @@ def listed_files(batches: Iterable[pd.DataFrame]) -> Iterator[ListedFile]:
         yield from cast(Iterator[ListedFile], batch.itertuples(index=False))
 
 
-def printable_name(name: str) -> str:
-    r"""A file name as valid text: bytes that are not UTF-8 become `\xNN`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def with_microseconds(rows: DataFrame) -> DataFrame:
     """`modified` as a number: Spark hands a timestamp to Python in the time zone of the session."""
     return rows.withColumn("modified", f.unix_micros("modified"))

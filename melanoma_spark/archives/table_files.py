@@ -141,43 +141,25 @@ class _PieceReader(io.RawIOBase):
 
 
 def read_records(
-    spark: SparkSession, layout: layouts.Layout, rows: Sequence[ListedFile], settings: config.Settings
+    spark: SparkSession,
+    layout: layouts.Layout,
+    rows: Sequence[ListedFile],
+    settings: config.Settings,
+    set_aside: dict[str, str] | None = None,
 ) -> DataFrame:
     """The rows of a layout's tables as `schemas.RECORDS`, read by executors.
 
-    The task that reads a damaged table raises `DataError`.
+    With `set_aside` the paths of damaged tables and the reasons go there, and their rows are left out. Without it the
+    task that reads a damaged table raises `DataError`.
     """
-    return _read_records(spark, layout, rows, settings).drop("error")
-
-
-def read_readable_records(
-    spark: SparkSession,
-    layout: layouts.Layout,
-    rows: Sequence[ListedFile],
-    settings: config.Settings,
-    set_aside: dict[str, str],
-) -> DataFrame:
-    """As `read_records`, without the rows of damaged tables: their paths and reasons go to `set_aside`."""
-    records = session.checkpointed(_read_records(spark, layout, rows, settings, skip_damaged=True))
-    damaged = records.where("error is not null").select("table", "error").collect()
-    set_aside |= {row.table: row.error for row in damaged}
-    return records.where(~f.col("table").isin(*set_aside)).drop("error") if set_aside else records.drop("error")
-
-
-def _read_records(
-    spark: SparkSession,
-    layout: layouts.Layout,
-    rows: Sequence[ListedFile],
-    settings: config.Settings,
-    skip_damaged: bool = False,
-) -> DataFrame:
-    """`schemas.RECORDS` with `error`, which is null except in the row with which a damaged table ends."""
     root, _ = plan.locate(settings.archive)
     by_path = {row.path: row for row in rows}
     work = [(table, by_path[table.path]) for table in layout.tables]
     schema = schemas.add(schemas.RECORDS, "error")
+    skip_damaged = set_aside is not None
 
     def records_of(table: Table, row: ListedFile) -> Iterator[tuple[Any, ...]]:
+        """Rows with a null `error`; a damaged table ends with a row of its path and error."""
         try:
             for record in read_table(io.BufferedReader(_PieceReader(stream_table(root, row))), table):
                 yield (*record.values(), None)
@@ -192,4 +174,11 @@ def _read_records(
             for place in batch["id"]:
                 yield from in_frames(records_of(*work[int(place)]), schema)
 
-    return spark.range(0, len(work), 1, max(1, -(-len(work) // TABLES_OF_A_TASK))).mapInPandas(task, schema)  # type: ignore[arg-type]
+    tasks = max(1, -(-len(work) // TABLES_OF_A_TASK))
+    records = spark.range(0, len(work), 1, tasks).mapInPandas(task, schema)  # type: ignore[arg-type]
+    if set_aside is None:
+        return records.drop("error")
+    records = session.checkpointed(records)
+    damaged = records.where("error is not null").select("table", "error").collect()
+    set_aside |= {row.table: row.error for row in damaged}
+    return records.where(~f.col("table").isin(*set_aside)).drop("error") if set_aside else records.drop("error")

@@ -93,7 +93,7 @@ class Table:
         return frozenset(name.strip().lower() for name in self.header)
 
     @cached_property
-    def one_hot_names(self) -> frozenset[str]:
+    def hot(self) -> frozenset[str]:
         """The diagnoses of its one-hot columns in lower case."""
         return frozenset(word.lower() for word in self.one_hot.values())
 

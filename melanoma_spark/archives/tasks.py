@@ -36,15 +36,15 @@ def decode_files(
     listed: DataFrame,
     count: int,
     settings: config.Settings,
-    write: Write | None = None,
+    write: Write = iter,
     *,
     result: t.StructType | str = schemas.DECODED,
     meter: session.Meter | None = None,
 ) -> DataFrame:
     """Each of `count` rows of a listing as a row of `schemas.DECODED`: pixels and hashes, or why there are none.
 
-    With `write` the task hands its rows to that, and returns the rows of schema `result` that it yields. Each task adds
-    its numbers to `meter`.
+    The task hands its rows to `write`, and returns the rows of schema `result` that `write` yields. Each task adds its
+    numbers to `meter`.
     """
     limits, size = settings.ingest, settings.image_size
     root, _ = plan.locate(settings.archive)
@@ -71,7 +71,7 @@ def decode_files(
             meter.add(done, read, contents.seconds, time.monotonic() - began - contents.seconds)
 
     def task(batches: Frames) -> Frames:
-        return decode(batches) if write is None else write(decode(batches))
+        return write(decode(batches))
 
     return plan.in_reading_order(listed, count).mapInPandas(task, result)  # type: ignore[arg-type]
 
@@ -101,8 +101,8 @@ def compute_files(
     compute: Compute,
     *,
     batch_size: int,
-    write: Write,
     result: t.StructType | str,
+    write: Write = iter,
 ) -> DataFrame:
     """Hand the contents of `count` files to `compute`, and its results with `schemas.SOURCE` to `write`.
 

@@ -81,26 +81,19 @@ def flags(
     """
     sharpness, brightness, clipped, dark_border, warm = values.T
     unknown = np.full(len(values), np.nan)
+    bound = {name: np.nan if value is None else value for name, value in limits.model_dump(exclude={"action"}).items()}
     passed = {
         DAMAGED: np.zeros(len(values), bool) if damaged is None else damaged,
-        "blurred": _under(sharpness, limits.sharpness),
-        "dark": _under(brightness, limits.darkest),
-        "bright": _over(brightness, limits.brightest),
-        "clipped": _over(clipped, limits.clipped),
-        "heavy_border": _over(dark_border, limits.dark_border),
-        "not_skin": _under(warm, limits.warm),
-        "too_small": _under(unknown if side is None else side, limits.side),
-        "unlike": _over(unknown if distance is None else distance, limits.distance),
+        "blurred": sharpness < bound["sharpness"],
+        "dark": brightness < bound["darkest"],
+        "bright": brightness > bound["brightest"],
+        "clipped": clipped > bound["clipped"],
+        "heavy_border": dark_border > bound["dark_border"],
+        "not_skin": warm < bound["warm"],
+        "too_small": (unknown if side is None else side) < bound["side"],
+        "unlike": (unknown if distance is None else distance) > bound["distance"],
     }
     return [tuple(name for name in FLAGS if passed[name][row]) for row in range(len(values))]
-
-
-def _under(values: NDArray[Any], limit: float | None) -> Sequence[bool]:
-    return np.zeros(len(values), bool) if limit is None else values < limit  # type: ignore[return-value]
-
-
-def _over(values: NDArray[Any], limit: float | None) -> Sequence[bool]:
-    return np.zeros(len(values), bool) if limit is None else values > limit  # type: ignore[return-value]
 
 
 def describe_flags(names: Sequence[str]) -> str:

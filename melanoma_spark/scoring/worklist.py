@@ -71,7 +71,7 @@ def table_metadata(context: StageContext, listed: DataFrame, unsettled: DataFram
         set_aside["all tables"] = str(error)
     matched = matching.match_no_rows(spark)
     if layout.tables:
-        rows = table_files.read_readable_records(spark, layout, tables, settings, set_aside)
+        rows = table_files.read_records(spark, layout, tables, settings, set_aside)
         images = table_files.images_for_matching(unsettled, settings)
         there, name = table_files.table_paths(unsettled), plan.stored_name(settings)
         matched = matching.match_rows(images, rows, there, name, lambda _, table: session.checkpointed(table))
@@ -222,9 +222,7 @@ def pictures(
     size = context.settings.score.batch_size
     draw = inference.batch_function(f"pictures {scorer.facts['id']}", load, light.prepare, finish, batch_size=size)
     session.describe_jobs(context.spark, f"score: draw {len(wanted)} images and their Grad-CAM")
-    drawing = tasks.compute_files(
-        found, len(wanted), context.settings, draw, batch_size=size, write=lambda frames: frames, result=PICTURES
-    )
+    drawing = tasks.compute_files(found, len(wanted), context.settings, draw, batch_size=size, result=PICTURES)
     shown = {}
     for row in drawing.where("image is not null").collect():
         shown[row.sha256] = (f"pictures/{row.sha256[:16]}.jpg", f"pictures/{row.sha256[:16]}-gradcam.jpg")

@@ -10,17 +10,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from melanoma_spark.archives.containers.common import (
-    MOST,
-    Entry,
-    Format,
-    Limits,
-    Member,
-    Stop,
-    decode_name,
-    file_length,
-    read_exactly,
-)
+from melanoma_spark.archives.containers import common
+from melanoma_spark.archives.containers.common import MOST, Entry, Format, Limits, Member, Stop
 from melanoma_spark.errors import ImageError
 
 BLOCK = 512  # bytes: everything in a tar starts at a multiple of it
@@ -79,7 +70,7 @@ def _entries(stream: PlainStream | GunzipStream) -> Iterator[Entry]:
         while more:  # the map of a sparse file continues
             block = stream.read(BLOCK)
             more = len(block) == BLOCK and block[504]
-        name = decode_name(_member_name(header, attributes))
+        name = common.decode_name(_member_name(header, attributes))
         data = stream.place
         if not stream.skip_to(data + size):
             raise Stop("damaged_archive", f"cut within the member that starts at byte {place}", place)
@@ -99,7 +90,7 @@ def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
 
     def get(member: Member) -> bytes:
         file.seek(member.offset)
-        content = read_exactly(file, member.size)
+        content = common.read_exactly(file, member.size)
         if len(content) < member.size:
             raise ImageError("damaged_member", f"{len(content)} of {member.size} bytes, then the archive ends")
         return content
@@ -131,7 +122,7 @@ class PlainStream:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._length = file_length(file)
+        self._length = common.file_length(file)
         self._skipped = False
         self.place = 0
 
@@ -140,7 +131,7 @@ class PlainStream:
         if self._skipped:
             self._file.seek(self.place)
             self._skipped = False
-        content = read_exactly(self._file, length)
+        content = common.read_exactly(self._file, length)
         self.place += len(content)
         return content
 

@@ -17,17 +17,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from melanoma_spark.archives.containers.common import (
-    MOST,
-    Entry,
-    Format,
-    Limits,
-    Member,
-    Stop,
-    decode_name,
-    file_length,
-    read_exactly,
-)
+from melanoma_spark.archives.containers import common
+from melanoma_spark.archives.containers.common import MOST, Entry, Format, Limits, Member, Stop
 from melanoma_spark.errors import ImageError
 
 LOCAL, CENTRAL, END, END64 = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06"
@@ -74,7 +65,7 @@ class BrokenDirectory(Exception):
 
 def _entries(file: BinaryIO, limits: Limits) -> Iterator[Entry]:
     """The members of a zip. Raises `Stop` at damage."""
-    length = file_length(file)
+    length = common.file_length(file)
     if length == 0:
         raise Stop("damaged_archive", "0 bytes", 0)
     directory = _find_directory(file, length)
@@ -86,7 +77,7 @@ def _entries(file: BinaryIO, limits: Limits) -> Iterator[Entry]:
         yield from _scan_members(file, length, limits)
         return
     for record, overlap in zip(_directory_records(file, directory), overlaps, strict=False):
-        name = decode_name(record.name, "cp437")
+        name = common.decode_name(record.name, "cp437")
         if name.endswith("/") or (record.size == 0 and (name.endswith("\\") or stat.S_ISDIR(record.mode))):
             continue
         reason, detail = _why_not_read(record.flags, record.method, record.stored, record.size, record.mode)
@@ -105,14 +96,14 @@ def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
 
     def get(member: Member) -> bytes:
         file.seek(member.offset)
-        header = read_exactly(file, _LOCAL.size)
+        header = common.read_exactly(file, _LOCAL.size)
         if len(header) < _LOCAL.size or not header.startswith(LOCAL):
             raise ImageError("damaged_member", f"no header at byte {member.offset}")
         flags, name, extra = struct.unpack_from("<6xH18xHH", header)
         if flags & 1:
             raise ImageError("encrypted", "by its own header")
-        read_exactly(file, name + extra)
-        content = read_exactly(file, member.stored)
+        common.read_exactly(file, name + extra)
+        content = common.read_exactly(file, member.stored)
         if len(content) < member.stored:
             raise ImageError("damaged_member", f"{len(content)} of {member.stored} bytes, then the archive ends")
         try:
@@ -164,7 +155,7 @@ def _find_directory(file: BinaryIO, length: int) -> Directory | None:
     """The central directory, by the record at the end of the zip, which a comment of up to 64 KiB may follow."""
     base = max(0, length - _END.size - 0xFFFF)
     file.seek(base)
-    tail = read_exactly(file, length - base)
+    tail = common.read_exactly(file, length - base)
     place = len(tail)
     for _ in range(8):  # the comment may hold the signature, but hardly more often
         place = tail.rfind(END, 0, place)
@@ -207,7 +198,7 @@ def _read_at(file: BinaryIO, place: int, length: int) -> bytes:
     if not 0 <= place <= MOST:
         return b""
     file.seek(place)
-    return read_exactly(file, length)
+    return common.read_exactly(file, length)
 
 
 def _directory_records(file: BinaryIO, directory: Directory) -> Iterator[DirectoryRecord]:
@@ -287,7 +278,7 @@ def _scan_members(file: BinaryIO, length: int, limits: Limits) -> Iterator[Entry
         if len(header) < _LOCAL.size or not header.startswith(LOCAL):
             raise Stop("damaged_archive", f"no sound central directory; members were found up to byte {place}", place)
         _, _, flags, method, _, _, crc, stored, size, named, extra = _LOCAL.unpack(header)
-        rest = read_exactly(file, named + extra)
+        rest = common.read_exactly(file, named + extra)
         data = place + _LOCAL.size + named + extra
         if 0xFFFFFFFF in (size, stored):
             size, stored = _zip64_numbers(rest[named:], size, stored)
@@ -301,7 +292,7 @@ def _scan_members(file: BinaryIO, length: int, limits: Limits) -> Iterator[Entry
             stored, size, crc, stop = measured
         if stop > length:
             raise Stop("damaged_archive", f"cut within the member that starts at byte {place}", place)
-        name = decode_name(rest[:named], "cp437")
+        name = common.decode_name(rest[:named], "cp437")
         if not name.endswith("/"):
             yield Entry(name, place, stored, min(size, MOST), method, crc, *_why_not_read(flags, method, stored, size))
         place = stop

@@ -255,7 +255,7 @@ def contents(listed, count, settings):
 
     result = StructType.fromDDL("content binary, reason string, detail string")
     told = StructType([*schemas.SOURCE, *result])
-    return tasks.compute_files(listed, count, settings, compute, batch_size=2, write=lambda frames: frames, result=told)
+    return tasks.compute_files(listed, count, settings, compute, batch_size=2, result=told)
 
 
 def test_contents_are_the_files(listed, rows, settings, odd):

@@ -12,8 +12,8 @@ from melanoma_spark.archives.layouts import (
     LAYOUTS,
     KnownLayout,
     Layout,
+    classify_file,
     label_from_folders,
-    not_an_image,
     recognize_layout,
 )
 from melanoma_spark.archives.tables import FIELDS, HEAD, Record, TableHead, read_table
@@ -301,7 +301,7 @@ def test_plain_takes_no_labels_where_there_are_some(files):
     [
         ("hidden", (".a.jpg", "benign/._a.jpg", "benign/.x/y/a.jpg", "__MACOSX/benign/a.jpg", "benign/.DS_Store")),
         ("hidden", ("Thumbs.db", "._metadata.csv", "__MACOSX/metadata.csv")),
-        ("skipped", ("README.md", "LICENSE", "x/attribution.TXT")),
+        ("other", ("README.md", "LICENSE", "x/attribution.TXT")),
         ("table", ("metadata.csv", "Truth.CSV", "benign/more.tsv", "HAM10000_metadata", "ham.tab")),
         ("mask", ("ISIC_0_superpixels.png", "ISIC_0_segmentation.png", "ISIC_0_Segmentation.PNG")),
         ("mask", ("ISIC_0_attribute_pigment_network.png", "ISIC_0_expert1_mask.png")),
@@ -311,13 +311,11 @@ def test_plain_takes_no_labels_where_there_are_some(files):
 )
 def test_files_that_are_no_images(reason, paths):
     for path in paths:
-        told = not_an_image(path)
-        assert (not_an_image(path) == layouts.TABLE) == (reason == "table"), path
-        if reason == "table":
-            assert told == ("skipped", "a table")
+        role, found_reason, detail = classify_file(path)
+        if reason in ("other", "table"):
+            assert (role, found_reason, detail) == (reason, None, None), path
         else:
-            assert (told and told[0]) == reason, path
-            assert told is None or told[1]
+            assert (role, found_reason, bool(detail)) == ("image", reason, bool(reason)), path
 
 
 @pytest.mark.parametrize(
@@ -370,7 +368,9 @@ def test_any_archive_has_a_layout_or_an_error_of_ours(files, folders, name, colu
 
 
 @given(PATH)
-def test_any_path_is_read_or_not_for_a_reason(path):
-    told = not_an_image(path)
-    assert told is None or told[0] in ("hidden", "skipped", "mask")
-    assert (not_an_image(path) == layouts.TABLE) == (told == ("skipped", "a table"))
+def test_any_path_has_a_role(path):
+    role, reason, detail = classify_file(path)
+    assert role in ("image", "table", "other")
+    assert (reason is None) == (detail is None)
+    assert reason in (None, "hidden", "mask")
+    assert role == "image" or reason is None
