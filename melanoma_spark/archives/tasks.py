@@ -46,12 +46,15 @@ def decode_files(
     The task hands its rows to `write`, and returns the rows of schema `result` that `write` yields. Each task adds its
     numbers to `meter`.
     """
-    limits, size = settings.ingest, settings.image_size
+    ingest, size = settings.ingest, settings.image_size
+    limits = decoding.ImageLimits(
+        *(ingest.min_side, ingest.max_pixels, ingest.allow_recognisable), accept_damaged=ingest.damaged == "accept"
+    )
     root, _ = plan.locate(settings.archive)
 
     def decode(batches: Frames) -> Frames:
         field = schemas.images_schema(size).fields["image"]
-        contents = TimedIterator(prefetch_contents(read_contents(root, batches, limits.max_bytes)))
+        contents = TimedIterator(prefetch_contents(read_contents(root, batches, ingest.max_bytes)))
         began, done, read = time.monotonic(), 0, 0
 
         def decoded() -> Iterator[tuple[Any, ...]]:
@@ -137,24 +140,17 @@ def compute_files(
     return plan.in_reading_order(listed, count, tasks, batch_size).mapInPandas(task, result)  # type: ignore[arg-type]
 
 
-def _decode(content: Content, size: int, limits: config.Ingest, field: UnischemaField) -> tuple[Any, ...]:
+def _decode(content: Content, size: int, limits: decoding.ImageLimits, field: UnischemaField) -> tuple[Any, ...]:
     """The columns of `schemas.DECODED` after the file's: sha256 to flags."""
     sha256 = None
     try:
         if isinstance(content, ImageError):
             raise content
         sha256 = hashes.sha256(content)
-        image = decoding.decode_with_hashes(
-            content,
-            size,
-            min_side=limits.min_side,
-            max_pixels=limits.max_pixels,
-            allow_recognisable=limits.allow_recognisable,
-            accept_damaged=limits.damaged == "accept",
-        )
+        image = decoding.decode_with_hashes(content, size, limits)
     except ImageError as error:
         return (sha256, None, None, None, None, None, None, error.reason, error.detail, None)
     stored = bytes(field.codec.encode(field, image.pixels))
-    flags = quality.DAMAGED if image.damage else None
-    size_and_format = image.width, image.height, image.format
-    return (sha256, image.pixel_sha256, image.perceptual_hash, *size_and_format, stored, None, None, flags)
+    content_hashes = hashes.pixel_hash(image.hash_pixels), hashes.perceptual_hash(image.hash_pixels)
+    facts = image.width, image.height, image.format, stored
+    return (sha256, *content_hashes, *facts, None, None, quality.DAMAGED if image.damage else None)

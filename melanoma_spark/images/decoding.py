@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin, _imaging
 
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import damage, dicom
-from melanoma_spark.images.hashes import HASH_SIZE, perceptual_hash, pixel_hash
+from melanoma_spark.images.hashes import HASH_SIZE
 
 # Part of every dataset's and feature's id. Raise it whenever `decode` gives other pixels for the same bytes.
 # 2: libjpeg scales down to WORKING_SIDE at most, so JPEGs of 512 pixels and more differ at sizes under 224.
@@ -75,6 +75,28 @@ with contextlib.suppress(AttributeError):  # a Pillow built without libtiff
 
 
 @dataclass(frozen=True)
+class ImageLimits:
+    """Which images are accepted.
+
+    Attributes:
+        min_side: the least width and height of the image in the file, in pixels.
+        max_pixels: the most pixels of the image in the file.
+        allow_recognisable: accept DICOM photographs whose header says that the patient can be recognized.
+        allow_burned_in: accept DICOM photographs whose header says that text is burned in.
+        accept_damaged: accept images that can be decoded, though the decoder warns of missing or corrupt data.
+    """
+
+    min_side: int = 1
+    max_pixels: int = 100_000_000
+    allow_recognisable: bool = False
+    allow_burned_in: bool = False
+    accept_damaged: bool = False
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True)
 class DecodedImage:
     """An image as ingest keeps it."""
 
@@ -84,16 +106,6 @@ class DecodedImage:
     height: int
     format: str  # a key of SIGNATURES
     damage: str | None = None  # the decoder's warning, if damage is accepted
-
-    @property
-    def pixel_sha256(self) -> str:
-        """`hashes.pixel_hash` of the image."""
-        return pixel_hash(self.hash_pixels)
-
-    @property
-    def perceptual_hash(self) -> str:
-        """`hashes.perceptual_hash` of the image."""
-        return perceptual_hash(self.hash_pixels)
 
 
 @dataclass(frozen=True)
@@ -108,60 +120,39 @@ class _Source:
     load: Callable[[int], tuple[Image.Image, str | None]]
 
 
-def decode_with_hashes(
-    content: bytes,
-    size: int,
-    *,
-    min_side: int = 1,
-    max_pixels: int = 100_000_000,
-    allow_recognisable: bool = False,
-    allow_burned_in: bool = False,
-    accept_damaged: bool = False,
-) -> DecodedImage:
+def decode_with_hashes(content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
     """Decode an image to `size` x `size` pixels, and to those of its hashes, in one pass if possible.
 
-    Args:
-        content: the bytes of the file.
-        size: of the model's input in pixels.
-        min_side: the least width and height of the image in the file.
-        max_pixels: the most pixels of the image in the file.
-        allow_recognisable: accept DICOM photographs whose header says that the patient can be recognized.
-        allow_burned_in: accept DICOM photographs whose header says that text is burned in.
-        accept_damaged: accept images that can be decoded, though the decoder warns of missing or corrupt data.
-
-    Raises:
-        ImageError: with one of `reasons.REASONS`. No other error is raised.
+    Raises `ImageError` with one of `reasons.REASONS`, and no other error.
     """
     with _without_warnings():
-        allowed = {"allow_recognisable": allow_recognisable, "allow_burned_in": allow_burned_in}
-        source = _read_header(content, min_side, max_pixels, accept_damaged, **allowed)
+        source = _read_header(content, limits)
         side = max(WORKING_SIDE, 2 * size)
         image, warning = _decode_source(source, side)
         pixels = _square(image, size)
         shape = source.width, source.height
         if source.scales and _draft(shape, side) != _draft(shape, WORKING_SIDE):
-            source = _read_header(content, min_side, max_pixels, accept_damaged, **allowed)
-            image, _ = _decode_source(source, WORKING_SIDE)  # so that hashes do not depend on the size
+            image, _ = _decode_source(
+                _read_header(content, limits), WORKING_SIDE
+            )  # so that hashes do not depend on the size
         hash_pixels = _square(image, HASH_SIZE)
     return DecodedImage(pixels, hash_pixels, source.width, source.height, source.format, warning)
 
 
-def decode(
-    content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000, accept_damaged: bool = False
-) -> NDArray[np.uint8]:
+def decode(content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
     """Decode an image as the model sees it: uint8 RGB (size, size, 3), the same as `pixels` of `decode_with_hashes`.
 
     The image is squashed and not cropped: lesions often reach the border. Raises `ImageError`.
     """
-    return decode_sized(content, size, min_side, max_pixels, accept_damaged)[0]
+    return decode_sized(content, size, limits)[0]
 
 
 def decode_sized(
-    content: bytes, size: int, min_side: int = 1, max_pixels: int = 100_000_000, accept_damaged: bool = False
+    content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS
 ) -> tuple[NDArray[np.uint8], int, str | None]:
     """The pixels of `decode`, the shorter side of the image in the file in pixels, and the accepted damage."""
     with _without_warnings():
-        source = _read_header(content, min_side, max_pixels, accept_damaged)
+        source = _read_header(content, limits)
         image, warning = _decode_source(source, max(WORKING_SIDE, 2 * size))
     return _square(image, size), min(source.width, source.height), warning
 
@@ -173,15 +164,7 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _read_header(
-    content: bytes,
-    min_side: int,
-    max_pixels: int,
-    accept_damaged: bool,
-    *,
-    allow_recognisable: bool = False,
-    allow_burned_in: bool = False,
-) -> _Source:
+def _read_header(content: bytes, limits: ImageLimits) -> _Source:
     """An image whose header is within the limits, not yet decoded. Raises `ImageError`."""
     if not content:
         raise ImageError("empty", "0 bytes")
@@ -193,44 +176,44 @@ def _read_header(
         raise ImageError("not_an_image", _describe_content(content))
     try:
         if kind == "DICOM":
-            photograph = dicom.read(content, allow_recognisable, allow_burned_in)
+            photograph = dicom.read(content, limits.allow_recognisable, limits.allow_burned_in)
             source = _Source(
                 *(kind, photograph.width, photograph.height, photograph.is_jpeg),
-                lambda side: _decode_dicom(photograph, side, max_pixels, accept_damaged),
+                lambda side: _decode_dicom(photograph, side, limits),
             )
         else:
-            source = _read_photograph(content, kind, max_pixels, accept_damaged)
+            source = _read_photograph(content, kind, limits)
     except ImageError:
         raise
     except Image.DecompressionBombError:
         raise ImageError("too_many_pixels", "over Pillow's own limit") from None
     except Exception:  # its text may quote the content
         raise ImageError("corrupt", "its header cannot be read") from None
-    _check_size(source.width, source.height, max_pixels)
-    if min(source.width, source.height) < min_side:
+    _check_size(source.width, source.height, limits.max_pixels)
+    if min(source.width, source.height) < limits.min_side:
         size = f"{source.width} x {source.height} pixels"
-        raise ImageError("too_small", f"{size}, each side must be at least {min_side}")
+        raise ImageError("too_small", f"{size}, each side must be at least {limits.min_side}")
     return source
 
 
-def _read_photograph(content: bytes, kind: str, max_pixels: int, accept_damaged: bool) -> _Source:
+def _read_photograph(content: bytes, kind: str, limits: ImageLimits) -> _Source:
     """An image in one of Pillow's formats. Raises `ImageError`, or Pillow's errors if the header is broken."""
     if kind == "WEBP":  # libwebp allocates the whole canvas when it opens a file
-        _check_size(*_webp_size(content), max_pixels)
+        _check_size(*_webp_size(content), limits.max_pixels)
     image: Image.Image = Image.open(io.BytesIO(content), formats=(kind,))
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is that of the upright picture
         width, height = image.tag_v2[256], image.tag_v2[257]
         # libtiff unpacks whole tiles, however little of them lies in the image
-        _check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), max_pixels, "a tile of ")
+        _check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), limits.max_pixels, "a tile of ")
     if kind == "JPEG":
-        _check_scans(content, width, height, max_pixels)
+        _check_scans(content, width, height, limits.max_pixels)
     if image.mode not in MODES and (kind, image.mode) != ("PNG", "I"):
         raise ImageError("not_an_image", f"samples of mode {image.mode}: it is not known which value is white")
 
     def load(side: int) -> tuple[Image.Image, str | None]:
         if kind == "JPEG":
-            decoded, warning = _decode_jpeg(content, image, side, accept_damaged)
+            decoded, warning = _decode_jpeg(content, image, side, limits.accept_damaged)
             return _upright(decoded, image), warning
         image.load()
         warning = None
@@ -238,7 +221,7 @@ def _read_photograph(content: bytes, kind: str, max_pixels: int, accept_damaged:
             warning = damage.png_damage(content)
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             warning = damage.tiff_damage(image, content)
-        _check_damage(warning, accept_damaged)
+        _check_damage(warning, limits.accept_damaged)
         return _upright(image, image), warning
 
     return _Source(kind, width, height, kind == "JPEG", load)
@@ -289,27 +272,25 @@ def _check_damage(warning: str | None, accept_damaged: bool) -> None:
         raise ImageError("damaged", warning)
 
 
-def _decode_dicom(
-    photograph: dicom.Photograph, side: int, max_pixels: int, accept_damaged: bool
-) -> tuple[Image.Image, str | None]:
+def _decode_dicom(photograph: dicom.Photograph, side: int, limits: ImageLimits) -> tuple[Image.Image, str | None]:
     """The first frame of a DICOM photograph, RGB, and the accepted damage. DICOM pictures are upright."""
     if not photograph.is_jpeg:
-        array = photograph.array(max_pixels)
+        array = photograph.array(limits.max_pixels)
         return Image.fromarray(array).convert("RGB"), None
-    frame = photograph.frame(max_pixels)
+    frame = photograph.frame(limits.max_pixels)
     image: Image.Image = Image.open(io.BytesIO(frame), formats=("JPEG",))
     if image.size != (photograph.width, photograph.height):
         raise ImageError("corrupt", "its frame is not of the size that the header says")
-    _check_scans(frame, *image.size, max_pixels)
+    _check_scans(frame, *image.size, limits.max_pixels)
     # Without a marker of the color space the DICOM header defines it; libjpeg would assume YCbCr.
     plain = image.mode == "RGB" and photograph.is_rgb and not {"jfif", "adobe"} & image.info.keys()
     if plain:
         warning = damage.jpeg_damage(frame, image.size)
-        _check_damage(warning, accept_damaged)
+        _check_damage(warning, limits.accept_damaged)
         image.draft("YCbCr", (side, side))
         image.load()
         return Image.frombytes("RGB", image.size, image.tobytes()), warning
-    image, warning = _decode_jpeg(frame, image, side, accept_damaged)
+    image, warning = _decode_jpeg(frame, image, side, limits.accept_damaged)
     image = image.convert("RGB")
     return (ImageOps.invert(image) if photograph.is_inverted else image), warning
 

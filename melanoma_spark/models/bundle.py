@@ -56,9 +56,14 @@ class Scorer:
         """Of what it answers: other views of an image give other probabilities."""
         return f"{self.facts['id']} tta {self.spec.tta}"
 
+    @property
+    def limits(self) -> decoding.ImageLimits:
+        """Which images it accepts."""
+        return decoding.ImageLimits(self.min_side, self.max_pixels, accept_damaged=self.damaged == "accept")
+
     def prepare(self, content: bytes) -> np.ndarray:
         """The same pixels that ingest stores: `decoding.decode` at the model's size. Raises `ImageError`."""
-        return decoding.decode(content, self.spec.image_size, self.min_side, self.max_pixels, self.damaged == "accept")
+        return decoding.decode(content, self.spec.image_size, self.limits)
 
     def prepare_sized(self, content: bytes) -> np.ndarray:
         """A record of `prepare`'s `pixels`, `side`, the shorter one of the image as it came, and `damaged`.
@@ -66,9 +71,7 @@ class Scorer:
         Raises as `prepare` does.
         """
         size = self.spec.image_size
-        pixels, side, damage = decoding.decode_sized(
-            content, size, self.min_side, self.max_pixels, self.damaged == "accept"
-        )
+        pixels, side, damage = decoding.decode_sized(content, size, self.limits)
         fields = [("pixels", np.uint8, (size, size, 3)), ("side", np.float32), ("damaged", bool)]
         return np.array((pixels, side, damage is not None), np.dtype(fields))
 

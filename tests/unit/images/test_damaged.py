@@ -30,6 +30,8 @@ KINDS = {
 }
 JPEG = KINDS["baseline"]
 
+ACCEPT = decoding.ImageLimits(accept_damaged=True)
+
 
 def scan_of(content: bytes) -> int:
     """Where the data of the first scan starts."""
@@ -58,9 +60,9 @@ def before(content: bytes, size: int) -> np.ndarray:
 
 def refusal(content: bytes, **options) -> tuple[str, str]:
     with pytest.raises(ImageError) as caught:
-        decoding.decode_with_hashes(content, 64, **options)
+        decoding.decode_with_hashes(content, 64, decoding.ImageLimits(**options))
     with pytest.raises(ImageError) as other:
-        decoding.decode(content, 64, **options)
+        decoding.decode(content, 64, decoding.ImageLimits(**options))
     assert (other.value.reason, other.value.detail) == (caught.value.reason, caught.value.detail)
     return caught.value.reason, caught.value.detail
 
@@ -133,7 +135,7 @@ def test_a_damaged_jpeg_in_dicom_is_damaged():
         assert decoding.decode_with_hashes(good, 64).damage is None
         bad = dicom(syntax=JPEGBaseline8Bit, frame=half(frame) + END, PhotometricInterpretation=color)
         assert refusal(bad) == ("damaged", "libjpeg: Corrupt JPEG data: premature end of data segment")
-        assert decoding.decode_with_hashes(bad, 64, accept_damaged=True).damage.startswith("libjpeg: ")
+        assert decoding.decode_with_hashes(bad, 64, ACCEPT).damage.startswith("libjpeg: ")
 
 
 def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
@@ -142,7 +144,7 @@ def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
     for content, detail in ((wrong, "checksum of a chunk is wrong"), (whole[:-12], "its end is missing")):
         Image.open(io.BytesIO(content)).load()  # Pillow does not mind
         assert refusal(content) == ("damaged", f"PNG: {'the ' if 'chunk' in detail else ''}{detail}")
-        found = decoding.decode_with_hashes(content, 96, accept_damaged=True)
+        found = decoding.decode_with_hashes(content, 96, ACCEPT)
         assert np.array_equal(found.pixels, PIXELS)
         assert found.damage
 
@@ -169,7 +171,7 @@ def test_strips_of_a_tiff_are_checked_by_libjpeg_and_zlib():
         reason, found = refusal(content)
         assert reason == "damaged"
         assert found.startswith(detail)
-        assert decoding.decode_with_hashes(content, 64, accept_damaged=True).damage == found
+        assert decoding.decode_with_hashes(content, 64, ACCEPT).damage == found
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}])
@@ -185,14 +187,14 @@ def test_good_tiffs_of_one_strip_and_of_many_are_accepted(options, mode, strip, 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_accepted_has_the_pixels_of_before_and_tells_its_damage(kind):
     content = half(KINDS[kind]) + END
-    found = decoding.decode_with_hashes(content, 64, accept_damaged=True)
+    found = decoding.decode_with_hashes(content, 64, ACCEPT)
     assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
     assert np.array_equal(found.pixels, before(content, 64))
-    pixels, side, told = decoding.decode_sized(content, 64, accept_damaged=True)
+    pixels, side, told = decoding.decode_sized(content, 64, ACCEPT)
     assert np.array_equal(pixels, found.pixels)
     assert (side, told) == (min(found.width, found.height), found.damage)
-    assert np.array_equal(decoding.decode(content, 64, accept_damaged=True), found.pixels)
-    whole = decoding.decode_with_hashes(KINDS[kind], 64, accept_damaged=True)
+    assert np.array_equal(decoding.decode(content, 64, ACCEPT), found.pixels)
+    whole = decoding.decode_with_hashes(KINDS[kind], 64, ACCEPT)
     assert whole.damage is None
 
 

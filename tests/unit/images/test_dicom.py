@@ -30,7 +30,7 @@ JPEG = encoded(LESION, "JPEG", quality=95)
 
 
 def seen(content, **options):
-    return decoding.decode_with_hashes(content, 96, **options).pixels
+    return decoding.decode_with_hashes(content, 96, decoding.ImageLimits(**options)).pixels
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written here
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydico
 
 def reason(content, **options):
     with pytest.raises(ImageError) as error:
-        decoding.decode_with_hashes(content, 96, **options)
+        decoding.decode_with_hashes(content, 96, decoding.ImageLimits(**options))
     return error.value.reason, error.value.detail
 
 
@@ -211,7 +211,7 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
     assert np.array_equal(seen(named), PIXELS), "only its name stands there"
     limits, real = [], reader._inflated
     monkeypatch.setattr(reader, "_inflated", lambda *of: limits.append(len(real(*of))) or real(*of))
-    decoding.decode_with_hashes(content[:end] + body, 96, **LIMITS)
+    decoding.decode_with_hashes(content[:end] + body, 96, decoding.ImageLimits(**LIMITS))
     assert max(limits) < reader.HEADER_BYTES + PIXELS.nbytes + 300
     # without the length of the meta information pydicom would unpack all of it
     assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"

@@ -320,7 +320,7 @@ def test_decoding_is_deterministic_and_of_the_size_asked_for(size):
 )
 def test_broken_content_has_its_reason(content, reason, detail):
     with pytest.raises(ImageError) as error:
-        decoding.decode(content, 64, min_side=8)
+        decoding.decode(content, 64, decoding.ImageLimits(min_side=8))
     assert error.value.reason == reason
     assert detail in error.value.detail
 
@@ -328,18 +328,18 @@ def test_broken_content_has_its_reason(content, reason, detail):
 def test_image_over_the_limit_of_pixels_is_not_decoded():
     hollow = png(8, 0, np.zeros((1, 1), np.uint8), claimed=(9000, 8000))  # decoding it would fail
     with pytest.raises(ImageError, match="8000 x 9000 pixels, the limit is 1000") as error:
-        decoding.decode(hollow, 64, max_pixels=1000)
+        decoding.decode(hollow, 64, decoding.ImageLimits(max_pixels=1000))
     assert error.value.reason == "too_many_pixels"
-    assert decoding.decode(PNG, 8, max_pixels=96 * 96).shape == (8, 8, 3)
+    assert decoding.decode(PNG, 8, decoding.ImageLimits(max_pixels=96 * 96)).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="96 x 96 pixels, the limit is 9215"):
-        decoding.decode(PNG, 8, max_pixels=96 * 96 - 1)
+        decoding.decode(PNG, 8, decoding.ImageLimits(max_pixels=96 * 96 - 1))
 
 
 def test_each_side_must_reach_the_least():
     narrow = encoded(LESION.crop((0, 0, 96, 31)))
-    assert decoding.decode(narrow, 8, min_side=31).shape == (8, 8, 3)
+    assert decoding.decode(narrow, 8, decoding.ImageLimits(min_side=31)).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="96 x 31 pixels, each side must be at least 32") as error:
-        decoding.decode(narrow, 8, min_side=32)
+        decoding.decode(narrow, 8, decoding.ImageLimits(min_side=32))
     assert error.value.reason == "too_small"
 
 
@@ -348,7 +348,7 @@ def test_corpus_of_broken_files(name, capfd):
     content, reason = CORPUS[name]
     start = time.perf_counter()
     with pytest.raises(ImageError) as error:
-        decoding.decode_with_hashes(content, 64, **broken.LIMITS)
+        decoding.decode_with_hashes(content, 64, decoding.ImageLimits(**broken.LIMITS))
     assert error.value.reason == reason
     assert time.perf_counter() - start < 5
     told = str(error.value)
@@ -378,7 +378,7 @@ def test_any_bytes_are_pixels_or_an_image_error(content):
 def checked(content):
     """The pixels, or the reason why there are none; anything else a decoder may do fails the test."""
     try:
-        found = decoding.decode(content, 8, min_side=2, max_pixels=200_000)
+        found = decoding.decode(content, 8, decoding.ImageLimits(min_side=2, max_pixels=200_000))
     except ImageError as error:
         found = error
     if isinstance(found, ImageError):
@@ -446,7 +446,8 @@ def mutated(content, changes):
 def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes):
     start = time.perf_counter()
     try:
-        found = decoding.decode_with_hashes(mutated(content, changes), 48, min_side=2, max_pixels=2_000_000)
+        limits = decoding.ImageLimits(min_side=2, max_pixels=2_000_000)
+        found = decoding.decode_with_hashes(mutated(content, changes), 48, limits)
     except ImageError as error:
         found = error
     assert time.perf_counter() - start < 5
