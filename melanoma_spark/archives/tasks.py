@@ -61,22 +61,15 @@ def decode_files(
             nonlocal done, read
             for row, content in contents:
                 done, read = done + 1, read + (0 if isinstance(content, ImageError) else len(content))
-                yield (
-                    row.source_uri,
-                    row.length,
-                    from_microseconds(row.modified),
-                    *_decode(content, size, limits, field),
-                )
+                file = row.source_uri, row.length, from_microseconds(row.modified)
+                yield *file, *_decode(content, size, limits, field)
 
         for chunk in in_chunks(decoded(), ROWS_IN_MEMORY, lambda row: len(row[IMAGE] or b""), BYTES_IN_MEMORY):
             yield pd.DataFrame(chunk, columns=schemas.DECODED.names, dtype=object)
         if meter is not None:
             meter.add(done, read, contents.seconds, time.monotonic() - began - contents.seconds)
 
-    def task(batches: Frames) -> Frames:
-        return write(decode(batches))
-
-    return plan.in_reading_order(listed, count).mapInPandas(task, result)  # type: ignore[arg-type]
+    return plan.in_reading_order(listed, count).mapInPandas(lambda batches: write(decode(batches)), result)  # type: ignore[arg-type]
 
 
 def hash_files(listed: DataFrame, count: int, settings: config.Settings) -> DataFrame:
@@ -132,12 +125,10 @@ def compute_files(
             files = [places.popleft() for _ in range(len(frame))]
             yield pd.concat([pd.DataFrame(files, columns=schemas.SOURCE.names, dtype=object), frame], axis=1)
 
-    def task(batches: Frames) -> Frames:
-        return write(rows(batches))
-
     # Tasks that take seconds each, so that no slot waits long for the last one of another
     tasks = session.partitions_for(listed.sparkSession, count)
-    return plan.in_reading_order(listed, count, tasks, batch_size).mapInPandas(task, result)  # type: ignore[arg-type]
+    ordered = plan.in_reading_order(listed, count, tasks, batch_size)
+    return ordered.mapInPandas(lambda batches: write(rows(batches)), result)  # type: ignore[arg-type]
 
 
 def _decode(content: Content, size: int, limits: decoding.ImageLimits, field: UnischemaField) -> tuple[Any, ...]:
