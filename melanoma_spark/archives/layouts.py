@@ -169,20 +169,21 @@ def recognize_layout(
     elif layout not in (None, "table"):
         ignored += [(t.path, f"is not of the layout {layout}") for t in known if t.layout not in (layout, "table")]
         known = [table for table in known if table.layout in (layout, "table")]
-    labelled = [table for table in known if table.has_labels]
-    if layout not in (None, "plain") and not _is_there(layout or "", labelled, classes):
+    labeled = [table for table in known if table.has_labels]
+    there = classes if layout == "folders" else any(layout in ("table", table.layout) for table in labeled)
+    if layout not in (None, "plain") and not there:
         raise DataError(
             f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {found()}; without layout= it is recognized by its "
             "tables and folders"
         )
-    if needs_labels and layout is None and not labelled and not classes and read:
+    if needs_labels and layout is None and not labeled and not classes and read:
         raise DataError(
             f"no labels found: {found()}; name the column with columns.label=NAME, or read images without labels with "
             "layout=plain"
         )
-    if not {"train", "test"} <= {table.split for table in labelled}:
+    if not {"train", "test"} <= {table.split for table in labeled}:
         known = [replace(table, split=None) for table in known]
-    name = layout or _layout_name(labelled, classes)
+    name = layout or _layout_name(labeled, classes)
     folder_labels = classes and not any(table.has_labels for table in known)
     folder_splits = {"train", "test"} <= {split_of_path(folder) for folder in folders}
     summary = _summary(name, known, folder_labels, folder_splits)
@@ -246,14 +247,8 @@ def _check_names(layout: str | None, own: Mapping[str, str]) -> None:
         raise ConfigError(f"columns: unknown field {first_few(unknown)}; known: {', '.join(FIELDS)}")
 
 
-def _is_there(layout: str, labelled: Iterable[Table], classes: bool) -> bool:
-    if layout == "folders":
-        return classes
-    return any(layout in ("table", table.layout) for table in labelled)
-
-
-def _layout_name(labelled: Iterable[Table], classes: bool) -> str:
-    names = {table.layout for table in labelled}
+def _layout_name(labeled: Iterable[Table], classes: bool) -> str:
+    names = {table.layout for table in labeled}
     return "+".join(name for name in LAYOUTS if name in names) or ("folders" if classes else "plain")
 
 

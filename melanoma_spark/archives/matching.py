@@ -34,24 +34,19 @@ REGIONS = {
 MATCHES = t.StructType(  # a row of a table with its state
     [
         *schemas.RECORDS.fields,
-        t.StructField("key", t.StringType()),  # folders and id of the image that the row names
-        t.StructField("state", t.StringType()),
+        # Folders and id of the image that the row names, state, text for people; then as in `records.Fit`
+        *(t.StructField(name, t.StringType()) for name in ("key", "state", "detail", "row_folder", "image_folder")),
         t.StructField("paths", t.ArrayType(t.StringType())),  # of the images that the row fits
-        t.StructField("detail", t.StringType()),  # for people, if the row is not attached
         t.StructField("common", t.IntegerType()),  # from here on as in `records.Fit`
-        *(t.StructField(name, t.StringType()) for name in ("row_folder", "image_folder")),
         *(t.StructField(name, t.BooleanType()) for name in ("outside", "owned", "elsewhere")),
     ]
 )
-
 IMAGE_METADATA = t.StructType(  # of an image, see `MatchedTables`
     [
-        t.StructField("path", t.StringType()),
+        *(t.StructField(name, t.StringType()) for name in ("path", "ambiguity")),
         *(schemas.RECORDS[name] for name in ("labels", "pairs", *FIELDS)),
         t.StructField("contradictions", t.ArrayType(t.StringType())),
-        t.StructField("ambiguity", t.StringType()),
-        t.StructField("ambiguous_label", t.BooleanType()),
-        t.StructField("in_table", t.BooleanType()),
+        *(t.StructField(name, t.BooleanType()) for name in ("ambiguous_label", "in_table")),
     ]
 )
 
@@ -139,11 +134,9 @@ def match_rows(
     matches = store("matches", _fit_rows(known, rows, {folders_of(path) for path in all_tables}, name))
     decided = store("matched", _refuse_other_folders(matches, images))
     attached = _merge_rows(decided.where(f.col("state") == ATTACHED))
-    fits = decided.where(f.col("state") == AMBIGUOUS).select(
-        f.explode("paths").alias("path"), "detail", (f.size("labels") > 0).alias("label")
-    )
-    fits = fits.groupBy("path").agg(f.min("detail").alias("ambiguity"), f.max("label").alias("ambiguous_label"))
-    both = attached.join(fits, "path", "full").withColumn("in_table", f.col("labels").isNotNull())
+    fits = decided.where(f.col("state") == AMBIGUOUS).withColumn("path", f.explode("paths")).groupBy("path")
+    ambiguous = fits.agg(f.min("detail").alias("ambiguity"), f.max(f.size("labels") > 0).alias("ambiguous_label"))
+    both = attached.join(ambiguous, "path", "full").withColumn("in_table", f.col("labels").isNotNull())
     metadata = both.select(*IMAGE_METADATA.names)
     return MatchedTables(metadata, _unmatched(decided, metadata, images, name))
 
@@ -170,9 +163,8 @@ def _fit_rows(images: DataFrame, rows: DataFrame, all_tables: set[Folders], name
     def fit(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         members = (row for batch in batches for row in batch.itertuples(index=False))
         groups = groupby(members, key=lambda member: member.id)
-        yield from in_frames(
-            (row for id_, group in groups for row in _fit_group(id_, group, all_tables, name)), MATCHES
-        )
+        fitted = (row for identifier, group in groups for row in _fit_group(identifier, group, all_tables, name))
+        yield from in_frames(fitted, MATCHES)
 
     spread = sides.repartition("id").sortWithinPartitions("id", "path", "table", "reference")
     return spread.mapInPandas(fit, MATCHES)  # type: ignore[arg-type]
@@ -206,14 +198,10 @@ def _fit_group(
             kind = (row.table, len(row.labels) > 0, id(candidates))
             paths = paths[:MOST_NAMES] if kind in complete else paths
             complete.add(kind)
-        yield (
-            *(getattr(row, column) for column in schemas.RECORDS.names),
-            "/".join((*folders_of(row.reference), identifier)),
-            state,
-            paths,
-            detail,
-            *(fit.common, fit.row_folder, fit.image_folder, fit.outside, fit.owned, candidates.elsewhere),
-        )
+        record = (getattr(row, column) for column in schemas.RECORDS.names)
+        key = "/".join((*folders_of(row.reference), identifier))
+        flags = fit.outside, fit.owned, candidates.elsewhere
+        yield (*record, key, state, detail, fit.row_folder, fit.image_folder, paths, fit.common, *flags)
 
 
 def _refused_rows(rows: Sequence[Any], fits: Sequence[Fit]) -> set[int]:
@@ -243,11 +231,8 @@ def _refuse_other_folders(matches: DataFrame, images: DataFrame) -> DataFrame:
     gets it only if nothing shows that the folders matter: no row of its table shares a longer path, its table does not
     name the image's folder, and the archive does not have the row's.
     """
-    by_table = (
-        matches.where(f.col("common").isNotNull())
-        .groupBy("table")
-        .agg(f.max("common").alias("most"), f.max("elsewhere").alias("also_elsewhere"))
-    )
+    grouped = matches.where(f.col("common").isNotNull()).groupBy("table")
+    by_table = grouped.agg(f.max("common").alias("most"), f.max("elsewhere").alias("also_elsewhere"))
     rows = matches.join(f.broadcast(by_table), "table", "left")
     differing = matches.where(f.col("row_folder").isNotNull())
     shared = f.col("common") < f.col("most")
@@ -274,11 +259,9 @@ def _refuse_other_folders(matches: DataFrame, images: DataFrame) -> DataFrame:
     other = f.col("row_folder").isNotNull() & f.coalesce(shared, f.lit(False))
     refused = f.col("state").isin(ATTACHED, AMBIGUOUS) & f.coalesce(beyond | other, f.lit(False))
     is_not = f.regexp_replace("detail", " fits ", " is not ")
-    return rows.select(
-        *(column for column in MATCHES.names if column not in ("state", "detail")),
-        f.when(refused, f.lit(OTHER_FOLDER)).otherwise(f.col("state")).alias("state"),
-        f.when(refused, is_not).otherwise(f.col("detail")).alias("detail"),
-    )
+    state = f.when(refused, f.lit(OTHER_FOLDER)).otherwise(f.col("state"))
+    detail = f.when(refused, is_not).otherwise(f.col("detail"))
+    return rows.withColumns({"state": state, "detail": detail}).select(*MATCHES.names)
 
 
 def _merge_rows(attached: DataFrame) -> DataFrame:
@@ -316,14 +299,8 @@ def _unmatched(decided: DataFrame, metadata: DataFrame, images: DataFrame, name:
     contradictory = metadata.where(f.size("contradictions") > 0)
     contradictory = contradictory.join(images.select("path", "image_id", "shown"), "path")
     fields = f.concat(f.col("shown"), f.lit(": "), f.array_join("contradictions", ", "))
-    return first.select(
-        stored("key").alias("image_id"), stored("table").alias("table"), "reason", "detail", "paths"
-    ).unionByName(
-        contradictory.select(
-            stored("image_id").alias("image_id"),
-            f.lit(None).cast("string").alias("table"),
-            f.lit(CONTRADICTORY).alias("reason"),
-            fields.alias("detail"),
-            f.array("path").alias("paths"),
-        )
-    )
+    values = {"table": f.lit(None).cast("string"), "reason": f.lit(CONTRADICTORY), "detail": fields}
+    contradictory = contradictory.withColumns(values | {"key": f.col("image_id"), "paths": f.array("path")})
+    columns = "key", "table", "reason", "detail", "paths"
+    both = first.select(*columns).unionByName(contradictory.select(*columns))
+    return both.select(stored("key").alias("image_id"), stored("table").alias("table"), *columns[2:])

@@ -34,14 +34,8 @@ JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
 
 # Photometric interpretations, PS3.3 C.7.6.3.1.2 -> samples of a pixel
 COLORS = {
-    "MONOCHROME1": 1,
-    "MONOCHROME2": 1,
-    "PALETTE COLOR": 1,
-    "RGB": 3,
-    "YBR_FULL": 3,
-    "YBR_FULL_422": 3,
-    "YBR_ICT": 3,
-    "YBR_RCT": 3,
+    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
 }
 PALETTE = ("Red", "Green", "Blue")
 TAGS = [
@@ -141,9 +135,8 @@ def _dataset(content: bytes, limit: int, tags: list[str], stop_before_pixels: bo
     """Some elements of a DICOM file. Of a deflated one no more than `limit` bytes are unpacked."""
     import pydicom
 
-    logging.getLogger("pydicom").setLevel(
-        logging.CRITICAL
-    )  # its warnings quote values, even those that name the patient
+    # Its warnings quote values, even those that name the patient
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     plain = _inflated(content, limit) if DEFLATED.encode() in content else content
     return pydicom.dcmread(io.BytesIO(plain), stop_before_pixels=stop_before_pixels, specific_tags=tags)
 

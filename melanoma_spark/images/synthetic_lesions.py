@@ -10,6 +10,7 @@ step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,22 +73,24 @@ def new_skin(rng: np.random.Generator) -> Floats:
     return np.asarray(tone, np.float32)
 
 
+def _waves(direction: NDArray[Any], frequency: Any, phase: NDArray[Any]) -> Floats:
+    """Rows of (frequency x, frequency y, phase)."""
+    rows = [frequency * np.cos(direction), frequency * np.sin(direction), phase]
+    return np.asarray(np.stack(rows, axis=1), np.float32)
+
+
 def _new_waves(rng: np.random.Generator, count: int, low: float, high: float) -> Floats:
     """Plane waves in all directions with angular frequencies from low to high, (count, 3)."""
     direction, frequency = rng.uniform(0, 2 * np.pi, count), rng.uniform(low, high, count)
     phase = rng.uniform(0, 2 * np.pi, count)
-    return np.asarray(
-        np.stack([frequency * np.cos(direction), frequency * np.sin(direction), phase], axis=1), np.float32
-    )
+    return _waves(direction, frequency, phase)
 
 
 def _new_mesh(rng: np.random.Generator) -> Floats:
     """Three waves a third of a turn apart, whose sum is a honeycomb, (3, 3)."""
     direction = rng.uniform(0, 2 * np.pi) + np.arange(3) * 2 * np.pi / 3 + rng.normal(0, 0.12, 3)
     frequency, phase = rng.uniform(34, 44), rng.uniform(0, 2 * np.pi, 3)
-    return np.asarray(
-        np.stack([frequency * np.cos(direction), frequency * np.sin(direction), phase], axis=1), np.float32
-    )
+    return _waves(direction, frequency, phase)
 
 
 def new_lesion(rng: np.random.Generator, malignant: bool, skin: Floats) -> Lesion:
