@@ -82,13 +82,16 @@ def read_contents(root: str, batches: Iterable[pd.DataFrame], max_bytes: int) ->
             yield from read_members(root, name, kind, group)
 
 
-def prefetch_contents(found: Iterator[tuple[ListedFile, Content]]) -> Iterator[tuple[ListedFile, Content]]:
+def prefetch_contents(contents: Iterator[tuple[ListedFile, Content]]) -> Iterator[tuple[ListedFile, Content]]:
     """What `read_contents` yields, read by a thread while the caller uses what came before.
 
     The thread hands over many files at once: one by one would cost a tenth of the time of decoding a small image.
     """
-    chunks = in_chunks(found, FILES_AHEAD, lambda pair: len(pair[1]) if isinstance(pair[1], bytes) else 0, BYTES_AHEAD)
-    return chain.from_iterable(prefetch(chunks, lambda chunk: chunk))
+
+    def size(pair: tuple[ListedFile, Content]) -> int:
+        return len(pair[1]) if isinstance(pair[1], bytes) else 0
+
+    return chain.from_iterable(prefetch(in_chunks(contents, FILES_AHEAD, size, BYTES_AHEAD), lambda chunk: chunk))
 
 
 def _read_file(root: str, row: ListedFile, max_bytes: int) -> Content:

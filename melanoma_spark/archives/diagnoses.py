@@ -97,8 +97,8 @@ def _prefixes(word: str) -> list[str]:
 
 def _specificity(word: str) -> tuple[int, int]:
     """How specific a word is, larger for more. An unknown word counts as a diagnosis."""
-    found = find(word)
-    return KINDS.index(found.kind if found else "diagnosis"), key(word).count(":")
+    row = find(word)
+    return KINDS.index(row.kind if row else "diagnosis"), key(word).count(":")
 
 
 @lru_cache(maxsize=1 << 14)
@@ -107,27 +107,27 @@ def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], neg
     ordered = sorted(words.values(), key=lambda word: (*(-n for n in _specificity(word)), key(word)))
     if not ordered:
         return Answer(None, NO_LABEL)
-    found = {word: row for word in ordered if (row := find(word))}
-    name = next(iter(found.values())).diagnosis if found else None
+    rows = {word: row for word in ordered if (row := find(word))}
+    name = next(iter(rows.values())).diagnosis if rows else None
     own = {key(word): 1 for word in positive} | {key(word): 0 for word in negative}
     answers = {word: own[prefix] for word in ordered for prefix in reversed(_prefixes(word)) if prefix in own}
     contradiction = _contradiction(answers)
     if not answers:
-        answers = {word: int(value) for word, row in found.items() if (value := getattr(row, target)) is not None}
+        answers = {word: int(value) for word, row in rows.items() if (value := getattr(row, target)) is not None}
         # Of both questions, whatever the target: a benign melanoma contradicts itself.
         contradiction = next(
             filter(
-                None, (_contradiction({w: getattr(row, question) for w, row in found.items()}) for question in TARGETS)
+                None, (_contradiction({w: getattr(row, question) for w, row in rows.items()}) for question in TARGETS)
             ),
             None,
         )
     if not answers:
-        answers = {word: row.answer for word, row in found.items() if row.answer is not None}
+        answers = {word: row.answer for word, row in rows.items() if row.answer is not None}
         contradiction = contradiction or _contradiction(answers)
     if answers:
         word, value = next(iter(answers.items()))
         return Answer(value, None, word, name, contradiction)
-    reason = INDETERMINATE if ordered[0] in found else UNKNOWN_LABEL
+    reason = INDETERMINATE if ordered[0] in rows else UNKNOWN_LABEL
     return Answer(None, reason, ordered[0], name, contradiction)
 
 

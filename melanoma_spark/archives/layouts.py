@@ -153,12 +153,12 @@ def recognize_layout(
     known = [table for table in read.values() if isinstance(table, Table)]
     ignored = [(path, why) for path, why in read.items() if isinstance(why, str)]
 
-    def found() -> str:
+    def files() -> str:
         return _describe_archive(known, ignored, folders)
 
     missing = [name for name in own.values() if not any(name.strip().lower() in table.names for table in known)]
     if missing:
-        raise DataError(f"columns: no table has a column named {first_few(missing)}; {found()}")
+        raise DataError(f"columns: no table has a column named {first_few(missing)}; {files()}")
     classes = _has_classes(folders, words)
     if layout == "folders":
         classes = any(_classes(folder) for folder in folders)  # the user names this layout, so any folder is a class
@@ -173,12 +173,12 @@ def recognize_layout(
     there = classes if layout == "folders" else any(layout in ("table", table.layout) for table in labeled)
     if layout not in (None, "plain") and not there:
         raise DataError(
-            f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {found()}; without layout= it is recognized by its "
+            f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {files()}; without layout= it is recognized by its "
             "tables and folders"
         )
     if needs_labels and layout is None and not labeled and not classes and read:
         raise DataError(
-            f"no labels found: {found()}; name the column with columns.label=NAME, or read images without labels with "
+            f"no labels found: {files()}; name the column with columns.label=NAME, or read images without labels with "
             "layout=plain"
         )
     if not {"train", "test"} <= {table.split for table in labeled}:
@@ -257,10 +257,10 @@ def _has_classes(folders: Mapping[str, int], words: Iterable[str]) -> bool:
     keys = {key(part) for folder in folders for part in PurePosixPath(folder).parts}
     if keys & {key(word) for word in words}:
         return True
-    found = [row for name in keys if (row := diagnoses.find(name))]
-    if any(row.kind != "answer" and (row.malignant, row.melanoma) != (None, None) for row in found):
+    rows = [row for name in keys if (row := diagnoses.find(name))]
+    if any(row.kind != "answer" and (row.malignant, row.melanoma) != (None, None) for row in rows):
         return True
-    return {row.answer for row in found} >= {0, 1} and {name for name in keys if name.isdecimal()} <= {"0", "1"}
+    return {row.answer for row in rows} >= {0, 1} and {name for name in keys if name.isdecimal()} <= {"0", "1"}
 
 
 def _classes(folder: str, words: Iterable[str] = ()) -> list[str]:
@@ -274,12 +274,12 @@ def _classes(folder: str, words: Iterable[str] = ()) -> list[str]:
 @lru_cache(maxsize=1 << 14)
 def _rank(name: str) -> int:
     """How unlikely a folder's name is to be a class, from 0: `benign/1` and `benign/other` are benign."""
-    found = diagnoses.find(name)
-    if found is None:
+    diagnosis = diagnoses.find(name)
+    if diagnosis is None:
         return NEVER if split_of(name) or name.lower() in NO_CLASSES else 3
-    if found.kind == "answer":
+    if diagnosis.kind == "answer":
         return 1
-    return 2 if found.malignant is None and found.melanoma is None else 0
+    return 2 if diagnosis.malignant is None and diagnosis.melanoma is None else 0
 
 
 def _describe_archive(

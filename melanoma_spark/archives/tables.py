@@ -250,9 +250,9 @@ def _with_header(table: Table, rows: list[list[str]], own: Mapping[str, str]) ->
     paths = tuple(place for place in places(*NAMES["image_id"]) if place not in columns["image_id"])
     if "label" not in own:  # else it is the only one
         columns["label"] = places(*LABELS)
-        hierarchies = tuple(found for levels in HIERARCHIES if (found := places(*levels)))
+        hierarchies = tuple(filter(None, (places(*levels) for levels in HIERARCHIES)))
         table = replace(table, hierarchies=hierarchies, one_hot=_one_hot(table.header, rows))
-    table = replace(table, paths=paths, columns={name: found for name, found in columns.items() if found})
+    table = replace(table, paths=paths, columns={name: value for name, value in columns.items() if value})
     lesions = "diagnosis_confirm_type" in header and len(header) == 3
     return replace(table, role="lesions" if lesions else "truth" if table.has_labels else "metadata")
 
@@ -271,15 +271,15 @@ def _no_ids(table: Table) -> str:
 
 def _one_hot(names: tuple[str, ...], rows: list[list[str]]) -> dict[int, str]:
     """Place -> name of columns that are named like diagnoses and hold numbers alone, if there are two or more."""
-    found: dict[int, str] = {}
+    columns: dict[int, str] = {}
     for place, name in enumerate(name.strip() for name in names):
         row = diagnoses.find(name[:MAX_WORD])
-        if row is None or row.kind == "answer" or name in found.values():
+        if row is None or row.kind == "answer" or name in columns.values():
             continue
         column = (cells[place].strip() for cells in rows if len(cells) > place)
         if all(cell_values.is_share(cell) for cell in column if cell.lower() not in MISSING):
-            found[place] = name
-    return found if len(found) > 1 else {}
+            columns[place] = name
+    return columns if len(columns) > 1 else {}
 
 
 def describe_columns(table: Table, most: int = 20) -> str:

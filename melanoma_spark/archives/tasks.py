@@ -113,8 +113,8 @@ def compute_files(
         places: deque[tuple[Any, ...]] = deque()  # of the files that `compute` has got
 
         def contents() -> Iterator[list[Content]]:
-            found = read_contents(root, batches, max_bytes)
-            while batch := list(islice(found, batch_size)):
+            read = read_contents(root, batches, max_bytes)
+            while batch := list(islice(read, batch_size)):
                 for row, content in batch:
                     sha256 = None if isinstance(content, ImageError) else hashes.sha256(content)
                     ids = name(row.image_id), name(getattr(row, "patient_id", None))

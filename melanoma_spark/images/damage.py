@@ -44,10 +44,10 @@ def decode_jpeg(content: bytes, mode: str, size: tuple[int, int], scale: int) ->
     # A buffer of the size that Pillow read: simplejpeg would allocate any size that a hostile file declares
     pixels = np.empty((height, width, samples), np.uint8)
     try:
-        found = simplejpeg.decode_jpeg(content, layout, min_height=height, min_width=width, buffer=pixels)
+        decoded = simplejpeg.decode_jpeg(content, layout, min_height=height, min_width=width, buffer=pixels)
     except ValueError:
         return None
-    if found.shape != pixels.shape:
+    if decoded.shape != pixels.shape:
         return None
     image = Image.new(mode, (width, height), None)
     image.frombytes(pixels.data, "raw", layout if mode == "RGB" else mode)

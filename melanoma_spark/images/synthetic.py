@@ -134,10 +134,10 @@ def _counts_of_finished(folder: Path, drawing: dict[str, object]) -> dict[str, i
         marker = json.loads((folder / MARKER).read_text())
     except (FileNotFoundError, ValueError):
         raise FileExistsError(f"{folder} is not empty and holds no drawing: name another folder, or empty it") from None
-    found = marker.get("drawing") if isinstance(marker, dict) else None
-    if found != drawing:
+    other = marker.get("drawing") if isinstance(marker, dict) else None
+    if other != drawing:
         raise FileExistsError(
-            f"{folder} holds another drawing ({found}, not {drawing}): name another folder, or empty it"
+            f"{folder} holds another drawing ({other}, not {drawing}): name another folder, or empty it"
         )
     return cast("dict[str, int] | None", marker.get("counts"))
 

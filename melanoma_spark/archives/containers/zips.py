@@ -111,8 +111,8 @@ def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
         except (zlib.error, lzma.LZMAError, OSError, EOFError, struct.error) as error:
             raise ImageError("damaged_member", str(error)) from None
         if len(content) != member.size:
-            found = "more" if len(content) > member.size else len(content)
-            raise ImageError("damaged_member", f"{member.size} bytes are listed, it has {found}")
+            actual = "more" if len(content) > member.size else len(content)
+            raise ImageError("damaged_member", f"{member.size} bytes are listed, it has {actual}")
         if zlib.crc32(content) != member.crc:
             raise ImageError("damaged_member", "its checksum differs")
         return content
@@ -165,9 +165,9 @@ def _find_directory(file: BinaryIO, length: int) -> Directory | None:
             *_, count, size, offset, comment = _END.unpack_from(tail, place)
             # Anything else after it is another zip, or makes this one suspect.
             if place + _END.size + comment <= len(tail) and not tail[place + _END.size + comment :].strip(b"\0\r\n"):
-                found = _verify_directory(file, base + place, count, size, offset)
-                if found:
-                    return found
+                directory = _verify_directory(file, base + place, count, size, offset)
+                if directory:
+                    return directory
     return None
 
 
@@ -214,8 +214,8 @@ def _directory_records(file: BinaryIO, directory: Directory) -> Iterator[Directo
             return
         if len(buffer) - at < _CENTRAL.size or not buffer.startswith(CENTRAL, at):
             raise BrokenDirectory
-        found = _CENTRAL.unpack_from(buffer, at)
-        _, _, system, _, _, flags, method, _, _, crc, stored, size, named, extra, comment, _, _, outer, offset = found
+        fields = _CENTRAL.unpack_from(buffer, at)
+        _, _, system, _, _, flags, method, _, _, crc, stored, size, named, extra, comment, _, _, outer, offset = fields
         start = at + _CENTRAL.size
         name = buffer[start : start + named]
         at = start + named + extra + comment
@@ -303,10 +303,10 @@ def _find_signature(file: BinaryIO, signature: bytes, start: int, stop: int) -> 
     place, buffer = start, b""
     while place <= stop and (chunk := _read_at(file, place + len(buffer), _CHUNK)):
         buffer += chunk
-        found = buffer.find(signature)
-        while found >= 0:
-            yield place + found
-            found = buffer.find(signature, found + 1)
+        match = buffer.find(signature)
+        while match >= 0:
+            yield place + match
+            match = buffer.find(signature, match + 1)
         place += max(0, len(buffer) - 3)
         buffer = buffer[-3:]
 
@@ -346,8 +346,8 @@ def _measure_member(file: BinaryIO, data: int, method: int, most: int) -> tuple[
     behind = _read_at(file, data + stored, 24)
     for layout in ("<4sLLL", "<4sLQQ", "<LLL", "<LQQ"):
         length = struct.calcsize(layout)
-        found = struct.unpack(layout, behind[:length]) if len(behind) >= length else ()
-        if found[-3:] == (crc, stored, size) and found[:-3] in ((), (DESCRIPTOR,)):
+        fields = struct.unpack(layout, behind[:length]) if len(behind) >= length else ()
+        if fields[-3:] == (crc, stored, size) and fields[:-3] in ((), (DESCRIPTOR,)):
             return stored, size, crc, data + stored + length
     return None
 
