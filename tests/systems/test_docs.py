@@ -1,5 +1,8 @@
 """The documentation site."""
 
+import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -24,3 +27,33 @@ def test_site_builds_without_a_warning_or_a_broken_link(tmp_path):
     }
     for page, text in {**generated, "api/melanoma_spark.errors": "ConfigError"}.items():
         assert text in (tmp_path / f"html/{page}.html").read_text(), page
+
+
+EXTENDED = """
+import io
+from melanoma_spark import config, schemas
+from melanoma_spark.archives import containers, layouts, tables
+from melanoma_spark.errors import LicenseError
+from melanoma_spark.models import backbones
+
+text = b"img_id,diagnostic,clin_size_long_diam_mm\\nPAT_1.png,NEV,6.5 mm\\n"
+layout = layouts.recognize_layout([tables.TableHead("metadata.csv", text)], {})
+assert layout.name == "pad_ufes_20"
+(row,) = tables.read_table(io.BytesIO(text), layout.tables[0])
+assert (row.image_id, row.labels, row.attributes) == ("PAT_1", ("nevus",), {"diameter": 6.5}), row
+assert "diameter" in schemas.images_schema(64).fields
+assert containers.detect_format(b"!<arch>\\n") == "ar"
+ignored = {"drift": {"ignore": ["contrast", "diameter"]}, "follow": {"batches": 3}}
+backbones.check(config.parse({"backbone": {"name": "vgg19"}, "score": ignored}))
+assert backbones.cut_shapes("vgg19", 32, ["block4_pool"]) == {"block4_pool": (2, 2, 512)}
+assert LicenseError.exit_status == 7
+"""
+
+
+def test_changes_of_the_page_work_in_a_copy_of_the_package(tmp_path):
+    shutil.copytree(REPO / "melanoma_spark", tmp_path / "melanoma_spark", ignore=shutil.ignore_patterns("__pycache__"))
+    for diff in re.findall(r"^```diff\n(.*?)^```", (REPO / "docs/extending.md").read_text(), re.M | re.S):
+        subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, text=True, check=True)
+    command, environment = [sys.executable, "-c", EXTENDED], os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 import yaml
@@ -49,6 +50,16 @@ def test_commands_that_start_a_job_have_valid_words(page, line):
 @pytest.mark.parametrize(("page", "block"), found(r"^```yaml\n(.*?)^```", TEXTS))
 def test_blocks_of_yaml_are_settings(page, block):
     assert config.parse(yaml.safe_load(block))
+
+
+DIFFS = [diff for _, diff in found(r"^```diff\n(.*?)^```", TEXTS)]
+
+
+@pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: re.findall(r"\+\+\+ b/(.*)", diff)[0])
+def test_diffs_apply_to_the_code_and_change_two_files_at_most(diff):
+    done = subprocess.run(["git", "apply", "--check", "-"], input=diff, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert diff.count("\n+++ ") <= 2
 
 
 def test_make_targets_exist():
