@@ -185,17 +185,16 @@ UNMATCHED = _columns(  # a row of a table that no image has, or an image whose r
     ("detail", t.StringType()),  # the images of that name, or the fields in which rows disagree
 )
 
-RECORDS = t.StructType(  # tables.Record: what one row of an archive's table says of one image
-    [
-        t.StructField("image_id", t.StringType()),
-        t.StructField("labels", t.ArrayType(t.StringType())),
-        t.StructField("patient_id", t.StringType()),
-        t.StructField("lesion_id", t.StringType()),
-        t.StructField("pairs", t.ArrayType(t.StringType())),
-        t.StructField("split", t.StringType()),
-        *(t.StructField(name, t.DoubleType() if row.bins else t.StringType()) for name, row in ATTRIBUTES.items()),
-        *(t.StructField(name, t.StringType()) for name in ("reference", "table")),
-    ]
+RECORDS = _columns(  # tables.Record: what one row of an archive's table says of one image
+    ("image_id", t.StringType()),
+    ("labels", t.ArrayType(t.StringType())),
+    ("patient_id", t.StringType()),
+    ("lesion_id", t.StringType()),
+    ("pairs", t.ArrayType(t.StringType())),
+    ("split", t.StringType()),
+    *((name, t.DoubleType() if row.bins else t.StringType()) for name, row in ATTRIBUTES.items()),
+    ("reference", t.StringType()),
+    ("table", t.StringType()),
 )
 
 CANDIDATES = _columns(  # a readable file with what the archive says of it

@@ -36,17 +36,15 @@ def find_candidates(
         settings: Of the job.
         name: An id -> the text that is stored for it.
     """
-    tables = any(table.has_labels for table in layout.tables)
-    words = settings.ingest.labels
-    own_words = (*words.positive, *words.negative)
-    indeterminate = {"positive": 1, "negative": 0}.get(settings.ingest.indeterminate)
+    labels_in_tables = any(table.has_labels for table in layout.tables)
+    words = (*settings.ingest.labels.positive, *settings.ingest.labels.negative)
 
     def decide_rows(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for batch in batches:
             rows = []
             for row in batch.itertuples():
-                folder = layouts.label_from_folders(row.path, layout, own_words)
-                rows.append(_candidate(row, *folder, tables, settings.target, words, indeterminate, name))
+                folder = layouts.label_from_folders(row.path, layout, words)
+                rows.append(_candidate(row, folder, labels_in_tables, settings, name))
             yield pd.DataFrame(rows, columns=schemas.CANDIDATES.names, dtype=object)
 
     # One stage of Python: with two in a task, Spark keeps two workers a slot, and a later model is loaded by both.
@@ -54,27 +52,22 @@ def find_candidates(
 
 
 def _candidate(
-    row: Any,
-    folder_label: str | None,
-    folder_split: str | None,
-    tables: bool,
-    target: str,
-    words: config.Labels,
-    indeterminate: int | None,  # the label of indeterminate images, None to leave them out
-    name: StoredName,
+    row: Any, folder: tuple[str | None, str | None], labels_in_tables: bool, settings: config.Settings, name: StoredName
 ) -> tuple[Any, ...]:
+    words, indeterminate = settings.ingest.labels, {"positive": 1, "negative": 0}.get(settings.ingest.indeterminate)
+    folder_label, folder_split = folder
     labels = tuple(row.labels) if row.labels is not None else ()
     all_contradictions = () if row.contradictions is None else row.contradictions
     contradictions = [field for field in schemas.STATED if field in all_contradictions]
     in_table = bool(row.in_table) and not pd.isna(row.in_table)
     if not labels and folder_label:
         labels = (folder_label,)
-    answer = diagnoses.target_of(labels, target, words.positive, words.negative)
+    answer = diagnoses.target_of(labels, settings.target, words.positive, words.negative)
     label, reason, detail = answer.target, row.reason, row.detail
     if reason is None:
-        if tables and not labels and row.ambiguous_label is True:
+        if labels_in_tables and not labels and row.ambiguous_label is True:
             label, reason, detail = None, "ambiguous_metadata", row.ambiguity
-        elif tables and not in_table:
+        elif labels_in_tables and not in_table:
             label, reason, detail = None, diagnoses.NO_LABEL, "no row in the archive's tables"
         elif contradictions:
             label, reason, detail = None, "contradictory_rows", f"two rows give it another {', '.join(contradictions)}"
