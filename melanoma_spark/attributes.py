@@ -1,7 +1,7 @@
 """The attributes of an image: what the tables of an archive state about it, and what is measured on its pixels.
 
 To add an attribute, add a row to `ATTRIBUTES`. Its column is then read in tables and stored in `images/`. The data
-card, the subgroups of a report and drift use it as the row says.
+card, the subgroups of a report and drift use it as the row sets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")  # Fitzpatrick's
 
 
 def parse_text(cell: str) -> str | None:
-    """The text of a cell; None where it says that there is no value."""
+    """The text of a cell; None where it stands for a missing value."""
     cell = cell.strip()
     return None if cell.lower() in MISSING else cell
 
@@ -58,7 +58,7 @@ def parse_skin_type(cell: str) -> str | None:
 class Attribute:
     """One attribute that tables state.
 
-    `bins` makes it a number: rising whole numbers, where its bands begin, and a last one that values stay below.
+    `bins` makes it a number: rising whole numbers where its bands begin, and the upper limit of its values.
     """
 
     name: str  # its column in `images/`, and the field of the setting `ingest.columns`

@@ -154,7 +154,7 @@ SCORES = _columns(
     ("scored_at", t.TimestampType()),
 )
 
-SCORED = t.StructType([field for field in SCORES if field.name != "batch_id"])  # which the folder's name tells
+SCORED = t.StructType([field for field in SCORES if field.name != "batch_id"])  # it is in the name of the folder
 
 LEDGER = _columns(  # a file of an archive that a version of a model has been given
     ("source_key", t.BinaryType()),  # by name, size and time of modification
@@ -197,7 +197,7 @@ RECORDS = _columns(  # tables.Record: what one row of an archive's table says of
     ("table", t.StringType()),
 )
 
-CANDIDATES = _columns(  # a readable file with what the archive says of it
+CANDIDATES = _columns(  # a readable file with its label and attributes
     *_FILE,
     *_CONTENT,
     ("image_id", t.StringType()),

@@ -8,8 +8,8 @@ from melanoma_spark.dataset.card_facts import CardFacts, Row, all_images, share
 FEW_POSITIVES = 30  # in a split: one image more or less moves sensitivity by over 3 points
 RARE_CLASS = 0.2
 NEARLY_ALL = 0.9
-# Cohen's h of two shares, 2 asin sqrt p - 2 asin sqrt q: 0.5 is his medium effect (Cohen 1988, chapter 6). It tells
-# 2 % from 18 % as well as 40 % from 65 %.
+# Cohen's h of two shares, 2 asin sqrt p - 2 asin sqrt q: 0.5 is his medium effect (Cohen 1988, chapter 6). It
+# separates 2 % from 18 % as well as 40 % from 65 %.
 DIFFERENT_RATE = 0.5
 SMALL_SOURCE = 30  # images, below which a source's positive rate says little
 

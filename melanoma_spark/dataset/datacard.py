@@ -88,7 +88,7 @@ def _check(facts: CardFacts) -> None:
         raise DataError(f"the sizes count {counted} images, {accepted} were accepted")
     for count, kind in ((facts["with_patient"], "patient"), (facts["with_lesion"], "lesion")):
         if not 0 <= count <= accepted:
-            raise DataError(f"{count} of {accepted} images are said to carry a {kind} id")
+            raise DataError(f"{count} of {accepted} images are counted with a {kind} id")
 
 
 def _distribution(attribute: Attribute, images: Mapping[str | None, Pair] | None) -> list[Row]:

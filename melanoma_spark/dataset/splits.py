@@ -20,7 +20,7 @@ def split_of(group: str, seed: int, test_fraction: float, validation_fraction: f
 def fold_of(group: str, folds: int, seed: int) -> int:
     """The fold of a group in cross-validation, 0 to folds - 1, each as likely. It depends on nothing else either.
 
-    The hash is another than that of `split_of`, which has taken its lowest values out for the test split.
+    It uses another hash than `split_of`, whose lowest values are the test split.
     """
     digest = hashlib.sha256(f"fold:{seed}:{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % folds

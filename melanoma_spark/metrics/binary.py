@@ -194,7 +194,7 @@ def npv_at_prevalence(sensitivity: float, specificity: float, prevalence: float)
 def net_benefit(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> float:
     """True positives, less false ones at the odds of the threshold t: tp / n - fp / n * t / (1 - t).
 
-    Who decides at a probability of t takes 1 / t - 1 false alarms for one found melanoma (Vickers and Elkin, Medical
+    A threshold of t accepts 1 / t - 1 false alarms for one detected melanoma (Vickers and Elkin, Medical
     Decision Making 26, 2006). Over a range of t this is the decision curve. Treating nobody has a benefit of 0.
     Raises ConfigError unless 0 <= threshold < 1.
     """
@@ -224,13 +224,13 @@ def found_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLik
     if images < 1:
         raise ConfigError(f"images must be at least 1, found {images}")
     patient_of, _ = group_index(patients, len(truth))
-    found = np.zeros(len(truth))
+    chances = np.zeros(len(truth))
     for patient in np.unique(patient_of[truth == 1]):
         rows = np.flatnonzero(patient_of == patient)
         for row in rows[truth[rows] == 1]:
             higher, equal = int((scores[rows] > scores[row]).sum()), int((scores[rows] == scores[row]).sum())
-            found[row] = min(1.0, max(0.0, (images - higher) / equal))
-    return found
+            chances[row] = min(1.0, max(0.0, (images - higher) / equal))
+    return chances
 
 
 def confusion_matrix_at(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -> ConfusionMatrix:

@@ -78,7 +78,7 @@ def resampled_rates(
 def resampled_sums(values: Floats, groups: ArrayLike, resamples: int = 2000, seed: int = 0) -> Floats:
     """The sums over every resample, drawn as by `resampled_auroc`, of values (n, m): (resamples, m) float64.
 
-    What is a ratio of sums over images, such as a Brier score, is found from these.
+    Ratios of sums over images, such as a Brier score, follow from these.
     """
     group_of, group_count = group_index(groups, len(values))
     by_group = np.zeros((group_count, values.shape[1]))
@@ -126,12 +126,12 @@ def resampled_curve(
     group_of, group_count = group_index(groups, len(truth))
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # of images with the same probability
-    found = []
+    figures = []
     for drawn in _draw_groups(group_count, resamples, seed, width=len(truth)):
         weights = drawn[:, group_of[order]]
         positives = np.cumsum(weights * truth[order], axis=1)[:, ends]
-        found.append(statistic(positives, np.cumsum(weights, axis=1)[:, ends] - positives))
-    return np.concatenate(found)
+        figures.append(statistic(positives, np.cumsum(weights, axis=1)[:, ends] - positives))
+    return np.concatenate(figures)
 
 
 def percentile_interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def percentile_interval(values: Floats, level: float = 0.95) -> tuple[float, flo
 
 
 def interval(values: Floats, groups: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """`percentile_interval`, but of one group, which tells nothing of the spread between groups: (NaN, NaN)."""
+    """`percentile_interval`; (NaN, NaN) for one group, which has no spread between groups."""
     return percentile_interval(values if len(np.unique(np.asarray(groups))) > 1 else np.array([np.nan]), level)
 
 
@@ -166,7 +166,7 @@ def auroc_interval(
     """The bootstrap interval (low, high) of the AUROC over groups: patients, lesions, duplicates.
 
     Images of one group are not independent; resampling images instead would make the interval too narrow. One group
-    alone tells nothing of the spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
+    has no spread between groups: (NaN, NaN). See `resampled_auroc` for the resamples themselves.
     """
     return interval(resampled_auroc(labels, probabilities, groups, resamples=resamples, seed=seed), groups, level)
 

@@ -81,8 +81,7 @@ def _totals(true_positives: Ints, false_positives: Ints) -> tuple[Ints, Ints]:
 def ratio(part: Floats | Ints, whole: Floats | Ints, needed: Floats | Ints | int = 1) -> Floats:
     """Part / whole, NaN where the whole, or what else is needed, is 0."""
     defined = (whole > 0) & (np.asarray(needed) > 0)
-    found: Floats = np.where(defined, part, np.nan) / np.where(defined, whole, 1)
-    return found
+    return np.asarray(np.where(defined, part, np.nan) / np.where(defined, whole, 1))
 
 
 def _area(true_positives: Ints, false_positives: Ints, sensitivity: float) -> tuple[Floats, Floats]:

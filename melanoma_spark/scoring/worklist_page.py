@@ -69,9 +69,12 @@ class Facts(TypedDict):
 def render(facts: Facts) -> str:
     """One HTML page; its pictures lie beside it and are loaded when they come into view. No script, no network."""
     pages.check_keys("a worklist", facts, Facts.__required_keys__)
-    open_ = facts["drift"].state in (statistics.DRIFTING, statistics.BEYOND)  # what a person should see without asking
+    notable = facts["drift"].state in (
+        statistics.DRIFTING,
+        statistics.BEYOND,
+    )  # what a person should see without asking
     return pages.render(
-        "worklist.html", facts=facts, flags=quality.FLAGS, measures=MEASURES, told=open_, side=THUMBNAIL
+        "worklist.html", facts=facts, flags=quality.FLAGS, measures=MEASURES, notable=notable, side=THUMBNAIL
     )
 
 

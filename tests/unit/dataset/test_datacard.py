@@ -216,7 +216,7 @@ def test_bars_are_as_long_as_their_numbers(facts):
         ({"accepted": 999, "listed": 1011}, "the splits hold 1000 images, 999 were accepted"),
         ({"rejected": 11, "listed": 1013}, "count 10 files, 11 were rejected"),
         ({"sizes": {(8, 8): 999}}, "the sizes count 999 images"),
-        ({"with_patient": 1001}, "1001 of 1000 images are said to carry a patient id"),
+        ({"with_patient": 1001}, "1001 of 1000 images are counted with a patient id"),
     ],
 )
 def test_counts_that_do_not_add_up_raise(facts, change, message):
