@@ -60,8 +60,8 @@ def configure(job: str, form: str) -> None:
 
 
 @contextmanager
-def restored() -> Iterator[None]:
-    """Restore the job and the form at the end."""
+def preserve_configuration() -> Iterator[None]:
+    """Restore the job and the form at the end of the block."""
     global _job
     before = _job, _handler.formatter
     try:

@@ -71,7 +71,7 @@ def invoke(command: Command, argv: Sequence[str], spark: SparkSession | None = N
     `spark` is a session to use, which stays open. The log shows an internal error as a traceback, with status 1.
     """
     log = io.StringIO()
-    with logs.restored(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with logs.preserve_configuration(), contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             summary = execute(command, argv, spark)
         except SystemExit as exiting:  # of argparse: --help, and unknown options
