@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -160,7 +160,7 @@ def _without_number(name: str) -> str:
     return re.sub(r"#\d+$", "", name)
 
 
-def _check_file(name: str, entry: dict[str, Any], real_root: str, max_bytes: int) -> tuple[str | None, str | None]:
+def _check_file(name: str, entry: Mapping[str, Any], real_root: str, max_bytes: int) -> tuple[str | None, str | None]:
     """Reason and detail for which a file is not read, as far as its name and its entry in the folder show."""
     if entry.get("islink") and real_root:
         target = os.path.realpath(entry["name"])

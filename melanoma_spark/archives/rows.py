@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import pandas as pd
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
+from pyspark.sql.types import StructType
 
 from melanoma_spark import schemas
 
@@ -59,7 +60,7 @@ def from_microseconds(microseconds: datetime | float | None) -> datetime | None:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(cast(float, microseconds)))
 
 
-def in_frames(rows: Iterable[Sequence[Any]], columns: Any = schemas.LISTING) -> Iterator[pd.DataFrame]:
+def in_frames(rows: Iterable[Sequence[Any]], columns: StructType = schemas.LISTING) -> Iterator[pd.DataFrame]:
     """Rows as data frames of `ROWS_IN_MEMORY` rows."""
     for chunk in in_chunks(rows, ROWS_IN_MEMORY):
         yield pd.DataFrame(chunk, columns=columns.names, dtype=object)

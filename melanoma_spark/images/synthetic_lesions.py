@@ -73,7 +73,7 @@ def new_skin(rng: np.random.Generator) -> Floats:
     return np.asarray(tone, np.float32)
 
 
-def _waves(direction: NDArray[Any], frequency: Any, phase: NDArray[Any]) -> Floats:
+def _waves(direction: NDArray[Any], frequency: NDArray[Any] | float, phase: NDArray[Any]) -> Floats:
     """Rows of (frequency x, frequency y, phase)."""
     rows = [frequency * np.cos(direction), frequency * np.sin(direction), phase]
     return np.asarray(np.stack(rows, axis=1), np.float32)

@@ -174,7 +174,7 @@ def test_every_loose_file_is_listed_once_with_its_size_and_time(rows, odd):
                 assert row.modified.timestamp() == pytest.approx(stat.st_mtime, abs=0.0011)
 
 
-def test_names_that_are_no_text_are_kept_as_bytes(rows):
+def test_undecodable_names_are_kept_as_bytes(rows):
     assert {bytes(row.raw) for row in rows if row.raw is not None} == {*NO_TEXT, b"\xe9.zip"}
     assert {row.path for row in rows} >= {"caf\\xe9.jpg", "\\xff\\xfe/\\xe9t\\xe9.jpg", "\\xe9.zip/a.jpg"}
 
@@ -212,7 +212,7 @@ def test_decode_gives_a_row_for_every_readable_image(rows, decoded):
     }
 
 
-def test_decoded_loose_files_are_what_images_makes_of_them(decoded, odd):
+def test_decoded_loose_files_equal_those_of_decoding(decoded, odd):
     field = schemas.images_schema(64).fields["image"]
     files = on_disk(odd)
     read = [path for path in files if (row := decoded.get(f"file:{odd}/{path}")) and row.image is not None]
@@ -287,12 +287,12 @@ def test_hashes_are_those_of_the_contents(listed, settings):
     assert told == {row.source_uri: (row.image_id, row.sha256, row.reason, row.detail) for row in expected}
 
 
-def test_ids_are_without_the_number_of_a_name_that_came_twice():
+def test_ids_do_not_have_the_number_of_a_repeated_name():
     assert listing.image_id("a.zip/x.jpg#2", "zip") == listing.image_id("x.jpg", "file") == "x"
     assert listing.image_id("x#2", "file") == listing.image_id("a.tar/x#2.jpg", "tar") == "x#2"
 
 
-def test_a_file_that_is_gone_costs_itself_only(spark, small):
+def test_a_missing_file_is_one_rejected_row(spark, small):
     settings = settings_of(small)
     listed = listing.list_archive(spark, settings).localCheckpoint()
     (small / "ward/Schmidt.zip").unlink()
@@ -308,7 +308,7 @@ def test_a_file_that_is_gone_costs_itself_only(spark, small):
     }
 
 
-def test_listing_ends_no_worker(spark, small):
+def test_listing_keeps_all_workers(spark, small):
     def daemons(batches):
         for _ in batches:
             yield pd.DataFrame({"pid": [os.getppid()]})
@@ -415,7 +415,7 @@ def test_tables_are_read_wherever_they_are(spark, tmp_path, packing):
 
 
 @pytest.mark.parametrize("gone", ["labels.csv", "labels.zip", "cut.zip"])
-def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
+def test_a_missing_table_is_named_with_a_hint(spark, tmp_path, gone):
     table = b"image_id,label\na,nevus\nb,melanoma\n" * 50
     write(tmp_path, "a.jpg", drawn(1))
     write(tmp_path, gone, table if gone == "labels.csv" else zipped({"labels.csv": table}, zipfile.ZIP_STORED))
@@ -439,7 +439,7 @@ def test_a_table_that_is_gone_is_named_with_the_way_out(spark, tmp_path, gone):
     assert re.fullmatch(told, str(ours))
 
 
-def test_what_takes_long_is_dealt_out_in_more_tasks_of_runs_of_neighbours(spark, tmp_path):
+def test_slow_work_is_spread_over_more_tasks_with_runs_of_neighbors(spark, tmp_path):
     (tmp_path / "many.zip").write_bytes(zipped({f"{number:03d}.jpg": b"x" for number in range(300)}))
     listed = listing.list_archive(spark, settings_of(tmp_path)).localCheckpoint()
 
@@ -456,7 +456,7 @@ def test_what_takes_long_is_dealt_out_in_more_tasks_of_runs_of_neighbours(spark,
     assert sorted(chain(*finer)) == sorted(chain(*whole)) == list(range(300))
 
 
-def test_hashed_names_tell_nobodys_name(spark, small, monkeypatch):
+def test_hashed_names_contain_no_name(spark, small, monkeypatch):
     settings = settings_of(small, privacy={"source_names": "hash"})
 
     def read(key, *tables):

@@ -45,7 +45,7 @@ def test_the_digest_is_of_names_sizes_and_times_in_any_order(tmp_path):
     assert seen(one)[0] == 2
 
 
-def test_what_is_still_being_written_is_left_for_later(tmp_path, spark):
+def test_files_that_changed_recently_are_not_settled(tmp_path, spark):
     drop(tmp_path / "old.jpg", 100_000)
     drop(tmp_path / "young.jpg", 10_000)
     with zipfile.ZipFile(tmp_path / "new.zip", "w") as zipped:
@@ -57,7 +57,7 @@ def test_what_is_still_being_written_is_left_for_later(tmp_path, spark):
     assert listing.settled_files(listed, 0).count() == 3
 
 
-def test_offsets_tell_of_the_folder_and_of_what_is_asked_for(tmp_path):
+def test_offsets_change_with_the_folder_and_the_asked_file(tmp_path):
     (tmp_path / "asked").write_text("version 1")
     options = {
         "archive": str(tmp_path / "landing"),
@@ -80,7 +80,7 @@ def test_offsets_tell_of_the_folder_and_of_what_is_asked_for(tmp_path):
     assert list(looks.read(partition)) == [(1,)]
 
 
-def test_a_folder_that_is_away_is_another_offset_too_and_ends_no_stream(tmp_path):
+def test_a_missing_folder_changes_the_offset_and_raises_nothing(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         seen(tmp_path / "nowhere")
     (tmp_path / "asked").write_text("")

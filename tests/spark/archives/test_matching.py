@@ -39,7 +39,7 @@ def patient(reference, patient_id, **values):
     return reference, {"patient_id": patient_id, **values}
 
 
-def test_a_name_that_is_two_images_is_nobodys(spark):
+def test_rows_of_a_name_of_two_images_are_ambiguous(spark):
     """The recipe: cameras restart their numbers, and a table names files without their folders."""
     paths = [P1, P2, "p1/IMG_0002.jpg"]
     said = {TABLE: [patient("IMG_0001.jpg", "A"), patient("IMG_0001.jpg", "B"), patient("IMG_0002.jpg", "A")]}
@@ -53,7 +53,7 @@ def test_a_name_that_is_two_images_is_nobodys(spark):
     )
 
 
-def test_a_row_of_an_image_that_is_not_there_is_not_its_namesakes(spark):
+def test_a_row_of_a_missing_image_is_not_attached_to_another_of_its_name(spark):
     """Of two patients' first images one has not come tonight."""
     said = {TABLE: [patient("p1/IMG_0001.jpg", "A"), patient("p2/IMG_0002.jpg", "B"), patient("p3/IMG_0003.jpg", "C")]}
     rows, unmatched, notes = matched(spark, [P2, "p2/IMG_0002.jpg", "other/IMG_0003.jpg"], said)
@@ -143,7 +143,7 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
     assert str(notes) == "; 3 images have rows that disagree (a.jpg: age; c.jpg: patient_id; ...)"
 
 
-def test_labels_of_a_row_that_fits_several_are_marked(spark):
+def test_ambiguous_rows_with_labels_are_marked(spark):
     said = {TABLE: [("IMG_0001.jpg", {"labels": ("nevus",)})], "more.csv": [patient("p1/IMG_0001.jpg", "A")]}
     rows, _, _ = matched(spark, [P1, P2], said)
     assert {path: (row.in_table, row.ambiguous_label, row.labels) for path, row in rows.items()} == {
@@ -152,7 +152,7 @@ def test_labels_of_a_row_that_fits_several_are_marked(spark):
     }
 
 
-def test_private_names_are_told_as_what_name_makes_of_them(spark):
+def test_private_names_are_stored_as_hashes(spark):
     said = {TABLE: [patient("IMG_0001.jpg", "A"), patient("p1/IMG_0001.jpg", "B"), patient("gone.jpg", "C")]}
     _, unmatched, notes = matched(spark, [P1, P2], said, lambda text: text and f"<{len(text)}>")
     told = [(row.image_id, row.table, row.reason, row.detail) for row in unmatched]

@@ -109,7 +109,7 @@ def test_tar_of_the_system_s_own_program(tmp_path):
         assert found == (PLAIN if len(files) == 2 else {**PLAIN, "x" * 120 + ".jpg": A}), form
 
 
-def test_kind_is_told_by_content_and_only_then_by_name():
+def test_format_is_detected_by_content_then_by_name():
     for kind in KINDS:
         assert containers.detect_format(packed(kind)[:512], "photo.jpg") == kind
         assert containers.detect_format(b"#!/bin/sh\n", f"X.{kind.upper()}") == kind
@@ -121,7 +121,7 @@ def test_kind_is_told_by_content_and_only_then_by_name():
         assert containers.detect_format(nothing, "zip") is None
 
 
-def test_container_is_told_by_suffix_in_any_case():
+def test_containers_are_recognized_by_suffix_in_any_case():
     suffixes = [suffix for form in containers.FORMATS.values() for suffix in form.suffixes]
     assert all(containers.is_container(f"a/B{suffix.upper()}") for suffix in suffixes)
     assert not any(map(containers.is_container, ("a.jpg", "zip", "a.zip/b.jpg", "a.gz", "a.nii.gz")))
@@ -296,7 +296,7 @@ def test_corpus_is_large_and_meets_every_reason():
         ({"max_total_bytes": len(A + B + C)}, None, ""),
     ],
 )
-def test_what_is_over_a_limit_is_a_row_with_its_reason_behind_the_others(kind, limits, last, told):
+def test_a_limit_ends_the_listing_with_a_row_and_its_reason(kind, limits, last, told):
     found = listed(packed(kind), kind, **limits)
     assert [member.reason for member in found] == [None, None, last]
     assert told in (found[-1].detail or "")
@@ -394,7 +394,7 @@ def test_damaged_member_of_a_zip_leaves_the_others(content):
     assert found == {"a.jpg": A, "c.jpg": C}
 
 
-def test_lie_about_size_never_inflates_more_than_one_byte_beyond():
+def test_wrong_size_never_inflates_more_than_one_byte_beyond():
     content = zipped({"a.jpg": bytes(50 << 20)})
     content = lie(content, 0, 24, long(99_000), 22)
     wanted = listed(content, "zip")
@@ -410,7 +410,7 @@ def test_stored_bytes_of_a_small_member_are_not_read_by_the_gigabyte():
     assert [member.reason for member in found] == ["damaged_member", "bomb"]
 
 
-def test_what_is_no_zip_is_not_searched_to_its_end():
+def test_files_without_a_directory_are_not_searched_to_their_end():
     content = bytes(5 << 20) + LOCAL_ONLY
     assert [member.name for member in listed(content, "zip", max_member_bytes=1 << 20)] == [""]
     assert len(listed(content, "zip")) == 4
@@ -484,7 +484,7 @@ def test_pax_gives_size_and_name():
     "lines",
     [b"0 path=x\n", b"-5 path=x\n", b"99999 path=x\n", b"path=x\n", b"6 path\n", b"11 size=-1\n", b"9" * 5000, b" =\n"],
 )
-def test_spoilt_attributes_of_pax(lines):
+def test_damaged_attributes_of_pax(lines):
     header = item("x", tarfile.XHDTYPE, size=len(lines)).tobuf(tarfile.USTAR_FORMAT)
     content = tarred({"a.jpg": A})[:1536] + header + lines.ljust(-len(lines) // 512 * -512, b"\0")
     assert contents(content + tarred({"b.jpg": B}), "tar") == {"a.jpg": A, "": "damaged_archive"}
@@ -505,7 +505,7 @@ def test_long_chain_of_extension_headers():
     assert contents(link * 5000 + tarred({"a.jpg": A}), "tar") == {"name": A}  # tarfile recurses
 
 
-def test_file_that_gives_bytes_by_drips():
+def test_files_that_return_few_bytes_at_a_time():
     class Dripping(io.BytesIO):
         def read(self, length: int | None = -1) -> bytes:
             return super().read(min(length, 7) if length and length > 0 else length)
@@ -517,7 +517,7 @@ def test_file_that_gives_bytes_by_drips():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_error_of_the_file_itself_goes_through(kind):
+def test_errors_of_the_file_are_raised(kind):
     class Failing(io.BytesIO):
         def read(self, length: int | None = -1) -> bytes:
             raise OSError("the disk is gone")
@@ -580,7 +580,7 @@ def test_cut_container_gives_every_member_that_is_whole(kind):
         assert len(rows) >= max((count for end, count in ends.items() if end + 8 <= cut), default=0), cut
 
 
-def test_cut_or_spoilt_tar_gz_gives_every_member_before_it():
+def test_cut_or_damaged_tar_gz_gives_every_member_before_it():
     # A cut must not cost what zlib still held back, nor an error what it had made in the same call.
     whole = tarred(MANY)
     content = gzip.compress(whole)

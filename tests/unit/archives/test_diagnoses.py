@@ -40,7 +40,7 @@ def test_rows_are_well_formed():
         assert row["malignant"] != "no" or row["melanoma"] == "no", f"what is benign is no melanoma: {row}"
 
 
-def test_no_word_stands_there_twice_however_it_is_spelled():
+def test_no_word_is_there_twice_in_any_spelling():
     keys = [key(row["word"]) for row in ROWS]
     assert sorted({word for word in keys if keys.count(word) > 1}) == []
     assert set(keys) == set(diagnosis_table())
@@ -157,7 +157,7 @@ def test_most_specific_label_with_an_answer_wins_in_any_order(labels, expected):
     ],
 )
 @pytest.mark.parametrize("target", TARGETS)
-def test_labels_that_exclude_each_other_are_told_for_either_target(labels, first, other, target):
+def test_contradictory_labels_are_reported_for_both_targets(labels, first, other, target):
     answer = target_of(labels, target)
     assert answer == target_of(labels[::-1], target)
     assert answer.contradiction in (f"{first!r} against {other!r}", f"{other!r} against {first!r}")
@@ -180,7 +180,7 @@ def test_users_words_win_over_the_table():
     assert both("3", negative=["3"]) == (0, 0)
 
 
-def test_users_word_covers_what_stands_below_it_and_a_deeper_one_wins():
+def test_users_word_covers_deeper_levels_and_a_deeper_word_wins():
     label = f"{MELANOMA}:Melanoma in situ"
     assert both(label, negative=[label]) == (0, 0)
     assert both(f"{label}:face", negative=[label]) == (0, 0)

@@ -81,7 +81,7 @@ def records(files, layout):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_published_layout_is_recognised_and_may_be_named(name):
+def test_published_layouts_are_recognized_and_may_be_named(name):
     files = TABLES[name]
     layout = found(files)
     assert (layout.name, layout.has_labels, layout.folder_labels, layout.ignored) == (name, True, False, ())
@@ -107,7 +107,7 @@ def test_tables_of_published_layouts_are_read():
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("other", [*TABLES, "folders"])
-def test_layout_that_is_not_there_is_refused_with_what_is(name, other):
+def test_a_missing_layout_is_refused_with_what_is_there(name, other):
     if name == other:
         return
     with pytest.raises(
@@ -152,7 +152,7 @@ def test_a_new_layout_is_an_entry(monkeypatch):
         found(HAM, layout="pad_ufes_20")
 
 
-def test_splits_count_where_training_and_test_are_told_apart():
+def test_splits_count_if_there_are_training_and_test():
     layout = found(TRUTH_2017)
     assert sorted(table.split for table in layout.tables) == ["test", "train", "validation"]
     assert "splits from the names of tables" in layout.summary
@@ -170,7 +170,7 @@ def test_several_layouts_in_one_archive():
     assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
 
 
-def test_table_with_columns_of_ones_own():
+def test_table_with_columns_of_the_user():
     columns = {"image_id": "nummer", "label": "WORT"}
     layout = found(OWN, columns=columns)
     assert layout.name == "table"
@@ -183,14 +183,14 @@ def test_table_with_columns_of_ones_own():
         found(OWN, columns={"image_id": "Nummer", "label": "Wert"})
 
 
-def test_unknown_names_are_errors_of_the_settings():
+def test_unknown_names_raise_a_config_error():
     with pytest.raises(ConfigError, match=r"^unknown layout 'isic_2021'; known: isic_2016, .*, plain$"):
         found(HAM, layout="isic_2021")
     with pytest.raises(ConfigError, match=r"^columns: unknown field wort; known: image_id, .*, label$"):
         found(HAM, columns={"wort": "dx"})
 
 
-def test_tables_that_are_not_understood_are_ignored_and_told():
+def test_tables_that_are_not_understood_are_ignored_with_the_reason():
     files = HAM | {"prices.csv": "item,price\na,1\n", "bad.csv": "image_id,label\na\x00,b\n"}
     assert [path for path, _ in found(files).ignored] == ["bad.csv", "prices.csv"]
     assert dict(found(files).ignored)["prices.csv"].endswith("found item, price")
@@ -245,7 +245,7 @@ def test_other_folders_are_plain(folders):
     assert recognize_layout([], dict.fromkeys(folders, 1), "plain") == layout
 
 
-def test_folders_with_words_of_ones_own():
+def test_folders_with_words_of_the_user():
     folders = {"gut": 1, "boese": 1}
     assert found({}, folders).name == "plain"
     assert found({}, folders, words=["GUT", "boese"]).name == "folders"
@@ -309,7 +309,7 @@ def test_plain_takes_no_labels_where_there_are_some(files):
         (None, ("csv", "a.csv.jpg", "csv/a.jpg", "a_csv")),
     ],
 )
-def test_files_that_are_no_images(reason, paths):
+def test_roles_of_files(reason, paths):
     for path in paths:
         role, found_reason, detail = classify_file(path)
         if reason in ("other", "table"):
@@ -322,7 +322,7 @@ def test_files_that_are_no_images(reason, paths):
     ("names", "told"),
     [([], ""), (["b", "a"], "a, b"), (list("abcde"), "a, b, c, d, e"), (list("gfedcba"), "a, b, c, d, e, and 2 more")],
 )
-def test_some_names_the_first_few_in_order(names, told):
+def test_first_few_names_in_order(names, told):
     assert layouts.first_few(names) == told
 
 
@@ -343,7 +343,7 @@ PATH = st.lists(PART, max_size=4).map("/".join)
     st.dictionaries(st.sampled_from(FIELDS), st.none() | st.sampled_from(["dx", "image", "Nummer", " "]), max_size=2),
     st.lists(st.text(max_size=5), max_size=2),
 )
-def test_any_archive_has_a_layout_or_an_error_of_ours(files, folders, name, columns, words):
+def test_any_archive_has_a_layout_or_a_known_error(files, folders, name, columns, words):
     try:
         layout = recognize_layout([TableHead(*file) for file in files.items()], folders, name, columns, words)
     except (DataError, ConfigError) as error:

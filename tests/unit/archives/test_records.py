@@ -62,7 +62,7 @@ def test_a_whole_path_is_that_file_whatever_lies_deeper():
     assert found(["a.jpg", "backup/a.jpg"], "a.jpg")[0] == AMBIGUOUS, "a name without a folder is no path"
 
 
-def test_the_very_name_of_a_file_tells_two_of_one_id_apart():
+def test_the_exact_file_name_distinguishes_images_of_one_id():
     paths = ["IMG_1.tif", "IMG_1.jpg"]
     assert found(paths, "IMG_1.jpg") == (ATTACHED, ["IMG_1.jpg"])
     assert found(paths, "img_1.TIF") == (ATTACHED, ["IMG_1.tif"])
@@ -115,7 +115,7 @@ def test_folders_that_a_row_names_count_more_than_where_its_table_lies(table, re
     assert found([P1, P2], reference, table, more=["p1/t.csv", "p2/t.csv"]) == (ATTACHED, [expected])
 
 
-def test_a_row_tells_where_its_folders_part_from_the_images():
+def test_fit_has_the_folders_in_which_row_and_image_differ():
     fit = group_of(["2026/p2/IMG_1.jpg"], "IMG_1").fit(TABLE, "x/p1/IMG_1.jpg")
     assert (fit.common, fit.row_folder, fit.image_folder) == (1, "p1", "p2")
     fit = group_of(["2026/p1/IMG_1.jpg"], "IMG_1").fit(TABLE, "2025/p1/IMG_1.jpg")
@@ -150,7 +150,7 @@ def test_images_of_one_name_cost_no_more_than_their_folders():
         assert len(group.fit(TABLE, f"q{number}/IMG_0001.jpg").candidates.paths) == 4000
 
 
-def test_names_from_outside_stay_in_their_line():
+def test_names_are_escaped_for_a_line_of_a_log():
     assert (
         matching.printable("evil\n  done: all fine.csv\x1b[31m \u202e") == r"evil\n  done: all fine.csv\x1b[31m \u202e"
     )

@@ -195,7 +195,7 @@ FIELDS = "image_id,patient_id,lesion_id,split,age,sex,site,fitzpatrick_skin_type
         ),
     ],
 )  # fmt: skip
-def test_rows_are_what_the_table_says(content, expected):
+def test_rows_as_records(content, expected):
     assert records(content)[-len(expected) :] == expected
 
 
@@ -270,12 +270,12 @@ def test_too_many_columns(count):
         (b'image_id,label\na,"benign"x\n', "is not a table: line 2"),
     ],
 )  # fmt: skip
-def test_what_is_no_table_is_told(content, why):
+def test_files_that_are_not_tables_have_a_reason(content, why):
     with pytest.raises(DataError, match=why):
         raise DataError(refused(content))
 
 
-def test_wide_header_is_not_quoted_whole():
+def test_wide_headers_are_quoted_in_part():
     why = refused(",".join(f"column{n}" for n in range(500)))
     assert "column19," in why
     assert "column20" not in why
@@ -296,7 +296,7 @@ def test_wide_header_is_not_quoted_whole():
     ],
     ids=["NUL", "columns", "open quote", "open quote at the end", "long cell", "long line", "long row"],
 )
-def test_what_comes_after_the_head_is_a_data_error_with_the_tables_name(tail, why):
+def test_damage_after_the_head_is_a_data_error_with_the_path(tail, why):
     with pytest.raises(DataError, match=rf"^metadata\.csv .*({why})"):
         records(SIMPLE.encode() * 3000 + tail)
 
@@ -350,7 +350,7 @@ def test_image_id(path, name):
 
 
 @pytest.mark.parametrize("part", [".jpg", ".jpg ", "_downsampled", " ", "type ", "1 ", "a/", "0."])
-def test_endless_cells_are_read_in_no_time(part):
+def test_very_long_cells_are_read_quickly(part):
     """The suffixes of a name are looked for with a pattern whose time grows with the square of its length."""
     cell = "x" + part * (100_000 // len(part)) + "y"
     row = records(f"image_id,age,sex,skin_type,site,label,split\n{cell},{cell},{cell},{cell},{cell},{cell},{cell}\n")[0]
@@ -380,7 +380,7 @@ def test_split_of_a_name(split, names):
     assert {split_of(name) for name in names} == {split}
 
 
-def test_table_without_labels_and_one_that_is_no_one_hot():
+def test_tables_without_labels_and_without_one_hot_columns():
     assert understood("image,label,melanoma,nevus\na,benign,left arm,no\n").one_hot == {}
     table = understood("image,dx,MEL,NV,diagnosis_1,sex\na,nevus,0,1,Benign,f\n")
     assert table.has_labels
@@ -486,7 +486,7 @@ def references(content, **columns):
     return [row.reference for row in records(content, **columns)]
 
 
-def test_a_path_says_more_than_an_id_where_both_are_of_the_same_image():
+def test_a_path_is_preferred_to_an_id_of_the_same_image():
     head = "image_id,path,patient_id\n"
     assert references(head + "I1,p1/I1.jpg,A\nI2,,B\nI3,p1/I4.jpg,C\nI5,I5.jpg,D\n") == ["p1/I1.jpg", "I2", "I3", "I5"]
     assert references(head + "p2/I1,E:\\DCIM\\I1.jpg,A\n") == ["p2/I1"], "an id that has folders keeps them"

@@ -82,7 +82,7 @@ def test_any_amounts_and_sizes_give_an_image_of_the_same_shape_and_dtype(amounts
 
 
 @given(st.integers(0, 10**9))
-def test_switched_off_or_without_amounts_not_a_bit_changes(view):
+def test_nothing_changes_if_disabled_or_without_amounts(view):
     image = noise(64, 48, seed=view)
     assert not config.Settings().augment.enabled
     for chosen in (config.Augment(), only()):
@@ -90,14 +90,14 @@ def test_switched_off_or_without_amounts_not_a_bit_changes(view):
 
 
 @pytest.mark.parametrize("image", [noise(32, 32)[..., 0], noise(32, 32).astype(np.float32), noise(32, 32)[..., :2]])
-def test_what_is_no_image_is_refused(image):
+def test_other_arrays_than_images_are_refused(image):
     with pytest.raises(ValueError, match=r"cannot be augmented; it takes uint8 \(h, w, 3\)"):
         augment(image, config.Augment(enabled=True), generator(0, 1, "key"))
 
 
 @pytest.mark.parametrize("key", ["turn", "zoom", "shift", "brightness", "contrast", "saturation", "hue", "cutout"])
 @pytest.mark.parametrize("value", [-0.1, 200, float("nan"), float("inf")])
-def test_amounts_that_mean_nothing_are_refused(key, value):
+def test_invalid_amounts_are_refused(key, value):
     with pytest.raises(ConfigError, match=rf"augment\.{key}"):
         config.parse({"augment": {key: value}})
 
@@ -124,7 +124,7 @@ def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_t
     assert expected == pytest.approx(NUMBERS), "raise augmentation.VERSION, and change these"
 
 
-def test_one_setting_leaves_what_is_drawn_for_the_others_as_it_was(lesion):
+def test_a_setting_does_not_change_the_numbers_of_others(lesion):
     """Whether cutting out is on or not, the rest of the picture is the same."""
     plain = augment(lesion, config.Augment(enabled=True), generator(0, 1, "key"))
     cut = augment(lesion, config.Augment(enabled=True, cutout=0.5), generator(0, 1, "key"))
@@ -204,22 +204,22 @@ def test_contrast(lesion, drawn, factor):
 
 def test_saturation(lesion):
     spread = np.ptp(lesion.astype(int), axis=2).mean()
-    grey = augment(lesion, only(saturation=1), Drawn(saturation=LEAST))
-    assert np.ptp(grey.astype(int), axis=2).max() <= 1
-    near(grey[..., 0], np.rint(lesion @ augmentation.LUMINANCE), mean=0.05)
+    gray = augment(lesion, only(saturation=1), Drawn(saturation=LEAST))
+    assert np.ptp(gray.astype(int), axis=2).max() <= 1
+    near(gray[..., 0], np.rint(lesion @ augmentation.LUMINANCE), mean=0.05)
     more = augment(lesion, only(saturation=0.2), Drawn(saturation=MOST))
     assert np.ptp(more.astype(int), axis=2).mean() == pytest.approx(1.2 * spread, rel=0.05)
 
 
 @pytest.mark.parametrize("drawn", [0.1, 0.7, MOST])
 def test_hue(lesion, drawn):
-    """Luminance and grey stay, colour does not; a turn there and back is none."""
-    muted = np.rint(lesion * 0.3 + 90).astype(np.uint8)  # far from 0 and 255, where colours would be cut
+    """Luminance and gray stay, color does not; a turn there and back is none."""
+    muted = np.rint(lesion * 0.3 + 90).astype(np.uint8)  # far from 0 and 255, where colors would be cut
     found = augment(muted, only(hue=0.25), Drawn(hue=drawn))
     assert np.abs(found.astype(int) - muted).max() > 5
     assert np.abs((found - muted.astype(float)) @ augmentation.LUMINANCE).max() < 1.5
-    grey = np.repeat(noise(32, 32)[..., :1], 3, axis=2)
-    assert np.abs(augment(grey, only(hue=0.25), Drawn(hue=drawn)).astype(int) - grey).max() <= 1
+    gray = np.repeat(noise(32, 32)[..., :1], 3, axis=2)
+    assert np.abs(augment(gray, only(hue=0.25), Drawn(hue=drawn)).astype(int) - gray).max() <= 1
     back = augment(found, only(hue=0.25), Drawn(hue=1 - drawn))
     assert np.abs(back.astype(int) - muted).max() <= 3
     red = np.tile(np.array([140, 110, 115], np.uint8), (32, 32, 1))  # a third of the circle makes green of it, or blue
@@ -239,7 +239,7 @@ def test_cutout(lesion):
 @given(st.floats(0, 0.99), st.integers(0, 1000))
 def test_cutout_is_never_larger_than_its_setting_and_never_outside(share, view):
     picture = np.zeros((40, 64, 3), np.uint8)
-    picture[:, ::2] = 255  # whose mean is no colour of it
+    picture[:, ::2] = 255  # whose mean is no color of it
     found = augment(picture, only(cutout=share), generator(0, view, "key"))
     rows, columns = np.nonzero((found != picture).any(axis=2))
     if len(rows):

@@ -22,7 +22,7 @@ END = b"\xff\xd9"
 KINDS = {
     "baseline": encoded(LESION, "JPEG", quality=95),
     "progressive": encoded(LESION, "JPEG", quality=90, progressive=True),
-    "grey": encoded(GREY, "JPEG", quality=95),
+    "gray": encoded(GREY, "JPEG", quality=95),
     "cmyk": encoded(LESION.convert("CMYK"), "JPEG", quality=90),
     "rgb": encoded(LESION, "JPEG", quality=90, keep_rgb=True),
     "restarts": encoded(LESION, "JPEG", quality=95, restart_marker_rows=1),
@@ -90,7 +90,7 @@ def test_a_jpeg_damaged_in_the_middle_is_damaged(kind):
     assert "extraneous bytes before marker 0xd9" in detail
 
 
-@pytest.mark.parametrize("kind", ["baseline", "grey", "progressive", "cmyk"])
+@pytest.mark.parametrize("kind", ["baseline", "gray", "progressive", "cmyk"])
 @pytest.mark.parametrize("noise", [b"\0", b"abcd", b"\xff\0\xff\0", b"\xff" * 9])
 def test_bytes_between_the_segments_of_the_header_are_no_damage(kind, noise):
     content = KINDS[kind]
@@ -118,7 +118,7 @@ def test_warnings_about_metadata_neither_reject_nor_hide_damage():
         assert refusal(half(odd) + END)[0] == "damaged"
 
 
-def test_what_cannot_be_decoded_at_all_stays_corrupt():
+def test_images_that_cannot_be_decoded_are_corrupt():
     assert refusal(JPEG[:60])[0] == "corrupt"
     table = JPEG.index(b"\xff\xc4")
     assert refusal(changed(JPEG, (table + 5, b"\xff" * 16)))[0] == "corrupt"  # too many codes of each length
@@ -185,7 +185,7 @@ def test_good_tiffs_of_one_strip_and_of_many_are_accepted(options, mode, strip, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_accepted_has_the_pixels_of_before_and_tells_its_damage(kind):
+def test_accepted_images_have_the_same_pixels_and_their_damage(kind):
     content = half(KINDS[kind]) + END
     found = decoding.decode_with_hashes(content, 64, ACCEPT)
     assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
@@ -261,8 +261,8 @@ def test_exif_turns_a_jpeg_as_before(orientation, mode):
         assert np.array_equal(decoding.decode(large, 64), before(large, 64))
 
 
-@pytest.mark.parametrize("kind", ["baseline", "grey"])
-def test_look_decodes_a_good_jpeg_by_simplejpeg_alone(kind, monkeypatch):
+@pytest.mark.parametrize("kind", ["baseline", "gray"])
+def test_good_jpegs_are_decoded_by_simplejpeg_alone(kind, monkeypatch):
     calls, real = [], damage.simplejpeg.decode_jpeg
     monkeypatch.setattr(damage.simplejpeg, "decode_jpeg", lambda *of, **more: calls.append(1) or real(*of, **more))
     monkeypatch.setattr(damage, "jpeg_damage", lambda *of: pytest.fail("checked after it was decoded"))
@@ -281,7 +281,7 @@ def test_no_more_memory_is_taken_than_the_size_that_pillow_read():
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 50, b"\xff\xd8\xff\xd9\0\0", JPEG[:200]])
-def test_of_a_jpeg_without_a_scan_nothing_is_told(content):
+def test_a_jpeg_without_a_scan_has_no_damage(content):
     assert damage.jpeg_damage(content, (96, 96)) is None
 
 
@@ -327,7 +327,7 @@ def test_a_damaged_image_is_the_first_of_flags():
     assert quality.describe_flags(found[1]) == "damaged: the file is damaged: a part of the picture may be missing"
 
 
-def test_rows_that_were_decoded_by_another_setting_are_not_taken():
+def test_rows_decoded_with_another_setting_are_not_reused():
     settings = [config.parse({"ingest": {"damaged": choice}}) for choice in ("reject", "accept")]
     assert settings[0] == config.parse({})
     assert ingest.decoded_folder(settings[0]) != ingest.decoded_folder(settings[1])

@@ -59,7 +59,7 @@ PROGRESSIVE = encoded(LESION, "JPEG", quality=90, progressive=True)
 def test_oblong_image_is_squashed_whole():
     halves = np.zeros((40, 120, 3), np.uint8)
     halves[:, 60:] = 255
-    halves[0, 0, 0] = 9  # grey with two values would be a mask
+    halves[0, 0, 0] = 9  # gray with two values would be a mask
     pixels = decoding.decode(encoded(Image.fromarray(halves)), 30)
     assert (pixels[1:, :14] == 0).all()
     assert (pixels[:, 16:] == 255).all()
@@ -73,7 +73,7 @@ def test_grayscale_has_three_equal_channels(kind):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP"])
-def test_one_bit_image_has_the_two_colours_of_its_palette_and_in_black_and_white_is_a_mask(kind):
+def test_one_bit_image_has_the_colors_of_its_palette_or_is_a_mask(kind):
     marks = MASK.convert("1")
     with pytest.raises(ImageError, match="mask: gray with two values only"):
         decoding.decode(encoded(marks, kind), 96)
@@ -84,7 +84,7 @@ def test_one_bit_image_has_the_two_colours_of_its_palette_and_in_black_and_white
     assert np.array_equal(decoding.decode(encoded(two, kind, **options), 96), expected)
 
 
-def test_palette_with_a_transparent_colour_shows_it_on_white():
+def test_palette_with_a_transparent_color_shows_it_on_white():
     few = LESION.quantize(16)
     clear = few.getpixel((48, 48))
     expected = np.asarray(few.convert("RGB")).copy()
@@ -102,21 +102,21 @@ def test_transparent_pixels_are_white_whatever_they_hide():
 
 
 @pytest.mark.parametrize(
-    ("colour", "samples"),
+    ("color", "samples"),
     [
         (0, deep(GREY)),
         (2, deep(LESION)),
         (4, np.stack([deep(GREY), np.full((96, 96), 65535, ">u2")], axis=-1)),
     ],
-    ids=["grey", "rgb", "grey and alpha"],
+    ids=["gray", "rgb", "gray and alpha"],
 )
-def test_16_bit_png_has_the_pixels_of_its_8_bit_twin(colour, samples):
-    twin = LESION if colour == 2 else GREY
+def test_16_bit_png_has_the_pixels_of_its_8_bit_twin(color, samples):
+    twin = LESION if color == 2 else GREY
     for size in (96, 40):
-        assert np.array_equal(decoding.decode(png(16, colour, samples), size), decoding.decode(encoded(twin), size))
+        assert np.array_equal(decoding.decode(png(16, color, samples), size), decoding.decode(encoded(twin), size))
 
 
-def test_16_bit_grey_with_a_transparent_value_shows_only_that_on_white():
+def test_16_bit_gray_with_a_transparent_value_shows_only_that_on_white():
     samples = deep(GREY)
     clear = samples[48, 48]
     expected = np.where(samples == clear, 255, np.asarray(GREY))
@@ -176,20 +176,20 @@ def test_formats_keep_their_pixels(image, kind, options, expected, within):
     assert (found.width, found.height, found.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
 
 
-def test_bmp_may_stand_on_its_head():
+def test_bmp_may_be_stored_upside_down():
     upside_down = encoded(LESION.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
     negative = broken.changed(upside_down, (22, (-96 & 0xFFFFFFFF).to_bytes(4, "little")))
     assert np.array_equal(decoding.decode(negative, 96), PIXELS)
 
 
-def test_cmyk_tiff_has_the_colours_of_its_inks():
+def test_cmyk_tiff_has_the_colors_of_its_inks():
     inks = np.random.default_rng(0).integers(0, 256, (96, 96, 4)).astype(np.uint8)
     expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
     found = decoding.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
     assert np.abs(found - expected).max() < 2
 
 
-def test_adobe_s_inverted_cmyk_jpeg_has_the_colours_of_its_inks():
+def test_inverted_cmyk_jpeg_of_adobe_has_the_colors_of_its_inks():
     inks = np.full((96, 96, 4), (20, 90, 60, 40), np.uint8)
     inks[48:] = (5, 10, 200, 0)
     content = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
@@ -218,7 +218,7 @@ LARGE = {
 @pytest.mark.parametrize(
     ("kind", "size"), [*(("JPEG", size) for size in (32, 128, 224, 225, 300, 512)), ("PNG", 225), ("BMP", 512)]
 )
-def test_look_has_the_pixels_of_decode_and_hashes_that_no_size_changes(kind, size):
+def test_pixels_are_those_of_decode_and_hashes_do_not_depend_on_size(kind, size):
     found = decoding.decode_with_hashes(LARGE[kind], size)
     assert np.array_equal(found.pixels, decoding.decode(LARGE[kind], size))
     assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(LARGE[kind], 64).hash_pixels)
@@ -443,7 +443,7 @@ def mutated(content, changes):
     ),
 )
 @examples(4)
-def test_mutated_image_is_looked_at_or_an_image_error_and_soon(content, changes):
+def test_mutated_image_is_decoded_or_an_image_error_within_seconds(content, changes):
     start = time.perf_counter()
     try:
         limits = decoding.ImageLimits(min_side=2, max_pixels=2_000_000)
@@ -468,7 +468,7 @@ def test_jpeg_cut_anywhere_is_rejected():
 
 
 @pytest.mark.parametrize("content", [JPEG, PROGRESSIVE, PNG], ids=["jpeg", "progressive", "png"])
-def test_bytes_behind_an_image_are_no_harm(content):
+def test_bytes_after_an_image_are_harmless(content):
     assert np.array_equal(decoding.decode(content + b"left behind", 8), decoding.decode(content, 8))
 
 
@@ -511,8 +511,8 @@ def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_
 @example(PIXELS)
 @example(np.repeat(np.asarray(GREY)[:, :, None] // 2, 3, axis=2))
 def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored_and_darker(pixels):
-    grey = np.repeat(pixels[:, :, :1] // 2, 3, axis=2)
-    assert hashes.perceptual_hash(grey * 2) == hashes.perceptual_hash(grey)  # brightness is not seen
+    gray = np.repeat(pixels[:, :, :1] // 2, 3, axis=2)
+    assert hashes.perceptual_hash(gray * 2) == hashes.perceptual_hash(gray)  # brightness is not seen
     found = {hashes.perceptual_hash(view) for view in views(pixels)}
     assert len(found) == 1
     assert len(found.pop()) == 16
@@ -521,9 +521,9 @@ def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored_and_darke
 @given(arrays(np.uint8, st.tuples(st.integers(1, 200), st.integers(1, 200), st.just(3))))
 @examples(0.4)
 def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
-    grey = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int64)
-    height, width = grey.shape
-    fine = grey.repeat(24, axis=0).repeat(24, axis=1)  # cells of 24ths of a pixel, in whole numbers
+    gray = np.asarray(Image.fromarray(pixels).convert("L")).astype(np.int64)
+    height, width = gray.shape
+    fine = gray.repeat(24, axis=0).repeat(24, axis=1)  # cells of 24ths of a pixel, in whole numbers
     small = fine.reshape(24, height, 24, width).sum(axis=(1, 3))
     expected = []
     for view in views(small):

@@ -91,7 +91,7 @@ def test_ybr_full_and_422():
     full = ybr(PIXELS)
     found = seen(dicom(PhotometricInterpretation="YBR_FULL", PixelData=full.tobytes()))
     assert np.abs(found.astype(int) - PIXELS).max() <= 3
-    halved = np.empty((96, 48, 4), np.uint8)  # two lumas, then the colour of the first
+    halved = np.empty((96, 48, 4), np.uint8)  # two lumas, then the color of the first
     halved[..., 0], halved[..., 1] = full[:, 0::2, 0], full[:, 1::2, 0]
     halved[..., 2:] = full[:, 0::2, 1:]
     found = seen(dicom(PhotometricInterpretation="YBR_FULL_422", PixelData=halved.tobytes()))
@@ -115,9 +115,9 @@ def test_palette_is_looked_up_as_pydicom_does(bits, first):
     palette = np.array(few.getpalette()[: 3 * 32], np.uint16).reshape(32, 3)
     palette = palette.astype(np.uint8) if bits == 8 else palette * 257
     changes = {}
-    for index, colour in enumerate(("Red", "Green", "Blue")):
-        changes[f"{colour}PaletteColorLookupTableDescriptor"] = [32, first, bits]
-        changes[f"{colour}PaletteColorLookupTableData"] = np.ascontiguousarray(palette[:, index]).tobytes()
+    for index, color in enumerate(("Red", "Green", "Blue")):
+        changes[f"{color}PaletteColorLookupTableDescriptor"] = [32, first, bits]
+        changes[f"{color}PaletteColorLookupTableData"] = np.ascontiguousarray(palette[:, index]).tobytes()
     indices = np.asarray(few) + np.uint8(first)
     indices[0, 0], indices[0, 1] = 0, 200  # below and above the table: its first and its last entry
     content = dicom(indices, PhotometricInterpretation="PALETTE COLOR", **changes)
@@ -129,9 +129,9 @@ def test_palette_is_looked_up_as_pydicom_does(bits, first):
 def test_jpeg_frame_has_the_pixels_of_the_jpeg():
     content = dicom(syntax=JPEGBaseline8Bit, frame=JPEG, PhotometricInterpretation="YBR_FULL_422")
     assert np.array_equal(seen(content), decoding.decode(JPEG, 96))
-    grey = encoded(GREY, "JPEG", quality=95)
-    for colour, expected in (("MONOCHROME2", seen(grey)), ("MONOCHROME1", 255 - seen(grey))):
-        content = dicom(GREY_PIXELS, JPEGBaseline8Bit, grey, PhotometricInterpretation=colour)
+    gray = encoded(GREY, "JPEG", quality=95)
+    for color, expected in (("MONOCHROME2", seen(gray)), ("MONOCHROME1", 255 - seen(gray))):
+        content = dicom(GREY_PIXELS, JPEGBaseline8Bit, gray, PhotometricInterpretation=color)
         assert np.array_equal(seen(content), expected)
 
 
@@ -155,9 +155,9 @@ def test_large_jpeg_frame_is_scaled_down_while_it_is_decoded(monkeypatch):
 
 
 def test_jpeg_2000_frame():
-    for colour in ("RGB", "YBR_RCT"):
+    for color in ("RGB", "YBR_RCT"):
         content = dicom(
-            syntax=JPEG2000Lossless, frame=encoded(LESION, "JPEG2000", no_jp2=True), PhotometricInterpretation=colour
+            syntax=JPEG2000Lossless, frame=encoded(LESION, "JPEG2000", no_jp2=True), PhotometricInterpretation=color
         )
         assert np.array_equal(seen(content), PIXELS)
 
@@ -217,7 +217,7 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
     assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"
 
 
-def test_nothing_of_the_patient_is_read_or_told(caplog, capfd):
+def test_nothing_of_the_patient_is_read_or_logged(caplog, capfd):
     content = dicom(PatientBirthDate="not a date", InstitutionName="Clinic of Jane Doe")
     found = reader.read(content)
     assert "PatientName" in pydicom.dcmread(io.BytesIO(content))

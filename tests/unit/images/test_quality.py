@@ -34,19 +34,19 @@ def test_measures_are_those_of_a_loop(images):
     assert found.shape == (2, len(quality.MEASURES))
     assert found.dtype == np.float32
     for image, row in zip(images.astype(np.float64), found, strict=True):
-        grey = image @ [0.299, 0.587, 0.114]
+        gray = image @ [0.299, 0.587, 0.114]
         laplacian = [
-            grey[y - 1, x] + grey[y + 1, x] + grey[y, x - 1] + grey[y, x + 1] - 4 * grey[y, x]
+            gray[y - 1, x] + gray[y + 1, x] + gray[y, x - 1] + gray[y, x + 1] - 4 * gray[y, x]
             for y in range(1, 31)
             for x in range(1, 31)
         ]
-        border = [grey[y, x] < 30 for y in range(32) for x in range(32) if not (2 <= y < 30 and 2 <= x < 30)]
+        border = [gray[y, x] < 30 for y in range(32) for x in range(32) if not (2 <= y < 30 and 2 <= x < 30)]
         warm = np.mean([red >= blue for red, _, blue in image.reshape(-1, 3)])
-        expected = [np.var(laplacian), grey.mean() / 255, np.mean(grey >= 245), np.mean(border), warm]
+        expected = [np.var(laplacian), gray.mean() / 255, np.mean(gray >= 245), np.mean(border), warm]
         # greys at a limit may fall to either side in float32
         np.testing.assert_allclose(row[[0, 1, 4]], np.array(expected)[[0, 1, 4]], rtol=1e-3, atol=1e-3)
-        assert abs(row[2] - expected[2]) <= np.mean(np.abs(grey - 245) < 1e-3) + 1e-6
-        assert abs(row[3] - expected[3]) <= np.mean(np.abs(grey - 30) < 1e-3) * 10 + 1e-6
+        assert abs(row[2] - expected[2]) <= np.mean(np.abs(gray - 245) < 1e-3) + 1e-6
+        assert abs(row[3] - expected[3]) <= np.mean(np.abs(gray - 30) < 1e-3) * 10 + 1e-6
 
 
 @given(st.integers(0, 70))
@@ -87,7 +87,7 @@ def test_small_files_and_what_is_far_from_the_training_images_are_flagged():
     assert quality.flags(measured, LIMITS) == [()] * 4, "a model without reference knows no distances"
 
 
-def test_every_flag_is_told():
+def test_every_flag_is_described():
     assert quality.describe_flags(["blurred", "dark"]).startswith("blurred: sharpness is low")
     assert set(quality.describe_flags(list(quality.FLAGS)).split("; ")) == {
         f"{k}: {v}" for k, v in quality.FLAGS.items()
