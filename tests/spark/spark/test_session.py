@@ -119,5 +119,5 @@ def test_a_table_that_only_lost_executors_had_ends_in_one_line(new_line):
             rdd.unpersist(True)
         return Summary(str(table.count()))
 
-    with pytest.raises(ClusterError, match="several executors were lost at once, and tables that they alone had"):
+    with pytest.raises(ClusterError, match="several executors were lost at once, and tables that only they had"):
         run_stage(line.context, "held", stage, {"stage": "held"})
