@@ -1,4 +1,4 @@
-"""All stages in one submission: each in an MLflow run of its own, nested in that of the whole."""
+"""All stages in one submission: each in its own MLflow run, nested in that of the pipeline."""
 
 from melanoma_spark import logs
 from melanoma_spark.dataset import ingest
@@ -25,15 +25,16 @@ STAGES = {
 
 
 def pipeline(context: StageContext) -> Summary:
-    # what featurize and finetune would stop for, when ingest has taken its hours
+    """Run all stages, then log the results that people look for first."""
+    # Problems that would stop featurize and finetune after hours of ingest.
     weights.located(context.settings.backbone)
     executors.check_ready(context.spark, context.settings.ranks)
     summaries = [run_stage(context, name, stage, {"stage": name}) for name, stage in STAGES.items()]
-    return Summary(closing(context), max(summary.exit_status for summary in summaries))  # one that failed has ended it
+    return Summary(log_results(context), max(summary.exit_status for summary in summaries))
 
 
-def closing(context: StageContext) -> str:
-    """The figures and places a person asks for first."""
+def log_results(context: StageContext) -> str:
+    """Log the main figures and where the results are. Returns the summary."""
     read_input(context, ImagesManifest)
     report = manifests.require(ReportManifest, context.warehouse)
     context.tracker.log_metrics(report.metrics)

@@ -363,4 +363,4 @@ def test_help_teaches(submit):
     assert done.returncode == 0
     for what, _ in CHECKS:
         assert re.search(rf"^  .*{what}", done.stdout, re.MULTILINE)
-    assert "exit status: 0 nothing failed" in done.stdout
+    assert "It ends with 3 when a check failed." in done.stdout
