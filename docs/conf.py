@@ -24,6 +24,7 @@ autodoc_mock_imports = ["tensorflow", "keras", "horovod", "mlflow", "ncnn", "onn
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
+napoleon_use_ivar = True  # as attributes they would be described twice
 # Types of other libraries have no pages here: their inventories are on the network, which a build does not need.
 nitpick_ignore_regex = [("py:.*", ".*")]
 

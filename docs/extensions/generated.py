@@ -247,6 +247,8 @@ def escape_docstring(app: Sphinx, what: str, name: str, obj: object, options: ob
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Register the directives and the pages of the API."""
+    # autodoc changes the annotations of pydantic's BaseModel; afterwards models with extra fields cannot be defined.
+    job_commands()
     for name, make in {
         "settings": settings_tables,
         "commands": command_texts,
