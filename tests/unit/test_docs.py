@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import REPO, command
 
-from melanoma_spark import config, schemas
+from melanoma_spark import config, errors, schemas
 from melanoma_spark.runner.cli import invoke
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md"))]
@@ -84,3 +84,12 @@ def test_pre_commit_runs_the_checks_of_make_lint():
     lint = (REPO / "Makefile").read_text().partition("\nlint:")[2].partition("\n\n")[0]
     hooks = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
     assert re.findall(r"&& (\.venv/bin/.*)", lint) == [hook["entry"] for hook in hooks]
+
+
+def test_messages_of_the_page_of_exit_statuses_are_in_the_code():
+    code = "".join(path.read_text() for path in [*REPO.glob("melanoma_spark/**/*.py"), REPO / "conf/find-java.sh"])
+    table = TEXTS["docs/exit-statuses.md"].partition("| the line says |")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    parts = [part.strip() for cell in cells for text in re.findall("`(.+?)`", cell) for part in text.split("...")]
+    assert len(parts) > 8
+    assert [part for part in parts if part not in code and not re.search(errors.FULL, part)] == []
