@@ -27,22 +27,22 @@ JOBS = {
     "ingest": "archive -> images/: decode, check, group and split",
     "featurize": "images/ -> features/: every image through VGG16's base, once",
     "train_head": "features/ -> a head",
-    "finetune": "head and base trained on, over Horovod ranks",
+    "finetune": "trains head and base further, over Horovod ranks",
     "evaluate": "the test split: metrics at an operating point, a report; of another archive when one is named",
-    "register": "the model into MLflow's registry, champion if it may; also: register history, register rollback",
-    "score": "what is new in an archive -> scores/, with a registered model; also: score status, score --follow",
-    "pipeline": "all of them, in one submission",
-    "search": "which settings of a head do best on features/, by cross-validation",
-    "doctor": "checks Java, Python, packages, Spark, network, warehouse and MLflow, and names remedies",
-    "prune": "what of a warehouse is not needed any more; prune.apply=true removes it",
+    "register": "model -> MLflow's registry, champion if it passes; also: register history, register rollback",
+    "score": "new images of an archive -> scores/, with a registered model; also: score status, score --follow",
+    "pipeline": "all stages, in one submission",
+    "search": "finds the best settings of a head on features/, by cross-validation",
+    "doctor": "checks Java, Python, packages, Spark, network, warehouse and MLflow, and suggests remedies",
+    "prune": "lists files of a warehouse that nothing refers to; prune.apply=true removes them",
 }
 USAGE = """Usage: melanoma-spark JOB [--conf SETTINGS.yaml] [key=value ...] [Spark's options] [-- others of Spark]
 
 {jobs}
-  package     FILE.zip: what goes to the executors, for those who call spark-submit themselves (examples/schedules)
+  package     FILE.zip: the code for executors, for those who call spark-submit themselves (examples/schedules)
 
   melanoma-spark JOB --help shows the settings of a job. Spark's own resources come from conf/spark-local.conf;
-  SPARK_CONF=FILE or --properties-file FILE picks another, and --master, --conf spark.x=y, ... win over it.
+  SPARK_CONF=FILE or --properties-file FILE selects another, and --master, --conf spark.x=y, ... override it.
   In a checkout, ./spark-submit.sh JOB does the same.
 
 Examples
@@ -71,7 +71,7 @@ IMAGE = "/opt/melanoma_spark"  # the package in a container image
 
 @dataclass
 class Words:
-    """A command line: what goes to the job, and what goes to Spark."""
+    """A command line, split into words for the job and for Spark."""
 
     job: list[str] = field(default_factory=list)
     spark: list[str] = field(default_factory=list)
