@@ -74,6 +74,15 @@ def test_files_exist():
     assert [(page, name) for page, name in named if not list(REPO.glob(name))] == []
 
 
+def test_functions_exist():
+    code = {path.stem: path.read_text() for path in REPO.glob("melanoma_spark/**/*.py")}
+    fields = {*(key.partition(".")[0] for key in config.valid_keys()), "counts", "tables"}  # of settings and batch.json
+    names = [name.split(".") for _, name in found(r"`([a-z_]+\.[a-z_]+)(?:`|\()", TEXTS)]
+    named = [(module, name) for module, name in names if module in code.keys() - fields and name not in ("py", "npz")]
+    assert len(named) > 8
+    assert [(module, name) for module, name in named if not re.search(rf"\b{name}\b", code[module])] == []
+
+
 def test_columns_of_scores_are_all_explained():
     section = TEXTS["docs/warehouse.md"].partition("## Columns of scores")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
