@@ -109,8 +109,10 @@ def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], neg
         return Answer(None, NO_LABEL)
     rows = {word: row for word in ordered if (row := find(word))}
     name = next(iter(rows.values())).diagnosis if rows else None
-    own = {key(word): 1 for word in positive} | {key(word): 0 for word in negative}
-    answers = {word: own[prefix] for word in ordered for prefix in reversed(_prefixes(word)) if prefix in own}
+    user_answers = {key(word): 1 for word in positive} | {key(word): 0 for word in negative}
+    answers = {
+        word: user_answers[prefix] for word in ordered for prefix in reversed(_prefixes(word)) if prefix in user_answers
+    }
     contradiction = _contradiction(answers)
     if not answers:
         answers = {word: int(value) for word, row in rows.items() if (value := getattr(row, target)) is not None}
@@ -133,6 +135,6 @@ def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], neg
 
 def _contradiction(answers: Mapping[str, bool | int | None]) -> str | None:
     """The most specific label with an answer, and the first one with another answer."""
-    known = [(word, answer) for word, answer in answers.items() if answer is not None]
-    other = next((word for word, answer in known if answer != known[0][1]), None)
-    return f"{known[0][0]!r} against {other!r}" if other else None
+    answered = [(word, answer) for word, answer in answers.items() if answer is not None]
+    other = next((word for word, answer in answered if answer != answered[0][1]), None)
+    return f"{answered[0][0]!r} against {other!r}" if other else None

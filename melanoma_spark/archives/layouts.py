@@ -147,47 +147,49 @@ def recognize_layout(
         ConfigError: an unknown name in `layout` or `columns`.
         DataError: a named layout or column is not there, or tables and folders have no labels.
     """
-    own = {name: column for name, column in (columns or {}).items() if column and column.strip()}
-    _check_names(layout, own)
-    read = {head.path: understand_table(head, own) for head in sorted(heads, key=lambda head: head.path)}
-    known = [table for table in read.values() if isinstance(table, Table)]
-    ignored = [(path, why) for path, why in read.items() if isinstance(why, str)]
+    user_columns = {name: column for name, column in (columns or {}).items() if column and column.strip()}
+    _check_names(layout, user_columns)
+    understood = {head.path: understand_table(head, user_columns) for head in sorted(heads, key=lambda head: head.path)}
+    usable = [table for table in understood.values() if isinstance(table, Table)]
+    ignored = [(path, why) for path, why in understood.items() if isinstance(why, str)]
 
     def files() -> str:
-        return _describe_archive(known, ignored, folders)
+        return _describe_archive(usable, ignored, folders)
 
-    missing = [name for name in own.values() if not any(name.strip().lower() in table.names for table in known)]
+    missing = [
+        name for name in user_columns.values() if not any(name.strip().lower() in table.names for table in usable)
+    ]
     if missing:
         raise DataError(f"columns: no table has a column named {first_few(missing)}; {files()}")
     classes = _has_classes(folders, words)
     if layout == "folders":
         classes = any(_classes(folder) for folder in folders)  # the user names this layout, so any folder is a class
-        known = [table.without_labels() for table in known]
+        usable = [table.without_labels() for table in usable]
     elif layout == "plain":
         classes = False
-        known = [table.without_labels() for table in known]
+        usable = [table.without_labels() for table in usable]
     elif layout not in (None, "table"):
-        ignored += [(t.path, f"is not of the layout {layout}") for t in known if t.layout not in (layout, "table")]
-        known = [table for table in known if table.layout in (layout, "table")]
-    labeled = [table for table in known if table.has_labels]
+        ignored += [(t.path, f"is not of the layout {layout}") for t in usable if t.layout not in (layout, "table")]
+        usable = [table for table in usable if table.layout in (layout, "table")]
+    labeled = [table for table in usable if table.has_labels]
     there = classes if layout == "folders" else any(layout in ("table", table.layout) for table in labeled)
     if layout not in (None, "plain") and not there:
         raise DataError(
             f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {files()}; without layout= it is recognized by its "
             "tables and folders"
         )
-    if needs_labels and layout is None and not labeled and not classes and read:
+    if needs_labels and layout is None and not labeled and not classes and understood:
         raise DataError(
             f"no labels found: {files()}; name the column with columns.label=NAME, or read images without labels with "
             "layout=plain"
         )
     if not {"train", "test"} <= {table.split for table in labeled}:
-        known = [replace(table, split=None) for table in known]
+        usable = [replace(table, split=None) for table in usable]
     name = layout or _layout_name(labeled, classes)
-    folder_labels = classes and not any(table.has_labels for table in known)
+    folder_labels = classes and not any(table.has_labels for table in usable)
     folder_splits = {"train", "test"} <= {split_of_path(folder) for folder in folders}
-    summary = _summary(name, known, folder_labels, folder_splits)
-    return Layout(name, summary, tuple(known), folder_labels, folder_splits, tuple(sorted(ignored)))
+    summary = _summary(name, usable, folder_labels, folder_splits)
+    return Layout(name, summary, tuple(usable), folder_labels, folder_splits, tuple(sorted(ignored)))
 
 
 def understand_table(head: TableHead, columns: Mapping[str, str]) -> Table | str:
@@ -239,10 +241,10 @@ def first_few(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(ordered[:most]) + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
-def _check_names(layout: str | None, own: Mapping[str, str]) -> None:
+def _check_names(layout: str | None, user_columns: Mapping[str, str]) -> None:
     if layout is not None and layout not in LAYOUTS:
         raise ConfigError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    unknown = [name for name in own if name not in FIELDS]
+    unknown = [name for name in user_columns if name not in FIELDS]
     if unknown:
         raise ConfigError(f"columns: unknown field {first_few(unknown)}; known: {', '.join(FIELDS)}")
 
@@ -265,9 +267,9 @@ def _has_classes(folders: Mapping[str, int], words: Iterable[str]) -> bool:
 
 def _classes(folder: str, words: Iterable[str] = ()) -> list[str]:
     """The folders that may name a class, the likeliest first, of equally likely ones the nearest to the image."""
-    own = {key(word) for word in words}
+    user_words = {key(word) for word in words}
     parts = [unicodedata.normalize("NFC", part) for part in reversed(PurePosixPath(folder).parts)]
-    ranks = {part: 0 if key(part) in own else _rank(part) for part in parts}
+    ranks = {part: 0 if key(part) in user_words else _rank(part) for part in parts}
     return sorted((part for part in ranks if ranks[part] < NEVER), key=lambda part: ranks[part])
 
 
@@ -283,25 +285,25 @@ def _rank(name: str) -> int:
 
 
 def _describe_archive(
-    known: list[Table], ignored: list[tuple[str, str]], folders: Mapping[str, int], most: int = 3
+    usable: list[Table], ignored: list[tuple[str, str]], folders: Mapping[str, int], most: int = 3
 ) -> str:
     """The tables and folders of an archive, for a message."""
-    lines = [f"{table.path} has the columns {tables.describe_columns(table)}" for table in known]
+    lines = [f"{table.path} has the columns {tables.describe_columns(table)}" for table in usable]
     lines += [f"{path} {why}" for path, why in ignored]
     lines = [*lines[:most], *([f"{len(lines) - most} more tables"] if len(lines) > most else [])]
     return f"found {'; '.join(lines) or 'no tables'}; folders of images: {first_few(folders) or 'none'}"
 
 
-def _summary(name: str, known: list[Table], folder_labels: bool, folder_splits: bool) -> str:
-    truths = [table for table in known if table.has_labels]
-    others = [table for table in known if not table.has_labels]
+def _summary(name: str, usable: list[Table], folder_labels: bool, folder_splits: bool) -> str:
+    truths = [table for table in usable if table.has_labels]
+    others = [table for table in usable if not table.has_labels]
     labels = f"labels from {first_few(table.path for table in truths)}" if truths else "no labels"
     if folder_labels:
         labels = "labels from the names of folders"
     parts = [labels]
     if others:
         parts.append(f"more about the images from {first_few(table.path for table in others)}")
-    if any(table.split for table in known):
+    if any(table.split for table in usable):
         parts.append("splits from the names of tables")
     elif folder_splits:
         parts.append("splits from the names of folders")

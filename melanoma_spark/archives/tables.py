@@ -233,8 +233,8 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
         raise DataError(f"{table.path} {error}") from None
 
 
-def _with_header(table: Table, rows: list[list[str]], own: Mapping[str, str]) -> Table | str:
-    """The table with the meaning of its columns. `own` are names of columns by field that come before `NAMES`."""
+def _with_header(table: Table, rows: list[list[str]], user_columns: Mapping[str, str]) -> Table | str:
+    """The table with the meaning of its columns. `user_columns`, names by field, come before `NAMES`."""
     header = [name.strip().lower() for name in table.header]
 
     def places(*wanted: str) -> tuple[int, ...]:
@@ -243,12 +243,12 @@ def _with_header(table: Table, rows: list[list[str]], own: Mapping[str, str]) ->
 
     if set(PAIR) <= table.names:
         return replace(table, role="pairs", columns={"image_id": places(*PAIR)})
-    columns = {name: places(*known)[:1] for name, known in NAMES.items()}
-    columns |= {name: places(column.strip().lower()) or columns.get(name, ()) for name, column in own.items()}
+    columns = {name: places(*names)[:1] for name, names in NAMES.items()}
+    columns |= {name: places(column.strip().lower()) or columns.get(name, ()) for name, column in user_columns.items()}
     if not columns["image_id"]:
         return _no_ids(table)
     paths = tuple(place for place in places(*NAMES["image_id"]) if place not in columns["image_id"])
-    if "label" not in own:  # else it is the only one
+    if "label" not in user_columns:  # else it is the only one
         columns["label"] = places(*LABELS)
         hierarchies = tuple(filter(None, (places(*levels) for levels in HIERARCHIES)))
         table = replace(table, hierarchies=hierarchies, one_hot=_one_hot(table.header, rows))

@@ -220,14 +220,14 @@ def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
 
 def _broken_files(rng: np.random.Generator, size: int) -> dict[str, bytes]:
     """Files that an ingest must reject: name -> bytes."""
-    whole = jpeg_bytes(draw_lesion(rng, malignant=True, size=size))
-    scan = whole.index(b"\xff\xda")  # start of scan, which follows the header
+    jpeg = jpeg_bytes(draw_lesion(rng, malignant=True, size=size))
+    scan = jpeg.index(b"\xff\xda")  # start of scan, which follows the header
     page = (
         "<!DOCTYPE html>\n<html><head><title>403 Forbidden</title></head>\n<body><h1>403 Forbidden</h1></body></html>\n"
     )
     return {
         "broken_empty.jpg": b"",
-        "broken_truncated.jpg": whole[: (scan + len(whole)) // 2],
+        "broken_truncated.jpg": jpeg[: (scan + len(jpeg)) // 2],
         "broken_text.jpg": b"This was to be a photograph.\n",
         "broken_random.png": rng.bytes(2048),
         "broken_tiny.png": png_bytes(draw_lesion(rng, malignant=True, size=64)[::8, ::8]),
