@@ -42,7 +42,7 @@ def test_the_page_says_what_it_is_and_what_it_is_not():
     for words in ("Worklist of 2026-11-24", "gives no diagnosis and is not a medical device", "70.0 %", "corrupt 2"):
         assert words in page.words
     assert "script" not in page.tags
-    assert len(re.findall("more, of lower risk", worklist_page.render(facts(left_out=1234)))) == 1
+    assert len(re.findall("more rows, of lower risk", worklist_page.render(facts(left_out=1234)))) == 1
     html = worklist_page.render(facts(rows=[row(flags=tuple(quality.FLAGS))], flags=dict.fromkeys(quality.FLAGS, 1)))
     assert all(f"{name} ({text})" in Page(html).words for name, text in quality.FLAGS.items())
     with pytest.raises(DataError, match="a worklist lacks expected, rows"):
