@@ -167,10 +167,8 @@ def read_values(url: str) -> Mapping[str, Any] | None:
     Raises `DataError` where it is damaged, or of a newer format than this release knows.
     """
     values = files.read_json(url)
-    if values and values.get("format", FORMAT) > FORMAT:
-        raise DataError(
-            f"{url} has format {values['format']}, this release reads formats up to {FORMAT}; update melanoma-spark"
-        )
+    if values and (number := values.get("format", FORMAT)) not in range(1, FORMAT + 1):
+        raise DataError(f"{url} has format {number}, this release reads formats up to {FORMAT}; update melanoma-spark")
     return values
 
 
@@ -192,15 +190,15 @@ def read(kind: type[AnyManifest], warehouse: str, below: str = "") -> AnyManifes
 
 def require(kind: type[AnyManifest], warehouse: str) -> AnyManifest:
     """Read the manifest of data that an earlier job makes. Raises `DataError` naming that job where there is none."""
-    found = read(kind, warehouse)
-    if found is None:
+    manifest = read(kind, warehouse)
+    if manifest is None:
         url = files.join(warehouse, kind.place)
         raise DataError(f"{url} is not there yet; run `melanoma-spark {kind.job}` first")
-    return found
+    return manifest
 
 
 def publish(manifest: AnyManifest, warehouse: str, below: str = "") -> AnyManifest:
-    """Make the data at a place what this manifest says. Adds the format, the release and the time, and returns it."""
+    """Write a manifest, with format, release and time, so that readers take its data. Returns the complete one."""
     stamp = {"format": FORMAT, "version": __version__, "made_at": datetime.now(UTC).isoformat(timespec="seconds")}
     complete = manifest.model_copy(update=stamp)
     url = files.join(warehouse, manifest.place, *([below] if below else []), FILE)
@@ -222,7 +220,7 @@ def load_model(warehouse: str, manifest: ModelManifest) -> list[NDArray[Any]]:
 def check_fit(images: ImagesManifest, features: FeaturesManifest, head: HeadManifest | None = None) -> None:
     """Raise `DataError` where these were made from other pixels, with another backbone or with other weights.
 
-    Each of them stays as it is while another is made anew, so the last one made may not fit the others.
+    One of them may have been made again since, and no longer fit the others.
     """
     if features.image_size != images.image_size:
         raise DataError(

@@ -79,7 +79,7 @@ def test_a_manifest_without_format_and_with_unknown_keys_is_read_and_keeps_them(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, "has format 2, this release reads formats up to 1; update melanoma-spark"),
+        ({"format": "2"}, "has format 2, this release reads formats up to 1; update melanoma-spark"),
         ({"target": None, "listed": "many"}, "lacks listed, target, or they are damaged; .* run `ingest` again"),
     ],
 )
