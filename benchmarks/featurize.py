@@ -71,7 +71,6 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     cuts = backbones.cuts_read(settings)
     shapes = backbones.cut_shapes(settings.backbone.name, options.size, cuts)
     schema = schemas.features_schema(shapes, settings.featurize.dtype)
-    recipe = {"backbone": settings.backbone.name, "image_size": options.size, "cuts": cuts}
 
     def job_seconds(name: str, table: DataFrame, count: int, engine: str) -> float:
         target = files.join(warehouse, "bench", f"{name}-{engine}")
@@ -79,7 +78,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         job_context = replace(context, settings=settings.model_copy(update={"featurize": featurize_settings}))
         started = time.monotonic()
         with petastorm_metadata(spark, target, schema, settings.ingest.row_group_mb):
-            featurize.compute(job_context, table, count, base, recipe, target)
+            featurize.compute(job_context, table, count, base, options.size, cuts, target)
         return time.monotonic() - started
 
     pixels = schemas.images_schema(options.size).fields["image"]

@@ -18,7 +18,7 @@ uv=$repo/.uv/bin/uv
 "$uv" venv --quiet --relocatable --no-python-downloads --python "$repo/.uv/bin/python" "$env"
 # Copied, not linked: files that are removed below must stay in uv's cache. setuptools brings distutils for Petastorm.
 UV_PROJECT_ENVIRONMENT=$env UV_LINK_MODE=copy "$uv" sync --project "$repo" --quiet --frozen --no-python-downloads \
-    --no-install-project --extra "$extra" --extra hdfs --extra s3
+    --no-install-project --extra "$extra" --extra horovod --extra hdfs --extra s3
 
 # A virtual environment names its Python by an absolute path, so the archive gets its own Python.
 read -r base version < <("$repo/.uv/bin/python" -c \

@@ -11,7 +11,7 @@ from melanoma_spark.scoring import score
 from melanoma_spark.spark import executors
 from melanoma_spark.storage import files, manifests
 from melanoma_spark.storage.manifests import ImagesManifest, ReportManifest
-from melanoma_spark.training import featurize, finetune, train_head
+from melanoma_spark.training import featurize, finetune, horovod, train_head
 
 STAGES = {
     "ingest": ingest.ingest,
@@ -28,6 +28,7 @@ def pipeline(context: StageContext) -> Summary:
     """Run all stages, then log the results that people look for first."""
     # Problems that would stop featurize and finetune after hours of ingest.
     weights.located(context.settings.backbone)
+    horovod.check_installed(context.settings.ranks)
     executors.check_ready(context.spark, context.settings.ranks)
     summaries = [run_stage(context, name, stage, {"stage": name}) for name, stage in STAGES.items()]
     return Summary(log_results(context), max(summary.exit_status for summary in summaries))

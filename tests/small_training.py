@@ -5,7 +5,7 @@ import numpy as np
 
 from melanoma_spark.training import loop, sharding
 
-QUIET = {"say": lambda text: None}
+QUIET = {"log": lambda text: None}
 
 
 def rows_of(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +37,7 @@ def train_on_rank(rank, count, batch, *float16):
         states = []
         weighted = plan(class_weights=(0.5, 2.0), batch_size=batch, float16_gradients=half)
         arguments = (lambda epoch: images, lambda epoch: images)
-        records = loop.train(rank, model, weighted, *arguments, **QUIET, checkpoint=states.append, every=1)
+        records = loop.train(rank, model, weighted, *arguments, **QUIET, checkpoint=states.append, checkpoint_steps=1)
         log = [(r.loss, r.validation_loss, r.validation_auroc) for r in records[1:]]
         found.append((model.get_weights(), log, [state.losses for state in states]))
     return found

@@ -46,11 +46,7 @@ def doctor(context: StageContext) -> Summary:
 
 def examined(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
     yield from checked("uv.lock", DRIVER, of_lock, checks.INSTALL)
-
-    def of_horovod() -> list[Finding]:
-        return [checks.check_horovod(DRIVER, executors.horovod_problem())]
-
-    yield from checked("Horovod", DRIVER, of_horovod, checks.INSTALL)
+    yield from checked("Horovod", DRIVER, lambda: [of_horovod(settings.ranks)], checks.INSTALL)
     yield from checked("weights", DRIVER, lambda: [of_weights(settings)], "name a readable file: backbone.weights=")
     written = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
 
@@ -86,6 +82,10 @@ def of_lock() -> list[Finding]:
         return [Finding("uv.lock", DRIVER, "not compared: there is none beside this code, as in a packed environment")]
     text = path.read_text()
     return [checks.check_lock(text, checks.installed_versions(checks.locked_names(text)))]
+
+
+def of_horovod(ranks: int) -> Finding:
+    return checks.check_horovod(DRIVER, executors.horovod_problem(), ranks)
 
 
 def of_weights(settings: config.Settings) -> Finding:

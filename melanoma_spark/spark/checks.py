@@ -27,6 +27,7 @@ NEEDS = {"ncnn": 0.6, "tensorflow": 1.2, "onnxruntime": 1.3}  # GB of a Python w
 JVM_OVERHEAD = 0.4  # GB of spark.executor.memoryOverhead that the JVM itself takes; Spark's least is 384 MiB
 SKEW = 30.0  # seconds between clocks above which there is a warning; leases still work
 INSTALL = "run `make install` in the checkout"
+INSTALL_HOROVOD = "pip install 'melanoma-spark[horovod]'"
 
 
 @dataclass(frozen=True)
@@ -234,10 +235,13 @@ def locked_names(text: str) -> list[str]:
     return [package["name"] for package in tomllib.loads(text)["package"] if package["name"] != OWN_NAME]
 
 
-def check_horovod(where: str, problem: str) -> Finding:
-    """Turn the answer of `executors.horovod_problem` into a finding."""
+def check_horovod(where: str, problem: str, ranks: int = 1) -> Finding:
+    """Turn the answer of `executors.horovod_problem` into a finding; one rank can train without Horovod."""
     if not problem:
         return Finding("Horovod", where, "with TensorFlow and Gloo")
+    if "No module named 'horovod'" in problem:
+        verdict = FAILED if ranks > 1 else WARNING
+        return Finding("Horovod", where, "not installed; only ranks=1 trains without it", verdict, INSTALL_HOROVOD)
     remedy = "build it against the installed TensorFlow: `make install`"
     if "MemoryError" in problem or "map segment" in problem:  # of a library
         remedy = "raise spark.executor.pyspark.memory, or leave it out: it limits address space, also TensorFlow's"

@@ -1,13 +1,14 @@
-"""Base and head joined, trained on by phases on Horovod ranks that Spark starts.
+"""Trains base and head together, in phases, on Horovod ranks that Spark starts.
 
-What users are told of it is in `jobs/finetune.py`, the text of --help.
+`jobs/finetune.py` has the text for users.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +24,14 @@ from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.storage.tensors import WEIGHTS, pack_tensors, unpack_tensors
 from melanoma_spark.training import horovod, loop, reading, sharding
 
-# Settings that change how the work is done, not what comes of it.
+CHECKPOINT = "checkpoint.npz"
+# Settings that do not change the result.
 HOW = {"accumulate", "checkpoint_steps", "read_ahead_mb", "retries", "start_timeout"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A column of a dataset, and where its rows are stored: by split, and for train by view."""
+    """A column of a dataset, and the index of its rows by split; of the train split, one for each view."""
 
     url: str
     column: str
@@ -37,6 +39,7 @@ class Source:
 
 
 def finetune(context: StageContext) -> Summary:
+    """Train base and head together in the phases of the settings; publish the best weights."""
     settings, warehouse = context.settings, context.warehouse
     images = read_input(context, ImagesManifest)
     features = read_input(context, FeaturesManifest)
@@ -49,26 +52,14 @@ def finetune(context: StageContext) -> Summary:
     known = manifests.read(FinetunedManifest, warehouse)
     if known and known.made_from == made_from:
         return Summary(f"nothing new, models/finetuned stands, validation AUROC {known.validation_auroc:.4f}")
-    sources = sources_of(context, images, features)
-    for source in sources.values():  # so that what does not fit is told before ranks start
+    horovod.check_installed(settings.ranks)
+    sources = find_sources(context, images, features)
+    for source in sources.values():  # before ranks start
         sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
-    executors.check_ready(context.spark, settings.ranks)
-    session.describe_jobs(context.spark, f"finetune: {settings.ranks} Horovod ranks")
     start = files.join(head.url(warehouse), WEIGHTS)
     target = files.join(warehouse, "models/finetuned", made_from)
-    records: list[loop.EpochRecord] = horovod.run_on_spark(
-        context.spark,
-        settings.ranks,
-        settings.finetune.start_timeout,
-        train,
-        settings,
-        network.Spec.model_validate(head.spec),
-        sources,
-        start,
-        target,
-        session.task_threads(context.spark),
-        retries=settings.finetune.retries,
-    )[0]
+    spec, threads = network.Spec.model_validate(head.spec), session.task_threads(context.spark)
+    records = train_on_ranks(context, settings, spec, sources, start, target, threads)
     names = [phase.name for phase in settings.finetune.phases]
     best = {name: loop.best_of([record for record in records if record.phase == name]) for name in names}
     tensors_id = lineage.tensors_id(unpack_tensors(files.read_bytes(files.join(target, WEIGHTS))))
@@ -85,7 +76,7 @@ def finetune(context: StageContext) -> Summary:
         features_id=head.features_id,
         ranks=settings.ranks,
         validation_auroc=best[names[-1]].validation_auroc,
-        training=[loop.as_dict(record) for record in records],
+        training=[asdict(record) for record in records],
         best={name: record.epoch for name, record in best.items()},
         run_id=context.run_id,
     )
@@ -95,15 +86,31 @@ def finetune(context: StageContext) -> Summary:
     trained = [record for record in records if record.epoch]
     speed = float(np.mean([record.images_per_second for record in trained]))
     waited = sum(record.waited for record in trained) / max(sum(record.seconds for record in trained), 1e-9)
-    told = ", ".join(
+    kept = ", ".join(
         f"{name} kept epoch {record.epoch} (validation AUROC {record.validation_auroc:.4f})"
         for name, record in best.items()
     )
-    return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {told}")
+    return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {kept}")
 
 
-def sources_of(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> dict[str | None, Source]:
-    """What the phases read: a cut -> its features, None -> the pixels."""
+def train_on_ranks(context: StageContext, *arguments: Any) -> list[loop.EpochRecord]:
+    """Run `train` with these arguments on all ranks and return the log of rank 0."""
+    ranks, chosen = context.settings.ranks, context.settings.finetune
+    if not horovod.is_installed():
+        logs.info("Horovod is not installed: training with one rank in this process", "single_process")
+        return train(horovod.SingleProcess(), *arguments)
+    executors.check_ready(context.spark, ranks)
+    session.describe_jobs(context.spark, f"finetune: {ranks} Horovod ranks")
+    found = horovod.run_on_spark(context.spark, ranks, chosen.start_timeout, train, *arguments, retries=chosen.retries)
+    return found[0]
+
+
+def find_sources(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> dict[str | None, Source]:
+    """Return what the phases read: a cut -> its features, None -> the pixels.
+
+    Raises:
+        ConfigError: features/ lacks a cut.
+    """
     settings = context.settings
     lacking = set(backbones.cuts_read(settings)) - set(features.cuts)
     if lacking:
@@ -113,18 +120,15 @@ def sources_of(context: StageContext, images: ImagesManifest, features: Features
         )
     labels = training_labels(context.spark, images.url(context.warehouse))
     cuts = {backbones.cut_of(settings.backbone.name, phase.cut) for phase in settings.finetune.phases if phase.cut}
-    found: dict[str | None, Source] = {}
+    sources: dict[str | None, Source] = {}
     if cuts:
         url = features.url(context.warehouse)
         stored = reading.indexes(context.spark, url, labels, features.views)
-        found |= {cut: Source(url, cut, stored) for cut in cuts}
+        sources |= {cut: Source(url, cut, stored) for cut in cuts}
     if not all(phase.cut for phase in settings.finetune.phases):
         url = images.url(context.warehouse)
-        found[None] = Source(url, "image", reading.indexes(context.spark, url, labels))
-    return found
-
-
-CHECKPOINT = "checkpoint.npz"
+        sources[None] = Source(url, "image", reading.indexes(context.spark, url, labels))
+    return sources
 
 
 def train(
@@ -136,7 +140,17 @@ def train(
     target: str,
     threads: int,
 ) -> list[loop.EpochRecord]:
-    """What each rank does: all phases, one after the other, each from the best weights of the one before."""
+    """Train all phases on one rank, each from the best weights of the one before.
+
+    Args:
+        rank: This rank.
+        settings: The settings of the job.
+        spec: The spec of the network.
+        sources: What the phases read, from `find_sources`.
+        start: The URL of the weights to start from.
+        target: The URL of the folder for checkpoints and weights.
+        threads: Threads for TensorFlow and for reading.
+    """
     import keras
 
     network.use_threads(threads)
@@ -145,7 +159,7 @@ def train(
     chosen = settings.finetune
     with backbones.precision(chosen.precision):
         model = network.build(spec, unpack_tensors(files.read_bytes(start)))
-    state = checkpoint_in(target)
+    state = read_checkpoint(target)
     records = list(state.earlier) if state else []
     names = [phase.name for phase in chosen.phases]
     for phase in chosen.phases[names.index(state.phase) if state else 0 :]:
@@ -165,9 +179,9 @@ def train(
             float16_gradients=chosen.float16_gradients,
         )
 
-        def keep(state: loop.State, earlier: tuple[loop.EpochRecord, ...] = tuple(records)) -> None:
-            complete = pack_tensors(loop.pack(replace(state, earlier=earlier)))
-            files.write_bytes(files.join(target, CHECKPOINT), complete)
+        def write_checkpoint(state: loop.State, earlier: tuple[loop.EpochRecord, ...] = tuple(records)) -> None:
+            tensors = pack_tensors(loop.pack(replace(state, earlier=earlier)))
+            files.write_bytes(files.join(target, CHECKPOINT), tensors)
 
         read = functools.partial(epoch_images, source, threads, settings)
         records += loop.train(
@@ -176,11 +190,11 @@ def train(
             plan,
             functools.partial(read, "train"),
             functools.partial(read, "validation"),
-            logs.info,
+            log=logs.info,
             network=model,
             state=state,
-            checkpoint=keep,
-            every=chosen.checkpoint_steps,
+            checkpoint=write_checkpoint,
+            checkpoint_steps=chosen.checkpoint_steps,
         )
         state = None
     if rank.rank == 0:
@@ -189,25 +203,25 @@ def train(
 
 
 def epoch_images(source: Source, threads: int, settings: config.Settings, split: str, epoch: int) -> loop.Images:
-    """The images of a split, as this rank reads them: in each epoch another view of those of train."""
+    """Return the images of a split for one epoch; of train images each epoch reads another view."""
     views = source.indexes[split]
     index = views[(epoch - 1) % len(views)]
-    ahead = settings.finetune.read_ahead_mb * 1024**2
+    read_ahead = settings.finetune.read_ahead_mb * 1024**2
 
     def read(shared: np.ndarray) -> Iterator[np.ndarray]:
-        return reading.values(source.url, source.column, index, shared, threads, ahead)
+        return reading.values(source.url, source.column, index, shared, threads, read_ahead)
 
-    def augmented(shared: np.ndarray) -> Iterator[np.ndarray]:
+    def read_augmented(shared: np.ndarray) -> Iterator[np.ndarray]:
         for row, image in zip(shared[shared != sharding.NONE], read(shared), strict=True):
-            drawn = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
-            yield augmentation.augment(image, settings.augment, drawn)
+            generator = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
+            yield augmentation.augment(image, settings.augment, generator)
 
-    drawn_anew = split == "train" and source.column == "image" and settings.augment.enabled
-    return loop.Images(index.groups, index.labels, augmented if drawn_anew else read)
+    augment = split == "train" and source.column == "image" and settings.augment.enabled
+    return loop.Images(index.groups, index.labels, read_augmented if augment else read)
 
 
-def checkpoint_in(target: str) -> loop.State | None:
-    """The state of a training that was stopped, or None. Raises `DataError` when it cannot be read."""
+def read_checkpoint(target: str) -> loop.State | None:
+    """Return the state of an unfinished training, or None. Raise `DataError` if it cannot be read."""
     url = files.join(target, CHECKPOINT)
     if not files.exists(url):
         return None

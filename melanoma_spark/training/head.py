@@ -1,10 +1,10 @@
-"""Fitting of a head alone, on features that are averaged already: 2 kB an image for VGG16, so they stay in memory."""
+"""Fits a head alone, on averaged features: 2 kB an image for VGG16, so they stay in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,39 +13,71 @@ from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
 from melanoma_spark.training import loop
+from melanoma_spark.training.horovod import SingleProcess
+
+if TYPE_CHECKING:
+    import keras
 
 Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
 
 
-def spec_of(chosen: config.Head, backbone: str, image_size: int) -> network.Spec:
-    """What a network with the head of these settings looks like."""
-    return network.Spec(backbone=backbone, image_size=image_size, hidden=chosen.hidden, dropout=chosen.dropout)
+@dataclass(frozen=True)
+class Fold:
+    """n images, and those of them that a head must not learn from.
+
+    Attributes:
+        views: View 0 of all images, float32 (n, channels), and further views of the first m, float32 (m, channels): the
+            train split, which alone has any. Of the other images a head learns from view 0 in every epoch.
+        labels: int (n,).
+        held_out: bool (n,).
+        copies: float32 (n, k, channels), the first k of `network.symmetries`.
+    """
+
+    views: Sequence[np.ndarray]
+    labels: np.ndarray
+    held_out: np.ndarray
+    copies: np.ndarray
 
 
-def views_of(chosen: config.Head, stored: int) -> int:
-    """How many of the stored views a head learns from. Raises `ConfigError` where it wants more than there are."""
-    if chosen.views is not None and chosen.views > stored:
+def network_spec(settings: config.Head, backbone: str, image_size: int) -> network.Spec:
+    """Return the spec of a network with this head."""
+    return network.Spec(backbone=backbone, image_size=image_size, hidden=settings.hidden, dropout=settings.dropout)
+
+
+def count_views(settings: config.Head, stored: int) -> int:
+    """Return how many of the stored views a head learns from. Raise `ConfigError` if there are fewer."""
+    if settings.views is not None and settings.views > stored:
         raise ConfigError(
-            f"a head with head.views={chosen.views}, but features/ holds {stored} of each train image; run featurize "
-            f"with featurize.views={chosen.views} first, or take {stored} at most"
+            f"head.views={settings.views}, but features/ holds {stored} of each train image; run featurize with "
+            f"featurize.views={settings.views} first, or set head.views to {stored} at most"
         )
-    return chosen.views or stored
+    return settings.views or stored
 
 
 def fit(
-    rank: loop.Rank,
-    chosen: config.Head,
+    settings: config.Head,
     seed: int,
     spec: network.Spec,
     views: Sequence[Rows],
     validation: Rows,
-    say: Callable[[str], None] = print,
-) -> tuple[Any, list[loop.EpochRecord]]:
-    """The head of the best epoch, a Keras model of (n, 1, 1, channels), and the log.
+    *,
+    log: Callable[[str], None] = print,
+) -> tuple[keras.Model, list[loop.EpochRecord]]:
+    """Fit a head.
 
-    `views` are the images to learn from, once for each view in the same order; an epoch takes one of them, in turn.
-    `seed` is that of first weights, dropout and order: with the same arrays it gives the same head. Raises `DataError`
-    when a class is missing or the loss is no number.
+    Args:
+        settings: The head.
+        seed: Of first weights, dropout and order: with the same arrays it gives the same head.
+        spec: The spec of the network.
+        views: The images to learn from, once for each view, in the same order; the epochs take turns.
+        validation: The images that choose the epoch.
+        log: Writes a line of progress.
+
+    Returns:
+        The head of the best epoch, a Keras model of (n, 1, 1, channels), and the log.
+
+    Raises:
+        DataError: A class is missing, or the loss is not a number.
     """
     import keras
 
@@ -54,49 +86,49 @@ def fit(
     model = keras.Model(features, network.build_head(features, spec), name="head")
     plan = loop.Plan(
         phase="head",
-        learning_rate=chosen.learning_rate,
-        epochs=chosen.epochs,
-        patience=chosen.patience,
+        learning_rate=settings.learning_rate,
+        epochs=settings.epochs,
+        patience=settings.patience,
         class_weights=loop.class_weights(views[0][1].tolist()),
         seed=seed,
-        batch_size=chosen.batch_size,
+        batch_size=settings.batch_size,
     )
-    train, judged = [images(view) for view in views], images(validation)
-    records = loop.train(rank, model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, say)
+    *train, judged = (loop.in_memory(values[:, None, None], labels) for values, labels in (*views, validation))
+    records = loop.train(
+        SingleProcess(), model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, log=log
+    )
     return model, records
 
 
-def fit_without(
-    rank: loop.Rank,
-    chosen: config.Head,
-    seed: int,
-    spec: network.Spec,
-    views: Sequence[np.ndarray],
-    labels: np.ndarray,
-    held: np.ndarray,
-    copies: np.ndarray,
-    ttas: Sequence[int],
+def fit_fold(
+    settings: config.Head, seed: int, spec: network.Spec, fold: Fold, ttas: Sequence[int]
 ) -> list[loop.EpochRecord]:
-    """The best epoch of a head that has not seen the images `held`, bool (n,), by what it says of these; for each tta.
+    """Fit a head without the images that are held out, and validate it on them.
 
-    `views[0]` is view 0 of all n images; further ones, float32 (m, channels), are of the first m, those of the train
-    split: only they have any, and of the others view 0 is learnt from in every epoch. Which epoch is the best is told
-    by view 0 alone, as in training. `copies`, float32 (n, k, channels), are the first k of `network.symmetries`, of
-    which a tta takes its part. Raises `DataError` as `fit` does.
+    View 0 alone chooses the epoch, as in training.
+
+    Args:
+        settings: The head.
+        seed: As in `fit`.
+        spec: The spec of the network.
+        fold: The images.
+        ttas: By how many symmetries each, up to k, the head is validated.
+
+    Returns:
+        The best epoch, once for each of `ttas`.
+
+    Raises:
+        DataError: As `fit`.
     """
-    first, labels_left = views[0], labels[~held]
-    whole = [np.concatenate([view, first[len(view) :]])[~held] for view in views[: chosen.views]]
-    validation = first[held], labels[held]
-    model, records = fit(rank, chosen, seed, spec, [(view, labels_left) for view in whole], validation, lambda _: None)
-    judged = copies[held]
-    said = network.predictor(model)(judged.reshape(-1, 1, 1, judged.shape[-1]))[0].reshape(judged.shape[:2])
+    first, held_out = fold.views[0], fold.held_out
+    rest = [np.concatenate([view, first[len(view) :]])[~held_out] for view in fold.views[: settings.views]]
+    y, copies = fold.labels[held_out], fold.copies[held_out]
+    views = [(view, fold.labels[~held_out]) for view in rest]
+    model, records = fit(settings, seed, spec, views, (first[held_out], y), log=lambda _: None)
+    predicted = network.predictor(model)(copies.reshape(-1, 1, 1, copies.shape[-1]))[0].reshape(copies.shape[:2])
     found = []
     for tta in ttas:
-        y, p = labels[held], said[:, :tta].mean(axis=1, dtype=np.float64)
+        p = predicted[:, :tta].mean(axis=1, dtype=np.float64)
         auroc, loss = binary.auroc(y, p), binary.log_loss(y, p)
         found.append(replace(loop.best_of(records), validation_auroc=auroc, validation_loss=loss))
     return found
-
-
-def images(rows: Rows) -> loop.Images:
-    return loop.in_memory(rows[0][:, None, None], rows[1])

@@ -1,6 +1,6 @@
-"""Ranks: one function run on each of them, by Horovod on Spark or, with the same interface, in this process.
+"""Runs a function on each rank: by Horovod on Spark or, with the same interface, in this process.
 
-What a rank offers to training is `training.Rank`.
+`loop.Rank` is what training needs of a rank.
 """
 
 from __future__ import annotations
@@ -14,26 +14,33 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import cloudpickle
 import numpy as np
 
 from melanoma_spark import logs
-from melanoma_spark.errors import ClusterError, MelanomaError, error_of_task
-from melanoma_spark.spark import session
+from melanoma_spark.errors import ClusterError, ConfigError, MelanomaError, error_of_task
+from melanoma_spark.spark import checks, session
+
+if TYPE_CHECKING:
+    import keras
+    from pyspark.sql import SparkSession
 
 
-class Alone:
-    """The in-process twin: one rank and nobody to talk to."""
+Result = TypeVar("Result")
+
+
+class SingleProcess:
+    """The only rank, in this process, without Horovod."""
 
     rank, size = 0, 1
     gpus: Sequence[str] = ()
 
-    def optimizer(self, learning_rate: float, float16: bool = False) -> Any:
+    def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
         return adam()(learning_rate)
 
-    def broadcast(self, variables: list[Any]) -> None:
+    def broadcast(self, variables: list[keras.Variable]) -> None:
         return None
 
     def gather(self, values: np.ndarray) -> np.ndarray:
@@ -41,7 +48,7 @@ class Alone:
 
 
 class HorovodRank:
-    """A rank of an initialised Horovod. Made on the rank itself."""
+    """A rank of Horovod, which is initialized here. Made on the rank itself."""
 
     def __init__(self) -> None:
         import horovod.tensorflow as hvd
@@ -52,7 +59,7 @@ class HorovodRank:
         self._hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
 
-    def optimizer(self, learning_rate: float, float16: bool = False) -> Any:
+    def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
         hvd = self._hvd
         compression = hvd.Compression.fp16 if float16 else hvd.Compression.none
 
@@ -64,7 +71,7 @@ class HorovodRank:
 
         return AveragedAdam(learning_rate)
 
-    def broadcast(self, variables: list[Any]) -> None:
+    def broadcast(self, variables: list[keras.Variable]) -> None:
         self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
     def gather(self, values: np.ndarray) -> np.ndarray:
@@ -100,38 +107,53 @@ def adam() -> Any:
     return Adam
 
 
-def run_alone(work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """`[work(rank, *arguments)]` in this process."""
-    return [work(Alone(), *arguments)]
+def is_installed() -> bool:
+    """Return whether Horovod can be imported here."""
+    try:
+        import horovod  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def check_installed(ranks: int) -> None:
+    """Raise `ConfigError` if several ranks are wanted and Horovod is not installed."""
+    if ranks > 1 and not is_installed():
+        raise ConfigError(
+            f"ranks={ranks}, but Horovod is not installed; install it by `{checks.INSTALL_HOROVOD}`, or set ranks=1"
+        )
 
 
 def run_on_spark(
-    spark: Any, size: int, start_timeout: int, work: Callable[..., Any], *arguments: Any, retries: int = 0
-) -> list[Any]:
-    """`work(rank, *arguments)` on `size` Horovod ranks, each in a Spark task; results in rank order.
+    spark: SparkSession, size: int, start_timeout: int, work: Callable[..., Result], *arguments: Any, retries: int = 0
+) -> list[Result]:
+    """Run `work(rank, *arguments)` on `size` Horovod ranks, each in a Spark task; return the results in rank order.
 
-    When a rank is lost, all of them are started again, `retries` times: `work` goes on from its last checkpoint.
-    Raises the error of this package that a rank ended with, which another try would meet again; else `ClusterError`
-    with the reason.
+    When a rank is lost, all of them start again, up to `retries` times: `work` resumes from its last checkpoint.
+
+    Raises:
+        MelanomaError: What a rank raised. It is not tried again, because it would fail again.
+        ClusterError: The ranks did not start, or one was lost, and no retry is left.
     """
     for left in range(retries, -1, -1):
-        # Horovod would wait for them in vain, and so would another try
-        session.wait_for_slots(spark, size, lost=left < retries)
+        session.wait_for_slots(spark, size, lost=left < retries)  # Horovod does not say what it waits for
         try:
-            return _run(spark, size, start_timeout, work, arguments)
+            return _run_once(spark, size, start_timeout, work, arguments)
         except ClusterError as error:
             if not left:
                 raise
-            again = "the last one" if left == 1 else f"one of {left} more"
-            logs.warning(f"{error}; starting again from the last checkpoint, {again}", "ranks_lost")
+            tries = "the last try" if left == 1 else f"{left} tries are left"
+            logs.warning(f"{error}; starting again from the last checkpoint, {tries}", "ranks_lost")
     raise AssertionError("range(retries, -1, -1) is not empty")
 
 
-def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Any]:
+def _run_once(
+    spark: SparkSession, size: int, start_timeout: int, work: Callable[..., Result], arguments: tuple[Any, ...]
+) -> list[Result]:
     import horovod.spark
 
     threads = spark.conf.get("spark.task.cpus", "1")
-    shipped = [path.removeprefix("file:") for path in spark.conf.get("spark.submit.pyFiles", "").split(",") if path]
+    py_files = str(spark.conf.get("spark.submit.pyFiles", "")).split(",")
     environment = {  # added to the executor's own; nothing of the driver's environment travels
         "OMP_NUM_THREADS": threads,
         "TF_NUM_INTRAOP_THREADS": threads,
@@ -140,69 +162,71 @@ def _run(spark: Any, size: int, start_timeout: int, work: Callable[..., Any], ar
         "HOROVOD_LOG_LEVEL": "error",
         "PYTHONUNBUFFERED": "1",
     }
-    # Horovod's Spark thread ends with an exception of its own when a rank fails; ours says it in one line. Others of
-    # its threads take with them what went wrong, and leave the ranks to wait until they time out.
-    fallen: list[Any] = []
-    hook, threading.excepthook = threading.excepthook, fallen.append
-    errors = _Relay(sys.stderr)
+    # Horovod's Spark thread ends with an exception when a rank fails; this module reports it in one line. An exception
+    # in another of its threads leaves the ranks waiting until they time out, so it belongs in the error.
+    thread_errors: list[threading.ExceptHookArgs] = []
+    hook, threading.excepthook = threading.excepthook, thread_errors.append
+    errors = _RankOutput(sys.stderr)
     try:
-        with _output_by_line():
-            results: list[Any] = horovod.spark.run(
-                _on_rank(shipped, work, arguments),
+        with _forward_lines():
+            results: list[Result] = horovod.spark.run(
+                _function_of_rank([path.removeprefix("file:") for path in py_files if path], work, arguments),
                 num_proc=size,
                 start_timeout=start_timeout,
                 use_gloo=True,
                 env=environment,
-                stdout=_Relay(sys.stdout),
+                stdout=_RankOutput(sys.stdout),
                 stderr=errors,
                 verbose=0,
                 executable=os.environ.get("PYSPARK_PYTHON") or sys.executable,
             )
-    except Exception as error:
-        # Horovod raises the bare class for all that can happen: a rank that failed, tasks that did not start in time
-        if errors.ours:
-            raise errors.ours from error
-        started = "Timed out" not in str(error)
-        why = "".join(f"; {one.thread.name}: {one.exc_value!r}"[:300] for one in fallen)
-        raise ClusterError(
-            f"training on {size} ranks ended early: a rank failed, its own message, if it had one, stands above"
-            if started
-            else f"training on {size} ranks did not start within {start_timeout} s: {str(error).splitlines()[0]}{why}"
-        ) from error
+    except Exception as error:  # Horovod raises the bare class for a failed rank and for a slow start
+        if errors.error:
+            raise errors.error from error
+        if "Timed out" not in str(error):
+            message = "ended early: a rank failed; its own message, if it had one, stands above"
+        else:
+            why = "".join(f"; {one.thread and one.thread.name}: {one.exc_value!r}"[:300] for one in thread_errors)
+            message = f"did not start within {start_timeout} s: {str(error).splitlines()[0]}{why}"
+        raise ClusterError(f"training on {size} ranks {message}") from error
     finally:
         threading.excepthook = hook
     return results
 
 
-def _on_rank(shipped: list[str], work: Callable[..., Any], arguments: tuple[Any, ...]) -> Callable[[], Any]:
-    """What Horovod runs on each rank. Spark puts shipped files on the path of its own Python workers only.
+def _function_of_rank(
+    py_files: list[str], work: Callable[..., Result], arguments: tuple[Any, ...]
+) -> Callable[[], Result]:
+    """Return what Horovod runs on each rank.
 
-    So the function travels by value, and the rest as bytes that are read when the path is set. Executors have shipped
-    files in their working folder, a local master where the driver has them.
+    Spark puts shipped files on the path of its own Python workers only. So the function travels by value, and the rest
+    as bytes that are read once the path is set. Executors have shipped files in their working folder, a local master
+    where the driver has them.
     """
     packed = cloudpickle.dumps((work, arguments))
 
-    def start() -> Any:
+    def start() -> Result:
         import os
         import sys
 
         import cloudpickle
 
-        sys.path[:0] = [place for path in shipped for place in (os.path.abspath(os.path.basename(path)), path)]
+        sys.path[:0] = [place for path in py_files for place in (os.path.abspath(os.path.basename(path)), path)]
         work, arguments = cloudpickle.loads(packed)
         from melanoma_spark.training.horovod import HorovodRank
 
-        return work(HorovodRank(), *arguments)
+        result: Result = work(HorovodRank(), *arguments)
+        return result
 
     return start
 
 
 @contextlib.contextmanager
-def _output_by_line() -> Iterator[None]:
-    """While Horovod runs, hand on each line that a rank prints when it comes.
+def _forward_lines() -> Iterator[None]:
+    """Forward each line that a rank prints at once while Horovod runs.
 
-    Horovod 0.28.1 copies the ranks' output from their sockets in blocks of 64 KiB: what is shorter is seen when the
-    rank has ended, and a block may end within a line.
+    Horovod 0.28.1 copies the ranks' output from their sockets in blocks of 64 KiB. A shorter output appears only when
+    the rank ends, and a block may end within a line.
     """
     from horovod.runner.common.util import network
 
@@ -220,20 +244,20 @@ def _output_by_line() -> Iterator[None]:
         network.shutil = shutil
 
 
-class _Relay:
-    """The ranks' output in the driver's log: rank 0's plain, the others' with their number."""
+class _RankOutput:
+    """Writes the ranks' output to the driver's log: rank 0's lines as they are, the others' with their number."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.ours: MelanomaError | None = None  # the first error of this package among what went through
+        self.error: MelanomaError | None = None  # the first error of this package in the output
 
     def write(self, text: str) -> None:
         for rank, line in _PREFIXED.findall(text):
-            self.ours = self.ours or error_of_task(line)
+            self.error = self.error or error_of_task(line)
             self._stream.write(line if rank == "0" else f"rank {rank}: {line}")
         if not _PREFIXED.match(text):
             self._stream.write(text)
-        self._stream.flush()  # progress is of use while it is news
+        self._stream.flush()
 
     def flush(self) -> None:
         self._stream.flush()

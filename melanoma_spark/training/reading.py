@@ -1,4 +1,4 @@
-"""Training data, read through Petastorm in the order of a plan: `sharding` says which rows, this fetches them."""
+"""Reads training data through Petastorm, in the order that `sharding` plans."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,24 +21,39 @@ from melanoma_spark.storage.petastorm import petastorm_filesystem, without_warni
 from melanoma_spark.training import sharding
 from melanoma_spark.training.sharding import Index
 
+if TYPE_CHECKING:
+    from petastorm.predicates import PredicateBase
+    from petastorm.reader import Reader
+    from pyspark.sql import SparkSession
+
 KEY = ("sha256", "view")  # of a row; images have no views
 Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows
 
 
-def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]], views: int = 1) -> dict[str, list[Index]]:
-    """Where the rows of each split are stored, by view; `labels` is split -> sha256 -> label.
+def indexes(
+    spark: SparkSession, url: str, labels: Mapping[str, Mapping[str, int]], views: int = 1
+) -> dict[str, list[Index]]:
+    """Find where the rows of each split are stored, by view; the train split has `views` views, the others have one.
 
-    Of the train split `views` views are wanted, of the others one. Spark's tasks read the keys, the driver holds them:
-    80 bytes a row. Raises `DataError` when the dataset is not complete or lacks a row.
+    Spark's tasks read the keys, the driver holds them: 80 bytes a row.
+
+    Args:
+        spark: The session.
+        url: The dataset.
+        labels: Split -> sha256 -> label.
+        views: How many views of a train image are wanted.
+
+    Raises:
+        DataError: The dataset is not complete, or lacks a row.
     """
     pieces = _row_groups(url)
     stored: dict[tuple[tuple[str, int], int], np.ndarray] = {}
     if pieces:
         names = spark.createDataFrame([(name,) for name in sorted({name for name, _ in pieces})], "file string")
         names = names.repartition(min(spark.sparkContext.defaultParallelism, len(pieces)))
-        found = "file string, row_group int, view int, keys binary"
-        kept = names.mapInPandas(functools.partial(_keys, url, views), found)
-        for row in kept.toLocalIterator():
+        schema = "file string, row_group int, view int, keys binary"
+        keys = names.mapInPandas(functools.partial(_read_keys, url, views), schema)
+        for row in keys.toLocalIterator():
             stored[(row.file, row.row_group), row.view] = np.frombuffer(row.keys, "S64")
     return {
         split: [_index(url, pieces, stored, wanted, view) for view in _views(split, views)]
@@ -46,13 +61,24 @@ def indexes(spark: Any, url: str, labels: Mapping[str, Mapping[str, int]], views
     }
 
 
-def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int, read_ahead: int) -> Iterator[Any]:
-    """The column's values of a rank's rows, step by step and in each from left to right, padding left out.
+def values(
+    url: str, column: str, index: Index, shared: np.ndarray, threads: int, read_ahead: int
+) -> Iterator[np.ndarray]:
+    """Yield the column's values of a rank's rows, step by step and from left to right, without padding.
 
-    `shared` comes from `sharding.share`. Row groups are read and decoded by `threads` threads, in the order in which
-    they are needed; what they have read before it is needed takes at most `read_ahead` bytes, or one row group a
-    thread. Besides, the rows of one row group are held for each column of `shared`. Raises `DataError` when a row is
-    not there any more or is no number.
+    Threads read and decode row groups in the order in which they are needed. Besides what they read ahead, the rows of
+    one row group are held for each column of `shared`.
+
+    Args:
+        url: The dataset.
+        column: The column.
+        index: The rows of the dataset.
+        shared: The rank's rows, from `sharding.share`.
+        threads: The number of threads.
+        read_ahead: How many bytes they may read ahead; each reads at least one row group ahead.
+
+    Raises:
+        DataError: A row is missing, or is not a number.
     """
     wanted = [
         (index.places[group], {key.decode(): row for key, row in zip(index.keys[rows], rows.tolist(), strict=True)})
@@ -62,12 +88,12 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
         return
     threads = min(threads, len(wanted))
     largest = max(len(keys) for _, keys in wanted) * _bytes(url, column)
-    ready = max(1, read_ahead // threads // max(1, largest))  # row groups that a thread may be ahead
+    ready = max(1, read_ahead // threads // max(1, largest))  # row groups that a thread reads ahead
     streams = [
         prefetch(_read(url, column, wanted[first::threads], index.view), lambda rows: rows, ready)
         for first in range(threads)
     ]
-    held: dict[int, Any] = {}
+    held: dict[int, np.ndarray] = {}
     turn = itertools.cycle(streams)
     try:
         for row in shared[shared != sharding.NONE].tolist():
@@ -79,29 +105,29 @@ def values(url: str, column: str, index: Index, shared: np.ndarray, threads: int
             stream.close()
 
 
-def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[dict[int, Any]]:
-    """For each of these row groups, its wanted rows: row -> value."""
+def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[dict[int, np.ndarray]]:
+    """Yield row -> value of the wanted rows of each of these row groups."""
     with without_warnings():
         try:
             reader = _open(url, column, wanted, view)
-        except (KeyError, OSError, ValueError) as error:  # since `indexes` another job has changed it
+        except (KeyError, OSError, ValueError) as error:  # another job has changed it since `indexes`
             raise _incomplete(url, error) from error
         try:
             for _, keys in wanted:
-                found: dict[int, Any] = {}
-                while len(found) < len(keys):
+                value_of: dict[int, np.ndarray] = {}
+                while len(value_of) < len(keys):
                     row = next(reader, None)
                     if row is None or row.sha256 not in keys:
-                        raise _lacks(url, len(found), len(keys))
-                    found[keys[row.sha256]] = _number(getattr(row, column), url, column, row.sha256)
-                yield found
+                        raise _missing_rows(url, len(value_of), len(keys))
+                    value_of[keys[row.sha256]] = _finite(getattr(row, column), url, column, row.sha256)
+                yield value_of
         finally:
             reader.stop()
             reader.join()
 
 
-def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Any:
-    """A Petastorm reader of these rows, row group by row group in this order."""
+def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Reader:
+    """Return a Petastorm reader of these rows, row group by row group in this order."""
     from petastorm.predicates import in_lambda, in_set
     from petastorm.reader import Reader
     from petastorm.workers_pool.dummy_pool import DummyPool
@@ -109,13 +135,13 @@ def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Any:
     with _dataset(url) as (_, schema):
         key = [name for name in KEY if name in schema.fields]
 
-    def chosen(keys: dict[str, int]) -> Any:
+    def predicate(keys: dict[str, int]) -> PredicateBase:
         if len(key) == 1:
             return in_set(set(keys), "sha256")
         return in_lambda(key, lambda sha256, of: of == view and sha256 in keys)
 
     class InOrder(Reader):
-        """Petastorm deals whole row groups, in an order of its own; here the plan says which rows, and when."""
+        """A reader that follows the plan; Petastorm's own reads all row groups, in its own order."""
 
         def _filter_row_groups(self, dataset: Any, row_groups: Any, *rest: Any) -> Any:
             self.pieces = {_place(piece): number for number, piece in enumerate(row_groups)}
@@ -127,7 +153,7 @@ def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Any:
             items = [
                 {
                     "piece_index": self.pieces[place],
-                    "worker_predicate": chosen(keys),
+                    "worker_predicate": predicate(keys),
                     "shuffle_row_drop_partition": (0, 1),
                 }
                 for place, keys in wanted
@@ -135,25 +161,33 @@ def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Any:
             return ConcurrentVentilator(self._workers_pool.ventilate, items, iterations=1)
 
     filesystem, path = _filesystem(url)
-    # DummyPool: read in the thread that asks. Petastorm 0.13.1's thread pool can take a reader for exhausted before its
-    # first row: it looks at the workers, then at the ventilator, and a short list is handed out in between.
+    # DummyPool reads in the calling thread. Petastorm 0.13.1's thread pool may regard a reader as exhausted before its
+    # first row: it checks the workers, then the ventilator, and a short list is handed out in between.
     return InOrder(filesystem, path, schema_fields=[*key, column], reader_pool=DummyPool(), shuffle_row_groups=False)
 
 
 @dataclass(frozen=True)
 class Averages:
-    """Features averaged over each image, what a head sees of them; in the order of the images' keys."""
+    """The input of a head: features averaged over each image, in the order of the images' keys."""
 
     values: np.ndarray  # float32 (n, channels)
     labels: np.ndarray  # int8 (n,)
 
 
 def averages(
-    spark: Any, url: str, column: str, labels: Mapping[str, Mapping[str, int]], views: int = 1
+    spark: SparkSession, url: str, column: str, labels: Mapping[str, Mapping[str, int]], views: int = 1
 ) -> dict[str, list[Averages]]:
-    """Features (h, w, c) of each split's images -> their means, by view, of which train has `views`, the others one.
+    """Average the features (h, w, c) of each image; return split -> view -> averages.
 
-    Spark's tasks read and average, the driver collects. Raises `DataError` when a row is missing or is no number.
+    Args:
+        spark: The session.
+        url: The features.
+        column: The cut.
+        labels: Split -> sha256 -> label.
+        views: How many views of a train image are wanted; the other splits have one.
+
+    Raises:
+        DataError: A row is missing, or is not a number.
     """
 
     def means(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
@@ -165,32 +199,32 @@ def averages(
     session.set_arrow_batch_rows(spark, 64)
     schema = f"sha256 string, view int, `{column}` binary"
     wanted_views = spark.read.schema(schema).parquet(url).where(f"view < {views}")
-    table = wanted_views.mapInPandas(means, "sha256 string, view int, mean binary").toPandas()
-    mean_of = {(row.sha256, row.view): row.mean for row in table.itertuples(index=False)}
+    table = wanted_views.mapInPandas(means, "sha256 string, view int, mean binary").toPandas()  # type: ignore[arg-type]
+    mean_of = {(row.sha256, row.view): row.mean for row in pd.DataFrame(table).itertuples(index=False)}
 
-    def of(wanted: Mapping[str, int], view: int) -> Averages:
+    def collect(wanted: Mapping[str, int], view: int) -> Averages:
         keys = sorted(key for key in wanted if (key, view) in mean_of)
         if len(keys) != len(wanted):
-            raise _lacks(url, len(keys), len(wanted))
-        values = [_number(np.frombuffer(mean_of[key, view], np.float32), url, column, key) for key in keys]
+            raise _missing_rows(url, len(keys), len(wanted))
+        values = [_finite(np.frombuffer(mean_of[key, view], np.float32), url, column, key) for key in keys]
         return Averages(np.stack(values), np.array([wanted[key] for key in keys], np.int8))
 
-    return {split: [of(wanted, view) for view in _views(split, views)] for split, wanted in labels.items()}
+    return {split: [collect(wanted, view) for view in _views(split, views)] for split, wanted in labels.items()}
 
 
 def _views(split: str, views: int) -> range:
-    """Which views of a split's images there are."""
+    """Return the views of a split's images."""
     return range(views if split == "train" else 1)
 
 
-def _number(value: np.ndarray, url: str, column: str, sha256: str) -> np.ndarray:
-    """The value. TensorFlow on a CPU takes max(0, NaN) for 0, so a network learns from NaN and its loss is a number."""
+def _finite(value: np.ndarray, url: str, column: str, sha256: str) -> np.ndarray:
+    """Return the value. Raise `DataError` if it has NaN: TensorFlow on a CPU learns from it, since max(0, NaN) is 0."""
     if value.dtype == np.float16:
-        # An exponent of ones is no number; numpy's isfinite is slow here, a tenth of the time of reading.
-        broken = bool(((value.view(np.uint16) & 0x7C00) == 0x7C00).any())
+        # an exponent of ones is not a number; numpy's isfinite takes a tenth of the time of reading
+        bad = bool(((value.view(np.uint16) & 0x7C00) == 0x7C00).any())
     else:
-        broken = value.dtype.kind == "f" and not np.isfinite(value).all()
-    if broken:
+        bad = value.dtype.kind == "f" and not np.isfinite(value).all()
+    if bad:
         raise DataError(
             f"{url}: {column} of image {sha256} holds NaN or infinity, which featurize never writes; remove that "
             "folder, and run featurize"
@@ -199,7 +233,7 @@ def _number(value: np.ndarray, url: str, column: str, sha256: str) -> np.ndarray
 
 
 def _row_groups(url: str) -> list[tuple[str, int]]:
-    """(file name, row group in it) of a whole Petastorm dataset, in storage order."""
+    """Return (file name, row group in it) of a Petastorm dataset, in storage order."""
     from petastorm.etl.dataset_metadata import load_row_groups
 
     with _dataset(url) as (dataset, _):
@@ -207,7 +241,7 @@ def _row_groups(url: str) -> list[tuple[str, int]]:
 
 
 def _bytes(url: str, column: str) -> int:
-    """Of one decoded value."""
+    """Return the bytes of one decoded value."""
     with _dataset(url) as (_, schema):
         field = schema.fields[column]
         return int(np.prod(field.shape)) * np.dtype(field.numpy_dtype).itemsize
@@ -215,7 +249,7 @@ def _bytes(url: str, column: str) -> int:
 
 @contextmanager
 def _dataset(url: str) -> Iterator[tuple[Any, Any]]:
-    """A Petastorm dataset and its schema. Raises `DataError` when it is not whole, in here too."""
+    """Open a Petastorm dataset and its schema. Raise `DataError` if it is not complete, within the block too."""
     import pyarrow.parquet as pq
     from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema
 
@@ -225,7 +259,7 @@ def _dataset(url: str) -> Iterator[tuple[Any, Any]]:
             dataset = pq.ParquetDataset(path, filesystem=filesystem, validate_schema=False, use_legacy_dataset=True)
             yield dataset, get_schema(dataset)
         except (PetastormMetadataError, KeyError, OSError, ValueError) as error:
-            # KeyError: a file that the metadata does not know, of a job that is adding to the dataset or was killed
+            # KeyError: the metadata lacks a file, of a job that runs or was killed
             raise _incomplete(url, error) from error
 
 
@@ -241,8 +275,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return found
 
 
-def _keys(url: str, views: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """For a task of Spark: each row group's keys of each of the first views, in their order."""
+def _read_keys(url: str, views: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+    """Read each row group's keys of each of the first views, in their order; runs in Spark's tasks."""
     import pyarrow.parquet as pq
 
     for batch in batches:
@@ -271,18 +305,18 @@ def _index(
     groups: list[int] = []
     keys: list[bytes] = []
     for place in pieces:
-        own = [key for key in stored.get((place, view), ()) if key in label_of]
-        if own:
-            groups += [len(places)] * len(own)
-            keys += own
+        present = [key for key in stored.get((place, view), ()) if key in label_of]
+        if present:
+            groups += [len(places)] * len(present)
+            keys += present
             places.append(place)
     if len(keys) != len(wanted):
-        raise _lacks(url, len(keys), len(wanted))
+        raise _missing_rows(url, len(keys), len(wanted))
     labels = np.array([label_of[key] for key in keys], np.int8)
     return Index(tuple(places), np.array(groups, np.int32), np.array(keys, "S64"), labels, view)
 
 
-def _lacks(url: str, found: int, wanted: int) -> DataError:
+def _missing_rows(url: str, found: int, wanted: int) -> DataError:
     return DataError(f"{url} gave {found} of {wanted} wanted rows; run the job that makes it again")
 
 

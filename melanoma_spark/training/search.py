@@ -1,13 +1,14 @@
-"""Which head does best on features/, a small sweep over head.hidden, .dropout, .learning_rate and .views.
+"""Compares heads on features/: a small search over head.hidden, .dropout, .learning_rate and .views.
 
-What users are told of it is in `jobs/search.py`, the text of --help.
+`jobs/search.py` has the text for users.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, manifests
 from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest, Manifest
 from melanoma_spark.storage.parquet import training_labels
-from melanoma_spark.training import head, horovod, reading, trials
+from melanoma_spark.training import head, loop, reading, trials
 from melanoma_spark.training.trials import Result, Task
 
 TASK = "trial int, seed long, fold int, auroc double, loss double, epoch int, reason string"  # trials.Task
@@ -48,23 +49,24 @@ class SearchManifest(Manifest):
 
 
 def search(context: StageContext) -> Summary:
+    """Compare the heads of `settings.search` by cross-validation; write a report."""
     settings, warehouse, search = context.settings, context.warehouse, context.settings.search
     images = read_input(context, ImagesManifest)
     features = read_input(context, FeaturesManifest)
     manifests.check_fit(images, features)
     stored = features.views
-    in_force = settings.head.model_copy(update={"views": head.views_of(settings.head, stored)})
+    in_force = settings.head.model_copy(update={"views": head.count_views(settings.head, stored)})
     for views in search.views:
-        head.views_of(settings.head.model_copy(update={"views": views}), stored)
-    heads = trials.drawn(search, in_force, settings.seed)
-    ttas = trials.judged(search, settings.evaluate.tta)
+        head.count_views(settings.head.model_copy(update={"views": views}), stored)
+    heads = trials.draw_heads(search, in_force, settings.seed)
+    ttas = trials.list_ttas(search, settings.evaluate.tta)
     seeds = [settings.training_seed + number for number in range(search.seeds)]
     recipe = [[tried.model_dump(mode="json") for tried in heads], ttas, search.folds, seeds, settings.seed]
     search_id = lineage.content_id([images.id, features.id, recipe])
     place = f"reports/search/{search_id}"
     known = manifests.read(SearchManifest, warehouse, search_id)
     if known:
-        return Summary(f"nothing new, {summary(known)}; {place}")
+        return Summary(f"nothing new, {describe(known)}; {place}")
     base = weights.resolve(settings.backbone, settings.seed)
     if base.content_id != features.weights:
         raise weights.changed(base, features.weights, "features/", "featurize")
@@ -72,18 +74,19 @@ def search(context: StageContext) -> Summary:
     labels = training_labels(context.spark, images.url(warehouse))
     table = read_images(context, images).where("split != 'test'")
     group_of = {row.sha256: row.group for row in table.select("sha256", "group").collect()}
-    keys = [(split, key) for split in ("train", "validation") for key in sorted(labels[split])]  # as averages are
+    # in the order of `reading.averages`
+    keys = [(split, key) for split in ("train", "validation") for key in sorted(labels[split])]
     groups = [group_of[key] for _, key in keys]
     truth = np.array([labels[split][key] for split, key in keys], np.int8)
-    folds = trials.folds_of(groups, truth, search.folds, settings.seed)
-    values = averaged(context, features, labels, max(tried.views or 1 for tried in heads))
-    copies = symmetries(context, images, features, base, [key for _, key in keys], values[0], max(ttas))
-    spec = {"backbone": settings.backbone.name, "image_size": images.image_size}
-    tasks = fitted(context, heads, ttas, seeds, spec, (values, truth, folds, copies))
-    good, failed = trials.measured(trials.combined(heads, ttas), tasks, search.folds, seeds)
+    folds = trials.assign_folds(groups, truth, search.folds, settings.seed)
+    values = average_features(context, features, labels, max(tried.views or 1 for tried in heads))
+    copies = average_symmetries(context, images, features, base, [key for _, key in keys], values[0], max(ttas))
+    specs = [head.network_spec(tried, settings.backbone.name, images.image_size) for tried in heads]
+    tasks = fit_heads(context, heads, specs, ttas, seeds, head.Fold(values, truth, folds, copies))
+    good, failed = trials.summarize(trials.combine(heads, ttas), tasks, search.folds, seeds)
     for result in [*good, *failed]:
-        told = f"failed: {result['reason']}" if result["reason"] else f"AUROC {trials.told(result)}"
-        logs.info(f"{trials.words(result['settings'])}: {told}{', in force' if result['in_force'] else ''}")
+        outcome = f"failed: {result['reason']}" if result["reason"] else f"AUROC {trials.describe_auroc(result)}"
+        logs.info(f"{trials.as_words(result['settings'])}: {outcome}{', in force' if result['in_force'] else ''}")
     manifest = SearchManifest(
         id=search_id,
         path="",
@@ -97,23 +100,22 @@ def search(context: StageContext) -> Summary:
         tasks=tasks,
         run_id=context.run_id,
     )
-    log(context, manifest)
-    return Summary(f"{summary(manifests.publish(manifest, warehouse, search_id))}; {place}")
+    track(context, manifest)
+    return Summary(f"{describe(manifests.publish(manifest, warehouse, search_id))}; {place}")
 
 
-def averaged(
+def average_features(
     context: StageContext, features: FeaturesManifest, labels: dict[str, dict[str, int]], views: int
 ) -> list[np.ndarray]:
-    """For `head.fit_without`: view 0 of train and validation images, and further views of those of train."""
+    """Return `head.Fold.views`: view 0 of train and validation images, and further views of train images."""
     session.describe_jobs(context.spark, "search: averages of the bottleneck features")
-    url = features.url(context.warehouse)
     cut = backbones.backbone(context.settings.backbone.name).cuts[-1]
-    found = reading.averages(context.spark, url, cut, labels, views)
-    (validation,), (first, *more) = ([view.values for view in found[split]] for split in ("validation", "train"))
+    averages = reading.averages(context.spark, features.url(context.warehouse), cut, labels, views)
+    (validation,), (first, *more) = ([view.values for view in averages[split]] for split in ("validation", "train"))
     return [np.concatenate([first, validation]), *more]
 
 
-def symmetries(
+def average_symmetries(
     context: StageContext,
     images: ImagesManifest,
     features: FeaturesManifest,
@@ -122,16 +124,16 @@ def symmetries(
     plain: np.ndarray,
     count: int,
 ) -> np.ndarray:
-    """The averaged features of each image's first symmetries, float32 (n, count, channels), in the order of the keys.
+    """Return the averaged features of each image's first symmetries, float32 (n, count, channels), by key.
 
-    `plain` is the first of them, the images as they are. The others are kept beside the searches for the next one.
+    `plain` is the first of them: the images as they are. The others are kept beside the searches for the next one.
     """
     if count == 1:
         return plain[:, None]
     name, size, precision = features.backbone, features.image_size, features.precision
     cut = backbones.backbone(name).cuts[-1]
-    made_of = [images.id, features.weights, name, size, features.pixels_version, precision, cut, count]
-    url = files.join(context.warehouse, "reports/search/symmetries", lineage.content_id(made_of))
+    recipe = [images.id, features.weights, name, size, features.pixels_version, precision, cut, count]
+    url = files.join(context.warehouse, "reports/search/symmetries", lineage.content_id(recipe))
     if not files.exists(files.join(url, "_SUCCESS")):
         pixels = schemas.images_schema(size).fields["image"]
         tensors = session.broadcast(context.spark, list(base.tensors))
@@ -142,11 +144,11 @@ def symmetries(
             with backbones.precision(precision):
                 forward = network.predictor(backbones.features(backbones.build_base(name, size, tensors.value), [cut]))
 
-            def means(batch: np.ndarray) -> list[np.ndarray]:
+            def mean_features(batch: np.ndarray) -> list[np.ndarray]:
                 views = itertools.islice(network.symmetries(batch, count), 1, None)
                 return [np.stack([forward(np.ascontiguousarray(view))[0].mean(axis=(1, 2)) for view in views], axis=1)]
 
-            return means
+            return mean_features
 
         def prepare(content: bytes) -> np.ndarray:
             return np.asarray(pixels.codec.decode(pixels, content))
@@ -156,118 +158,107 @@ def symmetries(
             return pd.DataFrame({"means": [row.tobytes() for row in outputs[0]]})
 
         batch, kind = context.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])
-        udf = inference.column_udf(f"symmetries {made_of}", load, prepare, finish, kind, batch_size=batch)
+        udf = inference.column_udf(f"symmetries {recipe}", load, prepare, finish, kind, batch_size=batch)
         session.set_arrow_batch_rows(context.spark, batch)
         session.describe_jobs(context.spark, f"search: {count - 1} symmetries of {len(keys)} images")
         rows = read_images(context, images).where("split != 'test'")
         rows = rows.repartitionByRange(session.partitions_for(context.spark, len(keys)), "sha256")
-        found = rows.select("sha256", udf("image").alias("found")).select("sha256", "found.means")
-        found.write.mode("overwrite").parquet(url)
+        computed = rows.select("sha256", udf("image").alias("result")).select("sha256", "result.means")
+        computed.write.mode("overwrite").parquet(url)
     means_of = dict(pd.DataFrame(context.spark.read.parquet(url).toPandas()).itertuples(index=False, name=None))
     others = [np.frombuffer(means_of[key], np.float32).reshape(count - 1, plain.shape[-1]) for key in keys]
     return np.concatenate([plain[:, None], np.stack(others)], axis=1)
 
 
-def fitted(
+def fit_heads(
     context: StageContext,
     heads: list[config.Head],
+    specs: list[network.Spec],
     ttas: list[int],
     seeds: list[int],
-    spec: dict[str, Any],
-    data: tuple[np.ndarray | list[np.ndarray], ...],
-) -> list[trials.Task]:
-    """One Spark task a head. `data` is sent to each executor once: views, labels, folds, symmetries of all images."""
+    data: head.Fold,
+) -> list[Task]:
+    """Fit each head for each seed and fold, one Spark task each.
+
+    `data` is sent to each executor once; instead of `held_out` it has the fold of each image.
+    """
     spark = context.spark
     wanted = list(itertools.product(range(len(heads)), seeds, range(context.settings.search.folds)))
-    specs = [head.spec_of(tried, **spec) for tried in heads]
-    sent = session.broadcast(spark, data)
-    fit = fitter(heads, ttas, specs, wanted, sent, session.task_threads(spark))
-    session.describe_jobs(spark, f"search: {len(wanted)} heads")
-    with session.progress(spark, "heads"):
-        numbers = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS))
-        rows = numbers.mapInPandas(fit, TASK).collect()  # type: ignore[arg-type]
-    return cast(list[trials.Task], [row.asDict() for row in rows])
-
-
-def fitter(
-    heads: list[config.Head],
-    ttas: list[int],
-    specs: list[network.Spec],
-    wanted: list[tuple[int, int, int]],
-    sent: Any,
-    threads: int,
-) -> Callable[[Iterator[pd.DataFrame]], Iterator[pd.DataFrame]]:
-    """For a task of Spark: numbers of `wanted` -> rows of `TASK`. A head that cannot be fitted has a reason there."""
+    sent, threads = session.broadcast(spark, data), session.task_threads(spark)
 
     def fit(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         network.use_threads(threads)
         # A worker compiles one head after another, which TensorFlow takes for a mistake and warns of at length.
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
-        views, labels, folds, copies = sent.value
         for number in itertools.chain.from_iterable(batch["id"] for batch in batches):
             at, seed, fold = wanted[number]
-            data = views, labels, folds == fold, copies
-            best: list[Any] = [None] * len(ttas)
+            held_out = replace(sent.value, held_out=sent.value.held_out == fold)
+            records: list[loop.EpochRecord | None] = [None] * len(ttas)
             reason = ""
             try:
-                best = head.fit_without(horovod.Alone(), heads[at], seed, specs[at], *data, ttas)
+                records = [*head.fit_fold(heads[at], seed, specs[at], held_out, ttas)]
             except DataError as error:
                 reason = str(error)
-            for trial, record in enumerate(best, start=at * len(ttas)):  # as trials.combined counts
+            for trial, record in enumerate(records, start=at * len(ttas)):  # as trials.combine counts
                 auroc, loss, epoch = (
                     (record.validation_auroc, record.validation_loss, record.epoch) if record else (None, None, None)
                 )
                 yield pd.DataFrame(
-                    [trials.Task(trial=trial, seed=seed, fold=fold, auroc=auroc, loss=loss, epoch=epoch, reason=reason)]
+                    [Task(trial=trial, seed=seed, fold=fold, auroc=auroc, loss=loss, epoch=epoch, reason=reason)]
                 )
 
-    return fit
+    session.describe_jobs(spark, f"search: {len(wanted)} heads")
+    with session.progress(spark, "heads"):
+        numbers = spark.range(0, len(wanted), 1, min(len(wanted), MOST_PARTITIONS))
+        rows = numbers.mapInPandas(fit, TASK).collect()  # type: ignore[arg-type]
+    return cast(list[Task], [row.asDict() for row in rows])
 
 
-def log(context: StageContext, facts: SearchManifest) -> None:
-    """All trials into the run, each as a nested run too."""
-    for result in facts.trials:
-        number = result["trial"]
-        tags = {"search_id": facts.id, "in_force": str(result["in_force"]).lower()}
+def track(context: StageContext, manifest: SearchManifest) -> None:
+    """Log all trials to MLflow: in the run, and each in a nested run."""
+    for result in manifest.trials:
+        tags = {"search_id": manifest.id, "in_force": str(result["in_force"]).lower()}
         tags |= {"failed": result["reason"]} if result["reason"] else {}
-        with context.tracker.run(f"trial {number}", {"stage": "search", **tags}):
+        with context.tracker.run(f"trial {result['trial']}", {"stage": "search", **tags}):
             context.tracker.log_parameters(
-                {trials.SETTINGS[name]: str(value) for name, value in result["settings"].items()}
+                {trials.SETTINGS[key]: str(value) for key, value in result["settings"].items()}
             )
             if not result["reason"]:
                 context.tracker.log_metrics(as_metrics(result))
-    figures = {f"best_{key}": value for key, value in as_metrics(facts.trials[0]).items()}
-    context.tracker.log_metrics({**figures, "trials": len(facts.trials), "failed": len(failures(facts))})
-    context.tracker.set_tags({"search_id": facts.id, "best": trials.words(facts.best)})
-    rows = [{**row, **row["settings"]} for row in facts.trials]
+    figures = {f"best_{key}": value for key, value in as_metrics(manifest.trials[0]).items()}
+    context.tracker.log_metrics({**figures, "trials": len(manifest.trials), "failed": count_failed(manifest)})
+    context.tracker.set_tags({"search_id": manifest.id, "best": trials.as_words(manifest.best)})
+    rows = [{**row, **row["settings"]} for row in manifest.trials]
     columns = ["trial", *trials.SETTINGS, "in_force", "mean", "std", "std_seeds", "reason"]
     context.tracker.log_artifact("trials.csv", pd.DataFrame(rows)[columns].to_csv(index=False).encode())
-    context.tracker.log_artifact("tasks.csv", pd.DataFrame(facts.tasks).to_csv(index=False).encode())
-    context.tracker.log_artifact("plots/trials.png", trials_plot(facts.trials))
+    context.tracker.log_artifact("tasks.csv", pd.DataFrame(manifest.tasks).to_csv(index=False).encode())
+    context.tracker.log_artifact("plots/trials.png", plot_trials(manifest.trials))
 
 
-def as_metrics(result: trials.Result) -> dict[str, float]:
-    """Flat names for MLflow: `auroc_mean`, `auroc_fold_0`, ..."""
-    found = {"mean": result["mean"], "std": result["std"], "std_seeds": result["std_seeds"]}
-    found |= {f"fold_{fold}": value for fold, value in enumerate(result["folds"])}
-    return {f"auroc_{key}": value for key, value in found.items() if value is not None}
+def as_metrics(result: Result) -> dict[str, float]:
+    """Return flat names for MLflow: `auroc_mean`, `auroc_fold_0`, ..."""
+    figures = {"mean": result["mean"], "std": result["std"], "std_seeds": result["std_seeds"]}
+    figures |= {f"fold_{fold}": value for fold, value in enumerate(result["folds"])}
+    return {f"auroc_{key}": value for key, value in figures.items() if value is not None}
 
 
-def failures(facts: SearchManifest) -> list[trials.Result]:
-    return [result for result in facts.trials if result["reason"]]
+def count_failed(manifest: SearchManifest) -> int:
+    """Return how many trials failed."""
+    return sum(bool(result["reason"]) for result in manifest.trials)
 
 
-def summary(facts: SearchManifest) -> str:
-    best, *others = (result for result in facts.trials if not result["reason"])
+def describe(manifest: SearchManifest) -> str:
+    """Describe a search in a line: the best trial, and how far the runner-up and the settings in force are behind."""
+    best, *others = (result for result in manifest.trials if not result["reason"])
 
-    def behind(other: trials.Result) -> str:
-        return "{:.4f} +- {:.4f} behind".format(*trials.behind(best, other, facts.tasks))
+    def behind(other: Result) -> str:
+        return "{:.4f} +- {:.4f} behind".format(*trials.paired_difference(best, other, manifest.tasks))
 
     parts = [
-        f"{len(facts.trials)} trials x {len(facts.folds)} folds x {len(facts.seeds)} seeds over "
-        f"{facts.images} images of {facts.groups} groups, "
-        f"best {trials.words(best['settings'])}{', the settings in force' if best['in_force'] else ''}: "
-        f"AUROC {trials.told(best)}"
+        f"{len(manifest.trials)} trials x {len(manifest.folds)} folds x {len(manifest.seeds)} seeds over "
+        f"{manifest.images} images of {manifest.groups} groups, "
+        f"best {trials.as_words(best['settings'])}{', the settings in force' if best['in_force'] else ''}: "
+        f"AUROC {trials.describe_auroc(best)}"
     ]
     if others:
         parts.append(f"the runner-up {behind(others[0])}")
@@ -276,30 +267,30 @@ def summary(facts: SearchManifest) -> str:
         parts.append(f"the settings in force {behind(in_force)}")
     elif not best["in_force"]:
         parts.append("the settings in force failed")
-    if failures(facts):
-        parts.append(f"{len(failures(facts))} failed")
+    if failed := count_failed(manifest):
+        parts.append(f"{failed} failed")
     return ", ".join(parts)
 
 
-def trials_plot(results: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG of a search: for each of `trials.Result` that has figures the mean AUROC, with its spread and its folds.
+def plot_trials(results: Sequence[Result]) -> bytes:
+    """Return a PNG with the mean AUROC of each trial, its standard deviation and its folds.
 
-    The best is uppermost; the settings in force are bold.
+    The best is at the top; the settings in force are bold.
     """
     shown = [result for result in results if not result["reason"]]
     figure = plotting.new_figure(1.2 + 0.32 * len(shown))
     axes = figure.add_subplot()
     for row, result in enumerate(shown):
-        colour = COLORS[1] if result["in_force"] else COLORS[0]
+        color = COLORS[1] if result["in_force"] else COLORS[0]
         axes.plot(result["folds"], [row] * len(result["folds"]), "|", color=NEUTRAL, markersize=7)
-        axes.errorbar(result["mean"], row, xerr=result["std"], fmt="o", color=colour, markersize=5, capsize=3)
+        axes.errorbar(result["mean"] or 0.0, row, xerr=result["std"], fmt="o", color=color, markersize=5, capsize=3)
     names = [", ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in r["settings"].items()) for r in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=6)
     for text, result in zip(axes.get_yticklabels(), shown, strict=True):
         text.set_fontweight("bold" if result["in_force"] else "normal")
     axes.invert_yaxis()
-    told = "AUROC on unseen folds: mean and standard deviation; |: each fold; bold: the settings in force"
-    figure.supxlabel(told, fontsize=7)
+    legend = "AUROC on held-out folds: mean and standard deviation; |: each fold; bold: the settings in force"
+    figure.supxlabel(legend, fontsize=7)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)

@@ -1,6 +1,6 @@
-"""Which rows stand in which step of an epoch, and which of them each rank reads: known before anything is read.
+"""Plans which rows are in which step of an epoch, and which of them each rank reads.
 
-A step holds the same rows on any number of ranks, so that training does not depend on how many there are.
+A step has the same rows on any number of ranks, so training does not depend on their number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NONE = -1  # in place of a row: padding
 
 @dataclass(frozen=True)
 class Index:
-    """The rows of a dataset that take part, in storage order."""
+    """The rows of a dataset that are used, in storage order."""
 
     places: tuple[tuple[str, int], ...]  # of row groups: the file's name, and which of the file's row groups
     groups: np.ndarray  # int32 (n,): where each row's row group stands in `places`
@@ -29,11 +29,15 @@ class Index:
 
 
 def deal(groups: np.ndarray, batch: int, seed: int | None = None) -> np.ndarray:
-    """The rows of each step of an epoch, int32 (steps, batch), each row once; `NONE` where the last step is padded.
+    """Return the rows of each step of an epoch, int32 (steps, batch), each row once; `NONE` pads the last step.
 
-    `groups` names each row's row group. A column of the result goes through a stretch of row groups from its start to
-    its end, so who reads some of the columns reads few row groups more than those hold, and needs one of each column
-    at a time. With a `seed` the row groups come in another order, and the rows of each; without one, as stored.
+    A column of the result goes through a stretch of row groups from start to end. So a rank, which reads some columns,
+    reads few row groups in addition to theirs, and holds one row group of each column at a time.
+
+    Args:
+        groups: The row group of each row, int (n,).
+        batch: Rows in a step.
+        seed: Shuffles the row groups, and the rows of each; None for the order in which they are stored.
     """
     count = len(groups)
     order = np.argsort(groups, kind="stable")
@@ -51,7 +55,7 @@ def deal(groups: np.ndarray, batch: int, seed: int | None = None) -> np.ndarray:
 
 
 def check(count: int, batch: int, ranks: int) -> None:
-    """Raises `DataError` when there are fewer images, in all or in a step, than ranks."""
+    """Raise `DataError` if there are fewer images than ranks, in all or in a step."""
     if count < ranks:
         raise DataError(f"{count} images for {ranks} ranks: each rank needs at least one; set ranks={count}")
     if batch < ranks:
@@ -62,18 +66,18 @@ def check(count: int, batch: int, ranks: int) -> None:
 
 
 def share(dealt: np.ndarray, rank: int, ranks: int) -> np.ndarray:
-    """A rank's columns of `deal`'s result: (steps, width), with a `width` that is the same on all ranks."""
+    """Return a rank's columns of `deal`'s result: (steps, width), with the same `width` on all ranks."""
     steps, batch = dealt.shape
-    own = dealt[:, batch * rank // ranks : batch * (rank + 1) // ranks]
+    columns = dealt[:, batch * rank // ranks : batch * (rank + 1) // ranks]
     shared = np.full((steps, -(-batch // ranks)), NONE, np.int32)
-    shared[:, : own.shape[1]] = own
+    shared[:, : columns.shape[1]] = columns
     return shared
 
 
 def stretches(shared: np.ndarray, groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """What to read for a rank's columns: row group and rows of it, in the order in which the first of them is used.
+    """Return what to read for a rank's columns: row groups and their rows, in the order in which they are first used.
 
-    Rows that several columns take from a row group in different steps are read at different times.
+    Rows of a row group that several columns use in different steps are read at different times.
     """
     found: dict[tuple[int, int], list[np.ndarray]] = {}
     for column in shared.T:

@@ -1,6 +1,8 @@
-"""Bottleneck features of the train split -> a fully connected head, the best of its epochs by validation."""
+"""Trains a fully connected head on bottleneck features."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
 
 from melanoma_spark import lineage, logs
 from melanoma_spark.models import backbones, weights
@@ -9,15 +11,16 @@ from melanoma_spark.spark import session
 from melanoma_spark.storage import manifests
 from melanoma_spark.storage.manifests import FeaturesManifest, HeadManifest, ImagesManifest
 from melanoma_spark.storage.parquet import training_labels
-from melanoma_spark.training import head, horovod, loop, reading
+from melanoma_spark.training import head, loop, reading
 
 
 def train_head(context: StageContext) -> Summary:
+    """Train a head on the bottleneck features of the train split; keep the best epoch by validation."""
     settings, warehouse = context.settings, context.warehouse
     images = read_input(context, ImagesManifest)
     features = read_input(context, FeaturesManifest)
     manifests.check_fit(images, features)
-    views = head.views_of(settings.head, features.views)
+    views = head.count_views(settings.head, features.views)
     recipe = settings.head.model_dump(mode="json", exclude={"views"})
     made_from = lineage.content_id([images.id, features.id, views, recipe, settings.training_seed])
     known = manifests.read(HeadManifest, warehouse)
@@ -32,10 +35,9 @@ def train_head(context: StageContext) -> Summary:
     session.describe_jobs(context.spark, "train_head: averages of the bottleneck features")
     cut = backbones.backbone(settings.backbone.name).cuts[-1]
     pooled = reading.averages(context.spark, url, cut, labels, views)
-    spec = head.spec_of(settings.head, settings.backbone.name, images.image_size)
+    spec = head.network_spec(settings.head, settings.backbone.name, images.image_size)
     *train, judged = [(view.values, view.labels) for view in (*pooled["train"], *pooled["validation"])]
-    fitted = horovod.run_alone(head.fit, settings.head, settings.training_seed, spec, train, judged, logs.info)
-    model, records = fitted[0]
+    model, records = head.fit(settings.head, settings.training_seed, spec, train, judged, log=logs.info)
     tensors = [*base.tensors, *model.get_weights()]
     best = loop.best_of(records)
     tensors_id = lineage.tensors_id(tensors)
@@ -51,7 +53,7 @@ def train_head(context: StageContext) -> Summary:
         dataset_id=images.id,
         features_id=features.id,
         validation_auroc=best.validation_auroc,
-        training=[loop.as_dict(record) for record in records],
+        training=[asdict(record) for record in records],
         best={"head": best.epoch},
         run_id=context.run_id,
     )

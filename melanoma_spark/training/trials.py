@@ -1,10 +1,9 @@
-"""A search's trials: which combinations are tried, on which folds, and which of them is best."""
+"""The trials of a search: which combinations are tried, on which folds, and which of them is best."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from typing_extensions import TypedDict  # pydantic takes Python's own from 3.12 on
@@ -19,7 +18,7 @@ CLASSES = ("negative", "positive")
 
 
 class Task(TypedDict):
-    """One trial on one fold: what was fitted, and how well it judged the images that it has not seen."""
+    """One trial with one seed on one fold: how well the head judges the images that it has not seen."""
 
     trial: int
     seed: int
@@ -31,7 +30,7 @@ class Task(TypedDict):
 
 
 class Result(TypedDict):
-    """One trial over all folds and seeds. Where one of its heads failed it has a reason and no figures."""
+    """One trial over all folds and seeds. If one of its heads failed, it has a reason and no figures."""
 
     trial: int
     settings: dict[str, int | float]  # of `SETTINGS`
@@ -43,10 +42,10 @@ class Result(TypedDict):
     reason: str
 
 
-def drawn(search: config.Search, in_force: config.Head, seed: int) -> list[config.Head]:
-    """The heads to try: the one in force, then others of the grid, without repeats, drawn where there are more.
+def draw_heads(search: config.Search, in_force: config.Head, seed: int) -> list[config.Head]:
+    """Return the heads to try: the one in force, and others of the grid, drawn at random if there are too many.
 
-    `in_force.views` must be a number by now.
+    `in_force.views` must be a number.
     """
     grid = itertools.product(*(dict.fromkeys(getattr(search, name)) for name in TRIED))
     heads = [in_force.model_copy(update=dict(zip(TRIED, values, strict=True))) for values in grid]
@@ -57,44 +56,45 @@ def drawn(search: config.Search, in_force: config.Head, seed: int) -> list[confi
     return [in_force, *others]
 
 
-def folds_of(groups: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold of each image, int (n,), by its group.
+def assign_folds(groups: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each image, int (n,), by its group.
 
-    Raises `DataError` when a fold, or what is left without it, lacks a class: its AUROC would have no value. It would
-    lack it in every trial, so to leave such a fold out would be to search with fewer folds than were asked for, and
-    unnoticed; scikit-learn's `StratifiedGroupKFold` refuses what it cannot fill as well.
+    Raises:
+        DataError: A fold, or the rest without it, lacks a class, so its AUROC has no value in any trial. To leave such
+            a fold out would silently search with fewer folds; scikit-learn's `StratifiedGroupKFold` raises too.
     """
-    found = _folds(groups, folds, seed)
-    missing = _missing(found, labels, folds)
+    assigned = _folds(groups, folds, seed)
+    missing = _missing(assigned, labels, folds)
     if missing is None:
-        return found
+        return assigned
     fewer = next((k for k in range(folds - 1, 1, -1) if _missing(_folds(groups, k, seed), labels, k) is None), None)
-    way_out = f"set search.folds={fewer}" if fewer else "a search needs this class in more groups (patients, lesions)"
-    raise DataError(f"{missing} ({len(set(groups))} groups of train and validation images); {way_out}")
+    hint = f"set search.folds={fewer}" if fewer else "a search needs this class in more groups (patients, lesions)"
+    raise DataError(f"{missing} ({len(set(groups))} groups of train and validation images); {hint}")
 
 
-def judged(search: config.Search, in_force: int) -> list[int]:
-    """By how many symmetries each head is judged, the number in force first."""
+def list_ttas(search: config.Search, in_force: int) -> list[int]:
+    """Return by how many symmetries each head is judged, the number in force first."""
     return list(dict.fromkeys([in_force, *search.tta]))
 
 
-def combined(heads: Sequence[config.Head], ttas: Sequence[int]) -> list[dict[str, float]]:
-    """The settings of each trial: every head with every tta, by head; the first is what is in force."""
+def combine(heads: Sequence[config.Head], ttas: Sequence[int]) -> list[dict[str, float]]:
+    """Return the settings of each trial: every head with every tta, by head, those in force first."""
     return [{**{name: getattr(head, name) for name in TRIED}, "tta": tta} for head in heads for tta in ttas]
 
 
-def measured(
+def summarize(
     tried: Sequence[dict[str, float]], tasks: Sequence[Task], folds: int, seeds: Sequence[int]
 ) -> tuple[list[Result], list[Result]]:
-    """The trials that have figures, best first (of equals the earlier), and those that failed.
+    """Return the trials with figures, best first (of equals the earlier), and those that failed.
 
-    Raises `DataError` when all failed.
+    Raises:
+        DataError: All trials failed.
     """
     good, failed = [], []
     for number, settings in enumerate(tried):
-        own = {(task["seed"], task["fold"]): task for task in tasks if task["trial"] == number}
-        told = [(seed, fold, own[seed, fold]["reason"]) for seed in seeds for fold in range(folds)]
-        bad = [f"{reason} (seed {seed}, fold {fold})" for seed, fold, reason in told if reason]
+        task_of = {(task["seed"], task["fold"]): task for task in tasks if task["trial"] == number}
+        reasons = [(task_of[seed, fold]["reason"], seed, fold) for seed in seeds for fold in range(folds)]
+        bad = [f"{reason} (seed {seed}, fold {fold})" for reason, seed, fold in reasons if reason]
         result = Result(
             trial=number,
             settings=settings,
@@ -108,7 +108,7 @@ def measured(
         if bad:
             failed.append(result)
             continue
-        aurocs = np.array([[own[seed, fold]["auroc"] for fold in range(folds)] for seed in seeds], np.float64)
+        aurocs = np.array([[task_of[seed, fold]["auroc"] for fold in range(folds)] for seed in seeds], np.float64)
         result["mean"], result["std"] = float(aurocs.mean()), float(aurocs.std(ddof=1))
         result["std_seeds"] = float(aurocs.mean(axis=1).std(ddof=1)) if len(seeds) > 1 else None
         result["folds"] = aurocs.mean(axis=0).tolist()
@@ -118,20 +118,20 @@ def measured(
     return sorted(good, key=lambda result: -(result["mean"] or 0.0)), failed
 
 
-def words(settings: Mapping[str, Any]) -> str:
-    """Of a trial, as they are given to train_head and evaluate."""
+def as_words(settings: Mapping[str, float]) -> str:
+    """Return the settings of a trial as words for the command line of train_head and evaluate."""
     return " ".join(f"{key}={settings[name]}" for name, key in SETTINGS.items())
 
 
-def told(result: Result) -> str:
-    """Mean and standard deviation of the AUROC."""
+def describe_auroc(result: Result) -> str:
+    """Return mean and standard deviation of the AUROC as text."""
     return f"{result['mean']:.4f} +- {result['std']:.4f}"
 
 
-def behind(best: Result, other: Result, tasks: Sequence[Task]) -> tuple[float, float]:
-    """By how much the AUROC of another trial is lower: mean and standard deviation over the pairs of fold and seed.
+def paired_difference(best: Result, other: Result, tasks: Sequence[Task]) -> tuple[float, float]:
+    """Return by how much another AUROC is lower: mean and standard deviation over the pairs of fold and seed.
 
-    Both have met the same folds, so this spread tells more of their difference than the spread of each does.
+    Both trials have the same folds, so this spread says more about their difference than the spread of each.
     """
     auroc_of = {(task["trial"], task["seed"], task["fold"]): task["auroc"] for task in tasks}
     pairs = sorted({(task["seed"], task["fold"]) for task in tasks})
@@ -145,10 +145,10 @@ def _folds(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
     return np.array([splits.fold_of(group, folds, seed) for group in groups], np.int32)
 
 
-def _missing(found: np.ndarray, labels: np.ndarray, folds: int) -> str | None:
-    """What is wrong with the first fold that lacks a class, or leaves none of it to learn from."""
+def _missing(assigned: np.ndarray, labels: np.ndarray, folds: int) -> str | None:
+    """Describe the first fold that lacks a class, or that has all images of a class."""
     for fold, label in itertools.product(range(folds), (0, 1)):
-        held = int(((found == fold) & (labels == label)).sum())
+        held = int(((assigned == fold) & (labels == label)).sum())
         if held == 0:
             return f"fold {fold} of search.folds={folds} holds no {CLASSES[label]} image"
         if held == int((labels == label).sum()):

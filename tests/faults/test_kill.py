@@ -71,7 +71,7 @@ def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(li
     assert len(killed) == 1
     assert "training on 2 ranks ended early" in told
     assert "starting again from the last checkpoint" in told
-    assert re.search(r"block5: goes on from the checkpoint in epoch 1, after step [1-9]", told)
+    assert re.search(r"block5: resuming from the checkpoint in epoch 1, after step [1-9]", told)
     same_model(copied, line)
     assert not list((copied.folder / "models").rglob("checkpoint.npz"))
 
@@ -89,7 +89,7 @@ def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitte
         assert time.monotonic() < until, "ranks outlive their driver"
         time.sleep(0.1)
     told = copied.told("finetune")
-    assert re.search(r"(block5|all): goes on from the checkpoint in epoch \d, after step \d", told)
+    assert re.search(r"(block5|all): resuming from the checkpoint in epoch \d, after step \d", told)
     same_model(copied, line)
 
 
@@ -99,4 +99,4 @@ def test_a_checkpoint_that_cannot_be_read_is_an_error_that_names_it(copied, cont
     (copied.folder / "models/finetuned/manifest.json").unlink()
     (target / "checkpoint.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"checkpoint .*npz cannot be read \(.*\); remove it, and fine-tuning starts"):
-        finetune.checkpoint_in(files.url_of(str(target)))
+        finetune.read_checkpoint(files.url_of(str(target)))

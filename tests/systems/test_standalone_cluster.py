@@ -80,7 +80,7 @@ def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint
     out, err = started.communicate(timeout=300)
     assert started.returncode == 0, out + err
     assert "starting again from the last checkpoint" in out
-    assert ": goes on from the checkpoint in epoch 1" in out
+    assert ": resuming from the checkpoint in epoch 1" in out
     again = open_line(line.context.spark, line.archive, tmp_path / "warehouse")
     tensors = [which.tensors(FinetunedManifest) for which in (there, again)]
     for one, other in zip(*tensors, strict=True):

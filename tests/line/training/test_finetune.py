@@ -1,9 +1,12 @@
 """What a rank of fine-tuning reads: in each epoch another view, of features as stored and of pixels as they come."""
 
+import shutil
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from conftest import refused
 
 from melanoma_spark import config
 from melanoma_spark.images import augmentation
@@ -76,3 +79,29 @@ def test_features_are_read_view_after_view(line, source):
     assert len(rows(found[0])) == len(rows(found[2])) == len(index)
     with pytest.raises(Exception, match="gave 0 of"):  # of this line there is no second view
         rows(found[1])
+
+
+@pytest.fixture
+def without_horovod(line, new_line, monkeypatch):
+    """A copy of the line before fine-tuning, in a process that cannot import Horovod."""
+    other = new_line()
+    for name in ("images", "features", "models/head"):
+        shutil.copytree(line.folder / name, other.folder / name)
+    for name in [name for name in sys.modules if name.startswith("horovod.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    return other
+
+
+def test_one_rank_trains_in_this_process_without_horovod(line, without_horovod):
+    text = without_horovod.told("finetune", ranks=1)
+    assert text.startswith("  Horovod is not installed: training with one rank in this process\n")
+    found, expected = (one.manifest("models/finetuned") for one in (without_horovod, line))
+    assert (found["ranks"], found["made_from"]) == (1, expected["made_from"])
+    for one, other in zip(found["training"], expected["training"], strict=True):
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
+
+
+def test_more_ranks_need_horovod(without_horovod):
+    words = ("ranks=2, but Horovod is not installed", "pip install 'melanoma-spark[horovod]'")
+    refused(without_horovod, "finetune", *words)

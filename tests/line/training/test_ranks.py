@@ -80,7 +80,7 @@ def two(spark):
 def alone():
     with pytest.MonkeyPatch.context() as only_here:
         only_here.setenv("OMP_NUM_THREADS", "1")
-        return horovod.run_alone(work([[values[0]] for values in RAGGED]))[0]
+        return work([[values[0]] for values in RAGGED])(horovod.SingleProcess())
 
 
 def test_two_ranks_in_processes_of_their_own(two):

@@ -19,7 +19,8 @@ def test_a_step_of_the_optimizer_is_that_of_keras():
     starts = [draw.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (4,))]
     steps = [[draw.standard_normal(start.shape).astype(np.float32) for start in starts] for _ in range(5)]
     expected, found = (
-        stepped(optimizer, starts, steps) for optimizer in (keras.optimizers.Adam(0.1), horovod.Alone().optimizer(0.1))
+        stepped(optimizer, starts, steps)
+        for optimizer in (keras.optimizers.Adam(0.1), horovod.SingleProcess().optimizer(0.1))
     )
     assert np.abs(expected[0] - starts[0]).mean() > 0.05
     for value, of_keras in zip(found, expected, strict=True):
@@ -44,10 +45,10 @@ def stepped(optimizer, starts, steps) -> list[np.ndarray]:
 def fitted(model, chosen, images, judged=None, **more):
     judged = judged or images
     arguments = {**QUIET, **more}
-    return loop.train(horovod.Alone(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
+    return loop.train(horovod.SingleProcess(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
 
 
-class Part(horovod.Alone):
+class Part(horovod.SingleProcess):
     """A rank among several, for what does not talk to the others."""
 
     def __init__(self, rank, size):
@@ -77,7 +78,7 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
 def test_class_weights_multiply_what_a_label_weighs():
     images = images_of(np.zeros((4, 1)), np.array([0, 1, 1, 0]))
     ((_, labels, weights),) = loop.batches(
-        images, sharding.deal(images.groups, 4), horovod.Alone(), (0.5, 2.0), (1,), "float32"
+        images, sharding.deal(images.groups, 4), horovod.SingleProcess(), (0.5, 2.0), (1,), "float32"
     )
     assert labels.tolist() == [0, 1, 1, 0]
     assert weights.tolist() == [0.5, 2.0, 2.0, 0.5]
@@ -147,7 +148,7 @@ def test_training_taken_up_from_any_checkpoint_ends_as_if_it_had_never_stopped(d
     images = images_of(*rows_of(41))
     whole = small_model(dropout)
     states = []
-    records = fitted(whole, plan(), images, checkpoint=states.append, every=2)
+    records = fitted(whole, plan(), images, checkpoint=states.append, checkpoint_steps=2)
     assert [(state.epoch, len(state.losses)) for state in states[:4]] == [(1, 2), (1, 4), (2, 0), (2, 2)]
     assert len(states) == 9
     for state in states:
@@ -192,13 +193,13 @@ def test_a_loss_that_is_no_number_ends_training_and_names_the_phase_the_step_and
     message = r"^test: the loss is nan in epoch 2, step \d of 5; lower the learning rate of this phase \(now 0\.05\)"
     with pytest.raises(DataError, match=message):
         loop.train(
-            horovod.Alone(),
+            horovod.SingleProcess(),
             small_model(),
             plan(),
             lambda epoch: good if epoch < 2 else bad,
             lambda epoch: good,
             checkpoint=states.append,
-            every=1,
+            checkpoint_steps=1,
             **QUIET,
         )
     assert states

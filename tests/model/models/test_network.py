@@ -171,7 +171,13 @@ def trained_on(model, inputs, labels, whole=None):
     plan = loop.Plan("test", 1e-5, 2, 2, (1.0, 1.0), 0, 8)
     states = []
     records = loop.train(
-        horovod.Alone(), model, plan, lambda _: images, lambda _: images, lambda text: None, checkpoint=states.append
+        horovod.SingleProcess(),
+        model,
+        plan,
+        lambda _: images,
+        lambda _: images,
+        log=lambda text: None,
+        checkpoint=states.append,
     )
     floats = [value for value in states[-1].variables if value.dtype == np.float32]
     return floats, [record.loss for record in records[1:]]

@@ -6,10 +6,10 @@ import pytest
 from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import binary
-from melanoma_spark.training import head, horovod, loop
+from melanoma_spark.training import head, loop
 
 CHOSEN = config.Head(hidden=4, dropout=0.2, learning_rate=0.01, epochs=3, batch_size=8)
-SPEC = head.spec_of(CHOSEN, "vgg16", 64)
+SPEC = head.network_spec(CHOSEN, "vgg16", 64)
 
 
 def rows(count=40, channels=6, seed=0):
@@ -19,13 +19,13 @@ def rows(count=40, channels=6, seed=0):
 
 
 def fitted(views, validation, chosen=CHOSEN, seed=3):
-    model, records = head.fit(horovod.Alone(), chosen, seed, SPEC, views, validation, lambda text: None)
+    model, records = head.fit(chosen, seed, SPEC, views, validation, log=lambda text: None)
     return model.get_weights(), records
 
 
 def without(views, labels, held, chosen=CHOSEN, seed=3):
     copies = views[0][:, None]
-    return head.fit_without(horovod.Alone(), chosen, seed, SPEC, views, labels, held, copies, [1])[0]
+    return head.fit_fold(chosen, seed, SPEC, head.Fold(views, labels, held, copies), [1])[0]
 
 
 def said(tensors, values):
@@ -91,7 +91,7 @@ def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
     values, labels = rows()
     held = np.arange(40) % 3 == 0
     copies = np.stack([values, *(rows(seed=seed)[0] for seed in (5, 6, 7))], axis=1)
-    found = head.fit_without(horovod.Alone(), CHOSEN, 3, SPEC, [values], labels, held, copies, [4, 1, 2])
+    found = head.fit_fold(CHOSEN, 3, SPEC, head.Fold([values], labels, held, copies), [4, 1, 2])
     tensors, records = fitted([(values[~held], labels[~held])], (values[held], labels[held]))
     best = loop.best_of(records)
     assert outcome(found[1]) == pytest.approx(outcome(best))
@@ -103,7 +103,7 @@ def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
 
 
 def test_views_are_those_that_are_stored():
-    assert head.views_of(CHOSEN, 3) == 3
-    assert head.views_of(CHOSEN.model_copy(update={"views": 2}), 3) == 2
+    assert head.count_views(CHOSEN, 3) == 3
+    assert head.count_views(CHOSEN.model_copy(update={"views": 2}), 3) == 2
     with pytest.raises(ConfigError, match=r"head\.views=4, but features/ holds 3 .*featurize\.views=4.*3 at most"):
-        head.views_of(CHOSEN.model_copy(update={"views": 4}), 3)
+        head.count_views(CHOSEN.model_copy(update={"views": 4}), 3)

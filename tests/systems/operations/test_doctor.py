@@ -96,6 +96,9 @@ def test_spark_horovod_and_cores():
     assert (found.verdict, found.found) == (FAILED, "3.5.6 (driver: 4.0.1)")
     broken = checks.check_horovod("n", "ImportError: undefined symbol: x")
     assert (broken.verdict, broken.remedy.split()[0]) == (FAILED, "build")
+    absent = [checks.check_horovod("n", "ModuleNotFoundError: No module named 'horovod'", ranks) for ranks in (1, 2)]
+    assert [one.verdict for one in absent] == [WARNING, FAILED]
+    assert {one.remedy for one in absent} == {"pip install 'melanoma-spark[horovod]'"}
     for capped in ("MemoryError", "ImportError: libtensorflow_cc.so.2: failed to map segment from shared object"):
         assert "spark.executor.pyspark.memory" in checks.check_horovod("n", capped).remedy
     assert [checks.check_cores("n", tasks, threads, 8).verdict for tasks, threads in ((8, 1), (3, 3))] == [OK, WARNING]

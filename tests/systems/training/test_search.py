@@ -18,7 +18,7 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.stage import run_stage
-from melanoma_spark.training import head, horovod, loop, search, trials
+from melanoma_spark.training import head, loop, search, trials
 
 CUT = "block5_pool"
 SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
@@ -128,7 +128,7 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     chosen = head_of(by_trial(facts)[trial]["settings"])
     fold = np.array([splits.fold_of(group, FOLDS, 0) for group in arrays["group"]])
     assert np.bincount(fold).tolist() == facts["folds"]
-    spec = head.spec_of(chosen, "vgg16", 64)
+    spec = head.network_spec(chosen, "vgg16", 64)
     expected, got = [], []
     for task in facts["tasks"]:
         if task["trial"] != trial:
@@ -138,7 +138,7 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
         columns = ["plain", "other"][: chosen.views]
         views = [(np.stack(seen[column]), seen["label"].to_numpy(np.int8)) for column in columns]
         judged = np.stack(held["plain"]), held["label"].to_numpy(np.int8)
-        _, records = head.fit(horovod.Alone(), chosen, task["seed"], spec, views, judged, lambda text: None)
+        _, records = head.fit(chosen, task["seed"], spec, views, judged, log=lambda text: None)
         best = loop.best_of(records)
         expected.append((best.validation_auroc, best.validation_loss, best.epoch))
         got.append((task["auroc"], task["loss"], task["epoch"]))
@@ -163,9 +163,7 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
         settings = by_trial(facts)[task["trial"]]["settings"]
         held = fold == 1
         rows = [(np.stack(side["plain"]), side["label"].to_numpy(np.int8)) for side in (arrays[~held], arrays[held])]
-        model, _ = head.fit(
-            horovod.Alone(), head_of(settings), task["seed"], SPEC, rows[:1], rows[1], lambda text: None
-        )
+        model, _ = head.fit(head_of(settings), task["seed"], SPEC, rows[:1], rows[1], log=lambda text: None)
         whole = network.classifier(
             SPEC.model_copy(update={"tta": settings["tta"]}), [*base.tensors, *model.get_weights()]
         )

@@ -353,7 +353,7 @@ def test_a_searchs_plot_shows_the_trials_that_have_figures():
         {**good, "in_force": True, "mean": 0.7, "std": 0.02, "folds": [0.68, 0.72]},
     ]
     failed = {**good, "in_force": False, "mean": None, "std": None, "folds": [], "reason": "the loss is nan"}
-    drawn = search.trials_plot(results)
+    drawn = search.plot_trials(results)
     assert Image.open(io.BytesIO(drawn)).format == "PNG"
-    assert search.trials_plot([*results, failed]) == drawn
-    assert search.trials_plot(results[:1]) != drawn
+    assert search.plot_trials([*results, failed]) == drawn
+    assert search.plot_trials(results[:1]) != drawn
