@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ from melanoma_spark.models import bundle, model_registry, network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.runner.context import StageContext
-from melanoma_spark.scoring import score
+from melanoma_spark.scoring import compute
 from melanoma_spark.storage import files
 from melanoma_spark.storage.tensors import pack_tensors
 
@@ -181,9 +180,8 @@ def register_random_model(folder: Path, size: int = SIZE) -> bundle.Scorer:
         version = model_registry.register_model("melanoma", bundle.pack(scorer), None, {}, "of a benchmark")
     tracker.set_alias("melanoma", "champion", version)
     context: Any = StageContext(None, settings, warehouse, tracker)
-    own: Any = SimpleNamespace(context=context, scorer=scorer, model="melanoma", version=str(version))
     for engine in ENGINES[:2]:
-        score.exported_network(own, engine)
+        compute.exported_network(context, scorer, "melanoma", str(version), engine)
     return scorer
 
 

@@ -29,7 +29,7 @@ from side_by_side import start_spark
 from melanoma_spark import config, tracking
 from melanoma_spark.background import periodic
 from melanoma_spark.runner.context import StageContext
-from melanoma_spark.scoring import score
+from melanoma_spark.scoring import batch
 from melanoma_spark.storage import files
 
 SIZE = 32  # pixels, of the network
@@ -60,14 +60,14 @@ def run(folder: Path, images: int, plot: Path | None) -> None:
     samples: list[Sample] = []
     with context.tracker.run("score", {}), sampling(spark, samples):
         started = time.monotonic()
-        summary = score.batch(context)
+        summary = batch.score_batch(context)
         seconds = time.monotonic() - started
     print(summary)
     parts = seconds_by_description(spark)
     print("    " + ", ".join(f"{text} {spent:.1f} s" for text, spent in parts.items()))
     started = time.monotonic()
     with context.tracker.run("score", {}):
-        print(score.batch(context))
+        print(batch.score_batch(context))
     print(f"    nothing new: {time.monotonic() - started:.1f} s")
     spark.stop()
     heap, python = (max(sample[column] for sample in samples) for column in (1, 2))

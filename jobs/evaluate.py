@@ -1,10 +1,11 @@
-"""evaluate: the head alone and the fine-tuned network side by side on the test split -> `reports/`.
+"""evaluate: compares the head alone and the fine-tuned network on the test split -> `reports/`.
 
-A Spark pass over validation and test. The operating point is chosen on validation and applied unchanged to test.
-evaluate.tta=8 judges the same networks by the mean over eight mirror images and turns of each image, without training.
+It takes one Spark pass over validation and test. The operating point is chosen on validation and applied unchanged to
+test. evaluate.tta=8 evaluates the same networks by the mean over eight mirror images and rotations of each image,
+without training.
 
-With `archive` naming another archive than images/ was made from, the registered model of score.model is judged on all
-of it, less what training has seen: an external set. That report lies under external/.
+If `archive` names another archive than the one of images/, evaluate judges the registered model of score.model on all
+of it, excluding images seen in training: an external set. That report is under external/.
 
 example: melanoma-spark evaluate warehouse=/data/warehouse evaluate.operating_point='sensitivity>=0.90'
 """

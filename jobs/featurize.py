@@ -1,7 +1,7 @@
-"""featurize: `images/` -> `features/`, the backbone's output at each cut, computed once for every image.
+"""featurize: `images/` -> `features/`, the backbone's output at each cut, computed once for each image.
 
-With featurize.views=4, once for each of four views of a train image: as it is, and three times augmented. Rows that are
-there already, for the same pixels, weights and cuts, are not computed again; a killed job is taken up where it stood.
+With featurize.views=4 it computes four views of each training image: the image as it is, and three augmented ones. Rows
+that exist for the same pixels, weights and cuts are not computed again; a killed job is resumed.
 
 example: melanoma-spark featurize warehouse=/data/warehouse
 """

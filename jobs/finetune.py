@@ -1,11 +1,14 @@
-"""finetune: base and head joined, trained on by phases on Horovod ranks that Spark starts.
+"""finetune: trains base and head together, in phases, on Horovod ranks that Spark starts.
 
-The last block first, then the whole network (conf: finetune.phases). A phase with a `cut` reads that cut's features
-instead of computing the frozen part again: in each epoch another of the views that are stored, while a phase on pixels
-augments them as it goes (augment.enabled). The best epoch by validation AUROC is kept, the start included.
+The first phase trains the last block, the next one the whole network (settings: finetune.phases). A phase with a `cut`
+reads the features of that cut, so the frozen part is not computed again; each epoch takes another of the stored views.
+A phase on pixels augments them while it trains (augment.enabled). The best epoch by validation AUROC is kept; the start
+counts as an epoch.
 
-A lost rank costs the work since the last checkpoint: the ranks start again from there, `finetune.retries` times. After
-that, and after a killed driver, the same command goes on from there.
+Without Horovod, ranks=1 trains in this process.
+
+When a rank is lost, all ranks start again from the last checkpoint, finetune.retries times. After that, or when the
+driver was killed, the same command resumes from the checkpoint.
 
 example: melanoma-spark finetune warehouse=/data/warehouse ranks=2
 """

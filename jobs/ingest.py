@@ -1,7 +1,7 @@
 """ingest: an archive of images -> `images/`, a Petastorm dataset of decoded pixels with label, group and split.
 
-Every listed file and member of a zip or tar ends as an image, as a row in `rejects/` with a reason, or among the
-skipped tables and texts. What an earlier ingest has read is not read again.
+Each listed file, and each member of a zip or tar, becomes an image, a row in `rejects/` with a reason, or is skipped as
+a table or text. Files that an earlier ingest has read are not read again.
 
 example: melanoma-spark ingest archive=/data/lesions warehouse=/data/warehouse
 """

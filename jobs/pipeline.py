@@ -1,6 +1,6 @@
 """pipeline: ingest -> featurize -> train_head -> finetune -> evaluate -> register -> score, in one submission.
 
-One MLflow run holds it all, with a nested run for each stage. Stages whose result stands already are passed over.
+One MLflow run holds all stages, each in a nested run. Stages whose result exists are skipped.
 
 example: melanoma-spark pipeline --conf conf/lesions.yaml
 """

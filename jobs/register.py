@@ -1,10 +1,10 @@
-"""register: the evaluated network -> a self-contained model in MLflow's registry: challenger, and champion if it may.
+"""register: the evaluated network -> a self-contained model in MLflow's registry, as challenger and perhaps champion.
 
-Image bytes in, probability and decision out; preprocessing, weights, calibration and operating point are inside. Each
-model is a version under the alias `challenger`. It takes the alias `champion` when it holds the rules of register.gate,
-on the same test images as the champion; every move is kept under registry/ in the warehouse.
+The model takes image bytes and returns probability and decision; preprocessing, weights, calibration and operating
+point are inside. Each model is a version with the alias `challenger`. It gets the alias `champion` if it passes the
+rules of register.gate on the same test images as the champion. Each move is recorded under registry/ in the warehouse.
 
-`register rollback` gives the alias back to the version before; `register history` tells the moves.
+`register rollback` moves the alias back to the previous version; `register history` lists the moves.
 
 example: melanoma-spark register warehouse=/data/warehouse register.gate.sensitivity=0.9
 """

@@ -1,14 +1,14 @@
-"""search: which head does best on features/, a small sweep over head.hidden, .dropout, .learning_rate and .views.
+"""search: compares heads on features/: a small search over head.hidden, .dropout, .learning_rate and .views.
 
-Each head is fitted once for each fold and seed, one a Spark task, and judged by the AUROC on the images of the fold,
-which it has not seen: by the images as they are and, for each other search.tta, by so many mirror images and turns of
-them. Folds are of groups, over train and validation images together; test images have no part in it. An image of the
-validation split has no augmented views: where a head learns from it, it does so from the image as it is in every epoch.
-A head is that of its best epoch by the images that judge it, as in train_head, so the figures are a little high, for
-all combinations alike: they compare heads, and evaluate measures the chosen one.
+Each head is fitted once for each fold and seed, one Spark task each, and judged by its AUROC on the images of the fold,
+which it has not seen: on the images as they are and, for each other value of search.tta, on that many mirror images and
+rotations of them. Folds consist of groups, over train and validation images; test images are not used. Only train
+images have augmented views; a head learns from the others as they are, in every epoch. As in train_head, the images
+that judge a head also choose its epoch. So all figures are a little high; they compare heads, and evaluate measures the
+chosen one.
 
-Nothing is trained for use: the last line says which settings to give to train_head and evaluate. All trials are in
-MLflow, a nested run each, and under reports/search/.
+It trains no model for use. The last line gives the settings for train_head and evaluate. All trials are in MLflow, a
+nested run each, and under reports/search/.
 
 example: melanoma-spark search warehouse=/data/warehouse search.hidden=[64,256] search.trials=6
 """

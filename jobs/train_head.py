@@ -1,4 +1,4 @@
-"""train_head: bottleneck features of the train split -> a fully connected head, the best of its epochs by validation.
+"""train_head: bottleneck features of the train split -> a fully connected head; keeps the best epoch by validation.
 
 example: melanoma-spark train_head warehouse=/data/warehouse head.learning_rate=1e-3
 """

@@ -1,4 +1,4 @@
-"""The columns of every dataset in the warehouse. Writers and readers import them from here."""
+"""The columns of the datasets in the warehouse. Those of `scores/` are in `scoring.columns`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
 from petastorm.unischema import Unischema, UnischemaField
 from pyspark.sql import types as t
 
-from melanoma_spark.attributes import ATTRIBUTES, PIXEL_MEASURES
+from melanoma_spark.attributes import ATTRIBUTES
 
 
 @functools.cache
@@ -122,39 +122,6 @@ PREDICTIONS = _columns(
     ("raw_probability", t.DoubleType()),  # the network's
     ("probability", t.DoubleType()),  # calibrated
 )
-
-SCORES = _columns(
-    ("image_id", t.StringType()),
-    ("patient_id", t.StringType()),  # as the archive's tables have it
-    ("source_uri", t.StringType()),
-    ("source_bytes", t.LongType()),
-    ("source_modified", t.TimestampType()),
-    ("sha256", t.StringType()),
-    ("probability", t.DoubleType()),  # of the target, calibrated
-    ("raw_probability", t.DoubleType()),  # the network's
-    ("spread", t.DoubleType()),  # its standard deviation over test-time views, null of one
-    ("decision", t.StringType()),  # positive, negative; empty where rejected or abstained
-    ("operating_point", t.StringType()),
-    ("threshold", t.DoubleType()),
-    ("status", t.StringType()),  # scored, abstained, rejected
-    ("reason", t.StringType()),
-    ("detail", t.StringType()),
-    ("flags", t.StringType()),  # of melanoma_spark.images.quality, with commas between; null of none
-    *((name, t.FloatType()) for name in PIXEL_MEASURES),
-    ("side", t.IntegerType()),  # the shorter one of the file, pixels
-    (
-        "distance",
-        t.DoubleType(),
-    ),  # in feature space, see melanoma_spark.models.training_reference; null where the model has none
-    ("dataset_id", t.StringType()),  # that the model was trained on
-    ("model_name", t.StringType()),
-    ("model_version", t.StringType()),
-    ("run_id", t.StringType()),
-    ("batch_id", t.StringType()),
-    ("scored_at", t.TimestampType()),
-)
-
-SCORED = t.StructType([field for field in SCORES if field.name != "batch_id"])  # it is in the name of the folder
 
 LEDGER = _columns(  # a file of an archive that a version of a model has been given
     ("source_key", t.BinaryType()),  # by name, size and time of modification

@@ -31,7 +31,7 @@ def rows(line: Line) -> pd.DataFrame:
 
 
 def of_ledger(line: Line) -> pd.DataFrame:
-    return ledger.known(line.context.spark, line.context.warehouse, "melanoma", None).toPandas()
+    return ledger.read(line.context.spark, line.context.warehouse, "melanoma", None).toPandas()
 
 
 def once(line: Line) -> None:

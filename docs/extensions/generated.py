@@ -180,6 +180,14 @@ def reasons_table() -> str:
     return "\n".join(["| reason | meaning |", "| --- | --- |", *rows])
 
 
+def columns_table() -> str:
+    """The columns of `scores/` with their meaning."""
+    from melanoma_spark.scoring.columns import COLUMNS
+
+    rows = [f"| `{column.name}` | {cell(column.meaning)} |" for column in COLUMNS]
+    return "\n".join(["| column | meaning |", "| --- | --- |", *rows])
+
+
 def layouts_table() -> str:
     """Return a table of the layouts of archives and how each is detected."""
     from melanoma_spark.archives.layouts import LAYOUTS
@@ -254,6 +262,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
         "commands": command_texts,
         "decisions": decisions_table,
         "reasons": reasons_table,
+        "columns": columns_table,
         "layouts": layouts_table,
         "exit-statuses": exit_statuses_table,
     }.items():

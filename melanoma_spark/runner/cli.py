@@ -47,7 +47,7 @@ class Command:
     needs_archive: Callable[[config.Settings], bool] = lambda settings: False
     needs_spark: Callable[[config.Settings], bool] = lambda settings: True
     graceful: Callable[[config.Settings], bool] = lambda settings: False
-    prepared: bool = True
+    prepared: Callable[[config.Settings], bool] = lambda settings: True
     words: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -140,7 +140,7 @@ def _run(command: Command, settings: config.Settings, given: SparkSession | None
     from melanoma_spark.spark import executors, session
 
     warehouse, runner = files.url_of(settings.warehouse), command.runner or run_stage
-    if not command.prepared:
+    if not command.prepared(settings):
         return runner(StageContext(None, settings, warehouse, None, argv=argv), command.name, command.stage, {})
     files.check_writable(warehouse)
     spark = (given or session.start(command.name)) if command.needs_spark(settings) else None

@@ -55,12 +55,10 @@ WITH_VALUE = {
     *("--files", "--archives", "--py-files", "--driver-memory", "--driver-java-options", "--executor-memory"),
     *("--executor-cores", "--num-executors", "--total-executor-cores"),
 }
-# Actions that only read a few small files, or ask MLflow, run without a JVM: words of a job -> the module that runs.
+# With these words a job only reads a few small files, or asks MLflow, and runs without a JVM. `prune` always does.
 WITHOUT_SPARK = {
-    "score": {"status": "status", "score.action=status": "status"},
-    "register": dict.fromkeys(
-        ("history", "rollback", "register.action=history", "register.action=rollback"), "register"
-    ),
+    "score": {"status", "score.action=status"},
+    "register": {"history", "rollback", "register.action=history", "register.action=rollback"},
 }
 CLUSTER_MODE = (("--conf", "spark.submit.deployMode=cluster"), ("--deploy-mode", "cluster"))
 ERROR_VARIABLE = "MELANOMA_ERROR_FILE"  # names the file for the line of a job's error
@@ -129,12 +127,6 @@ def sort_words(argv: Sequence[str]) -> Words:
         words.cluster |= (option, value) in CLUSTER_MODE
     words.job = [*(["--conf", words.settings] if words.settings else []), *words.job]
     return words
-
-
-def module_without_spark(job: str, words: Words) -> str | None:
-    """Return the module of jobs/ that does a job without a JVM; None where it needs one."""
-    modules = WITHOUT_SPARK.get(job, {})
-    return "prune" if job == "prune" else next((modules[word] for word in words.job if word in modules), None)
 
 
 def write_package(target: str | Path) -> None:
@@ -302,8 +294,8 @@ def main() -> None:
         write_package(words.job[0])
     elif words.help:
         sys.exit(run_here(python, job, ["--help"]).returncode)
-    elif module := module_without_spark(job, words):
-        sys.exit(run_here(python, module, words.job).returncode)
+    elif job == "prune" or WITHOUT_SPARK.get(job, set()).intersection(words.job):
+        sys.exit(run_here(python, job, words.job).returncode)
     else:
         sys.exit(submit(job, words, python))
 

@@ -1,4 +1,4 @@
-"""What is known of the batches of `scores/` without reading a row: names of folders, and a JSON file each."""
+"""What folder names and JSON files tell about the batches of `scores/`, without reading a row."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.storage import files
 
 PREFIX = "batch_id="  # of a batch's folder
-KINDS = ("scored", "abstained", "rejected", "copies")  # of counts, in the order in which they are told
+KINDS = ("scored", "abstained", "rejected", "copies")  # of counts, in the order in which they are shown
 
 
 def id_of(name: str) -> str:
-    """The id of a batch by the name of its folder."""
+    """Return the id of a batch from the name of its folder."""
     return name.removeprefix(PREFIX)
 
 
 def committed(warehouse: str) -> list[str]:
-    """The ids of the batches in `scores/`, the oldest first."""
+    """Return the ids of the batches in `scores/`, the oldest first."""
     names = files.list_names(files.join(warehouse, "scores"), f"{PREFIX}*")
     return sorted(map(id_of, names))
 
 
-def facts(warehouse: str, batch: str) -> Mapping[str, Any]:
-    """A batch's `batch.json`; of one that has none its id alone."""
+def read_facts(warehouse: str, batch: str) -> Mapping[str, Any]:
+    """Return a batch's `batch.json`; its id alone if it has none."""
     try:
-        found = files.read_json(files.join(warehouse, "batches", batch, "batch.json"))
+        facts = files.read_json(files.join(warehouse, "batches", batch, "batch.json"))
     except DataError:
-        found = None
-    return found or {"batch_id": batch}
+        facts = None
+    return facts or {"batch_id": batch}
 
 
-def counted(counts: Mapping[str, int], always: Iterable[str] = ()) -> list[str]:
-    """`["6 scored", "1 rejected"]`: what there is of each kind, and those of `always` where there is none, too."""
+def describe_counts(counts: Mapping[str, int], always: Iterable[str] = ()) -> list[str]:
+    """Return texts like `["6 scored", "1 rejected"]`: kinds with a count, and those of `always`."""
     return [f"{counts.get(kind, 0)} {kind}" for kind in KINDS if counts.get(kind) or kind in always]
 
 
-def told(found: Mapping[str, Any]) -> str:
-    """A batch's facts in a line."""
-    model = f"{found['model']} version {found['model_version']}" if "model" in found else "of before version 0.2"
-    counts = ", ".join(counted(found.get("counts", {})))
-    when, verdict = found.get("committed_at", ""), found.get("verdict", "")
-    return f"{found['batch_id']}  {when}  {model}  {counts}  {verdict}".rstrip()
+def describe(facts: Mapping[str, Any]) -> str:
+    """Describe a batch in a line."""
+    model = f"{facts['model']} version {facts['model_version']}" if "model" in facts else "of before version 0.2"
+    counts = ", ".join(describe_counts(facts.get("counts", {})))
+    when, verdict = facts.get("committed_at", ""), facts.get("verdict", "")
+    return f"{facts['batch_id']}  {when}  {model}  {counts}  {verdict}".rstrip()

@@ -1,8 +1,8 @@
-"""score --follow: what lands in an archive is scored, batch after batch, by structured streaming, until a signal.
+"""`score --follow`: scores what lands in an archive, batch after batch, by structured streaming, until a signal.
 
-Spark's stream says when: at each trigger its source (`archives.landing`) looks at the folder, and only when
-something has changed is there a batch. Each goes through the very code of `score`, and through the same ledger, in the
-main thread: so a signal is met between two batches, and ending the stream ends no batch.
+Spark's stream is the trigger: its source (`archives.landing`) checks the folder, and there is a batch only if something
+has changed. A batch is that of `score`, with the same ledger, and runs in the main thread. So a signal is handled
+between two batches, and the end of the stream ends no batch.
 """
 
 from __future__ import annotations
@@ -19,129 +19,142 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from melanoma_spark import clock, logs
 from melanoma_spark.archives import plan
 from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import describe_error, open_run, translate_storage_errors
+from melanoma_spark.scoring.batch import OpenRun
 from melanoma_spark.storage import files, lease
 
-LOOK = 1.0  # seconds after which a signal is met at the latest
-Batch = Callable[..., Summary]  # of a job, and of what opens its MLflow run
-Given = tuple[int, threading.Event]  # files to look at; set when that has been done
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
+
+POLL = 1.0  # seconds after which a signal is handled at the latest
+ScoreBatch = Callable[[StageContext, OpenRun], Summary]
+Trigger = tuple[int, threading.Event]  # how many files there are; set once the batch is done
 
 
-def run(context: StageContext, name: str, batch: Batch, tags: dict[str, str]) -> Summary:
-    """Follows the archive until a signal, or with score.follow.once until nothing is left.
+def follow(context: StageContext, name: str, score_batch: ScoreBatch, tags: dict[str, str]) -> Summary:
+    """Follow the archive until a signal, or with `score.follow.once` until nothing is left.
 
-    Holds the lease meanwhile. A batch that fails is tried again at a later trigger, each time later; with `once` it
-    ends the job. Raises `BusyError` when another job has taken the lease, `ClusterError` when Spark is gone, and at the
-    start as `plan.locate`, but for a folder in which nothing has landed yet.
+    It holds the lease meanwhile. A batch that fails is tried again at a later trigger, each time after a longer wait;
+    with `once` it ends the job.
+
+    Raises:
+        BusyError: Another job has taken the lease.
+        ClusterError: Spark is gone.
+        MelanomaError: At the start, as `plan.locate`; the folder may be empty.
     """
     if not plan.is_empty_folder(str(context.settings.archive)):
         plan.locate(context.settings.archive)
+    settings = context.settings.score.follow
     with (
         logs.context(stage=name),
-        lease.acquire(context.warehouse, name, context.settings.wait) as own,
-        ended_by_signals() as over,
+        lease.acquire(context.warehouse, name, context.settings.wait) as held,
+        event_of_signals() as stopped,
         tempfile.TemporaryDirectory() as folder,
     ):
-        following = Following(replace(context, lease=own), name, batch, tags, over, Path(folder))
-        every = f"a look every {context.settings.score.follow.interval:g} s"
-        logs.result(f"{name}: following the archive, {every}; a signal ends it after the batch in hand", "started")
+        follower = Follower(replace(context, lease=held), name, score_batch, tags, stopped, Path(folder))
+        interval = f"checking it every {settings.interval:g} s"
+        logs.result(f"{name}: following the archive, {interval}; a signal ends it after the current batch", "started")
         try:
-            following.until_over()
+            follower.run()
         finally:
-            following.stop()
-        text = f"{following.batches} batches, {'nothing more' if following.done else 'told to end'}"
+            follower.stop()
+        text = f"{follower.batches} batches, {'nothing is left' if follower.done else 'ended by a signal'}"
         logs.result(f"{name}: {text}", "done")
-        return Summary(text, following.status if context.settings.score.follow.once else 0)
+        return Summary(text, follower.exit_status if settings.once else 0)
 
 
-class Following:
-    """One stream at a time, and the batches it asks for."""
+class Follower:
+    """One stream at a time, and the batches it triggers."""
 
     def __init__(
-        self, context: StageContext, name: str, batch: Batch, tags: dict[str, str], over: threading.Event, folder: Path
-    ):
-        self.context, self.name, self.batch, self.tags, self.over, self.folder = (
-            context,
-            name,
-            batch,
-            tags,
-            over,
-            folder,
-        )
+        self,
+        context: StageContext,
+        name: str,
+        score_batch: ScoreBatch,
+        tags: dict[str, str],
+        stopped: threading.Event,
+        folder: Path,
+    ) -> None:
+        self.context, self.name, self.score_batch, self.tags = context, name, score_batch, tags
+        self.stopped, self.folder = stopped, folder
         self.settings = context.settings.score.follow
-        self.given: queue.SimpleQueue[Given] = queue.SimpleQueue()
-        self.stream: Any = None
-        self.streams = self.batches = self.retries = self.status = 0
+        self.triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
+        self.stream: StreamingQuery | None = None
+        self.streams = self.batches = self.retries = self.exit_status = 0
         self.backoff = clock.Backoff(self.settings.interval, self.settings.longest_wait)
-        self.looked = 0.0  # when the alias was looked at
-        self.due = False  # whether what failed is still to be asked for again
-        self.model: str | None = None
+        self.checked = 0.0  # when the alias was checked
+        self.retry_due = False  # whether a failed batch is yet to be triggered again
+        self.version: str | None = None
         self.done = False
 
-    def until_over(self) -> None:
-        while not self.over.is_set() and not self.done:
+    def run(self) -> None:
+        """Start streams and score what they trigger until a signal, or until nothing is left."""
+        while not self.stopped.is_set() and not self.done:
             if self.stream is None and self.backoff.over:
-                self.stream = self.started()
+                self.stream = self.start_stream()
             elif self.stream is not None:
-                self.ask()
+                self.check_version()
             try:
-                count, handled = self.given.get(timeout=LOOK)
+                count, handled = self.triggers.get(timeout=POLL)
             except queue.Empty:
-                self.look_at_stream()
+                self.check_stream()
                 continue
             try:
-                if count and self.backoff.over:  # before that, what landed waits for the next attempt
-                    self.one()
+                if count and self.backoff.over:  # before that, what landed waits for the next try
+                    self.run_batch()
             except Exception as error:
-                self.failed(error)
+                self.handle_failure(error)
             finally:
                 handled.set()
 
-    def one(self) -> None:
-        """A batch, in an MLflow run of its own where there is anything new."""
+    def run_batch(self) -> None:
+        """Score a batch, in an MLflow run of its own if anything is new."""
         started = time.monotonic()
         with logs.context(stage=self.name), translate_storage_errors(self.context):
             try:
-                summary = self.batch(self.context, partial(open_run, name=self.name, tags=self.tags))
+                summary = self.score_batch(self.context, partial(open_run, name=self.name, tags=self.tags))
             finally:
-                gc.collect()  # what Python holds, Spark's driver holds, too
+                gc.collect()  # what Python holds, Spark's driver holds too
             seconds = time.monotonic() - started
             logs.result(f"{self.name}: {summary.text}; {seconds:.1f} s", "batch", seconds=round(seconds, 1))
         self.backoff.succeeded()
-        self.batches, self.due = self.batches + 1, False
-        self.status = max(self.status, summary.exit_status)
+        self.batches, self.retry_due = self.batches + 1, False
+        self.exit_status = max(self.exit_status, summary.exit_status)
 
-    def failed(self, error: Exception) -> None:
-        """Tells why, and when the next attempt is; raises what another attempt would meet again."""
+    def handle_failure(self, error: Exception) -> None:
+        """Log the error and the time of the next try; raise it if another try would fail too."""
         if isinstance(error, BusyError) or self.settings.once:
             raise error
-        if not alive(self.context.spark):
+        if not is_alive(self.context.spark):
             raise ClusterError("Spark's driver or its cluster is gone; start score --follow again") from error
-        wait, attempt, self.due = self.backoff.failed(), self.backoff.failures, True
+        wait, attempt, self.retry_due = self.backoff.failed(), self.backoff.failures, True
         private = self.context.settings.privacy.source_names == "hash"
-        told = describe_error(error, private)
-        message, status = told or (type(error).__name__ + ("" if private else f": {error}"), 1)
+        message, status = describe_error(error, private) or (
+            type(error).__name__ + ("" if private else f": {error}"),
+            1,
+        )
         text = f"{message}; attempt {attempt} failed, the next one in {wait:.0f} s"
         logs.result(text, "batch_failed", logging.ERROR, attempt=attempt, wait=wait, exit_status=status)
 
     # --- The stream ---
 
-    def started(self) -> Any:
-        """A stream that knows nothing yet: its first batch asks the ledger about all there is."""
+    def start_stream(self) -> StreamingQuery:
+        """Start a stream without a past: its first batch compares all files with the ledger."""
         try:
             from melanoma_spark.archives import landing
         except ImportError:
             raise ClusterError("score --follow needs Spark 4 or later; run score by a schedule instead") from None
         spark, settings = self.context.spark, self.context.settings
         self.streams += 1
-        self.looked, self.due = 0.0, False
-        self.ask()
+        self.checked, self.retry_due = 0.0, False
+        self.check_version()
         spark.dataSource.register(landing.LandingSource)
         source = spark.readStream.format("landing").options(
             archive=files.url_of(str(settings.archive)),
@@ -149,61 +162,63 @@ class Following:
             max_bytes=str(settings.ingest.max_bytes),
             asked=str(self.folder / "asked"),
         )
-        every: dict[str, Any] = {"processingTime": f"{self.settings.interval} seconds"}
+        interval: dict[str, Any] = {"processingTime": f"{self.settings.interval} seconds"}
         return (
             source.load()
             .writeStream.queryName(self.name)
             .foreachBatch(self.deliver)
-            .trigger(**({"availableNow": True} if self.settings.once else every))
+            .trigger(**({"availableNow": True} if self.settings.once else interval))
             .option("checkpointLocation", f"file://{self.folder}/checkpoint-{self.streams}")
             .start()
         )
 
-    def deliver(self, rows: Any, number: int) -> None:
-        """Of Spark's stream, in a thread of its own: hands a batch to the main thread, and waits for its end."""
+    def deliver(self, rows: DataFrame, number: int) -> None:
+        """Hand a trigger to the main thread and wait for the end of its batch; Spark calls it in its own thread."""
         count = rows.collect()[0].files
         handled = threading.Event()
-        self.given.put((count, handled))
-        while not handled.wait(LOOK) and not self.over.is_set():
+        self.triggers.put((count, handled))
+        while not handled.wait(POLL) and not self.stopped.is_set():
             pass
 
-    def ask(self) -> None:
-        """Once an interval: another version behind the alias, or a failed batch whose time has come, is news."""
+    def check_version(self) -> None:
+        """Trigger a batch if another version is behind the alias or a retry is due; checks once an interval."""
         now = time.monotonic()
-        retry = self.due and self.backoff.over
-        if self.looked and now < self.looked + self.settings.interval and not retry:
+        retry = self.retry_due and self.backoff.over
+        if self.checked and now < self.checked + self.settings.interval and not retry:
             return
-        self.looked = now
+        self.checked = now
         if retry:
-            self.retries, self.due = self.retries + 1, False
+            self.retries, self.retry_due = self.retries + 1, False
         try:
             version = self.context.tracker.find_version(self.context.settings.score.model)
         except ConfigError:
             raise
-        except Exception:  # MLflow is away, in one of its many ways: the batch that needs it says so
+        except Exception:  # MLflow is away, in one of many ways: the batch that needs it reports that
             version = None
-        self.model = str(version.version) if version else self.model
-        beside = self.folder / "asked.new"
-        beside.write_text(f"version {self.model}, retry {self.retries}")
-        beside.replace(self.folder / "asked")
+        self.version = str(version.version) if version else self.version
+        asked = self.folder / "asked.new"
+        asked.write_text(f"version {self.version}, retry {self.retries}")
+        asked.replace(self.folder / "asked")
 
-    def look_at_stream(self) -> None:
-        """Whether it is still at it; one that broke is started anew, later."""
+    def check_stream(self) -> None:
+        """Forget a stream that has ended; one that failed is started again later."""
         if self.stream is None or self.stream.isActive:
             return
         error = self.stream.exception()
         self.stream = None
         if error is not None:
-            self.failed(error)
+            self.handle_failure(error)
         self.done = self.settings.once
 
     def stop(self) -> None:
-        self.over.set()
-        if self.stream is not None and alive(self.context.spark):
+        """Stop the stream."""
+        self.stopped.set()
+        if self.stream is not None and is_alive(self.context.spark):
             self.stream.stop()
 
 
-def alive(spark: Any) -> bool:
+def is_alive(spark: SparkSession) -> bool:
+    """Return whether Spark's driver and its connection to the cluster run."""
     try:
         return not spark.sparkContext._jsc.sc().isStopped()
     except Exception:  # py4j's own, of many kinds, when the JVM is gone
@@ -211,20 +226,20 @@ def alive(spark: Any) -> bool:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM, SIGINT and SIGHUP set; a second Ctrl-C does what it always did."""
-    over = threading.Event()
+def event_of_signals() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM, SIGINT and SIGHUP set; a second Ctrl-C has its usual effect."""
+    stopped = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
-    def end(number: int, frame: Any) -> None:
-        over.set()
+    def stop(number: int, frame: Any) -> None:
+        stopped.set()
         if number == signal.SIGINT:
             signal.signal(number, before[signal.SIGINT])
 
     for number in before:
-        signal.signal(number, end)
+        signal.signal(number, stop)
     try:
-        yield over
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

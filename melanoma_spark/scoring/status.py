@@ -1,4 +1,4 @@
-"""Score status: the last batches of `scores/`, by their JSON files, without Spark and MLflow."""
+"""Reports the last batches of `scores/` from their JSON files, without Spark and MLflow."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ FIELDS = ("batch_id", "committed_at", "model", "model_version", "run_id", "rows"
 
 
 def report_status(context: StageContext) -> Summary:
-    """Tells them, the newest first; returns a summary. Raises `DataError` where none is within score.within."""
-    settings, warehouse = context.settings, context.warehouse
-    there = batches.committed(warehouse)
-    shown = there[-settings.score.shown :]
+    """Log the last batches, the newest first.
+
+    Raises:
+        DataError: The newest batch is older than `score.within` hours, or there is none.
+    """
+    settings, warehouse = context.settings.score, context.warehouse
+    ids = batches.committed(warehouse)
+    shown = ids[-settings.shown :]
     for batch in reversed(shown):
-        found = batches.facts(warehouse, batch)
-        logs.result(batches.told(found), "batch", **{key: found[key] for key in FIELDS if key in found})
-    if settings.score.within is not None:
-        newest = batches.facts(warehouse, there[-1]).get("committed_at") if there else None
+        facts = batches.read_facts(warehouse, batch)
+        logs.result(batches.describe(facts), "batch", **{key: facts[key] for key in FIELDS if key in facts})
+    if settings.within is not None:
+        newest = batches.read_facts(warehouse, ids[-1]).get("committed_at") if ids else None
         age = newest and (datetime.now(UTC) - datetime.fromisoformat(newest)).total_seconds() / 3600
-        if age is None or age > settings.score.within:
+        if age is None or age > settings.within:
             when = f"the newest batch is of {newest}, {age:.1f} hours ago" if newest else "there is no batch"
-            raise DataError(f"{when}; expected one within {settings.score.within:g} hours (score.within)")
-    return Summary(f"{len(there)} batches in scores/, {len(shown)} shown, the newest first")
+            raise DataError(f"{when}; expected one within {settings.within:g} hours (score.within)")
+    return Summary(f"{len(ids)} batches in scores/, {len(shown)} shown, the newest first")

@@ -1,7 +1,4 @@
-"""The page a person opens in the morning: a batch of scores by patient and risk, with what each decision rests on.
-
-What the model abstained from or could not read is never at the bottom: it comes first, because nobody has looked at it.
-"""
+"""Renders the page of a worklist: a batch of scores by patient and risk, with what each decision rests on."""
 
 from __future__ import annotations
 
@@ -19,15 +16,10 @@ from melanoma_spark.monitoring import statistics
 from melanoma_spark.monitoring.measures import MEASURES
 
 THUMBNAIL = 160  # pixels, the side
-COLUMNS = (
-    *("rank", "patient_id", "image_id", "status", "decision", "probability", "raw_probability", "threshold", "spread"),
-    *("distance", "operating_point", "flags", "reason", "detail", "sha256", "source_uri"),
-    *("model_name", "model_version", "scored_at"),
-)
-# Blue to yellow to red would say "traffic light"; magma is even in lightness and read by the colour-blind
-# (Smith and van der Walt, 2015). Five of its colours, from nothing to most.
+# Green to yellow to red would look like a traffic light; magma is even in lightness, and color-blind people can read it
+# (Smith and van der Walt, 2015). Five of its colors, from nothing to most.
 MAGMA = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [252, 253, 191]], np.float32)
-STRENGTH = 0.7  # of the colours over the picture where it rests most
+STRENGTH = 0.7  # of the colors over the picture, where the decision rests most
 
 
 class Row(TypedDict):
@@ -47,7 +39,7 @@ class Row(TypedDict):
 
 
 class Facts(TypedDict):
-    """All that the page says."""
+    """All that the page shows."""
 
     batch_id: str
     created_at: str  # ISO 8601, UTC
@@ -67,53 +59,50 @@ class Facts(TypedDict):
 
 
 def render(facts: Facts) -> str:
-    """One HTML page; its pictures lie beside it and are loaded when they come into view. No script, no network."""
+    """Render the HTML page. Its pictures are files beside it, loaded when they come into view; it has no script."""
     pages.check_keys("a worklist", facts, Facts.__required_keys__)
-    notable = facts["drift"].state in (
-        statistics.DRIFTING,
-        statistics.BEYOND,
-    )  # what a person should see without asking
+    notable = facts["drift"].state in (statistics.DRIFTING, statistics.BEYOND)  # a person should see it at once
     return pages.render(
         "worklist.html", facts=facts, flags=quality.FLAGS, measures=MEASURES, notable=notable, side=THUMBNAIL
     )
 
 
 def picture(pixels: NDArray[np.uint8]) -> bytes:
-    """uint8 RGB (size, size, 3), the crop that the model saw -> a small JPEG without metadata."""
-    found = io.BytesIO()
-    Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(found, "JPEG", quality=80)
-    return found.getvalue()
+    """Return the crop that the model saw, uint8 RGB (size, size, 3), as a small JPEG without metadata."""
+    jpeg = io.BytesIO()
+    Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(jpeg, "JPEG", quality=80)
+    return jpeg.getvalue()
 
 
-def overlaid(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
-    """`picture` under a map (h, w) in [0, 1] of what the decision rests on; a map of zeros leaves it as it is."""
+def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
+    """Return `picture` under a map (h, w) in [0, 1] of what the decision rests on; zeros leave it as it is."""
     size = (pixels.shape[1], pixels.shape[0])
-    wide = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    places = np.clip(wide, 0, 1) * (len(MAGMA) - 1)
-    low = np.minimum(places.astype(int), len(MAGMA) - 2)
-    part = (places - low)[..., None]
-    colours = MAGMA[low] * (1 - part) + MAGMA[low + 1] * part
-    weight = STRENGTH * np.clip(wide, 0, 1)[..., None]
-    return picture((pixels * (1 - weight) + colours * weight).round().astype(np.uint8))
+    map_ = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    positions = np.clip(map_, 0, 1) * (len(MAGMA) - 1)
+    low = np.minimum(positions.astype(int), len(MAGMA) - 2)
+    part = (positions - low)[..., None]
+    colors = MAGMA[low] * (1 - part) + MAGMA[low + 1] * part
+    weight = STRENGTH * np.clip(map_, 0, 1)[..., None]
+    return picture((pixels * (1 - weight) + colors * weight).round().astype(np.uint8))
 
 
-def row(found: Any, rank: int, shown: Mapping[str, tuple[str, str]]) -> Row:
-    """A line for a row of `scores/`, as a mapping; `shown` are the pictures by SHA-256."""
-    image, heat = shown.get(found["sha256"] or "", ("", ""))
+def row(score: Mapping[str, Any], rank: int, pictures: Mapping[str, tuple[str, str]]) -> Row:
+    """Return the line of a row of `scores/`; `pictures` are names of files by SHA-256."""
+    image, heat = pictures.get(score["sha256"] or "", ("", ""))
     return Row(
         rank=rank,
-        patient=found["patient_id"] or "",
-        image_id=found["image_id"],
-        status=found["status"],
-        decision=found["decision"],
-        probability=_number(found["probability"]),
-        spread=_number(found["spread"]),
-        flags=tuple((found["flags"] or "").split(",")) if found["flags"] else (),
-        reason=f"{found['reason']}: {found['detail']}" if found["reason"] else "",
+        patient=score["patient_id"] or "",
+        image_id=score["image_id"],
+        status=score["status"],
+        decision=score["decision"],
+        probability=_number(score["probability"]),
+        spread=_number(score["spread"]),
+        flags=tuple((score["flags"] or "").split(",")) if score["flags"] else (),
+        reason=f"{score['reason']}: {score['detail']}" if score["reason"] else "",
         image=image,
         heat=heat,
     )
 
 
-def _number(value: Any) -> float:
+def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)

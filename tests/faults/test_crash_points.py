@@ -61,9 +61,9 @@ LATER = {"augment": {"enabled": True}, "featurize": {"views": 2}}  # than the fi
 # What was finished is kept: who is killed after such a write says so when it runs again.
 KEPT = {
     "featurize": ("driver spark features/", r"= \d+ computed \+ [1-9]\d* computed before"),
-    "score": ("worker rename scoring/", "a killed run has left [1-9]"),
-    "follow": ("worker rename scoring/", "a killed run has left [1-9]"),
-    "finetune": ("rank rename models/", "goes on from the checkpoint"),
+    "score": ("worker rename scoring/", "resuming a killed run: [1-9]"),
+    "follow": ("worker rename scoring/", "resuming a killed run: [1-9]"),
+    "finetune": ("rank rename models/", "resuming from the checkpoint"),
 }
 # Where a result begins to count, or where training goes on from: the sample holds what comes right after.
 COUNTS = re.compile(r"rename (scores/batch_id=|registry/\S+/champion/|\S+/manifest\.json|\S+/checkpoint\.npz)")

@@ -23,7 +23,7 @@ from melanoma_spark.archives import contents, listing, tasks
 from melanoma_spark.errors import ClusterError, ImageError, explain_storage_error
 from melanoma_spark.images import synthetic
 from melanoma_spark.images.reasons import UNREADABLE
-from melanoma_spark.scoring import ledger, score
+from melanoma_spark.scoring import batch, compute, ledger
 from melanoma_spark.storage import files
 
 NEW = 24  # images that are not scored yet
@@ -102,7 +102,7 @@ def full_at(place: str, disk: Disk, monkeypatch):
 
     with monkeypatch.context() as only_here:
         if place == "scoring":
-            before(score, "compute", leave=60_000)  # room for the first rows
+            before(compute, "compute_rows", leave=60_000)  # room for the first rows
         elif place == "staging":
             before(ledger, "stage")
         elif place == "MLflow":
@@ -126,7 +126,7 @@ def test_a_full_disk_ends_the_job_in_one_line_and_costs_nothing(on_disk, disk, m
     assert kept == NEW if place != "scoring" else 0 < kept < NEW
     disk.free()
     text = on_disk.told("score")
-    assert f"a killed run has left {kept} rows, which are not computed again" in text
+    assert f"resuming a killed run: {kept} rows are computed already" in text
     assert f"= {NEW} scored + 0 rejected + 0 copies" in text
     once(on_disk)
     assert len(rows(on_disk)) == len(before) + NEW
@@ -256,7 +256,7 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
     (below := scored.archive / "below").mkdir()
     for seed in range(12):
         (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(800 + seed, size=64))
-    list_archive, elsewhere = score.list_archive, scored.folder.parent / "below"
+    list_archive, elsewhere = batch.list_archive, scored.folder.parent / "below"
 
     def vanishing(spark, settings):
         found = list_archive(spark, settings).localCheckpoint()
@@ -264,13 +264,13 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
         return found
 
     with monkeypatch.context() as only_here:
-        only_here.setattr(score, "list_archive", vanishing)
+        only_here.setattr(batch, "list_archive", vanishing)
         with pytest.raises(ClusterError, match=r"12 of 19 new files were listed and cannot be read \(No such file"):
             scored.stage("score")
     assert not list(scored.folder.glob("scores/batch_id=*"))
     elsewhere.rename(below)
     told = scored.told("score")
-    assert "a killed run has left 7 rows, which are not computed again" in told
+    assert "resuming a killed run: 7 rows are computed already" in told
     assert "19 images listed = 18 scored + 1 rejected + 0 copies" in told
     once(scored)
     assert list(rows(scored)["reason"].dropna()) == ["corrupt"], "nobody is told of what came back"
@@ -278,7 +278,7 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
     for seed in range(12):
         (below / f"{seed}.jpg").write_bytes(synthetic.lesion_jpeg(900 + seed, size=64))
     with monkeypatch.context() as only_here:
-        only_here.setattr(score, "list_archive", vanishing)
+        only_here.setattr(batch, "list_archive", vanishing)
         taken = scored.context.settings.score.model_copy(update={"most_unreadable": 1})
         assert "= 0 scored + 12 rejected" in scored.stage("score", score=taken)
 
@@ -371,26 +371,26 @@ def test_killed_at_99_of_100_it_computes_at_most_5_of_100_again(scored, monkeypa
     for seed in range(count - 7):
         (scored.archive / f"more-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(2000 + seed, size=64))
     counted = str(scored.folder.parent / "counted")
-    whole = score.with_quality
+    whole = compute.add_quality
 
     def counting(limit: int):
-        def with_quality(found, *more):
+        def add_quality(found, *more):
             with open(counted, "a") as file:
                 file.write("x" * len(found))
             if os.path.getsize(counted) >= limit:
                 os.kill(os.getpid(), signal.SIGKILL)
             return whole(found, *more)
 
-        return with_quality
+        return add_quality
 
     small = scored.context.settings.score.model_copy(update=SMALL)
     with monkeypatch.context() as only_here:
-        only_here.setattr(score, "with_quality", counting(int(0.99 * count)))
+        only_here.setattr(compute, "add_quality", counting(int(0.99 * count)))
         with pytest.raises(Exception, match=r"exited unexpectedly|crashed"):
             scored.stage("score", score=small)
         done = os.path.getsize(counted)
         assert 0.99 * count <= done <= count
-        only_here.setattr(score, "with_quality", counting(10**9))
+        only_here.setattr(compute, "add_quality", counting(10**9))
         assert f"{count} images listed = {count - 1} scored + 1 rejected" in scored.stage("score", score=small)
     again = os.path.getsize(counted) - count
     print(f"{done} of {count} were computed before the kill, {again} were computed twice")

@@ -37,7 +37,7 @@ def serve() -> None:
     from melanoma_spark.runner.cli import invoke
     from melanoma_spark.runner.context import StageContext, Summary
     from melanoma_spark.runner.stage import run_stage
-    from melanoma_spark.scoring import follow, score
+    from melanoma_spark.scoring import batch, follow
     from melanoma_spark.storage import files, lease
 
     orders, answers = sys.stdin, sys.stdout  # a job's own output is in its result
@@ -70,12 +70,17 @@ def serve() -> None:
 
     def run(name: str, job: StageContext, *_: Any) -> Summary:
         job = replace(job, mlflow=tracker)
-        return follow.run(job, "score", score.batch, {}) if name == "follow" else run_stage(job, name, whole(name), {})
+        if name == "follow":
+            return follow.follow(job, "score", batch.score_batch, {})
+        return run_stage(job, name, whole(name), {})
+
+    def never(settings: Any) -> bool:
+        return False
 
     def whole(name: str) -> Any:
         return pipeline.pipeline if name == "pipeline" and order["at"] else stage
 
-    def until_over(following: follow.Following) -> None:
+    def run_once(following: follow.Follower) -> None:
         stage(following.context)
         following.done = True
 
@@ -93,7 +98,7 @@ def serve() -> None:
         stage(StageContext(None, None, files.url_of(order["warehouse"]), None))
         return decide(*given)
 
-    follow.Following.until_over, retention.decide, lease._refuse = until_over, deciding, refusing
+    follow.Follower.run, retention.decide, lease._refuse = run_once, deciding, refusing
     follow.plan.is_empty_folder = lambda url: True
     pipeline.STAGES = {name: partial(stage, name=name) for name in STAGES}
     pipeline.weights.located = pipeline.executors.check_ready = lambda *_: None
@@ -109,7 +114,7 @@ def serve() -> None:
             words += ["prune.apply=true", "prune.unfinished_days=0"]
         else:
             chosen = command("score" if name == "follow" else name)
-            chosen = replace(chosen, runner=partial(run, name), prepared=False, needs_archive=lambda settings: False)
+            chosen = replace(chosen, runner=partial(run, name), prepared=never, needs_archive=never)
         result = invoke(chosen, words)
         answer(status=result.exit_status, log=result.log)
 

@@ -18,7 +18,7 @@ from melanoma_spark.images import decoding, hashes, quality, synthetic
 from melanoma_spark.images.reasons import REASONS
 from melanoma_spark.models import calibration, network, operating_points, weights
 from melanoma_spark.runner.stage import run_stage
-from melanoma_spark.scoring import ledger
+from melanoma_spark.scoring import columns, ledger
 from melanoma_spark.storage.manifests import FinetunedManifest, HeadManifest
 from melanoma_spark.storage.parquet import training_labels
 from melanoma_spark.training import reading, sharding
@@ -366,7 +366,7 @@ def test_score_rows_hold_all_that_is_promised(line, scores):
         *("model_version", "run_id", "batch_id", "scored_at", "operating_point", "reason", "detail"),
     }
     assert promised <= set(scores.columns)
-    assert sorted(scores.columns) == sorted(schemas.SCORES.names)
+    assert sorted(scores.columns) == sorted(columns.schema(batch_id=True).names)
     assert scores["batch_id"].nunique() == 1
     assert [path.name for path in (line.folder / "scores").iterdir()] == [f"batch_id={scores['batch_id'][0]}"]
     assert set(scores["model_name"]) == {"melanoma"}
@@ -378,7 +378,7 @@ def test_score_rows_hold_all_that_is_promised(line, scores):
 def test_every_image_has_one_score_row(line, scores):
     listed = sorted(path for path in listed_files(line.archive) if path.suffix not in (".csv", ".txt"))
     assert sorted(
-        ledger.known(line.context.spark, line.context.warehouse, "melanoma", "1").toPandas()["source_uri"]
+        ledger.read(line.context.spark, line.context.warehouse, "melanoma", "1").toPandas()["source_uri"]
     ) == [f"file:{path}" for path in listed]
     read = scores[scores["sha256"].notna()]
     assert read["sha256"].is_unique

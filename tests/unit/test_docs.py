@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import REPO, command
 
-from melanoma_spark import config, errors, schemas
+from melanoma_spark import config, errors
 from melanoma_spark.runner.cli import invoke
 
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted(REPO.glob("docs/**/*.md"))]
@@ -81,12 +81,6 @@ def test_functions_exist():
     named = [(module, name) for module, name in names if module in code.keys() - fields and name not in ("py", "npz")]
     assert len(named) > 8
     assert [(module, name) for module, name in named if not re.search(rf"\b{name}\b", code[module])] == []
-
-
-def test_columns_of_scores_are_all_explained():
-    section = TEXTS["docs/warehouse.md"].partition("## Columns of scores")[2].partition("\n## ")[0]
-    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
-    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(schemas.SCORES.names)
 
 
 def test_pre_commit_runs_the_checks_of_make_lint():

@@ -18,7 +18,7 @@ from kills import kill
 
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import hashes, synthetic
-from melanoma_spark.scoring import batches, follow, score
+from melanoma_spark.scoring import batch, batches, follow, score
 
 PATIENCE = 180  # seconds
 
@@ -54,7 +54,7 @@ def followed(line: Line, **changes: object) -> str:
         line.context, settings=settings.model_copy(update={"score": section}), run_id="", mlflow=line.tracker()
     )
     with said() as text:
-        assert score.runner(job, "score", score.score, {"job": "score"}).exit_status == 0
+        assert score.run_action(job, "score", score.score, {"job": "score"}).exit_status == 0
     return text.getvalue()
 
 
@@ -106,12 +106,12 @@ def once(line: Line, count: int) -> None:
 
 def test_once_takes_what_has_settled_and_ends(landing):
     runs_before = runs(landing)
-    assert "score: 0 batches, nothing more" in followed(landing, once=True)
+    assert "score: 0 batches, nothing is left" in followed(landing, once=True)
     drop(landing.archive, 0, 1, 2)
     drop(landing.archive, 3, seconds=0)
     told = followed(landing, once=True, settle=1000)
     assert "3 images listed = 3 scored + 0 rejected + 0 copies + 0 scored before" in told
-    assert "score: 1 batches, nothing more" in told
+    assert "score: 1 batches, nothing is left" in told
     once(landing, 3)
     told = followed(landing, once=True, settle=1000)
     assert "3 images listed, all scored before" in told
@@ -119,7 +119,7 @@ def test_once_takes_what_has_settled_and_ends(landing):
     drop(landing.archive, 3)
     assert "4 images listed = 1 scored + 0 rejected + 0 copies + 3 scored before" in followed(landing, once=True)
     once(landing, 4)
-    facts = batches.facts(landing.context.warehouse, batches.committed(landing.context.warehouse)[-1])
+    facts = batches.read_facts(landing.context.warehouse, batches.committed(landing.context.warehouse)[-1])
     assert mlflow.get_run(facts["run_id"]).data.tags["batch_id"] == facts["batch_id"]
 
 
@@ -146,7 +146,7 @@ def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landi
 
     with meanwhile(lands):
         told = followed(landing)
-    assert told.splitlines()[-1] == "score: 4 batches, told to end"
+    assert told.splitlines()[-1] == "score: 4 batches, ended by a signal"
     assert "= 2 scored + 0 rejected + 1 copies + 4 scored before" in told
     assert len(told.splitlines()) == 6, "idle looks say nothing"
     once(landing, 8)
@@ -167,14 +167,14 @@ def test_a_batch_that_fails_is_tried_again_later(landing):
         client.set_registered_model_alias("melanoma", "champion", version)
         wait_for(lambda: committed(landing), "it did not succeed")
 
-    batch, failing = score.batch, "no model melanoma@champion in MLflow"
+    score_batch, failing = batch.score_batch, "no model melanoma@champion in MLflow"
 
     def counted(*arguments):
         tries.append(arguments)
-        return batch(*arguments)
+        return score_batch(*arguments)
 
     with pytest.MonkeyPatch.context() as only_here:
-        only_here.setattr(score, "batch", counted)
+        only_here.setattr(batch, "score_batch", counted)
         with meanwhile(returns):
             told = followed(landing, longest_wait=2)
     waits = re.findall(rf"error: {failing}.*; attempt (\d) failed, the next one in (\d) s", told)
@@ -214,8 +214,8 @@ def test_an_archive_that_is_not_there_ends_it_at_once(landing):
 
 def test_a_stream_that_broke_is_started_anew(landing, monkeypatch):
     streams = []
-    started = follow.Following.started
-    monkeypatch.setattr(follow.Following, "started", lambda self: streams.append(started(self)) or streams[-1])
+    started = follow.Follower.start_stream
+    monkeypatch.setattr(follow.Follower, "start_stream", lambda self: streams.append(started(self)) or streams[-1])
 
     def breaks() -> None:
         wait_for(lambda: streams, "no stream")
@@ -248,7 +248,7 @@ def test_told_to_end_through_spark_submit(landing, submitted, submit, settings_f
     finally:
         kill(started)
     assert (started.returncode, err) == (0, ""), out + err
-    assert "told to end" in out
+    assert "ended by a signal" in out
     once(landing, 44)
     here = {hashes.sha256(path.read_bytes()) for path in landing.archive.glob("*.jpg")}
     assert set(landing.scores()["sha256"]) == here

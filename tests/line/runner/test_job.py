@@ -21,7 +21,8 @@ def looking(stage, **options):
     """A command that needs neither Spark nor MLflow."""
     from melanoma_spark.runner.stage import run_untracked
 
-    return Command("look", "look: what is there", stage, runner=run_untracked, prepared=False, **options)
+    options["prepared"] = lambda settings: False
+    return Command("look", "look: what is there", stage, runner=run_untracked, **options)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def looking(stage, **options):
         (command("score"), ["--follow", "archive=/a", "--check"], 0, "graceful"),
         (command("score"), ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
         (command("prune"), ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
-        (command("status"), ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
+        (command("score"), ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
     ],
 )
 def test_exit_status_and_line_of_what_ends_before_spark(command, argv, exit_status, told):

@@ -29,18 +29,18 @@ def warehouse(tmp_path):
 def test_batches_and_their_facts(warehouse):
     url = f"file://{warehouse}"
     assert batches.committed(url) == ["a", "b", "c"]
-    assert batches.facts(url, "a") == {"batch_id": "a"}
-    assert batches.told(batches.facts(url, "a")) == "a    of before version 0.2"
-    assert batches.told(batches.facts(url, "c")).endswith("m version 2  3 scored, 1 rejected  drifted")
+    assert batches.read_facts(url, "a") == {"batch_id": "a"}
+    assert batches.describe(batches.read_facts(url, "a")) == "a    of before version 0.2"
+    assert batches.describe(batches.read_facts(url, "c")).endswith("m version 2  3 scored, 1 rejected  drifted")
     (warehouse / "batches/b/batch.json").write_text("torn")
-    assert batches.facts(url, "b") == {"batch_id": "b"}
+    assert batches.read_facts(url, "b") == {"batch_id": "b"}
     assert batches.committed(f"file://{warehouse}/nowhere") == []
 
 
 def test_counts_are_told_in_one_order():
     counts = {"copies": 2, "scored": 1, "listed": 9}
-    assert batches.counted(counts) == ["1 scored", "2 copies"]
-    assert batches.counted(counts, always=("rejected",)) == ["1 scored", "0 rejected", "2 copies"]
+    assert batches.describe_counts(counts) == ["1 scored", "2 copies"]
+    assert batches.describe_counts(counts, always=("rejected",)) == ["1 scored", "0 rejected", "2 copies"]
 
 
 def test_status_needs_neither_java_nor_spark_nor_mlflow(warehouse, submit):
@@ -56,7 +56,7 @@ def test_status_needs_neither_java_nor_spark_nor_mlflow(warehouse, submit):
     assert [line.get("batch_id") for line in told] == ["c", "b", "a", None]
     assert told[0]["counts"]["scored"] == 3
     assert not (warehouse / "mlflow.db").exists()
-    code = "import sys, jobs.status; print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "import sys, jobs.score; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout
     assert not set(loaded.split()) & {"pyspark", "mlflow", "tensorflow", "pandas", "petastorm"}
 

@@ -10,10 +10,9 @@ import pytest
 from conftest import Line, with_pictures
 from scoring import of_ledger, once, rows
 
-from melanoma_spark import schemas
 from melanoma_spark.errors import BusyError, ClusterError
 from melanoma_spark.images import synthetic
-from melanoma_spark.scoring import ledger, score
+from melanoma_spark.scoring import columns, ledger
 from melanoma_spark.storage import files
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
@@ -44,7 +43,7 @@ def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
     ]
     assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
-    assert sorted(rows(scored).columns) == sorted(schemas.SCORES.names)
+    assert sorted(rows(scored).columns) == sorted(columns.schema(batch_id=True).names)
     index = of_ledger(scored)
     assert len(index) == 7
     assert index["done"].all()
@@ -91,7 +90,7 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
 
 def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored, monkeypatch):
     whole = ledger.stage
-    monkeypatch.setattr(score.ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
+    monkeypatch.setattr(ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
     with pytest.raises(ClusterError, match=r"batch .* has 3 rows, expected 7, so it is not committed"):
         scored.stage("score")
     assert not list((scored.folder / "scores").glob("*"))
@@ -101,13 +100,29 @@ def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored
         files.write_json(f"{scored.context.warehouse}/running/score.json", facts | {"owner": "another"})
         return whole(*arguments)
 
-    monkeypatch.setattr(score.ledger, "stage", slow)
+    monkeypatch.setattr(ledger, "stage", slow)
     with pytest.raises(BusyError):
         scored.stage("score")
     assert not list((scored.folder / "scores").glob("batch_id=*"))
     shutil.rmtree(scored.folder / "running")
     monkeypatch.undo()
     told = scored.told("score")
-    assert "a killed run has left 7 rows, which are not computed again" in told
+    assert "resuming a killed run: 7 rows are computed already" in told
     assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
     once(scored)
+
+
+def test_a_new_column_is_one_entry(scored, monkeypatch):
+    scored.stage("score")
+    (before,) = scored.folder.glob("scores/*")
+    margin = columns.ScoreColumn("margin", columns.NUMBER, "", 19, lambda rows: rows["probability"] - rows["threshold"])
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, margin))
+    (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
+    scored.stage("score")
+    (batch,) = {*scored.folder.glob("scores/*")} - {before}
+    (row,) = pd.read_parquet(batch).to_dict("records")
+    assert row["margin"] == row["probability"] - row["threshold"]
+    worklist = pd.read_csv(scored.folder / "batches" / batch.name.partition("=")[2] / "worklist.csv")
+    assert worklist.columns[-1] == "margin"
+    table = scored.context.spark.read.schema(columns.schema(batch_id=True)).parquet(str(scored.folder / "scores"))
+    assert table.where("margin is not null").count() == 1, "batches of before have none"

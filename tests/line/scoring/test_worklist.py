@@ -16,8 +16,8 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality, synthetic
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.monitoring.measures import UNLIKE
+from melanoma_spark.scoring import columns, worklist_page
 from melanoma_spark.scoring import worklist as job
-from melanoma_spark.scoring import worklist_page
 
 NAN = float("nan")
 
@@ -70,10 +70,10 @@ def test_thousands_of_rows_are_light():
 
 def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
     pixels = np.random.default_rng(0).integers(60, 200, (64, 64, 3), dtype=np.uint8)
-    assert worklist_page.overlaid(pixels, np.zeros((4, 4), np.float32)) == worklist_page.picture(pixels)
+    assert worklist_page.overlay(pixels, np.zeros((4, 4), np.float32)) == worklist_page.picture(pixels)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
-    found = np.asarray(Image.open(io.BytesIO(worklist_page.overlaid(pixels, heat))).convert("RGB")).astype(int)
+    found = np.asarray(Image.open(io.BytesIO(worklist_page.overlay(pixels, heat))).convert("RGB")).astype(int)
     plain = np.asarray(Image.open(io.BytesIO(worklist_page.picture(pixels))).convert("RGB")).astype(int)
     changed = np.abs(found - plain).mean(axis=2)
     assert found.shape == (worklist_page.THUMBNAIL, worklist_page.THUMBNAIL, 3)
@@ -132,7 +132,7 @@ def test_a_batch_has_its_worklist(wards):
     assert {path.name for path in folder.iterdir()} == {"batch.json", "worklist.html", "worklist.csv", "pictures"}
 
     rows = list(csv.DictReader((folder / "worklist.csv").open()))
-    assert list(rows[0]) == list(worklist_page.COLUMNS)
+    assert list(rows[0]) == columns.of_worklist()
     assert [int(line["rank"]) for line in rows] == list(range(1, 12))
     assert (rows[0]["image_id"], rows[0]["status"], rows[0]["patient_id"]) == ("dark", "abstained", "patient 1")
     assert "dark: underexposed" in rows[0]["detail"]

@@ -8,10 +8,9 @@ from datetime import UTC, datetime
 import pytest
 from pyspark.sql import functions as f
 
-from melanoma_spark import schemas
 from melanoma_spark.errors import ClusterError
 from melanoma_spark.images.reasons import UNREADABLE
-from melanoma_spark.scoring import ledger
+from melanoma_spark.scoring import columns, ledger
 from melanoma_spark.storage import files
 
 MODEL = ("melanoma", "1")
@@ -21,16 +20,16 @@ def nothing() -> None:
     """A warehouse that nobody else is at."""
 
 
-def scores(spark, names, **columns):
-    """Rows of `schemas.SCORED` of these files."""
-    base = dict.fromkeys(schemas.SCORED.names)
+def scores(spark, names, **changes):
+    """Rows of `columns.schema()` of these files."""
+    base = dict.fromkeys(columns.schema().names)
     rows = []
     for name in names:
         read = {"sha256": hashlib.sha256(name.encode()).hexdigest(), "status": "scored"}
         source = {"source_uri": f"file:/a/{name}", "source_bytes": 5, "image_id": name}
         own = {"source_modified": datetime(2026, 1, 2, tzinfo=UTC), "model_name": MODEL[0], "model_version": MODEL[1]}
-        rows.append({**base, **source, **own, **read, "run_id": "r", **columns})
-    return spark.createDataFrame(rows, schemas.SCORED)
+        rows.append({**base, **source, **own, **read, "run_id": "r", **changes})
+    return spark.createDataFrame(rows, columns.schema())
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def commit(spark, warehouse, batch, names):
 
 def told(spark, warehouse):
     """Names in the ledger, and how often a name is told at the most."""
-    found = [row.image_id for row in ledger.known(spark, warehouse, *MODEL).collect()]
+    found = [row.image_id for row in ledger.read(spark, warehouse, *MODEL).collect()]
     return set(found), max(map(found.count, found), default=0)
 
 
@@ -66,7 +65,7 @@ def nights(spark, tmp_path_factory):
         only_here.setattr(ledger, "LOOSE", 2)
         for number in range(NIGHTS):
             commit(spark, files.url_of(str(folder)), f"b{number}", [f"{number}-a"])
-            ledger.tidy(spark, files.url_of(str(folder)), nothing)
+            ledger.repair_and_compact(spark, files.url_of(str(folder)), nothing)
     return folder
 
 
@@ -97,14 +96,14 @@ def test_a_merge_killed_before_it_counts_is_no_merge(spark, warehouse, many, mon
     with monkeypatch.context() as only_here:
         only_here.setattr(files, "write_json", killed)
         with pytest.raises(Killed):
-            ledger.tidy(spark, warehouse, nothing)
+            ledger.repair_and_compact(spark, warehouse, nothing)
     merged = files.list_names(folder_of(warehouse), f"{ledger.MERGED}*")
     assert len(merged) == 2, "one of them without its mark"
     more = {"7-a", "8-a"}
     assert told(spark, warehouse) == (many | more, 1)
-    ledger.tidy(spark, warehouse, nothing)
+    ledger.repair_and_compact(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many | more, 1)
-    assert all(files.exists(f"{piece.url}/{ledger.MARK}") for piece in ledger.pieces(folder_of(warehouse)))
+    assert all(files.exists(f"{piece.url}/{ledger.MERGED_BATCHES}") for piece in ledger.pieces(folder_of(warehouse)))
     assert len(files.list_names(folder_of(warehouse), "*")) == len(ledger.pieces(folder_of(warehouse)))
 
 
@@ -113,23 +112,23 @@ def test_a_merge_killed_before_it_has_removed_what_went_into_it(spark, warehouse
     commit(spark, warehouse, "b8", ["8-a"])
     with monkeypatch.context() as only_here:
         only_here.setattr(files, "remove", lambda url: None)
-        ledger.tidy(spark, warehouse, nothing)
+        ledger.repair_and_compact(spark, warehouse, nothing)
     names, often = told(spark, warehouse)
     assert names == many | {"7-a", "8-a"}
     assert often == 2, "an index may tell a file twice"
-    ledger.tidy(spark, warehouse, nothing)
+    ledger.repair_and_compact(spark, warehouse, nothing)
     assert told(spark, warehouse) == (names, 1)
 
 
 def test_a_batch_that_somebody_took_away_is_not_known_any_more(spark, warehouse, many):
     shutil.rmtree(warehouse.removeprefix("file://") + "/scores/batch_id=b3")
-    ledger.tidy(spark, warehouse, nothing)
+    ledger.repair_and_compact(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many - {"3-a"}, 1)
     commit(spark, warehouse, "b7", ["7-a"])
     assert files.read_json(files.join(warehouse, "batches/b7/batch.json")) == {"batch_id": "b7"}
     files.write_json(files.join(warehouse, "batches/killed/batch.json"), {})
     commit(spark, warehouse, "b8", ["8-a"])
-    ledger.tidy(spark, warehouse, nothing)
+    ledger.repair_and_compact(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many - {"3-a"} | {"7-a", "8-a"}, 1)
     assert not files.exists(files.join(warehouse, "batches/killed/batch.json"))
     assert files.exists(files.join(warehouse, "batches/b8/batch.json"))
@@ -138,7 +137,7 @@ def test_a_batch_that_somebody_took_away_is_not_known_any_more(spark, warehouse,
 def test_a_lost_index_is_one_piece_made_from_all_scores(spark, warehouse, many):
     commit(spark, warehouse, "empty", [])
     shutil.rmtree(warehouse.removeprefix("file://") + "/ledger")
-    ledger.tidy(spark, warehouse, nothing)
+    ledger.repair_and_compact(spark, warehouse, nothing)
     (piece,) = ledger.pieces(folder_of(warehouse))
     assert piece.batches == {*(f"b{number}" for number in range(NIGHTS)), "empty"}
     assert told(spark, warehouse) == (many, 1)
@@ -153,7 +152,7 @@ def test_nothing_is_removed_where_the_warehouse_is_away(spark, warehouse, many):
         raise ClusterError("away")
 
     with pytest.raises(ClusterError):
-        ledger.tidy(spark, warehouse, away)
+        ledger.repair_and_compact(spark, warehouse, away)
     os.rename(f"{there}/away", f"{there}/scores")
     assert told(spark, warehouse) == (many, 1)
     assert len(files.list_names(f"{warehouse}/batches", "*")) == NIGHTS
@@ -172,8 +171,8 @@ def test_of_what_two_runs_computed_a_content_waits_once(spark, warehouse, place)
     """The tasks of a job that stood still may write on while the next one is at it."""
     wait(scores(spark, ["a", "b"]), place)
     wait(scores(spark, ["b", "c"], run_id="another"), place)
-    found = ledger.waiting(spark, place, ledger.known(spark, warehouse, *MODEL), "r")
-    assert found.schema.names == schemas.SCORED.names
+    found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r")
+    assert found.schema.names == columns.schema().names
     assert sorted(row.image_id for row in found.collect()) == ["a", "b", "c"]
 
 
@@ -182,7 +181,7 @@ def test_what_another_run_could_not_read_is_tried_again(spark, warehouse, place)
     wait(scores(spark, ["a", "b"], run_id="before", **lost), place)
     wait(scores(spark, ["a", "c"], **lost), place)
     wait(scores(spark, ["b"]), place)
-    found = ledger.waiting(spark, place, ledger.known(spark, warehouse, *MODEL), "r").collect()
+    found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
     assert sorted((row.image_id, row.reason) for row in found) == [
         ("a", UNREADABLE),
         ("b", None),
@@ -194,13 +193,13 @@ def test_what_waits_and_was_committed_under_another_name_waits_no_more(spark, wa
     commit(spark, warehouse, "b0", ["a"])
     renamed = scores(spark, ["a"]).withColumn("source_uri", f.lit("file:/a/renamed"))
     wait(renamed.unionByName(scores(spark, ["b"])), place)
-    found = ledger.waiting(spark, place, ledger.known(spark, warehouse, *MODEL), "r").collect()
+    found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
     assert [row.image_id for row in found] == ["b"]
 
 
 def test_a_content_that_came_in_meanwhile_is_refused(spark, warehouse):
     commit(spark, warehouse, "b0", ["a"])
-    done = ledger.known(spark, warehouse, *MODEL)
+    done = ledger.read(spark, warehouse, *MODEL)
     ledger.refuse_twice(scores(spark, ["b", "c"]), 2, done)
     ledger.refuse_twice(scores(spark, ["b"], sha256=None), 1, done)
     with pytest.raises(ClusterError, match="came into scores/ by another run"):

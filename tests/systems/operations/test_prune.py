@@ -133,13 +133,13 @@ def test_it_knows_the_leases_of_all_jobs():
     """Of all that do not open everything by themselves."""
     modules = [importlib.import_module(f"jobs.{path.stem}") for path in (REPO / "jobs").glob("[a-z]*.py")]
     commands = [module.COMMAND for module in modules if hasattr(module, "COMMAND")]
-    assert sorted(command.name for command in commands if command.prepared) == sorted(prune.JOBS)
+    assert sorted(command.name for command in commands if command.prepared(config.parse({}))) == sorted(prune.JOBS)
     assert set(STAGES) < set(prune.JOBS)
 
 
 def test_who_has_lost_a_lease_removes_nothing_more(warehouse, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0)  # it looks before each
-    monkeypatch.setattr(lease, "every", lambda *_: nullcontext())  # a beat in that moment would write it again
+    monkeypatch.setattr(lease, "periodic", lambda *_: nullcontext())  # a beat in that moment would write it again
     remove = files.remove
 
     def removing(url):

@@ -17,15 +17,16 @@ from scoring import once, rows
 
 from melanoma_spark.images import synthetic
 from melanoma_spark.images.reasons import UNREADABLE
+from melanoma_spark.runner.context import archive_id
 from melanoma_spark.runner.stage import run_stage
-from melanoma_spark.scoring import score
+from melanoma_spark.scoring import batch, score
 from melanoma_spark.storage import files
 
 
 def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):
     """A file that vanishes between the listing and the reading: root may read everything else."""
     whole, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
-    list_archive = score.list_archive
+    list_archive = batch.list_archive
 
     def vanishing(spark, settings):
         listed = list_archive(spark, settings).localCheckpoint()
@@ -34,7 +35,7 @@ def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeyp
 
     for told in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
         with monkeypatch.context() as only_here:
-            only_here.setattr(score, "list_archive", vanishing)
+            only_here.setattr(batch, "list_archive", vanishing)
             assert told in scored.stage("score")
         away.rename(whole)
         assert set(rows(scored)["reason"].dropna()) == {"corrupt", UNREADABLE}
@@ -54,7 +55,7 @@ def test_a_new_version_scores_anew_or_not(scored):
         client.set_model_version_tag("melanoma", second.version, key, value)
     client.set_registered_model_alias("melanoma", "champion", second.version)
     (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
-    name = score.archive_id(str(scored.archive))
+    name = archive_id(str(scored.archive))
     other, theirs = (scored.folder / "scoring" / archive / "another model" for archive in (name, "another archive"))
     for folder in (other, theirs):
         folder.mkdir(parents=True)
