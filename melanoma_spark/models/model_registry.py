@@ -12,6 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from melanoma_spark import SUFFIXES
 from melanoma_spark.errors import DataError
 from melanoma_spark.models import bundle
 from melanoma_spark.tracking import Tracker
@@ -99,5 +100,5 @@ def _copy_sources(package: Traversable, target: Path) -> None:
     for source in package.iterdir():
         if source.is_dir() and source.name != "__pycache__":
             _copy_sources(source, target / source.name)
-        elif source.name.endswith((".py", ".html", ".csv", ".md")):
+        elif source.name.endswith(SUFFIXES):
             (target / source.name).write_bytes(source.read_bytes())

@@ -1,7 +1,7 @@
 """Submits a job to Spark, for `melanoma-spark JOB` and `./spark-submit.sh JOB`.
 
 It finds Java, Python and Spark, checks the settings before anything starts, and ships the package to the executors.
-Relative paths in the arguments are those of the caller. It imports nothing but Python's own library.
+Relative paths in the arguments are those of the caller. It imports only the standard library and `SUFFIXES`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+
+from melanoma_spark import SUFFIXES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (PACKAGE / "jobs").is_dir()  # from a wheel, whose package holds jobs/ and conf/
@@ -134,7 +136,7 @@ def write_package(target: str | Path) -> None:
     tops = [PACKAGE] if INSTALLED else [HOME / "jobs", PACKAGE]
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for top in tops for path in top.rglob("*")):
-            if path.suffix in (".py", ".html", ".csv", ".md"):
+            if path.suffix in SUFFIXES:
                 name = zipfile.ZipInfo(str(path.relative_to(PACKAGE.parent)))
                 archive.writestr(name, path.read_bytes(), zipfile.ZIP_DEFLATED)
 
