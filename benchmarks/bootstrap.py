@@ -60,14 +60,15 @@ def main() -> None:
     options = parser.parse_args()
     rows = draw_images(options.images)
     ratios = []
+    count = len(figures.measure_figures(*rows, 0.5, prevalences=(0.02, 0.2), resamples=2))
     for _ in range(options.rounds):
         ours = seconds(bootstrap.resampled_auroc, *rows, options.resamples)
         theirs = seconds(resample_with_sklearn, *rows, options.looped) * options.resamples / options.looped
-        report = seconds(figures.of_split, *rows, 0.5, (0.02, 0.2), resamples=options.resamples)
+        report = seconds(figures.measure_figures, *rows, 0.5, prevalences=(0.02, 0.2), resamples=options.resamples)
         ratios.append(theirs / ours)
         print(
             f"AUROC: {ours:.1f} s, scikit-learn's loop {theirs:.1f} s, ratio {ratios[-1]:.1f}; "
-            f"all {len(figures.of_split(*rows, 0.5, (0.02, 0.2), resamples=2))} figures of a report: {report:.1f} s",
+            f"all {count} figures of a report: {report:.1f} s",
             flush=True,
         )
     print(f"ratio: median {statistics.median(ratios):.1f}")

@@ -26,10 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     network.use_threads(1)
     spec = network.Spec(backbone="vgg16", image_size=SIZE, hidden=256, dropout=0.5)
-    judge = network.judge(spec, network.build(spec).get_weights())
-    predictors = {"tensorflow": network.predictor(judge)}
-    for engine in engines.FORMATS:
-        predictors[engine] = engines.predictor(engines.export(judge, engine), 1, engine)
+    model = network.scoring_model(spec, network.build(spec).get_weights())
+    predictors = {"tensorflow": network.predictor(model)}
+    for engine in engines.ENGINES:
+        predictors[engine] = engines.predictor(engines.export(model, engine), 1, engine)
     pixels = np.stack([decoding.decode(synthetic.lesion_jpeg(seed, size=SIZE), SIZE) for seed in range(options.batch)])
     for predict in predictors.values():
         predict(pixels)

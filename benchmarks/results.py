@@ -22,6 +22,7 @@ from side_by_side import start_spark
 from melanoma_spark import config, tracking
 from melanoma_spark.dataset.ingest import ingest
 from melanoma_spark.evaluation import evaluate
+from melanoma_spark.evaluation.predictions import FINETUNED
 from melanoma_spark.metrics import binary
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.runner.stage import run_stage
@@ -51,7 +52,7 @@ def main() -> None:
             part = settings.finetune.model_copy(update={"phases": phases[:count]})
             results = train_and_evaluate(spark, settings.model_copy(update={"finetune": part}), options.tta)
             for (model, views), result in results.items():
-                if model == evaluate.FINETUNED:
+                if model == FINETUNED:
                     figures[" + ".join(["head", *(phase.name for phase in phases[:count])]), views].append(result)
                 elif count == 1:
                     figures["head", views].append(result)
@@ -76,7 +77,7 @@ def train_and_evaluate(
     for views in tta:
         evaluation = settings.evaluate.model_copy(update={"tta": views})
         context = StageContext(spark, settings.model_copy(update={"evaluate": evaluation}), warehouse, tracker)
-        run_stage(context, "evaluate", evaluate.run, {"stage": "evaluate"})
+        run_stage(context, "evaluate", evaluate.evaluate_test_split, {"stage": "evaluate"})
         report = manifests.require(manifests.ReportManifest, warehouse)
         rows = pd.read_parquet(files.join(report.url(warehouse), "predictions"))
         for model, predictions in rows.groupby("model"):

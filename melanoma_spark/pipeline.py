@@ -18,7 +18,7 @@ STAGES = {
     "featurize": featurize.featurize,
     "train_head": train_head.train_head,
     "finetune": finetune.finetune,
-    "evaluate": evaluate.run,
+    "evaluate": evaluate.evaluate_test_split,
     "register": register.register,
     "score": score.score,
 }
@@ -27,7 +27,7 @@ STAGES = {
 def pipeline(context: StageContext) -> Summary:
     """Run all stages, then log the results that people look for first."""
     # Problems that would stop featurize and finetune after hours of ingest.
-    weights.located(context.settings.backbone)
+    weights.locate(context.settings.backbone)
     horovod.check_installed(context.settings.ranks)
     executors.check_ready(context.spark, context.settings.ranks)
     summaries = [run_stage(context, name, stage, {"stage": name}) for name, stage in STAGES.items()]

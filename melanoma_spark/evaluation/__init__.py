@@ -1,0 +1,1 @@
+"""Metrics of trained and registered models on test images, and the report."""

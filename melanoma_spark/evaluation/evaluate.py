@@ -1,358 +1,276 @@
-"""The head alone and the fine-tuned network side by side on the test split -> `reports/`.
+"""Evaluates the head alone and the fine-tuned network side by side on the test split -> `reports/`.
 
-What users are told of it is in `jobs/evaluate.py`, the text of --help.
+`jobs/evaluate.py` holds the text of --help.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy as np
 import pandas as pd
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as f
 
-from melanoma_spark import __version__, config, lineage, schemas
+from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import assessment, external, report_facts, shortcuts, subgroups
+from melanoma_spark.evaluation import external, predictions, reporting, shortcuts, subgroups
+from melanoma_spark.evaluation.facts import Epoch, Facts, Gain, ModelFacts, measure_model
+from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
 from melanoma_spark.metrics import binary, bootstrap
-from melanoma_spark.models import backbones, calibration, network, operating_points, prediction
+from melanoma_spark.models import calibration, network, operating_points
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images, read_input, report_throughput
-from melanoma_spark.spark import inference, session
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files, manifests
-from melanoma_spark.storage.manifests import FeaturesManifest, HeadManifest, ImagesManifest, ModelManifest
+from melanoma_spark.storage.manifests import (
+    CalibrationEntry,
+    FeaturesManifest,
+    FinetunedManifest,
+    HeadManifest,
+    ImagesManifest,
+    ModelManifest,
+    OperatingPointEntry,
+    ReportManifest,
+)
 
-HEAD, FINETUNED, PAINTED = "head alone", "fine-tuned", "lesion painted over"
-JUDGED = "split in ('validation', 'test')"
+PAINTED = "lesion painted over"  # as a model's name in rows of predictions
+LIMITS = (
+    "A high AUROC on archive images shows that the pipeline works, not that it diagnoses: borders, colors and rulers "
+    "alone often give the label away.",
+    "Images without patient or lesion ids can only be grouped when they look the same, so the test split may hold "
+    "lesions that were used in training.",
+    "The operating point was chosen on the validation split; another population needs its own.",
+)
 
 
-def run(context: StageContext) -> Summary:
+def evaluate(context: StageContext) -> Summary:
+    """Run the job: on the warehouse's own test split, or on another archive when one is named."""
+    images = manifests.read(ImagesManifest, context.warehouse)
+    archive = context.settings.archive
+    if archive and images and images.archive not in ("", archive_id(archive)):
+        return external.evaluate_external(context)
+    return evaluate_test_split(context)
+
+
+def evaluate_test_split(context: StageContext) -> Summary:
+    """Compare the trained models on the test split, and write the report that `register` reads."""
     settings, warehouse = context.settings, context.warehouse
     images = read_input(context, ImagesManifest)
     features = read_input(context, FeaturesManifest)
-    head = manifests.require(HeadManifest, warehouse)
-    manifests.check_fit(images, features, head)
-    finetuned = manifests.read(manifests.FinetunedManifest, warehouse)
-    models: dict[str, ModelManifest] = {HEAD: head}
-    if finetuned:
-        models[FINETUNED] = finetuned
-    for name, facts in models.items():
-        if facts.dataset_id != images.id:
-            raise DataError(
-                f"the {name} model was trained on dataset {facts.dataset_id}, images/ is now {images.id}; "
-                "run train_head and finetune again"
-            )
-    ids = [facts.id for facts in models.values()]
+    models = read_models(context, images, features)
+    ids = {name: model.id for name, model in models.items()}
     chosen = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
-    report_id = lineage.content_id([images.id, ids, *chosen])
+    report_id = lineage.content_id([images.id, list(ids.values()), *chosen])
     folder = files.join(warehouse, "reports", report_id)
-    known = manifests.read(manifests.ReportManifest, warehouse)
-    if known and known.id == report_id:
+    previous = manifests.read(ReportManifest, warehouse)
+    if previous and previous.id == report_id:
         return Summary(f"nothing new, the report stands at {folder}/report.html")
 
-    session.set_arrow_batch_rows(context.spark, settings.evaluate.batch_size)
-    meter = session.Meter(context.spark)  # an image counts for each model that judges it
-    if settings.evaluate.tta == 1:
-        predictions = judge_head(context, images, features, head, meter)
-    else:  # of mirror images no features are stored
-        predictions = judge_network(context, images, head, HEAD, meter)
-    if finetuned:
-        predictions = predictions.unionByName(judge_network(context, images, finetuned, FINETUNED, meter))
-    deciding = list(models)[-1]  # the one that register takes
-    if settings.evaluate.shortcuts:
-        painted = judge_network(context, images, models[deciding], deciding, meter, PAINTED, shortcuts.without_lesion)
-        predictions = predictions.unionByName(painted.where("split = 'test'"))
-    session.describe_jobs(context.spark, "evaluate: predict validation and test")
-    judged = pd.DataFrame(predictions.toPandas())
-    how_fast = report_throughput(context, meter)
-    painted_over = judged[judged["model"] == PAINTED].sort_values("sha256")
-    calibrations, table = calibrated(judged[judged["model"] != PAINTED], settings.evaluate.calibration)
-    assessment.write_predictions(folder, table)
+    meter = session.Meter(context.spark)  # an image counts once for each model
+    raw = predict(context, images, features, models, meter)
+    speed = report_throughput(context, meter)
+    painted = raw[raw["model"] == PAINTED].sort_values("sha256")["raw_probability"].to_numpy()
+    calibrations, table = predictions.calibrate(raw[raw["model"] != PAINTED], settings.evaluate.calibration)
 
+    *_, deciding = models
+    manifest = models[deciding]
+    spec = network.Spec.model_validate({**manifest.spec, "tta": settings.evaluate.tta})
     test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
-    told = assessment.told_of_test(context, images, test)
-    patients = assessment.patients_of(told)
-    measured = [measure(name, table[table["model"] == name], calibrations[name], settings, patients) for name in models]
-    threshold = measured[-1]["operating_point"].threshold
-    train = read_images(context, images).where("split = 'train'")
-    spec = network.Spec.model_validate({**models[deciding].spec, "tta": settings.evaluate.tta})
-    found = report_facts.Deciding(
+    metadata = reporting.describe_test_images(context, images, test)
+    patients = reporting.patient_ids(metadata)
+    measured = [measure(table[table["model"] == name], calibrations[name], settings, patients) for name in models]
+    subject = reporting.Subject(
         name=deciding,
-        about=about(spec, deciding, models),
-        subgroups=assessment.by_subgroup(context, images, test, told, threshold),
-        subgroup_minimum=settings.evaluate.subgroup_minimum,
-        shortcuts=assessment.without_the_lesion(context, images, train, test, painted_over)
-        if settings.evaluate.shortcuts
-        else None,
-        mistakes=assessment.mistakes(
-            context,
-            images,
-            network.Spec.model_validate(models[deciding].spec),
-            manifests.load_model(warehouse, models[deciding]),
-            test,
-            threshold,
-        ),
+        about=describe_training(spec, deciding, models),
+        spec=spec,
+        tensors=manifests.load_model(warehouse, manifest),
+        weights_origin=manifest.weights_origin,
+        test=test,
+        metadata=metadata,
+        train=read_images(context, images).where("split = 'train'"),
+        painted=painted if settings.evaluate.shortcuts else None,
     )
-    for file, content in assessment.in_isics_format(images, test, told).items():
-        files.write_bytes(files.join(folder, "isic", file), content)
-    gains = [gained(table, settings)] if finetuned else []
-    champion = against_champion(context, images, test, deciding)
-    shown = gather_facts(context, images, models, measured, gains, champion, found)
-    assessment.publish(context, folder, shown)
-    logged = {key: value for model in measured for key, value in as_metrics(model).items()}
-    if finetuned:
-        logged["test_auroc_gain"] = gains[0]["auroc"]
-        logged["test_auroc_gain_low"], logged["test_auroc_gain_high"] = gains[0]["interval"]
-    if found["shortcuts"]:
-        logged["test_auroc_without_lesion"] = found["shortcuts"]["painted"].value
-        logged["test_auroc_of_colours"] = found["shortcuts"]["colours"].value
-    for gap in subgroups.largest_gaps(found["subgroups"]):
-        logged[f"test_{gap.figure}_gap_of_subgroups"] = gap.value
-    context.tracker.log_metrics(logged)
-    points = {m["name"]: manifests.OperatingPointEntry(**vars(m["operating_point"])) for m in measured}
-    manifest = manifests.ReportManifest(
+    facts = reporting.gather_facts(
+        context,
+        images,
+        subject,
+        measured,
+        title=f"Melanoma classification, dataset {images.id}",
+        made_of={
+            "backbone": f"{spec.backbone}, {manifest.weights_origin} weights {manifest.weights_id}",
+            "features": manifest.features_id,
+            **{f"model {name}": model_id for name, model_id in ids.items()},
+        },
+        limits=LIMITS,
+    )
+    gains = [compare_models(settings, table)] if FINETUNED in models else []
+    over_champion = compare_with_champion(context, images, test, deciding)
+    facts = replace(
+        facts,
+        gains=gains if isinstance(over_champion, str) else [*gains, over_champion],
+        champion=over_champion if isinstance(over_champion, str) else "",
+        training=[Epoch.from_record(record) for model in models.values() for record in model.training],
+        best={phase: epoch for model in models.values() for phase, epoch in model.best.items()},
+    )
+    reporting.publish(context, folder, table, subject, facts)
+    metrics = as_metrics(facts, gains)
+    context.tracker.log_metrics(metrics)
+    report = ReportManifest(
         id=report_id,
         path=report_id,
         made_from=images.id,
-        models={name: facts.id for name, facts in models.items()},
-        operating_points=points,
-        calibrations={name: manifests.CalibrationEntry(**vars(found)) for name, found in calibrations.items()},
+        models=ids,
+        operating_points={model.name: OperatingPointEntry(**vars(model.operating_point)) for model in measured},
+        calibrations={name: CalibrationEntry(**vars(fitted)) for name, fitted in calibrations.items()},
         tta=settings.evaluate.tta,
-        metrics={key: value for key, value in logged.items() if value == value},
-        subgroups=[subgroup.as_record() for subgroup in found["subgroups"]],
-        licences=shown["dataset"]["licences"],
+        metrics={key: value for key, value in metrics.items() if not math.isnan(value)},
+        subgroups=[subgroup.as_record() for subgroup in facts.deciding.subgroups],
+        licences=list(facts.dataset.licenses),
         run_id=context.run_id,
     )
-    manifests.publish(manifest, warehouse)
-    summary = "; ".join(
-        f"{m['name']} test AUC {m['auroc']:.4f} [{m['auroc_low']:.4f}-{m['auroc_high']:.4f}]" for m in measured
+    manifests.publish(report, warehouse)
+    aurocs = (
+        f"{m.name} test AUC {m.auroc.value:.4f} [{'-'.join(f'{b:.4f}' for b in m.auroc.interval)}]" for m in measured
     )
-    return Summary(f"{len(test)} test images, {summary}; report {folder}/report.html{how_fast}")
+    return Summary(f"{len(test)} test images, {'; '.join(aurocs)}; report {folder}/report.html{speed}")
 
 
-def judge_head(
+def read_models(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> dict[str, ModelManifest]:
+    """The manifests of the trained models by name, the deciding one last.
+
+    Raises `DataError` where there is none, or one was trained on other images.
+    """
+    head = manifests.require(HeadManifest, context.warehouse)
+    manifests.check_fit(images, features, head)
+    models: dict[str, ModelManifest] = {HEAD: head}
+    finetuned = manifests.read(FinetunedManifest, context.warehouse)
+    if finetuned:
+        models[FINETUNED] = finetuned
+    for name, model in models.items():
+        if model.dataset_id != images.id:
+            raise DataError(
+                f"the {name} model was trained on dataset {model.dataset_id}, images/ is now {images.id}; "
+                "run train_head and finetune again"
+            )
+    return models
+
+
+def predict(
     context: StageContext,
     images: ImagesManifest,
     features: FeaturesManifest,
-    model: HeadManifest,
+    models: Mapping[str, ModelManifest],
     meter: session.Meter,
-) -> DataFrame:
-    """Predictions of the head on the stored bottleneck features."""
-    threads = session.task_threads(context.spark)
-    spec = network.Spec.model_validate(model.spec)
-    cut = backbones.backbone(spec.backbone).cuts[-1]
-    tensors = session.broadcast(context.spark, manifests.load_model(context.warehouse, model))
-
-    def load() -> inference.Predict:
-        network.use_threads(threads)
-        return network.predictor(network.tail(network.build(spec, tensors.value), cut))
-
-    def prepare(content: bytes) -> np.ndarray:
-        return np.load(io.BytesIO(content), allow_pickle=False).astype(np.float32)
-
-    batch = context.settings.evaluate.batch_size
-    udf = inference.column_udf(
-        f"head {model.id}",
-        load,
-        prepare,
-        prediction.probabilities,
-        prediction.PROBABILITY,
-        batch_size=batch,
-        meter=meter,
-    )
-    stored = context.spark.read.parquet(features.url(context.warehouse)).where("view = 0")
-    judged = read_images(context, images).where(JUDGED)
-    rows = judged.select("sha256", "split", "group", "label").join(stored.select("sha256", cut), "sha256", "inner")
-    return predictions(rows.select("*", udf(cut).alias("found")), HEAD)
-
-
-def judge_network(
-    context: StageContext,
-    images: ImagesManifest,
-    model: ModelManifest,
-    name: str,
-    meter: session.Meter,
-    label: str = "",
-    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
-) -> DataFrame:
-    """Predictions of a whole network on the stored pixels, over as many views of them as the settings say.
-
-    `change` is done to the pixels before; the rows are then told apart by `label`.
-    """
-    spec = network.Spec.model_validate({**model.spec, "tta": context.settings.evaluate.tta})
-    rows = read_images(context, images).where(JUDGED)
-    tensors = manifests.load_model(context.warehouse, model)
-    batch = context.settings.evaluate.batch_size
-    found = prediction.judged(rows, spec, tensors, f"network {model.id} tta {spec.tta}", batch, change, meter)
-    return predictions(found, label or name)
-
-
-def predictions(rows: DataFrame, model: str) -> DataFrame:
-    """Rows of `schemas.PREDICTIONS`, but for what calibration adds."""
-    named = rows.withColumn("model", f.lit(model)).withColumn("raw_probability", f.col("found.raw_probability"))
-    return named.select(*(f.col(name) for name in schemas.PREDICTIONS.names if name != "probability"))
-
-
-def calibrated(
-    raw: pd.DataFrame, method: config.CalibrationMethod
-) -> tuple[dict[str, calibration.Calibration], pd.DataFrame]:
-    """Each model's calibration, from its validation images alone, and the rows with calibrated probabilities."""
-    found, parts = {}, []
-    for name, rows in raw.sort_values(["model", "sha256"]).groupby("model"):
-        fitted = rows[rows["split"] == "validation"]
-        found[str(name)] = calibration.fit(fitted["label"], fitted["raw_probability"], method)
-        parts.append(rows.assign(probability=found[str(name)].apply(rows["raw_probability"])))
-    return found, pd.concat(parts)[schemas.PREDICTIONS.names]
+) -> pd.DataFrame:
+    """Raw predictions of all models for validation and test, and those of `PAINTED` for test."""
+    chosen = context.settings.evaluate
+    session.set_arrow_batch_rows(context.spark, chosen.batch_size)
+    if chosen.tta == 1:
+        rows = predictions.predict_head(context, images, features, models[HEAD], meter)
+    else:  # no features of mirror images are stored
+        rows = predictions.predict_network(context, images, models[HEAD], HEAD, meter)
+    if FINETUNED in models:
+        rows = rows.unionByName(predictions.predict_network(context, images, models[FINETUNED], FINETUNED, meter))
+    if chosen.shortcuts:
+        *_, deciding = models
+        painted = predictions.predict_network(
+            context, images, models[deciding], deciding, meter, label=PAINTED, change=shortcuts.without_lesion
+        )
+        rows = rows.unionByName(painted.where("split = 'test'"))
+    session.describe_jobs(context.spark, "evaluate: predict validation and test")
+    return pd.DataFrame(rows.toPandas())
 
 
 def measure(
-    name: str,
-    table: pd.DataFrame,
-    fitted: calibration.Calibration,
-    settings: config.Settings,
-    patients: list[str | None],
-) -> report_facts.ModelFacts:
-    """The figures of one model: calibration and operating point from validation, everything else on test.
+    table: pd.DataFrame, fitted: calibration.Calibration, settings: config.Settings, patients: list[str | None]
+) -> ModelFacts:
+    """Measure one model: operating point from validation, everything else on test.
 
-    `patients` are those of the test images by `sha256`.
+    `table` has its calibrated rows, `patients` those of the test images by `sha256`.
     """
     validation, test = (
-        tuple(side[column].to_numpy() for column in ("label", "raw_probability", "group"))
-        for side in (table[table["split"] == split].sort_values("sha256") for split in ("validation", "test"))
+        tuple(rows[column].to_numpy() for column in ("label", "raw_probability", "group"))
+        for rows in (table[table["split"] == split].sort_values("sha256") for split in ("validation", "test"))
     )
     chosen = settings.evaluate
-    name_of_point, rule = operating_points.by_name(chosen.operating_point)
+    name, rule = operating_points.resolve_rule(chosen.operating_point)
     probabilities = fitted.apply(validation[1])
-    point = operating_points.choose(validation[0], probabilities, rule, name_of_point)
-    point = operating_points.with_room(point, probabilities)
-    return report_facts.model_facts(
-        name, fitted, point, validation[:2], test, chosen.resamples, settings.seed, chosen.prevalences, patients
+    point = operating_points.choose(validation[0], probabilities, rule, name)
+    return measure_model(
+        str(table["model"].iloc[0]),
+        fitted,
+        operating_points.lower_threshold(point, probabilities),
+        validation[:2],
+        test,
+        resamples=chosen.resamples,
+        seed=settings.seed,
+        prevalences=chosen.prevalences,
+        patients=patients,
     )
 
 
-def gained(table: pd.DataFrame, settings: config.Settings) -> report_facts.Gain:
-    """What fine-tuning adds to the head alone on the test split."""
+def compare_models(settings: config.Settings, table: pd.DataFrame) -> Gain:
+    """The gain of fine-tuning over the head alone on the test split."""
     test = table[table["split"] == "test"].sort_values("sha256")
     head, finetuned = (test[test["model"] == name] for name in (HEAD, FINETUNED))
-    return difference(settings, FINETUNED, finetuned, HEAD, head)
+    return measure_gain(settings, FINETUNED, finetuned, HEAD, head)
 
 
-def against_champion(
-    context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str
-) -> report_facts.Gain | str:
-    """The deciding model beside the champion, on the same test images; else why there is none to stand beside."""
+def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:
+    """The gain of the deciding model over the champion on the same test images, or why there is none."""
     register = context.settings.register_
     reference = f"{register.name}@{register.alias}"
-    standing = context.tracker.find_version(reference)
-    if standing is None:
+    version = context.tracker.find_version(reference)
+    if version is None:
         return f"No model has been {register.alias} before."
-    known = known_predictions(context, standing)
-    if known is None or list(known["sha256"]) != list(test["sha256"]):
+    stored = stored_predictions(context, version.tags)
+    if stored is None or list(stored["sha256"]) != list(test["sha256"]):
         try:
-            known = test.assign(probability=assessment.judged_by(context, images, reference, test))
+            stored = test.assign(probability=predictions.predict_registered(context, images, reference, test))
         except DataError as error:
-            return f"Not compared with the {register.alias}, version {standing.version}: {error}."
-    return difference(context.settings, name, test, f"{register.alias}, version {standing.version}", known)
+            return f"Not compared with the {register.alias}, version {version.version}: {error}."
+    return measure_gain(context.settings, name, test, f"{register.alias}, version {version.version}", stored)
 
 
-def known_predictions(context: StageContext, standing: Any) -> pd.DataFrame | None:
+def stored_predictions(context: StageContext, tags: Mapping[str, str]) -> pd.DataFrame | None:
     """A registered version's rows of the test images it was evaluated on, where this warehouse has them."""
-    report_id = standing.tags.get("report_id")
-    if not report_id:
+    if not tags.get("report_id"):
         return None
-    folder = files.join(context.warehouse, "reports", report_id)
-    return assessment.read_predictions(folder, str(standing.tags.get("model")), "test")
+    folder = files.join(context.warehouse, "reports", tags["report_id"])
+    return predictions.read_predictions(folder, str(tags.get("model")), "test")
 
 
-def difference(
-    settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame
-) -> report_facts.Gain:
-    """AUROC of one model's rows less that of others', of the same images in the same order."""
+def measure_gain(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> Gain:
+    """AUROC of one model's rows minus that of another's, for the same images in the same order."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     both = others["probability"].to_numpy(), rows["probability"].to_numpy()
-    bounds = bootstrap.auroc_difference(labels, *both, groups, settings.evaluate.resamples, settings.seed)
+    interval = bootstrap.auroc_difference(labels, *both, groups, settings.evaluate.resamples, settings.seed)
     before, after = (binary.auroc(labels, probabilities) for probabilities in both)
-    return {"of": of, "over": over, "auroc": after - before, "interval": bounds}
+    return Gain(of, over, after - before, interval)
 
 
-def as_metrics(model: report_facts.ModelFacts) -> dict[str, float]:
-    """Flat names for MLflow: `test_auroc_finetuned`, ..."""
-    suffix = {HEAD: "head", FINETUNED: "finetuned"}[model["name"]]
-    values = {
-        "test_auroc": model["auroc"],
-        "test_auroc_low": model["auroc_low"],
-        "test_auroc_high": model["auroc_high"],
-        **{f"test_{key}": figure.value for key, figure in model["figures"].items()},
-        "threshold": model["operating_point"].threshold,
-    }
-    return {f"{key}_{suffix}": value for key, value in values.items()}
+def as_metrics(facts: Facts, gains: list[Gain]) -> dict[str, float]:
+    """Flat names for MLflow: `test_auroc_finetuned`, ...; `gains` are those of fine-tuning."""
+    metrics: dict[str, float] = {}
+    for model in facts.models:
+        suffix = predictions.metric_suffix(model.name)
+        metrics |= {f"test_{key}_{suffix}": value for key, value in model.metrics().items()}
+        metrics[f"threshold_{suffix}"] = model.operating_point.threshold
+    for gain in gains:
+        low, high = gain.interval
+        metrics |= {"test_auroc_gain": gain.auroc, "test_auroc_gain_low": low, "test_auroc_gain_high": high}
+    if measured := facts.deciding.shortcuts:
+        metrics |= {"test_auroc_without_lesion": measured.painted.value, "test_auroc_of_colours": measured.colors.value}
+    gaps = subgroups.largest_gaps(facts.deciding.subgroups)
+    return metrics | {f"test_{gap.figure}_gap_of_subgroups": gap.value for gap in gaps}
 
 
-def about(spec: network.Spec, name: str, models: Mapping[str, ModelManifest]) -> str:
-    """What the deciding model is, and how it was trained."""
-    trained = f"The head was trained first (epoch {models[HEAD].best['head']} was kept)"
+def describe_training(spec: network.Spec, name: str, models: Mapping[str, ModelManifest]) -> str:
+    """Describe the deciding model, and how it was trained."""
+    head = models[HEAD]
+    trained = f"The head was trained first (epoch {head.best['head']} was kept)"
     if name == FINETUNED:
         best = models[FINETUNED].best
         order = dict.fromkeys(str(epoch["phase"]) for epoch in models[FINETUNED].training)
         phases = ", ".join(f"{phase} (epoch {best[phase]})" for phase in order)
         trained += f", then more of the network by phases: {phases}; epoch 0 is the start"
-    return f"{assessment.about(name, spec, models[HEAD].weights_origin)} {trained}."
-
-
-def gather_facts(
-    context: StageContext,
-    images: ImagesManifest,
-    models: Mapping[str, ModelManifest],
-    measured: list[report_facts.ModelFacts],
-    gains: list[report_facts.Gain],
-    champion: report_facts.Gain | str,
-    deciding: report_facts.Deciding,
-) -> report_facts.Facts:
-    head = models[HEAD]
-    epochs: list[report_facts.Epoch] = []
-    best: dict[str, int] = {}
-    for model in models.values():
-        epochs += [{key: epoch[key] for key in report_facts.Epoch.__required_keys__} for epoch in model.training]  # type: ignore[misc]
-        best |= model.best
-    limits = [
-        "A high AUROC on archive images shows that the pipeline works, not that it diagnoses: borders, colours and "
-        "rulers alone often give the label away.",
-        "Images without patient or lesion ids can only be grouped when they look the same, so the test split may hold "
-        "lesions that training has seen.",
-        "The operating point was chosen on the validation split; another population needs its own.",
-    ]
-    return {
-        "title": f"Melanoma classification, dataset {images.id}",
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "run_id": context.run_id,
-        "dataset": assessment.dataset_facts(context, images),
-        "settings": config.notable_settings(context.settings),
-        "lineage": {
-            "dataset": images.id,
-            "backbone": f"{head.spec['backbone']}, {head.weights_origin} weights {head.weights_id}",
-            "features": head.features_id,
-            **{f"model {name}": facts.id for name, facts in models.items()},
-            "package": __version__,
-            "commit": lineage.commit(),
-        },
-        "models": measured,
-        "gains": gains if isinstance(champion, str) else [*gains, champion],
-        "champion": champion if isinstance(champion, str) else "",
-        "deciding": deciding,
-        "training": epochs,
-        "best": best,
-        "limits": limits,
-        "weights_are_random": head.weights_origin == "random",
-    }
-
-
-def either(context: StageContext) -> Summary:
-    """The job `evaluate`: of the warehouse's own test split, or of another archive when one is named."""
-    images = manifests.read(ImagesManifest, context.warehouse)
-    archive = context.settings.archive
-    if archive and images and images.archive not in ("", archive_id(archive)):
-        return external.run(context)
-    return run(context)
+    return f"{reporting.describe_model(name, spec, head.weights_origin)} {trained}."

@@ -1,11 +1,12 @@
-"""One run as one self-contained HTML page and its plots: what was measured, on which data, with which limits.
+"""One run as a self-contained HTML page and a model card: what was measured, on which data, with which limits.
 
 The page needs no script, no network and no other file, and reads on paper, a desktop and a phone. Text from outside
-(titles, reject reasons, settings) is escaped, never trusted.
+(titles, reject reasons, settings) is escaped.
 """
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +14,9 @@ from matplotlib import colormaps
 from PIL import Image
 
 from melanoma_spark import pages
-from melanoma_spark.evaluation import plots
-from melanoma_spark.evaluation.report_facts import Facts, Mistake, check
-from melanoma_spark.evaluation.subgroups import ATTRIBUTES, FEWEST, in_words, largest_gaps
+from melanoma_spark.evaluation.facts import Facts, Mistake
+from melanoma_spark.evaluation.plots import PLOTS
+from melanoma_spark.evaluation.subgroups import ATTRIBUTES, FEWEST, flag_text, largest_gaps
 from melanoma_spark.images import quality
 from melanoma_spark.images.reasons import REASONS
 
@@ -23,7 +24,7 @@ MISTAKE_SIDE = 224  # pixels
 
 
 class Published(NamedTuple):
-    """A result of others on dermoscopy photographs."""
+    """A published result on dermoscopy photographs."""
 
     data: str
     result: str
@@ -51,41 +52,40 @@ PUBLISHED = (
 )
 
 
-def render(facts: Facts) -> str:
-    """The report as one HTML document, plots inside. Raises DataError where a fact is missing or no model is given."""
-    images = {name: base64.b64encode(png).decode("ascii") for name, png in plots.draw(facts).items()}
-    deciding = facts["deciding"]
-    found = {subgroup.value for subgroup in deciding["subgroups"] if subgroup.attribute == "quality"}
+def render(facts: Facts, plots: Mapping[str, bytes]) -> str:
+    """The report as one HTML document, with the PNG files of `plots.draw` inside."""
+    subgroups = facts.deciding.subgroups
+    flags = {subgroup.value for subgroup in subgroups if subgroup.attribute == "quality"}
     return pages.render(
         "report.html",
         facts=facts,
-        images=images,
+        plots=[(PLOTS[file], _base64(png)) for file, png in plots.items()],
         attributes=ATTRIBUTES,
         published=PUBLISHED,
         fewest=FEWEST,
-        flags={in_words(flag): meaning for flag, meaning in quality.FLAGS.items() if in_words(flag) in found},
+        flags={flag_text(flag): meaning for flag, meaning in quality.FLAGS.items() if flag_text(flag) in flags},
         reasons=REASONS,
-        gaps=largest_gaps(deciding["subgroups"]),
-        mistakes=[
-            dict(mistake, picture=base64.b64encode(_explained(mistake)).decode("ascii"))
-            for mistake in deciding["mistakes"]
-        ],
+        gaps=largest_gaps(subgroups),
+        mistakes=[(mistake, _base64(_picture(mistake))) for mistake in facts.deciding.mistakes],
     )
 
 
 def card(facts: Facts) -> str:
-    """The deciding model's card in Markdown; text from outside is escaped as in HTML. Raises as `render`."""
-    check(facts)
-    gaps = largest_gaps(facts["deciding"]["subgroups"])
+    """The deciding model's card in Markdown; text from outside is escaped as in HTML."""
+    gaps = largest_gaps(facts.deciding.subgroups)
     return pages.render("card.md", facts=facts, attributes=ATTRIBUTES, gaps=gaps, fewest=FEWEST)
 
 
-def _explained(mistake: Mistake) -> bytes:
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _picture(mistake: Mistake) -> bytes:
     """JPEG of the image and, to its right, the same under its heat map."""
-    image = Image.fromarray(mistake["image"])
+    image = Image.fromarray(mistake.image)
     size = min(image.width, MISTAKE_SIDE)
     image = image.resize((size, size), Image.Resampling.BILINEAR)
-    heat = Image.fromarray((255 * mistake["heat"]).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    heat = Image.fromarray((255 * mistake.heat).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     strength = np.asarray(heat, np.float32) / 255
     warm = 255 * colormaps["inferno"](strength)[..., :3]
     share = 0.65 * strength[..., None]

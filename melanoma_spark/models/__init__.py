@@ -1,0 +1,1 @@
+"""The parts of a registered model: network, weights, calibration, operating points, engines."""

@@ -17,6 +17,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
@@ -143,7 +144,7 @@ def check(settings: config.Settings) -> None:
         )
 
 
-def build_base(name: str, image_size: int, weights: Sequence[np.ndarray] | None = None) -> Any:
+def build_base(name: str, image_size: int, weights: Sequence[NDArray[np.float32]] | None = None) -> Any:
     """The base as a flat functional Keras model: uint8 RGB (n, size, size, 3) -> its last cut's float32 features.
 
     Preprocessing is part of the model. Without `weights` the layers keep Keras's random start. Batch normalisation
@@ -200,7 +201,7 @@ def cut_shapes(name: str, image_size: int, cuts: Sequence[str]) -> dict[str, tup
     return {cut: tuple(base.get_layer(cut).output.shape[1:]) for cut in cuts}
 
 
-def random_weights(name: str, seed: int) -> list[np.ndarray]:
+def random_weights(name: str, seed: int) -> list[NDArray[np.float32]]:
     """Random weights after He et al. 2015, the same for the same seed: for the demo and the tests only."""
     base = build_base(name, max(64, backbone(name).smallest))
     draw = np.random.default_rng(seed)
@@ -219,7 +220,7 @@ def random_weights(name: str, seed: int) -> list[np.ndarray]:
     return tensors
 
 
-def set_weights(model: Any, weights: Sequence[np.ndarray], what: str) -> None:
+def set_weights(model: Any, weights: Sequence[NDArray[np.float32]], what: str) -> None:
     """Raises `ConfigError` naming the first tensor that does not fit, and its layer."""
     own = [tuple(w.shape) for w in model.weights]
     given = [tuple(w.shape) for w in weights]

@@ -1,6 +1,6 @@
-"""A registered model as files: network, calibration, operating point and reference, and what they say of images.
+"""A registered model as files: network, calibration, operating point and training reference; and its scores of images.
 
-Without MLflow, whose import takes a worker longer than loading the network.
+It does not import MLflow, which takes a worker longer than loading the network.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from melanoma_spark import __version__, lineage
 from melanoma_spark.errors import DataError, ImageError
@@ -36,24 +37,24 @@ OUTPUTS = (
 
 @dataclass(frozen=True)
 class Scorer:
-    """A network's spec and tensors with the calibration and the operating point that were found for it.
+    """A network's spec and tensors with its calibration and its operating point.
 
-    `reference` is of the images that it learnt from; a model that was registered without it knows no distances.
+    `reference` describes the training images; a model that was registered without it has no distances.
     """
 
     spec: network.Spec
-    tensors: list[np.ndarray]
+    tensors: list[NDArray[np.float32]]
     calibration: Calibration
     operating_point: OperatingPoint
     min_side: int
     max_pixels: int
-    facts: Mapping[str, Any]
+    facts: Mapping[str, str]  # ids: of the model, its tensors, weights, dataset, features and run
     reference: Reference | None = None
-    damaged: str = "reject"  # or "accept": what becomes of a damaged image, as ingest.damaged
+    damaged: str = "reject"  # or "accept": for damaged images, as ingest.damaged
 
     @property
     def model_id(self) -> str:
-        """Of what it answers: other views of an image give other probabilities."""
+        """An id that covers the views: others give other probabilities."""
         return f"{self.facts['id']} tta {self.spec.tta}"
 
     @property
@@ -61,14 +62,14 @@ class Scorer:
         """Which images it accepts."""
         return decoding.ImageLimits(self.min_side, self.max_pixels, accept_damaged=self.damaged == "accept")
 
-    def prepare(self, content: bytes) -> np.ndarray:
-        """The same pixels that ingest stores: `decoding.decode` at the model's size. Raises `ImageError`."""
+    def prepare(self, content: bytes) -> NDArray[np.uint8]:
+        """Decode a file to the pixels that ingest stores, at the model's size. Raises `ImageError`."""
         return decoding.decode(content, self.spec.image_size, self.limits)
 
-    def prepare_sized(self, content: bytes) -> np.ndarray:
-        """A record of `prepare`'s `pixels`, `side`, the shorter one of the image as it came, and `damaged`.
+    def prepare_sized(self, content: bytes) -> NDArray[np.void]:
+        """Decode a file to a record: `pixels` of `prepare`, `side`, the shorter one of the file, and `damaged`.
 
-        Raises as `prepare` does.
+        Raises `ImageError`.
         """
         size = self.spec.image_size
         pixels, side, damage = decoding.decode_sized(content, size, self.limits)
@@ -77,25 +78,30 @@ class Scorer:
 
     def finish(
         self,
-        outputs: list[np.ndarray | None],
+        outputs: list[NDArray[np.float32] | None],
         errors: Sequence[ImageError | None],
         damaged: Sequence[bool] | None = None,
     ) -> pd.DataFrame:
-        """One row of `OUTPUTS` an image; probabilities are float64, NaN where the image was rejected.
+        """Make one row of `OUTPUTS` for each image; probabilities are float64, NaN where the image was rejected.
 
-        `outputs` are those of `network.over_views`. `raw_probability` is the network's, `probability` the calibrated
-        one, by which the decision is made. `spread` is the standard deviation of the network's over several views, NaN
-        of one. `distance` is that of `reference.FeatureSpace`, NaN without a reference. `flags` tells which of the
-        images are `damaged`.
+        `raw_probability` is the network's, `probability` the calibrated one, which decides. `spread` is the standard
+        deviation over several views, NaN of one. `distance` is that of `training_reference.FeatureSpace`, NaN without a
+        reference.
+
+        Args:
+            outputs: Those of `network.average_over_views`, None where no image could be decoded.
+            errors: For each image why it was rejected, or None.
+            damaged: For each image whether it gets that flag.
         """
-        nothing = np.full(len(errors), np.nan)
-        found = (*outputs, None, None, None)[:3]
-        raw, spread = (nothing if each is None else each.reshape(-1).astype(np.float64) for each in found[:2])
-        known = self.reference is not None and found[2] is not None
-        distance = self.reference.space.distances(found[2]) if known else nothing  # type: ignore[union-attr,arg-type]
+        undefined = np.full(len(errors), np.nan)
+        *numbers, features = (*outputs, None, None, None)[:3]
+        raw, spread = (undefined if each is None else each.reshape(-1).astype(np.float64) for each in numbers)
+        distance = undefined
+        if self.reference is not None and features is not None:
+            distance = self.reference.space.distances(features)
         probability = self.calibration.apply(raw)
         point = self.operating_point
-        good = np.asarray([error is None for error in errors], dtype=bool)
+        scored = np.asarray([error is None for error in errors], dtype=bool)
         positive = np.nan_to_num(probability, nan=-1.0) >= point.threshold
         return pd.DataFrame(
             {
@@ -103,33 +109,29 @@ class Scorer:
                 "raw_probability": raw,
                 "spread": spread,
                 "distance": distance,
-                "decision": np.where(good, np.where(positive, "positive", "negative"), ""),
+                "decision": np.where(scored, np.where(positive, "positive", "negative"), ""),
                 "operating_point": point.name,
                 "threshold": point.threshold,
-                "status": np.where(good, "scored", "rejected"),
+                "status": np.where(scored, "scored", "rejected"),
                 "reason": [error.reason if error else None for error in errors],
                 "detail": [error.detail if error else None for error in errors],
-                "flags": [quality.DAMAGED if one else None for one in damaged or [False] * len(errors)],
+                "flags": [quality.DAMAGED if flag else None for flag in damaged or [False] * len(errors)],
             }
         )
 
 
 def without_tensors(scorer: Scorer) -> Scorer:
-    """The scorer for closures that travel to executors, where the weights come by another way."""
+    """The scorer for closures that travel to executors, which get the weights by a broadcast."""
     return replace(scorer, tensors=[])
 
 
 def pack(scorer: Scorer) -> dict[str, bytes]:
-    """The scorer as files of `ARTIFACTS`: JSON and plain arrays, and their SHA-256."""
+    """Pack the scorer into files of `ARTIFACTS`: JSON and plain arrays, and their SHA-256."""
     description = {
         "format": 1,
         "spec": scorer.spec.model_dump(),
         "calibration": vars(scorer.calibration),
-        "operating_point": {
-            "name": scorer.operating_point.name,
-            "threshold": scorer.operating_point.threshold,
-            "rule": scorer.operating_point.rule,
-        },
+        "operating_point": vars(scorer.operating_point),
         "min_side": scorer.min_side,
         "max_pixels": scorer.max_pixels,
         "damaged": scorer.damaged,
@@ -147,15 +149,15 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
 
 
 def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
-    """The scorer in those files. Raises `DataError` when they do not belong together or were changed."""
+    """Read the scorer of packed files. Raises `DataError` where they do not belong together or were changed."""
     try:
         sums = json.loads(artifacts[MANIFEST])
         referenced = any(name in sums for name in OPTIONAL)
         for name in (*CONTENTS, *(OPTIONAL if referenced else ())):
-            found = hashes.sha256(artifacts[name])
-            if found != sums[name]:
+            sha256 = hashes.sha256(artifacts[name])
+            if sha256 != sums[name]:
                 raise DataError(
-                    f"the model's {name} was changed after it was registered: SHA-256 {found}, "
+                    f"the model's {name} was changed after it was registered: SHA-256 {sha256}, "
                     f"{MANIFEST} has {sums[name]}; register it again"
                 )
         description = json.loads(artifacts["model.json"])
@@ -171,21 +173,17 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
             reference=unpack_reference(artifacts) if referenced else None,
         )
     except (KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]  # pydantic tells over several lines
+        reason = " ".join(str(error).split())[:300]  # pydantic's errors have several lines
         raise DataError(f"the model's description is damaged: {reason}; register it again") from None
-    found = lineage.tensors_id(scorer.tensors)
-    if found != scorer.facts.get("tensors_id"):
+    tensors_id = lineage.tensors_id(scorer.tensors)
+    if tensors_id != scorer.facts.get("tensors_id"):
         raise DataError(
-            f"the model's weights were changed after it was registered: content id {found}, "
+            f"the model's weights were changed after it was registered: content id {tensors_id}, "
             f"expected {scorer.facts.get('tensors_id')}; register it again"
         )
     return scorer
 
 
 def from_files(paths: Mapping[str, str]) -> Scorer:
-    contents = {}
-    for key in ARTIFACTS:
-        if key in paths:
-            with open(paths[key], "rb") as file:
-                contents[key] = file.read()
-    return unpack(contents)
+    """Read the scorer of packed files, whose names are keys of `paths`. Raises as `unpack`."""
+    return unpack({key: Path(paths[key]).read_bytes() for key in ARTIFACTS if key in paths})

@@ -1,7 +1,7 @@
-"""Calibration: probabilities moved so that of the images with 0.3 about three in ten are positive.
+"""Calibration: corrects probabilities, so that about three in ten images with 0.3 are positive.
 
 Fit it on validation, apply it unchanged afterwards. It is a rising function, so it changes no ranking: AUROC, ROC and
-the decisions at an operating point of given sensitivity stay what they are.
+the decisions at an operating point of given sensitivity stay the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAST, MOST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25
 
 @dataclass(frozen=True)
 class Calibration:
-    """calibrated logit = slope * logit + intercept. `none` gives every probability back as it is.
+    """Calibrated logit = slope * logit + intercept. `none` returns every probability unchanged.
 
     Raises DataError where slope and intercept are not finite or the slope is not above 0.
     """
@@ -41,7 +41,7 @@ class Calibration:
             )
 
     def apply(self, probabilities: ArrayLike) -> Floats:
-        """(n,) probabilities, NaN among them stays NaN -> (n,) float64."""
+        """Calibrate probabilities (n,), NaN stays NaN -> (n,) float64."""
         values = np.asarray(probabilities, dtype=np.float64)
         if self.method == "none":
             return values
@@ -49,11 +49,11 @@ class Calibration:
 
 
 def fit(labels: ArrayLike, probabilities: ArrayLike, method: CalibrationMethod = "platt") -> Calibration:
-    """The calibration with the least cross-entropy on these images, labels and probabilities as in `metrics`.
+    """Fit the calibration with the least cross-entropy on these images, labels and probabilities as in `metrics`.
 
-    `platt`: slope and intercept, on targets that are moved inwards by one image of each class, (N+ + 1) / (N+ + 2) and
+    `platt`: slope and intercept, on targets moved inwards by one image of each class, (N+ + 1) / (N+ + 2) and
     1 / (N- + 2), so that a perfect ranking has a finite fit (Platt, Advances in Large Margin Classifiers, 1999).
-    `temperature`: the slope alone (Guo et al., ICML 2017), on the same targets; it cannot mend a wrong mean.
+    `temperature`: the slope alone (Guo et al., ICML 2017), on the same targets; it cannot correct a wrong mean.
 
     Where the best slope is not above 0 - the model ranks no better than chance - there is nothing to calibrate: `none`.
     Raises DataError for invalid arrays and for images of one label only.
@@ -81,14 +81,14 @@ def fit(labels: ArrayLike, probabilities: ArrayLike, method: CalibrationMethod =
         return float(np.mean(np.logaddexp(0, z) - targets * z)), gradient / len(x)
 
     with np.errstate(over="ignore"):
-        found = minimize(loss, np.array([1.0, 0.0])[:free], jac=True, method="BFGS", options={"gtol": 1e-8})
-    slope, intercept = (*found.x, 0.0)[:2]
+        fitted = minimize(loss, np.array([1.0, 0.0])[:free], jac=True, method="BFGS", options={"gtol": 1e-8})
+    slope, intercept = (*fitted.x, 0.0)[:2]
     if not slope > 0:
         return Calibration()
     return Calibration(method, float(slope), float(intercept))
 
 
 def logits(probabilities: Floats) -> Floats:
-    """log(p / (1 - p)), finite for what a float32 can hold between 0 and 1, and for both ends."""
+    """log(p / (1 - p)), finite for every float32 from 0 to 1."""
     inside = np.clip(probabilities, LEAST, MOST)
     return np.asarray(np.log(inside) - np.log1p(-inside))

@@ -1,4 +1,4 @@
-"""Registered models in MLflow: how one is logged with the code that it needs, and its files."""
+"""Registered models in MLflow: logs one with the code that it needs, and downloads its files."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ import tempfile
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from melanoma_spark import SUFFIXES
 from melanoma_spark.errors import DataError
-from melanoma_spark.models import bundle
+from melanoma_spark.models import bundle, training_reference
 from melanoma_spark.tracking import Tracker
 
-BUNDLE_TAG = "manifest_sha256"  # of a registered version: the sum of the sums of its files
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow.entities.model_registry import ModelVersion
+
+BUNDLE_TAG = "manifest_sha256"  # of a registered version: the hash of the manifest with the hashes of its files
 
 
 def register_model(
-    name: str, artifacts: Mapping[str, bytes], example: Any, tags: dict[str, str], description: str
+    name: str, artifacts: Mapping[str, bytes], example: pd.DataFrame | None, tags: Mapping[str, str], description: str
 ) -> str:
     """Log a self-contained scorer into the open run and register it; returns the version."""
     import mlflow
@@ -35,7 +39,7 @@ def register_model(
             paths[key] = str(Path(folder) / key)
             Path(paths[key]).write_bytes(content)
         scorer = bundle.from_files(paths)
-        with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of each step; what fails is raised
+        with contextlib.redirect_stderr(io.StringIO()):  # MLflow prints each step; it raises errors
             info = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(package / "models/pyfunc.py"),
@@ -50,14 +54,14 @@ def register_model(
     client = mlflow.MlflowClient()
     version = str(info.registered_model_version)
     sums = {BUNDLE_TAG: hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()}
-    for key, value in (tags | sums).items():
+    for key, value in {**tags, **sums}.items():
         client.set_model_version_tag(name, version, key, value)
     client.update_model_version(name, version, description=description)
     return version
 
 
-def download_model(tracker: Tracker, reference: str) -> tuple[Any, dict[str, bytes]]:
-    """The registered version and the artifacts it was registered with, by key.
+def download_model(tracker: Tracker, reference: str) -> tuple[ModelVersion, dict[str, bytes]]:
+    """Download a registered version's artifacts, by key; returns the version, too.
 
     Raises `DataError` naming the reference and what is registered.
     """
@@ -74,22 +78,21 @@ def download_model(tracker: Tracker, reference: str) -> tuple[Any, dict[str, byt
         path = mlflow.artifacts.download_artifacts(
             artifact_uri=f"models:/{version.name}/{version.version}", dst_path=folder
         )
-        there = {key: Path(path) / "artifacts" / key for key in bundle.ARTIFACTS}
-        artifacts = {
-            key: file.read_bytes() for key, file in there.items() if key not in bundle.OPTIONAL or file.exists()
-        }
-    found = hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()
+        optional = training_reference.FILES
+        files = {key: Path(path) / "artifacts" / key for key in bundle.ARTIFACTS}
+        artifacts = {key: file.read_bytes() for key, file in files.items() if key not in optional or file.exists()}
+    sha256 = hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()
     expected = version.tags.get(BUNDLE_TAG)
-    if expected != found:
+    if expected != sha256:
         raise DataError(
-            f"model {reference} is not the one that was registered: its {bundle.MANIFEST} has SHA-256 {found}, "
+            f"model {reference} is not the one that was registered: its {bundle.MANIFEST} has SHA-256 {sha256}, "
             f"the registry's tag {BUNDLE_TAG} is {expected}; register it again"
         )
     return version, artifacts
 
 
 def unpacked_package(folder: Path) -> Path:
-    """This package's sources as plain files below `folder`: Spark ships it as a zip, MLflow copies files."""
+    """Copy this package's sources as plain files below `folder`: Spark ships it as a zip, MLflow copies files."""
     target = folder / "melanoma_spark"
     _copy_sources(importlib.resources.files("melanoma_spark"), target)
     return target

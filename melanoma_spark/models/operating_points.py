@@ -10,19 +10,19 @@ from numpy.typing import ArrayLike
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics.counts import counts_by_threshold
 
-# Told beside the one that decides: a screening misses little, a specific test raises few false alarms.
+# Reported next to the deciding one: a screening misses little, a specific test raises few false alarms.
 NAMED = {"screening": "sensitivity>=0.95", "balanced": "balanced", "specific": "specificity>=0.95"}
-ROOM = 1e-4  # what probabilities of two engines may differ by
+TOLERANCE = 1e-4  # by which probabilities of two engines may differ
 VALID_RULES = "sensitivity>=X, specificity>=X (0 < X <= 1), " + ", ".join(NAMED)
 
 
-class Unreached(DataError):
+class UnreachedError(DataError):
     """No observed probability, taken as the threshold, meets the rule."""
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A named threshold (decision: probability >= threshold) and the rule that chose it."""
+    """A named threshold and the rule that chose it. A probability >= threshold is positive."""
 
     name: str
     threshold: float
@@ -32,7 +32,7 @@ class OperatingPoint:
 def choose(
     labels: ArrayLike, probabilities: ArrayLike, rule: str = "sensitivity>=0.95", name: str = "screening"
 ) -> OperatingPoint:
-    """Chooses the threshold among the observed probabilities. Fit it on validation, never on the split it is judged on.
+    """Choose the threshold among the observed probabilities. Use validation, never the split that is evaluated.
 
     labels: (n,) 0 or 1. probabilities: (n,) in [0, 1]. rule, one of:
 
@@ -52,74 +52,72 @@ def choose(
         raise DataError(f"rule {rule!r} needs images of both labels: all {positives + negatives} have label {present}")
     # Thresholds fall, so sensitivity rises and specificity falls along the arrays.
     if kind == "sensitivity":
-        chosen = np.flatnonzero(true_positives / positives >= target)[0]
+        index = np.flatnonzero(true_positives / positives >= target)[0]
     elif kind == "specificity":
         # Not 1 - false positive rate, whose rounding would miss targets that are met exactly.
         specificity = (negatives - false_positives) / negatives
         reached = np.flatnonzero(specificity >= target)
         if len(reached) == 0:
-            raise Unreached(
+            raise UnreachedError(
                 f"no threshold reaches rule {rule!r}: the highest probability, {thresholds[0]}, "
                 f"gives a specificity of {specificity[0]:.4f} on {negatives} images of label 0"
             )
-        chosen = reached[-1]
+        index = reached[-1]
     else:
         # Youden's J times positives * negatives: whole numbers, so equal ones compare as equal.
         youden = true_positives * negatives - false_positives * positives
-        chosen = np.flatnonzero(youden == youden.max())[-1]
-    return OperatingPoint(name=name, threshold=float(thresholds[chosen]), rule=rule)
+        index = np.flatnonzero(youden == youden.max())[-1]
+    return OperatingPoint(name=name, threshold=float(thresholds[index]), rule=rule)
 
 
-def with_room(point: OperatingPoint, probabilities: ArrayLike) -> OperatingPoint:
-    """The same decisions on these probabilities, by a threshold a little under the observed one.
+def lower_threshold(point: OperatingPoint, probabilities: ArrayLike) -> OperatingPoint:
+    """Lower the threshold a little under the observed probability, so that these decisions stay the same.
 
-    The very image that set the threshold would else change sides where another engine or processor rounds otherwise.
-    At most `ROOM`, and half-way to the next lower probability.
+    Otherwise the image that set the threshold changes its decision where another engine or processor rounds
+    differently. Lowers by `TOLERANCE`, or half the distance to the next lower probability where that is less.
     """
     observed = np.asarray(probabilities, np.float64)
-    under = observed[observed < point.threshold]
-    gap = point.threshold - (float(under.max()) if len(under) else 0.0)
-    room = min(ROOM, gap / 2)
-    return point if math.isinf(point.threshold) else replace(point, threshold=point.threshold - room)
+    lower = observed[observed < point.threshold]
+    gap = point.threshold - (float(lower.max()) if len(lower) else 0.0)
+    return point if math.isinf(point.threshold) else replace(point, threshold=point.threshold - min(TOLERANCE, gap / 2))
 
 
-def named(labels: ArrayLike, probabilities: ArrayLike) -> list[OperatingPoint]:
-    """The operating points of `NAMED`. One that no threshold reaches has the threshold inf: it finds nothing.
+def choose_named(labels: ArrayLike, probabilities: ArrayLike) -> list[OperatingPoint]:
+    """Choose the operating points of `NAMED`. One that no threshold reaches has the threshold inf: it finds nothing.
 
     Raises as `choose`.
     """
-    found = []
+    points = []
     for name, rule in NAMED.items():
         try:
-            found.append(choose(labels, probabilities, rule, name))
-        except Unreached:
-            found.append(OperatingPoint(name=name, threshold=float("inf"), rule=rule))
-    return found
+            points.append(choose(labels, probabilities, rule, name))
+        except UnreachedError:
+            points.append(OperatingPoint(name=name, threshold=float("inf"), rule=rule))
+    return points
 
 
-def by_name(told: str) -> tuple[str, str]:
-    """Name and rule of what settings say, which may be either: `screening` -> ("screening", "sensitivity>=0.95").
+def resolve_rule(setting: str) -> tuple[str, str]:
+    """Name and rule of a setting, which may be either: `screening` -> ("screening", "sensitivity>=0.95").
 
-    A rule that has no name in `NAMED` is its own. Raises ConfigError as `parse_rule`.
+    The name of a rule that is not in `NAMED` is the rule itself. Raises ConfigError as `parse_rule`.
     """
-    rule = NAMED.get(told.strip(), told.strip())
+    rule = NAMED.get(setting.strip(), setting.strip())
     parse_rule(rule)
     return next((name for name, known in NAMED.items() if known == rule), rule), rule
 
 
 def parse_rule(rule: str) -> tuple[str, float]:
-    """`sensitivity>=0.95` -> ("sensitivity", 0.95), `balanced` -> ("balanced", NaN); ConfigError for anything else.
+    """Parse a rule or a name of `NAMED`: `sensitivity>=0.95` -> ("sensitivity", 0.95), `balanced` -> ("balanced", NaN).
 
-    A name of `NAMED` stands for its rule. Call it when settings are read: hours lie between them and the first
-    validation scores.
+    Raises ConfigError for anything else. Call it when settings are read, hours before the first validation scores.
     """
     if NAMED.get(rule.strip()) == "balanced":
         return "balanced", float("nan")
     named_rule = NAMED.get(rule.strip(), rule)
-    found = re.fullmatch(r"\s*(sensitivity|specificity)\s*>=\s*([0-9]*\.?[0-9]+)\s*", named_rule)
-    if found is None:
+    match = re.fullmatch(r"\s*(sensitivity|specificity)\s*>=\s*([0-9]*\.?[0-9]+)\s*", named_rule)
+    if match is None:
         raise ConfigError(f"unknown operating point rule {rule!r}; valid rules: {VALID_RULES}")
-    target = float(found[2])
+    target = float(match[2])
     if not 0 < target <= 1:
-        raise ConfigError(f"operating point rule {rule!r} has target {found[2]}, not in (0, 1]; valid: {VALID_RULES}")
-    return found[1], target
+        raise ConfigError(f"operating point rule {rule!r} has target {match[2]}, not in (0, 1]; valid: {VALID_RULES}")
+    return match[1], target

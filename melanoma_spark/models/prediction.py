@@ -1,12 +1,13 @@
-"""Networks on executors: how a worker loads one, and what one says of stored images."""
+"""Networks on executors: how a worker loads one, and predictions for stored images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import types as t
 
@@ -15,21 +16,25 @@ from melanoma_spark.errors import ImageError
 from melanoma_spark.models import engines, network
 from melanoma_spark.spark import inference, session
 
+if TYPE_CHECKING:
+    from pyspark.broadcast import Broadcast
+
 PROBABILITY = t.StructType([t.StructField("raw_probability", t.DoubleType())])
 
 
-def judged(
+def predict_images(
     rows: DataFrame,
-    spec: Any,
-    tensors: list[np.ndarray],
+    spec: network.Spec,
+    tensors: list[NDArray[np.float32]],
     model_id: str,
     batch_size: int,
-    change: Callable[[np.ndarray], np.ndarray] = np.asarray,
+    *,
+    change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = np.asarray,
     meter: session.Meter | None = None,
 ) -> DataFrame:
-    """Rows of images/ with a column `found` more, of `PROBABILITY`: what the network of a spec says of their pixels.
+    """Add a column `predicted` of `PROBABILITY` to rows of images/: the network's probabilities for their pixels.
 
-    Sorted by split and hash over as many tasks as there are slots. `change` is done to the pixels before.
+    Sorted by split and hash over as many tasks as there are slots. `change` is applied to the pixels first.
     """
     spark = rows.sparkSession
     pixels = schemas.images_schema(spec.image_size).fields["image"]
@@ -42,18 +47,18 @@ def judged(
         batch_size=batch_size,
         meter=meter,
     )
-    spread = rows.repartitionByRange(session.partitions_for(spark, rows.count()), "split", "sha256")
-    return spread.select("*", udf("image").alias("found"))
+    sorted_rows = rows.repartitionByRange(session.partitions_for(spark, rows.count()), "split", "sha256")
+    return sorted_rows.select("*", udf("image").alias("predicted"))
 
 
-def probabilities(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-    """A `finish` for what is in the warehouse."""
+def probabilities(outputs: list[NDArray[np.float32] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+    """Make rows of `PROBABILITY` from a network's outputs for stored images, which always decode."""
     assert outputs[0] is not None, "stored pixels and features always decode"
     return pd.DataFrame({"raw_probability": outputs[0].reshape(-1).astype(np.float64)})
 
 
-def network_loader(spec: Any, tensors: Any, threads: int) -> inference.Load:
-    """Load the classifier of a spec; `tensors` is a Spark broadcast of its weights."""
+def network_loader(spec: network.Spec, tensors: Broadcast[list[NDArray[np.float32]]], threads: int) -> inference.Load:
+    """Return what loads the classifier of a spec on a worker."""
 
     def load() -> inference.Predict:
         network.use_threads(threads)
@@ -62,14 +67,14 @@ def network_loader(spec: Any, tensors: Any, threads: int) -> inference.Load:
     return load
 
 
-def exported_loader(engine: str, content: Any, threads: int, tta: int | None = None) -> inference.Load:
-    """Load what was exported for an engine, without TensorFlow; `content` is a Spark broadcast of it.
+def exported_loader(engine: str, content: Broadcast[bytes], threads: int, tta: int | None = None) -> inference.Load:
+    """Return what loads a network exported for an engine, without TensorFlow.
 
-    With `tta` it is a judge that is asked for so many views of an image.
+    With `tta` it is an exported `network.scoring_model` that is applied to so many views of an image.
     """
 
     def load() -> inference.Predict:
         forward = engines.predictor(content.value, threads, engine)
-        return forward if tta is None else network.over_views(forward, tta)
+        return forward if tta is None else network.average_over_views(forward, tta)
 
     return load

@@ -1,4 +1,4 @@
-"""The model as it is registered: image bytes in, probability and decision out, with all that this needs inside.
+"""The registered model for MLflow: image bytes in, probability and decision out, with all that it needs inside.
 
 MLflow reads this file as the model's code; batch scoring uses the same `bundle.Scorer`.
 """
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema
+from numpy.typing import NDArray
 
 from melanoma_spark.errors import ImageError
 from melanoma_spark.models import network
@@ -20,7 +21,7 @@ from melanoma_spark.models.bundle import NUMBERS, OUTPUTS, from_files
 
 
 def signature() -> ModelSignature:
-    """`image`: the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
+    """The signature: `image`, the bytes of a JPEG or PNG file -> the columns of `OUTPUTS`."""
     texts = dict.fromkeys(OUTPUTS, DataType.string)
     kinds = texts | dict.fromkeys(NUMBERS, DataType.double)
     missing = ("probability", "raw_probability", "spread", "distance", "reason", "detail", "flags")
@@ -31,7 +32,7 @@ def signature() -> ModelSignature:
 
 
 def requirements() -> list[str]:
-    """What a server of this model needs, at the versions it was made with."""
+    """The packages that a server of this model needs, at the versions it was made with."""
     import tensorflow as tf
 
     names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "fsspec", "simplejpeg")
@@ -39,14 +40,18 @@ def requirements() -> list[str]:
 
 
 class LesionScorer(PythonModel):
-    """MLflow's view of a `Scorer`: a table with a column `image` of bytes -> a table of `OUTPUTS`."""
+    """A `Scorer` for MLflow: a table with a column `image` of bytes -> a table of `OUTPUTS`."""
 
-    def load_context(self, context: Any) -> None:
+    def load_context(self, context: PythonModelContext) -> None:
+        """Load the scorer from the model's artifacts."""
         self.scorer = from_files(context.artifacts)
         self.forward = network.classifier(self.scorer.spec, self.scorer.tensors)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        inputs: list[np.ndarray] = []
+    def predict(
+        self, context: PythonModelContext | None, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Score the images of a table; `params` are not used."""
+        inputs: list[NDArray[np.uint8]] = []
         damaged: list[bool] = []
         errors: list[ImageError | None] = []
         for content in model_input["image"]:
@@ -58,13 +63,13 @@ class LesionScorer(PythonModel):
             except ImageError as error:
                 damaged.append(False)
                 errors.append(error)
-        outputs: list[np.ndarray | None] = []
+        outputs: list[NDArray[np.float32] | None] = []
         if inputs:
             good = [place for place, error in enumerate(errors) if error is None]
-            for found in self.forward(np.stack(inputs)):
-                every = np.full((len(errors), *found.shape[1:]), np.nan, np.float32)
-                every[good] = found
-                outputs.append(every)
+            for output in self.forward(np.stack(inputs)):
+                filled = np.full((len(errors), *output.shape[1:]), np.nan, np.float32)
+                filled[good] = output
+                outputs.append(filled)
         return self.scorer.finish(outputs, errors, damaged)
 
 

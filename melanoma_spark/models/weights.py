@@ -1,4 +1,4 @@
-"""`backbone.weights` -> tensors and their content id, from wherever they lie."""
+"""Finds and reads the tensors that `backbone.weights` names."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark import config, lineage, logs
 from melanoma_spark.errors import ConfigError
@@ -25,56 +27,57 @@ NAME_ANOTHER = "name a readable file, or `imagenet`"
 class Weights:
     """A base's tensors in Keras's order, where they came from, and the id of their content."""
 
-    tensors: tuple[np.ndarray, ...]
+    tensors: tuple[NDArray[np.float32], ...]
     origin: str
     content_id: str
 
     @property
     def are_random(self) -> bool:
+        """Whether they were drawn at random."""
         return self.origin == RANDOM
 
 
 def resolve(settings: config.Backbone, seed: int) -> Weights:
-    """The weights that the settings name, read and checked.
+    """Read and check the weights that the settings name.
 
-    `imagenet`: the file named by MELANOMA_WEIGHTS, else Keras's cache, else (never with `allow_random`) Keras's own
-    download. Their tensors must be the published ones. A path or URL: that file, whatever it holds, as long as the
-    shapes fit. Raises `ConfigError` with what was tried and the ways out.
+    `imagenet` is the file named by MELANOMA_WEIGHTS, else the one in Keras's cache, else (never with `allow_random`)
+    Keras's own download. Its tensors must be the published ones. A path or URL is that file, with any tensors of the
+    right shapes. Raises `ConfigError` with what was tried and how to fix it.
     """
     spec = backbones.backbone(settings.name)
     if settings.weights == RANDOM:
         return _random(settings.name, seed)
     if settings.weights != "imagenet":
         return _from_file(settings.weights, settings.weights)
-    path = at_hand(settings.name)
+    path = find_imagenet(settings.name)
     if path is None and settings.allow_random:
         return _random(settings.name, seed)
     path = path or Path(_download(settings.name))
-    found = _from_file(str(path), "imagenet")
-    # the tensors where their id is known, for a copy may be another file; else the file that Keras names
-    if found.content_id != spec.imagenet_id and _md5(path) != spec.imagenet_md5:
+    weights = _from_file(str(path), "imagenet")
+    # Compare tensors where their id is known, because a copy may be another file; else the file that Keras names.
+    if weights.content_id != spec.imagenet_id and _md5(path) != spec.imagenet_md5:
         raise ConfigError(
-            f"{path} does not hold the published ImageNet weights of {settings.name} (content id {found.content_id}, "
+            f"{path} does not hold the published ImageNet weights of {settings.name} (content id {weights.content_id}, "
             f"expected {spec.imagenet_id}); to use them anyway name the file itself: backbone.weights={path}"
         )
-    return found
+    return weights
 
 
-def located(settings: config.Backbone) -> str:
-    """Where the weights that the settings name lie, or nothing where Keras would download them; nothing is read.
+def locate(settings: config.Backbone) -> str:
+    """The place of the weights that the settings name, empty where Keras would download them; nothing is read.
 
-    Raises `ConfigError` where they are not.
+    Raises `ConfigError` where they are missing.
     """
     if settings.weights not in ("imagenet", RANDOM):
         if not files.exists(files.url_of(settings.weights)):
-            raise ConfigError(f"backbone.weights: {settings.weights} is not there; {NAME_ANOTHER}")
+            raise ConfigError(f"backbone.weights: {settings.weights} does not exist; {NAME_ANOTHER}")
         return settings.weights
-    path = at_hand(settings.name) if settings.weights == "imagenet" else None
+    path = find_imagenet(settings.name) if settings.weights == "imagenet" else None
     return str(path) if path else RANDOM if settings.allow_random else ""
 
 
-def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigError:
-    """The error of weights that are not those an earlier dataset was made with."""
+def changed_weights_error(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigError:
+    """The error where an earlier dataset was made with other weights."""
     return ConfigError(
         f"{dataset} was made with weights {made_with}, the settings name {weights.origin} weights "
         f"{weights.content_id}; run `melanoma-spark {job}` with these settings first"
@@ -82,28 +85,28 @@ def changed(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigE
 
 
 def announce(weights: Weights) -> None:
-    """Say in one line where random weights are used: their features mean nothing."""
+    """Log where random weights are used: their features mean nothing."""
     if weights.are_random:
-        logs.warning("random weights are used, for this demo only: no ImageNet weights at hand (docs/train.md)")
+        logs.warning("random weights are used, for this demo only: no ImageNet weights on this machine (docs/train.md)")
 
 
-def at_hand(name: str) -> Path | None:
-    """The ImageNet weights on this machine: MELANOMA_WEIGHTS, Keras's cache, a `shared/weights` beside the project."""
+def find_imagenet(name: str) -> Path | None:
+    """Find ImageNet weights on this machine: MELANOMA_WEIGHTS, Keras's cache, `shared/weights` next to the checkout."""
     named = os.environ.get(FILE_VARIABLE)
     if named:
         if not Path(named).is_file():
-            raise ConfigError(f"{FILE_VARIABLE} names {named}, which is no file; correct it or unset it")
+            raise ConfigError(f"{FILE_VARIABLE} names {named}, which is no file; correct or unset it")
         return Path(named)
     file_name = backbones.backbone(name).imagenet_file
     keras_home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-    beside = lineage.checkout().parent / "shared" / "weights"
-    return next((path for path in (keras_home / "models" / file_name, beside / file_name) if path.is_file()), None)
+    shared = lineage.checkout().parent / "shared" / "weights"
+    return next((path for path in (keras_home / "models" / file_name, shared / file_name) if path.is_file()), None)
 
 
-def read_hdf5(content: bytes, what: str) -> list[np.ndarray]:
-    """The tensors of a Keras HDF5 weights file, in the order of its layers. Nothing in the file is executed.
+def read_hdf5(content: bytes, what: str) -> list[NDArray[np.float32]]:
+    """Read the tensors of a Keras HDF5 weights file, in the order of its layers. Nothing in the file is executed.
 
-    Raises `ConfigError` when the content is something else.
+    Raises `ConfigError` where the content is something else.
     """
     import h5py
 
@@ -119,7 +122,7 @@ def read_hdf5(content: bytes, what: str) -> list[np.ndarray]:
         raise ConfigError(f"{what} is not a Keras HDF5 weights file: {str(error).splitlines()[0]}") from None
 
 
-def _texts(names: np.ndarray) -> list[str]:
+def _texts(names: NDArray[Any]) -> list[str]:
     return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
 
 
@@ -147,11 +150,11 @@ def _download(name: str) -> str:
         getattr(import_module(spec.module), spec.function)(include_top=False, weights="imagenet")
     except Exception as error:
         raise ConfigError(
-            f"no ImageNet weights of {name} at hand and Keras could not download them "
+            f"no ImageNet weights of {name} on this machine, and Keras could not download them "
             f"({str(error).splitlines()[0][:200]}); set {FILE_VARIABLE} to a copy of {spec.imagenet_file}, or put it "
             "into ~/.keras/models"
         ) from None
-    path = at_hand(name)
+    path = find_imagenet(name)
     if path is None:
         raise ConfigError(f"Keras downloaded the weights of {name}, but not to ~/.keras/models/{spec.imagenet_file}")
     return str(path)

@@ -90,7 +90,7 @@ def of_horovod(ranks: int) -> Finding:
 
 def of_weights(settings: config.Settings) -> Finding:
     chosen = settings.backbone
-    place = weights.located(chosen)
+    place = weights.locate(chosen)
     if not place:
         remedy = f"without internet put {backbones.backbone(chosen.name).imagenet_file} into ~/.keras/models"
         return Finding("weights", DRIVER, f"none of {chosen.name} at hand, Keras will download them", WARNING, remedy)

@@ -79,7 +79,7 @@ def needed(settings: config.Settings, warehouse: str, listing: list[retention.Fi
     named = {place: manifests.read_values(files.join(warehouse, place, manifests.FILE)) or {} for place in places}
     versions, evidence = registered(settings, warehouse)
     tags = [version.tags for version in versions]
-    sums = {found.get(engines.TAG.format(engine=engine)) for found in tags for engine in engines.FORMATS}
+    sums = {found.get(engines.TAG.format(engine=engine)) for found in tags for engine in engines.ENGINES}
     kept = [file.path for file in listing if file.path.startswith("models/exported/")]
     return retention.Needed(
         named,
@@ -96,8 +96,8 @@ def registered(settings: config.Settings, warehouse: str) -> tuple[list[Any], li
     if settings.mlflow.tracking_uri or files.exists(files.join(warehouse, "mlflow.db")):  # else it would be made now
         versions = tracking.Tracker(settings.mlflow, warehouse).versions()
     known, evidence = {f"{version.name} version {version.version}" for version in versions}, []
-    for name, alias in alias_history.aliases(warehouse):
-        moves = alias_history.moves(warehouse, name, alias)
+    for name, alias in alias_history.list_aliases(warehouse):
+        moves = alias_history.read_moves(warehouse, name, alias)
         last = f"{name} version {moves[-1]['to']}" if moves else ""
         if moves and last not in known:
             raise DataError(

@@ -1,0 +1,1 @@
+"""Registration of models in MLflow: the gate, aliases and their history."""

@@ -143,7 +143,7 @@ def exported_network(context: StageContext, scorer: bundle.Scorer, model: str, v
     A tag of the model version holds its SHA-256.
     """
     spec = scorer.spec.model_copy(update={"tta": 1})
-    name = lineage.content_id([scorer.facts["tensors_id"], spec.model_dump(), engines.FORMATS[engine]])
+    name = lineage.content_id([scorer.facts["tensors_id"], spec.model_dump(), engines.ENGINES[engine].format])
     url = files.join(context.warehouse, "models", "exported", f"{name}.{engine}")
     tag = engines.TAG.format(engine=engine)
     if files.exists(url):
@@ -152,7 +152,7 @@ def exported_network(context: StageContext, scorer: bundle.Scorer, model: str, v
         if registered and registered.tags.get(tag) == hashes.sha256(content):
             return content
     logs.info(f"exporting the network for {engine}, once")
-    content = engines.export(network.judge(spec, scorer.tensors), engine)
+    content = engines.export(network.scoring_model(spec, scorer.tensors), engine)
     files.write_bytes(url, content)
     context.tracker.tag_version(model, version, {tag: hashes.sha256(content)})
     return content

@@ -69,7 +69,7 @@ def search(context: StageContext) -> Summary:
         return Summary(f"nothing new, {describe(known)}; {place}")
     base = weights.resolve(settings.backbone, settings.seed)
     if base.content_id != features.weights:
-        raise weights.changed(base, features.weights, "features/", "featurize")
+        raise weights.changed_weights_error(base, features.weights, "features/", "featurize")
 
     labels = training_labels(context.spark, images.url(warehouse))
     table = read_images(context, images).where("split != 'test'")

@@ -28,7 +28,7 @@ def train_head(context: StageContext) -> Summary:
         return Summary(f"nothing new, models/head stands, validation AUROC {known.validation_auroc:.4f}")
     base = weights.resolve(settings.backbone, settings.seed)
     if base.content_id != features.weights:
-        raise weights.changed(base, features.weights, "features/", "featurize")
+        raise weights.changed_weights_error(base, features.weights, "features/", "featurize")
 
     labels = training_labels(context.spark, images.url(warehouse))
     url = features.url(warehouse)

@@ -101,7 +101,7 @@ def serve() -> None:
     follow.Follower.run, retention.decide, lease._refuse = run_once, deciding, refusing
     follow.plan.is_empty_folder = lambda url: True
     pipeline.STAGES = {name: partial(stage, name=name) for name in STAGES}
-    pipeline.weights.located = pipeline.executors.check_ready = lambda *_: None
+    pipeline.weights.locate = pipeline.executors.check_ready = lambda *_: None
     StageContext.spark = None  # no stage here uses it
     pipeline.log_results = lambda job: ""
     answer(ready=True)

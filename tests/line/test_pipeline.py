@@ -60,7 +60,7 @@ def listed_files(folder: Path) -> list[Path]:
     ("changes", "told"),
     [
         ({"ranks": 3}, "ranks=3 but Spark has only 2 free slots"),
-        ({"backbone": {"weights": "/nowhere/mine.h5"}}, "/nowhere/mine.h5 is not there; name a readable file"),
+        ({"backbone": {"weights": "/nowhere/mine.h5"}}, "/nowhere/mine.h5 does not exist; name a readable file"),
     ],
 )
 def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told):
@@ -351,7 +351,7 @@ def test_the_threshold_comes_from_validation_alone(line, predictions):
         validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
         chosen = operating_points.choose(validation["label"], validation["probability"], rule).threshold
         stands = facts["operating_points"][name]["threshold"]
-        assert 0 < chosen - stands <= operating_points.ROOM
+        assert 0 < chosen - stands <= operating_points.TOLERANCE
         assert facts["metrics"][f"threshold_{suffix}"] == stands
         assert ((validation["probability"] >= stands) == (validation["probability"] >= chosen)).all()
         on_test = operating_points.choose(test["label"], test["probability"], rule).threshold

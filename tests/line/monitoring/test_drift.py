@@ -397,7 +397,7 @@ def test_on_real_weights_what_is_no_skin_is_farther_than_lesions():
     file = SHARED / "weights/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     base = weights.resolve(config.Backbone(weights=str(file)), 0).tensors
     head = network.build(spec).get_weights()[len(base) :]
-    forward = network.predictor(network.judge(spec, [*base, *head]))
+    forward = network.predictor(network.scoring_model(spec, [*base, *head]))
     of = {"lesions": forward(np.stack(lesions))[1]}
     for kind in ("noise", "gradient", "text"):
         of[kind] = forward(np.stack(pictures(kind, 12, size)))[1]

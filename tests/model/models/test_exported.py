@@ -17,7 +17,7 @@ def small():
     """VGG16; systems/test_other_backbones.py exports the others."""
     spec = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
     weights = network.build(spec).get_weights()
-    return spec, weights, {engine: engines.export(network.judge(spec, weights), engine) for engine in ENGINES}
+    return spec, weights, {engine: engines.export(network.scoring_model(spec, weights), engine) for engine in ENGINES}
 
 
 def pixels(size, count=5):
@@ -28,7 +28,7 @@ def pixels(size, count=5):
 def test_batches_of_any_length_and_views(small, engine):
     spec, weights, contents = small
     for count in (1, 5):
-        ours = network.over_views(engines.predictor(contents[engine], 1, engine), 4)(pixels(32, count))
+        ours = network.average_over_views(engines.predictor(contents[engine], 1, engine), 4)(pixels(32, count))
         theirs = network.classifier(spec.model_copy(update={"tta": 4}), weights)(pixels(32, count))
         for one, other in zip(ours, theirs, strict=True):
             assert one.dtype == other.dtype
@@ -41,8 +41,8 @@ def test_another_network_is_refused(small, engine):
     spec, weights, contents = small
     changed = [*weights[:-1], weights[-1] + 0.01]
     with pytest.raises(DataError, match=rf"{engine}'s output 0 is 0\.00\d+ off TensorFlow's, 0\.0001 is allowed"):
-        engines.check(contents[engine], network.judge(spec, changed), engine)
-    engines.check(contents[engine], network.judge(spec, weights), engine)
+        engines.check(contents[engine], network.scoring_model(spec, changed), engine)
+    engines.check(contents[engine], network.scoring_model(spec, weights), engine)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -52,12 +52,28 @@ def test_it_runs_without_tensorflow(small, tmp_path, engine):
 import sys, pathlib, numpy
 from melanoma_spark.models import engines, network
 content = pathlib.Path({str(tmp_path / "network")!r}).read_bytes()
-found = network.over_views(engines.predictor(content, 1, {engine!r}), 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
+forward = engines.predictor(content, 1, {engine!r})
+found = network.average_over_views(forward, 1)(numpy.zeros((2, 32, 32, 3), numpy.uint8))
 assert found[0].shape == (2, 1) and numpy.isnan(found[1]).all()
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow", "onnx", "tf2onnx")))
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.split() == []
+
+
+def test_a_new_engine_is_one_entry(small, monkeypatch):
+    spec, weights, _ = small
+    known = engines.ENGINES["onnxruntime"]
+    new = engines.Engine(
+        7,
+        lambda backbone: True,
+        lambda model: b"!" + known.export(model),
+        lambda content, threads: known.predictor(content[1:], threads),
+    )
+    monkeypatch.setattr(engines, "ENGINES", {"new": new, **engines.ENGINES})
+    assert engines.engine_for("auto", "vgg16") == "new"
+    content = engines.export(network.scoring_model(spec, weights), "new")
+    assert content.startswith(b"!")
 
 
 def test_auto_is_the_fastest_that_can_and_what_cannot_is_refused():

@@ -244,6 +244,7 @@ def test_bfloat16_trains_behind_a_cut_about_as_float32_does(lesions_in_memory):
 def test_a_gpu_that_spark_gave_and_tensorflow_does_not_see_is_an_error_that_says_what_to_do():
     network.use_gpus(())  # none given: nothing to do
     with pytest.raises(
-        ClusterError, match=r"GPU 97, but TensorFlow sees \d+; install it for GPUs \(GPU=1 make install\)"
+        ClusterError,
+        match=r"GPU 97 to this process, but TensorFlow sees \d+; install it for GPUs \(GPU=1 make install\)",
     ):
         network.use_gpus(["97"])

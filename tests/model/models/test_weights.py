@@ -122,7 +122,7 @@ def test_named_file_that_is_not_there_is_an_error_with_a_way_out(tmp_path):
     with pytest.raises(
         ConfigError, match=r"setting backbone\.name: unknown backbone 'vgg11'; known: .*resnet50, tiny_vgg16, vgg16"
     ):
-        weights.at_hand("vgg11")
+        weights.find_imagenet("vgg11")
     with pytest.raises(ConfigError, match=r"backbone\.weights: cannot read .*/none\.h5: No such file.*or `imagenet`"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "none.h5")), seed=0)
 
@@ -134,7 +134,7 @@ def test_backbone_of_a_package_that_cannot_be_imported_is_an_error(tmp_path, mon
     (facts / "entry_points.txt").write_text(f"[{backbones.GROUP}]\nbroken = not_there:BROKEN\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=r"'broken' is not_there:BROKEN of .* imported: No module named 'not_there';"):
-        weights.at_hand("broken")
+        weights.find_imagenet("broken")
 
 
 def test_variable_that_names_no_file_is_an_error_even_where_other_weights_are_at_hand(nowhere, monkeypatch, tmp_path):
@@ -142,21 +142,21 @@ def test_variable_that_names_no_file_is_an_error_even_where_other_weights_are_at
     for value in (tmp_path / "none.h5", tmp_path):
         monkeypatch.setenv(weights.FILE_VARIABLE, str(value))
         with pytest.raises(ConfigError) as error:
-            weights.at_hand("vgg16")
-        assert str(error.value) == f"MELANOMA_WEIGHTS names {value}, which is no file; correct it or unset it"
+            weights.find_imagenet("vgg16")
+        assert str(error.value) == f"MELANOMA_WEIGHTS names {value}, which is no file; correct or unset it"
 
 
 def test_weights_are_looked_for_by_variable_then_cache_then_beside_the_project(nowhere, monkeypatch, tmp_path):
     beside = tmp_path / "shared" / "weights" / FILE_NAME
-    assert weights.at_hand("vgg16") is None
+    assert weights.find_imagenet("vgg16") is None
     beside.parent.mkdir(parents=True)
     beside.write_bytes(WHOLE)
-    assert weights.at_hand("vgg16") == beside
+    assert weights.find_imagenet("vgg16") == beside
     (nowhere / FILE_NAME).write_bytes(WHOLE)
-    assert weights.at_hand("vgg16") == nowhere / FILE_NAME
+    assert weights.find_imagenet("vgg16") == nowhere / FILE_NAME
     (tmp_path / "named.h5").write_bytes(WHOLE)
     monkeypatch.setenv(weights.FILE_VARIABLE, str(tmp_path / "named.h5"))
-    assert weights.at_hand("vgg16") == tmp_path / "named.h5"
+    assert weights.find_imagenet("vgg16") == tmp_path / "named.h5"
 
 
 def test_other_weights_in_the_place_of_imagenet_s_are_refused(nowhere):
@@ -173,7 +173,7 @@ def test_where_the_tensors_are_not_known_the_file_must_be_the_one_that_keras_nam
     spec = backbones.backbone("vgg16")
     path = tmp_path / spec.imagenet_file
     path.write_bytes(keras_file({"a": {"kernel:0": np.ones((2, 2))}}))
-    monkeypatch.setattr(weights, "at_hand", lambda name: path)
+    monkeypatch.setattr(weights, "find_imagenet", lambda name: path)
     for md5, taken in ((hashlib.md5(path.read_bytes()).hexdigest(), True), (spec.imagenet_md5, False)):
         monkeypatch.setitem(backbones.BACKBONES, "vgg16", replace(spec, imagenet_id=None, imagenet_md5=md5))
         if taken:
@@ -185,7 +185,7 @@ def test_where_the_tensors_are_not_known_the_file_must_be_the_one_that_keras_nam
 
 def test_change_of_weights_names_both_and_the_job_to_run():
     own = weights.Weights((), "imagenet", "abc")
-    assert str(weights.changed(own, "def", "features/", "featurize")) == (
+    assert str(weights.changed_weights_error(own, "def", "features/", "featurize")) == (
         "features/ was made with weights def, the settings name imagenet weights abc; "
         "run `melanoma-spark featurize` with these settings first"
     )
@@ -199,7 +199,7 @@ def test_only_random_weights_are_announced(capsys):
 
 
 def test_imagenet_weights_at_hand_are_the_published_ones():
-    path = weights.at_hand("vgg16")
+    path = weights.find_imagenet("vgg16")
     if path is None:
         pytest.skip(f"no {FILE_NAME} at hand: set MELANOMA_WEIGHTS to a copy of it")
     found = weights.resolve(config.Backbone(), seed=0)
@@ -212,13 +212,13 @@ def test_imagenet_weights_at_hand_are_the_published_ones():
 def test_where_weights_lie_is_told_without_reading_them(tmp_path, monkeypatch):
     named = tmp_path / "mine.h5"
     mine = config.Backbone(weights=str(named))
-    with pytest.raises(ConfigError, match=r"backbone\.weights: .*mine\.h5 is not there; name a readable file"):
-        weights.located(mine)
+    with pytest.raises(ConfigError, match=r"backbone\.weights: .*mine\.h5 does not exist; name a readable file"):
+        weights.locate(mine)
     named.write_bytes(b"no weights")
-    assert weights.located(mine) == str(named)
+    assert weights.locate(mine) == str(named)
     monkeypatch.setenv(weights.FILE_VARIABLE, str(named))
-    assert weights.located(config.Backbone()) == str(named)
-    monkeypatch.setattr(weights, "at_hand", lambda name: None)
-    assert weights.located(config.Backbone()) == "", "Keras would download them"
-    assert weights.located(config.Backbone(allow_random=True)) == weights.RANDOM
-    assert weights.located(config.Backbone(allow_random=True, weights="random")) == weights.RANDOM
+    assert weights.locate(config.Backbone()) == str(named)
+    monkeypatch.setattr(weights, "find_imagenet", lambda name: None)
+    assert weights.locate(config.Backbone()) == "", "Keras would download them"
+    assert weights.locate(config.Backbone(allow_random=True)) == weights.RANDOM
+    assert weights.locate(config.Backbone(allow_random=True, weights="random")) == weights.RANDOM

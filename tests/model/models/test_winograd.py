@@ -29,7 +29,7 @@ def test_all_cuts_are_tensorflows_in_the_order_that_was_asked_for(size):
 
 def test_images_of_a_batch_are_judged_each_alone():
     spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
-    predict = ncnn.predictor(ncnn.export(network.judge(spec, network.build(spec).get_weights())), 1)
+    predict = ncnn.predictor(ncnn.export(network.scoring_model(spec, network.build(spec).get_weights())), 1)
     images = pixels(32, 5)
     together = predict(images)
     for place in range(5):

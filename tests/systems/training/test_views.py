@@ -10,7 +10,7 @@ import pytest
 from conftest import open_line, said
 
 from melanoma_spark import config, schemas
-from melanoma_spark.evaluation import evaluate
+from melanoma_spark.evaluation import predictions
 from melanoma_spark.images import augmentation
 from melanoma_spark.models import backbones, network, weights
 from melanoma_spark.spark import session
@@ -209,11 +209,11 @@ def test_the_head_is_judged_on_images_as_they_are(line, copied):
     kinds = (ImagesManifest, FeaturesManifest, HeadManifest)
     images, features, head = (manifests.require(kind, copied.context.warehouse) for kind in kinds)
     meter = session.Meter(copied.context.spark)
-    expected = evaluate.judge_head(copied.context, images, features, head, meter).toPandas()
+    expected = predictions.predict_head(copied.context, images, features, head, meter).toPandas()
     table = copied.read("features")
     more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *features.cuts))
     more.write.parquet(files.join(copied.context.warehouse, "features", "more"))
     other = features.model_copy(update={"path": "more"})
-    found = evaluate.judge_head(copied.context, images, other, head, meter).toPandas()
+    found = predictions.predict_head(copied.context, images, other, head, meter).toPandas()
     assert len(found) == len(expected) > 40
     same(found.sort_values("sha256"), expected.sort_values("sha256"))

@@ -43,7 +43,9 @@ def by_hand(labels, probabilities):
 
 def test_figures_and_intervals_are_those_of_a_loop():
     labels, probabilities, groups = grouped_sample(seed=2, groups=80)
-    found = figures.of_split(labels, probabilities, groups, THRESHOLD, PREVALENCES, resamples=60, seed=4)
+    found = figures.measure_figures(
+        labels, probabilities, groups, THRESHOLD, prevalences=PREVALENCES, resamples=60, seed=4
+    )
     expected = by_hand(labels, probabilities)
     assert found.keys() == expected.keys()
     drawn = [by_hand(labels[rows], probabilities[rows]) for rows in resamples_of(groups, 60, seed=4)]
@@ -56,11 +58,13 @@ def test_figures_and_intervals_are_those_of_a_loop():
 
 
 def test_one_class_and_one_group_are_undefined_and_not_an_error():
-    found = figures.of_split([0, 0, 0], [0.1, 0.5, 0.9], ["a", "b", "b"], THRESHOLD, PREVALENCES, resamples=20)
+    found = figures.measure_figures(
+        [0, 0, 0], [0.1, 0.5, 0.9], ["a", "b", "b"], THRESHOLD, prevalences=PREVALENCES, resamples=20
+    )
     assert math.isnan(found["auprc"].value)
     assert math.isnan(found["sensitivity"].value)
     assert found["specificity"].value == pytest.approx(1 / 3)
-    alone = figures.of_split([0, 1], [0.1, 0.9], ["a", "a"], THRESHOLD, resamples=20)
+    alone = figures.measure_figures([0, 1], [0.1, 0.9], ["a", "a"], THRESHOLD, resamples=20)
     assert all(np.isnan(figure.interval).all() for figure in alone.values())
 
 
@@ -69,13 +73,13 @@ def test_what_a_worklist_finds_is_told_where_patients_are_known():
     probabilities = np.array([0.1, *np.linspace(0.2, 0.9, 19), 0.5, 0.6, 0.01])
     patients = ["a"] * 20 + ["b"] * 2 + [None]
     groups = [patient or "c" for patient in patients]
-    found = figures.of_split(labels, probabilities, groups, THRESHOLD, resamples=20, patients=patients)
+    found = figures.measure_figures(labels, probabilities, groups, THRESHOLD, resamples=20, patients=patients)
     told = found["sensitivity_in_top_15"]
     assert told.value == 0.5, "of a's only melanoma and b's; the third has no patient"
     assert "22 images name theirs" in told.name
     assert told.interval == (0, 1)
-    assert not figures.of_split(
+    assert not figures.measure_figures(
         [0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=[None, None]
     ).keys() & {"sensitivity_in_top_15"}
-    without = figures.of_split([0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=["x", None])
+    without = figures.measure_figures([0, 1], [0.1, 0.9], ["a", "b"], THRESHOLD, resamples=20, patients=["x", None])
     assert math.isnan(without["sensitivity_in_top_15"].value)

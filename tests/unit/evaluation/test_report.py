@@ -1,19 +1,21 @@
-"""The report: what it says, that it needs nothing else, and that hostile or undefined facts do no harm."""
+"""The report: what it shows, that it needs nothing else, and that hostile or undefined facts do no harm."""
 
 import base64
-import copy
 import html
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from page import Page
 from PIL import Image
 
 from melanoma_spark.dataset import card_pictures
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import figures, plots, report, report_facts, subgroups
+from melanoma_spark.evaluation import figures, plots, report, subgroups
+from melanoma_spark.evaluation.facts import Dataset, Deciding, Epoch, Facts, Gain, Mistake, Shortcuts, measure_model
 from melanoma_spark.metrics import binary, bootstrap
 from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration
@@ -22,7 +24,6 @@ from melanoma_spark.training import search
 
 PLOTS = {"roc.png", "precision_recall.png", "calibration.png", "decision_curve.png"}
 PLOTS |= {"confusion.png", "histogram.png", "training.png"}
-DRAW = plots.draw
 FITTED = Calibration("platt", 0.7, -0.2)
 HOSTILE = "<script>alert('x')</script>\" onload=\"steal() $\\frac{1}$ & <b>"
 
@@ -34,7 +35,7 @@ def model(name, shift, seed, one_class=False):
     probabilities = 1 / (1 + np.exp(-generator.normal(shift * (labels - 0.5), 1)))
     point = choose(labels, FITTED.apply(probabilities))
     test_labels = np.zeros(100, dtype=int) if one_class else labels
-    return report_facts.model_facts(
+    return measure_model(
         name, FITTED, point, (labels, probabilities), (test_labels, probabilities, groups), resamples=50, seed=1
     )
 
@@ -50,19 +51,15 @@ def deciding():
     }
     image = generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     heat = generator.random((2, 2)).astype(np.float32)
-    return report_facts.Deciding(
+    return Deciding(
         name="fine-tuned",
         about="A base and a head, 64 x 64 pixels.",
-        subgroups=subgroups.of_split(columns, labels, probabilities, groups, 0.5, 30, resamples=20),
+        subgroups=subgroups.measure_subgroups(columns, labels, probabilities, groups, 0.5, resamples=20),
         subgroup_minimum=30,
-        shortcuts={
-            "painted": figures.Figure("AUROC", 0.8123, (0.7, 0.9)),
-            "colours": figures.Figure("AUROC", 0.9012, (0.8, 0.95)),
-        },
-        mistakes=[
-            {"label": 1, "probability": 0.0123, "image": image, "heat": heat},
-            {"label": 0, "probability": 0.9876, "image": image, "heat": 0 * heat},
-        ],
+        shortcuts=Shortcuts(
+            painted=figures.Figure("AUROC", 0.8123, (0.7, 0.9)), colors=figures.Figure("AUROC", 0.9012, (0.8, 0.95))
+        ),
+        mistakes=[Mistake(1, 0.0123, image, heat), Mistake(0, 0.9876, image, 0 * heat)],
     )
 
 
@@ -73,29 +70,28 @@ def measured():
 
 @pytest.fixture
 def facts(measured):
-    return report_facts.Facts(
+    return Facts(
         title="Melanoma, demo",
         created_at="2024-05-17T09:21:44Z",
         run_id="9f1c2a7b",
-        dataset={
-            "id": "sha256:5a0d",
-            "labels": ("benign", "malignant"),
-            "counts": {"train": {"benign": 14622, "malignant": 3120}, "test": {"benign": 70, "malignant": 30}},
-            "groups": {"test": 50},
-            "rejects": {"truncated": 3, "segmentation mask": 2074},
-            "sources": ["a hospital | <b>"],
-            "licences": ["CC BY-NC 4.0"],
-        },
+        dataset=Dataset(
+            id="sha256:5a0d",
+            labels=("benign", "malignant"),
+            counts={"train": {"benign": 14622, "malignant": 3120}, "test": {"benign": 70, "malignant": 30}},
+            groups={"test": 50},
+            rejects={"truncated": 3, "segmentation mask": 2074},
+            sources=["a hospital | <b>"],
+            licenses=["CC BY-NC 4.0"],
+        ),
         settings={"target": "malignant", "tracking": "https://mlflow.example/"},
         lineage={"weights": "sha256:bfe5", "git commit": "3f2d9c4"},
-        models=copy.deepcopy(measured),
-        gains=[{"of": "fine-tuned", "over": "head alone", "auroc": 0.134, "interval": (-0.0021, 0.2)}],
-        champion="",
+        models=measured,
+        gains=[Gain("fine-tuned", "head alone", 0.134, (-0.0021, 0.2))],
         deciding=deciding(),
         training=[
-            {"phase": "head", "epoch": 1, "loss": 0.51, "validation_loss": 0.61, "validation_auroc": 0.81},
-            {"phase": "head", "epoch": 2, "loss": 0.4444, "validation_loss": 0.5555, "validation_auroc": 0.8765},
-            {"phase": "block5", "epoch": 1, "loss": 0.39, "validation_loss": 0.41, "validation_auroc": float("nan")},
+            Epoch("head", 1, 0.51, 0.61, 0.81),
+            Epoch("head", 2, 0.4444, 0.5555, 0.8765),
+            Epoch("block5", 1, 0.39, 0.41, float("nan")),
         ],
         best={"head": 2, "block5": 1},
         limits=["Few images of dark skin.", "Patients are not known."],
@@ -111,41 +107,33 @@ def drawn():
     }
 
 
-@pytest.fixture
-def no_plots(monkeypatch, drawn):
-    monkeypatch.setattr(plots, "draw", lambda facts: drawn)
-
-
-def test_model_facts_are_the_metrics_of_the_test_split():
+def test_a_model_is_measured_by_the_metrics_of_the_test_split():
     generator = np.random.default_rng(3)
     labels, groups = generator.integers(0, 2, 80), np.arange(80) // 3
     raw, raw_validation = generator.random(80), generator.random(40)
     probabilities, validation = FITTED.apply(raw), (labels[:40], FITTED.apply(raw_validation))
     point = OperatingPoint("triage", 0.4, "balanced")
     given = (labels[:40], raw_validation), (labels, raw, groups)
-    facts = report_facts.model_facts("head", FITTED, point, *given, 40, 2, (0.02,))
+    facts = measure_model("head", FITTED, point, *given, resamples=40, seed=2, prevalences=(0.02,))
     interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
-    assert facts.keys() == report_facts.ModelFacts.__required_keys__
-    assert facts["auroc"] == binary.auroc(labels, probabilities)
-    assert (facts["auroc_low"], facts["auroc_high"]) == interval
+    assert facts.auroc == figures.Figure("AUROC", binary.auroc(labels, probabilities), interval)
     rows = labels, probabilities, groups
-    assert facts["figures"] == figures.of_split(*rows, 0.4, (0.02,), resamples=40, seed=2)
-    assert facts["prevalence"] == labels.mean()
-    assert facts["calibration"] == FITTED
-    before = facts["uncalibrated"]
-    assert before["figures"]["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)
-    np.testing.assert_equal(before["reliability"], binary.reliability(labels, raw))
-    assert facts["test"] == binary.confusion_matrix_at(labels, probabilities, 0.4)
-    assert facts["validation"] == binary.confusion_matrix_at(*validation, 0.4)
-    others = [other for other in operating_points.named(*validation) if other.rule != point.rule]
-    assert [chosen["point"] for chosen in facts["points"]] == [point, *others]
+    assert facts.figures == figures.measure_figures(*rows, 0.4, prevalences=(0.02,), resamples=40, seed=2)
+    assert facts.prevalence == labels.mean()
+    assert facts.calibration == FITTED
+    before = facts.uncalibrated
+    assert before.figures["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)
+    np.testing.assert_equal(before.reliability, binary.reliability(labels, raw))
+    assert facts.test == binary.confusion_matrix_at(labels, probabilities, 0.4)
+    assert facts.validation == binary.confusion_matrix_at(*validation, 0.4)
+    others = [other for other in operating_points.choose_named(*validation) if other.rule != point.rule]
+    assert [entry.point for entry in facts.points] == [point, *others]
     assert len(others) == len(operating_points.NAMED) - 1
-    for chosen in facts["points"]:
-        threshold = chosen["point"].threshold
-        assert chosen["test"] == binary.confusion_matrix_at(labels, probabilities, threshold)
-        assert chosen["validation"] == binary.confusion_matrix_at(*validation, threshold)
-    assert facts["histograms"]["negative"].sum() == (labels == 0).sum()
-    assert facts["histograms"]["positive"].sum() == (labels == 1).sum()
+    for entry in facts.points:
+        assert entry.test == binary.confusion_matrix_at(labels, probabilities, entry.point.threshold)
+        assert entry.validation == binary.confusion_matrix_at(*validation, entry.point.threshold)
+    assert facts.histograms.negative.sum() == (labels == 0).sum()
+    assert facts.histograms.positive.sum() == (labels == 1).sum()
 
 
 # over the limit of one test: it draws seven plots, and again
@@ -161,13 +149,13 @@ def test_plots_are_images_wide_enough_for_paper_and_equal_for_equal_facts(facts)
     assert plots.draw(facts) == drawn
 
 
-def test_the_page_holds_every_plot_and_nothing_from_outside(facts, no_plots):
-    document = report.render(facts)
+def test_the_page_holds_every_plot_and_nothing_from_outside(facts, drawn):
+    document = report.render(facts, drawn)
     page = Page(document)
     pictures = [value for name, value in page.attributes if name == "src"]
     assert all(re.match("data:image/(png|jpeg);base64,", picture) for picture in pictures)
     shown = [base64.b64decode(picture.partition(",")[2]) for picture in pictures]
-    assert set(plots.draw(facts).values()) < set(shown)
+    assert set(drawn.values()) < set(shown)
     mistakes = [picture for picture in shown if picture.startswith(b"\xff\xd8")]
     assert len(mistakes) == 2
     with Image.open(io.BytesIO(mistakes[0])) as both:
@@ -180,12 +168,13 @@ def test_the_page_holds_every_plot_and_nothing_from_outside(facts, no_plots):
     assert document.startswith("<!doctype html>")
 
 
-def test_the_page_says_all_facts(facts, no_plots):
-    words = Page(report.render(facts)).words
-    for told in facts["models"]:
-        assert told["name"] in words
-        assert f"{told['auroc']:.3f} 95 % interval {told['auroc_low']:.3f} to {told['auroc_high']:.3f}" in words
-        for figure in told["figures"].values():
+def test_the_page_shows_all_facts(facts, drawn):
+    words = Page(report.render(facts, drawn)).words
+    for model in facts.models:
+        assert model.name in words
+        low, high = model.auroc.interval
+        assert f"{model.auroc.value:.3f} 95 % interval {low:.3f} to {high:.3f}" in words
+        for figure in model.figures.values():
             low, high = figure.interval
             if figure.percent:
                 shown = f"{100 * figure.value:.1f} % {100 * low:.1f} % to {100 * high:.1f} %"
@@ -193,18 +182,18 @@ def test_the_page_says_all_facts(facts, no_plots):
                 shown = f"{figure.value:.3f} {low:.3f} to {high:.3f}"
             assert figure.name in words
             assert shown in words
-        assert f"{100 * told['validation'].specificity:.1f} %" in words
-        assert f"{told['prevalence']:.3f}" in words
-        assert f"{told['operating_point'].threshold:.4g}" in words
-        assert f"{told['uncalibrated']['figures']['ece']:.3f}" in words
+        assert f"{100 * model.validation.specificity:.1f} %" in words
+        assert f"{model.prevalence:.3f}" in words
+        assert f"{model.operating_point.threshold:.4g}" in words
+        assert f"{model.uncalibrated.figures['ece']:.3f}" in words
         assert "platt slope 0.700, intercept -0.200" in words
-        for chosen in told["points"]:
-            point, table = chosen["point"], chosen["test"]
+        for entry in model.points:
+            point, table = entry.point, entry.test
             rates = f"{100 * table.sensitivity:.1f} % {100 * table.specificity:.1f} %"
             rule = "" if point.rule == point.name else f" {point.rule}"
-            line = f"{told['name']} {point.name}{rule} {point.threshold:.4g} test {rates}"
+            line = f"{model.name} {point.name}{rule} {point.threshold:.4g} test {rates}"
             assert f"{line} {table.tp} {table.fn} {table.fp} {table.tn}" in words
-    for said in (
+    for text in (
         "Melanoma, demo",
         "2024-05-17T09:21:44Z",
         "9f1c2a7b",
@@ -225,64 +214,71 @@ def test_the_page_says_all_facts(facts, no_plots):
         "Few images of dark skin.",
         "Patients are not known.",
     ):
-        assert said in words
+        assert text in words
     assert words.count("It gives no diagnosis and is not a medical device.") == 2
-    assert "Sources: a hospital | <b>. Licences: CC BY-NC 4.0" in words
-    assert all(f"{told.data} {told.result} {told.source}" in words for told in report.PUBLISHED)
+    assert "Sources: a hospital | <b>. Licenses: CC BY-NC 4.0" in words
+    assert all(" ".join(published) in words for published in report.PUBLISHED)
     assert not re.search(r"\.py\b|\.html\b|melanoma_spark|site-packages", words)
-    document = report.render(facts)
+    document = report.render(facts, drawn)
     headings = ("95&nbsp;% interval", "<img", "Figures by model", "Limits", "Lineage")
     places = [document.index(part) for part in headings]
     assert places == sorted(places), "the headline stands before plots and tables"
 
 
-def test_what_was_not_made_has_no_section(facts, no_plots):
-    facts |= {"training": [], "gains": []}
-    facts["deciding"] |= {"shortcuts": None, "mistakes": [], "subgroups": []}
-    assert DRAW(facts).keys() == PLOTS - {"training.png"}
-    words = Page(report.render(facts)).words
-    for heading in ("Validation loss", "on the same images", "Without the lesion", "Subgroups", "The surest mistakes"):
+def test_what_was_not_made_has_no_section(facts):
+    bare = replace(facts.deciding, shortcuts=None, mistakes=[], subgroups=[])
+    facts = replace(facts, training=[], gains=[], deciding=bare)
+    drawn = plots.draw(facts)
+    assert drawn.keys() == PLOTS - {"training.png"}
+    words = Page(report.render(facts, drawn)).words
+    for heading in (
+        "Validation loss",
+        "on the same images",
+        "Without the lesion",
+        "Subgroups",
+        "Most confident mistakes",
+    ):
         assert heading not in words
 
 
-def test_random_weights_are_said_loudly_and_only_then(facts, no_plots):
-    assert "Random weights" not in Page(report.render(facts)).words
-    facts["weights_are_random"] = True
-    page = Page(report.render(facts))
+def test_random_weights_have_a_banner_and_only_they(facts, drawn):
+    assert "Random weights" not in Page(report.render(facts, drawn)).words
+    page = Page(report.render(replace(facts, weights_are_random=True), drawn))
     assert "Random weights: demo only" in page.words
     assert ("role", "alert") in page.attributes
 
 
-def test_the_page_says_what_is_left_without_the_lesion_and_who_is_judged_worse(facts, no_plots):
-    words = Page(report.render(facts)).words
+def test_the_page_shows_shortcuts_subgroups_and_mistakes(facts, drawn):
+    words = Page(report.render(facts, drawn)).words
     assert "still ranks with an AUROC of 0.812 (0.700 to 0.900)" in words
     assert "and no shape, has 0.901 (0.800 to 0.950)" in words
-    gap = subgroups.largest_gaps(facts["deciding"]["subgroups"])[0]
+    gap = subgroups.largest_gaps(facts.deciding.subgroups)[0]
     low, high = gap.best.auroc.interval
-    told = f"{gap.best.value} {gap.best.auroc.value:.3f} ({low:.3f} to {high:.3f})"
-    assert f"Largest gap in AUROC, by {gap.attribute}: {told}" in words
+    best = f"{gap.best.value} {gap.best.auroc.value:.3f} ({low:.3f} to {high:.3f})"
+    assert f"Largest gap in AUROC, by {gap.attribute}: {best}" in words
     assert "no flag 50" in words
     assert "not skin: few pixels are redder than blue, as skin is." in words
     assert "underexposed" not in words, "no image is"
-    for own in facts["deciding"]["subgroups"]:
-        told = f"{own.auroc.value:.3f}" if own.sufficient else "insufficient"
-        assert f"{own.value} {own.n} {100 * own.prevalence:.1f} % {told}" in words
+    for subgroup in facts.deciding.subgroups:
+        figure = f"{subgroup.auroc.value:.3f}" if subgroup.sufficient else "insufficient"
+        assert f"{subgroup.value} {subgroup.n} {100 * subgroup.prevalence:.1f} % {figure}" in words
     assert "malignant, decided benign: probability of malignant 0.0123" in words
     assert "benign, decided malignant: probability of malignant 0.9876" in words
 
 
-def test_the_model_card_says_the_same(facts):
+def test_the_model_card_shows_the_same(facts):
     card = report.card(facts)
-    told = facts["models"][1]
-    assert f"| AUROC | {told['auroc']:.3f} | {told['auroc_low']:.3f} to {told['auroc_high']:.3f} |" in card
-    for figure in told["figures"].values():
+    model = facts.models[1]
+    low, high = model.auroc.interval
+    assert f"| AUROC | {model.auroc.value:.3f} | {low:.3f} to {high:.3f} |" in card
+    for figure in model.figures.values():
         assert f"| {figure.name} | " in html.unescape(card)
-    assert f"from {told['operating_point'].threshold:.4g} on" in card
+    assert f"from {model.operating_point.threshold:.4g} on" in card
     assert "calibrated (platt, slope 0.700, intercept" in card
-    for own in facts["deciding"]["subgroups"]:
-        figure = f"{own.auroc.value:.3f} (" if own.sufficient else "insufficient | | |"
-        share = f"{100 * own.prevalence:.1f}\N{NO-BREAK SPACE}%"
-        assert f"| {own.attribute} | {own.value} | {own.n} | {share} | {figure}" in card
+    for subgroup in facts.deciding.subgroups:
+        figure = f"{subgroup.auroc.value:.3f} (" if subgroup.sufficient else "insufficient | | |"
+        share = f"{100 * subgroup.prevalence:.1f}\N{NO-BREAK SPACE}%"
+        assert f"| {subgroup.attribute} | {subgroup.value} | {subgroup.n} | {share} | {figure}" in card
     assert "painted over it still has an AUROC of 0.812" in card
     assert "CC BY-NC 4.0" in card
     assert "not a medical device" in card
@@ -290,19 +286,26 @@ def test_the_model_card_says_the_same(facts):
     assert "[14, 23b]" in card
     tables = [line for line in card.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
-    facts["deciding"] |= {"shortcuts": None, "subgroups": []}
-    assert "no subgroup could be looked at" in report.card(facts)
+    bare = replace(facts.deciding, shortcuts=None, subgroups=[])
+    assert "no subgroup was measured" in report.card(replace(facts, deciding=bare))
 
 
-def test_hostile_text_is_shown_and_never_obeyed(facts, no_plots):
-    facts["title"] = facts["run_id"] = HOSTILE
-    facts["dataset"] |= {"labels": (HOSTILE, "malignant"), "rejects": {HOSTILE: 1}, "id": HOSTILE}
-    facts["dataset"]["counts"] = {HOSTILE: {HOSTILE: 2, "malignant": 1}}
-    facts["settings"], facts["lineage"], facts["limits"] = {HOSTILE: HOSTILE}, {HOSTILE: HOSTILE}, [HOSTILE]
-    facts["models"][0]["name"] = HOSTILE
-    facts["models"][1]["operating_point"] = OperatingPoint(HOSTILE, 0.5, HOSTILE)
-    facts["training"][0]["phase"] = HOSTILE
-    page = Page(report.render(facts))
+def test_hostile_text_is_shown_and_never_obeyed(facts, drawn):
+    first, second = facts.models
+    point = OperatingPoint(HOSTILE, 0.5, HOSTILE)
+    dataset = replace(facts.dataset, labels=(HOSTILE, "malignant"), rejects={HOSTILE: 1}, id=HOSTILE)
+    hostile = replace(
+        facts,
+        title=HOSTILE,
+        run_id=HOSTILE,
+        dataset=replace(dataset, counts={HOSTILE: {HOSTILE: 2, "malignant": 1}}),
+        settings={HOSTILE: HOSTILE},
+        lineage={HOSTILE: HOSTILE},
+        limits=[HOSTILE],
+        models=[replace(first, name=HOSTILE), replace(second, operating_point=point)],
+        training=[replace(facts.training[0], phase=HOSTILE)],
+    )
+    page = Page(report.render(hostile, drawn))
     assert "script" not in page.tags
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.text.count(HOSTILE) >= 12
@@ -310,17 +313,19 @@ def test_hostile_text_is_shown_and_never_obeyed(facts, no_plots):
 
 def test_names_in_plots_are_no_formulas(facts):
     # Matplotlib reads text between dollar signs as TeX and raises where it is none.
-    facts["models"][0]["name"] = r"$\frac{$"
-    facts["dataset"]["labels"] = (r"$\no$", "malignant")
-    facts["dataset"]["counts"] = {}
-    facts["training"][0]["phase"] = r"$\so$"
-    assert plots.draw(facts).keys() == PLOTS
+    formulas = replace(
+        facts,
+        models=[replace(facts.models[0], name=r"$\frac{$")],
+        dataset=replace(facts.dataset, labels=(r"$\no$", "malignant"), counts={}),
+        training=[replace(facts.training[0], phase=r"$\so$")],
+    )
+    assert plots.draw(formulas).keys() == PLOTS
 
 
 def test_undefined_is_written_and_never_nan(facts):
-    facts["models"] = [model("head alone", 1.5, 0, one_class=True)]
-    facts["dataset"]["rejects"] = {}
-    words = Page(report.render(facts)).words
+    dataset = replace(facts.dataset, rejects={})
+    facts = replace(facts, models=[model("head alone", 1.5, 0, one_class=True)], dataset=dataset)
+    words = Page(report.render(facts, plots.draw(facts))).words
     assert "Test AUROC undefined 95 % interval undefined" in words
     assert "Sensitivity undefined undefined Specificity" in words
     assert "AUPRC, test undefined" in words
@@ -329,21 +334,20 @@ def test_undefined_is_written_and_never_nan(facts):
 
 
 def test_any_number_of_models_can_stand_side_by_side(facts):
-    facts["models"] = [dict(facts["models"][0], name=f"model {k}") for k in range(5)]
-    words = Page(report.render(facts)).words
+    facts = replace(facts, models=[replace(facts.models[0], name=f"model {k}") for k in range(5)])
+    words = Page(report.render(facts, plots.draw(facts))).words
     assert words.count("Test AUROC") == 5
 
 
-def test_missing_facts_are_named(facts):
-    short = {key: value for key, value in facts.items() if key not in ("lineage", "best")}
-    with pytest.raises(DataError, match="the report lacks best, lineage"):
-        report.render(short)
-    del facts["models"][1]["roc"]
-    with pytest.raises(DataError, match="model 2 of the report lacks roc"):
-        plots.draw(facts)
-    facts["models"] = []
+def test_a_report_needs_a_model_and_a_plot_is_one_entry(facts, monkeypatch):
     with pytest.raises(DataError, match="the report names no model"):
-        plots.draw(facts)
+        replace(facts, models=[])
+    monkeypatch.setattr(plots, "PLOTS", {})
+    plots.plot("new.png", title="New", caption=": a plot.", alt="A new plot")(lambda facts: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(report, "PLOTS", plots.PLOTS)
+    page = Page(report.render(facts, plots.draw(facts)))
+    assert ("alt", "A new plot: head alone, fine-tuned") in page.attributes
+    assert "New: a plot." in page.words
 
 
 def test_a_searchs_plot_shows_the_trials_that_have_figures():

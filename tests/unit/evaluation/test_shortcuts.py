@@ -1,4 +1,4 @@
-"""Shortcuts: the lesion is gone and what is around it stands; colours alone tell what colours tell."""
+"""Shortcuts: the lesion is gone and what is around it stands; colors alone predict what colors predict."""
 
 import numpy as np
 import pytest
@@ -50,23 +50,23 @@ def test_any_image_keeps_some_skin(image):
     mask = shortcuts.lesion_mask(image)
     assert 0.4 < mask.mean() <= 0.85
     assert shortcuts.without_lesion(image).shape == image.shape
-    assert shortcuts.colour_histogram(image).sum() == pytest.approx(1, abs=1e-5)
+    assert shortcuts.color_histogram(image).sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_a_histogram_is_numpys():
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     expected, _ = np.histogramdd(image.reshape(-1, 3), bins=[np.arange(0, 257, 64)] * 3)
-    np.testing.assert_allclose(shortcuts.colour_histogram(image), expected.ravel() / 1200, rtol=1e-6)
+    np.testing.assert_allclose(shortcuts.color_histogram(image), expected.ravel() / 1200, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("told", "least", "most"), [(True, 0.85, 1), (False, 0.3, 0.7)])
-def test_colours_tell_a_label_that_has_a_colour_and_no_other(told, least, most):
+def test_colors_predict_a_label_that_has_a_color_and_no_other(told, least, most):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 300)
     red = 120 + (60 * labels if told else 0) + generator.normal(0, 15, 300)
     images = np.clip(generator.normal(130, 30, (300, 16, 16, 3)), 0, 255)
     images[..., 0] = np.clip(red, 0, 255)[:, None, None]
-    rows = np.stack([shortcuts.colour_histogram(image) for image in images.astype(np.uint8)])
-    found = shortcuts.judged_by_colours(rows[:200], labels[:200], rows[200:])
+    rows = np.stack([shortcuts.color_histogram(image) for image in images.astype(np.uint8)])
+    found = shortcuts.predict_from_colors(rows[:200], labels[:200], rows[200:])
     assert found.dtype == np.float64
     assert least <= binary.auroc(labels[200:], found) <= most

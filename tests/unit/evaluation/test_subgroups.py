@@ -20,21 +20,21 @@ def alone(column):
 
 def test_values_name_what_is_known_and_leave_out_what_is_of_no_image():
     given = told(4, sex=["female", "male", None, ""], site=["back", "back", "back", "back"])
-    found = subgroups.values(given, np.array([100, 300, 224, 223]), 224, [(), ("dark",), (), ("blurred", "dark")])
+    found = subgroups.assign_subgroups(given, [100, 300, 224, 223], 224, [(), ("dark",), (), ("blurred", "dark")])
     assert found == {
         "sex": alone(["female", "male", "unknown", "unknown"]),
         "site": alone(["back"] * 4),
         "size": alone(["enlarged to 224 px", "large enough", "large enough", "enlarged to 224 px"]),
         "quality": [("no flag",), ("any flag", "dark"), ("no flag",), ("any flag", "blurred", "dark")],
     }
-    assert subgroups.values(told(2), np.array([224, 300]), 224, [(), ()]) == {"quality": alone(["no flag"] * 2)}
+    assert subgroups.assign_subgroups(told(2), [224, 300], 224, [(), ()]) == {"quality": alone(["no flag"] * 2)}
 
 
 def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
     labels, probabilities, groups, _ = rows
     flags = [(), ("dark",), ("blurred", "dark")] * 100
-    columns = {"quality": subgroups.values(told(300), np.full(300, 500), 224, flags)["quality"]}
-    found = subgroups.of_split(columns, labels, probabilities, groups, 0.5, 30, resamples=20)
+    columns = {"quality": subgroups.assign_subgroups(told(300), [500] * 300, 224, flags)["quality"]}
+    found = subgroups.measure_subgroups(columns, labels, probabilities, groups, 0.5, minimum=30, resamples=20)
     counts = [("no flag", 100), ("any flag", 200), ("blurred", 100), ("dark", 200)]
     assert [(own.value, own.n) for own in found] == counts
     blurred = np.arange(300) % 3 == 2
@@ -44,7 +44,7 @@ def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
 
 def test_of_many_values_the_rarest_are_taken_together():
     column = [f"site {k:02}" for k in range(40) for _ in range(40 - k)] + ["unknown"] * 3
-    found = subgroups.merged(column)
+    found = subgroups.merge_rare_values(column)
     assert len(found) == len(column)
     assert set(found) == {f"site {k:02}" for k in range(subgroups.MOST_VALUES - 1)} | {"all others", "unknown"}
     assert all(after in (before, "all others") for before, after in zip(column, found, strict=True))
@@ -60,7 +60,9 @@ def rows():
 
 def test_figures_are_those_of_the_rows_alone(rows):
     labels, probabilities, groups, column = rows
-    found = subgroups.of_split({"site": alone(column)}, labels, probabilities, groups, 0.5, 30, resamples=60, seed=3)
+    found = subgroups.measure_subgroups(
+        {"site": alone(column)}, labels, probabilities, groups, 0.5, minimum=30, resamples=60, seed=3
+    )
     assert [(s.attribute, s.value) for s in found] == [("site", "a"), ("site", "b"), ("site", "c")]
     assert sum(s.n for s in found) == 300
     assert sum(s.positives for s in found) == labels.sum()
@@ -79,10 +81,12 @@ def test_figures_are_those_of_the_rows_alone(rows):
 
 def test_few_images_or_one_label_have_no_figures(rows):
     labels, probabilities, groups, column = rows
-    few = subgroups.of_split({"site": alone(column)}, labels, probabilities, groups, 0.5, 30, resamples=20)[2]
+    few = subgroups.measure_subgroups(
+        {"site": alone(column)}, labels, probabilities, groups, 0.5, minimum=30, resamples=20
+    )[2]
     assert 0 < few.n < 30
-    one_label = subgroups.of_split(
-        {"truth": alone(labels.astype(str))}, labels, probabilities, groups, 0.5, 30, resamples=20
+    one_label = subgroups.measure_subgroups(
+        {"truth": alone(labels.astype(str))}, labels, probabilities, groups, 0.5, minimum=30, resamples=20
     )
     for subgroup in (few, *one_label):
         assert not subgroup.sufficient
@@ -96,8 +100,8 @@ def test_the_largest_gap_is_within_an_attribute_and_of_populations_alone():
     probabilities = 1 / (1 + np.exp(-(2 * labels - 1 + generator.normal(0, noise))))
     sex = ["female"] * 300 + ["male"] * 300 + ["unknown"] * 600
     site = ["arm"] * 600 + ["back"] * 300 + ["unknown"] * 300
-    found = subgroups.of_split(
-        {"sex": alone(sex), "site": alone(site)}, labels, probabilities, np.arange(1200), 0.5, 30, resamples=20
+    found = subgroups.measure_subgroups(
+        {"sex": alone(sex), "site": alone(site)}, labels, probabilities, np.arange(1200), 0.5, minimum=30, resamples=20
     )
     gaps = {gap.figure: gap for gap in subgroups.largest_gaps(found)}
     assert gaps.keys() == {"auroc", "sensitivity", "specificity"}

@@ -12,13 +12,13 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics.binary import confusion_matrix_at
 from melanoma_spark.models.operating_points import (
     NAMED,
-    ROOM,
+    TOLERANCE,
     OperatingPoint,
-    by_name,
     choose,
-    named,
+    choose_named,
+    lower_threshold,
     parse_rule,
-    with_room,
+    resolve_rule,
 )
 
 TARGETS = st.integers(1, 20).map(lambda twentieths: twentieths / 20)
@@ -141,9 +141,9 @@ def test_rules_parse():
     ],
 )
 def test_only_a_point_of_that_rule_has_its_name(told, name, rule):
-    assert by_name(told) == (name, rule)
+    assert resolve_rule(told) == (name, rule)
     with pytest.raises(ConfigError, match="unknown operating point rule 'triage'"):
-        by_name("triage")
+        resolve_rule("triage")
 
 
 def test_invalid_arrays_raise_before_anything_is_chosen():
@@ -153,14 +153,14 @@ def test_invalid_arrays_raise_before_anything_is_chosen():
 
 def test_named_points_are_those_of_their_rules():
     labels, probabilities = [0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9]
-    found = {point.name: point for point in named(labels, probabilities)}
+    found = {point.name: point for point in choose_named(labels, probabilities)}
     assert found.keys() == NAMED.keys()
     for name, rule in NAMED.items():
         assert found[name] == choose(labels, probabilities, rule, name)
 
 
 def test_a_named_point_out_of_reach_finds_nothing():
-    found = named([0, 1, 1], [0.9, 0.9, 0.2])
+    found = choose_named([0, 1, 1], [0.9, 0.9, 0.2])
     assert [point.threshold for point in found] == [0.2, 0.2, math.inf]
     assert [point.rule for point in found] == list(NAMED.values())
 
@@ -169,8 +169,8 @@ def test_a_named_point_out_of_reach_finds_nothing():
 def test_room_under_a_threshold_changes_no_decision(sample):
     labels, probabilities = sample
     point = choose(labels, probabilities, "balanced")
-    roomy = with_room(point, probabilities)
-    assert point.threshold - ROOM <= roomy.threshold <= point.threshold
+    roomy = lower_threshold(point, probabilities)
+    assert point.threshold - TOLERANCE <= roomy.threshold <= point.threshold
     decided = [np.asarray(probabilities) >= each.threshold for each in (point, roomy)]
     np.testing.assert_array_equal(*decided)
     if point.threshold > 1e-3:
@@ -179,6 +179,6 @@ def test_room_under_a_threshold_changes_no_decision(sample):
 
 def test_room_is_half_of_what_there_is_at_most():
     point = choose([0, 1], [0.5, 0.50001], "balanced")
-    assert with_room(point, [0.5, 0.50001]).threshold == pytest.approx(0.500005)
+    assert lower_threshold(point, [0.5, 0.50001]).threshold == pytest.approx(0.500005)
     never = OperatingPoint("specific", math.inf, "specificity>=0.95")
-    assert with_room(never, [0.5]) == never
+    assert lower_threshold(never, [0.5]) == never

@@ -56,7 +56,7 @@ def test_few_images_and_dead_features_have_distances_all_the_same(rows):
 
 def test_too_few_images_are_refused():
     for train, held_out in ((features(1), features(5)), (features(5), features(0))):
-        with pytest.raises(DataError, match="too few to learn their look from"):
+        with pytest.raises(DataError, match="too few for a training reference"):
             training_reference.fit(train, held_out)
 
 

@@ -18,11 +18,15 @@ def rows():
     return labels, np.arange(300) // 2, 1 / (1 + np.exp(-logit)), generator.random(300)
 
 
-def verdicts(rows, rule, champion=None, swapped=False, subgroups=(), overlap=0):
+def check(rules, labels, groups, challenger, champion, aurocs=None, overlap=0):
+    more = {"subgroup_aurocs": aurocs or {}, "overlap": overlap, "resamples": 200}
+    return gate.check_rules(rules, labels, groups, challenger, 0.5, champion=champion, **more)
+
+
+def verdicts(rows, rule, champion=None, swapped=False, aurocs=None, overlap=0):
     labels, groups, good, poor = rows
     rules = config.Gate(**{**NONE, **rule})
-    own = poor if swapped else good
-    return gate.verdicts(rules, labels, groups, own, 0.5, champion, subgroups, overlap, resamples=200)
+    return check(rules, labels, groups, poor if swapped else good, champion, aurocs=aurocs, overlap=overlap)
 
 
 def test_without_rules_there_is_no_verdict(rows):
@@ -31,7 +35,7 @@ def test_without_rules_there_is_no_verdict(rows):
 
 def test_every_rule_has_a_verdict(rows):
     rules = config.Gate(sensitivity=0.9, calibration_error=0.1, subgroup_auroc=0.8)
-    found = gate.verdicts(rules, *rows[:3], 0.5, rows[3], [], 0, resamples=20)
+    found = check(rules, *rows)
     assert [verdict.rule for verdict in found] == list(config.Gate.model_fields)
 
 
@@ -47,7 +51,7 @@ def test_a_model_that_is_better_or_as_good_passes_and_a_worse_one_does_not(rows)
     low, high = bootstrap.auroc_difference(labels, good, poor, groups, resamples=200)
     interval = f"{gain:+.4f} [{low:+.4f} to {high:+.4f}]"
     assert worse.found == f"AUROC less the champion's {interval}, wanted: lower bound >= -0.02"
-    assert alone.found == "there is no champion to be compared with"
+    assert alone.found == "there is no champion to compare with"
 
 
 def test_a_little_worse_passes_within_the_margin_alone(rows):
@@ -57,7 +61,7 @@ def test_a_little_worse_passes_within_the_margin_alone(rows):
     assert low < 0
     for margin, passes in ((-low + 1e-6, True), (-low, True), (max(-low - 1e-6, 0), False)):
         rules = config.Gate(**NONE | {"auroc_margin": margin})
-        (found,) = gate.verdicts(rules, labels, groups, little, 0.5, good, [], 0, resamples=200)
+        (found,) = check(rules, labels, groups, little, good)
         assert found.holds is passes
 
 
@@ -76,15 +80,11 @@ def test_floors_and_ceilings_are_at_the_figure_itself(rows, rule, figure):
 
 
 def test_the_worst_subgroup_decides_and_those_without_figures_do_not(rows):
-    own = [
-        {"attribute": "sex", "value": "male", "auroc": 0.8},
-        {"attribute": "site", "value": "back", "auroc": 0.55},
-        {"attribute": "site", "value": "arm", "auroc": None},
-    ]
-    (refused,) = verdicts(rows, {"subgroup_auroc": 0.6}, subgroups=own)
+    aurocs = {"sex: male": 0.8, "site: back": 0.55, "site: arm": None}
+    (refused,) = verdicts(rows, {"subgroup_auroc": 0.6}, aurocs=aurocs)
     assert not refused.holds
     assert "2 subgroups with enough images, the lowest AUROC 0.5500 (site: back)" in refused.found
-    assert verdicts(rows, {"subgroup_auroc": 0.55}, subgroups=own)[0].holds
+    assert verdicts(rows, {"subgroup_auroc": 0.55}, aurocs=aurocs)[0].holds
     assert verdicts(rows, {"subgroup_auroc": 0.6})[0].holds
 
 
@@ -98,5 +98,5 @@ def test_a_training_image_in_the_test_set_is_refused(rows):
 def test_what_is_undefined_holds_no_rule():
     labels, groups, probabilities = np.zeros(40, int), np.arange(40), np.linspace(0, 1, 40)
     rules = config.Gate(**NONE | {"auroc_margin": 1.0, "sensitivity": 0.0})
-    found = gate.verdicts(rules, labels, groups, probabilities, 0.5, probabilities, [], 0, resamples=20)
+    found = check(rules, labels, groups, probabilities, probabilities)
     assert [verdict.holds for verdict in found] == [False, False]

@@ -16,43 +16,45 @@ def place(tmp_path):
 
 
 def move(place, action, before, after):
-    return alias_history.append(*place, action, before, after, "because", {"report_id": "r"})
+    return alias_history.append_move(
+        *place, action, before=before, after=after, why="because", evidence={"report_id": "r"}
+    )
 
 
 def test_moves_are_numbered_and_kept_as_they_were_written(place, tmp_path):
     first = move(place, alias_history.PROMOTE, None, "1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     second = move(place, alias_history.PROMOTE, "1", "2")
-    assert alias_history.moves(*place) == [first, second]
+    assert alias_history.read_moves(*place) == [first, second]
     assert (second["number"], second["from"], second["to"], second["why"]) == (2, "1", "2", "because")
     assert second["evidence"] == {"report_id": "r"}
     assert second["by"]
     assert second["at"].endswith("+00:00")
     assert all(path.read_bytes() == content for path, content in before.items())
     assert len(list(tmp_path.rglob("*"))) == 5, "a temporary file was left"
-    assert alias_history.told([first, second]).splitlines()[1].endswith("promote: version 1 -> 2; because")
+    assert alias_history.format_moves([first, second]).splitlines()[1].endswith("promote: version 1 -> 2; because")
 
 
 def test_the_aliases_that_were_moved(place):
-    assert alias_history.aliases(place[0]) == []
+    assert alias_history.list_aliases(place[0]) == []
     move(place, alias_history.PROMOTE, None, "1")
-    alias_history.append(place[0], "a model", "best", alias_history.PROMOTE, None, "1", "", {})
+    alias_history.append_move(place[0], "a model", "best", alias_history.PROMOTE, before=None, after="1", why="")
     files.write_json(files.join(place[0], "registry", "melanoma", alias_history.VERDICTS, "1.json"), {})
-    assert alias_history.aliases(place[0]) == [("a model", "best"), place[1:]]
+    assert alias_history.list_aliases(place[0]) == [("a model", "best"), place[1:]]
 
 
 def test_the_way_back_is_to_the_version_before(place):
     with pytest.raises(DataError, match="melanoma@champion was never moved by `register`"):
-        alias_history.previous([], *place[1:])
+        alias_history.previous_version([], *place[1:])
     moves = [move(place, alias_history.PROMOTE, None, "1")]
     with pytest.raises(DataError, match="melanoma@champion has no version before 1"):
-        alias_history.previous(moves, *place[1:])
+        alias_history.previous_version(moves, *place[1:])
     moves += [move(place, alias_history.PROMOTE, "1", "2"), move(place, alias_history.PROMOTE, "2", "5")]
-    assert alias_history.previous(moves, *place[1:]) == "2"
+    assert alias_history.previous_version(moves, *place[1:]) == "2"
     moves += [move(place, alias_history.ROLLBACK, "5", "2")]
-    assert alias_history.previous(moves, *place[1:]) == "1"  # not back to what was left for a reason
+    assert alias_history.previous_version(moves, *place[1:]) == "1"  # not back to what was left for a reason
     moves += [move(place, alias_history.OUTSIDE, "2", "7")]
-    assert alias_history.previous(moves, *place[1:]) == "2"
+    assert alias_history.previous_version(moves, *place[1:]) == "2"
 
 
 @pytest.mark.parametrize("damage", ["removed", "changed", "no json"])
@@ -65,13 +67,15 @@ def test_a_log_that_was_tampered_with_is_refused(place, tmp_path, damage):
     else:
         second.write_text('{"number": 7}' if damage == "changed" else "{")
     with pytest.raises(DataError, match="00000"):
-        alias_history.moves(*place)
+        alias_history.read_moves(*place)
 
 
 def one_of_many(folder, barrier, answers):
     barrier.wait()
     try:
-        alias_history.append(files.url_of(folder), "melanoma", "champion", "promote", None, "1", "", {})
+        alias_history.append_move(
+            files.url_of(folder), "melanoma", "champion", "promote", before=None, after="1", why=""
+        )
         answers.put("written")
     except ClusterError as error:
         answers.put(str(error))
@@ -92,7 +96,7 @@ def test_of_many_at_once_each_move_has_a_number_of_its_own(tmp_path):
     told = [answers.get(timeout=60) for _ in jobs]
     for job in jobs:
         job.join()
-    moves = alias_history.moves(files.url_of(str(tmp_path)), "melanoma", "champion")
+    moves = alias_history.read_moves(files.url_of(str(tmp_path)), "melanoma", "champion")
     assert len(moves) == told.count("written") >= 1
     for refused in set(told) - {"written"}:
         assert "another job moved melanoma@champion at the same time" in refused
