@@ -21,16 +21,7 @@ from melanoma_spark.models import calibration, network, operating_points
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images, read_input, report_throughput
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, manifests
-from melanoma_spark.storage.manifests import (
-    CalibrationEntry,
-    FeaturesManifest,
-    FinetunedManifest,
-    HeadManifest,
-    ImagesManifest,
-    ModelManifest,
-    OperatingPointEntry,
-    ReportManifest,
-)
+from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest, ModelManifest
 
 PAINTED = "lesion painted over"  # as a model's name in rows of predictions
 LIMITS = (
@@ -58,12 +49,12 @@ def evaluate_test_split(context: StageContext) -> Summary:
     features = read_input(context, FeaturesManifest)
     models = read_models(context, images, features)
     ids = {name: model.id for name, model in models.items()}
-    chosen = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
-    report_id = lineage.content_id([images.id, list(ids.values()), *chosen])
+    recipe = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
+    report_id = lineage.content_id([images.id, list(ids.values()), *recipe])
     folder = files.join(warehouse, "reports", report_id)
-    previous = manifests.read(ReportManifest, warehouse)
+    previous = manifests.read(manifests.ReportManifest, warehouse)
     if previous and previous.id == report_id:
-        return Summary(f"nothing new, the report stands at {folder}/report.html")
+        return Summary(f"nothing new, the report is at {folder}/report.html")
 
     meter = session.Meter(context.spark)  # an image counts once for each model
     raw = predict(context, images, features, models, meter)
@@ -74,10 +65,10 @@ def evaluate_test_split(context: StageContext) -> Summary:
     *_, deciding = models
     manifest = models[deciding]
     spec = network.Spec.model_validate({**manifest.spec, "tta": settings.evaluate.tta})
-    test = table[(table["model"] == deciding) & (table["split"] == "test")].sort_values("sha256")
+    test = rows_of(table, deciding, "test")
     metadata = reporting.describe_test_images(context, images, test)
     patients = reporting.patient_ids(metadata)
-    measured = [measure(table[table["model"] == name], calibrations[name], settings, patients) for name in models]
+    measured = [measure(table, name, calibrations[name], settings, patients) for name in models]
     subject = reporting.Subject(
         name=deciding,
         about=describe_training(spec, deciding, models),
@@ -102,7 +93,10 @@ def evaluate_test_split(context: StageContext) -> Summary:
         },
         limits=LIMITS,
     )
-    gains = [compare_models(settings, table)] if FINETUNED in models else []
+    gains = []
+    if FINETUNED in models:
+        head, finetuned = (rows_of(table, name, "test") for name in (HEAD, FINETUNED))
+        gains = [measure_gain(settings, FINETUNED, finetuned, HEAD, head)]
     over_champion = compare_with_champion(context, images, test, deciding)
     facts = replace(
         facts,
@@ -114,13 +108,15 @@ def evaluate_test_split(context: StageContext) -> Summary:
     reporting.publish(context, folder, table, subject, facts)
     metrics = as_metrics(facts, gains)
     context.tracker.log_metrics(metrics)
-    report = ReportManifest(
+    report = manifests.ReportManifest(
         id=report_id,
         path=report_id,
         made_from=images.id,
         models=ids,
-        operating_points={model.name: OperatingPointEntry(**vars(model.operating_point)) for model in measured},
-        calibrations={name: CalibrationEntry(**vars(fitted)) for name, fitted in calibrations.items()},
+        operating_points={
+            model.name: manifests.OperatingPointEntry(**vars(model.operating_point)) for model in measured
+        },
+        calibrations={name: manifests.CalibrationEntry(**vars(fitted)) for name, fitted in calibrations.items()},
         tta=settings.evaluate.tta,
         metrics={key: value for key, value in metrics.items() if not math.isnan(value)},
         subgroups=[subgroup.as_record() for subgroup in facts.deciding.subgroups],
@@ -139,10 +135,10 @@ def read_models(context: StageContext, images: ImagesManifest, features: Feature
 
     Raises `DataError` where there is none, or one was trained on other images.
     """
-    head = manifests.require(HeadManifest, context.warehouse)
+    head = manifests.require(manifests.HeadManifest, context.warehouse)
     manifests.check_fit(images, features, head)
     models: dict[str, ModelManifest] = {HEAD: head}
-    finetuned = manifests.read(FinetunedManifest, context.warehouse)
+    finetuned = manifests.read(manifests.FinetunedManifest, context.warehouse)
     if finetuned:
         models[FINETUNED] = finetuned
     for name, model in models.items():
@@ -162,15 +158,15 @@ def predict(
     meter: session.Meter,
 ) -> pd.DataFrame:
     """Raw predictions of all models for validation and test, and those of `PAINTED` for test."""
-    chosen = context.settings.evaluate
-    session.set_arrow_batch_rows(context.spark, chosen.batch_size)
-    if chosen.tta == 1:
+    options = context.settings.evaluate
+    session.set_arrow_batch_rows(context.spark, options.batch_size)
+    if options.tta == 1:
         rows = predictions.predict_head(context, images, features, models[HEAD], meter)
     else:  # no features of mirror images are stored
         rows = predictions.predict_network(context, images, models[HEAD], HEAD, meter)
     if FINETUNED in models:
         rows = rows.unionByName(predictions.predict_network(context, images, models[FINETUNED], FINETUNED, meter))
-    if chosen.shortcuts:
+    if options.shortcuts:
         *_, deciding = models
         painted = predictions.predict_network(
             context, images, models[deciding], deciding, meter, label=PAINTED, change=shortcuts.without_lesion
@@ -180,39 +176,41 @@ def predict(
     return pd.DataFrame(rows.toPandas())
 
 
+def rows_of(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
+    """The rows of a model and a split, by `sha256`."""
+    return table[(table["model"] == model) & (table["split"] == split)].sort_values("sha256")
+
+
 def measure(
-    table: pd.DataFrame, fitted: calibration.Calibration, settings: config.Settings, patients: list[str | None]
+    table: pd.DataFrame,
+    name: str,
+    fitted: calibration.Calibration,
+    settings: config.Settings,
+    patients: list[str | None],
 ) -> ModelFacts:
     """Measure one model: operating point from validation, everything else on test.
 
-    `table` has its calibrated rows, `patients` those of the test images by `sha256`.
+    `table` has calibrated rows, `patients` those of the test images by `sha256`.
     """
     validation, test = (
-        tuple(rows[column].to_numpy() for column in ("label", "raw_probability", "group"))
-        for rows in (table[table["split"] == split].sort_values("sha256") for split in ("validation", "test"))
+        tuple(rows_of(table, name, split)[column].to_numpy() for column in ("label", "raw_probability", "group"))
+        for split in ("validation", "test")
     )
-    chosen = settings.evaluate
-    name, rule = operating_points.resolve_rule(chosen.operating_point)
+    options = settings.evaluate
+    point_name, rule = operating_points.resolve_rule(options.operating_point)
     probabilities = fitted.apply(validation[1])
-    point = operating_points.choose(validation[0], probabilities, rule, name)
+    point = operating_points.choose(validation[0], probabilities, rule, point_name)
     return measure_model(
-        str(table["model"].iloc[0]),
+        name,
         fitted,
         operating_points.lower_threshold(point, probabilities),
         validation[:2],
         test,
-        resamples=chosen.resamples,
+        resamples=options.resamples,
         seed=settings.seed,
-        prevalences=chosen.prevalences,
+        prevalences=options.prevalences,
         patients=patients,
     )
-
-
-def compare_models(settings: config.Settings, table: pd.DataFrame) -> Gain:
-    """The gain of fine-tuning over the head alone on the test split."""
-    test = table[table["split"] == "test"].sort_values("sha256")
-    head, finetuned = (test[test["model"] == name] for name in (HEAD, FINETUNED))
-    return measure_gain(settings, FINETUNED, finetuned, HEAD, head)
 
 
 def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:
@@ -222,21 +220,16 @@ def compare_with_champion(context: StageContext, images: ImagesManifest, test: p
     version = context.tracker.find_version(reference)
     if version is None:
         return f"No model has been {register.alias} before."
-    stored = stored_predictions(context, version.tags)
+    stored = None
+    if report_id := version.tags.get("report_id"):
+        folder = files.join(context.warehouse, "reports", report_id)
+        stored = predictions.read_predictions(folder, str(version.tags.get("model")), "test")
     if stored is None or list(stored["sha256"]) != list(test["sha256"]):
         try:
             stored = test.assign(probability=predictions.predict_registered(context, images, reference, test))
         except DataError as error:
             return f"Not compared with the {register.alias}, version {version.version}: {error}."
     return measure_gain(context.settings, name, test, f"{register.alias}, version {version.version}", stored)
-
-
-def stored_predictions(context: StageContext, tags: Mapping[str, str]) -> pd.DataFrame | None:
-    """A registered version's rows of the test images it was evaluated on, where this warehouse has them."""
-    if not tags.get("report_id"):
-        return None
-    folder = files.join(context.warehouse, "reports", tags["report_id"])
-    return predictions.read_predictions(folder, str(tags.get("model")), "test")
 
 
 def measure_gain(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> Gain:

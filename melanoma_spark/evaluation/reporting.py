@@ -144,8 +144,8 @@ def measure_subgroups(
         metadata["flags"].tolist(),
     )
     labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
-    chosen = context.settings.evaluate
-    drawn = {"minimum": chosen.subgroup_minimum, "resamples": chosen.resamples, "seed": context.settings.seed}
+    options = context.settings.evaluate
+    drawn = {"minimum": options.subgroup_minimum, "resamples": options.resamples, "seed": context.settings.seed}
     return subgroups.measure_subgroups(columns, labels, probabilities, groups, threshold, **drawn)
 
 

@@ -24,7 +24,7 @@ from melanoma_spark.errors import ConfigError
 
 CONSTANT = {"gamma": 0.7, "moving_variance": 1}  # of random weights: under 1, so that sums of blocks do not grow
 GROUP = "melanoma_spark.backbones"  # of entry points
-LAST_BLOCK = "last_block"  # as a cut: the one before the last, whatever the backbone's own name for it
+LAST_BLOCK = "last_block"  # as a cut: the one before the last of any backbone
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ BACKBONES = {
 
 
 def backbone(name: str) -> Backbone:
-    """Raises `ConfigError` with the known names, or where the package that has it cannot be imported."""
+    """The entry of a backbone. Raises `ConfigError` where it is unknown, or its package cannot be imported."""
     if name not in BACKBONES:
         added = {point.name: point for point in entry_points(group=GROUP)}
         if name not in added:
@@ -112,7 +112,7 @@ def backbone(name: str) -> Backbone:
         except (ImportError, AttributeError) as error:
             raise ConfigError(
                 f"setting backbone.name: {name!r} is {added[name].value} of an installed package, which cannot be "
-                f"imported: {error}; mend or reinstall that package, or take another backbone"
+                f"imported: {error}; repair or reinstall that package, or take another backbone"
             ) from None
     return BACKBONES[name]
 
@@ -135,7 +135,7 @@ def cuts_read(settings: config.Settings) -> tuple[str, ...]:
 
 
 def check(settings: config.Settings) -> None:
-    """Raises `ConfigError` when a phase's cut is none of the backbone's, or images are too small for it."""
+    """Raise `ConfigError` where a phase names an unknown cut, or images are too small for the backbone."""
     cuts_read(settings)
     smallest = backbone(settings.backbone.name).smallest
     if settings.image_size < smallest:
@@ -147,8 +147,8 @@ def check(settings: config.Settings) -> None:
 def build_base(name: str, image_size: int, weights: Sequence[NDArray[np.float32]] | None = None) -> Any:
     """The base as a flat functional Keras model: uint8 RGB (n, size, size, 3) -> its last cut's float32 features.
 
-    Preprocessing is part of the model. Without `weights` the layers keep Keras's random start. Batch normalisation
-    stays with the statistics it came with, also while its block is trained: a batch of lesions is small, and each rank
+    Preprocessing is part of the model. Without `weights` the layers keep Keras's random start. Batch normalization
+    keeps the statistics of its weights, also while its block is trained: a batch of lesions is small, and each rank
     sees another one. Raises `ConfigError` when the weights do not have the base's shapes.
     """
     import keras
@@ -221,14 +221,16 @@ def random_weights(name: str, seed: int) -> list[NDArray[np.float32]]:
 
 
 def set_weights(model: Any, weights: Sequence[NDArray[np.float32]], what: str) -> None:
-    """Raises `ConfigError` naming the first tensor that does not fit, and its layer."""
-    own = [tuple(w.shape) for w in model.weights]
+    """Set the weights of a model. Raises `ConfigError` naming the first tensor that does not fit, and its layer."""
+    expected = [tuple(w.shape) for w in model.weights]
     given = [tuple(w.shape) for w in weights]
-    if own != given:
-        place = next((i for i, (a, b) in enumerate(zip(own, given, strict=False)) if a != b), min(len(own), len(given)))
-        layer = f" ({model.weights[place].path})" if place < len(own) else ""
+    if expected != given:
+        differing = (i for i, (a, b) in enumerate(zip(expected, given, strict=False)) if a != b)
+        place = next(differing, min(len(expected), len(given)))
+        at = slice(place, place + 1)
+        layer = f" ({model.weights[place].path})" if place < len(expected) else ""
         raise ConfigError(
-            f"{what} do not fit {model.name}: it has {len(own)} tensors, {len(given)} were given; the first "
-            f"difference is tensor {place}{layer}: expected {own[place : place + 1]}, found {given[place : place + 1]}"
+            f"{what} do not fit {model.name}: it has {len(expected)} tensors, {len(given)} were given; the first "
+            f"difference is tensor {place}{layer}: expected {expected[at]}, found {given[at]}"
         )
     model.set_weights(list(weights))

@@ -111,13 +111,16 @@ def promote(context: StageContext) -> Summary:
     if champion is not None and champion.tags.get("report_id") == report.id:
         return Summary(f"nothing new, {settings.name} version {champion.version} is {settings.alias} already")
 
+    images = manifests.require(ImagesManifest, warehouse)
+    if images.id != report.made_from:
+        raise DataError("images/ has changed since the last report; run `melanoma-spark evaluate` first")
     challenger = context.tracker.find_version(f"{settings.name}@{CHALLENGER}")
     if challenger is not None and challenger.tags.get("report_id") == report.id:
         version = str(challenger.version)  # check again: the rules or the champion may have changed
     else:
-        version = register_version(context, report, name, model)
+        version = register_version(context, images, report, name, model)
         context.tracker.set_alias(settings.name, CHALLENGER, version)
-    verdicts = check_gate(context, report, name, champion)
+    verdicts = check_gate(context, images, report, name, champion)
     refusals = "; ".join(f"{verdict.rule}: {verdict.found}" for verdict in verdicts if not verdict.holds)
     rules = [vars(verdict) for verdict in verdicts]
     context.tracker.tag_version(settings.name, version, {"gate": f"refused: {refusals}" if refusals else "passed"})
@@ -132,13 +135,14 @@ def promote(context: StageContext) -> Summary:
     return Summary(f"{settings.name} version {version} is {settings.alias} now ({name}), {len(verdicts)} rules hold")
 
 
-def register_version(context: StageContext, report: ReportManifest, name: str, model: ModelManifest) -> str:
+def register_version(
+    context: StageContext, images: ImagesManifest, report: ReportManifest, name: str, model: ModelManifest
+) -> str:
     """Register the model, and return its version."""
     settings = context.settings
     # The operating point was chosen for the report's number of views.
     spec = network.Spec.model_validate({**model.spec, "tta": report.tta})
     tensors = manifests.load_model(context.warehouse, model)
-    images = evaluated_images(context, report)
     raw = read_predictions(context, report, name, "validation")["raw_probability"].to_numpy()
     scorer = bundle.Scorer(
         spec=spec,
@@ -185,14 +189,6 @@ def register_version(context: StageContext, report: ReportManifest, name: str, m
     return model_registry.register_model(settings.register_.name, bundle.pack(scorer), example, tags, description)
 
 
-def evaluated_images(context: StageContext, report: ReportManifest) -> ImagesManifest:
-    """The manifest of the images that were evaluated. Raises `DataError` where images/ has changed."""
-    images = manifests.require(ImagesManifest, context.warehouse)
-    if images.id != report.made_from:
-        raise DataError("images/ has changed since the last report; run `melanoma-spark evaluate` first")
-    return images
-
-
 def read_predictions(context: StageContext, report: ReportManifest, name: str, split: str) -> pd.DataFrame:
     """The report's rows of a model and split. Raises `DataError` where they were removed."""
     rows = predictions.read_predictions(files.join(context.warehouse, "reports", report.path), name, split)
@@ -202,11 +198,10 @@ def read_predictions(context: StageContext, report: ReportManifest, name: str, s
 
 
 def check_gate(
-    context: StageContext, report: ReportManifest, name: str, champion: ModelVersion | None
+    context: StageContext, images: ImagesManifest, report: ReportManifest, name: str, champion: ModelVersion | None
 ) -> list[gate.Verdict]:
     """Check the rules: the report has the challenger's predictions, the champion predicts the same test images now."""
     settings, register = context.settings, context.settings.register_
-    images = evaluated_images(context, report)
     test = read_predictions(context, report, name, "test")
     of_champion = None
     if champion is not None and register.gate.auroc_margin is not None:

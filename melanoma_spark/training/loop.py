@@ -251,7 +251,7 @@ def train(
         probabilities, labels = [np.zeros(0)], [np.zeros(0)]
         dealt = sharding.deal(judged.groups, plan.batch_size)
         for inputs, y, w in prefetch(batches(judged, dealt, rank, (1.0, 1.0), shape, dtype), lambda batch: batch):
-            probabilities.append(predict(inputs)[0].reshape(-1)[w > 0])
+            probabilities.append(predict(inputs)[0].reshape(-1)[w > 0].astype(np.float64))
             labels.append(y[w > 0])
         p = rank.gather(np.concatenate(probabilities).astype(np.float64)).clip(0, 1)
         y = rank.gather(np.concatenate(labels)).astype(int)

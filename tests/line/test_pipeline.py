@@ -557,7 +557,7 @@ SAID_AGAIN = {
     "featurize": "{images} images = 0 computed + {images} computed before",
     "train_head": "nothing new, models/head stands",
     "finetune": "nothing new, models/finetuned stands",
-    "evaluate": "nothing new, the report stands at",
+    "evaluate": "nothing new, the report is at",
     "register": "nothing new, melanoma version 1 is champion already",
     "score": "130 images listed, all scored before by melanoma version 1; nothing to do",
 }

@@ -96,7 +96,7 @@ def test_a_copy_of_the_training_archive_leaves_its_test_split(copied, tmp_path):
 
 def test_the_archive_of_the_warehouse_is_no_external_one(line):
     told, _ = evaluated(line, line.archive)
-    assert "nothing new, the report stands at" in told
+    assert "nothing new, the report is at" in told
 
 
 def test_a_model_of_another_warehouse_is_refused(copied, another):
