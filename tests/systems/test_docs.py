@@ -34,7 +34,9 @@ import io
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import containers, layouts, tables
 from melanoma_spark.errors import LicenseError
-from melanoma_spark.models import backbones
+from melanoma_spark.evaluation import plots
+from melanoma_spark.models import backbones, engines
+from melanoma_spark.scoring import columns
 
 text = b"img_id,diagnostic,clin_size_long_diam_mm\\nPAT_1.png,NEV,6.5 mm\\n"
 layout = layouts.recognize_layout([tables.TableHead("metadata.csv", text)], {})
@@ -43,10 +45,18 @@ assert layout.name == "pad_ufes_20"
 assert (row.image_id, row.labels, row.attributes) == ("PAT_1", ("nevus",), {"diameter": 6.5}), row
 assert "diameter" in schemas.images_schema(64).fields
 assert containers.detect_format(b"!<arch>\\n") == "ar"
-ignored = {"drift": {"ignore": ["contrast", "diameter"]}, "follow": {"batches": 3}}
-backbones.check(config.parse({"backbone": {"name": "vgg19"}, "score": ignored}))
+score = {"drift": {"ignore": ["contrast", "diameter"]}, "follow": {"batches": 3}, "engine": "onnx_reference"}
+backbones.check(config.parse({"backbone": {"name": "vgg19"}, "score": score}))
 assert backbones.cut_shapes("vgg19", 32, ["block4_pool"]) == {"block4_pool": (2, 2, 512)}
 assert LicenseError.exit_status == 7
+assert columns.schema().names[-1] == "margin"
+assert "operating_points.png" in plots.PLOTS
+
+import keras
+
+pixels = keras.Input((8, 8, 3), dtype="uint8")
+dense = keras.layers.Dense(1)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(pixels)))
+engines.export(keras.Model(pixels, dense), "onnx_reference")  # which compares it with TensorFlow
 """
 
 
