@@ -133,9 +133,7 @@ def test_another_test_set_is_evaluated_first(copied):
     facts = files.read_json(f"{copied.context.warehouse}/images/manifest.json")
     files.write_json(f"{copied.context.warehouse}/images/manifest.json", facts | {"id": "other"})
     name = copied.context.settings.register_.model_copy(update={"name": "another model"})
-    with pytest.raises(
-        DataError, match=r"images/ has changed since the last report; run `\./spark-submit\.sh evaluate`"
-    ):
+    with pytest.raises(DataError, match=r"images/ has changed since the last report; run `melanoma-spark evaluate`"):
         copied.told("register", register_=name)
 
 

@@ -123,7 +123,7 @@ def test_models_that_are_not_there(tracker):
     with pytest.raises(DataError, match=r"no model melanoma@champion in MLflow at sqlite:.*registered: nothing; run"):
         model_registry.download_model(tracker, "melanoma@champion")
     mlflow.MlflowClient().create_registered_model("other")
-    with pytest.raises(DataError, match=r"registered: other; run `\./spark-submit\.sh register` first"):
+    with pytest.raises(DataError, match=r"registered: other; run `melanoma-spark register` first"):
         model_registry.download_model(tracker, "melanoma@champion")
     with pytest.raises(ConfigError, match=r"score\.model: 'melanoma' is neither NAME@ALIAS nor NAME/VERSION"):
         tracker.find_version("melanoma")
