@@ -1,6 +1,6 @@
 """The figures of a report: each metric of a model on one split, with its name, its interval and its format."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,21 +49,20 @@ def measure_figures(
     def add(key: str, name: str, value: float, resampled: Floats, groups: ArrayLike = groups) -> None:
         measured[key] = Figure(name, value, bootstrap.interval(resampled, groups), key.startswith(PERCENT))
 
-    def curve(key: str, name: str, metric: Callable[..., float], statistic: Callable[..., Floats], **at: float) -> None:
-        add(key, name, metric(y, p, **at), bootstrap.resampled_curve(y, p, groups, partial(statistic, **at), **drawn))
+    def curve(key: str, name: str, statistic: counts.Statistic, **at: float) -> None:
+        resampled = bootstrap.resampled_curve(y, p, groups, partial(statistic, **at), **drawn)
+        add(key, name, counts.figure(statistic, y, p, **at), resampled)
 
-    curve("auprc", "AUPRC", binary.auprc, counts.average_precision)
+    curve("auprc", "AUPRC", counts.average_precision)
     curve(
         "pauc_above_80",
         "Partial AUC above 80 % sensitivity (ISIC 2024; perfect is 0.2)",
-        binary.auc_above_sensitivity,
         counts.area_above_sensitivity,
         sensitivity=0.8,
     )
     curve(
         "auc_sens_80",
         "AUC right of 80 % sensitivity (isic-challenge-scoring; perfect is 1)",
-        binary.auc_right_of_sensitivity,
         counts.area_right_of_sensitivity,
         sensitivity=0.8,
     )
@@ -71,14 +70,12 @@ def measure_figures(
         curve(
             f"sensitivity_at_specificity_{100 * rate:.0f}",
             f"Best sensitivity at a specificity of {100 * rate:.0f} %",
-            binary.sensitivity_at_specificity,
             counts.best_sensitivity,
             specificity=rate,
         )
         curve(
             f"specificity_at_sensitivity_{100 * rate:.0f}",
             f"Best specificity at a sensitivity of {100 * rate:.0f} %",
-            binary.specificity_at_sensitivity,
             counts.best_specificity,
             sensitivity=rate,
         )

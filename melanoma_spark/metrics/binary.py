@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from melanoma_spark.errors import ConfigError
-from melanoma_spark.metrics import counts
 from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, check_fraction, group_index
 from melanoma_spark.metrics.counts import counts_by_threshold
 
@@ -126,53 +125,6 @@ def auroc(labels: ArrayLike, probabilities: ArrayLike) -> float:
     below, not_above = negatives_under(truth, scores)
     positives, negatives = len(below), len(truth) - len(below)
     return _ratio(int(below.sum() + not_above.sum()), 2 * positives * negatives)
-
-
-def auprc(labels: ArrayLike, probabilities: ArrayLike) -> float:
-    """Average precision: the precision at each observed score, weighted by the recall gained there.
-
-    A step function, not the trapezoids that Davis and Goadrich (ICML 2006) show to be too high. Chance level is the
-    prevalence, so report both. NaN if a class is missing.
-    """
-    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(counts.average_precision(true_positives, false_positives))
-
-
-def auc_right_of_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
-    """The area under the ROC right of the point where the sensitivity is reached, down to zero: 1.0 is perfect.
-
-    `auc_sens_80` of ISIC's scorer (isic-challenge-scoring 5.6.0, `auc_above_sensitivity`); not ISIC 2024's partial AUC,
-    which is `auc_above_sensitivity` here. The ROC is a straight line between its points. NaN if a class is missing;
-    raises ConfigError unless 0 < sensitivity <= 1.
-    """
-    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(counts.area_right_of_sensitivity(true_positives, false_positives, sensitivity))
-
-
-def auc_above_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float = 0.8) -> float:
-    """The area under the ROC and above the sensitivity: 1 - sensitivity is perfect, 0.2 by default.
-
-    The partial AUC of ISIC 2024 (`p_auc_tpr`, "pAUC above 80 % TPR"); not that of ISIC's scorer, which is
-    `auc_right_of_sensitivity`. NaN if a class is missing; raises ConfigError unless 0 < sensitivity <= 1.
-    """
-    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(counts.area_above_sensitivity(true_positives, false_positives, sensitivity))
-
-
-def sensitivity_at_specificity(labels: ArrayLike, probabilities: ArrayLike, specificity: float) -> float:
-    """The highest sensitivity of the thresholds whose specificity is at least this, on these very images.
-
-    Points of the ROC only, nothing in between: each is a threshold that one can set. 0 where only a threshold above all
-    probabilities is that specific. NaN if a class is missing.
-    """
-    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(counts.best_sensitivity(true_positives, false_positives, specificity))
-
-
-def specificity_at_sensitivity(labels: ArrayLike, probabilities: ArrayLike, sensitivity: float) -> float:
-    """The highest specificity of the thresholds whose sensitivity is at least this; see the reverse."""
-    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
-    return float(counts.best_specificity(true_positives, false_positives, sensitivity))
 
 
 def ppv_at_prevalence(sensitivity: float, specificity: float, prevalence: float) -> float:

@@ -6,7 +6,7 @@ draws depend on the seed, the number of resamples and of groups alone, so the fi
 are of the same resamples, and their difference is a paired one. Arrays, and the errors raised, are those of `metrics`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +16,6 @@ from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import counts
 from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, group_index
 from melanoma_spark.metrics.binary import bin_of, negatives_under, outcome
-
-# Cumulative counts of positives and of negatives by falling threshold, each (rows, k) -> (rows,)
-Statistic = Callable[[Ints, Ints], Floats]
 
 # Weights held at once by a bootstrap: 2**20 int64 are 8 MiB an array, whatever the number of images or resamples.
 WEIGHTS_AT_ONCE = 2**20
@@ -116,7 +113,7 @@ def resampled_curve(
     labels: ArrayLike,
     probabilities: ArrayLike,
     groups: ArrayLike,
-    statistic: Statistic,
+    statistic: counts.Statistic,
     *,
     resamples: int = 2000,
     seed: int = 0,

@@ -1,9 +1,11 @@
 """Counts of images by threshold, and the figures that follow from them, for one set of images or for many resamples.
 
 Figures take cumulative counts of positives and negatives by falling threshold, each (..., k). One image may count
-several times, as in a resample. They return (...,) float64, NaN where a class is missing.
+several times, as in a resample. They return (...,) float64, NaN where a class is missing. `figure` computes one of them
+for a set of images.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,9 @@ from numpy.typing import ArrayLike
 
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, check_fraction
+
+# Cumulative counts of positives and of negatives by falling threshold, each (..., k), and rates -> (...,)
+Statistic = Callable[..., Floats]
 
 
 class ThresholdCounts(NamedTuple):
@@ -35,8 +40,18 @@ def counts_by_threshold(labels: ArrayLike, probabilities: ArrayLike) -> Threshol
     return ThresholdCounts(ascending[::-1], np.cumsum(positives[::-1]), np.cumsum(negatives[::-1]))
 
 
+def figure(statistic: Statistic, labels: ArrayLike, probabilities: ArrayLike, **at: float) -> float:
+    """A figure of this module, such as `average_precision`, for a set of images; raises as `binary` does."""
+    _, true_positives, false_positives = counts_by_threshold(labels, probabilities)
+    return float(statistic(true_positives, false_positives, **at))
+
+
 def average_precision(true_positives: Ints, false_positives: Ints) -> Floats:
-    """`binary.auprc` of counts by threshold."""
+    """Average precision: the precision at each observed score, weighted by the recall gained there.
+
+    A step function, not the trapezoids that Davis and Goadrich (ICML 2006) show to be too high. Chance level is the
+    prevalence, so report both.
+    """
     both = true_positives + false_positives
     precision = np.divide(true_positives, both, out=np.zeros(both.shape), where=both > 0)
     return ratio(
@@ -44,19 +59,32 @@ def average_precision(true_positives: Ints, false_positives: Ints) -> Floats:
     )
 
 
-def area_above_sensitivity(true_positives: Ints, false_positives: Ints, sensitivity: float) -> Floats:
-    """`binary.auc_above_sensitivity` of counts by threshold."""
+def area_above_sensitivity(true_positives: Ints, false_positives: Ints, sensitivity: float = 0.8) -> Floats:
+    """The area under the ROC and above the sensitivity: 1 - sensitivity is perfect, 0.2 by default.
+
+    The partial AUC of ISIC 2024 (`p_auc_tpr`, "pAUC above 80 % TPR"); not that of ISIC's scorer, which is
+    `area_right_of_sensitivity`. Raises ConfigError unless 0 < sensitivity <= 1.
+    """
     return _area(true_positives, false_positives, sensitivity)[0]
 
 
-def area_right_of_sensitivity(true_positives: Ints, false_positives: Ints, sensitivity: float) -> Floats:
-    """`binary.auc_right_of_sensitivity` of counts by threshold."""
+def area_right_of_sensitivity(true_positives: Ints, false_positives: Ints, sensitivity: float = 0.8) -> Floats:
+    """The area under the ROC right of the point where the sensitivity is reached, down to zero: 1.0 is perfect.
+
+    `auc_sens_80` of ISIC's scorer (isic-challenge-scoring 5.6.0, `auc_above_sensitivity`); not ISIC 2024's partial AUC,
+    which is `area_above_sensitivity`. The ROC is a straight line between its points. Raises ConfigError unless
+    0 < sensitivity <= 1.
+    """
     above, width = _area(true_positives, false_positives, sensitivity)
     return above + sensitivity * width
 
 
 def best_sensitivity(true_positives: Ints, false_positives: Ints, specificity: float) -> Floats:
-    """`binary.sensitivity_at_specificity` of counts by threshold."""
+    """The highest sensitivity of the thresholds whose specificity is at least this, on these very images.
+
+    Points of the ROC only, nothing in between: each is a threshold that one can set. 0 where only a threshold above all
+    probabilities is that specific.
+    """
     check_fraction("specificity", specificity)
     positives, negatives = _totals(true_positives, false_positives)
     # Not 1 - false positive rate, whose rounding would miss a rate that is met exactly.
@@ -65,7 +93,7 @@ def best_sensitivity(true_positives: Ints, false_positives: Ints, specificity: f
 
 
 def best_specificity(true_positives: Ints, false_positives: Ints, sensitivity: float) -> Floats:
-    """`binary.specificity_at_sensitivity` of counts by threshold."""
+    """The highest specificity of the thresholds whose sensitivity is at least this; see `best_sensitivity`."""
     check_fraction("sensitivity", sensitivity)
     positives, negatives = _totals(true_positives, false_positives)
     kept = ratio(true_positives, positives[..., None]) >= sensitivity

@@ -8,7 +8,7 @@ import sklearn.metrics
 from samples import grouped_sample, resamples_of
 
 from melanoma_spark.evaluation import figures
-from melanoma_spark.metrics import binary
+from melanoma_spark.metrics import binary, counts
 
 THRESHOLD, PREVALENCES = 0.45, (0.02, 0.2)
 
@@ -21,8 +21,8 @@ def by_hand(labels, probabilities):
     specificity = sklearn.metrics.recall_score(labels, decided, pos_label=0)
     found = {
         "auprc": sklearn.metrics.average_precision_score(labels, probabilities),
-        "pauc_above_80": binary.auc_above_sensitivity(labels, probabilities),
-        "auc_sens_80": binary.auc_right_of_sensitivity(labels, probabilities),
+        "pauc_above_80": counts.figure(counts.area_above_sensitivity, labels, probabilities),
+        "auc_sens_80": counts.figure(counts.area_right_of_sensitivity, labels, probabilities),
         "brier": sklearn.metrics.brier_score_loss(labels, probabilities),
         "ece": binary.expected_calibration_error(labels, probabilities),
         "log_loss": sklearn.metrics.log_loss(labels, probabilities),

@@ -1,5 +1,6 @@
 """Metrics against scikit-learn, the bootstrap against a plain loop over the same draws, and what is undefined."""
 
+import functools
 import json
 import math
 import re
@@ -15,6 +16,10 @@ from samples import TIED, scored
 from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary, bootstrap, counts
 from melanoma_spark.metrics.binary import ConfusionMatrix
+
+auprc = functools.partial(counts.figure, counts.average_precision)
+above = functools.partial(counts.figure, counts.area_above_sensitivity)
+right_of = functools.partial(counts.figure, counts.area_right_of_sensitivity)
 
 
 @given(scored())
@@ -68,7 +73,8 @@ def test_figures_of_one_label_or_both_agree_with_scikit_learn(sample):
     expected |= {"npv": precision[0], "ppv": precision[1], "specificity": recall[0], "sensitivity": recall[1]}
     expected["balanced_accuracy"] = np.nan if one_label else recall.mean()
     for name, value in expected.items():
-        found = getattr(matrix, name) if hasattr(matrix, name) else getattr(binary, name)(labels, probabilities)
+        metric = auprc if name == "auprc" else getattr(binary, name, None)
+        found = getattr(matrix, name) if hasattr(matrix, name) else metric(labels, probabilities)
         np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
@@ -92,8 +98,8 @@ def test_figures_are_those_of_isics_scorer(case):
     confusion = binary.confusion_matrix_at(*rows, np.nextafter(0.5, 1))  # the scorer decides by > 0.5
     found = {
         "auc": binary.auroc(*rows),
-        "auc_sens_80": binary.auc_right_of_sensitivity(*rows, 0.8),
-        "ap": binary.auprc(*rows),
+        "auc_sens_80": right_of(*rows, sensitivity=0.8),
+        "ap": auprc(*rows),
         **{name: getattr(confusion, name) for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv")},
     }
     for name, value in found.items():
@@ -118,16 +124,18 @@ def test_partial_auc_above_a_sensitivity_is_that_of_isic_2024(sample, sensitivit
     labels, probabilities, _ = sample
     probabilities = np.round(probabilities, 6)  # 1 - p must keep ties and order
     expected = isic_2024(labels, probabilities, sensitivity)
-    assert binary.auc_above_sensitivity(labels, probabilities, sensitivity) == pytest.approx(expected, abs=1e-9)
+    assert counts.figure(
+        counts.area_above_sensitivity, labels, probabilities, sensitivity=sensitivity
+    ) == pytest.approx(expected, abs=1e-9)
 
 
 @given(scored(), st.floats(0.01, 1))
 def test_both_partial_aucs_share_a_corner(sample, sensitivity):
     labels, probabilities, _ = sample
-    above = binary.auc_above_sensitivity(labels, probabilities, sensitivity)
-    right = binary.auc_right_of_sensitivity(labels, probabilities, sensitivity)
-    assert -1e-12 <= above <= 1 - sensitivity + 1e-12
-    assert above - 1e-12 <= right <= binary.auroc(labels, probabilities) + 1e-12
+    area = above(labels, probabilities, sensitivity=sensitivity)
+    right = right_of(labels, probabilities, sensitivity=sensitivity)
+    assert -1e-12 <= area <= 1 - sensitivity + 1e-12
+    assert area - 1e-12 <= right <= binary.auroc(labels, probabilities) + 1e-12
 
 
 def test_partial_aucs_of_known_curves():
@@ -136,22 +144,22 @@ def test_partial_aucs_of_known_curves():
         ([0, 0, 1, 1], [0.8, 0.6, 0.4, 0.2]),
         ([0, 1], [0.5] * 2),
     )
-    assert binary.auc_right_of_sensitivity(*perfect) == pytest.approx(1.0)
-    assert binary.auc_above_sensitivity(*perfect) == pytest.approx(0.2)
-    assert binary.auc_right_of_sensitivity(*wrong) == binary.auc_above_sensitivity(*wrong) == 0
+    assert right_of(*perfect) == pytest.approx(1.0)
+    assert above(*perfect) == pytest.approx(0.2)
+    assert right_of(*wrong) == above(*wrong) == 0
     # the diagonal: a triangle of side 0.2, and the trapezoid under it
-    assert binary.auc_above_sensitivity(*none) == pytest.approx(0.02)
-    assert binary.auc_right_of_sensitivity(*none) == pytest.approx(0.18)
+    assert above(*none) == pytest.approx(0.02)
+    assert right_of(*none) == pytest.approx(0.18)
 
 
 @given(scored(), st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]))
 def test_rates_at_a_rate_are_the_best_points_of_the_roc(sample, rate):
     labels, probabilities, _ = sample
     points = [binary.confusion_matrix_at(labels, probabilities, t) for t in [math.inf, *probabilities]]
-    assert binary.sensitivity_at_specificity(labels, probabilities, rate) == pytest.approx(
+    assert counts.figure(counts.best_sensitivity, labels, probabilities, specificity=rate) == pytest.approx(
         max(point.sensitivity for point in points if point.specificity >= rate)
     )
-    assert binary.specificity_at_sensitivity(labels, probabilities, rate) == pytest.approx(
+    assert counts.figure(counts.best_specificity, labels, probabilities, sensitivity=rate) == pytest.approx(
         max(point.specificity for point in points if point.sensitivity >= rate)
     )
 
@@ -221,18 +229,18 @@ def test_sensitivity_in_top_counts_ties_by_their_chance():
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_leaves_rates_and_partial_areas_undefined(label):
     rows = [label] * 3, [0.1, 0.5, 0.9]
-    assert math.isnan(binary.auc_above_sensitivity(*rows))
-    assert math.isnan(binary.auc_right_of_sensitivity(*rows))
-    assert math.isnan(binary.sensitivity_at_specificity(*rows, 0.9))
-    assert math.isnan(binary.specificity_at_sensitivity(*rows, 0.9))
+    assert math.isnan(above(*rows))
+    assert math.isnan(right_of(*rows))
+    assert math.isnan(counts.figure(counts.best_sensitivity, *rows, specificity=0.9))
+    assert math.isnan(counts.figure(counts.best_specificity, *rows, sensitivity=0.9))
 
 
 def test_shares_out_of_range_are_named():
     rows = [0, 1], [0.1, 0.9]
     for call in (
-        lambda: binary.auc_above_sensitivity(*rows, 0),
-        lambda: binary.auc_right_of_sensitivity(*rows, 1.1),
-        lambda: binary.sensitivity_at_specificity(*rows, -0.1),
+        lambda: above(*rows, sensitivity=0),
+        lambda: right_of(*rows, sensitivity=1.1),
+        lambda: counts.figure(counts.best_sensitivity, *rows, specificity=-0.1),
         lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
         lambda: binary.net_benefit(*rows, 1.0),
         lambda: binary.found_in_top(*rows, ["a", "b"], 0),
@@ -260,7 +268,7 @@ def test_rates_are_by_hand_and_without_a_denominator_nan_and_not_one():
 def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
     labels, probabilities = [label] * 3, [0.2, 0.5, 0.9]
     assert math.isnan(binary.auroc(labels, probabilities))
-    assert math.isnan(binary.auprc(labels, probabilities))
+    assert math.isnan(auprc(labels, probabilities))
     fpr, tpr, _ = binary.roc_curve(labels, probabilities)
     missing, present = (tpr, fpr) if label == 0 else (fpr, tpr)
     assert np.isnan(missing).all()
@@ -298,15 +306,15 @@ def test_expected_calibration_error_of_a_known_case():
 
 
 EVERY_METRIC = [
-    binary.auc_above_sensitivity,
-    binary.auc_right_of_sensitivity,
-    lambda labels, probabilities: binary.sensitivity_at_specificity(labels, probabilities, 0.9),
+    above,
+    right_of,
+    lambda labels, probabilities: counts.figure(counts.best_sensitivity, labels, probabilities, specificity=0.9),
     lambda labels, probabilities: binary.net_benefit(labels, probabilities, 0.5),
     lambda labels, probabilities: binary.found_in_top(labels, probabilities, ["a"] * len(labels)),
     counts.counts_by_threshold,
     binary.roc_curve,
     binary.auroc,
-    binary.auprc,
+    auprc,
     binary.brier,
     binary.log_loss,
     binary.reliability,
