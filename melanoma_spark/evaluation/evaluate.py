@@ -236,7 +236,8 @@ def measure_gain(settings: config.Settings, of: str, rows: pd.DataFrame, over: s
     """AUROC of one model's rows minus that of another's, for the same images in the same order."""
     labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
     both = others["probability"].to_numpy(), rows["probability"].to_numpy()
-    interval = bootstrap.auroc_difference(labels, *both, groups, settings.evaluate.resamples, settings.seed)
+    drawn = {"resamples": settings.evaluate.resamples, "seed": settings.seed}
+    interval = bootstrap.auroc_difference(labels, *both, groups, **drawn)
     before, after = (binary.auroc(labels, probabilities) for probabilities in both)
     return Gain(of, over, after - before, interval)
 

@@ -173,9 +173,9 @@ def auroc_difference(
     probabilities: ArrayLike,
     others: ArrayLike,
     groups: ArrayLike,
+    *,
     resamples: int = 2000,
     seed: int = 0,
-    *,
     level: float = 0.95,
 ) -> tuple[float, float]:
     """The interval of the AUROC of `others` less that of `probabilities`, on the same images: a paired bootstrap."""

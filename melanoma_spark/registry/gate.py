@@ -90,7 +90,7 @@ def _compare_with_champion(
     if champion is None:
         return Verdict("auroc_margin", True, "there is no champion to compare with")
     gain = binary.auroc(labels, challenger) - binary.auroc(labels, champion)
-    low, high = bootstrap.auroc_difference(labels, champion, challenger, groups, resamples, seed)
+    low, high = bootstrap.auroc_difference(labels, champion, challenger, groups, resamples=resamples, seed=seed)
     holds = not math.isnan(low) and low >= -margin
     text = f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"
     return Verdict("auroc_margin", holds, text)
