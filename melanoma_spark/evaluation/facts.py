@@ -45,14 +45,6 @@ class Histograms:
 
 
 @dataclass(frozen=True)
-class Uncalibrated:
-    """Figures of the network's own probabilities, before calibration, on the test split."""
-
-    reliability: Reliability
-    figures: Mapping[str, float]  # ece, brier, log_loss
-
-
-@dataclass(frozen=True)
 class Point:
     """An operating point, chosen on validation, with its decisions on both splits."""
 
@@ -78,7 +70,8 @@ class ModelFacts:
     decision_curve: DecisionCurve
     reliability: Reliability
     calibration: Calibration  # fitted on validation
-    uncalibrated: Uncalibrated
+    raw_reliability: Reliability  # of the network's probabilities, before calibration
+    raw_figures: Mapping[str, float]  # likewise: ece, brier, log_loss
     histograms: Histograms
 
     def metrics(self) -> dict[str, float]:
@@ -182,7 +175,7 @@ def measure_model(
 ) -> ModelFacts:
     """Measure one model for the report.
 
-    All figures but `uncalibrated` are of the calibrated probabilities. Models measured with the same groups and seed
+    All figures but the raw ones are of the calibrated probabilities. Models measured with the same groups and seed
     are resampled alike.
 
     Args:
@@ -229,13 +222,11 @@ def measure_model(
         decision_curve=binary.decision_curve(truth, scores),
         reliability=binary.reliability(truth, scores),
         calibration=calibration,
-        uncalibrated=Uncalibrated(
-            binary.reliability(truth, raw),
-            {
-                "ece": binary.expected_calibration_error(truth, raw),
-                "brier": binary.brier(truth, raw),
-                "log_loss": binary.log_loss(truth, raw),
-            },
-        ),
+        raw_reliability=binary.reliability(truth, raw),
+        raw_figures={
+            "ece": binary.expected_calibration_error(truth, raw),
+            "brier": binary.brier(truth, raw),
+            "log_loss": binary.log_loss(truth, raw),
+        },
         histograms=Histograms(edges, *(np.histogram(scores[truth == label], edges)[0] for label in (0, 1))),
     )

@@ -110,7 +110,7 @@ def _calibration(facts: Facts) -> Figure:
     for k, model in enumerate(facts.models):
         table, style = model.reliability, plotting.style(k)
         if model.calibration.method != "none":
-            before = model.uncalibrated.reliability
+            before = model.raw_reliability
             filled = before.n > 0
             x, y = before.mean_probability[filled], before.observed_fraction[filled]
             axes.plot(x, y, linewidth=0.9, alpha=0.45, zorder=2, color=style["color"], linestyle="dotted")

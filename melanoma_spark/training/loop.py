@@ -253,7 +253,7 @@ def train(
         for inputs, y, w in prefetch(batches(judged, dealt, rank, (1.0, 1.0), shape, dtype), lambda batch: batch):
             probabilities.append(predict(inputs)[0].reshape(-1)[w > 0].astype(np.float64))
             labels.append(y[w > 0])
-        p = rank.gather(np.concatenate(probabilities).astype(np.float64)).clip(0, 1)
+        p = rank.gather(np.concatenate(probabilities)).clip(0, 1)
         y = rank.gather(np.concatenate(labels)).astype(int)
         speed = images / seconds if seconds else 0.0
         metrics = binary.log_loss(y, p), binary.auroc(y, p)

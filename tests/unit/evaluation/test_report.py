@@ -121,9 +121,8 @@ def test_a_model_is_measured_by_the_metrics_of_the_test_split():
     assert facts.figures == figures.measure_figures(*rows, 0.4, prevalences=(0.02,), resamples=40, seed=2)
     assert facts.prevalence == labels.mean()
     assert facts.calibration == FITTED
-    before = facts.uncalibrated
-    assert before.figures["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)
-    np.testing.assert_equal(before.reliability, binary.reliability(labels, raw))
+    assert facts.raw_figures["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)
+    np.testing.assert_equal(facts.raw_reliability, binary.reliability(labels, raw))
     assert facts.test == binary.confusion_matrix_at(labels, probabilities, 0.4)
     assert facts.validation == binary.confusion_matrix_at(*validation, 0.4)
     others = [other for other in operating_points.choose_named(*validation) if other.rule != point.rule]
@@ -185,7 +184,7 @@ def test_the_page_shows_all_facts(facts, drawn):
         assert f"{100 * model.validation.specificity:.1f} %" in words
         assert f"{model.prevalence:.3f}" in words
         assert f"{model.operating_point.threshold:.4g}" in words
-        assert f"{model.uncalibrated.figures['ece']:.3f}" in words
+        assert f"{model.raw_figures['ece']:.3f}" in words
         assert "platt slope 0.700, intercept -0.200" in words
         for entry in model.points:
             point, table = entry.point, entry.test
