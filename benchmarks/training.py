@@ -95,8 +95,8 @@ def main() -> None:
         if "2" in options.parts:
             compare_readers(features, pixels, options.images, Path(folder), options.rounds)
         if "3" in options.parts:
-            compare_ranks(spark, "block 5 from cached features", CUT, features, options.images, options.rounds)
-            compare_ranks(spark, "the whole network from pixels", None, pixels, options.whole, options.rounds)
+            compare_ranks(spark, "block 5 from cached features", CUT, features, options.images, rounds=options.rounds)
+            compare_ranks(spark, "the whole network from pixels", None, pixels, options.whole, rounds=options.rounds)
         spark.stop()
 
 
@@ -204,7 +204,7 @@ def compare_readers(features: Rows, pixels: Rows, count: int, folder: Path, roun
     turns.summary()
 
 
-def compare_ranks(spark: SparkSession, what: str, cut: str | None, rows: Rows, count: int, rounds: int) -> None:
+def compare_ranks(spark: SparkSession, what: str, cut: str | None, rows: Rows, count: int, *, rounds: int) -> None:
     print(what)
     turns = Turns(("two_ranks", "one_process", 0.90), ("two_ranks", "two_bare_processes", 0.90))
     shares, starts = [], []

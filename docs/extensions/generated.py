@@ -243,7 +243,7 @@ def write_api_pages(app: Sphinx) -> None:
             path.write_text(text)
 
 
-def escape_docstring(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+def escape_docstring(lines: list[str]) -> None:
     """Turn a docstring, which is Markdown with `code`, into reStructuredText in place."""
     pieces = re.split(r"(`+[^`]*`+)", "\n".join(lines))
     text = "".join(
@@ -268,5 +268,5 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     }.items():
         app.add_directive(name, type(name, (Generated,), {"make": staticmethod(make)}))
     app.connect("builder-inited", write_api_pages)
-    app.connect("autodoc-process-docstring", escape_docstring)
+    app.connect("autodoc-process-docstring", lambda *event: escape_docstring(event[-1]))
     return {"parallel_read_safe": True}
