@@ -1,0 +1,1 @@
+"""Jobs for operators: doctor and prune."""

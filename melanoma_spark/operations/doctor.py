@@ -1,6 +1,6 @@
-"""Whether this machine, Spark's executors, the warehouse and MLflow are as the other jobs need them.
+"""Checks that this machine, Spark's executors, the warehouse and MLflow are ready for the other jobs.
 
-What users are told of it is in `jobs/doctor.py`, the text of --help.
+`jobs/doctor.py` has the text for users.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
 from melanoma_spark import config, lineage, logs, tracking
 from melanoma_spark.errors import ClusterError, MelanomaError
@@ -20,54 +20,63 @@ from melanoma_spark.spark import checks, executors, session
 from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease
 
-SERVER = (
-    "see that the server runs and may write where it keeps runs and artifacts, or name another: mlflow.tracking_uri="
-)
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+SERVER = "check that the server runs and can write its runs and artifacts, or name another: mlflow.tracking_uri="
 LEVELS = {OK: logging.INFO, WARNING: logging.WARNING, checks.FAILED: logging.ERROR}
 
 
 def doctor(context: StageContext) -> Summary:
-    """Tells the table. Raises `ClusterError` where a check failed, `ConfigError` for an engine that cannot score."""
+    """Run all checks and log their findings.
+
+    Raises:
+        ClusterError: A check failed.
+        ConfigError: The engine cannot score with this backbone.
+    """
     engines.engine_for(context.settings.score.engine, context.settings.backbone.name)
-    found = checks.merge_findings(examined(context.settings, context.warehouse))
+    findings = checks.merge_findings(check_all(context.settings, context.warehouse))
     if logs.in_json():
-        for one in found:
-            told = f"{one.what}, {one.where}: {one.found}" + (f"; {one.remedy}" if one.remedy else "")
-            logs.result(told, "finding", LEVELS[one.verdict], **asdict(one))
+        for finding in findings:
+            text = f"{finding.what}, {finding.where}: {finding.found}"
+            text += f"; {finding.remedy}" if finding.remedy else ""
+            logs.result(text, "finding", LEVELS[finding.verdict], **asdict(finding))
     else:
-        logs.result(checks.findings_table(found))
-    failed = [one for one in found if one.verdict == checks.FAILED]
+        logs.result(checks.findings_table(findings))
+    failed = [finding.what for finding in findings if finding.verdict == checks.FAILED]
     if failed:
-        names = ", ".join(dict.fromkeys(one.what for one in failed))
-        raise ClusterError(f"{len(failed)} of {len(found)} checks failed: {names}; remedies stand in the table")
-    warnings = sum(one.verdict == WARNING for one in found)
-    return Summary(f"{len(found)} checks, {warnings} of them with a warning, none failed")
+        names = ", ".join(dict.fromkeys(failed))
+        raise ClusterError(f"{len(failed)} of {len(findings)} checks failed: {names}; the table has remedies")
+    warnings = sum(finding.verdict == WARNING for finding in findings)
+    return Summary(f"{len(findings)} checks, {warnings} of them with a warning, none failed")
 
 
-def examined(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
-    yield from checked("uv.lock", DRIVER, of_lock, checks.INSTALL)
-    yield from checked("Horovod", DRIVER, lambda: [of_horovod(settings.ranks)], checks.INSTALL)
-    yield from checked("weights", DRIVER, lambda: [of_weights(settings)], "name a readable file: backbone.weights=")
-    written = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
+def check_all(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
+    """Yield the findings about the driver, the warehouse, Spark and MLflow."""
+    yield from run_check("uv.lock", DRIVER, check_lock, checks.INSTALL)
+    yield from run_check("Horovod", DRIVER, lambda: [check_horovod(settings.ranks)], checks.INSTALL)
+    remedy = "name a readable file: backbone.weights="
+    yield from run_check("weights", DRIVER, lambda: [check_weights(settings)], remedy)
+    probe = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
 
-    def of_warehouse() -> list[Finding]:
+    def check_warehouse() -> list[Finding]:
         files.check_writable(warehouse)
-        files.write_bytes(written, b"")
+        files.write_bytes(probe, b"")
         return [Finding("warehouse", DRIVER, f"{warehouse}: writes")]
 
-    found = checked("warehouse", DRIVER, of_warehouse, "name another one: warehouse=URL")
-    yield from found
-    there = found[0].verdict == OK
+    findings = run_check("warehouse", DRIVER, check_warehouse, "name another one: warehouse=URL")
+    yield from findings
+    written = findings[0].verdict == OK
     try:
-        yield from of_spark(settings, warehouse, written if there else "")
+        yield from check_spark(settings, warehouse, probe if written else "")
     finally:
-        if there:
+        if written:
             with suppress(Exception):  # the warehouse may be away by now
-                files.remove(written)
+                files.remove(probe)
 
 
-def checked(what: str, where: str, check: Callable[[], Iterable[Finding]], remedy: str) -> list[Finding]:
-    """What a check finds; an error of it is a finding, too, and stops no other one."""
+def run_check(what: str, where: str, check: Callable[[], Iterable[Finding]], remedy: str) -> list[Finding]:
+    """Return the findings of a check; an error is a finding too, and stops no other check."""
     try:
         return list(check())
     except MelanomaError as error:
@@ -76,7 +85,8 @@ def checked(what: str, where: str, check: Callable[[], Iterable[Finding]], remed
         return [checks.finding_of_crash(what, where, error, remedy)]
 
 
-def of_lock() -> list[Finding]:
+def check_lock() -> list[Finding]:
+    """Compare the installed packages with those of uv.lock."""
     path = lineage.checkout() / "uv.lock"
     if not path.is_file():
         return [Finding("uv.lock", DRIVER, "not compared: there is none beside this code, as in a packed environment")]
@@ -84,23 +94,27 @@ def of_lock() -> list[Finding]:
     return [checks.check_lock(text, checks.installed_versions(checks.locked_names(text)))]
 
 
-def of_horovod(ranks: int) -> Finding:
+def check_horovod(ranks: int) -> Finding:
+    """Check that this many ranks can train."""
     return checks.check_horovod(DRIVER, executors.horovod_problem(), ranks)
 
 
-def of_weights(settings: config.Settings) -> Finding:
-    chosen = settings.backbone
-    place = weights.locate(chosen)
+def check_weights(settings: config.Settings) -> Finding:
+    """Check that the weights of the backbone are where the jobs look for them."""
+    backbone = settings.backbone
+    place = weights.locate(backbone)
     if not place:
-        remedy = f"without internet put {backbones.backbone(chosen.name).imagenet_file} into ~/.keras/models"
-        return Finding("weights", DRIVER, f"none of {chosen.name} at hand, Keras will download them", WARNING, remedy)
-    found = weights.resolve(chosen, settings.seed) if place != weights.RANDOM else None
-    return Finding("weights", DRIVER, f"{chosen.name}, {place}" + (f", content id {found.content_id}" if found else ""))
+        remedy = f"without internet put {backbones.backbone(backbone.name).imagenet_file} into ~/.keras/models"
+        return Finding("weights", DRIVER, f"none of {backbone.name} here, Keras will download them", WARNING, remedy)
+    text = f"{backbone.name}, {place}"
+    if place != weights.RANDOM:
+        text += f", content id {weights.resolve(backbone, settings.seed).content_id}"
+    return Finding("weights", DRIVER, text)
 
 
-def of_spark(settings: config.Settings, warehouse: str, written: str) -> Iterator[Finding]:
-    """Of Spark, and of what depends on its master."""
-    started: list[Any] = []
+def check_spark(settings: config.Settings, warehouse: str, probe: str) -> Iterator[Finding]:
+    """Yield the findings about Spark, and about MLflow and the executors, which depend on its master."""
+    started: list[SparkSession] = []
 
     def start() -> list[Finding]:
         spark = session.start("doctor")
@@ -108,26 +122,28 @@ def of_spark(settings: config.Settings, warehouse: str, written: str) -> Iterato
         java = checks.check_java(DRIVER, session.java_version(spark))
         return [java, Finding("Spark", DRIVER, f"{spark.version}, {session.master()}")]
 
-    def of_mlflow() -> list[Finding]:
+    def check_mlflow() -> list[Finding]:
         tracking.check(settings.mlflow, session.master())
         return [Finding("MLflow", DRIVER, tracking.check_writing(settings.mlflow, warehouse))]
 
-    yield from checked("Spark", DRIVER, start, "")
-    yield from checked("MLflow", DRIVER, of_mlflow, SERVER)
+    yield from run_check("Spark", DRIVER, start, "")
+    yield from run_check("MLflow", DRIVER, check_mlflow, SERVER)
     for spark in started:
         try:
-            yield from of_executors(spark, settings, warehouse, written)
+            yield from check_executors(spark, settings, warehouse, probe)
         finally:
             spark.stop()
 
 
-def of_executors(spark: Any, settings: config.Settings, warehouse: str, written: str) -> Iterator[Finding]:
-    def of_slots() -> list[Finding]:
+def check_executors(spark: SparkSession, settings: config.Settings, warehouse: str, probe: str) -> Iterator[Finding]:
+    """Yield the findings about slots and executors; `probe` is a file that executors read, or empty."""
+
+    def check_slots() -> list[Finding]:
         session.wait_for_slots(spark, settings.ranks)
         return [Finding("slots", DRIVER, f"{session.settled_slots(spark)}, ranks={settings.ranks}")]
 
-    def asked() -> Iterable[Finding]:
-        answers = executors.probe_machines(spark, warehouse, written)
+    def check_machines() -> Iterable[Finding]:
+        answers = executors.probe_machines(spark, warehouse, probe)
         engine = engines.engine_for(settings.score.engine, settings.backbone.name, gpus=session.task_gpus(spark))
         return checks.check_executors(
             answers,
@@ -138,5 +154,5 @@ def of_executors(spark: Any, settings: config.Settings, warehouse: str, written:
             stale=lease.STALE,
         )
 
-    yield from checked("slots", DRIVER, of_slots, "")
-    yield from checked("executors", "cluster", asked, executors.PYTHON)
+    yield from run_check("slots", DRIVER, check_slots, "")
+    yield from run_check("executors", "cluster", check_machines, executors.PYTHON)

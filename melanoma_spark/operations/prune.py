@@ -1,13 +1,13 @@
-"""Tells what of a warehouse nobody needs any more, and with prune.apply=true removes it.
+"""Lists the unreferenced files of a warehouse, and with `prune.apply=true` removes them.
 
-What users are told of it is in `jobs/prune.py`, the text of --help.
+`jobs/prune.py` has the text for users.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,75 +25,91 @@ JOBS = ("pipeline", "ingest", "featurize", "train_head", "finetune", "evaluate",
 
 
 def prune(context: StageContext) -> Summary:
+    """List, or remove, what is not referenced.
+
+    Raises:
+        BusyError: A job runs on the warehouse.
+        ClusterError: The warehouse cannot be read or written.
+        DataError: There is no warehouse, or MLflow lacks versions that have an alias.
+    """
     settings = context.settings
     warehouse, chosen = context.warehouse, settings.prune
     if not files.exists(warehouse):
         raise DataError(f"{warehouse} is not there; name a warehouse by warehouse=URL")
     try:
-        with at_rest(warehouse, settings) as still_at_rest:
-            listing = listed(warehouse)
-            found = retention.decide(listing, needed(settings, warehouse, listing), chosen, time.time())
-            tell(warehouse, found, still_at_rest)
-            if still_at_rest:
-                still_at_rest()
-                for place in retention.PLACES:  # who was killed while it removed a folder may have left it, empty
+        with idle_warehouse(warehouse, settings) as check_idle:
+            listing = list_files(warehouse)
+            items = retention.decide(listing, find_references(settings, warehouse, listing), chosen, time.time())
+            report(warehouse, items, check_idle)
+            if check_idle:
+                check_idle()
+                for place in retention.PLACES:  # a prune that was killed may have left empty folders
                     files.remove_empty_folders(files.join(warehouse, place))
     except OSError as error:
-        raise ClusterError(f"{warehouse}: {files.reason(error)}; mend that and run prune again") from None
+        raise ClusterError(f"{warehouse}: {files.reason(error)}; fix that and run prune again") from None
     if chosen.worklists_days is None and any(file.path.startswith("batches/") for file in listing):
         logs.result("pictures of worklists stay, whatever their age: prune.worklists_days is not set")
-    if not found:
-        return Summary(f"nothing may go of the {len(listing):,} files that were looked at")
+    if not items:
+        return Summary(f"all of the {len(listing):,} files that were checked are needed")
     if chosen.apply:
-        return Summary(f"{retention.told(found)} removed")
+        return Summary(f"{retention.describe(items)} removed")
     words = [word for word in context.argv if not word.startswith("prune.apply=")]
     again = shlex.join(["melanoma-spark", "prune", *words, "prune.apply=true"])
-    return Summary(f"{retention.told(found)} may go, nothing was removed; to remove them: {again}")
+    return Summary(f"{retention.describe(items)} can be removed, nothing was removed; to remove them: {again}")
 
 
 @contextmanager
-def at_rest(warehouse: str, settings: config.Settings) -> Iterator[Callable[[], None] | None]:
-    """No job is at work, and where prune.apply says so none starts. Who only looks writes nothing and is given None."""
+def idle_warehouse(warehouse: str, settings: config.Settings) -> Iterator[Callable[[], None] | None]:
+    """Check that no job runs; with `prune.apply` none can start in the block.
+
+    Yields:
+        With `prune.apply`, a function that raises if this job has lost its leases; else None, and nothing is written.
+    """
     if settings.prune.apply:
-        with lease.block_jobs(warehouse, JOBS, "prune", settings.wait) as still_at_rest:
-            yield still_at_rest
+        with lease.block_jobs(warehouse, JOBS, "prune", settings.wait) as check_idle:
+            yield check_idle
     else:
         lease.check_idle(warehouse)
         yield None
 
 
-def listed(warehouse: str) -> list[retention.File]:
-    """The files of the warehouse about which there is something to decide."""
-    now, found = time.time(), []
+def list_files(warehouse: str) -> list[retention.File]:
+    """Return the files of the places that `retention` decides about."""
+    now, listing = time.time(), []
     for place in files.list_names(warehouse, "*"):
         if place in retention.PLACES or place.startswith(retention.INGEST):
             for path, size, changed in files.walk(files.join(warehouse, place)):
                 when = now if changed is None else changed.timestamp()
-                found.append(retention.File(f"{place}/{path}", size, when))
-    return found
+                listing.append(retention.File(f"{place}/{path}", size, when))
+    return listing
 
 
-def needed(settings: config.Settings, warehouse: str, listing: list[retention.File]) -> retention.Needed:
-    """What manifests name, and registered versions. Raises `DataError` where either cannot be told for sure."""
+def find_references(settings: config.Settings, warehouse: str, listing: list[retention.File]) -> retention.References:
+    """Return what manifests and registered versions name. Raise `DataError` if that is not certain."""
     places = retention.manifests_in(listing)
     named = {place: manifests.read_values(files.join(warehouse, place, manifests.FILE)) or {} for place in places}
-    versions, evidence = registered(settings, warehouse)
-    tags = [version.tags for version in versions]
-    sums = {found.get(engines.TAG.format(engine=engine)) for found in tags for engine in engines.ENGINES}
-    kept = [file.path for file in listing if file.path.startswith("models/exported/")]
-    return retention.Needed(
+    tags, evidence = registered_versions(settings, warehouse)
+    sums = {values.get(engines.TAG.format(engine=engine)) for values in tags for engine in engines.ENGINES}
+    exported = [file.path for file in listing if file.path.startswith("models/exported/")]
+    return retention.References(
         named,
-        datasets=frozenset(found["dataset_id"] for found in tags if "dataset_id" in found),
-        reports=frozenset(found["report_id"] for found in [*tags, *evidence] if "report_id" in found),
-        exported=frozenset(p for p in kept if hashes.sha256(files.read_bytes(files.join(warehouse, p))) in sums),
+        datasets=frozenset(values["dataset_id"] for values in tags if "dataset_id" in values),
+        reports=frozenset(values["report_id"] for values in [*tags, *evidence] if "report_id" in values),
+        exported=frozenset(p for p in exported if hashes.sha256(files.read_bytes(files.join(warehouse, p))) in sums),
     )
 
 
-def registered(settings: config.Settings, warehouse: str) -> tuple[list[Any], list[dict[str, Any]]]:
-    """All registered versions, and the evidence of all moves of aliases. Raises `DataError` where MLflow is another."""
+def registered_versions(
+    settings: config.Settings, warehouse: str
+) -> tuple[list[Mapping[str, str]], list[Mapping[str, Any]]]:
+    """Return the tags of all registered versions, and the evidence of all moves of aliases.
+
+    Raises:
+        DataError: MLflow lacks a version that has an alias, so it is not the one that registered it.
+    """
     uri = tracking.tracking_uri(settings.mlflow, warehouse)
     versions = []
-    if settings.mlflow.tracking_uri or files.exists(files.join(warehouse, "mlflow.db")):  # else it would be made now
+    if settings.mlflow.tracking_uri or files.exists(files.join(warehouse, "mlflow.db")):  # MLflow would create it
         versions = tracking.Tracker(settings.mlflow, warehouse).versions()
     known, evidence = {f"{version.name} version {version.version}" for version in versions}, []
     for name, alias in alias_history.list_aliases(warehouse):
@@ -101,26 +117,26 @@ def registered(settings: config.Settings, warehouse: str) -> tuple[list[Any], li
         last = f"{name} version {moves[-1]['to']}" if moves else ""
         if moves and last not in known:
             raise DataError(
-                f"{last} is {alias} by registry/, and MLflow at {uri} does not know it, so what registered versions "
-                "need cannot be told; name the server that has it by mlflow.tracking_uri=URL"
+                f"{last} is {alias} by registry/, but MLflow at {uri} does not have it, so what registered versions "
+                "need is unknown; name the server that has it by mlflow.tracking_uri=URL"
             )
         evidence += [move["evidence"] for move in moves]
-    return versions, evidence
+    return [version.tags for version in versions], evidence
 
 
-def tell(warehouse: str, found: list[retention.Item], still_at_rest: Callable[[], None] | None) -> None:
-    """A line for each item; where `still_at_rest` is given, once the item is removed."""
-    width = max([len(item.what) for item in found], default=0)
-    if found and not logs.in_json():
+def report(warehouse: str, items: list[retention.Item], check_idle: Callable[[], None] | None) -> None:
+    """Log a line for each item; with `check_idle` remove it first."""
+    width = max([len(item.what) for item in items], default=0)
+    if items and not logs.in_json():
         logs.result(f"{'what':{width}}  {'files':>7}  {'MB':>10}  why")
-    looked = 0.0
-    for item in found:
-        if still_at_rest:
-            if time.time() - looked > lease.BEAT:  # a job that stood still has lost its leases to others
-                still_at_rest()
-                looked = time.time()
+    checked = 0.0
+    for item in items:
+        if check_idle:
+            if time.time() - checked > lease.BEAT:  # a job that paused may have lost its leases
+                check_idle()
+                checked = time.time()
             for path in item.paths:
                 files.remove(files.join(warehouse, path))
         line = f"{item.what:{width}}  {item.files:7,}  {retention.megabytes(item.size):>10}  {item.why}"
-        removed = still_at_rest is not None
+        removed = check_idle is not None
         logs.result(line, "item", path=item.what, files=item.files, bytes=item.size, why=item.why, removed=removed)

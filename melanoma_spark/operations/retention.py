@@ -1,8 +1,8 @@
-"""What of a warehouse nobody needs any more: decided from a listing of its files, manifests and registered versions.
+"""Decides which files of a warehouse are unreferenced, from a listing, its manifests and registered versions.
 
-What a manifest or a registered version names stays, and so does every file whose name no job gives. `scores/`,
-`ledger/` and `registry/` have no part in it. Removing what goes, in the order that is told, may end anywhere: at no
-moment does a manifest name what is gone.
+Files that a manifest or a registered version names stay, and so do files with names that no job gives. `scores/`,
+`ledger/` and `registry/` are not considered. Removal in the order of `Item.paths` may end anywhere: a manifest never
+names a removed file.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ NAMED = {
     "models/finetuned": ("models/finetuned", "path"),
     "reports": ("reports", "path"),
 }
-# The folders in which there is anything to decide; nobody need look into others.
+# The folders that are considered.
 PLACES = frozenset({"batches", "external", "scoring", *(place.partition("/")[0] for place in NAMED)})
 OF_DATASET = ("images", "rejects", "unmatched")  # under one name
-OF_EXTERNAL = (*OF_DATASET, "decoded")  # what goes of an external set; its reports stay
-CHECKPOINT = "checkpoint.npz"  # of training that has not ended
+OF_EXTERNAL = (*OF_DATASET, "decoded")  # the removable folders of an external set; its reports stay
+CHECKPOINT = "checkpoint.npz"  # of unfinished training
 
 ID = rf"[0-9a-f]{{{LENGTH}}}"
 SET = rf"external/{ID}"
@@ -52,7 +52,7 @@ PATHS = {
 
 @dataclass(frozen=True)
 class File:
-    """Of a warehouse: its path below it, bytes, and when it was changed last, in seconds since 1970."""
+    """A file of a warehouse: its path in it, bytes, and the time of its last change, in seconds since 1970."""
 
     path: str
     size: int
@@ -60,8 +60,8 @@ class File:
 
 
 @dataclass(frozen=True)
-class Needed:
-    """Manifests by their place; and of registered versions: ids of datasets and reports, paths of exported networks."""
+class References:
+    """Manifests by their place, and the datasets, reports and exported networks that registered versions name."""
 
     manifests: Mapping[str, Mapping[str, Any]]
     datasets: frozenset[str] = frozenset()
@@ -71,7 +71,7 @@ class Needed:
 
 @dataclass(frozen=True)
 class Item:
-    """What may go: `paths` are files and folders, to be removed in this order."""
+    """Something that can be removed: `paths` are files and folders, to be removed in this order."""
 
     what: str
     paths: tuple[str, ...]
@@ -82,7 +82,7 @@ class Item:
 
 @dataclass(frozen=True)
 class _Folder:
-    """Files that go or stay together."""
+    """Files that are removed together, or not at all."""
 
     kind: str
     path: str
@@ -98,33 +98,34 @@ class _Folder:
 
 
 def manifests_in(listing: Iterable[File]) -> list[str]:
-    """The places of the manifests that `decide` must know."""
+    """Return the places of the manifests that `decide` needs."""
     places = "|".join(sorted({place for place, _ in NAMED.values()}))
     known = re.compile(rf"({places}|{SET}/images)/{MANIFEST}")
     return sorted(match[1] for file in listing if (match := known.fullmatch(file.path)))
 
 
-def decide(listing: Sequence[File], needed: Needed, chosen: Prune, now: float) -> list[Item]:
-    """What may go, by path."""
+def decide(listing: Sequence[File], references: References, settings: Prune, now: float) -> list[Item]:
+    """Return what can be removed, by path; `now` is in seconds since 1970."""
     published = {file.path: file.changed for file in listing}
-    found = _external(listing, chosen, now)
-    whole = tuple(f"{path}/" for item in found for path in item.paths)
+    items = _external_sets(listing, settings, now)
+    sets = tuple(f"{path}/" for item in items for path in item.paths)
     for folder in _folders(listing):
-        why = _why(folder, needed, published, chosen, now)
-        if why and not folder.path.startswith(whole):
-            # what says that a folder is complete goes before the rest of it
+        why = _why(folder, references, published, settings, now)
+        if why and not folder.path.startswith(sets):
+            # the file that marks a folder as complete is removed first
             marks = (f"{folder.path}/_SUCCESS",) if folder.has("_SUCCESS") else ()
-            found.append(_item(folder.path, (*marks, folder.path), folder.files, why))
-    return sorted(found, key=lambda item: item.what)
+            items.append(_item(folder.path, (*marks, folder.path), folder.files, why))
+    return sorted(items, key=lambda item: item.what)
 
 
-def told(items: Sequence[Item]) -> str:
-    """How much that is."""
+def describe(items: Sequence[Item]) -> str:
+    """Return the number of items and files and their size as text."""
     files, size = sum(item.files for item in items), sum(item.size for item in items)
     return f"{len(items)} entries, {files:,} files, {megabytes(size)} MB"
 
 
 def megabytes(size: int) -> str:
+    """Return bytes as text in megabytes."""
     return f"{size / 1e6:,.1f}"
 
 
@@ -139,54 +140,58 @@ def _folders(listing: Iterable[File]) -> list[_Folder]:
     return [_Folder(*key, parts[key], files[key]) for key in files]
 
 
-def _why(folder: _Folder, needed: Needed, published: Mapping[str, float], chosen: Prune, now: float) -> str | None:
-    """Why it may go; None where it stays."""
+def _why(
+    folder: _Folder, references: References, published: Mapping[str, float], settings: Prune, now: float
+) -> str | None:
+    """Return why a folder can be removed; None if it stays."""
     if folder.kind in ("dataset", "made"):
-        return _unnamed(folder, needed, published, chosen, now)
+        return _unnamed(folder, references, published, settings, now)
     if folder.kind == "waiting":
-        return _old(folder.newest, now, chosen.unfinished_days, "rows of a batch that was not finished")
+        return _old(folder.newest, now, settings.unfinished_days, "rows of a batch that was not finished")
     if folder.kind == "symmetries":
-        return _old(folder.newest, now, chosen.unfinished_days, "of search, made anew when it is asked for")
+        return _old(folder.newest, now, settings.unfinished_days, "of search, made again when needed")
     if folder.kind == "pictures":
-        begun = _begun(folder.parts["name"]) or folder.newest
-        return _old(begun, now, chosen.worklists_days, "pictures of a worklist")
+        started = _start_time(folder.parts["name"]) or folder.newest
+        return _old(started, now, settings.worklists_days, "pictures of a worklist")
     if folder.kind == "ingest":
         return "left by an ingest that was killed"
-    return None if folder.path in needed.exported else "of no registered version, made anew when it is asked for"
+    return None if folder.path in references.exported else "of no registered version, made again when needed"
 
 
-def _unnamed(folder: _Folder, needed: Needed, published: Mapping[str, float], chosen: Prune, now: float) -> str | None:
-    """The same of a folder that a manifest would name."""
+def _unnamed(
+    folder: _Folder, references: References, published: Mapping[str, float], settings: Prune, now: float
+) -> str | None:
+    """Return the same for a folder of a kind that manifests name."""
     top, place, name = (folder.parts[key] for key in ("top", "place", "name"))
     of, key = top + NAMED[place][0], NAMED[place][1]
-    facts = needed.manifests.get(of)
-    if facts is not None and facts.get(key, name) == name:  # `decoded` is not told by those of before version 0.2
+    facts = references.manifests.get(of)
+    if facts is not None and facts.get(key, name) == name:  # manifests before version 0.2 lack `decoded`
         return None
     dataset = name.partition("-")[0]
-    if place in OF_DATASET and not top and dataset in needed.datasets and dataset != (facts or {}).get("id"):
-        return None  # scores lead to it, by the version that made them
-    if place == "reports" and name in needed.reports:
+    if place in OF_DATASET and not top and dataset in references.datasets and dataset != (facts or {}).get("id"):
+        return None  # scores refer to it, by the version that made them
+    if place == "reports" and name in references.reports:
         return None
     manifest = f"{of}/{MANIFEST}"
     if folder.has(CHECKPOINT) or folder.newest > published.get(manifest, 0.0):
-        return _old(folder.newest, now, chosen.unfinished_days, "unfinished")
+        return _old(folder.newest, now, settings.unfinished_days, "unfinished")
     return f"superseded: {manifest} names another"
 
 
-def _external(listing: Iterable[File], chosen: Prune, now: float) -> list[Item]:
-    """The external sets that may go whole."""
+def _external_sets(listing: Iterable[File], settings: Prune, now: float) -> list[Item]:
+    """Return the external sets that can be removed."""
     sets: dict[str, list[File]] = defaultdict(list)
     for file in listing:
         if match := re.match(rf"{SET}(?=/)", file.path):
             sets[match[0]].append(file)
-    found = []
+    items = []
     for top, files in sets.items():
-        why = _old(max(file.changed for file in files), now, chosen.external_days, "an external set")
+        why = _old(max(file.changed for file in files), now, settings.external_days, "an external set")
         folders = [f"{top}/{place}" for place in OF_EXTERNAL]
-        own = [file for file in files if file.path.startswith(tuple(f"{folder}/" for folder in folders))]
-        if why and own:
-            found.append(_item(top, (f"{folders[0]}/{MANIFEST}", *folders), own, why))
-    return found
+        removable = [file for file in files if file.path.startswith(tuple(f"{folder}/" for folder in folders))]
+        if why and removable:
+            items.append(_item(top, (f"{folders[0]}/{MANIFEST}", *folders), removable, why))
+    return items
 
 
 def _old(since: float, now: float, days: float | None, what: str) -> str | None:
@@ -194,8 +199,8 @@ def _old(since: float, now: float, days: float | None, what: str) -> str | None:
     return f"{what}, {age:.0f} days old" if days is not None and age > days else None
 
 
-def _begun(batch: str) -> float | None:
-    """When a batch was begun, by its id."""
+def _start_time(batch: str) -> float | None:
+    """Return when a batch was started, from its id."""
     try:
         return datetime.strptime(batch.partition("-")[0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
     except ValueError:

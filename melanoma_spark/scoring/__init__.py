@@ -1,0 +1,1 @@
+"""Scores of new images: batches, their ledger, columns, worklist and status."""

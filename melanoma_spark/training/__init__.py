@@ -1,0 +1,1 @@
+"""Features, heads, fine-tuning, and the search for a head."""

@@ -38,12 +38,15 @@ class SingleProcess:
     gpus: Sequence[str] = ()
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
+        """Return an Adam, see `loop.Rank`."""
         return adam()(learning_rate)
 
     def broadcast(self, variables: list[keras.Variable]) -> None:
+        """Set variables to rank 0's values."""
         return None
 
     def gather(self, values: np.ndarray) -> np.ndarray:
+        """Return the concatenation of the ranks' arrays."""
         return values
 
 
@@ -60,6 +63,7 @@ class HorovodRank:
         self.rank, self.size = hvd.rank(), hvd.size()
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
+        """Return an Adam, see `loop.Rank`."""
         hvd = self._hvd
         compression = hvd.Compression.fp16 if float16 else hvd.Compression.none
 
@@ -72,9 +76,11 @@ class HorovodRank:
         return AveragedAdam(learning_rate)
 
     def broadcast(self, variables: list[keras.Variable]) -> None:
+        """Set variables to rank 0's values."""
         self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
     def gather(self, values: np.ndarray) -> np.ndarray:
+        """Return the concatenation of the ranks' arrays."""
         return np.asarray(self._hvd.allgather(values))
 
 

@@ -106,7 +106,7 @@ def test_the_doctor_asks_every_executor(cluster: Cluster, lesions: Path, tmp_pat
     assert {verdicts[what] for what in ("Java", "Spark", "Horovod", "network", "clock", "warehouse")} == {"ok"}
     assert set(verdicts) == {"Java", "Spark", "Horovod", "memory", "cores", "GPUs", "network", "clock", "warehouse"}
     assert "numpy 0.0.1 (driver: " in out
-    assert err == "error: 1 of 18 checks failed: packages; remedies stand in the table\n"
+    assert err == "error: 1 of 18 checks failed: packages; the table has remedies\n"
     assert "slots" in out
     assert "2, ranks=2" in out
 

@@ -324,9 +324,7 @@ def test_a_machine_that_is_not(submit, settings_file, tmp_path):
         assert failed[key][1].startswith(start)
         assert failed[key][2] == remedy
     assert "Not a directory" in failed["warehouse", DRIVER][1]
-    assert done.stderr == (
-        "error: 5 of 18 checks failed: weights, warehouse, MLflow, slots; remedies stand in the table\n"
-    )
+    assert done.stderr == ("error: 5 of 18 checks failed: weights, warehouse, MLflow, slots; the table has remedies\n")
 
 
 def test_executors_without_python(submit, settings_file, tmp_path):
@@ -357,7 +355,7 @@ def test_an_error_of_one_check_stops_no_other(monkeypatch):
 
 def test_a_packed_environment_has_no_lock(monkeypatch, tmp_path):
     monkeypatch.setattr(job.lineage, "checkout", lambda: tmp_path)
-    (found,) = job.of_lock()
+    (found,) = job.check_lock()
     assert (found.verdict, found.found.split(":")[0]) == (OK, "not compared")
 
 

@@ -75,7 +75,10 @@ def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
     told = run(store, mlflow=mlflow)
     assert there(store) == before, "a dry run changes nothing"
     assert [line.split()[0] for line in told[1:-2]] == gone
-    assert "4 entries, 4 files, 0.0 MB may go, nothing was removed; to remove them: melanoma-spark prune" in told[-1]
+    assert (
+        "4 entries, 4 files, 0.0 MB can be removed, nothing was removed; to remove them: melanoma-spark prune"
+        in told[-1]
+    )
     assert told[-1].endswith("prune.apply=true")
     files.make_folder(emptied := f"{store}/features/{'e' * 16}/deep")  # as a removal that was killed leaves it
     again = run(store, mlflow=mlflow, prune={"apply": True})
@@ -83,7 +86,7 @@ def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
     assert again[:-1] == told[:-1]
     assert again[-1] == "4 entries, 4 files, 0.0 MB removed"
     assert there(store) == [path for path in before if path.rpartition("/")[0] not in gone]
-    assert run(store, mlflow=mlflow)[-1].startswith("nothing may go of the 8 files that were looked at")
+    assert run(store, mlflow=mlflow)[-1].startswith("all of the 8 files that were checked are needed")
 
 
 def test_what_stops_it_is_told_in_a_line(warehouse, monkeypatch):
@@ -176,7 +179,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
     import mlflow
 
     before = there(line.folder)
-    assert run(line.folder)[-1].startswith("nothing may go")
+    assert run(line.folder)[-1].startswith("all of the ")
     assert there(line.folder) == before
     assert files.list_names(f"{line.context.warehouse}/decoded", "*") == [line.manifest("images")["decoded"]]
     report, dataset = copied.manifest("reports"), copied.manifest("images")

@@ -10,7 +10,7 @@ from samples import examples
 
 from melanoma_spark import config, lineage
 from melanoma_spark.operations import retention
-from melanoma_spark.operations.retention import DAY, File, Needed
+from melanoma_spark.operations.retention import DAY, File, References
 
 NOW = 1_800_000_000.0
 OLD, NEW, BETWEEN = (lineage.content_id([name]) for name in ("old", "new", "between"))
@@ -20,7 +20,7 @@ MADE = lineage.content_id(["made from"])
 def decided(*listing, manifests=None, now=NOW, versions=None, **settings):
     """path -> why, of a listing of (path, days ago)."""
     files = [File(path, 10, NOW - days * DAY) for path, days in listing]
-    found = retention.decide(files, Needed(manifests or {}, **versions or {}), config.Prune(**settings), now)
+    found = retention.decide(files, References(manifests or {}, **versions or {}), config.Prune(**settings), now)
     return {item.what: item.why for item in found}
 
 
@@ -100,7 +100,7 @@ def test_an_external_set_goes_by_its_last_evaluation_manifest_first_and_its_repo
     listing += [(f"{top}/decoded/{NEW}/a", 200), (f"{top}/images/manifest.json", 200), (f"{top}/reports/{NEW}/a", 181)]
     manifests = {f"{top}/images": {"id": NEW, "path": f"{NEW}-{MADE}", "decoded": NEW}}
     (item,) = retention.decide(
-        [File(path, 10, NOW - days * DAY) for path, days in listing], Needed(manifests), config.Prune(), NOW
+        [File(path, 10, NOW - days * DAY) for path, days in listing], References(manifests), config.Prune(), NOW
     )
     assert (item.what, item.files, item.size, item.why) == (top, 5, 50, "an external set, 181 days old")
     assert item.paths[0] == f"{top}/images/manifest.json"
@@ -127,7 +127,7 @@ def test_what_a_killed_ingest_left_goes_at_once():
 
 def test_the_mark_of_a_whole_folder_goes_before_what_is_in_it():
     listing = [File(f"reports/search/symmetries/{OLD}/{name}", 1, 0.0) for name in ("part-0", "_SUCCESS")]
-    (item,) = retention.decide(listing, Needed({}), config.Prune(), NOW)
+    (item,) = retention.decide(listing, References({}), config.Prune(), NOW)
     assert item.paths == (f"reports/search/symmetries/{OLD}/_SUCCESS", f"reports/search/symmetries/{OLD}")
 
 
@@ -158,7 +158,7 @@ def test_the_manifests_to_read():
 
 def test_how_much_it_is():
     items = [retention.Item("a", ("a",), 1200, 3_000_000, ""), retention.Item("b", ("b",), 34, 400_000, "")]
-    assert retention.told(items) == "2 entries, 1,234 files, 3.4 MB"
+    assert retention.describe(items) == "2 entries, 1,234 files, 3.4 MB"
 
 
 IDS = [lineage.content_id([number]) for number in range(3)]
@@ -198,7 +198,7 @@ def warehouses(draw):
     ages = {place: draw(st.integers(0, 99)) for place in sorted({path.partition("/")[0] for path in paths})}
     listing = [File(p, 1, NOW - (ages[p.partition("/")[0]] + draw(st.integers(-1, 1))) * DAY) for p in sorted(paths)]
     datasets, reports, exported = (frozenset(draw(some(IDS, max_size=1))) for _ in range(3))
-    needed = Needed(manifests, datasets, reports, frozenset(f"models/exported/{one}.ncnn" for one in exported))
+    needed = References(manifests, datasets, reports, frozenset(f"models/exported/{one}.ncnn" for one in exported))
     days = st.one_of(st.none(), st.integers(0, 99))
     chosen = config.Prune(unfinished_days=draw(st.integers(0, 99)), worklists_days=draw(days), external_days=draw(days))
     return listing, needed, chosen
