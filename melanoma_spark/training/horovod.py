@@ -39,7 +39,9 @@ class SingleProcess:
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
         """Return an Adam, see `loop.Rank`."""
-        return adam()(learning_rate)
+        import keras
+
+        return keras.optimizers.Adam(learning_rate)
 
     def broadcast(self, variables: list[keras.Variable]) -> None:
         """Set variables to rank 0's values."""
@@ -64,10 +66,12 @@ class HorovodRank:
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
         """Return an Adam, see `loop.Rank`."""
+        import keras
+
         hvd = self._hvd
         compression = hvd.Compression.fp16 if float16 else hvd.Compression.none
 
-        class AveragedAdam(adam()):  # type: ignore[misc]
+        class AveragedAdam(keras.optimizers.Adam):  # type: ignore[misc]
             # Horovod's own Keras wrappers call `var.ref()`, which Keras 3 variables do not have.
             def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
                 averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average, compression=compression)
@@ -82,35 +86,6 @@ class HorovodRank:
     def gather(self, values: np.ndarray) -> np.ndarray:
         """Return the concatenation of the ranks' arrays."""
         return np.asarray(self._hvd.allgather(values))
-
-
-def adam() -> Any:
-    """Keras's Adam, a class, whose step is TensorFlow's own operation for it.
-
-    Keras's is ten operations, each of which goes through the memory of all weights. Every rank updates all of them, at
-    the same time as the others, so this was 5 % of a step of block 5.
-    """
-    import keras
-    import tensorflow as tf
-
-    class Adam(keras.optimizers.Adam):
-        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-            place = self._get_variable_index(variable)
-            beta_1, beta_2, step = (tf.cast(n, variable.dtype) for n in (self.beta_1, self.beta_2, self.iterations + 1))
-            tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=self._momentums[place].value.handle,
-                v=self._velocities[place].value.handle,
-                beta1_power=beta_1**step,
-                beta2_power=beta_2**step,
-                lr=tf.cast(learning_rate, variable.dtype),
-                beta1=beta_1,
-                beta2=beta_2,
-                epsilon=tf.cast(self.epsilon, variable.dtype),
-                grad=tf.cast(gradient, variable.dtype),
-            )
-
-    return Adam
 
 
 def is_installed() -> bool:

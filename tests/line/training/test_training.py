@@ -5,41 +5,12 @@ from dataclasses import replace
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_training import QUIET, images_of, plan, rows_of, same, small_model
 
 from melanoma_spark.errors import DataError
 from melanoma_spark.training import horovod, loop, sharding
-
-
-def test_a_step_of_the_optimizer_is_that_of_keras():
-    draw = np.random.default_rng(0)
-    starts = [draw.standard_normal(shape).astype(np.float32) for shape in ((3, 4), (4,))]
-    steps = [[draw.standard_normal(start.shape).astype(np.float32) for start in starts] for _ in range(5)]
-    expected, found = (
-        stepped(optimizer, starts, steps)
-        for optimizer in (keras.optimizers.Adam(0.1), horovod.SingleProcess().optimizer(0.1))
-    )
-    assert np.abs(expected[0] - starts[0]).mean() > 0.05
-    for value, of_keras in zip(found, expected, strict=True):
-        np.testing.assert_allclose(value, of_keras, atol=1e-5)
-
-
-def stepped(optimizer, starts, steps) -> list[np.ndarray]:
-    """The variables, and the optimizer's own, after these steps at a falling rate."""
-    variables = [keras.Variable(start) for start in starts]
-    optimizer.build(variables)
-
-    @tf.function(jit_compile=False)
-    def apply(gradients):
-        optimizer.apply(gradients, variables)
-
-    for number, gradients in enumerate(steps):
-        optimizer.learning_rate = 0.1 / (number + 1)
-        apply([tf.constant(gradient) for gradient in gradients])
-    return [np.asarray(variable) for variable in (*variables, *optimizer.variables)]
 
 
 def fitted(model, chosen, images, judged=None, **more):

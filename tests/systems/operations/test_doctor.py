@@ -348,7 +348,7 @@ def test_an_error_of_one_check_stops_no_other(monkeypatch):
     def broken():
         raise ZeroDivisionError("nobody foresaw\nthis")
 
-    assert job.checked("a", DRIVER, broken, "mend a") == [
+    assert job.run_check("a", DRIVER, broken, "mend a") == [
         Finding("a", DRIVER, "could not be checked: ZeroDivisionError: nobody foresaw", FAILED, "mend a")
     ]
 
