@@ -95,9 +95,7 @@ def test_what_stops_it_is_told_in_a_line(warehouse, monkeypatch):
 
     with monkeypatch.context() as only_here:
         only_here.setattr(prune.files, "remove", refused)
-        with pytest.raises(
-            ClusterError, match=rf"file://{warehouse}: Permission denied; mend that and run prune again"
-        ):
+        with pytest.raises(ClusterError, match=rf"file://{warehouse}: Permission denied; fix that and run prune again"):
             run(warehouse, prune={"apply": True})
     (warehouse / "features/manifest.json").write_text("{")
     shutil.rmtree(warehouse / "running", ignore_errors=True)
