@@ -111,7 +111,8 @@ def registered_versions(
     versions = []
     if settings.mlflow.tracking_uri or files.exists(files.join(warehouse, "mlflow.db")):  # MLflow would create it
         versions = tracking.Tracker(settings.mlflow, warehouse).versions()
-    known, evidence = {f"{version.name} version {version.version}" for version in versions}, []
+    known = {f"{version.name} version {version.version}" for version in versions}
+    evidence: list[Mapping[str, Any]] = []
     for name, alias in alias_history.list_aliases(warehouse):
         moves = alias_history.read_moves(warehouse, name, alias)
         last = f"{name} version {moves[-1]['to']}" if moves else ""
