@@ -173,5 +173,5 @@ def test_the_order_is_the_same_for_the_same_rows(spark):
         ("g", "7", None, "scored", 0.92),
     ]
     for some in (rows, rows[::-1]):
-        found = job.ranked(spark.createDataFrame(some, columns)).orderBy("rank").collect()
+        found = job.rank(spark.createDataFrame(some, columns)).orderBy("rank").collect()
         assert "".join(line.source_uri for line in found) == "dbfgace"
