@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
@@ -64,17 +66,17 @@ def compute_rows(
     def load_with_quality() -> inference.Predict:
         forward = load()
 
-        def predict(images: np.ndarray) -> list[np.ndarray]:
+        def predict(images: NDArray[Any]) -> list[NDArray[Any]]:
             damaged = images["damaged"].astype(np.float32)  # a rejected image has NaN
             return [*forward(images["pixels"]), quality.measures(images["pixels"]), images["side"], damaged]
 
         return predict
 
-    def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+    def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         measured, side, damaged = outputs[-3:] if len(outputs) > 1 else (None, None, None)
         return add_quality(light.value.finish(outputs[:3], errors), measured, side, damaged, image_size, limits)
 
-    def prepare(content: bytes) -> np.ndarray:
+    def prepare(content: bytes) -> NDArray[Any]:
         return light.value.prepare_sized(content)
 
     meter = session.Meter(spark)
@@ -106,9 +108,9 @@ def compute_rows(
 
 def add_quality(
     rows: pd.DataFrame,
-    measured: np.ndarray | None,
-    side: np.ndarray | None,
-    damaged: np.ndarray | None,
+    measured: NDArray[Any] | None,
+    side: NDArray[Any] | None,
+    damaged: NDArray[Any] | None,
     image_size: int,
     limits: config.Quality,
 ) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
@@ -220,14 +221,14 @@ def draw_pictures(
         network.use_threads(threads)
         heat_of = gradcam.heatmaps(spec, tensors.value)
 
-        def draw(pixels: np.ndarray) -> list[np.ndarray]:
+        def draw(pixels: NDArray[Any]) -> list[NDArray[Any]]:
             heats = heat_of(pixels, [True] * len(pixels))
             over = [worklist_page.overlay(image, heat) for image, heat in zip(pixels, heats, strict=True)]
             return [np.array([worklist_page.picture(image) for image in pixels], object), np.array(over, object)]
 
         return draw
 
-    def finish(outputs: list[np.ndarray | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+    def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         none = np.full(len(errors), None)  # a file that has changed since has no pictures
         image, heat = outputs if len(outputs) == 2 else (none, none)
         frame = pd.DataFrame({"image": image, "heat": heat}, dtype=object)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
@@ -179,13 +180,13 @@ def compute(
         exported = session.broadcast(spark, engines.export(model, engine))
         load = prediction.exported_loader(engine, exported, threads)
 
-    def prepare(content: bytes, sha256: str, view: int) -> np.ndarray:
+    def prepare(content: bytes, sha256: str, view: int) -> NDArray[Any]:
         image = np.asarray(pixels.codec.decode(pixels, content))
         if not view:
             return image
         return augmentation.augment(image, augment, augmentation.generator(seed, int(view), sha256))
 
-    def finish(outputs: list[np.ndarray | None], errors: Any) -> pd.DataFrame:
+    def finish(outputs: list[NDArray[Any] | None], errors: Any) -> pd.DataFrame:
         return pd.DataFrame({cut: serialize(values, settings.dtype) for cut, values in zip(cuts, outputs, strict=True)})
 
     session.set_arrow_batch_rows(spark, settings.batch_size)
@@ -199,7 +200,7 @@ def compute(
     return report_throughput(context, meter)
 
 
-def serialize(values: np.ndarray | None, dtype: str) -> list[bytes]:
+def serialize(values: NDArray[Any] | None, dtype: str) -> list[bytes]:
     """Return each row as Petastorm's NdarrayCodec stores it; values beyond the range of float16 are clipped."""
     assert values is not None, "stored pixels always decode"
     limit = np.finfo(dtype).max

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark import config, lineage, logs
 from melanoma_spark.errors import ConfigError, DataError
@@ -208,10 +209,10 @@ def epoch_images(source: Source, threads: int, settings: config.Settings, split:
     index = views[(epoch - 1) % len(views)]
     read_ahead = settings.finetune.read_ahead_mb * 1024**2
 
-    def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+    def read(shared: NDArray[Any]) -> Iterator[NDArray[Any]]:
         return reading.values(source.url, source.column, index, shared, threads, read_ahead)
 
-    def read_augmented(shared: np.ndarray) -> Iterator[np.ndarray]:
+    def read_augmented(shared: NDArray[Any]) -> Iterator[NDArray[Any]]:
         for row, image in zip(shared[shared != sharding.NONE], read(shared), strict=True):
             generator = augmentation.generator(settings.seed, epoch, index.keys[row].decode())
             yield augmentation.augment(image, settings.augment, generator)

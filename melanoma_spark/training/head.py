@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark import config
 from melanoma_spark.errors import ConfigError
@@ -18,7 +19,7 @@ from melanoma_spark.training.horovod import SingleProcess
 if TYPE_CHECKING:
     import keras
 
-Rows = tuple[np.ndarray, np.ndarray]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
+Rows = tuple[NDArray[Any], NDArray[Any]]  # averaged features float32 (n, channels), labels int (n,) of 0 and 1
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,10 @@ class Fold:
         copies: float32 (n, k, channels), the first k of `network.symmetries`.
     """
 
-    views: Sequence[np.ndarray]
-    labels: np.ndarray
-    held_out: np.ndarray
-    copies: np.ndarray
+    views: Sequence[NDArray[Any]]
+    labels: NDArray[Any]
+    held_out: NDArray[Any]
+    copies: NDArray[Any]
 
 
 def network_spec(settings: config.Head, backbone: str, image_size: int) -> network.Spec:

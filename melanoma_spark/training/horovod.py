@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import cloudpickle
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark import logs
 from melanoma_spark.errors import ClusterError, ConfigError, MelanomaError, error_of_task
@@ -47,7 +48,7 @@ class SingleProcess:
         """Set variables to rank 0's values."""
         return None
 
-    def gather(self, values: np.ndarray) -> np.ndarray:
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the concatenation of the ranks' arrays."""
         return values
 
@@ -83,7 +84,7 @@ class HorovodRank:
         """Set variables to rank 0's values."""
         self._hvd.broadcast_variables([variable.value for variable in variables], root_rank=0)
 
-    def gather(self, values: np.ndarray) -> np.ndarray:
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the concatenation of the ranks' arrays."""
         return np.asarray(self._hvd.allgather(values))
 

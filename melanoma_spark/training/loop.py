@@ -15,6 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark.background import TimedIterator, prefetch
 from melanoma_spark.errors import DataError
@@ -25,22 +26,24 @@ from melanoma_spark.training import sharding
 if TYPE_CHECKING:
     import keras
 
-Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
+Batch = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # inputs (b, ...), labels (b,) float32, weights (b,) float32
 
 
 @dataclass(frozen=True)
 class Images:
     """The n images of an epoch, by their row groups and labels, and how a rank reads its share."""
 
-    groups: np.ndarray  # int (n,): see `sharding.deal`
-    labels: np.ndarray  # int (n,)
-    read: Callable[[np.ndarray], Iterator[np.ndarray]]  # rows of `sharding.share` -> the input of each, in that order
+    groups: NDArray[Any]  # int (n,): see `sharding.deal`
+    labels: NDArray[Any]  # int (n,)
+    read: Callable[
+        [NDArray[Any]], Iterator[NDArray[Any]]
+    ]  # rows of `sharding.share` -> the input of each, in that order
 
 
 EpochImages = Callable[[int], Images]
 
 
-def in_memory(values: np.ndarray, labels: np.ndarray) -> Images:
+def in_memory(values: NDArray[Any], labels: NDArray[Any]) -> Images:
     """Return images whose inputs are an array (n, ...)."""
     groups = np.zeros(len(values), np.int32)
     return Images(groups, labels, lambda shared: iter(values[shared[shared != sharding.NONE]]))
@@ -59,7 +62,7 @@ class Rank(Protocol):
     def broadcast(self, variables: list[keras.Variable]) -> None:
         """Set Keras variables to rank 0's values."""
 
-    def gather(self, values: np.ndarray) -> np.ndarray:
+    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the concatenation of the ranks' arrays (n_r, ...), on every rank; lengths may differ."""
 
 
@@ -119,13 +122,13 @@ class State:
     losses: tuple[float, ...]  # of its steps so far
     seconds: float  # that they took
     records: tuple[EpochRecord, ...]
-    variables: list[np.ndarray]  # of the network, with its random generators
-    optimizer: list[np.ndarray]
-    best: list[np.ndarray]  # weights of the best epoch
+    variables: list[NDArray[Any]]  # of the network, with its random generators
+    optimizer: list[NDArray[Any]]
+    best: list[NDArray[Any]]  # weights of the best epoch
     earlier: tuple[EpochRecord, ...] = ()  # of the earlier phases
 
 
-def pack(state: State) -> list[np.ndarray]:
+def pack(state: State) -> list[NDArray[Any]]:
     """Return a state as arrays, the first of which is JSON."""
     lists = (state.variables, state.optimizer, state.best)
     facts = {
@@ -140,7 +143,7 @@ def pack(state: State) -> list[np.ndarray]:
     return [np.frombuffer(json.dumps(facts).encode(), np.uint8), *chain(*lists)]
 
 
-def unpack(tensors: Sequence[np.ndarray]) -> State:
+def unpack(tensors: Sequence[NDArray[Any]]) -> State:
     """Return the state that `pack` was given.
 
     Raises:
@@ -169,7 +172,12 @@ def class_weights(labels: Iterable[int]) -> tuple[float, float]:
 
 
 def batches(
-    images: Images, dealt: np.ndarray, rank: Rank, class_weights: tuple[float, float], shape: Sequence[int], dtype: str
+    images: Images,
+    dealt: NDArray[Any],
+    rank: Rank,
+    class_weights: tuple[float, float],
+    shape: Sequence[int],
+    dtype: str,
 ) -> Iterator[Batch]:
     """Yield this rank's share of each step; padding is zero and has weight zero.
 
@@ -372,7 +380,7 @@ def _random_states(network: keras.Model) -> list[keras.Variable]:
     return [layer.seed_generator.state for layer in network.layers if hasattr(layer, "seed_generator")]
 
 
-def _assign(variables: Sequence[keras.Variable], values: Sequence[np.ndarray]) -> None:
+def _assign(variables: Sequence[keras.Variable], values: Sequence[NDArray[Any]]) -> None:
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 

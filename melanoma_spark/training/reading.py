@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from melanoma_spark.background import prefetch
 from melanoma_spark.errors import DataError
@@ -47,7 +48,7 @@ def indexes(
         DataError: The dataset is not complete, or lacks a row.
     """
     pieces = _row_groups(url)
-    stored: dict[tuple[tuple[str, int], int], np.ndarray] = {}
+    stored: dict[tuple[tuple[str, int], int], NDArray[Any]] = {}
     if pieces:
         names = spark.createDataFrame([(name,) for name in sorted({name for name, _ in pieces})], "file string")
         names = names.repartition(min(spark.sparkContext.defaultParallelism, len(pieces)))
@@ -62,8 +63,8 @@ def indexes(
 
 
 def values(
-    url: str, column: str, index: Index, shared: np.ndarray, threads: int, read_ahead: int
-) -> Iterator[np.ndarray]:
+    url: str, column: str, index: Index, shared: NDArray[Any], threads: int, read_ahead: int
+) -> Iterator[NDArray[Any]]:
     """Yield the column's values of a rank's rows, step by step and from left to right, without padding.
 
     Threads read and decode row groups in the order in which they are needed. Besides what they read ahead, the rows of
@@ -93,7 +94,7 @@ def values(
         prefetch(_read(url, column, wanted[first::threads], index.view), lambda rows: rows, ready)
         for first in range(threads)
     ]
-    held: dict[int, np.ndarray] = {}
+    held: dict[int, NDArray[Any]] = {}
     turn = itertools.cycle(streams)
     try:
         for row in shared[shared != sharding.NONE].tolist():
@@ -105,7 +106,7 @@ def values(
             stream.close()
 
 
-def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[dict[int, np.ndarray]]:
+def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[dict[int, NDArray[Any]]]:
     """Yield row -> value of the wanted rows of each of these row groups."""
     with without_warnings():
         try:
@@ -114,7 +115,7 @@ def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[di
             raise _incomplete(url, error) from error
         try:
             for _, keys in wanted:
-                value_of: dict[int, np.ndarray] = {}
+                value_of: dict[int, NDArray[Any]] = {}
                 while len(value_of) < len(keys):
                     row = next(reader, None)
                     if row is None or row.sha256 not in keys:
@@ -170,8 +171,8 @@ def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Reader:
 class Averages:
     """The input of a head: features averaged over each image, in the order of the images' keys."""
 
-    values: np.ndarray  # float32 (n, channels)
-    labels: np.ndarray  # int8 (n,)
+    values: NDArray[Any]  # float32 (n, channels)
+    labels: NDArray[Any]  # int8 (n,)
 
 
 def averages(
@@ -217,7 +218,7 @@ def _views(split: str, views: int) -> range:
     return range(views if split == "train" else 1)
 
 
-def _finite(value: np.ndarray, url: str, column: str, sha256: str) -> np.ndarray:
+def _finite(value: NDArray[Any], url: str, column: str, sha256: str) -> NDArray[Any]:
     """Return the value. Raise `DataError` if it has NaN: TensorFlow on a CPU learns from it, since max(0, NaN) is 0."""
     if value.dtype == np.float16:
         # an exponent of ones is not a number; numpy's isfinite takes a tenth of the time of reading
@@ -296,7 +297,7 @@ def _read_keys(url: str, views: int, batches: Iterator[pd.DataFrame]) -> Iterato
 def _index(
     url: str,
     pieces: list[tuple[str, int]],
-    stored: Mapping[tuple[tuple[str, int], int], np.ndarray],
+    stored: Mapping[tuple[tuple[str, int], int], NDArray[Any]],
     wanted: Mapping[str, int],
     view: int,
 ) -> Index:

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pyspark.sql import types as t
 
 from melanoma_spark import config, lineage, logs, plotting, schemas
@@ -106,7 +107,7 @@ def search(context: StageContext) -> Summary:
 
 def average_features(
     context: StageContext, features: FeaturesManifest, labels: dict[str, dict[str, int]], views: int
-) -> list[np.ndarray]:
+) -> list[NDArray[Any]]:
     """Return `head.Fold.views`: view 0 of train and validation images, and further views of train images."""
     session.describe_jobs(context.spark, "search: averages of the bottleneck features")
     cut = backbones.backbone(context.settings.backbone.name).cuts[-1]
@@ -121,9 +122,9 @@ def average_symmetries(
     features: FeaturesManifest,
     base: weights.Weights,
     keys: list[str],
-    plain: np.ndarray,
+    plain: NDArray[Any],
     count: int,
-) -> np.ndarray:
+) -> NDArray[Any]:
     """Return the averaged features of each image's first symmetries, float32 (n, count, channels), by key.
 
     `plain` is the first of them: the images as they are. The others are kept beside the searches for the next one.
@@ -144,16 +145,16 @@ def average_symmetries(
             with backbones.precision(precision):
                 forward = network.predictor(backbones.features(backbones.build_base(name, size, tensors.value), [cut]))
 
-            def mean_features(batch: np.ndarray) -> list[np.ndarray]:
+            def mean_features(batch: NDArray[Any]) -> list[NDArray[Any]]:
                 views = itertools.islice(network.symmetries(batch, count), 1, None)
                 return [np.stack([forward(np.ascontiguousarray(view))[0].mean(axis=(1, 2)) for view in views], axis=1)]
 
             return mean_features
 
-        def prepare(content: bytes) -> np.ndarray:
+        def prepare(content: bytes) -> NDArray[Any]:
             return np.asarray(pixels.codec.decode(pixels, content))
 
-        def finish(outputs: list[np.ndarray | None], errors: Any) -> pd.DataFrame:
+        def finish(outputs: list[NDArray[Any] | None], errors: Any) -> pd.DataFrame:
             assert outputs[0] is not None, "stored pixels always decode"
             return pd.DataFrame({"means": [row.tobytes() for row in outputs[0]]})
 

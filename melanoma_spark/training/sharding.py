@@ -6,8 +6,10 @@ A step has the same rows on any number of ranks, so training does not depend on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark.errors import DataError
 
@@ -19,16 +21,16 @@ class Index:
     """The rows of a dataset that are used, in storage order."""
 
     places: tuple[tuple[str, int], ...]  # of row groups: the file's name, and which of the file's row groups
-    groups: np.ndarray  # int32 (n,): where each row's row group stands in `places`
-    keys: np.ndarray  # bytes (n,), S64: sha256 of the image
-    labels: np.ndarray  # int8 (n,)
+    groups: NDArray[Any]  # int32 (n,): where each row's row group stands in `places`
+    keys: NDArray[Any]  # bytes (n,), S64: sha256 of the image
+    labels: NDArray[Any]  # int8 (n,)
     view: int = 0  # of features, see schemas.features_schema
 
     def __len__(self) -> int:
         return len(self.keys)
 
 
-def deal(groups: np.ndarray, batch: int, seed: int | None = None) -> np.ndarray:
+def deal(groups: NDArray[Any], batch: int, seed: int | None = None) -> NDArray[Any]:
     """Return the rows of each step of an epoch, int32 (steps, batch), each row once; `NONE` pads the last step.
 
     A column of the result goes through a stretch of row groups from start to end. So a rank, which reads some columns,
@@ -65,7 +67,7 @@ def check(count: int, batch: int, ranks: int) -> None:
         )
 
 
-def share(dealt: np.ndarray, rank: int, ranks: int) -> np.ndarray:
+def share(dealt: NDArray[Any], rank: int, ranks: int) -> NDArray[Any]:
     """Return a rank's columns of `deal`'s result: (steps, width), with the same `width` on all ranks."""
     steps, batch = dealt.shape
     columns = dealt[:, batch * rank // ranks : batch * (rank + 1) // ranks]
@@ -74,12 +76,12 @@ def share(dealt: np.ndarray, rank: int, ranks: int) -> np.ndarray:
     return shared
 
 
-def stretches(shared: np.ndarray, groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
+def stretches(shared: NDArray[Any], groups: NDArray[Any]) -> list[tuple[int, NDArray[Any]]]:
     """Return what to read for a rank's columns: row groups and their rows, in the order in which they are first used.
 
     Rows of a row group that several columns use in different steps are read at different times.
     """
-    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    found: dict[tuple[int, int], list[NDArray[Any]]] = {}
     for column in shared.T:
         rows = column[column != NONE]  # padding stands at a column's end
         ends = np.flatnonzero(np.diff(groups[rows])) + 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import TypedDict  # pydantic takes Python's own from 3.12 on
 
 from melanoma_spark import config
@@ -56,7 +58,7 @@ def draw_heads(search: config.Search, in_force: config.Head, seed: int) -> list[
     return [in_force, *others]
 
 
-def assign_folds(groups: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def assign_folds(groups: Sequence[str], labels: NDArray[Any], folds: int, seed: int) -> NDArray[Any]:
     """Return the fold of each image, int (n,), by its group.
 
     Raises:
@@ -141,11 +143,11 @@ def paired_difference(best: Result, other: Result, tasks: Sequence[Task]) -> tup
     return float((first - second).mean()), float((first - second).std(ddof=1))
 
 
-def _folds(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
+def _folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[Any]:
     return np.array([splits.fold_of(group, folds, seed) for group in groups], np.int32)
 
 
-def _missing(assigned: np.ndarray, labels: np.ndarray, folds: int) -> str | None:
+def _missing(assigned: NDArray[Any], labels: NDArray[Any], folds: int) -> str | None:
     """Describe the first fold that lacks a class, or that has all images of a class."""
     for fold, label in itertools.product(range(folds), (0, 1)):
         held = int(((assigned == fold) & (labels == label)).sum())
