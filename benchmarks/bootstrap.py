@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -24,7 +26,7 @@ from melanoma_spark.evaluation import figures
 from melanoma_spark.metrics import bootstrap
 
 
-def draw_images(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_images(count: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Return labels (a tenth positive), probabilities (AUROC about 0.9) and groups of two images."""
     generator = np.random.default_rng(0)
     labels = (generator.random(count) < 0.1).astype(int)
@@ -33,7 +35,7 @@ def draw_images(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def resample_with_sklearn(
-    labels: np.ndarray, probabilities: np.ndarray, groups: np.ndarray, resamples: int
+    labels: NDArray[Any], probabilities: NDArray[Any], groups: NDArray[Any], resamples: int
 ) -> list[float]:
     """Return the AUROC of each resample, by one call of scikit-learn each."""
     generator = np.random.default_rng(0)

@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 from side_by_side import Processes, Turns, start_spark
@@ -100,7 +102,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
 
 
 def bare_loop(
-    threads: int, pixels: np.ndarray, tensors: tuple[np.ndarray, ...], settings: config.Settings
+    threads: int, pixels: NDArray[Any], tensors: tuple[NDArray[Any], ...], settings: config.Settings
 ) -> Callable[[int], None]:
     """Return a function that runs only the forward pass over decoded pixels."""
     from melanoma_spark.models import network

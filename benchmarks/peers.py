@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pyspark.sql import functions as f
+from pyspark.sql.pandas.functions import pandas_udf
 from side_by_side import start_spark
 
 from melanoma_spark.images import decoding
@@ -58,7 +59,7 @@ def main() -> None:
 def naive(spec: network.Spec, weights: str) -> Any:
     """Return a pandas UDF that calls the network row by row."""
 
-    @f.pandas_udf("double")  # type: ignore[call-overload]
+    @pandas_udf("double")  # type: ignore[call-overload,untyped-decorator]
     def predict(contents: pd.Series) -> pd.Series:
         network.use_threads(1)
         with open(weights, "rb") as file:
@@ -71,7 +72,7 @@ def naive(spec: network.Spec, weights: str) -> Any:
 def iterator(spec: network.Spec, weights: str) -> Any:
     """Return an iterator pandas UDF that calls the network on batches from tf.data."""
 
-    @f.pandas_udf("double")  # type: ignore[call-overload]
+    @pandas_udf("double")  # type: ignore[call-overload,untyped-decorator]
     def predict(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         import tensorflow as tf
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from side_by_side import REPO, Memory, Processes
 
 from melanoma_spark import config, lineage, tracking
@@ -74,7 +75,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         bare.seconds([BATCH] * options.slots)
 
         def bare_speed() -> float:
-            return 3 * BATCH * options.slots / bare.seconds([3 * BATCH] * options.slots)
+            return float(3 * BATCH * options.slots / bare.seconds([3 * BATCH] * options.slots))
 
         for _ in range(options.rounds):
             for name in options.only:
@@ -185,7 +186,7 @@ def register_random_model(folder: Path, size: int = SIZE) -> bundle.Scorer:
     return scorer
 
 
-def bare_loop(pixels: np.ndarray, scorer: bundle.Scorer) -> Callable[[int], None]:
+def bare_loop(pixels: NDArray[Any], scorer: bundle.Scorer) -> Callable[[int], None]:
     """Return a function that runs only the forward pass over decoded pixels, on one thread."""
     network.use_threads(1)
     predict = network.predictor(network.build(scorer.spec, scorer.tensors))

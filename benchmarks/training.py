@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pyspark.sql import SparkSession
 from side_by_side import Processes, Turns, start_spark
@@ -61,7 +62,7 @@ class Rows:
             self.index.places, self.index.groups[:count], self.index.keys[:count], self.index.labels[:count]
         )
 
-        def read(shared: np.ndarray) -> Iterator[np.ndarray]:
+        def read(shared: NDArray[Any]) -> Iterator[NDArray[Any]]:
             return reading.values(self.url, self.column, index, shared, threads, AHEAD)
 
         return loop.Images(index.groups, index.labels, read)
@@ -74,7 +75,7 @@ class Rows:
         return loop.in_memory(values[order], images.labels[order])
 
 
-def inputs_and_labels(images: loop.Images, count: int) -> tuple[np.ndarray, np.ndarray]:
+def inputs_and_labels(images: loop.Images, count: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the first `count` inputs and labels."""
     rows = np.arange(count, dtype=np.int32)[:, None]
     return np.stack(list(images.read(rows))), images.labels[:count]
@@ -253,7 +254,7 @@ def on_rank(rank: Any, cut: str | None, images: loop.Images) -> tuple[float, flo
 
 
 def keras_process(
-    cut: str | None, threads: int, batch: int, inputs: np.ndarray, labels: np.ndarray
+    cut: str | None, threads: int, batch: int, inputs: NDArray[Any], labels: NDArray[Any]
 ) -> Callable[[int], None]:
     import keras
 

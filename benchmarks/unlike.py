@@ -12,10 +12,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_sample_images
 from sklearn.metrics import roc_auc_score
@@ -28,10 +30,10 @@ from melanoma_spark.models import backbones, network, training_reference, weight
 SHARED = Path(__file__).parents[2] / "shared"
 SIZE, BATCH = 224, 16
 TRAIN, UNIT, ALL = 500, 900, 1100  # where the parts of the lesions end
-Distances = Callable[[np.ndarray], np.ndarray]
+Distances = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def load_images() -> dict[str, list[np.ndarray]]:
+def load_images() -> dict[str, list[NDArray[Any]]]:
     """Return images by kind, uint8 (SIZE, SIZE, 3) each."""
     contents = [path.read_bytes() for path in (SHARED / "data/lesions").glob("*/*.jpg")]
     files = {hashes.sha256(content): content for content in contents}
@@ -52,25 +54,25 @@ def load_images() -> dict[str, list[np.ndarray]]:
     }
 
 
-def draw_gradient(rng: np.random.Generator) -> np.ndarray:
+def draw_gradient(rng: np.random.Generator) -> NDArray[Any]:
     ends, part = rng.integers(0, 256, (2, 3)), np.linspace(0, 1, SIZE)[:, None, None]
     image = np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (SIZE, SIZE, 3)).astype(np.uint8)
     return image if rng.random() < 0.5 else image.swapaxes(0, 1)
 
 
-def draw_text(rng: np.random.Generator) -> np.ndarray:
+def draw_text(rng: np.random.Generator) -> NDArray[Any]:
     page = Image.new("RGB", (SIZE, SIZE), tuple(rng.integers(200, 256, 3).tolist()))
     for top in range(4, SIZE - 4, 14):
         ImageDraw.Draw(page).text((6, top), "".join(map(chr, rng.integers(97, 123, 34))), fill=(20, 20, 20))
     return np.asarray(page)
 
 
-def crop(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
+def crop(rng: np.random.Generator, picture: NDArray[Any]) -> NDArray[Any]:
     top, left = rng.integers(0, picture.shape[0] - SIZE), rng.integers(0, picture.shape[1] - SIZE)
     return picture[top : top + SIZE, left : left + SIZE]
 
 
-def features(images: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
+def features(images: dict[str, list[NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """Return the averaged features of images by kind."""
     import keras
 
@@ -86,25 +88,25 @@ def features(images: dict[str, list[np.ndarray]]) -> dict[str, np.ndarray]:
     return results
 
 
-def as_registered(train: np.ndarray, unit: np.ndarray) -> Distances:
+def as_registered(train: NDArray[Any], unit: NDArray[Any]) -> Distances:
     return training_reference.fit(train, unit).distances
 
 
-def without_scaling(train: np.ndarray, unit: np.ndarray) -> Distances:
+def without_scaling(train: NDArray[Any], unit: NDArray[Any]) -> Distances:
     """Fit on unscaled features: one more coordinate, far out, makes the lengths of all nearly equal."""
     far = 1e4 * float(np.linalg.norm(train, axis=1).max())
 
-    def extended(rows: np.ndarray) -> np.ndarray:
+    def extended(rows: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([rows, np.full((len(rows), 1), far)], axis=1)
 
     distances = training_reference.fit(extended(train), extended(unit)).distances
     return lambda rows: distances(extended(rows))
 
 
-def tenth_neighbor(train: np.ndarray, unit: np.ndarray) -> Distances:
+def tenth_neighbor(train: NDArray[Any], unit: NDArray[Any]) -> Distances:
     near = NearestNeighbors(n_neighbors=10).fit(training_reference.directions(train))
 
-    def tenth(rows: np.ndarray) -> np.ndarray:
+    def tenth(rows: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(near.kneighbors(training_reference.directions(rows))[0][:, -1])
 
     unit_distance = float(np.quantile(tenth(unit), training_reference.WITHIN))

@@ -231,8 +231,8 @@ def wait_for(command: Sequence[str], graceful: bool) -> int:
             signal.signal(number, signal.SIG_IGN if graceful else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    started = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=prepare)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # no thread runs here, so `prepare` is safe
+    started = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=prepare)  # noqa: PLW1509
 
     def forward(number: int, frame: Any) -> None:
         with contextlib.suppress(ProcessLookupError):
