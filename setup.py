@@ -44,6 +44,7 @@ setup(
         "scipy>=1.13",  # connected components of patients, lesions and duplicates
         "pydantic>=2",
         "pyyaml>=6",
+        "python-json-logger>=4",  # log.format=json; pure Python
         "fsspec>=2024.2",
         "jinja2>=3.1",
         "matplotlib>=3.9",

@@ -7,7 +7,6 @@ there are any; and the fields of its event (`seconds`, `done`, `of`, `exit_statu
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sys
@@ -31,11 +30,6 @@ class _TextFormatter(logging.Formatter):
         return f"{indent}{kind}{record.msg['message']}"  # type: ignore[index]
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(record.msg, ensure_ascii=False, default=str)
-
-
 class _StdoutHandler(logging.StreamHandler[TextIO]):
     """Writes to what is stdout at that moment: `cli.invoke` and tests replace it."""
 
@@ -56,7 +50,12 @@ def configure(job: str, form: str) -> None:
     """Write the lines of a job from here on, as `text` or `json`."""
     global _job
     _job = job
-    _handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    if form == "json":
+        from pythonjsonlogger.json import JsonFormatter  # executors and served models write text, and start without it
+
+        _handler.setFormatter(JsonFormatter([], json_ensure_ascii=False, json_default=str))
+    else:
+        _handler.setFormatter(_TextFormatter())
 
 
 @contextmanager
@@ -73,7 +72,7 @@ def preserve_configuration() -> Iterator[None]:
 
 def in_json() -> bool:
     """Return whether lines are written as JSON."""
-    return isinstance(_handler.formatter, _JsonFormatter)
+    return not isinstance(_handler.formatter, _TextFormatter)
 
 
 @contextmanager
