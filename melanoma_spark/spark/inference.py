@@ -51,7 +51,7 @@ def column_udf(
 
     # pandas_udf needs the types as objects, and this module keeps annotations as text.
     compute.__annotations__ = {"columns": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.DataFrame]}
-    return pandas_udf(compute, returnType=result)  # type: ignore[call-overload]
+    return pandas_udf(compute, returnType=result)  # type: ignore[call-overload,no-any-return]
 
 
 def batch_function(

@@ -72,7 +72,7 @@ class HorovodRank:
         hvd = self._hvd
         compression = hvd.Compression.fp16 if float16 else hvd.Compression.none
 
-        class AveragedAdam(keras.optimizers.Adam):
+        class AveragedAdam(keras.optimizers.Adam):  # type: ignore[misc]
             # Horovod's own Keras wrappers call `var.ref()`, which Keras 3 variables do not have.
             def apply(self, grads: Any, trainable_variables: Any = None) -> Any:
                 averaged = hvd.grouped_allreduce(list(grads), op=hvd.Average, compression=compression)

@@ -336,14 +336,14 @@ def _compile(model: keras.Model, optimizer: keras.Optimizer) -> tuple[Callable[.
     signature = [tf.TensorSpec([None, *model.input.shape[1:]], input_dtype(model)), column, column, tf.TensorSpec([])]
 
     # No XLA: Horovod's operations have no kernels for it.
-    @tf.function(input_signature=signature, jit_compile=False)
+    @tf.function(input_signature=signature, jit_compile=False)  # type: ignore[untyped-decorator]
     def gradients(inputs: Any, labels: Any, weights: Any, width: Any) -> Any:
         with tf.GradientTape() as tape:
             losses = keras.losses.binary_crossentropy(labels[:, None], model(inputs, training=True))
             loss = tf.reduce_sum(weights * losses) / width
         return loss, tape.gradient(loss, variables)
 
-    @tf.function(jit_compile=False)
+    @tf.function(jit_compile=False)  # type: ignore[untyped-decorator]
     def apply(total: Any) -> None:
         optimizer.apply(total, variables)
 

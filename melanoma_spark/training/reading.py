@@ -141,7 +141,7 @@ def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Reader:
             return in_set(set(keys), "sha256")
         return in_lambda(key, lambda sha256, of: of == view and sha256 in keys)
 
-    class InOrder(Reader):
+    class InOrder(Reader):  # type: ignore[misc]
         """A reader that follows the plan; Petastorm's own reads all row groups, in its own order."""
 
         def _filter_row_groups(self, dataset: Any, row_groups: Any, *rest: Any) -> Any:

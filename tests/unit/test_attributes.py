@@ -55,7 +55,7 @@ assert stored == [2.5, 4.0, None]
 assert schemas.RECORDS["diameter"].dataType.typeName() == "double"
 assert "diameter" in schemas.images_schema(64).fields and "diameter" in schemas.DECISIONS.names
 values = {name: [None] * 3 for name in subgroups.COLUMNS} | {"diameter": ["2.5", "4", None]}
-groups = subgroups.values(values, np.full(3, 500), 224, [()] * 3)
+groups = subgroups.assign_subgroups(values, np.full(3, 500), 224, [()] * 3)
 assert groups["diameter"] == [("under 3",), ("3-5",), ("unknown",)]
 assert subgroups.ATTRIBUTES["diameter"] == datacard.SHOWN["diameter"].label == "diameter in mm"
 counts = summary.distribution(datacard.SHOWN["diameter"], {"2.5": (1, 0), "4": (0, 1), None: (2, 0)})
