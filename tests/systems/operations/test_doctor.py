@@ -21,7 +21,7 @@ WHERE = st.one_of(st.just(DRIVER), st.sampled_from("abc").map(checks.executor_on
 FINDINGS = st.lists(st.builds(Finding, WORDS, WHERE, WORDS, st.sampled_from([OK, WARNING, FAILED]), st.just("mend it")))
 SECONDS = st.floats(0, 100)
 
-HERE = {"Python": "3.11.7", "melanoma_spark": "0.1.0", "numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
+HERE = {"Python": "3.11.7", "melanoma_spark": "0.2.0", "numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
 MACHINE = checks.Machine("17.0.15", "4.0.1", horovod="", warehouse="", total=64, available=50, cores=8)
 ASKED = checks.ExecutorResources(heap=4, overhead=0.4, python=0, contained=False, threads=1, gpus=False)
 YARN = replace(ASKED, contained=True)
