@@ -199,7 +199,7 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
     assert version.tags[engines.TAG.format(engine="ncnn")] == hashes.sha256(kept.read_bytes())
     mlflow.MlflowClient().delete_model_version("melanoma", version.version)
     with pytest.raises(
-        DataError, match=r"melanoma version 1 is champion by registry/, and MLflow at sqlite:///.* does"
+        DataError, match=r"melanoma version 1 is champion by registry/, but MLflow at sqlite:///.* does"
     ):
         run(copied.folder, prune={"apply": True})
     assert kept.exists()
