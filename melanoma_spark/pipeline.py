@@ -28,8 +28,7 @@ def pipeline(context: StageContext) -> Summary:
     """Run all stages, then log the results that people look for first."""
     # Problems that would stop featurize and finetune after hours of ingest.
     weights.locate(context.settings.backbone)
-    horovod.check_installed(context.settings.ranks)
-    executors.check_ready(context.spark, context.settings.ranks)
+    executors.check_ready(context.spark, horovod.choose_ranks(context.settings))
     summaries = [run_stage(context, name, stage, {"stage": name}) for name, stage in STAGES.items()]
     return Summary(log_results(context), max(summary.exit_status for summary in summaries))
 

@@ -54,7 +54,7 @@ def doctor(context: StageContext) -> Summary:
 def check_all(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
     """Yield the findings about the driver, the warehouse, Spark and MLflow."""
     yield from run_check("uv.lock", DRIVER, check_lock, checks.INSTALL)
-    yield from run_check("Horovod", DRIVER, lambda: [check_horovod(settings.ranks)], checks.INSTALL)
+    yield from run_check("Horovod", DRIVER, lambda: [check_horovod(settings)], checks.INSTALL)
     remedy = "name a readable file: backbone.weights="
     yield from run_check("weights", DRIVER, lambda: [check_weights(settings)], remedy)
     probe = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
@@ -94,8 +94,9 @@ def check_lock() -> list[Finding]:
     return [checks.check_lock(text, checks.installed_versions(checks.locked_names(text)))]
 
 
-def check_horovod(ranks: int) -> Finding:
-    """Check that this many ranks can train."""
+def check_horovod(settings: config.Settings) -> Finding:
+    """Check that the ranks of the settings can train; where they name no number, one can do it without Horovod."""
+    ranks = settings.ranks if "ranks" in settings.model_fields_set else 1
     return checks.check_horovod(DRIVER, executors.horovod_problem(), ranks)
 
 

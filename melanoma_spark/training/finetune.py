@@ -53,14 +53,14 @@ def finetune(context: StageContext) -> Summary:
     known = manifests.read(FinetunedManifest, warehouse)
     if known and known.made_from == made_from:
         return Summary(f"nothing new, models/finetuned stands, validation AUROC {known.validation_auroc:.4f}")
-    horovod.check_installed(settings.ranks)
+    ranks = horovod.choose_ranks(settings)
     sources = find_sources(context, images, features)
     for source in sources.values():  # before ranks start
-        sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, settings.ranks)
+        sharding.check(len(source.indexes["train"][0]), settings.finetune.batch_size, ranks)
     start = files.join(head.url(warehouse), WEIGHTS)
     target = files.join(warehouse, "models/finetuned", made_from)
     spec, threads = network.Spec.model_validate(head.spec), session.task_threads(context.spark)
-    records = train_on_ranks(context, settings, spec, sources, start, target, threads)
+    records = train_on_ranks(context, ranks, settings, spec, sources, start, target, threads)
     names = [phase.name for phase in settings.finetune.phases]
     best = {name: loop.best_of([record for record in records if record.phase == name]) for name in names}
     tensors_id = lineage.tensors_id(unpack_tensors(files.read_bytes(files.join(target, WEIGHTS))))
@@ -75,7 +75,7 @@ def finetune(context: StageContext) -> Summary:
         weights_origin=head.weights_origin,
         dataset_id=head.dataset_id,
         features_id=head.features_id,
-        ranks=settings.ranks,
+        ranks=ranks,
         validation_auroc=best[names[-1]].validation_auroc,
         training=[asdict(record) for record in records],
         best={name: record.epoch for name, record in best.items()},
@@ -91,12 +91,13 @@ def finetune(context: StageContext) -> Summary:
         f"{name} kept epoch {record.epoch} (validation AUROC {record.validation_auroc:.4f})"
         for name, record in best.items()
     )
-    return Summary(f"{settings.ranks} ranks at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {kept}")
+    named = "1 rank" if ranks == 1 else f"{ranks} ranks"
+    return Summary(f"{named} at {speed:.1f} images/s, {waited:.0%} of the time waiting for them, {kept}")
 
 
-def train_on_ranks(context: StageContext, *arguments: Any) -> list[loop.EpochRecord]:
+def train_on_ranks(context: StageContext, ranks: int, *arguments: Any) -> list[loop.EpochRecord]:
     """Run `train` with these arguments on all ranks and return the log of rank 0."""
-    ranks, chosen = context.settings.ranks, context.settings.finetune
+    chosen = context.settings.finetune
     if not horovod.is_installed():
         logs.info("Horovod is not installed: training with one rank in this process", "single_process")
         return train(horovod.SingleProcess(), *arguments)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import keras
     from pyspark.sql import SparkSession
 
+    from melanoma_spark.config import Settings
+
 
 Result = TypeVar("Result")
 
@@ -98,12 +100,19 @@ def is_installed() -> bool:
     return True
 
 
-def check_installed(ranks: int) -> None:
-    """Raise `ConfigError` if several ranks are wanted and Horovod is not installed."""
-    if ranks > 1 and not is_installed():
+def choose_ranks(settings: Settings) -> int:
+    """Return the number of ranks: one where Horovod is not installed and the settings name no number.
+
+    Raises `ConfigError` if the settings ask for several ranks and Horovod is not installed.
+    """
+    if is_installed():
+        return settings.ranks
+    if settings.ranks > 1 and "ranks" in settings.model_fields_set:
         raise ConfigError(
-            f"ranks={ranks}, but Horovod is not installed; install it by `{checks.INSTALL_HOROVOD}`, or set ranks=1"
+            f"ranks={settings.ranks}, but Horovod is not installed; install it by `{checks.INSTALL_HOROVOD}`, or set "
+            "ranks=1"
         )
+    return 1
 
 
 def run_on_spark(

@@ -9,9 +9,10 @@ import pytest
 from conftest import refused
 
 from melanoma_spark import config
+from melanoma_spark.errors import ConfigError
 from melanoma_spark.images import augmentation
 from melanoma_spark.storage.parquet import training_labels
-from melanoma_spark.training import finetune, reading, sharding
+from melanoma_spark.training import finetune, horovod, reading, sharding
 
 AUGMENT = config.Augment(enabled=True)
 
@@ -100,6 +101,15 @@ def test_one_rank_trains_in_this_process_without_horovod(line, without_horovod):
     assert (found["ranks"], found["made_from"]) == (1, expected["made_from"])
     for one, other in zip(found["training"], expected["training"], strict=True):
         assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
+
+
+def test_without_horovod_one_rank_trains_where_the_settings_name_no_number(monkeypatch):
+    assert horovod.choose_ranks(config.parse({})) == 2
+    monkeypatch.setitem(sys.modules, "horovod", None)
+    assert horovod.choose_ranks(config.parse({})) == 1
+    assert horovod.choose_ranks(config.parse({"ranks": 1})) == 1
+    with pytest.raises(ConfigError, match="ranks=2, but Horovod is not installed"):
+        horovod.choose_ranks(config.parse({"ranks": 2}))
 
 
 def test_more_ranks_need_horovod(without_horovod):
