@@ -1,6 +1,6 @@
 """All stages in one submission: each in its own MLflow run, nested in that of the pipeline."""
 
-from melanoma_spark import logs
+from melanoma_spark import lineage, logs
 from melanoma_spark.dataset import ingest
 from melanoma_spark.evaluation import evaluate
 from melanoma_spark.models import weights
@@ -47,7 +47,9 @@ def log_results(context: StageContext) -> str:
             logs.result("test AUC, {}: {:.4f} (95 % interval {:.4f} to {:.4f})".format(name.ljust(10), *figures))
     logs.result(f"report: {folder}/report.html")
     logs.result(f"scores: {files.join(context.warehouse, 'scores')}")
-    own = f"make ui WAREHOUSE={context.warehouse.removeprefix('file://')}   (tracking at {context.tracker.uri})"
-    logs.result(f"MLflow: {context.settings.mlflow.tracking_uri or own}")
+    command = f"mlflow ui --backend-store-uri {context.tracker.uri}"
+    if (lineage.checkout() / "Makefile").exists():
+        command = f"make ui WAREHOUSE={context.warehouse.removeprefix('file://')}   (tracking at {context.tracker.uri})"
+    logs.result(f"MLflow: {context.settings.mlflow.tracking_uri or command}")
     logs.result("Research software: not a diagnosis, not a medical device.")
     return f"{len(STAGES)} stages"
