@@ -1,7 +1,7 @@
 """What all plots share: their size, their styles for paper and screen, and text that is no formula."""
 
 import io
-from typing import Any
+from typing import TypedDict
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,9 +33,16 @@ def plain(text: str, width: int = 18) -> str:
     return shown.replace("$", r"\$")
 
 
-def style(model: int) -> dict[str, Any]:
-    """Color and line style of the curve of the model of that number, as arguments of `Axes.plot`."""
-    return {"color": COLORS[model % len(COLORS)], "linestyle": LINE_STYLES[model % len(LINE_STYLES)]}
+class LineStyle(TypedDict):
+    """Arguments of `Axes.plot`."""
+
+    color: str
+    linestyle: str
+
+
+def style(model: int) -> LineStyle:
+    """Return color and line style of the curve of the model of that number."""
+    return LineStyle(color=COLORS[model % len(COLORS)], linestyle=LINE_STYLES[model % len(LINE_STYLES)])
 
 
 def unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
