@@ -307,7 +307,7 @@ def silent() -> Iterator[int]:
     ("url", "told"),
     [
         *((f"{{{place}}}/nowhere #1", "does not exist; give the URL of a folder of images") for place in PLACES),
-        *((f"{{{place}}}/{{drawn}}/metadata.csv", "is a file, but no zip or tar") for place in PLACES),
+        *((f"{{{place}}}/{{drawn}}/metadata.csv", "is a file, but not one of") for place in PLACES),
         ("{hdfs}/{drawn}/empty", "holds no files"),
         ("s3a://no-such-bucket/lesions", "there is no bucket no-such-bucket"),
         ("s3a://no-such-bucket", "does not exist"),
@@ -413,7 +413,7 @@ def test_a_worker_without_credentials_is_named(other_s3, spark, urls):
     assert isinstance(ours, DataError)
     told = f"archive {urls['s3a']} cannot be read by a worker: Unable to locate credentials; set AWS_ACCESS_KEY_ID"
     assert str(ours).startswith(told)
-    assert "credentials must be the driver's on every worker" in str(ours)
+    assert "credentials must be the same on every worker" in str(ours)
 
 
 def test_a_public_bucket_needs_no_credentials(other_s3, urls):

@@ -310,7 +310,7 @@ def test_a_machine_that_is_not(submit, settings_file, tmp_path):
     assert set(found) == CHECKS
     failed = {key: row for key, row in found.items() if row[0] == FAILED}
     told = {
-        ("weights", DRIVER): (f"MELANOMA_WEIGHTS names {nowhere}, which is no file", "correct it or unset it"),
+        ("weights", DRIVER): (f"MELANOMA_WEIGHTS names {nowhere}, which is no file", "correct or unset it"),
         ("warehouse", DRIVER): (f"cannot write file://{tmp_path}/file/warehouse/", "choose another warehouse=URL"),
         ("warehouse", "executor"): (f"cannot write file://{tmp_path}/file/warehouse/", "choose another warehouse=URL"),
         ("MLflow", DRIVER): ("MLflow at http://127.0.0.1:9 cannot be used: ", job.SERVER),
