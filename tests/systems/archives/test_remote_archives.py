@@ -327,7 +327,7 @@ def test_a_name_node_that_is_not_there_is_named(nobody):
 def test_a_name_node_that_says_nothing_is_named(silent, monkeypatch):
     from melanoma_spark.storage import hdfs
 
-    monkeypatch.setattr(hdfs, "PATIENCE", 1)
+    monkeypatch.setattr(hdfs, "GREETING_SECONDS", 1)
     assert "no name node answered in 1 s; name the host" in refused(f"hdfs://127.0.0.1:{silent}/lesions")
 
 
