@@ -84,7 +84,7 @@ def repo(tmp_path):
     for name, text in {
         "jobs/__init__.py": "",
         "jobs/ingest.py": JOB,
-        "melanoma_spark/__init__.py": "",
+        "melanoma_spark/__init__.py": 'SUFFIXES = (".py", ".html")\n',
         "melanoma_spark/runner/__init__.py": "",
         "melanoma_spark/report.html": "<p>",
         "melanoma_spark/__pycache__/x.pyc": "",
