@@ -133,6 +133,9 @@ ATTRIBUTES: Mapping[str, Attribute] = {
     )
 }
 
+# Those of release 0.1: each dataset has them, see `dataset.ingest`.
+FIRST_ATTRIBUTES = ("age", "sex", "site", "skin_type", "image_type", "source", "licence")
+
 # What `images.quality` measures on the pixels -> its label. Each is a column of `scores/`.
 PIXEL_MEASURES = {
     "sharpness": "sharpness",

@@ -8,6 +8,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
+from melanoma_spark.attributes import ATTRIBUTES, FIRST_ATTRIBUTES
 from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary
 from melanoma_spark.dataset.card_facts import CardFacts
 from melanoma_spark.errors import DataError
@@ -186,7 +187,10 @@ def dataset_settings(settings: config.Settings) -> list[Any]:
     """The settings that a dataset depends on."""
     sections = (settings.ingest, settings.privacy)
     plain = (settings.layout, settings.target, settings.split, settings.image_size, settings.seed)
-    return [*(section.model_dump(mode="json") for section in sections), *plain, decoding.PIXELS_VERSION]
+    # A new attribute makes images/ anew, with its column; the first ones are not named, so that older datasets stay.
+    added = [name for name in ATTRIBUTES if name not in FIRST_ATTRIBUTES]
+    known = [*(section.model_dump(mode="json") for section in sections), *plain, decoding.PIXELS_VERSION]
+    return [*known, added] if added else known
 
 
 def decoded_folder(settings: config.Settings) -> str:

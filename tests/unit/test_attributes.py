@@ -43,7 +43,7 @@ attributes.ATTRIBUTES["diameter"] = attributes.Attribute(
 
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import tables
-from melanoma_spark.dataset import datacard, summary
+from melanoma_spark.dataset import datacard, ingest, summary
 from melanoma_spark.evaluation import report, subgroups
 from melanoma_spark.models import training_reference
 from melanoma_spark.monitoring import statistics
@@ -66,6 +66,7 @@ counts, limits = {"diameter": {"3-5": 100}}, config.Drift()
 found = statistics.compare_with_reference(reference, {}, counts, 100, unlike=None, limits=limits)
 assert found.verdict == "beyond the limit: diameter in mm"
 assert config.parse({"score": {"drift": {"ignore": ["diameter"]}}})
+assert ingest.dataset_settings(config.parse({}))[-1] == ["diameter"]  # another ingest adds the column
 """
 
 
