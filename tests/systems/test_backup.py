@@ -26,7 +26,8 @@ def commands(heading: str) -> list[str]:
 
 
 def run(script: str, **places: str | Path) -> str:
-    environment = {**os.environ, **{name: str(place) for name, place in places.items()}}
+    path = os.pathsep.join([str(REPO / ".venv/bin"), os.environ["PATH"]])  # as .venv/bin/activate sets it
+    environment = {**os.environ, "PATH": path, **{name: str(place) for name, place in places.items()}}
     done = subprocess.run(["bash", "-c", script], cwd=REPO, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
