@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from melanoma_spark.pages import COLORS
 
+CHANCE = "#8a8a8a"  # color of what is no model
 LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")  # for black and white print, with the colors
 MARKERS = ("o", "s", "^", "D")
 PLOT_WIDTH = 4.7  # inches: text of 10 pt stays readable in a phone's column at nearly full size
@@ -45,9 +46,17 @@ def style(model: int) -> LineStyle:
     return LineStyle(color=COLORS[model % len(COLORS)], linestyle=LINE_STYLES[model % len(LINE_STYLES)])
 
 
-def unit_square(axes: Axes, xlabel: str, ylabel: str) -> None:
-    """Set up axes from 0 to 1 with a grid and the diagonal."""
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+def open_frame(axes: Axes) -> None:
+    """Draw a grid, and no lines above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e4e4e4", linewidth=0.6)
-    axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.8, zorder=1)
+
+
+def unit_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Return a square figure with axes from 0 to 1, a grid and the diagonal."""
+    figure = new_figure(PLOT_WIDTH)
+    axes = figure.add_subplot()
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=xlabel, ylabel=ylabel, aspect="equal")
+    open_frame(axes)
+    axes.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8, zorder=1)
+    return figure, axes

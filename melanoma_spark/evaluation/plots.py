@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -13,8 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from melanoma_spark import pages, plotting
 from melanoma_spark.evaluation.facts import Facts
 from melanoma_spark.pages import NEUTRAL
-
-CHANCE = "#8a8a8a"  # color of what is no model
+from melanoma_spark.plotting import CHANCE
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,7 @@ def draw(facts: Facts) -> dict[str, bytes]:
     alt="ROC curves on the test split",
 )
 def _roc(facts: Facts) -> Figure:
-    figure = plotting.new_figure(plotting.PLOT_WIDTH)
-    axes = figure.add_subplot()
-    plotting.unit_square(axes, "1 - specificity", "sensitivity")
+    figure, axes = plotting.unit_square("1 - specificity", "sensitivity")
     for k, model in enumerate(facts.models):
         label = f"{plotting.plain(model.name)}: {pages.decimal(model.auroc.value)}"
         axes.plot(model.roc.fpr, model.roc.tpr, linewidth=1.8, zorder=3, label=label, **plotting.style(k))
@@ -81,9 +77,7 @@ def _roc(facts: Facts) -> Figure:
     alt="Precision-recall curves on the test split",
 )
 def _precision_recall(facts: Facts) -> Figure:
-    figure = plotting.new_figure(plotting.PLOT_WIDTH)
-    axes = figure.add_subplot()
-    plotting.unit_square(axes, "recall (sensitivity)", "precision (PPV)")
+    figure, axes = plotting.unit_square("recall (sensitivity)", "precision (PPV)")
     axes.lines[0].remove()
     axes.axhline(facts.models[0].prevalence, color=CHANCE, linewidth=0.8, zorder=1)
     for k, model in enumerate(facts.models):
@@ -104,9 +98,7 @@ def _precision_recall(facts: Facts) -> Figure:
     alt="Reliability plot on the test split",
 )
 def _calibration(facts: Facts) -> Figure:
-    figure = plotting.new_figure(plotting.PLOT_WIDTH)
-    axes = figure.add_subplot()
-    plotting.unit_square(axes, "mean predicted probability", "observed fraction")
+    figure, axes = plotting.unit_square("mean predicted probability", "observed fraction")
     for k, model in enumerate(facts.models):
         table, style = model.reliability, plotting.style(k)
         if model.calibration.method != "none":
@@ -150,7 +142,7 @@ def _decision_curve(facts: Facts) -> Figure:
         axes.plot(curve.thresholds, curve.benefit, linewidth=1.8, zorder=3, label=label, **plotting.style(k))
     most = max(first.prevalence, 0.05)
     axes.set(xlim=(0, 1), ylim=(-0.15 * most, 1.1 * most), xlabel="threshold probability", ylabel="net benefit")
-    _open_frame(axes)
+    plotting.open_frame(axes)
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -233,7 +225,7 @@ def _training(facts: Facts) -> Figure:
     areas.set(xlabel="epoch, all phases", ylabel="validation AUROC")
     areas.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (losses, areas):
-        _open_frame(axes)
+        plotting.open_frame(axes)
     return figure
 
 
@@ -266,8 +258,3 @@ def _confusion(facts: Facts) -> Figure:
         axes.set_ylabel("truth" if first else "")
         axes.tick_params(length=0, labelsize=9)
     return figure
-
-
-def _open_frame(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", linewidth=0.6)
