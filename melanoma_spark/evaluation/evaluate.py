@@ -65,7 +65,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
     *_, deciding = models
     manifest = models[deciding]
     spec = network.Spec.model_validate({**manifest.spec, "tta": settings.evaluate.tta})
-    test = rows_of(table, deciding, "test")
+    test = predictions.rows_of(table, deciding, "test")
     metadata = reporting.describe_test_images(context, images, test)
     patients = reporting.patient_ids(metadata)
     measured = [measure(table, name, calibrations[name], settings, patients) for name in models]
@@ -95,7 +95,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
     )
     gains = []
     if FINETUNED in models:
-        head, finetuned = (rows_of(table, name, "test") for name in (HEAD, FINETUNED))
+        head, finetuned = (predictions.rows_of(table, name, "test") for name in (HEAD, FINETUNED))
         gains = [measure_gain(settings, FINETUNED, finetuned, HEAD, head)]
     over_champion = compare_with_champion(context, images, test, deciding)
     facts = replace(
@@ -176,11 +176,6 @@ def predict(
     return pd.DataFrame(rows.toPandas())
 
 
-def rows_of(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
-    """The rows of a model and a split, by `sha256`."""
-    return table[(table["model"] == model) & (table["split"] == split)].sort_values("sha256")
-
-
 def measure(
     table: pd.DataFrame,
     name: str,
@@ -193,7 +188,10 @@ def measure(
     `table` has calibrated rows, `patients` those of the test images by `sha256`.
     """
     validation, test = (
-        tuple(rows_of(table, name, split)[column].to_numpy() for column in ("label", "raw_probability", "group"))
+        tuple(
+            predictions.rows_of(table, name, split)[column].to_numpy()
+            for column in ("label", "raw_probability", "group")
+        )
         for split in ("validation", "test")
     )
     options = settings.evaluate

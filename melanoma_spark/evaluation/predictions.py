@@ -50,8 +50,12 @@ def read_predictions(folder: str, model: str, split: str) -> pd.DataFrame | None
     url = files.join(folder, FILE)
     if not files.exists(url):
         return None
-    rows = pd.read_parquet(io.BytesIO(files.read_bytes(url)))
-    return rows[(rows["model"] == model) & (rows["split"] == split)].sort_values("sha256")
+    return rows_of(pd.read_parquet(io.BytesIO(files.read_bytes(url))), model, split)
+
+
+def rows_of(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
+    """The rows of a model and a split, by `sha256`."""
+    return table[(table["model"] == model) & (table["split"] == split)].sort_values("sha256")
 
 
 def predict_head(
