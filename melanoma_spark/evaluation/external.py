@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pyspark.sql import DataFrame
-
 from melanoma_spark import lineage, logs
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
@@ -20,8 +18,6 @@ from melanoma_spark.runner.context import StageContext, Summary, archive_id, rea
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, manifests
 from melanoma_spark.storage.manifests import ImagesManifest
-
-HASHES = ("sha256", "pixel_sha256")  # not ids: two hospitals may both have a patient 17
 
 
 def evaluate_external(context: StageContext) -> Summary:
@@ -42,7 +38,8 @@ def evaluate_external(context: StageContext) -> Summary:
             f"target={trained_on.target}"
         )
     rows, training = read_images(external, images), read_images(context, trained_on)
-    seen = seen_in_training(rows, training.where("split != 'test'"))
+    # Not by ids: two hospitals may both have a patient 17.
+    seen = predictions.seen_in_training(rows, training.where("split != 'test'")).cache()
     left_out = seen.count()
     if left_out == images.accepted:
         raise DataError(f"training has seen all {left_out} images of {settings.archive}: it is no external set")
@@ -119,9 +116,3 @@ def training_images(context: StageContext, scorer: bundle.Scorer) -> ImagesManif
             f"{images.id}, so it is unknown what training has seen; name the warehouse on which it was trained"
         )
     return images
-
-
-def seen_in_training(rows: DataFrame, training: DataFrame) -> DataFrame:
-    """`sha256` of the rows that have the bytes or the pixels of an image of train or validation."""
-    parts = [rows.join(training.select(key).distinct(), key, "left_semi").select("sha256") for key in HASHES]
-    return parts[0].union(parts[1]).distinct().cache()

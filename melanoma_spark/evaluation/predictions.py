@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,15 @@ def read_predictions(folder: str, model: str, split: str) -> pd.DataFrame | None
 def rows_of(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
     """The rows of a model and a split, by `sha256`."""
     return table[(table["model"] == model) & (table["split"] == split)].sort_values("sha256")
+
+
+def seen_in_training(rows: DataFrame, training: DataFrame, *further: str) -> DataFrame:
+    """`sha256` of the rows that have the bytes, the pixels, or a `further` column, of an image of `training`."""
+    parts = [
+        rows.join(training.select(key).distinct(), key, "left_semi").select("sha256")
+        for key in ("sha256", "pixel_sha256", *further)
+    ]
+    return reduce(DataFrame.union, parts).distinct()
 
 
 def predict_head(

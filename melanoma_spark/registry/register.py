@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
-from pyspark.sql import functions as f
 
 from melanoma_spark import lineage, logs
 from melanoma_spark.errors import DataError
@@ -225,9 +224,4 @@ def check_gate(
 def count_overlap(context: StageContext, images: ImagesManifest) -> int:
     """Count test images with the bytes, the pixels or the group of an image of train or validation."""
     rows = read_images(context, images)
-    seen, test = rows.where("split != 'test'"), rows.where("split = 'test'")
-    parts = [
-        test.join(seen.select(key).distinct(), key, "left_semi").select("sha256")
-        for key in ("sha256", "pixel_sha256", "group")
-    ]
-    return int(parts[0].union(parts[1]).union(parts[2]).agg(f.countDistinct("sha256")).collect()[0][0])
+    return predictions.seen_in_training(rows.where("split = 'test'"), rows.where("split != 'test'"), "group").count()
