@@ -172,12 +172,16 @@ def read_values(url: str) -> Mapping[str, Any] | None:
     return values
 
 
+def _url_of_manifest(kind: type[Manifest], warehouse: str, below: str) -> str:
+    return files.join(warehouse, kind.place, *([below] if below else []), FILE)
+
+
 def read(kind: type[AnyManifest], warehouse: str, below: str = "") -> AnyManifest | None:
     """Read the manifest of a place, or of a folder `below` it; None where the data was never completed.
 
     Raises `DataError` as `read_values`, and where keys are missing or damaged.
     """
-    url = files.join(warehouse, kind.place, *([below] if below else []), FILE)
+    url = _url_of_manifest(kind, warehouse, below)
     values = read_values(url)
     if values is None:
         return None
@@ -201,8 +205,7 @@ def publish(manifest: AnyManifest, warehouse: str, below: str = "") -> AnyManife
     """Write a manifest, with format, release and time, so that readers take its data. Returns the complete one."""
     stamp = {"format": FORMAT, "version": __version__, "made_at": datetime.now(UTC).isoformat(timespec="seconds")}
     complete = manifest.model_copy(update=stamp)
-    url = files.join(warehouse, manifest.place, *([below] if below else []), FILE)
-    files.write_json(url, complete.model_dump(exclude_unset=True))
+    files.write_json(_url_of_manifest(type(manifest), warehouse, below), complete.model_dump(exclude_unset=True))
     return complete
 
 
