@@ -19,6 +19,7 @@ from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.spark import checks, executors, session
 from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease
+from melanoma_spark.training import horovod
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -54,7 +55,8 @@ def doctor(context: StageContext) -> Summary:
 def check_all(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
     """Yield the findings about the driver, the warehouse, Spark and MLflow."""
     yield from run_check("uv.lock", DRIVER, check_lock, checks.INSTALL)
-    yield from run_check("Horovod", DRIVER, lambda: [check_horovod(settings)], checks.INSTALL)
+    ranks = horovod.required_ranks(settings)
+    yield from run_check("Horovod", DRIVER, lambda: [check_horovod(ranks)], checks.INSTALL)
     remedy = "name a readable file: backbone.weights="
     yield from run_check("weights", DRIVER, lambda: [check_weights(settings)], remedy)
     probe = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
@@ -94,9 +96,8 @@ def check_lock() -> list[Finding]:
     return [checks.check_lock(text, checks.installed_versions(checks.locked_names(text)))]
 
 
-def check_horovod(settings: config.Settings) -> Finding:
-    """Check that the ranks of the settings can train; where they name no number, one can do it without Horovod."""
-    ranks = settings.ranks if "ranks" in settings.model_fields_set else 1
+def check_horovod(ranks: int) -> Finding:
+    """Check that this many ranks can train; one can do it without Horovod."""
     return checks.check_horovod(DRIVER, executors.horovod_problem(), ranks)
 
 

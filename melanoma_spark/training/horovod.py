@@ -100,6 +100,11 @@ def is_installed() -> bool:
     return True
 
 
+def required_ranks(settings: Settings) -> int:
+    """Return the number of ranks that the settings name; one where they leave it at its default."""
+    return settings.ranks if "ranks" in settings.model_fields_set else 1
+
+
 def choose_ranks(settings: Settings) -> int:
     """Return the number of ranks: one where Horovod is not installed and the settings name no number.
 
@@ -107,7 +112,7 @@ def choose_ranks(settings: Settings) -> int:
     """
     if is_installed():
         return settings.ranks
-    if settings.ranks > 1 and "ranks" in settings.model_fields_set:
+    if required_ranks(settings) > 1:
         raise ConfigError(
             f"ranks={settings.ranks}, but Horovod is not installed; install it by `{checks.INSTALL_HOROVOD}`, or set "
             "ranks=1"
