@@ -107,7 +107,7 @@ def measure_figures(
 
     known = np.array([patient is not None for patient in patients or ()], bool)
     if known.any():
-        in_top = binary.found_in_top(y[known], p[known], [patient for patient in patients or () if patient], TOP)
+        in_top = binary.chance_in_top(y[known], p[known], [patient for patient in patients or () if patient], TOP)
         of_known = np.asarray(groups)[known]
         sums = bootstrap.resampled_sums(np.stack([in_top, y[known]], axis=1), of_known, **drawn)
         shares = np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)

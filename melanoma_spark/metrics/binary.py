@@ -166,7 +166,7 @@ def decision_curve(labels: ArrayLike, probabilities: ArrayLike, steps: int = 99)
     return DecisionCurve(thresholds, benefit, of_all)
 
 
-def found_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> Floats:
+def chance_in_top(labels: ArrayLike, probabilities: ArrayLike, patients: ArrayLike, images: int = 15) -> Floats:
     """The probability that each positive is among the `images` highest of its patient, (n,); 0 of negatives.
 
     For a worklist: what a reader of so many images of each patient finds (ISIC 2024, second prize). Of images that tie

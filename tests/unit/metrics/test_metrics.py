@@ -215,15 +215,15 @@ def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
         order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -probabilities))
         taken = sum(labels[[row for row in order if patients[row] == one][:images]].sum() for one in set(patients))
         found.append(taken / labels.sum())
-    value = binary.found_in_top(labels, probabilities, patients, images).sum() / labels.sum()
+    value = binary.chance_in_top(labels, probabilities, patients, images).sum() / labels.sum()
     assert min(found) - 1e-12 <= value <= max(found) + 1e-12
     if len(set(probabilities)) == len(labels):
         assert value == pytest.approx(found[0])
 
 
 def test_sensitivity_in_top_counts_ties_by_their_chance():
-    assert binary.found_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], list("aaab"), 1).tolist() == [1 / 3, 0, 0, 1]
-    assert binary.found_in_top([1, 0, 1], [0.5, 0.5, 0.5], list("aaa"), 2).tolist() == pytest.approx([2 / 3, 0, 2 / 3])
+    assert binary.chance_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], list("aaab"), 1).tolist() == [1 / 3, 0, 0, 1]
+    assert binary.chance_in_top([1, 0, 1], [0.5, 0.5, 0.5], list("aaa"), 2).tolist() == pytest.approx([2 / 3, 0, 2 / 3])
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -243,7 +243,7 @@ def test_shares_out_of_range_are_named():
         lambda: counts.figure(counts.best_sensitivity, *rows, specificity=-0.1),
         lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
         lambda: binary.net_benefit(*rows, 1.0),
-        lambda: binary.found_in_top(*rows, ["a", "b"], 0),
+        lambda: binary.chance_in_top(*rows, ["a", "b"], 0),
     ):
         with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
             call()
@@ -310,7 +310,7 @@ EVERY_METRIC = [
     right_of,
     lambda labels, probabilities: counts.figure(counts.best_sensitivity, labels, probabilities, specificity=0.9),
     lambda labels, probabilities: binary.net_benefit(labels, probabilities, 0.5),
-    lambda labels, probabilities: binary.found_in_top(labels, probabilities, ["a"] * len(labels)),
+    lambda labels, probabilities: binary.chance_in_top(labels, probabilities, ["a"] * len(labels)),
     counts.counts_by_threshold,
     binary.roc_curve,
     binary.auroc,
