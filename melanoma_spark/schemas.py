@@ -104,6 +104,8 @@ DECODED = _columns(  # what ingest knows of a file's content; nothing here depen
     ("reason", t.StringType()),
     ("detail", t.StringType()),
     ("flags", t.StringType()),  # quality.DAMAGED, where the file is damaged and was accepted
+    ("dicom_patient", t.StringType()),  # PatientID of a DICOM file, or its keyed hash
+    ("dicom_study", t.StringType()),  # StudyInstanceUID of a DICOM file, or its keyed hash
 )
 
 REJECTS = _columns(

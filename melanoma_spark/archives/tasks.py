@@ -51,6 +51,7 @@ def decode_files(
         *(ingest.min_side, ingest.max_pixels, ingest.allow_recognisable), accept_damaged=ingest.damaged == "accept"
     )
     root, _ = plan.locate(settings.archive)
+    name = plan.stored_name(settings)
 
     def decode(batches: Frames) -> Frames:
         field = schemas.images_schema(size).fields["image"]
@@ -62,7 +63,7 @@ def decode_files(
             for row, content in contents:
                 done, read = done + 1, read + (0 if isinstance(content, ImageError) else len(content))
                 file = row.source_uri, row.length, from_microseconds(row.modified)
-                yield *file, *_decode(content, size, limits, field)
+                yield *file, *_decode(content, size, limits, field, name)
 
         for chunk in in_chunks(decoded(), ROWS_IN_MEMORY, lambda row: len(row[IMAGE] or b""), BYTES_IN_MEMORY):
             yield pd.DataFrame(chunk, columns=schemas.DECODED.names, dtype=object)
@@ -131,8 +132,10 @@ def compute_files(
     return ordered.mapInPandas(lambda batches: write(rows(batches)), result)  # type: ignore[arg-type]
 
 
-def _decode(content: Content, size: int, limits: decoding.ImageLimits, field: UnischemaField) -> tuple[Any, ...]:
-    """The columns of `schemas.DECODED` after the file's: sha256 to flags."""
+def _decode(
+    content: Content, size: int, limits: decoding.ImageLimits, field: UnischemaField, name: plan.StoredName
+) -> tuple[Any, ...]:
+    """The columns of `schemas.DECODED` after the file's: sha256 to dicom_study."""
     sha256 = None
     try:
         if isinstance(content, ImageError):
@@ -140,8 +143,9 @@ def _decode(content: Content, size: int, limits: decoding.ImageLimits, field: Un
         sha256 = hashes.sha256(content)
         image = decoding.decode_with_hashes(content, size, limits)
     except ImageError as error:
-        return (sha256, None, None, None, None, None, None, error.reason, error.detail, None)
+        return (sha256, *[None] * 6, error.reason, error.detail, *[None] * 3)
     stored = bytes(field.codec.encode(field, image.pixels))
     content_hashes = hashes.pixel_hash(image.hash_pixels), hashes.perceptual_hash(image.hash_pixels)
     facts = image.width, image.height, image.format, stored
-    return (sha256, *content_hashes, *facts, None, None, quality.DAMAGED if image.damage else None)
+    flag = quality.DAMAGED if image.damage else None
+    return (sha256, *content_hashes, *facts, None, None, flag, name(image.patient), name(image.study))

@@ -194,10 +194,17 @@ def dataset_settings(settings: config.Settings) -> list[Any]:
 
 
 def decoded_folder(settings: config.Settings) -> str:
-    """The name of the folder in `decoded/`, by the settings that its rows depend on."""
+    """The name of the folder in `decoded/`, by its columns and the settings that its rows depend on."""
     limits = settings.ingest
-    recipe = [settings.image_size, decoding.PIXELS_VERSION, limits.min_side, limits.max_pixels, limits.max_bytes]
-    return lineage.content_id([*recipe, limits.allow_recognisable, limits.damaged, settings.privacy.source_names])
+    recipe: list[Any] = [
+        settings.image_size,
+        decoding.PIXELS_VERSION,
+        limits.min_side,
+        limits.max_pixels,
+        limits.max_bytes,
+    ]
+    recipe += [limits.allow_recognisable, limits.damaged, settings.privacy.source_names]
+    return lineage.content_id([*recipe, *schemas.DECODED.names])
 
 
 def decode_new_files(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, str]:

@@ -106,6 +106,8 @@ class DecodedImage:
     height: int
     format: str  # a key of SIGNATURES
     damage: str | None = None  # the decoder's warning, if damage is accepted
+    patient: str | None = None  # PatientID of a DICOM file
+    study: str | None = None  # StudyInstanceUID of a DICOM file
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class _Source:
     scales: bool  # whether libjpeg can scale it down
     # Decodes, once: side in pixels -> upright RGB, and the accepted damage. No side is scaled below that.
     load: Callable[[int], tuple[Image.Image, str | None]]
+    patient: str | None = None
+    study: str | None = None
 
 
 def decode_with_hashes(content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
@@ -136,7 +140,8 @@ def decode_with_hashes(content: bytes, size: int, limits: ImageLimits = DEFAULT_
                 _read_header(content, limits), WORKING_SIDE
             )  # so that hashes do not depend on the size
         hash_pixels = _square(image, HASH_SIZE)
-    return DecodedImage(pixels, hash_pixels, source.width, source.height, source.format, warning)
+    facts = source.width, source.height, source.format, warning, source.patient, source.study
+    return DecodedImage(pixels, hash_pixels, *facts)
 
 
 def decode(content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
@@ -180,6 +185,7 @@ def _read_header(content: bytes, limits: ImageLimits) -> _Source:
             source = _Source(
                 *(kind, photograph.width, photograph.height, photograph.is_jpeg),
                 lambda side: _decode_dicom(photograph, side, limits),
+                *(photograph.patient, photograph.study),
             )
         else:
             source = _read_photograph(content, kind, limits)

@@ -1,7 +1,7 @@
 """DICOM photographs: whether their headers allow their use, and their pixels. Nothing else of a file is read.
 
-A DICOM file names its patient. `TAGS` are the only elements that are read, and messages quote none of their values but
-numbers and UIDs.
+A DICOM file names its patient. `TAGS` are the only elements that are read; of these `PatientID` and `StudyInstanceUID`
+tell which photographs belong together. Messages quote none of their values but numbers and UIDs of the standard.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ COLORS = {
 }
 PALETTE = ("Red", "Green", "Blue")
 TAGS = [
+    *("PatientID", "StudyInstanceUID"),
     *("SOPClassUID", "RecognizableVisualFeatures", "BurnedInAnnotation", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
     *("BitsAllocated", "BitsStored", "HighBit"),
@@ -57,6 +58,8 @@ class Photograph:
     is_jpeg: bool  # whether `frame` is a JPEG file; else `array` gives the pixels
     is_rgb: bool  # whether samples of that file are RGB, unless a marker in it says otherwise
     is_inverted: bool  # whether white is zero
+    patient: str | None  # PatientID, as it is written
+    study: str | None  # StudyInstanceUID
     _content: bytes
     _header: Dataset
 
@@ -122,9 +125,14 @@ def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool
     if any(wrong):
         raise ImageError("corrupt", f"{next(filter(None, wrong))} cannot be read")
     is_jpeg = syntax in JPEG
-    return Photograph(
-        int(header.Columns), int(header.Rows), is_jpeg, color == "RGB", color == "MONOCHROME1", content, header
-    )
+    shape = int(header.Columns), int(header.Rows)
+    identity = _identifier(header, "PatientID"), _identifier(header, "StudyInstanceUID")
+    return Photograph(*shape, is_jpeg, color == "RGB", color == "MONOCHROME1", *identity, content, header)
+
+
+def _identifier(header: Dataset, keyword: str) -> str | None:
+    """An identifier of at most 64 characters, as both of these may have by PS3.5 section 6.2; None if it is empty."""
+    return str(header.get(keyword) or "").strip(" \0")[:64] or None
 
 
 def _is_yes(header: Dataset, keyword: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from broken import dicom
 from broken_containers import tarred, zipped
 from PIL import Image
 from pyspark.errors import PySparkException
@@ -225,6 +226,21 @@ def test_decoded_loose_files_equal_those_of_decoding(decoded, odd):
         assert row.perceptual_hash == hashes.perceptual_hash(looked.hash_pixels)
         assert (row.width, row.height, row.format) == (64, 64, "JPEG")
         np.testing.assert_array_equal(field.codec.decode(field, row.image), decoding.decode(content, 64))
+
+
+def test_ids_of_a_dicom_file_are_stored_as_names_are(spark, tmp_path, monkeypatch):
+    write(tmp_path, "a.dcm", dicom(PatientID="17", StudyInstanceUID="1.2.3"))
+    monkeypatch.setenv(config.NAME_KEY, "a key of some length")
+
+    def ids(**changes):
+        settings = config.Settings(archive=str(tmp_path), image_size=64, **changes)
+        listed = listing.list_archive(spark, settings)
+        (row,) = tasks.decode_files(listed, 1, settings).collect()
+        return row.dicom_patient, row.dicom_study
+
+    assert ids() == ("17", "1.2.3")
+    private = config.Settings(privacy={"source_names": "hash"})
+    assert ids(privacy=private.privacy) == tuple(map(plan.stored_name(private), ("17", "1.2.3")))
 
 
 @pytest.mark.parametrize("container", [*KINDS, "\\xe9.zip"])

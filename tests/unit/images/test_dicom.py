@@ -217,7 +217,15 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
     assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"
 
 
-def test_nothing_of_the_patient_is_read_or_logged(caplog, capfd):
+def test_patient_and_study_come_with_the_pixels():
+    found = decoding.decode_with_hashes(dicom(PatientID=" 0017 ", StudyInstanceUID="1.2.840.1"), 96)
+    assert (found.patient, found.study) == ("0017", "1.2.840.1")
+    found = decoding.decode_with_hashes(dicom(PatientID=""), 96)
+    assert (found.patient, found.study) == (None, None)
+    assert decoding.decode_with_hashes(JPEG, 96).patient is None
+
+
+def test_only_the_ids_of_the_patient_are_read_and_nothing_is_logged(caplog, capfd):
     content = dicom(PatientBirthDate="not a date", InstitutionName="Clinic of Jane Doe")
     found = reader.read(content)
     assert "PatientName" in pydicom.dcmread(io.BytesIO(content))
@@ -236,7 +244,7 @@ def test_nothing_of_the_patient_is_read_or_logged(caplog, capfd):
             dicom(PhotometricInterpretation="JANE"),
         ):
             assert "jane" not in " ".join(reason(broken)).lower()
-    kept = {"pixels", "hash_pixels", "width", "height", "format", "damage"}
+    kept = {"pixels", "hash_pixels", "width", "height", "format", "damage", "patient", "study"}
     assert {field.name for field in dataclasses.fields(looked)} == kept
     assert "jane" not in caplog.text.lower()
     assert capfd.readouterr() == ("", "")
