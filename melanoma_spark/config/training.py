@@ -114,8 +114,13 @@ class Search(Section):
     tta: Annotated[tuple[Symmetries, ...], Field(min_length=1)] = setting(
         (1,), "evaluate.tta to try; 8 takes seven more passes of the backbone over each image"
     )
-    trials: Annotated[int, Field(ge=2)] = setting(8, "heads to try, drawn at random where the lists allow more")
+    trials: Count = setting(
+        8, "heads to try, drawn at random where the lists allow more; 1 cross-validates the head in force alone"
+    )
     folds: Annotated[int, Field(ge=2)] = setting(
         5, "of the groups of train and validation images; each is held out once"
+    )
+    grouped: bool = setting(
+        True, "false: folds by image, ignoring patients, lesions and twins, to see by how much that flatters a head"
     )
     seeds: Count = setting(3, "fits of each head on each fold, with training_seed, +1, +2, ...")

@@ -122,6 +122,24 @@ def test_every_trial_fold_and_seed_is_fitted_once(featured, facts, arrays):
     assert facts["made_from"] == [featured.manifest("images")["id"], featured.manifest("features")["id"]]
 
 
+def test_one_trial_cross_validates_the_head_in_force_by_group_or_by_image(featured, facts, arrays):
+    """The cost of groups: the same head and images, once with each group in one fold, once image by image."""
+    for grouped, column in ((True, "group"), (False, "sha256")):
+        chosen = SWEEP.model_copy(update={"trials": 1, "grouped": grouped})
+        text = searched(featured, chosen)
+        one = found(featured, text)
+        assert [result["in_force"] for result in one["trials"]] == [True]
+        assert len(one["tasks"]) == FOLDS * SEEDS
+        folds = [splits.fold_of(value, FOLDS, featured.context.settings.seed) for value in arrays[column]]
+        assert one["folds"] == np.bincount(folds).tolist()
+        assert one["grouped"] == grouped
+        assert (", ignored" in text) == (not grouped)
+        # the same fits of the same arrays as in a search of several heads
+        alike = [task for task in facts["tasks"] if task["trial"] == 0]
+        same = [task["auroc"] for task in one["tasks"]] == pytest.approx([task["auroc"] for task in alike], abs=1e-6)
+        assert same == grouped
+
+
 @pytest.mark.parametrize("trial", [0, 1, 2])
 def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     """Without the fold's groups, by their images as they are; an image of the validation split has no other view."""
