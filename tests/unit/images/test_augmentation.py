@@ -102,7 +102,7 @@ def test_invalid_amounts_are_refused(key, value):
         config.parse({"augment": {key: value}})
 
 
-def test_the_same_seed_view_and_key_give_the_same_pixels(lesion):
+def test_draws_depend_on_seed_view_and_key_and_not_on_other_settings(lesion):
     chosen = config.Augment(enabled=True, cutout=0.4)
     found = [augment(lesion, chosen, generator(5, 2, "ab" * 32)) for _ in range(2)]
     np.testing.assert_array_equal(*found)
@@ -111,6 +111,11 @@ def test_the_same_seed_view_and_key_give_the_same_pixels(lesion):
     others = [generator(6, 2, "ab" * 32), generator(5, 3, "ab" * 32), generator(5, 2, "ac" * 32)]
     for other in others:
         assert not np.array_equal(augment(lesion, chosen, other), found[0])
+    # Whether cutting out is on or not, the rest of the picture is the same.
+    plain = augment(lesion, config.Augment(enabled=True), generator(0, 1, "key"))
+    cut = augment(lesion, config.Augment(enabled=True, cutout=0.5), generator(0, 1, "key"))
+    changed = (plain != cut).any(axis=2)
+    assert 0 < changed.mean() < 0.3
 
 
 def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_this_code():
@@ -122,14 +127,6 @@ def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_t
     expected = generator(7, 1, "ab" * 32).random(3).tolist()
     assert told.strip() == str(expected)
     assert expected == pytest.approx(NUMBERS), "raise augmentation.VERSION, and change these"
-
-
-def test_a_setting_does_not_change_the_numbers_of_others(lesion):
-    """Whether cutting out is on or not, the rest of the picture is the same."""
-    plain = augment(lesion, config.Augment(enabled=True), generator(0, 1, "key"))
-    cut = augment(lesion, config.Augment(enabled=True, cutout=0.5), generator(0, 1, "key"))
-    changed = (plain != cut).any(axis=2)
-    assert 0 < changed.mean() < 0.3
 
 
 def test_amounts_are_drawn_evenly_to_both_sides():
@@ -177,13 +174,27 @@ def test_zoom(drawn, scale):
     assert np.sqrt((middle > 127).sum()) == pytest.approx(side, abs=1.5)
 
 
-def test_shift(lesion):
+def test_shift_saturation_and_cutout_change_pixels_by_their_amounts(lesion):
     picture = noise(40, 80)
     near(augment(picture, only(shift=0.25), Drawn(right=MOST, down=MOST))[10:, 20:], picture[:30, :60])
     found = augment(lesion, only(shift=0.25), Drawn(right=MOST, down=0.25))  # by 24 and -12 pixels
     near(found[: SIZE - 12, 24:], lesion[12:, : SIZE - 24])
     # what was not there is the picture reflected at its edge
     near(found[: SIZE - 12, :24], lesion[12:, 1:25][:, ::-1])
+
+    spread = np.ptp(lesion.astype(int), axis=2).mean()
+    gray = augment(lesion, only(saturation=1), Drawn(saturation=LEAST))
+    assert np.ptp(gray.astype(int), axis=2).max() <= 1
+    near(gray[..., 0], np.rint(lesion @ augmentation.LUMINANCE), mean=0.05)
+    more = augment(lesion, only(saturation=0.2), Drawn(saturation=MOST))
+    assert np.ptp(more.astype(int), axis=2).mean() == pytest.approx(1.2 * spread, rel=0.05)
+
+    found = augment(lesion, only(cutout=0.5), Drawn(side=0.5, top=0.25, left=0.75))
+    top, left, side = int(0.25 * 73), int(0.75 * 73), SIZE // 4
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[top : top + side, left : left + side] = True
+    np.testing.assert_array_equal(found[~mask], lesion[~mask])
+    np.testing.assert_array_equal(found[mask], np.tile(np.rint(lesion.mean(axis=(0, 1))), (side * side, 1)))
 
 
 @pytest.mark.parametrize(("drawn", "factor"), [(MOST, 1.2), (LEAST, 0.8)])
@@ -202,15 +213,6 @@ def test_contrast(lesion, drawn, factor):
     assert found.std() > lesion.std() if factor > 1 else found.std() < lesion.std()
 
 
-def test_saturation(lesion):
-    spread = np.ptp(lesion.astype(int), axis=2).mean()
-    gray = augment(lesion, only(saturation=1), Drawn(saturation=LEAST))
-    assert np.ptp(gray.astype(int), axis=2).max() <= 1
-    near(gray[..., 0], np.rint(lesion @ augmentation.LUMINANCE), mean=0.05)
-    more = augment(lesion, only(saturation=0.2), Drawn(saturation=MOST))
-    assert np.ptp(more.astype(int), axis=2).mean() == pytest.approx(1.2 * spread, rel=0.05)
-
-
 @pytest.mark.parametrize("drawn", [0.1, 0.7, MOST])
 def test_hue(lesion, drawn):
     """Luminance and gray stay, color does not; a turn there and back is none."""
@@ -225,15 +227,6 @@ def test_hue(lesion, drawn):
     red = np.tile(np.array([140, 110, 115], np.uint8), (32, 32, 1))  # a third of the circle makes green of it, or blue
     turned = [augment(red, only(hue=1 / 3), Drawn(hue=side))[0, 0].argmax() for side in (MOST, LEAST)]
     assert turned == [1, 2]
-
-
-def test_cutout(lesion):
-    found = augment(lesion, only(cutout=0.5), Drawn(side=0.5, top=0.25, left=0.75))
-    top, left, side = int(0.25 * 73), int(0.75 * 73), SIZE // 4
-    mask = np.zeros((SIZE, SIZE), bool)
-    mask[top : top + side, left : left + side] = True
-    np.testing.assert_array_equal(found[~mask], lesion[~mask])
-    np.testing.assert_array_equal(found[mask], np.tile(np.rint(lesion.mean(axis=(0, 1))), (side * side, 1)))
 
 
 @given(st.floats(0, 0.99), st.integers(0, 1000))

@@ -68,16 +68,10 @@ def refusal(content: bytes, **options) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_jpeg_cut_in_half_is_damaged_with_and_without_an_end(kind):
+def test_damaged_jpegs_are_rejected_or_accepted_with_their_damage(kind):
     assert refusal(half(KINDS[kind])) == ("damaged", "libjpeg: Premature end of JPEG file")
-    assert refusal(half(KINDS[kind]) + END) == (
-        "damaged",
-        "libjpeg: Corrupt JPEG data: premature end of data segment",
-    )
+    assert refusal(half(KINDS[kind]) + END) == ("damaged", "libjpeg: Corrupt JPEG data: premature end of data segment")
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_jpeg_damaged_in_the_middle_is_damaged(kind):
     content = KINDS[kind]
     reason, detail = refusal(without_middle(content))
     assert reason == "damaged"
@@ -88,6 +82,17 @@ def test_a_jpeg_damaged_in_the_middle_is_damaged(kind):
     reason, detail = refusal(content[:-2] + b"abcdefgh" + END)
     assert reason == "damaged"
     assert "extraneous bytes before marker 0xd9" in detail
+
+    content = half(KINDS[kind]) + END
+    found = decoding.decode_with_hashes(content, 64, ACCEPT)
+    assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
+    assert np.array_equal(found.pixels, before(content, 64))
+    pixels, side, told = decoding.decode_sized(content, 64, ACCEPT)
+    assert np.array_equal(pixels, found.pixels)
+    assert (side, told) == (min(found.width, found.height), found.damage)
+    assert np.array_equal(decoding.decode(content, 64, ACCEPT), found.pixels)
+    whole = decoding.decode_with_hashes(KINDS[kind], 64, ACCEPT)
+    assert whole.damage is None
 
 
 @pytest.mark.parametrize("kind", ["baseline", "gray", "progressive", "cmyk"])
@@ -118,12 +123,19 @@ def test_warnings_about_metadata_neither_reject_nor_hide_damage():
         assert refusal(half(odd) + END)[0] == "damaged"
 
 
-def test_images_that_cannot_be_decoded_are_corrupt():
+def test_undecodable_jpegs_are_corrupt_and_huge_ones_take_no_memory():
     assert refusal(JPEG[:60])[0] == "corrupt"
     table = JPEG.index(b"\xff\xc4")
     assert refusal(changed(JPEG, (table + 5, b"\xff" * 16)))[0] == "corrupt"  # too many codes of each length
     assert refusal(b"\xff\xd8\xff and no more")[0] == "corrupt"
     assert refusal(half(JPEG), accept_damaged=True) == ("corrupt", "OSError while decoding 96 x 96 pixels")
+
+    frame = JPEG.index(b"\xff\xc0")
+    huge = changed(JPEG, (frame + 5, b"\xff\x00\xff\x00"))
+    assert damage.decode_jpeg(huge, "RGB", (96, 96), 1) is None
+    assert damage.jpeg_damage(half(huge) + END, (96, 96)) is None
+    assert damage._without_metadata(huge, (96, 96)) is None  # of CMYK simplejpeg allocates before it sees the buffer
+    assert damage.jpeg_damage(half(JPEG) + END, (96, 96)) is not None
 
 
 def test_a_damaged_jpeg_in_dicom_is_damaged():
@@ -138,7 +150,7 @@ def test_a_damaged_jpeg_in_dicom_is_damaged():
         assert decoding.decode_with_hashes(bad, 64, ACCEPT).damage.startswith("libjpeg: ")
 
 
-def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
+def test_damaged_pngs_are_rejected():
     whole = encoded(LESION)
     wrong = changed(whole, (whole.index(b"IEND") - 8, bytes(4)))
     for content, detail in ((wrong, "checksum of a chunk is wrong"), (whole[:-12], "its end is missing")):
@@ -148,8 +160,6 @@ def test_a_png_of_a_wrong_checksum_or_without_an_end_is_damaged():
         assert np.array_equal(found.pixels, PIXELS)
         assert found.damage
 
-
-def test_one_changed_byte_of_a_png_s_pixels_is_never_accepted():
     whole = encoded(LESION, compress_level=1)
     start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
     reasons = [refusal(changed(whole, (at, bytes([whole[at] ^ 16]))))[0] for at in range(start, end, 41)]
@@ -182,20 +192,6 @@ def test_good_tiffs_of_one_strip_and_of_many_are_accepted(options, mode, strip, 
 
     monkeypatch.setattr(TiffImagePlugin, "STRIP_SIZE", strip)
     assert decoding.decode_with_hashes(encoded(LESION.convert(mode), "TIFF", **options), 64).damage is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_accepted_images_have_the_same_pixels_and_their_damage(kind):
-    content = half(KINDS[kind]) + END
-    found = decoding.decode_with_hashes(content, 64, ACCEPT)
-    assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
-    assert np.array_equal(found.pixels, before(content, 64))
-    pixels, side, told = decoding.decode_sized(content, 64, ACCEPT)
-    assert np.array_equal(pixels, found.pixels)
-    assert (side, told) == (min(found.width, found.height), found.damage)
-    assert np.array_equal(decoding.decode(content, 64, ACCEPT), found.pixels)
-    whole = decoding.decode_with_hashes(KINDS[kind], 64, ACCEPT)
-    assert whole.damage is None
 
 
 SAMPLINGS = {
@@ -271,15 +267,6 @@ def test_good_jpegs_are_decoded_by_simplejpeg_alone(kind, monkeypatch):
     assert len(calls) == 1
 
 
-def test_no_more_memory_is_taken_than_the_size_that_pillow_read():
-    frame = JPEG.index(b"\xff\xc0")
-    huge = changed(JPEG, (frame + 5, b"\xff\x00\xff\x00"))
-    assert damage.decode_jpeg(huge, "RGB", (96, 96), 1) is None
-    assert damage.jpeg_damage(half(huge) + END, (96, 96)) is None
-    assert damage._without_metadata(huge, (96, 96)) is None  # of CMYK simplejpeg allocates before it sees the buffer
-    assert damage.jpeg_damage(half(JPEG) + END, (96, 96)) is not None
-
-
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8" + b"\xff" * 50, b"\xff\xd8\xff\xd9\0\0", JPEG[:200]])
 def test_a_jpeg_without_a_scan_has_no_damage(content):
     assert damage.jpeg_damage(content, (96, 96)) is None
@@ -319,15 +306,13 @@ def test_share_of_real_lesions_with_random_bytes_that_libjpeg_sees(places, lengt
     assert counts.keys() <= {"accepted", "corrupt", "damaged"}
 
 
-def test_a_damaged_image_is_the_first_of_flags():
+def test_damaged_is_the_first_flag_and_a_setting_of_decoded_rows():
     measured = np.full((3, 5), np.nan, np.float32)
     side = np.array([0.5, 2, 2])
     found = quality.flags(measured, config.Quality(), side, damaged=[True, True, False])
     assert found == [("damaged", "too_small"), ("damaged",), ()]
     assert quality.describe_flags(found[1]) == "damaged: the file is damaged: a part of the picture may be missing"
 
-
-def test_rows_decoded_with_another_setting_are_not_reused():
     settings = [config.parse({"ingest": {"damaged": choice}}) for choice in ("reject", "accept")]
     assert settings[0] == config.parse({})
     assert ingest.decoded_folder(settings[0]) != ingest.decoded_folder(settings[1])

@@ -56,13 +56,17 @@ JPEG, PNG = encoded(LESION, "JPEG", quality=95), encoded(LESION)
 PROGRESSIVE = encoded(LESION, "JPEG", quality=90, progressive=True)
 
 
-def test_oblong_image_is_squashed_whole():
+def test_oblong_and_upside_down_images_keep_their_pixels():
     halves = np.zeros((40, 120, 3), np.uint8)
     halves[:, 60:] = 255
     halves[0, 0, 0] = 9  # gray with two values would be a mask
     pixels = decoding.decode(encoded(Image.fromarray(halves)), 30)
     assert (pixels[1:, :14] == 0).all()
     assert (pixels[:, 16:] == 255).all()
+
+    upside_down = encoded(LESION.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
+    negative = broken.changed(upside_down, (22, (-96 & 0xFFFFFFFF).to_bytes(4, "little")))
+    assert np.array_equal(decoding.decode(negative, 96), PIXELS)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -84,15 +88,13 @@ def test_one_bit_image_has_the_colors_of_its_palette_or_is_a_mask(kind):
     assert np.array_equal(decoding.decode(encoded(two, kind, **options), 96), expected)
 
 
-def test_palette_with_a_transparent_color_shows_it_on_white():
+def test_transparent_pixels_are_white():
     few = LESION.quantize(16)
     clear = few.getpixel((48, 48))
     expected = np.asarray(few.convert("RGB")).copy()
     expected[np.asarray(few) == clear] = 255
     assert np.array_equal(decoding.decode(encoded(few, transparency=clear), 96), expected)
 
-
-def test_transparent_pixels_are_white_whatever_they_hide():
     hidden = LESION.copy()
     hidden.putalpha(0)
     hidden.putpixel((0, 0), (1, 2, 3, 255))  # without a pixel to see it would be blank
@@ -100,14 +102,16 @@ def test_transparent_pixels_are_white_whatever_they_hide():
     assert found[0, 0].tolist() == [1, 2, 3]
     assert (found.reshape(-1, 3)[1:] == 255).all()
 
+    samples = deep(GREY)
+    clear = samples[48, 48]
+    expected = np.where(samples == clear, 255, np.asarray(GREY))
+    pixels = decoding.decode(png(16, 0, samples, transparent=clear.tobytes()), 96)
+    assert np.array_equal(pixels[:, :, 0], expected)
+
 
 @pytest.mark.parametrize(
     ("color", "samples"),
-    [
-        (0, deep(GREY)),
-        (2, deep(LESION)),
-        (4, np.stack([deep(GREY), np.full((96, 96), 65535, ">u2")], axis=-1)),
-    ],
+    [(0, deep(GREY)), (2, deep(LESION)), (4, np.stack([deep(GREY), np.full((96, 96), 65535, ">u2")], axis=-1))],
     ids=["gray", "rgb", "gray and alpha"],
 )
 def test_16_bit_png_has_the_pixels_of_its_8_bit_twin(color, samples):
@@ -116,21 +120,19 @@ def test_16_bit_png_has_the_pixels_of_its_8_bit_twin(color, samples):
         assert np.array_equal(decoding.decode(png(16, color, samples), size), decoding.decode(encoded(twin), size))
 
 
-def test_16_bit_gray_with_a_transparent_value_shows_only_that_on_white():
-    samples = deep(GREY)
-    clear = samples[48, 48]
-    expected = np.where(samples == clear, 255, np.asarray(GREY))
-    pixels = decoding.decode(png(16, 0, samples, transparent=clear.tobytes()), 96)
-    assert np.array_equal(pixels[:, :, 0], expected)
-
-
-def test_large_jpegs_scaled_down_while_they_are_decoded_look_like_their_png():
+def test_large_jpegs_look_like_their_png_and_small_ones_as_in_pillow():
     large = Image.fromarray(synthetic.draw_lesion(np.random.default_rng(3), malignant=True, size=500))
     exact = decoding.decode(encoded(large), 48)
     for mode in ("RGB", "CMYK", "L"):
         found = decoding.decode(encoded(large.convert(mode), "JPEG", quality=95), 48)
         expected = decoding.decode(encoded(large.convert("L")), 48) if mode == "L" else exact
         assert distance(found, expected) < 1.5
+    # Splits hang on the hashes of 224-pixel JPEGs: no scaling by libjpeg, one bilinear resize.
+    small = encoded(LESION.resize((224, 224), Image.Resampling.BICUBIC), "JPEG", quality=90)
+    found = decoding.decode_with_hashes(small, 224)
+    with Image.open(io.BytesIO(small)) as plain:
+        assert np.array_equal(found.pixels, np.asarray(plain))
+        assert np.array_equal(found.hash_pixels, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
 
 
 FEW = LESION.quantize(16)
@@ -176,20 +178,12 @@ def test_formats_keep_their_pixels(image, kind, options, expected, within):
     assert (found.width, found.height, found.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
 
 
-def test_bmp_may_be_stored_upside_down():
-    upside_down = encoded(LESION.transpose(Image.Transpose.FLIP_TOP_BOTTOM), "BMP")
-    negative = broken.changed(upside_down, (22, (-96 & 0xFFFFFFFF).to_bytes(4, "little")))
-    assert np.array_equal(decoding.decode(negative, 96), PIXELS)
-
-
-def test_cmyk_tiff_has_the_colors_of_its_inks():
+def test_cmyk_images_have_the_colors_of_their_inks():
     inks = np.random.default_rng(0).integers(0, 256, (96, 96, 4)).astype(np.uint8)
     expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
     found = decoding.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
     assert np.abs(found - expected).max() < 2
 
-
-def test_inverted_cmyk_jpeg_of_adobe_has_the_colors_of_its_inks():
     inks = np.full((96, 96, 4), (20, 90, 60, 40), np.uint8)
     inks[48:] = (5, 10, 200, 0)
     content = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
@@ -244,15 +238,6 @@ def test_libjpeg_scales_down_but_never_below_twice_the_size(monkeypatch):
     decoding.decode(LARGE["JPEG"], 326)
     decoding.decode(encoded(LESION.resize((3600, 2600)), "JPEG"), 224)
     assert sides == [(900, 650), (900, 650), (1800, 1300), (900, 650)]
-
-
-def test_small_jpeg_has_the_pixels_of_plain_pillow():
-    # Splits hang on the hashes of 224-pixel JPEGs: no scaling by libjpeg, one bilinear resize.
-    small = encoded(LESION.resize((224, 224), Image.Resampling.BICUBIC), "JPEG", quality=90)
-    found = decoding.decode_with_hashes(small, 224)
-    with Image.open(io.BytesIO(small)) as plain:
-        assert np.array_equal(found.pixels, np.asarray(plain))
-        assert np.array_equal(found.hash_pixels, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
 
 
 def test_hashes_of_real_images_are_those_of_the_first_version():
@@ -325,7 +310,7 @@ def test_broken_content_has_its_reason(content, reason, detail):
     assert detail in error.value.detail
 
 
-def test_image_over_the_limit_of_pixels_is_not_decoded():
+def test_limits_of_pixels_and_of_sides():
     hollow = png(8, 0, np.zeros((1, 1), np.uint8), claimed=(9000, 8000))  # decoding it would fail
     with pytest.raises(ImageError, match="8000 x 9000 pixels, the limit is 1000") as error:
         decoding.decode(hollow, 64, decoding.ImageLimits(max_pixels=1000))
@@ -334,8 +319,6 @@ def test_image_over_the_limit_of_pixels_is_not_decoded():
     with pytest.raises(ImageError, match="96 x 96 pixels, the limit is 9215"):
         decoding.decode(PNG, 8, decoding.ImageLimits(max_pixels=96 * 96 - 1))
 
-
-def test_each_side_must_reach_the_least():
     narrow = encoded(LESION.crop((0, 0, 96, 31)))
     assert decoding.decode(narrow, 8, decoding.ImageLimits(min_side=31)).shape == (8, 8, 3)
     with pytest.raises(ImageError, match="96 x 31 pixels, each side must be at least 32") as error:
@@ -472,7 +455,7 @@ def test_bytes_after_an_image_are_harmless(content):
     assert np.array_equal(decoding.decode(content + b"left behind", 8), decoding.decode(content, 8))
 
 
-def test_image_error_survives_pickle():
+def test_image_errors_can_be_pickled_and_never_quote_the_content():
     with pytest.raises(ImageError) as raised:
         decoding.decode(b"text", 8)
     again = pickle.loads(pickle.dumps(raised.value))
@@ -480,8 +463,6 @@ def test_image_error_survives_pickle():
     assert (again.reason, again.detail, str(again)) == ("not_an_image", "the content is text", str(raised.value))
     assert isinstance(again, DataError)
 
-
-def test_details_never_quote_the_content_which_may_name_a_person():
     secret = b"patient_jane_doe.jpg"
     for content in (secret, b"<html>" + secret, secret * 30, b"\x80" + secret, JPEG[:2] + secret, PNG[:8] + secret):
         with pytest.raises(ImageError) as error:
@@ -489,11 +470,18 @@ def test_details_never_quote_the_content_which_may_name_a_person():
         assert "jane" not in str(error.value)
 
 
-def test_pixel_hash_does_not_see_the_container():
+def test_hashes_ignore_containers_and_distinguish_lesions():
     twins = [PNG, encoded(LESION, compress_level=1), encoded(LESION, exif=b"Exif\0\0", dpi=(300, 300))]
     assert hashes.sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert len({hashes.sha256(content) for content in twins}) == 3
     assert len({hashes.pixel_hash(decoding.decode(content, 64)) for content in twins}) == 1
+
+    lesions = [synthetic.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
+    found = [hashes.perceptual_hash(pixels) for pixels in lesions]
+    assert len(set(found)) == 40
+    again = [decoding.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
+    far = [int(one, 16) ^ int(hashes.perceptual_hash(other), 16) for one, other in zip(found, again, strict=False)]
+    assert np.median([bits.bit_count() for bits in far]) <= 4
 
 
 @given(SQUARES, st.data())
@@ -530,15 +518,6 @@ def test_perceptual_hash_is_the_textbook_s_at_every_size(pixels):
         cells = view.reshape(8, 3, 8, 3).sum(axis=1)
         expected.append(np.packbits(cells[:, :, 2] > cells[:, :, 0]).tobytes().hex())
     assert hashes.perceptual_hash(pixels) == min(expected)
-
-
-def test_perceptual_hash_tells_lesions_apart_and_is_near_after_jpeg_compression():
-    lesions = [synthetic.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
-    found = [hashes.perceptual_hash(pixels) for pixels in lesions]
-    assert len(set(found)) == 40
-    again = [decoding.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
-    far = [int(one, 16) ^ int(hashes.perceptual_hash(other), 16) for one, other in zip(found, again, strict=False)]
-    assert np.median([bits.bit_count() for bits in far]) <= 4
 
 
 @pytest.mark.skipif(not (DATA / "lesions_groups.csv").is_file(), reason="../shared/data is not there")

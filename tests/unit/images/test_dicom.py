@@ -51,13 +51,29 @@ def ybr(rgb):
     return np.stack([luma, blueness, redness], axis=-1).round().clip(0, 255).astype(np.uint8)
 
 
-def test_rgb_keeps_its_pixels_to_the_bit():
+def test_packings_without_loss_keep_their_pixels():
     found = decoding.decode_with_hashes(dicom(PIXELS[:64]), 96)
     assert (found.width, found.height, found.format) == (96, 64, "DICOM")
     assert np.array_equal(found.pixels, decoding.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
     assert np.array_equal(
         found.hash_pixels, decoding.decode_with_hashes(encoded(LESION.crop((0, 0, 96, 64))), 32).hash_pixels
     )
+
+    deep = GREY_PIXELS.astype(np.uint16) * 257
+    assert np.array_equal(seen(dicom(deep.byteswap(), ExplicitVRBigEndian))[:, :, 0], GREY_PIXELS)
+    planes = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
+    for content in (
+        *(dicom(sop=sop) for sop in (DERMOSCOPIC, PHOTOGRAPHIC)),
+        dicom(PlanarConfiguration=1, PixelData=planes.tobytes()),
+        dicom(PIXELS.astype(np.uint16) * 257),
+    ):
+        assert np.array_equal(seen(content), PIXELS)
+
+    for color in ("RGB", "YBR_RCT"):
+        content = dicom(
+            syntax=JPEG2000Lossless, frame=encoded(LESION, "JPEG2000", no_jp2=True), PhotometricInterpretation=color
+        )
+        assert np.array_equal(seen(content), PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -73,18 +89,6 @@ def test_transfer_syntaxes_without_loss(syntax):
     else:
         content = dicom(syntax=syntax)
     assert np.array_equal(seen(content), PIXELS)
-
-
-def test_samples_of_other_packings():
-    deep = GREY_PIXELS.astype(np.uint16) * 257
-    assert np.array_equal(seen(dicom(deep.byteswap(), ExplicitVRBigEndian))[:, :, 0], GREY_PIXELS)
-    planes = np.ascontiguousarray(np.moveaxis(PIXELS, -1, 0))
-    for content in (
-        *(dicom(sop=sop) for sop in (DERMOSCOPIC, PHOTOGRAPHIC)),
-        dicom(PlanarConfiguration=1, PixelData=planes.tobytes()),
-        dicom(PIXELS.astype(np.uint16) * 257),
-    ):
-        assert np.array_equal(seen(content), PIXELS)
 
 
 def test_ybr_full_and_422():
@@ -126,7 +130,7 @@ def test_palette_is_looked_up_as_pydicom_does(bits, first):
     assert np.array_equal(seen(content)[1:], np.asarray(few.convert("RGB"))[1:])
 
 
-def test_jpeg_frame_has_the_pixels_of_the_jpeg():
+def test_jpeg_frames_have_the_pixels_of_the_jpeg(monkeypatch):
     content = dicom(syntax=JPEGBaseline8Bit, frame=JPEG, PhotometricInterpretation="YBR_FULL_422")
     assert np.array_equal(seen(content), decoding.decode(JPEG, 96))
     gray = encoded(GREY, "JPEG", quality=95)
@@ -134,8 +138,6 @@ def test_jpeg_frame_has_the_pixels_of_the_jpeg():
         content = dicom(GREY_PIXELS, JPEGBaseline8Bit, gray, PhotometricInterpretation=color)
         assert np.array_equal(seen(content), expected)
 
-
-def test_jpeg_frame_of_rgb_without_a_marker_is_as_the_header_says():
     stored = encoded(Image.frombytes("YCbCr", (96, 96), PIXELS.tobytes()), "JPEG", quality=100, subsampling=0)
     app0 = stored.index(b"\xff\xe0")
     bare = stored[:app0] + stored[app0 + 2 + int.from_bytes(stored[app0 + 2 : app0 + 4]) :]
@@ -145,21 +147,11 @@ def test_jpeg_frame_of_rgb_without_a_marker_is_as_the_header_says():
     marked = dicom(syntax=JPEGBaseline8Bit, frame=JPEG)
     assert np.array_equal(seen(marked), decoding.decode(JPEG, 96))
 
-
-def test_large_jpeg_frame_is_scaled_down_while_it_is_decoded(monkeypatch):
     large = encoded(LESION.resize((1800, 1300)), "JPEG")
     content = dicom(np.zeros((1300, 1800, 3), np.uint8), JPEGBaseline8Bit, large, PhotometricInterpretation="YBR_FULL")
     found = decoding.decode_with_hashes(content, 512)
     assert np.array_equal(found.pixels, decoding.decode(large, 512))
     assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(large, 64).hash_pixels)
-
-
-def test_jpeg_2000_frame():
-    for color in ("RGB", "YBR_RCT"):
-        content = dicom(
-            syntax=JPEG2000Lossless, frame=encoded(LESION, "JPEG2000", no_jp2=True), PhotometricInterpretation=color
-        )
-        assert np.array_equal(seen(content), PIXELS)
 
 
 def test_first_frame_of_several_counts():
@@ -178,10 +170,13 @@ def test_first_frame_of_several_counts():
     assert np.array_equal(seen(content), decoding.decode(JPEG, 96))
 
 
-def test_other_objects_are_refused_with_their_class():
+def test_other_objects_and_sizes_over_the_limits_are_refused(monkeypatch):
     assert reason(dicom(sop=ENDOSCOPIC)) == ("dicom_not_photographic", f"SOP class {ENDOSCOPIC}")
     assert reason(dicom(sop="Doe^Jane")) == ("dicom_not_photographic", "SOP class none or an invalid one")
     assert reason(dicom(SOPClassUID=None))[0] == "dicom_not_photographic"
+    monkeypatch.setattr(reader.Photograph, "_read_pixels", lambda *of: pytest.fail("unpacked"))
+    assert reason(dicom(), max_pixels=96 * 96 - 1)[0] == "too_many_pixels"
+    assert reason(dicom(), min_side=97)[0] == "too_small"
 
 
 @pytest.mark.parametrize(
@@ -193,12 +188,6 @@ def test_recognisable_and_annotated_ones_pass_only_when_allowed(element, code):
     other = {"recognisable": "allow_burned_in", "burned_in": "allow_recognisable"}[code]
     assert reason(dicom(**{element: "YES"}), **{other: True})[0] == code
     assert np.array_equal(seen(dicom(**{element: "NO"})), PIXELS)
-
-
-def test_limits_hold_before_pixels_are_unpacked(monkeypatch):
-    monkeypatch.setattr(reader.Photograph, "_read_pixels", lambda *of: pytest.fail("unpacked"))
-    assert reason(dicom(), max_pixels=96 * 96 - 1)[0] == "too_many_pixels"
-    assert reason(dicom(), min_side=97)[0] == "too_small"
 
 
 def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):

@@ -54,7 +54,7 @@ def test_any_number_of_images(count):
     assert quality.measures(np.zeros((count, 32, 32, 3), np.uint8)).shape == (count, 5)
 
 
-def test_pictures_earn_their_flags():
+def test_pictures_are_flagged_by_their_limits():
     image = lesion()
     assert flagged(image) == set()
     assert flagged(image.filter(ImageFilter.GaussianBlur(6))) == {"blurred"}
@@ -69,16 +69,12 @@ def test_pictures_earn_their_flags():
     assert flagged(framed.astype(np.uint8)) == {"heavy_border"}
     assert "not_skin" in flagged(pixels[..., ::-1].astype(np.uint8))
 
-
-def test_a_limit_of_null_flags_nothing_and_nan_is_no_flag():
     off = config.Quality(**dict.fromkeys(("sharpness", "darkest", "brightest", "clipped", "dark_border", "warm")))
     black = quality.measures(np.zeros((1, 32, 32, 3), np.uint8))
     assert quality.flags(black, off) == [()]
     assert len(quality.flags(black, LIMITS)[0]) >= 3
     assert quality.flags(np.full((1, 5), np.nan, np.float32), LIMITS) == [()]
 
-
-def test_small_files_and_what_is_far_from_the_training_images_are_flagged():
     measured = np.full((4, 5), np.nan, np.float32)
     side, distance = np.array([1.0, 0.99, 2, np.nan]), np.array([1.0, 0.5, 1.01, np.nan])
     assert quality.flags(measured, LIMITS, side, distance) == [(), ("too_small",), ("unlike",), ()]
@@ -86,8 +82,6 @@ def test_small_files_and_what_is_far_from_the_training_images_are_flagged():
     assert quality.flags(measured, off, side, distance) == [()] * 4
     assert quality.flags(measured, LIMITS) == [()] * 4, "a model without reference knows no distances"
 
-
-def test_every_flag_is_described():
     assert quality.describe_flags(["blurred", "dark"]).startswith("blurred: sharpness is low")
     assert set(quality.describe_flags(list(quality.FLAGS)).split("; ")) == {
         f"{k}: {v}" for k, v in quality.FLAGS.items()

@@ -49,15 +49,13 @@ def digests(folder):
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_lesion_is_rgb_of_the_size_asked_for():
+def test_lesions_are_rgb_and_depend_on_the_generator():
     for size in (32, 96, 131):
         pixels = draw_lesion(np.random.default_rng(1), malignant=True, size=size)
         assert pixels.shape == (size, size, 3)
         assert pixels.dtype == np.uint8
         assert pixels.std() > 5
 
-
-def test_lesion_repeats_with_the_generator_and_moves_on_with_it():
     rng = np.random.default_rng(5)
     first, second = draw_lesion(rng, malignant=False), draw_lesion(rng, malignant=False)
     assert np.array_equal(first, draw_lesion(np.random.default_rng(5), malignant=False))
@@ -71,15 +69,13 @@ def test_no_lesion_reaches_a_corner(seed, malignant):
     assert lesion.outline.max() * 1.06 + 0.1 < 1.0
 
 
-def test_same_seed_draws_the_same_bytes(tmp_path):
+def test_files_depend_on_the_seed_and_good_images_not_on_the_broken_ones(tmp_path):
     for name in ("one", "two"):
         draw_archive(tmp_path / name, images=20, seed=3, size=48)
     draw_archive(tmp_path / "other", images=20, seed=4, size=48)
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert digests(tmp_path / "one") != digests(tmp_path / "other")
 
-
-def test_good_images_do_not_depend_on_the_broken_ones(tmp_path):
     counts = draw_archive(tmp_path / "whole", images=20, size=48, broken=False)
     draw_archive(tmp_path / "faulty", images=20, size=48)
     assert counts == {"images": 20, "broken": 0, "unlabelled": 1, "other": 1}
@@ -91,7 +87,7 @@ def test_good_images_do_not_depend_on_the_broken_ones(tmp_path):
     assert good_rows(tmp_path / "whole") == good_rows(tmp_path / "faulty")
 
 
-def test_counts_are_those_on_disk_and_in_the_table(archive):
+def test_files_match_the_counts_and_the_table(archive):
     folder, counts = archive
     assert counts == {"images": 360, "broken": 8, "unlabelled": 1, "other": 1}
     assert (folder / "metadata.csv").read_text().splitlines()[0] == "image_id,label,patient_id,lesion_id"
@@ -106,6 +102,20 @@ def test_counts_are_those_on_disk_and_in_the_table(archive):
     assert beside == {"metadata.csv", synthetic.MARKER, "notes.txt", "unlabelled.jpg"}
     with Image.open(folder / "unlabelled.jpg") as image:
         assert np.asarray(image).shape == (96, 96, 3)
+
+    folder, _ = archive
+    kinds, turned = Counter(), Counter()
+    for row in good_rows(folder):
+        path = path_of(folder, row)
+        with Image.open(path) as image:
+            image.load()
+            assert (image.mode, image.size) == ("RGB", (96, 96))
+            kinds[image.format, path.suffix] += 1
+        turned[_orientation(path)] += 1
+    assert turned == {1: 358, 3: 1, 6: 1}
+    assert kinds.keys() == {("JPEG", ".jpg"), ("PNG", ".png"), ("PNG", ".jpg")}
+    assert kinds["PNG", ".jpg"] == 1
+    assert 30 <= kinds["PNG", ".png"] <= 90
 
 
 @pytest.mark.parametrize("images", [8, 9, 41])
@@ -129,7 +139,7 @@ def test_share_of_malignant_images(archive, tmp_path):
         assert {row["label"] for row in good_rows(folder)} == {label}
 
 
-def test_views_of_a_lesion_share_patient_and_label_and_copies_are_of_the_same_lesion(archive):
+def test_views_of_a_lesion_share_patient_and_label_and_look_alike(archive):
     lesions, patients, by_content = defaultdict(list), defaultdict(list), defaultdict(list)
     for row in good_rows(archive[0]):
         lesions[row["lesion_id"]].append(row)
@@ -144,8 +154,6 @@ def test_views_of_a_lesion_share_patient_and_label_and_copies_are_of_the_same_le
     assert len(copies) == 6
     assert all(len(found) == 2 and len(set(found)) == 1 for found in copies)
 
-
-def test_views_of_a_lesion_look_more_alike_than_two_lesions(archive):
     folder, _ = archive
     rows, pixels = good_rows(folder), decoded(folder)
     small = pixels.reshape(len(rows), 12, 8, 12, 8, 3).mean(axis=(2, 4)).reshape(len(rows), -1)
@@ -161,22 +169,6 @@ def _orientation(path):
         return image.getexif().get(0x0112, 1)
 
 
-def test_formats_suffixes_and_orientations(archive):
-    folder, _ = archive
-    kinds, turned = Counter(), Counter()
-    for row in good_rows(folder):
-        path = path_of(folder, row)
-        with Image.open(path) as image:
-            image.load()
-            assert (image.mode, image.size) == ("RGB", (96, 96))
-            kinds[image.format, path.suffix] += 1
-        turned[_orientation(path)] += 1
-    assert turned == {1: 358, 3: 1, 6: 1}
-    assert kinds.keys() == {("JPEG", ".jpg"), ("PNG", ".png"), ("PNG", ".jpg")}
-    assert kinds["PNG", ".jpg"] == 1
-    assert 30 <= kinds["PNG", ".png"] <= 90
-
-
 @pytest.mark.parametrize("orientation", [1, 3, 6])
 def test_turned_jpeg_is_upright_once_oriented(orientation):
     pixels = draw_lesion(np.random.default_rng(2), malignant=True)
@@ -187,11 +179,24 @@ def test_turned_jpeg_is_upright_once_oriented(orientation):
     assert (np.abs(stored - pixels).mean() < 8) == (orientation == 1)
 
 
-def test_same_drawing_is_left_as_it_is(tmp_path):
+def test_finished_drawings_are_kept_and_killed_ones_drawn_again(tmp_path, monkeypatch):
     counts = draw_archive(tmp_path, images=8, size=32)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert draw_archive(tmp_path, images=8, size=32) == counts
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+    draw_archive(tmp_path / "whole", images=8, size=32)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(synthetic, "_broken_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            draw_archive(tmp_path / "half", images=8, size=32)
+    assert not (tmp_path / "half" / "metadata.csv").exists()
+    draw_archive(tmp_path / "half", images=8, size=32)
+    assert digests(tmp_path / "half") == digests(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -217,21 +222,6 @@ def test_foreign_folder_is_refused_and_a_file_in_its_place(tmp_path, name, conte
     assert digests(tmp_path).keys() == {name}
 
 
-def test_killed_run_is_drawn_again(tmp_path, monkeypatch):
-    draw_archive(tmp_path / "whole", images=8, size=32)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(synthetic, "_broken_files", killed)
-        with pytest.raises(KeyboardInterrupt):
-            draw_archive(tmp_path / "half", images=8, size=32)
-    assert not (tmp_path / "half" / "metadata.csv").exists()
-    draw_archive(tmp_path / "half", images=8, size=32)
-    assert digests(tmp_path / "half") == digests(tmp_path / "whole")
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -249,7 +239,7 @@ def test_arguments_out_of_range_are_named(tmp_path, wrong, message):
     assert not (tmp_path / "archive").exists()
 
 
-def test_command_prints_one_line(tmp_path):
+def test_command_prints_one_line_or_explains_a_refusal(tmp_path, capsys):
     folder, root = tmp_path / "drawn", Path(synthetic.__file__).parents[1]
     options = [str(folder), "--images", "8", "--seed", "2", "--size", "32"]
     command = [sys.executable, "-m", "melanoma_spark.images.synthetic", *options]
@@ -258,8 +248,6 @@ def test_command_prints_one_line(tmp_path):
     marker = json.loads((folder / synthetic.MARKER).read_text())
     assert marker["drawing"].items() >= {"images": 8, "seed": 2, "size": 32}.items()
 
-
-def test_command_explains_a_refusal_without_a_traceback(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path)])
