@@ -89,12 +89,21 @@ def test_tar_is_what_tarfile_reads(form, kind):
     assert all(member.reason is None for member in listed(content, kind))
 
 
-def test_members_have_places_in_order_and_survive_pickle():
+def test_members_are_in_order_can_be_pickled_and_read_in_pieces():
     for kind in KINDS:
         found = listed(packed(kind), kind)
         assert [member.index for member in found] == [0, 1, 2]
         assert [member.offset for member in found] == sorted(member.offset for member in found)
         assert pickle.loads(pickle.dumps(found)) == found
+
+    class Dripping(io.BytesIO):
+        def read(self, length: int | None = -1) -> bytes:
+            return super().read(min(length, 7) if length and length > 0 else length)
+
+    for kind in KINDS:
+        file = Dripping(packed(kind))
+        wanted = list(containers.list_members(file, kind))
+        assert {member.name: got for member, got in containers.read_members(file, kind, wanted)} == PLAIN
 
 
 def test_tar_of_the_system_s_own_program(tmp_path):
@@ -120,8 +129,6 @@ def test_format_is_detected_by_content_then_by_name():
         assert containers.detect_format(nothing) is None
         assert containers.detect_format(nothing, "zip") is None
 
-
-def test_containers_are_recognized_by_suffix_in_any_case():
     suffixes = [suffix for form in containers.FORMATS.values() for suffix in form.suffixes]
     assert all(containers.is_container(f"a/B{suffix.upper()}") for suffix in suffixes)
     assert not any(map(containers.is_container, ("a.jpg", "zip", "a.zip/b.jpg", "a.gz", "a.nii.gz")))
@@ -318,14 +325,12 @@ def test_limits_of_a_zip_of_folders_and_of_zeros(files, limits, reasons):
     assert [member.reason for member in listed(zipped(files), "zip", **limits)] == reasons
 
 
-def test_headers_without_end_in_gzip_stop():
+def test_gzips_without_an_end_stop_at_a_limit():
     # Attributes for all members, over and over: no member, and nothing that a limit of members would see.
     content = gzip.compress(tarred({}, pax_headers={"comment": "x"})[:1024] * 4000)
     found = listed(content, "tar.gz", max_total_bytes=1000, max_members=100, max_ratio=1e9)
     assert [member.reason for member in found] == ["archive_too_large"]
 
-
-def test_zeros_without_end_in_gzip_stop_at_the_limit_of_all_bytes():
     class Endless(io.RawIOBase):
         """A gzip of a tar whose only member is of 8 EiB, all of them zeros."""
 
@@ -347,6 +352,11 @@ def test_zeros_without_end_in_gzip_stop_at_the_limit_of_all_bytes():
     limits = Limits(max_total_bytes=32 << 20, max_members=100, max_ratio=1e9)
     found = list(containers.list_members(Endless(), "tar.gz", limits))
     assert [member.reason for member in found] == ["archive_too_large"]
+
+    zeros = zlib.compressobj(9, wbits=31)
+    content = zeros.compress(tarred({"a.jpg": A})[:1536]) + zeros.compress(bytes(60 << 20)) + zeros.flush()
+    found = listed(content, "tar.gz")
+    assert [member.reason for member in found] == [None, "damaged_archive"]  # zeros are padding, for a megabyte
 
 
 def lie(content: bytes, number: int, place: int, new: bytes, local: int | None = None) -> bytes:
@@ -394,7 +404,7 @@ def test_damaged_member_of_a_zip_leaves_the_others(content):
     assert found == {"a.jpg": A, "c.jpg": C}
 
 
-def test_wrong_size_never_inflates_more_than_one_byte_beyond():
+def test_wrong_sizes_and_missing_directories_read_little():
     content = zipped({"a.jpg": bytes(50 << 20)})
     content = lie(content, 0, 24, long(99_000), 22)
     wanted = listed(content, "zip")
@@ -403,27 +413,31 @@ def test_wrong_size_never_inflates_more_than_one_byte_beyond():
     assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()
 
-
-def test_stored_bytes_of_a_small_member_are_not_read_by_the_gigabyte():
     content = zipped({"a.jpg": b"x" * 10, "b.jpg": random.Random(1).randbytes(300_000)})
     found = listed(lie(content, 0, 20, long(100_000), 18), "zip")
     assert [member.reason for member in found] == ["damaged_member", "bomb"]
-
-
-def test_files_without_a_directory_are_not_searched_to_their_end():
     content = bytes(5 << 20) + LOCAL_ONLY
     assert [member.name for member in listed(content, "zip", max_member_bytes=1 << 20)] == [""]
     assert len(listed(content, "zip")) == 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_container_cut_after_it_was_listed(kind):
+def test_containers_that_change_or_fail_after_the_listing(kind):
     content = packed(kind)
     wanted = listed(content, kind)
     cut = content[: len(content) // 3]
     found = contents(cut, kind, wanted)
     assert found["folder/deep/c.png"] == "damaged_member"
     assert set(found.values()) <= {A, B, "damaged_member"}
+
+    class Failing(io.BytesIO):
+        def read(self, length: int | None = -1) -> bytes:
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        list(containers.list_members(Failing(packed(kind)), kind))
+    with pytest.raises(OSError, match="gone"):
+        list(containers.read_members(Failing(packed(kind)), kind, listed(packed(kind), kind)))
 
 
 def test_members_of_tar_gz_are_read_in_order():
@@ -473,11 +487,13 @@ def test_more_than_65535_members_of_a_writer_that_counts_in_16_bits():
     assert reasons == [None] * 65600
 
 
-def test_pax_gives_size_and_name():
+def test_extension_headers_of_tar_give_size_and_name():
     content = bytearray(tarred([(item("x.jpg", pax_headers={"path": "p/x.jpg", "size": "900"}), A)]))
     content[1024 + 124 : 1024 + 136] = b"00000000000\0"  # what a tar of over 8 GiB has there
     content[1024:1536] = signed(content[1024:1536])
     assert contents(bytes(content), "tar") == {"p/x.jpg": A}
+    link = item("x", tarfile.GNUTYPE_LONGNAME, size=5).tobuf(tarfile.GNU_FORMAT) + b"name\0".ljust(512, b"\0")
+    assert contents(link * 5000 + tarred({"a.jpg": A}), "tar") == {"name": A}  # tarfile recurses
 
 
 @pytest.mark.parametrize(
@@ -498,34 +514,6 @@ def test_attributes_of_megabytes_are_not_read(kind):
     assert [member.reason for member in containers.list_members(file, "tar")] == [None, "damaged_archive"]
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
-
-
-def test_long_chain_of_extension_headers():
-    link = item("x", tarfile.GNUTYPE_LONGNAME, size=5).tobuf(tarfile.GNU_FORMAT) + b"name\0".ljust(512, b"\0")
-    assert contents(link * 5000 + tarred({"a.jpg": A}), "tar") == {"name": A}  # tarfile recurses
-
-
-def test_files_that_return_few_bytes_at_a_time():
-    class Dripping(io.BytesIO):
-        def read(self, length: int | None = -1) -> bytes:
-            return super().read(min(length, 7) if length and length > 0 else length)
-
-    for kind in KINDS:
-        file = Dripping(packed(kind))
-        wanted = list(containers.list_members(file, kind))
-        assert {member.name: got for member, got in containers.read_members(file, kind, wanted)} == PLAIN
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_errors_of_the_file_are_raised(kind):
-    class Failing(io.BytesIO):
-        def read(self, length: int | None = -1) -> bytes:
-            raise OSError("the disk is gone")
-
-    with pytest.raises(OSError, match="gone"):
-        list(containers.list_members(Failing(packed(kind)), kind))
-    with pytest.raises(OSError, match="gone"):
-        list(containers.read_members(Failing(packed(kind)), kind, listed(packed(kind), kind)))
 
 
 def noise() -> Iterator[tuple[str, bytes]]:
@@ -668,14 +656,12 @@ def test_listing_a_tar_holds_no_more_of_a_long_one(kind, few, pack):
     assert of_more < min(1.1 * held + 30 * few, 1 << 20), "a name takes more than ten bytes"
 
 
-def test_listing_a_zip_holds_little_a_member():
+def test_listing_and_reading_a_zip_hold_little():
     content = zipped({f"lesion_{number:07d}.jpg": b"x" for number in range(8000)}, zipfile.ZIP_STORED)
     count, held = peak(io.BytesIO(content), "zip")
     assert count == 8000
     assert held < 1_000_000, "its directory, and some 20 bytes for each"
 
-
-def test_reading_holds_one_member():
     content = zipped({f"{number}.jpg": random.Random(number).randbytes(1 << 20) for number in range(8)})
     wanted = listed(content, "zip")
     file = io.BytesIO(content)
@@ -684,10 +670,3 @@ def test_reading_holds_one_member():
     assert tracemalloc.get_traced_memory()[1] < 5 << 20
     tracemalloc.stop()
     assert sizes == [1 << 20] * 8
-
-
-def test_bomb_of_gzip_ends_soon():
-    zeros = zlib.compressobj(9, wbits=31)
-    content = zeros.compress(tarred({"a.jpg": A})[:1536]) + zeros.compress(bytes(60 << 20)) + zeros.flush()
-    found = listed(content, "tar.gz")
-    assert [member.reason for member in found] == [None, "damaged_archive"]  # zeros are padding, for a megabyte

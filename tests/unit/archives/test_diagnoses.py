@@ -23,7 +23,7 @@ def both(*labels, **own):
     return tuple(target_of(labels, target, **own).target for target in TARGETS)
 
 
-def test_rows_are_well_formed():
+def test_table_is_well_formed_and_has_no_word_twice():
     assert list(ROWS[0]) == ["word", "diagnosis", "malignant", "melanoma", "kind", "notes"]
     assert len(ROWS) > 200
     for row in ROWS:
@@ -39,14 +39,9 @@ def test_rows_are_well_formed():
         assert row["melanoma"] != "yes" or row["malignant"] == "yes", f"a melanoma is malignant: {row}"
         assert row["malignant"] != "no" or row["melanoma"] == "no", f"what is benign is no melanoma: {row}"
 
-
-def test_no_word_is_there_twice_in_any_spelling():
     keys = [key(row["word"]) for row in ROWS]
     assert sorted({word for word in keys if keys.count(word) > 1}) == []
     assert set(keys) == set(diagnosis_table())
-
-
-def test_rows_of_one_diagnosis_agree():
     answers = {(row["diagnosis"], row["malignant"], row["melanoma"], row["kind"]) for row in ROWS}
     assert sorted(a[0] for a, b in itertools.combinations(sorted(answers), 2) if a[0] == b[0]) in ([], ["negative"])
 
@@ -121,9 +116,13 @@ def test_case_and_spaces_do_not_matter(spelling):
     assert target_of(spelling, "melanoma").word == spelling, "told as the archive spells it"
 
 
-def test_other_targets_are_refused():
+def test_unknown_targets_are_refused_and_bare_zeros_and_ones_answer_both():
     with pytest.raises(ValueError, match="target 'bcc': expected one of melanoma, malignant"):
         target_of("melanoma", "bcc")
+    # One table's "melanoma: 0" and another's "malignant: 1" are a carcinoma.
+    for order in (("0", "1"), ("1", "0")):
+        assert both(*order) == (0, 1)
+        assert target_of(order, "melanoma").contradiction is None
 
 
 @pytest.mark.parametrize(
@@ -165,22 +164,13 @@ def test_contradictory_labels_are_reported_for_both_targets(labels, first, other
         assert answer.word == first
 
 
-def test_bare_zero_and_one_may_answer_two_questions():
-    """One table's "melanoma: 0" and another's "malignant: 1" are a carcinoma."""
-    for order in (("0", "1"), ("1", "0")):
-        assert both(*order) == (0, 1)
-        assert target_of(order, "melanoma").contradiction is None
-
-
-def test_users_words_win_over_the_table():
+def test_users_words_win_over_the_table_and_deeper_words_over_others():
     assert both("AK", positive=["ak"]) == (1, 1)
     assert both("melanoma in situ", negative=["Melanoma_in_situ"]) == (0, 0)
     assert both("quux", "benign", positive=["QUUX"]) == (1, 1)
     assert both("malignant", positive=["malignant"]) == (1, 1)
     assert both("3", negative=["3"]) == (0, 0)
 
-
-def test_users_word_covers_deeper_levels_and_a_deeper_word_wins():
     label = f"{MELANOMA}:Melanoma in situ"
     assert both(label, negative=[label]) == (0, 0)
     assert both(f"{label}:face", negative=[label]) == (0, 0)

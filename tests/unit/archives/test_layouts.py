@@ -152,7 +152,7 @@ def test_a_new_layout_is_an_entry(monkeypatch):
         found(HAM, layout="pad_ufes_20")
 
 
-def test_splits_count_if_there_are_training_and_test():
+def test_splits_and_layouts_of_several_tables():
     layout = found(TRUTH_2017)
     assert sorted(table.split for table in layout.tables) == ["test", "train", "validation"]
     assert "splits from the names of tables" in layout.summary
@@ -160,8 +160,6 @@ def test_splits_count_if_there_are_training_and_test():
     assert {table.split for table in found(only).tables} == {None}
     assert {row.split for row in records(TRUTH_2016, found(TRUTH_2016)).values() for row in row} == {"train", "test"}
 
-
-def test_several_layouts_in_one_archive():
     files = TRUTH_2020 | HAM
     layout = found(files)
     assert layout.name == "isic_2020+ham10000"
@@ -170,7 +168,7 @@ def test_several_layouts_in_one_archive():
     assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
 
 
-def test_table_with_columns_of_the_user():
+def test_columns_and_words_of_the_user():
     columns = {"image_id": "nummer", "label": "WORT"}
     layout = found(OWN, columns=columns)
     assert layout.name == "table"
@@ -182,21 +180,26 @@ def test_table_with_columns_of_the_user():
     with pytest.raises(DataError, match=told):
         found(OWN, columns={"image_id": "Nummer", "label": "Wert"})
 
+    folders = {"gut": 1, "boese": 1}
+    assert found({}, folders).name == "plain"
+    assert found({}, folders, words=["GUT", "boese"]).name == "folders"
+    named = found({}, folders, "folders")
+    assert label_from_folders("boese/a.jpg", named) == ("boese", None)
+    with pytest.raises(DataError, match=r"^layout=folders needs folders named like diagnoses"):
+        found({}, {"images": 1, "train": 2}, "folders")
 
-def test_unknown_names_raise_a_config_error():
+
+def test_unknown_names_raise_and_unknown_tables_are_ignored():
     with pytest.raises(ConfigError, match=r"^unknown layout 'isic_2021'; known: isic_2016, .*, plain$"):
         found(HAM, layout="isic_2021")
     with pytest.raises(ConfigError, match=r"^columns: unknown field wort; known: image_id, .*, label$"):
         found(HAM, columns={"wort": "dx"})
-
-
-def test_tables_that_are_not_understood_are_ignored_with_the_reason():
     files = HAM | {"prices.csv": "item,price\na,1\n", "bad.csv": "image_id,label\na\x00,b\n"}
     assert [path for path, _ in found(files).ignored] == ["bad.csv", "prices.csv"]
     assert dict(found(files).ignored)["prices.csv"].endswith("found item, price")
 
 
-def test_tables_without_labels_need_folders_or_a_name():
+def test_labels_come_from_tables_then_from_folders():
     metadata = {"m.csv": "image,lesion_id,age_approx,anatom_site_general\na,l,40,torso\n"}
     with pytest.raises(
         DataError, match=r"^no labels found: found m\.csv has the columns image, .*; folders of images: i"
@@ -208,6 +211,13 @@ def test_tables_without_labels_need_folders_or_a_name():
     folders = found(metadata, FOLDERS)
     assert (folders.name, folders.folder_labels) == ("folders", True)
     assert "more about the images from m.csv" in folders.summary
+
+    layout = found(HAM, FOLDERS)
+    assert (layout.name, layout.folder_labels) == ("ham10000", False)
+    named = found(HAM, FOLDERS, "folders")
+    assert (named.name, named.folder_labels) == ("folders", True)
+    assert not any(table.has_labels for table in named.tables)
+    assert records(HAM, named)["HAM10000_metadata"][0].lesion_id == "HAM_1"
 
 
 @pytest.mark.parametrize("third", [None, "valid", "val", "validation"])
@@ -245,16 +255,6 @@ def test_other_folders_are_plain(folders):
     assert recognize_layout([], dict.fromkeys(folders, 1), "plain") == layout
 
 
-def test_folders_with_words_of_the_user():
-    folders = {"gut": 1, "boese": 1}
-    assert found({}, folders).name == "plain"
-    assert found({}, folders, words=["GUT", "boese"]).name == "folders"
-    named = found({}, folders, "folders")
-    assert label_from_folders("boese/a.jpg", named) == ("boese", None)
-    with pytest.raises(DataError, match=r"^layout=folders needs folders named like diagnoses"):
-        found({}, {"images": 1, "train": 2}, "folders")
-
-
 @pytest.mark.parametrize(
     ("path", "words", "label"),
     [
@@ -278,15 +278,6 @@ def test_folders_with_words_of_the_user():
 )
 def test_label_is_the_nearest_folder_that_names_one(path, words, label):
     assert label_from_folders(path, found({}, FOLDERS), words)[0] == label
-
-
-def test_labels_of_tables_come_before_those_of_folders():
-    layout = found(HAM, FOLDERS)
-    assert (layout.name, layout.folder_labels) == ("ham10000", False)
-    named = found(HAM, FOLDERS, "folders")
-    assert (named.name, named.folder_labels) == ("folders", True)
-    assert not any(table.has_labels for table in named.tables)
-    assert records(HAM, named)["HAM10000_metadata"][0].lesion_id == "HAM_1"
 
 
 @pytest.mark.parametrize("files", [HAM, TRUTH_2016, TRUTH_2019, CLI])

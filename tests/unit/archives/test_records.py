@@ -46,42 +46,34 @@ def test_longest_end_of_the_path_decides(reference, expected):
     assert found([P1, P2], reference) == (ATTACHED if len(expected) == 1 else AMBIGUOUS, expected)
 
 
-def test_a_longer_end_is_needed_where_a_shorter_one_fits_several():
+def test_longer_paths_and_exact_names_decide_between_images():
     paths = ["a/p1/x/i.jpg", "b/p1/x/i.jpg", "b/p2/x/i.jpg"]
     assert found(paths, "x/i.jpg") == (AMBIGUOUS, paths)
     assert found(paths, "p2/x/i.jpg") == (ATTACHED, paths[2:])
     assert found(paths, "p1/x/i.jpg") == (AMBIGUOUS, paths[:2])
     assert found(paths, "b/p1/x/i.jpg") == (ATTACHED, paths[1:2])
 
-
-def test_a_whole_path_is_that_file_whatever_lies_deeper():
     paths = ["p1/a.jpg", "backup/p1/a.jpg"]
     assert found(paths, "p1/a.jpg") == (ATTACHED, paths[:1])
     assert found(paths, "backup/p1/a.jpg") == (ATTACHED, paths[1:])
     assert found(["wards/p1/a.jpg", "backup/p1/a.jpg"], "p1/a.jpg", "wards/t.csv") == (ATTACHED, ["wards/p1/a.jpg"])
     assert found(["a.jpg", "backup/a.jpg"], "a.jpg")[0] == AMBIGUOUS, "a name without a folder is no path"
 
-
-def test_the_exact_file_name_distinguishes_images_of_one_id():
     paths = ["IMG_1.tif", "IMG_1.jpg"]
     assert found(paths, "IMG_1.jpg") == (ATTACHED, ["IMG_1.jpg"])
     assert found(paths, "img_1.TIF") == (ATTACHED, ["IMG_1.tif"])
     assert found(paths, "IMG_1") == (AMBIGUOUS, paths)
     assert found(["x.jpg", "x_downsampled.jpg"], "x") == (ATTACHED, ["x.jpg"])
 
-
-def test_members_of_one_name_in_a_container_are_two_images():
     paths = ["part.zip/a.jpg", "part.zip/a.jpg#2"]
     assert found(paths, "a.jpg") == (AMBIGUOUS, paths)
 
 
-def test_copies_are_one_image():
+def test_copies_and_ids_of_the_isic_archive_are_one_image():
     assert found([P1, P2], "IMG_0001.jpg", contents="xx") == (ATTACHED, [P1, P2])
     assert found([P1, P2], "IMG_0001.jpg", contents="xy")[0] == AMBIGUOUS
     assert found([P1, P2], "IMG_0001.jpg", contents=["x", None])[0] == AMBIGUOUS
 
-
-def test_an_id_of_the_isic_archive_is_the_same_image_wherever_it_lies():
     paths = ["part_1/ISIC_0000001.jpg", "all/ISIC_0000001_downsampled.jpg"]
     assert found(paths, "isic_0000001") == (ATTACHED, paths)
     assert found(["p1/ISIC_1.jpg", "p2/ISIC_1.jpg"], "ISIC_1")[0] == AMBIGUOUS, (

@@ -59,7 +59,7 @@ def targets(rows, target):
     return Counter(answer.target for answer in answers)
 
 
-def test_truth_of_isic_2019():
+def test_published_tables_are_read_completely():
     table, rows = real("ISIC_2019_Training_GroundTruth.csv")
     assert (table.role, table.layout, table.split) == ("truth", "isic_2019", "train")
     assert len({row.image_id for row in rows}) == len(rows) == 25_331
@@ -79,8 +79,6 @@ def test_truth_of_isic_2019():
     assert targets(rows, "malignant") == {1: 4_522 + 3_323 + 628, None: 867, 0: 25_331 - 8_473 - 867}
     assert not [row.image_id for row in rows if "downsampled" in row.image_id.lower()]
 
-
-def test_metadata_of_isic_2019():
     table, rows = real("ISIC_2019_Training_Metadata.csv")
     assert (table.role, table.layout, table.has_labels) == ("metadata", "isic_2019", False)
     assert len({row.image_id for row in rows}) == len(rows) == 25_331
@@ -91,8 +89,6 @@ def test_metadata_of_isic_2019():
     _, truth = real("ISIC_2019_Training_GroundTruth.csv")
     assert {row.image_id for row in rows} == {row.image_id for row in truth}
 
-
-def test_ham10000():
     table, rows = real("HAM10000_metadata.csv")
     assert (table.role, table.layout) == ("truth", "ham10000")
     assert len({row.image_id for row in rows}) == len(rows) == 10_015
@@ -102,8 +98,6 @@ def test_ham10000():
     attributes = {"age": 80.0, "sex": "male", "site": "scalp", "source": "vidir_modern"}
     assert rows[0] == Record("ISIC_0027419", ("bkl",), None, "HAM_0000118", attributes=attributes)
 
-
-def test_isic_2020():
     table, rows = real("ISIC_2020_kaggle_train.csv")
     assert (table.role, table.layout) == ("truth", "isic_2020")
     assert len({row.image_id for row in rows}) == len(rows) == 33_126
@@ -199,22 +193,20 @@ def test_rows_as_records(content, expected):
     assert records(content)[-len(expected) :] == expected
 
 
-def test_rows_may_come_as_text_and_a_file_of_the_caller_stays_open():
-    table, file = understood(SIMPLE), io.BytesIO(SIMPLE.encode())
-    assert list(read_table(SIMPLE.splitlines(), table)) == list(read_table(io.StringIO(SIMPLE), table)) == EXPECTED
-    rows = read_table(file, table)
-    next(rows)
-    rows.close()
-    assert not file.closed
-
-
-def test_columns_of_the_user_come_first():
+def test_columns_of_the_user_come_first_and_rows_may_be_text():
     table = "image_id,Foto,label,Befund\nx,a.jpg,1,Nävus\n"
     assert records(table, image_id="foto", label=" befund ") == [Record("a", ("Nävus",))]
     assert refused("nummer,wort\n1,benign\n").startswith(
         "has no column of image ids: expected one of image_id, isic_id"
     )
     assert records("nummer,wort\n1,benign\n", image_id="Nummer", label="Wort") == [Record("1", ("benign",))]
+
+    table, file = understood(SIMPLE), io.BytesIO(SIMPLE.encode())
+    assert list(read_table(SIMPLE.splitlines(), table)) == list(read_table(io.StringIO(SIMPLE), table)) == EXPECTED
+    rows = read_table(file, table)
+    next(rows)
+    rows.close()
+    assert not file.closed
 
 
 @pytest.mark.parametrize(
@@ -275,12 +267,25 @@ def test_files_that_are_not_tables_have_a_reason(content, why):
         raise DataError(refused(content))
 
 
-def test_wide_headers_are_quoted_in_part():
+def test_wide_headers_long_lines_and_cut_heads():
     why = refused(",".join(f"column{n}" for n in range(500)))
     assert "column19," in why
     assert "column20" not in why
     assert why.endswith("and 480 more")
     assert len(refused("x" * HEAD)) < 300
+    # In pieces of a MiB it would be two, the second with an id from the middle of a cell.
+    table = understood(SIMPLE)
+    line = "a,benign," + ",".join(["x" * 100_000] * 15)
+    found = []
+    with pytest.raises(DataError):
+        found.extend(read_table(io.BytesIO(line.encode()), table))
+    assert found == []
+
+    whole = ("image_id,label,note\n" + 'a,benign,"some\nlines, of text"\n' * 5000).encode()
+    for size in range(HEAD, HEAD + 40):
+        table = understand_table(TableHead("t.csv", whole[:size]), {})
+        assert isinstance(table, Table)
+        assert table.layout == "table"
 
 
 @pytest.mark.parametrize(
@@ -299,24 +304,6 @@ def test_wide_headers_are_quoted_in_part():
 def test_damage_after_the_head_is_a_data_error_with_the_path(tail, why):
     with pytest.raises(DataError, match=rf"^metadata\.csv .*({why})"):
         records(SIMPLE.encode() * 3000 + tail)
-
-
-def test_long_line_is_not_two_rows():
-    """In pieces of a MiB it would be two, the second with an id from the middle of a cell."""
-    table = understood(SIMPLE)
-    line = "a,benign," + ",".join(["x" * 100_000] * 15)
-    found = []
-    with pytest.raises(DataError):
-        found.extend(read_table(io.BytesIO(line.encode()), table))
-    assert found == []
-
-
-def test_cut_head_is_understood_where_its_last_line_is_cut():
-    whole = ("image_id,label,note\n" + 'a,benign,"some\nlines, of text"\n' * 5000).encode()
-    for size in range(HEAD, HEAD + 40):
-        table = understand_table(TableHead("t.csv", whole[:size]), {})
-        assert isinstance(table, Table)
-        assert table.layout == "table"
 
 
 @pytest.mark.parametrize(
@@ -380,7 +367,7 @@ def test_split_of_a_name(split, names):
     assert {split_of(name) for name in names} == {split}
 
 
-def test_tables_without_labels_and_without_one_hot_columns():
+def test_tables_without_labels_and_paths_before_ids():
     assert understood("image,label,melanoma,nevus\na,benign,left arm,no\n").one_hot == {}
     table = understood("image,dx,MEL,NV,diagnosis_1,sex\na,nevus,0,1,Benign,f\n")
     assert table.has_labels
@@ -388,6 +375,13 @@ def test_tables_without_labels_and_without_one_hot_columns():
     assert not bare.has_labels
     lines = ["image,dx,MEL,NV,diagnosis_1,sex", "a,nevus,0,1,Benign,f"]
     assert list(read_table(lines, bare)) == [Record("a", attributes={"sex": "female"})]
+
+    head = "image_id,path,patient_id\n"
+    assert references(head + "I1,p1/I1.jpg,A\nI2,,B\nI3,p1/I4.jpg,C\nI5,I5.jpg,D\n") == ["p1/I1.jpg", "I2", "I3", "I5"]
+    assert references(head + "p2/I1,E:\\DCIM\\I1.jpg,A\n") == ["p2/I1"], "an id that has folders keeps them"
+    rows = "".join(f"I{number},p/I{number}.jpg,A\n" for number in range(60))
+    assert references(f"{head}{rows}I99,p/I98.jpg,X\n")[-1] == "I99", "whatever the first rows are like"
+    assert references("file,path\na/1.jpg,b/1.jpg\n", image_id="file") == ["a/1.jpg"]
 
 
 CELL = st.text(max_size=5) | st.sampled_from(
@@ -484,15 +478,6 @@ def test_ten_times_the_rows_need_no_more_memory():
 
 def references(content, **columns):
     return [row.reference for row in records(content, **columns)]
-
-
-def test_a_path_is_preferred_to_an_id_of_the_same_image():
-    head = "image_id,path,patient_id\n"
-    assert references(head + "I1,p1/I1.jpg,A\nI2,,B\nI3,p1/I4.jpg,C\nI5,I5.jpg,D\n") == ["p1/I1.jpg", "I2", "I3", "I5"]
-    assert references(head + "p2/I1,E:\\DCIM\\I1.jpg,A\n") == ["p2/I1"], "an id that has folders keeps them"
-    rows = "".join(f"I{number},p/I{number}.jpg,A\n" for number in range(60))
-    assert references(f"{head}{rows}I99,p/I98.jpg,X\n")[-1] == "I99", "whatever the first rows are like"
-    assert references("file,path\na/1.jpg,b/1.jpg\n", image_id="file") == ["a/1.jpg"]
 
 
 WHOLE = "path,patient_id,sex\np1/a.jpg,PAT001,f\n\np1/b.jpg,PAT002,m\n"
