@@ -194,18 +194,20 @@ def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
     assert "No duplicates were found." in shown(bare).words
 
 
-def test_long_tails_keep_their_sum(facts):
+def test_long_tails_and_long_texts_are_cut(facts):
     facts["distributions"]["source"] = {f"source {k}": (1, 0) for k in range(700)} | {"last": (50, 250)}
     rows = datacard._distribution(datacard.SHOWN["source"], facts["distributions"]["source"])
     assert [rows[0], rows[-1]] == [("last", 50, 250), ("other (692 kinds)", 692, 0)]
     assert (sum(r.negative for r in rows), sum(r.positive for r in rows)) == (750, 250)
     assert len(rows) == datacard.KINDS
 
-
-def test_bars_are_as_long_as_their_numbers(facts):
-    html = datacard.render(facts)
-    assert 'class="accepted" style="width: 98.814%"' in html
-    assert 'class="negative" style="width: 75.000%"></i><i class="positive" style="width: 25.000%"' in html
+    before = len(datacard.render(facts))
+    facts["settings"] = {"word " * 100_000: "x" * 1_000_000}
+    facts["label_words"] = [
+        {"word": f"{k} " + "y" * 9999, "diagnosis": "", "target": "", "count": 1} for k in range(5000)
+    ]
+    assert len(datacard.render(facts)) < before + 30_000
+    assert f"{5000 - card_facts.WORDS:,} more are not shown." in shown(facts).words
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_limits_name_sources_that_tell_the_label(facts, sources, expected):
     assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, told, strict=True))
 
 
-def test_the_page_needs_nothing_else_and_links_nowhere(facts):
+def test_page_needs_no_other_file_and_shows_bars_and_pictures(facts):
     html = datacard.render(facts)
     page = Page(html)
     assert not {"script", "link", "iframe", "object", "base", "a", "form"} & set(page.tags)
@@ -319,6 +321,16 @@ def test_the_page_needs_nothing_else_and_links_nowhere(facts):
     assert "default-src 'none'" in html
     assert ("name", "viewport") in page.attributes
     assert "@media print" in html
+
+    html = datacard.render(facts)
+    assert 'class="accepted" style="width: 98.814%"' in html
+    assert 'class="negative" style="width: 75.000%"></i><i class="positive" style="width: 25.000%"' in html
+
+    pictures = shown(facts).pictures
+    expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
+    expected += [t["image"] for t in facts["rejects"]["duplicate"]["thumbnails"][:6]]
+    expected += [t["image"] for found in facts["duplicates"]["largest"][:5] for t in found["members"][:8]]
+    assert pictures == expected
 
 
 def test_hostile_text_is_shown_and_never_obeyed(facts):
@@ -340,24 +352,6 @@ def test_hostile_text_is_shown_and_never_obeyed(facts):
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.text.count(HOSTILE) >= 20
     assert "7 * 7" in page.text
-
-
-def test_long_text_is_cut(facts):
-    before = len(datacard.render(facts))
-    facts["settings"] = {"word " * 100_000: "x" * 1_000_000}
-    facts["label_words"] = [
-        {"word": f"{k} " + "y" * 9999, "diagnosis": "", "target": "", "count": 1} for k in range(5000)
-    ]
-    assert len(datacard.render(facts)) < before + 30_000
-    assert f"{5000 - card_facts.WORDS:,} more are not shown." in shown(facts).words
-
-
-def test_the_pictures_are_the_thumbnails_up_to_their_number(facts):
-    pictures = shown(facts).pictures
-    expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
-    expected += [t["image"] for t in facts["rejects"]["duplicate"]["thumbnails"][:6]]
-    expected += [t["image"] for found in facts["duplicates"]["largest"][:5] for t in found["members"][:8]]
-    assert pictures == expected
 
 
 @pytest.mark.parametrize(

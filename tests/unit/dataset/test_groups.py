@@ -62,22 +62,13 @@ def test_more_edges_never_part_what_was_together(edges, later):
     assert all(any(members <= found for found in after) for members in by_components(edges))
 
 
-def test_no_edges_have_no_components():
+def test_missing_repeated_and_long_chains_of_edges():
     keys, numbers = components(np.array([], np.int64), np.array([], np.int64))
     assert (keys.tolist(), numbers.tolist()) == ([], [])
-
-
-def test_an_end_joined_to_itself_alone_is_a_component():
     assert by_components([(1, 1), (2, 3), (3, 3)]) == {frozenset([1]), frozenset([2, 3])}
-
-
-def test_long_chains_are_followed_to_their_end():
     order = np.random.default_rng(0).permutation(200_000)
     keys, numbers = components(order, order + 1)
     assert (len(keys), set(numbers.tolist())) == (200_001, {0})
-
-
-def test_many_edges_between_the_same_two_ends_count_as_one():
     many = np.zeros(65_536, np.int64)  # counted in 8 or 16 bits they are none
     keys, numbers = components(many, many + 1)
     assert (keys.tolist(), numbers.tolist()) == ([0, 1], [0, 0])

@@ -40,11 +40,12 @@ def test_larger_validation_fraction_takes_groups_from_train_alone(group, seed, t
     assert before == after or (before, after) == (TRAIN, VALIDATION)
 
 
-def test_another_seed_splits_otherwise():
+def test_another_seed_gives_other_splits_and_folds():
     def sides(seed):
         return [split_of(f"patient:{n}", seed, 0.3, 0.3) for n in range(100)]
 
     assert sides(1) != sides(2)
+    assert [fold_of(f"patient:{n}", 5, 1) for n in range(100)] != [fold_of(f"patient:{n}", 5, 2) for n in range(100)]
 
 
 def test_known_groups_stay_where_earlier_releases_put_them():
@@ -70,10 +71,6 @@ def test_folds_are_alike_in_size_also_among_the_groups_that_are_not_in_test(fold
     deviation = math.sqrt(len(left) / folds * (1 - 1 / folds))
     assert set(counts) == set(range(folds))
     assert all(abs(count - len(left) / folds) < 4 * deviation for count in counts.values())
-
-
-def test_another_seed_folds_otherwise():
-    assert [fold_of(f"patient:{n}", 5, 1) for n in range(100)] != [fold_of(f"patient:{n}", 5, 2) for n in range(100)]
 
 
 @given(st.sets(st.text(min_size=1), min_size=60, max_size=80), st.integers(2, 3), st.integers())
