@@ -20,27 +20,32 @@ def of(step):
 
 
 @given(GROUPS, BATCH, SEEDS)
-def test_an_epoch_holds_every_row_exactly_once(groups, batch, seed):
+def test_steps_are_full_and_hold_every_row_once(groups, batch, seed):
     dealt = deal(groups, batch, seed)
     assert of(dealt) == list(range(len(groups)))
     assert dealt.shape == (-(-len(groups) // min(batch, len(groups))), batch)
-
-
-@given(GROUPS, BATCH, SEEDS)
-def test_every_step_but_the_last_is_full(groups, batch, seed):
     dealt = deal(groups, batch, seed)
     assert all(len(of(step)) == min(batch, len(groups)) for step in dealt[:-1])
     assert of(dealt[-1])
 
 
 @given(GROUPS, BATCH, RANKS, SEEDS)
-def test_a_step_is_the_same_rows_on_any_number_of_ranks(groups, batch, ranks, seed):
+def test_ranks_share_each_step_and_read_what_they_use(groups, batch, ranks, seed):
     assume(batch >= ranks)
     dealt = deal(groups, batch, seed)
     parts = [share(dealt, rank, ranks) for rank in range(ranks)]
     assert len({part.shape for part in parts}) == 1, "as many steps, and as many places in each, on all ranks"
     for step, *own in zip(dealt, *parts, strict=True):
         assert of(own) == of(step)
+
+    assume(batch >= ranks)
+    shared = share(deal(groups, batch, seed), ranks - 1, ranks)
+    reads = stretches(shared, groups)
+    assert of([row for _, rows in reads for row in rows]) == of(shared)
+    assert all((groups[rows] == group).all() for group, rows in reads)
+    first = {row: step for step, rows in enumerate(shared) for row in rows.tolist()}
+    starts = [min(first[row] for row in rows.tolist()) for _, rows in reads]
+    assert starts == sorted(starts)
 
 
 @given(GROUPS, BATCH, RANKS, SEEDS)
@@ -53,53 +58,29 @@ def test_ranks_have_about_as_much_to_do(groups, batch, ranks, seed):
     assert min(loads) > 0
 
 
-@given(GROUPS, BATCH, RANKS, SEEDS)
-def test_what_a_rank_reads_is_what_it_uses_and_comes_before_it_is_used(groups, batch, ranks, seed):
-    assume(batch >= ranks)
-    shared = share(deal(groups, batch, seed), ranks - 1, ranks)
-    reads = stretches(shared, groups)
-    assert of([row for _, rows in reads for row in rows]) == of(shared)
-    assert all((groups[rows] == group).all() for group, rows in reads)
-    first = {row: step for step, rows in enumerate(shared) for row in rows.tolist()}
-    starts = [min(first[row] for row in rows.tolist()) for _, rows in reads]
-    assert starts == sorted(starts)
-
-
-def test_a_rank_reads_few_row_groups_more_than_its_rows_fill():
+def test_row_groups_are_mixed_in_a_step_and_few_for_a_rank():
     groups = np.repeat(np.arange(100), 50)
     shared = share(deal(groups, 32, seed=1), 0, 4)  # 8 columns of 156 rows, which is about 3 row groups each
     assert len(stretches(shared, groups)) <= 8 * 5
-
-
-def test_epochs_differ_in_their_steps_and_seeds_decide_how():
-    groups = np.repeat(np.arange(10), 10)
-    first, again, other = (deal(groups, 8, seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert not any(of(a) == of(b) for a, b in zip(first, other, strict=True))
-
-
-def test_a_seed_deals_the_same_steps_in_every_release():
-    dealt = deal(np.array([0, 0, 1, 1, 2, 2, 2]), 3, 2)
-    assert dealt.tolist() == [[2, 6, 4], [3, 5, 0], [-1, -1, 1]]
-    assert {dealt.dtype, share(dealt, 0, 2).dtype} == {np.dtype(np.int32)}
-
-
-def test_a_step_draws_from_many_row_groups():
     groups = np.repeat(np.arange(16), 20)
     for step in deal(groups, 16, seed=3):
         assert len(set(groups[step].tolist())) >= 8
 
 
-def test_without_a_seed_columns_go_through_the_rows_as_stored():
+def test_seeds_decide_the_steps():
+    groups = np.repeat(np.arange(10), 10)
+    first, again, other = (deal(groups, 8, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not any(of(a) == of(b) for a, b in zip(first, other, strict=True))
+    dealt = deal(np.array([0, 0, 1, 1, 2, 2, 2]), 3, 2)
+    assert dealt.tolist() == [[2, 6, 4], [3, 5, 0], [-1, -1, 1]]
+    assert {dealt.dtype, share(dealt, 0, 2).dtype} == {np.dtype(np.int32)}
+
+
+def test_few_rows_and_rows_without_a_seed():
     np.testing.assert_array_equal(deal(np.zeros(7, int), 3), [[0, 2, 4], [1, 3, 5], [NONE, NONE, 6]])
-
-
-def test_few_rows_are_spread_over_the_ranks():
     dealt = deal(np.zeros(2, int), 8)
     assert [of(share(dealt, rank, 2)) for rank in (0, 1)] == [[0], [1]]
-
-
-def test_no_rows_are_no_steps():
     assert deal(np.zeros(0, int), 4, seed=1).shape == (0, 4)
 
 

@@ -35,11 +35,8 @@ def test_trials_are_of_the_grid_without_repeats_the_head_in_force_first(values, 
     assert trials.draw_heads(chosen, IN_FORCE, seed) == heads
 
 
-def test_another_seed_draws_other_trials():
+def test_another_seed_draws_other_trials_and_folds_follow_groups():
     assert trials.draw_heads(config.Search(), IN_FORCE, 0) != trials.draw_heads(config.Search(), IN_FORCE, 1)
-
-
-def test_folds_are_those_of_the_groups():
     groups = [f"patient:{n // 2}" for n in range(200)]
     folds = trials.assign_folds(groups, np.arange(200) // 2 % 2, 5, 7)
     assert folds.tolist() == [splits.fold_of(group, 5, 7) for group in groups]
@@ -60,14 +57,11 @@ def test_a_fold_without_a_class_is_refused_with_a_number_of_folds_that_works():
         trials.assign_folds(groups, labels, fewer + 1, 0)
 
 
-def test_a_class_that_stands_in_one_group_cannot_be_searched():
+def test_classes_that_cannot_be_searched_are_refused():
     groups, labels = [*map(str, range(20)), "x", "x"], np.array([0] * 20 + [1, 1])
     with pytest.raises(DataError, match=r"\(21 groups .*\); a search needs this class in more groups"):
         trials.assign_folds(groups, labels, 2, 0)
-
-
-def test_a_fold_may_not_take_all_of_a_class_either():
-    """Held out, both classes are there, but learning has one."""
+    # Held out, both classes are there, but learning has one.
     groups = [f"patient:{n}" for n in range(20)]
     folds = np.array([splits.fold_of(group, 2, 0) for group in groups])
     labels = (folds == 0) & (np.arange(20) > 2)
