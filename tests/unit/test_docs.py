@@ -62,19 +62,14 @@ def test_diffs_apply_to_the_code_and_change_two_files_at_most(diff):
     assert diff.count("\n+++ ") <= 2
 
 
-def test_make_targets_exist():
+def test_make_targets_files_and_functions_exist():
     targets = set(re.findall(r"^([a-z-]+):.*## ", (REPO / "Makefile").read_text(), re.MULTILINE))
     named = found(r"(?:`|^|&& |GPU=1 )make ([a-z-]+)(?=[`\s])", TEXTS)
     assert {"install", "demo", "docs"} <= {target for _, target in named} <= targets
-
-
-def test_files_exist():
     named = found(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", TEXTS)
     assert len(named) > 50
     assert [(page, name) for page, name in named if not list(REPO.glob(name))] == []
 
-
-def test_functions_exist():
     code = {path.stem: path.read_text() for path in REPO.glob("melanoma_spark/**/*.py")}
     fields = {*(key.partition(".")[0] for key in config.valid_keys()), "counts", "tables"}  # of settings and batch.json
     names = [name.split(".") for _, name in found(r"`([a-z_]+\.[a-z_]+)(?:`|\()", TEXTS)]

@@ -227,15 +227,14 @@ def test_every_settings_file_of_the_repository_loads(path):
     }
 
 
-def test_words_win_over_the_file_and_leave_the_rest_of_it(file):
+def test_words_win_over_the_file(file):
     settings = config.load(file("seed: 1\nhead: {epochs: 3, hidden: 8}"), ["head.epochs=5", "ranks=4"])
     assert (settings.seed, settings.head.epochs, settings.head.hidden, settings.ranks) == (1, 5, 8, 4)
-
-
-def test_phases_of_a_word_replace_those_of_the_file(file):
     path = file("finetune: {phases: [{name: a}, {name: b}]}")
     settings = config.load(path, ["finetune.phases=[{name: c, cut: block4_pool}]"])
     assert settings.finetune.phases == (config.Phase(name="c", cut="block4_pool"),)
+    with pytest.raises(ConfigError, match=r"head\.epochs: head holds the value 3 and has no keys below it"):
+        config.load(file("head: 3"), ["head.epochs=1"])
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001"])
@@ -244,11 +243,6 @@ def test_number_in_scientific_notation_is_a_number(text, file):
     assert config.load(None, [f"head.learning_rate={text}"]).head.learning_rate == 1e-5
     phase = f"finetune: {{phases: [{{name: a, learning_rate: {text}}}]}}"
     assert config.load(file(phase)).finetune.phases[0].learning_rate == 1e-5
-
-
-def test_key_below_a_value_of_the_file_is_refused(file):
-    with pytest.raises(ConfigError, match=r"head\.epochs: head holds the value 3 and has no keys below it"):
-        config.load(file("head: 3"), ["head.epochs=1"])
 
 
 @pytest.mark.parametrize(
@@ -261,15 +255,13 @@ def test_settings_are_frozen(section, key):
         setattr(part, key, getattr(part, key))
 
 
-def test_flat_names_every_valid_key_and_each_phase():
+def test_flat_settings_name_every_key_with_its_value_as_text():
     settings = config.Settings()
     assert set(config.valid_keys()) == set(leaves(config.Settings))
     names = [phase.name for phase in settings.finetune.phases]
     phases = {f"finetune.phases.{name}.{field}" for name in names for field in config.Phase.model_fields}
     assert set(config.flatten(settings)) == set(config.valid_keys()) - {"finetune.phases"} | phases
 
-
-def test_flat_shows_values_as_text():
     flat = config.flatten(config.load(None, ["head.learning_rate=1e-5", "ingest.labels.positive=[scc, mel]"]))
     assert flat["head.learning_rate"] == "1e-05"
     assert flat["ingest.labels.positive"] == "scc,mel"
@@ -298,7 +290,7 @@ def test_what_is_shown_holds_no_place_and_no_password():
 
 @given(st.fixed_dictionaries({}, optional=SENSIBLE))
 @examples(0.4)
-def test_settings_come_back_from_the_words_that_flat_writes(values):
+def test_settings_are_the_same_from_words_nested_mappings_and_flat(values):
     loaded = config.flatten(config.load(None, [f"{key}={value}" for key, value in values.items()]))
     assert {key: loaded[key] for key in values} == {
         key: str(float(value)) if isinstance(value, float) else str(value) for key, value in values.items()
@@ -306,10 +298,6 @@ def test_settings_come_back_from_the_words_that_flat_writes(values):
     again = [f"{key}={loaded[key]}" for key in values]
     assert config.flatten(config.load(None, again)) == loaded
 
-
-@given(st.fixed_dictionaries({}, optional=SENSIBLE))
-@examples(0.4)
-def test_words_and_nested_mappings_say_the_same(values):
     nested: dict = {}
     for key, value in values.items():
         *sections, name = key.split(".")

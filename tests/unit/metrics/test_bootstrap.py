@@ -52,7 +52,7 @@ def test_every_figure_of_a_resample_is_that_of_its_images(sample, seed):
     check(bootstrap.resampled_mean(squares, groups, resamples=4, seed=seed), binary.brier)
 
 
-def test_two_models_meet_the_same_resamples():
+def test_models_share_resamples_and_copies_do_not_narrow_intervals():
     labels, probabilities, groups = grouped_sample(seed=8)
     worse = np.clip(probabilities + np.random.default_rng(0).normal(0, 0.05, len(labels)), 0, 1)
     both = [bootstrap.resampled_auroc(labels, p, groups, resamples=400) for p in (probabilities, worse)]
@@ -60,6 +60,13 @@ def test_two_models_meet_the_same_resamples():
     assert paired < alone / 3
     bounds = bootstrap.auroc_difference(labels, worse, probabilities, groups, resamples=400)
     assert bounds == pytest.approx(tuple(np.quantile(both[0] - both[1], [0.025, 0.975])))
+
+    labels, probabilities, groups = grouped_sample(seed=5)
+    once = bootstrap.auroc_interval(labels, probabilities, groups, resamples=300)
+    copied = [np.repeat(values, 5) for values in (labels, probabilities, groups)]
+    assert bootstrap.auroc_interval(*copied, resamples=300) == once
+    as_if_independent = bootstrap.auroc_interval(copied[0], copied[1], np.arange(len(copied[0])), resamples=300)
+    assert as_if_independent[1] - as_if_independent[0] < (once[1] - once[0]) * 0.7
 
 
 def test_bootstrap_intervals_equal_those_of_a_loop():
@@ -86,15 +93,6 @@ def test_chunks_and_the_order_of_rows_change_no_resample(monkeypatch):
     np.testing.assert_array_equal(bootstrap.resampled_rates(labels, probabilities, groups, 0.5, resamples=50), rates)
 
 
-def test_copies_of_an_image_in_its_group_do_not_narrow_the_interval():
-    labels, probabilities, groups = grouped_sample(seed=5)
-    once = bootstrap.auroc_interval(labels, probabilities, groups, resamples=300)
-    copied = [np.repeat(values, 5) for values in (labels, probabilities, groups)]
-    assert bootstrap.auroc_interval(*copied, resamples=300) == once
-    as_if_independent = bootstrap.auroc_interval(copied[0], copied[1], np.arange(len(copied[0])), resamples=300)
-    assert as_if_independent[1] - as_if_independent[0] < (once[1] - once[0]) * 0.7
-
-
 def test_intervals_cover_the_true_value_about_as_often_as_they_say():
     # Scores are N(label, 1): AUROC is Phi(1 / sqrt 2), and sensitivity at the logit 0.5 is Phi(0.5).
     true_auroc = 0.5 * (1 + math.erf(1 / 2))
@@ -111,7 +109,7 @@ def test_intervals_cover_the_true_value_about_as_often_as_they_say():
     assert (covered <= 100).all()
 
 
-def test_one_class_resamples_are_nan_and_left_out_of_the_interval():
+def test_one_class_one_group_and_groups_named_by_text():
     # One positive group of three: (2/3)^3 of the resamples lack it.
     labels, probabilities, groups = [1, 0, 0], [0.9, 0.1, 0.2], ["a", "b", "c"]
     areas = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=1000)
@@ -119,14 +117,10 @@ def test_one_class_resamples_are_nan_and_left_out_of_the_interval():
     assert bootstrap.auroc_interval(labels, probabilities, groups) == (1.0, 1.0)
     assert bootstrap.percentile_interval(np.array([np.nan, 0.5, 0.7]), 0.5) == pytest.approx((0.55, 0.65))
 
-
-def test_one_group_has_no_interval():
     intervals = bootstrap.rate_intervals([0, 1], [0.1, 0.9], ["a", "a"], 0.5)
     assert np.isnan(intervals).all()
     assert np.isnan(bootstrap.auroc_interval([0, 1], [0.1, 0.9], ["a", "a"])).all()
 
-
-def test_groups_of_text_and_of_numbers_are_the_same_groups():
     labels, probabilities, groups = grouped_sample(seed=6, groups=9)
     expected = bootstrap.resampled_auroc(labels, probabilities, groups, resamples=20)
     texts = np.array([f"lesion {group}" for group in groups])

@@ -23,7 +23,7 @@ right_of = functools.partial(counts.figure, counts.area_right_of_sensitivity)
 
 
 @given(scored())
-def test_the_roc_curve_is_that_of_scikit_learn(sample):
+def test_curves_are_those_of_scikit_learn(sample):
     labels, probabilities, _ = sample
     fpr, tpr, thresholds = binary.roc_curve(labels, probabilities)
     expected = sklearn.metrics.roc_curve(labels, probabilities, drop_intermediate=False)
@@ -31,6 +31,18 @@ def test_the_roc_curve_is_that_of_scikit_learn(sample):
     np.testing.assert_allclose(tpr, expected[1], atol=1e-15)
     np.testing.assert_array_equal(thresholds, expected[2])
     assert np.trapz(tpr, fpr) == pytest.approx(binary.auroc(labels, probabilities), abs=1e-12)
+
+    labels, probabilities, _ = sample
+    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
+    found = binary.precision_recall_curve(labels, probabilities)
+    np.testing.assert_allclose(found.recall, recall[-2::-1])
+    np.testing.assert_allclose(found.precision, precision[-2::-1])
+    np.testing.assert_array_equal(found.thresholds, thresholds[::-1])
+
+    labels, probabilities, _ = sample
+    for fpr, tpr, threshold in zip(*binary.roc_curve(labels, probabilities), strict=True):
+        confusion = binary.confusion_matrix_at(labels, probabilities, threshold)
+        assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)
 
 
 @given(scored(both_classes=False), st.one_of(TIED, st.just(math.inf)))
@@ -40,14 +52,6 @@ def test_confusion_matrix_agrees_with_scikit_learn(sample, threshold):
     found = binary.confusion_matrix_at(labels, probabilities, threshold)
     assert (found.tn, found.fp, found.fn, found.tp) == tuple(expected)
     assert found.accuracy == sklearn.metrics.accuracy_score(labels, probabilities >= threshold)
-
-
-@given(scored())
-def test_confusion_matrix_lies_on_the_roc_curve(sample):
-    labels, probabilities, _ = sample
-    for fpr, tpr, threshold in zip(*binary.roc_curve(labels, probabilities), strict=True):
-        confusion = binary.confusion_matrix_at(labels, probabilities, threshold)
-        assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)
 
 
 @given(scored(both_classes=False))
@@ -76,17 +80,6 @@ def test_figures_of_one_label_or_both_agree_with_scikit_learn(sample):
         metric = auprc if name == "auprc" else getattr(binary, name, None)
         found = getattr(matrix, name) if hasattr(matrix, name) else metric(labels, probabilities)
         np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=name)
-
-
-def test_auroc_counts_a_tie_as_half():
-    assert binary.auroc([0, 1], [0.5, 0.5]) == 0.5
-    assert binary.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
-    assert binary.auroc([0, 1], [0.9, 0.1]) == 0.0
-
-
-def test_decision_at_the_threshold_is_positive():
-    assert binary.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
-    assert binary.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
 
 
 ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # see isic_scorer.py
@@ -138,7 +131,7 @@ def test_both_partial_aucs_share_a_corner(sample, sensitivity):
     assert area - 1e-12 <= right <= binary.auroc(labels, probabilities) + 1e-12
 
 
-def test_partial_aucs_of_known_curves():
+def test_known_values_of_partial_areas_decision_curves_and_calibration_error():
     perfect, wrong, none = (
         ([0, 0, 1, 1], [0.2, 0.4, 0.6, 0.8]),
         ([0, 0, 1, 1], [0.8, 0.6, 0.4, 0.2]),
@@ -150,6 +143,18 @@ def test_partial_aucs_of_known_curves():
     # the diagonal: a triangle of side 0.2, and the trapezoid under it
     assert above(*none) == pytest.approx(0.02)
     assert right_of(*none) == pytest.approx(0.18)
+
+    labels, probabilities = [0, 0, 1, 1], [0.1, 0.6, 0.4, 0.9]
+    curve = binary.decision_curve(labels, probabilities, steps=3)
+    assert curve.thresholds.tolist() == [0.25, 0.5, 0.75]
+    assert curve.benefit.tolist() == [2 / 4 - 1 / 4 / 3, 0.0, 1 / 4]
+    assert curve.of_all.tolist() == pytest.approx([0.5 - 0.5 / 3, 0.0, 0.5 - 1.5])
+    # Two of ten bins: 0.25 with one in two positive, 0.75 with all positive.
+    assert binary.expected_calibration_error([0, 1, 1, 1], [0.25, 0.25, 0.75, 0.75]) == 0.25
+    assert binary.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
+    assert binary.ppv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(1 / 12)
+    assert binary.npv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(891 / 892)
+    assert math.isnan(binary.ppv_at_prevalence(0.0, 1.0, 0.5))
 
 
 @given(scored(), st.sampled_from([0.0, 0.5, 0.9, 0.95, 1.0]))
@@ -174,12 +179,6 @@ def test_predictive_values_at_a_sets_own_prevalence_are_its_own(tn, fp, fn, tp):
     assert binary.npv_at_prevalence(*rates) == pytest.approx(confusion.npv, nan_ok=True)
 
 
-def test_predictive_values_of_a_rare_disease():
-    assert binary.ppv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(1 / 12)
-    assert binary.npv_at_prevalence(0.9, 0.9, 0.01) == pytest.approx(891 / 892)
-    assert math.isnan(binary.ppv_at_prevalence(0.0, 1.0, 0.5))
-
-
 @given(scored(), st.sampled_from([0.0, 0.1, 0.5, 0.75]))
 def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
     labels, probabilities, _ = sample
@@ -187,24 +186,6 @@ def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
     hits, alarms = (decided & (labels == 1)).mean(), (decided & (labels == 0)).mean()
     expected = hits - alarms * threshold / (1 - threshold)
     assert binary.net_benefit(labels, probabilities, threshold) == pytest.approx(expected)
-
-
-@given(scored())
-def test_precision_and_recall_are_scikit_learns(sample):
-    labels, probabilities, _ = sample
-    precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
-    found = binary.precision_recall_curve(labels, probabilities)
-    np.testing.assert_allclose(found.recall, recall[-2::-1])
-    np.testing.assert_allclose(found.precision, precision[-2::-1])
-    np.testing.assert_array_equal(found.thresholds, thresholds[::-1])
-
-
-def test_a_decision_curve_holds_the_net_benefit_at_each_threshold():
-    labels, probabilities = [0, 0, 1, 1], [0.1, 0.6, 0.4, 0.9]
-    curve = binary.decision_curve(labels, probabilities, steps=3)
-    assert curve.thresholds.tolist() == [0.25, 0.5, 0.75]
-    assert curve.benefit.tolist() == [2 / 4 - 1 / 4 / 3, 0.0, 1 / 4]
-    assert curve.of_all.tolist() == pytest.approx([0.5 - 0.5 / 3, 0.0, 0.5 - 1.5])
 
 
 @given(scored(), st.integers(1, 6))
@@ -221,35 +202,7 @@ def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
         assert value == pytest.approx(found[0])
 
 
-def test_sensitivity_in_top_counts_ties_by_their_chance():
-    assert binary.chance_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], list("aaab"), 1).tolist() == [1 / 3, 0, 0, 1]
-    assert binary.chance_in_top([1, 0, 1], [0.5, 0.5, 0.5], list("aaa"), 2).tolist() == pytest.approx([2 / 3, 0, 2 / 3])
-
-
-@pytest.mark.parametrize("label", [0, 1])
-def test_one_class_leaves_rates_and_partial_areas_undefined(label):
-    rows = [label] * 3, [0.1, 0.5, 0.9]
-    assert math.isnan(above(*rows))
-    assert math.isnan(right_of(*rows))
-    assert math.isnan(counts.figure(counts.best_sensitivity, *rows, specificity=0.9))
-    assert math.isnan(counts.figure(counts.best_specificity, *rows, sensitivity=0.9))
-
-
-def test_shares_out_of_range_are_named():
-    rows = [0, 1], [0.1, 0.9]
-    for call in (
-        lambda: above(*rows, sensitivity=0),
-        lambda: right_of(*rows, sensitivity=1.1),
-        lambda: counts.figure(counts.best_sensitivity, *rows, specificity=-0.1),
-        lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
-        lambda: binary.net_benefit(*rows, 1.0),
-        lambda: binary.chance_in_top(*rows, ["a", "b"], 0),
-    ):
-        with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
-            call()
-
-
-def test_rates_are_by_hand_and_without_a_denominator_nan_and_not_one():
+def test_rates_by_hand_with_ties_and_without_a_denominator():
     found = ConfusionMatrix(tn=60, fp=20, fn=5, tp=15)
     assert (found.sensitivity, found.specificity, found.ppv, found.npv) == (15 / 20, 60 / 80, 15 / 35, 60 / 65)
     assert (found.accuracy, found.balanced_accuracy) == (0.75, 0.75)
@@ -262,6 +215,14 @@ def test_rates_are_by_hand_and_without_a_denominator_nan_and_not_one():
     assert math.isnan(only_positives.specificity)
     assert math.isnan(only_positives.npv)
     assert math.isnan(ConfusionMatrix(0, 0, 0, 0).accuracy)
+
+    assert binary.auroc([0, 1], [0.5, 0.5]) == 0.5
+    assert binary.auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.8]) == 3.5 / 4
+    assert binary.auroc([0, 1], [0.9, 0.1]) == 0.0
+    assert binary.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5) == ConfusionMatrix(tn=0, fp=1, fn=0, tp=1)
+    assert binary.confusion_matrix_at([0, 1], [0.5, 0.5], 0.5000001) == ConfusionMatrix(tn=1, fp=0, fn=1, tp=0)
+    assert binary.chance_in_top([1, 0, 0, 1], [0.5, 0.5, 0.5, 0.9], list("aaab"), 1).tolist() == [1 / 3, 0, 0, 1]
+    assert binary.chance_in_top([1, 0, 1], [0.5, 0.5, 0.5], list("aaa"), 2).tolist() == pytest.approx([2 / 3, 0, 2 / 3])
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -277,6 +238,12 @@ def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
     assert np.isfinite(binary.log_loss(labels, [0.0, 0.5, 1.0]))
     assert np.isfinite(binary.expected_calibration_error(labels, probabilities))
     assert all(math.isnan(bound) for bound in bootstrap.auroc_interval(labels, probabilities, [1, 2, 3]))
+
+    rows = [label] * 3, [0.1, 0.5, 0.9]
+    assert math.isnan(above(*rows))
+    assert math.isnan(right_of(*rows))
+    assert math.isnan(counts.figure(counts.best_sensitivity, *rows, specificity=0.9))
+    assert math.isnan(counts.figure(counts.best_specificity, *rows, sensitivity=0.9))
 
 
 @given(scored(both_classes=False), st.integers(1, 12))
@@ -297,12 +264,6 @@ def test_reliability_bins_agree_with_a_loop(sample, bins):
             assert math.isnan(table.observed_fraction[k])
     assert table.n.sum() == len(labels)
     assert binary.expected_calibration_error(labels, probabilities, bins) == pytest.approx(error, abs=1e-12)
-
-
-def test_expected_calibration_error_of_a_known_case():
-    # Two of ten bins: 0.25 with one in two positive, 0.75 with all positive.
-    assert binary.expected_calibration_error([0, 1, 1, 1], [0.25, 0.25, 0.75, 0.75]) == 0.25
-    assert binary.expected_calibration_error([0, 1], [0.0, 1.0]) == 0.0
 
 
 EVERY_METRIC = [
@@ -371,3 +332,15 @@ def test_settings_out_of_range_are_named():
         bootstrap.auroc_interval(labels, probabilities, groups, level=95)
     with pytest.raises(ConfigError, match="threshold is NaN"):
         binary.confusion_matrix_at(labels, probabilities, math.nan)
+
+    rows = [0, 1], [0.1, 0.9]
+    for call in (
+        lambda: above(*rows, sensitivity=0),
+        lambda: right_of(*rows, sensitivity=1.1),
+        lambda: counts.figure(counts.best_sensitivity, *rows, specificity=-0.1),
+        lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
+        lambda: binary.net_benefit(*rows, 1.0),
+        lambda: binary.chance_in_top(*rows, ["a", "b"], 0),
+    ):
+        with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
+            call()

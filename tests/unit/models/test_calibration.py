@@ -45,7 +45,7 @@ def test_platt_is_that_of_scikit_learn(seed):
     np.testing.assert_allclose(fit(labels, probabilities).apply(probabilities), expected, atol=1e-5)
 
 
-def test_temperature_is_the_best_of_all_slopes_and_has_no_intercept():
+def test_temperature_is_the_best_slope_and_platt_keeps_the_mean():
     labels, probabilities = drawn(slope=3, shift=0.5)
     found = fit(labels, probabilities, "temperature")
     assert (found.method, found.intercept) == ("temperature", 0.0)
@@ -53,17 +53,11 @@ def test_temperature_is_the_best_of_all_slopes_and_has_no_intercept():
     losses = [binary.log_loss(labels, Calibration("temperature", s).apply(probabilities)) for s in slopes]
     assert found.slope == pytest.approx(slopes[int(np.argmin(losses))], abs=0.01)
 
-
-def test_platt_gives_the_mean_that_was_observed():
     labels, probabilities = drawn(shift=2)
     assert fit(labels, probabilities).apply(probabilities).mean() == pytest.approx(labels.mean(), abs=1e-3)
 
 
-@given(
-    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40),
-    st.floats(0.05, 5),
-    st.floats(-5, 5),
-)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40), st.floats(0.05, 5), st.floats(-5, 5))
 def test_a_higher_probability_never_becomes_a_lower_one(values, slope, intercept):
     ordered = np.sort(np.array(values))
     moved = Calibration("platt", slope, intercept).apply(ordered)
@@ -71,36 +65,27 @@ def test_a_higher_probability_never_becomes_a_lower_one(values, slope, intercept
     assert ((moved >= 0) & (moved <= 1)).all()
 
 
-def test_the_ends_of_float32_stay_apart():
+def test_neighboring_values_stay_apart_and_none_changes_no_bit():
     values = np.array([0, 1e-30, 1e-8, 0.5, 1 - 2**-23, np.float32(1 - 2**-24), 1.0])
     assert (np.diff(Calibration("platt", 0.5, 0.1).apply(values)) > 0).all()
-
-
-def test_none_changes_no_bit():
     values = np.array([0.0, 1e-300, 0.1, 1.0, np.nan])
     np.testing.assert_array_equal(fit([0, 1], [0.2, 0.4], "none").apply(values), values)
     assert np.isnan(Calibration("platt", 2, 1).apply(values)[-1])
 
 
-def test_a_perfect_ranking_has_a_finite_fit():
+def test_fits_of_degenerate_data():
     found = fit([0] * 50 + [1] * 50, np.r_[np.linspace(0, 0.4, 50), np.linspace(0.6, 1, 50)])
     assert found.method == "platt"
     assert 0 < found.slope < 100
+    moved = fit(np.repeat([0, 1], [80, 20]), np.full(100, 0.6)).apply([0.6])
+    assert moved == pytest.approx(0.2, abs=0.02)
+    with pytest.raises(DataError, match=r"evaluate\.calibration=platt needs images of both labels: all 2 have label 1"):
+        fit([1, 1], [0.2, 0.4])
 
 
 @pytest.mark.parametrize("method", ["platt", "temperature"])
 def test_what_ranks_worse_than_chance_is_left_alone(method):
     assert fit(np.repeat([0, 1], 50), np.linspace(1, 0, 100), method) == Calibration()
-
-
-def test_of_one_probability_for_all_nothing_but_the_mean_is_learnt():
-    moved = fit(np.repeat([0, 1], [80, 20]), np.full(100, 0.6)).apply([0.6])
-    assert moved == pytest.approx(0.2, abs=0.02)
-
-
-def test_one_label_is_refused_by_name():
-    with pytest.raises(DataError, match=r"evaluate\.calibration=platt needs images of both labels: all 2 have label 1"):
-        fit([1, 1], [0.2, 0.4])
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(0, 0), (-1, 0), (float("nan"), 0), (1, float("inf")), ("2", 0)])

@@ -37,14 +37,11 @@ def by_threshold(labels, probabilities):
 
 
 @given(scored(), TARGETS)
-def test_sensitivity_rule_takes_the_largest_threshold_that_reaches_it(sample, target):
+def test_rules_take_the_best_threshold_that_reaches_their_target(sample, target):
     point = choose(*sample, rule=f"sensitivity>={target}")
     reached = [t for t, confusion in by_threshold(*sample).items() if confusion.sensitivity >= target]
     assert point.threshold == max(reached)
 
-
-@given(scored(), TARGETS)
-def test_specificity_rule_takes_the_smallest_threshold_that_reaches_it(sample, target):
     reached = [t for t, confusion in by_threshold(*sample).items() if confusion.specificity >= target]
     if reached:
         assert choose(*sample, rule=f"specificity>={target}").threshold == min(reached)
@@ -61,12 +58,9 @@ def test_balanced_rule_takes_the_greatest_youden_index(sample):
     assert tables[point.threshold].balanced_accuracy == pytest.approx(best, abs=1e-12)
 
 
-def test_balanced_rule_prefers_the_sensitive_one_of_equals():
+def test_ties_exact_targets_and_float32():
     # At 0.4 both positives and one of two negatives, at 0.6 one positive and no negative: J is 1/2 at either.
     assert choose([0, 1, 0, 1], [0.1, 0.4, 0.5, 0.6], "balanced").threshold == 0.4
-
-
-def test_targets_met_exactly_count_as_met():
     # 1 - 0.05 and its like are not 0.95 in float64: a rate got by subtraction would pass the exact threshold by.
     labels = np.repeat([0, 1], 20)
     probabilities = np.concatenate([np.linspace(0.01, 0.2, 20), np.linspace(0.1, 0.9, 20)])
@@ -79,13 +73,6 @@ def test_targets_met_exactly_count_as_met():
         point = choose(labels, probabilities, f"specificity>={target}")
         assert confusion_matrix_at(labels, probabilities, point.threshold).tn == of_hundred
 
-
-def test_the_point_carries_its_name_and_rule():
-    assert choose([0, 1], [0.2, 0.7]) == OperatingPoint("screening", 0.7, "sensitivity>=0.95")
-    assert choose([0, 1], [0.2, 0.7], "balanced", name="triage") == OperatingPoint("triage", 0.7, "balanced")
-
-
-def test_float32_probabilities_decide_alike_afterwards():
     probabilities = np.array([0.1, 0.3, 0.7], dtype=np.float32)
     point = choose([0, 1, 1], probabilities, "sensitivity>=1")
     assert confusion_matrix_at([0, 1, 1], probabilities, point.threshold).tp == 2
@@ -98,10 +85,12 @@ def test_one_class_is_refused(rule, label):
         choose([label, label], [0.1, 0.9], rule)
 
 
-def test_a_specificity_out_of_reach_is_refused_with_the_best_there_is():
+def test_invalid_arrays_and_unreachable_targets_are_refused():
     message = "the highest probability, 0.8, gives a specificity of 0.5000 on 2 images of label 0"
     with pytest.raises(DataError, match=message):
         choose([0, 0, 1], [0.1, 0.8, 0.8], "specificity>=0.9")
+    with pytest.raises(DataError, match="1 of 2 probabilities are NaN"):
+        choose([0, 1], [0.1, math.nan])
 
 
 @pytest.mark.parametrize(
@@ -121,13 +110,16 @@ def test_a_target_that_is_no_fraction_is_refused(rule):
         parse_rule(rule)
 
 
-def test_rules_parse():
+def test_rules_are_parsed_and_stored_with_the_point():
     assert parse_rule("sensitivity>=0.95") == ("sensitivity", 0.95)
     assert parse_rule(" specificity >= .9 ") == ("specificity", 0.9)
     assert parse_rule(" specific ") == ("specificity", 0.95)
     kind, target = parse_rule("balanced")
     assert kind == "balanced"
     assert math.isnan(target)
+
+    assert choose([0, 1], [0.2, 0.7]) == OperatingPoint("screening", 0.7, "sensitivity>=0.95")
+    assert choose([0, 1], [0.2, 0.7], "balanced", name="triage") == OperatingPoint("triage", 0.7, "balanced")
 
 
 @pytest.mark.parametrize(
@@ -146,11 +138,6 @@ def test_only_a_point_of_that_rule_has_its_name(told, name, rule):
         resolve_rule("triage")
 
 
-def test_invalid_arrays_raise_before_anything_is_chosen():
-    with pytest.raises(DataError, match="1 of 2 probabilities are NaN"):
-        choose([0, 1], [0.1, math.nan])
-
-
 def test_named_points_are_those_of_their_rules():
     labels, probabilities = [0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9]
     found = {point.name: point for point in choose_named(labels, probabilities)}
@@ -158,8 +145,6 @@ def test_named_points_are_those_of_their_rules():
     for name, rule in NAMED.items():
         assert found[name] == choose(labels, probabilities, rule, name)
 
-
-def test_a_named_point_out_of_reach_finds_nothing():
     found = choose_named([0, 1, 1], [0.9, 0.9, 0.2])
     assert [point.threshold for point in found] == [0.2, 0.2, math.inf]
     assert [point.rule for point in found] == list(NAMED.values())

@@ -35,7 +35,7 @@ def test_distances_are_those_of_the_density_that_scikit_learn_fits():
     )  # of the direction alone
 
 
-def test_of_validation_images_99_in_100_are_nearer_than_1_and_what_is_elsewhere_is_not():
+def test_distances_of_validation_images_and_of_too_few_images():
     held_out = features(1000, 1)
     space = training_reference.fit(features(500), held_out)
     assert np.mean(space.distances(held_out) > 1) == pytest.approx(0.01, abs=0.001)
@@ -43,6 +43,10 @@ def test_of_validation_images_99_in_100_are_nearer_than_1_and_what_is_elsewhere_
     shuffled = np.random.default_rng(0).permuted(held_out, axis=1)  # the same values, in other places
     assert np.mean(space.distances(shuffled) > 1) > 0.95
     assert np.isnan(space.distances(np.full((1, 40), np.nan)))
+
+    for train, held_out in ((features(1), features(5)), (features(5), features(0))):
+        with pytest.raises(DataError, match="too few for a training reference"):
+            training_reference.fit(train, held_out)
 
 
 @pytest.mark.parametrize("rows", [2, 3, 10, 100])
@@ -52,12 +56,6 @@ def test_few_images_and_dead_features_have_distances_all_the_same(rows):
         found = space.distances(np.concatenate([train, np.eye(1, train.shape[1])]))
         assert np.isfinite(found).all()
         assert found[-1] > found[0]
-
-
-def test_too_few_images_are_refused():
-    for train, held_out in ((features(1), features(5)), (features(5), features(0))):
-        with pytest.raises(DataError, match="too few for a training reference"):
-            training_reference.fit(train, held_out)
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.just(float("nan")), max_size=200))
@@ -72,13 +70,11 @@ def test_a_histogram_holds_every_value_once(values):
         assert count == sum(bounds[place] < value <= bounds[place + 1] for value in known)
 
 
-def test_bins_are_even_where_values_allow_it():
+def test_bins_are_even_and_rare_categories_lose_their_names():
     found = training_reference.histogram(stats.norm.rvs(size=2000, random_state=0))
     assert found.counts == (100,) * training_reference.BINS
     assert training_reference.histogram([3.0] * 50 + [7.0]).counts == (50, 1)
 
-
-def test_rare_categories_lose_their_names_and_no_image():
     counts = {"arm": 40, "leg": 5, "Mrs Smith's toe": 4, "unknown": 7}
     found = training_reference.categories(counts)
     assert found == {"arm": 40, "leg": 5, training_reference.OTHERS: 4}
@@ -98,7 +94,7 @@ def example(rows: int = 300, width: int = 40) -> training_reference.Reference:
     )
 
 
-def test_it_comes_back_as_it_was_and_is_small():
+def test_reference_is_stored_small_and_without_a_row_of_an_image():
     known = example(width=512)
     packed = known.pack()
     again = training_reference.unpack(packed)
@@ -107,10 +103,7 @@ def test_it_comes_back_as_it_was_and_is_small():
     np.testing.assert_array_equal(*distances)
     assert sum(map(len, packed.values())) < 300_000
     assert json.loads(packed["reference.json"])["images"] == {"train": 300, "validation": 100}
-
-
-def test_it_holds_no_row_for_an_image():
-    """Its size does not grow with the number of images, and of the arrays none has one of their length."""
+    # Its size does not grow with the number of images, and of the arrays none has one of their length.
     sizes = [len(example(rows).pack()["reference.npz"]) for rows in (300, 301)]
     assert sizes[0] == sizes[1]
     with np.load(io.BytesIO(example(301).pack()["reference.npz"])) as arrays:

@@ -32,7 +32,7 @@ def test_what_was_there_before_the_manifest_and_is_not_named_is_superseded(place
     assert decided(*listing, manifests={place: {"path": OLD}}).keys() == {f"{place}/{NEW}"}
 
 
-def test_a_dataset_goes_with_its_rejects_and_with_what_was_read_for_it():
+def test_datasets_are_removed_unless_a_registered_version_needs_them():
     listing = [(f"{place}/{name}-{MADE}/a", 9) for place in ("images", "rejects", "unmatched") for name in (OLD, NEW)]
     listing += [(f"decoded/{OLD}/a", 9), (f"decoded/{NEW}/a", 9), ("images/manifest.json", 1)]
     facts = {"id": NEW, "path": f"{NEW}-{MADE}", "decoded": NEW}
@@ -41,8 +41,6 @@ def test_a_dataset_goes_with_its_rejects_and_with_what_was_read_for_it():
     del facts["decoded"]  # before version 0.2
     assert decided(*listing, manifests={"images": facts}).keys() == three
 
-
-def test_the_images_of_a_registered_version_stay_once():
     listing = [(f"images/{name}-{made}/a", 9) for name in (OLD, NEW) for made in (MADE, OLD)]
     listing += [("images/manifest.json", 1)]
     manifests = {"images": {"id": NEW, "path": f"{NEW}-{MADE}"}}
@@ -50,8 +48,6 @@ def test_the_images_of_a_registered_version_stay_once():
     found = decided(*listing, manifests=manifests, versions=versions)
     assert found.keys() == {f"images/{NEW}-{OLD}"}, "the same images as those that the manifest names"
 
-
-def test_the_report_and_the_exported_network_of_a_registered_version_stay():
     listing = [(f"reports/{OLD}/a", 9), (f"reports/{BETWEEN}/a", 9), ("reports/manifest.json", 1)]
     listing += [(f"models/exported/{name}.ncnn", 0) for name in (OLD, NEW)]
     versions = {"reports": frozenset({OLD}), "exported": frozenset({f"models/exported/{NEW}.ncnn"})}
@@ -68,20 +64,15 @@ def test_what_a_killed_job_left_waits_to_be_gone_on_with(published):
     assert decided(*listing, manifests=manifests) == {f"features/{NEW}": "unfinished, 31 days old"}
 
 
-def test_a_checkpoint_waits_whatever_was_trained_after_it():
+def test_unfinished_work_and_pictures_are_removed_by_age():
     listing = [(f"models/finetuned/{OLD}/checkpoint.npz", 20), ("models/finetuned/manifest.json", 1)]
     manifests = {"models/finetuned": {"path": NEW}}
     assert decided(*listing, manifests=manifests) == {}
     assert decided(*listing, manifests=manifests, unfinished_days=19).keys() == {f"models/finetuned/{OLD}"}
-
-
-def test_rows_of_an_unfinished_batch_wait():
     listing = [(f"scoring/{OLD}/{NEW}/a", 31), (f"scoring/{OLD}/{BETWEEN}/a", 31), (f"scoring/{OLD}/{BETWEEN}/b", 29)]
     why = "rows of a batch that was not finished, 31 days old"
     assert decided(*listing) == {f"scoring/{OLD}/{NEW}": why}
 
-
-def test_pictures_go_by_the_age_of_their_batch_and_only_when_asked_for():
     def batch(days):
         return time.strftime("%Y%m%dT%H%M%SZ-0a1b2c", time.gmtime(NOW - days * DAY))
 
@@ -94,7 +85,7 @@ def test_pictures_go_by_the_age_of_their_batch_and_only_when_asked_for():
     assert decided(*listing, worklists_days=4).keys() == {f"batches/{name}/pictures" for name in ids}
 
 
-def test_an_external_set_goes_by_its_last_evaluation_manifest_first_and_its_reports_stay():
+def test_external_sets_are_removed_by_the_age_of_their_last_evaluation():
     top = f"external/{OLD}"
     listing = [(f"{top}/{place}/{NEW}-{MADE}/a", 200) for place in ("images", "rejects", "unmatched")]
     listing += [(f"{top}/decoded/{NEW}/a", 200), (f"{top}/images/manifest.json", 200), (f"{top}/reports/{NEW}/a", 181)]
@@ -109,8 +100,6 @@ def test_an_external_set_goes_by_its_last_evaluation_manifest_first_and_its_repo
     assert decided(*listing, (f"{top}/reports/{BETWEEN}/a", 179), manifests=manifests) == {}
     assert decided((f"{top}/reports/{NEW}/a", 999)) == {}
 
-
-def test_an_external_set_that_stays_has_superseded_datasets_too():
     top = f"external/{OLD}"
     listing = [(f"{top}/images/{name}-{MADE}/a", 9) for name in (OLD, NEW)] + [(f"{top}/images/manifest.json", 1)]
     manifests = {f"{top}/images": {"id": NEW, "path": f"{NEW}-{MADE}"}}
@@ -118,14 +107,11 @@ def test_an_external_set_that_stays_has_superseded_datasets_too():
     assert decided(*listing, manifests=manifests, versions=versions).keys() == {f"{top}/images/{OLD}-{MADE}"}
 
 
-def test_what_a_killed_ingest_left_goes_at_once():
+def test_folders_of_killed_ingests_and_marks_of_folders_are_removed_first():
     top = f"external/{OLD}"
     folders = ["_ingest-0a1b2c3d", f"{top}/_ingest-4e5f6071"]
     found = decided(*((f"{folder}/listed/a", 0) for folder in folders))
     assert found == dict.fromkeys(folders, "left by an ingest that was killed")
-
-
-def test_the_mark_of_a_whole_folder_goes_before_what_is_in_it():
     listing = [File(f"reports/search/symmetries/{OLD}/{name}", 1, 0.0) for name in ("part-0", "_SUCCESS")]
     (item,) = retention.decide(listing, References({}), config.Prune(), NOW)
     assert item.paths == (f"reports/search/symmetries/{OLD}/_SUCCESS", f"reports/search/symmetries/{OLD}")
@@ -150,13 +136,10 @@ def test_what_no_job_names_stays():
     assert decided(*listing, **settings, manifests={"images": {"path": "x"}, "features": {"path": "x"}}) == {}
 
 
-def test_the_manifests_to_read():
+def test_manifests_are_listed_and_sizes_described():
     names = ["images", "models/head", "reports", f"external/{OLD}/images", f"reports/search/{OLD}", f"images/{OLD}"]
     files = [File(f"{name}/manifest.json", 1, 0.0) for name in names]
     assert retention.manifests_in(files) == [f"external/{OLD}/images", "images", "models/head", "reports"]
-
-
-def test_how_much_it_is():
     items = [retention.Item("a", ("a",), 1200, 3_000_000, ""), retention.Item("b", ("b",), 34, 400_000, "")]
     assert retention.describe(items) == "2 entries, 1,234 files, 3.4 MB"
 

@@ -21,7 +21,7 @@ def move(place, action, before, after):
     )
 
 
-def test_moves_are_numbered_and_kept_as_they_were_written(place, tmp_path):
+def test_moves_are_numbered_kept_and_refused_to_a_second_job(place, tmp_path, monkeypatch):
     first = move(place, alias_history.PROMOTE, None, "1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     second = move(place, alias_history.PROMOTE, "1", "2")
@@ -33,6 +33,10 @@ def test_moves_are_numbered_and_kept_as_they_were_written(place, tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
     assert len(list(tmp_path.rglob("*"))) == 5, "a temporary file was left"
     assert alias_history.format_moves([first, second]).splitlines()[1].endswith("promote: version 1 -> 2; because")
+
+    monkeypatch.setattr(files, "write_new", lambda url, content: False)
+    with pytest.raises(ClusterError, match="another job moved melanoma@champion at the same time"):
+        move(place, alias_history.PROMOTE, None, "1")
 
 
 def test_the_aliases_that_were_moved(place):
@@ -79,12 +83,6 @@ def one_of_many(folder, barrier, answers):
         answers.put("written")
     except ClusterError as error:
         answers.put(str(error))
-
-
-def test_who_comes_second_moves_nothing(place, monkeypatch):
-    monkeypatch.setattr(files, "write_new", lambda url, content: False)
-    with pytest.raises(ClusterError, match="another job moved melanoma@champion at the same time"):
-        move(place, alias_history.PROMOTE, None, "1")
 
 
 def test_of_many_at_once_each_move_has_a_number_of_its_own(tmp_path):

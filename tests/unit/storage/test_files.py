@@ -78,13 +78,25 @@ def test_url_of_a_url_is_itself(names, start):
     assert not url.endswith("/")
 
 
-def test_folders_are_made_and_old_content_is_replaced(folder):
+def test_small_files_are_written_replaced_and_equal_for_equal_facts(folder):
     target = files.join(folder, "new", "deep", "file")
     assert not files.exists(target)
     files.write_bytes(target, b"old content")
     files.write_bytes(target, b"new")
     assert files.read_bytes(target) == b"new"
     assert files.list_names(files.join(folder, "new", "deep"), "*") == ["file"]
+
+    target = files.join(folder, "manifest.json")
+    assert files.read_json(target) is None
+    files.write_json(target, {"b": [1, 2.5, None], "a": {"x": "ä"}})
+    first = files.read_bytes(target)
+    assert files.read_json(target) == {"a": {"x": "ä"}, "b": [1, 2.5, None]}
+    files.write_json(target, {"a": {"x": "ä"}, "b": [1, 2.5, None]})
+    assert files.read_bytes(target) == first
+
+    files.check_writable(files.join(folder, "warehouse"))
+    assert files.list_names(files.join(folder, "warehouse"), "*") == []
+    assert files.list_names(files.join(folder, "warehouse"), ".*") == []
 
 
 def test_names_that_match_are_those_directly_below(folder):
@@ -205,12 +217,6 @@ def test_store_of_an_unknown_kind_cannot_be_written(action):
         action("nowhere://bucket/x")
 
 
-def test_check_of_a_folder_leaves_nothing_in_it(folder):
-    files.check_writable(files.join(folder, "warehouse"))
-    assert files.list_names(files.join(folder, "warehouse"), "*") == []
-    assert files.list_names(files.join(folder, "warehouse"), ".*") == []
-
-
 def test_renaming_makes_the_folder_above_and_removing_takes_folders_whole_and_does_not_mind_their_absence(folder):
     files.write_bytes(files.join(folder, "attempt", "part", "file"), b"content")
     files.rename(files.join(folder, "attempt"), files.join(folder, "old", "final"))
@@ -221,16 +227,6 @@ def test_renaming_makes_the_folder_above_and_removing_takes_folders_whole_and_do
     files.remove(files.join(folder, "old"))
     files.remove(files.join(folder, "old"))
     assert files.list_names(folder, "*") == ["kept"]
-
-
-def test_json_comes_back_and_equal_facts_are_equal_files(folder):
-    target = files.join(folder, "manifest.json")
-    assert files.read_json(target) is None
-    files.write_json(target, {"b": [1, 2.5, None], "a": {"x": "ä"}})
-    first = files.read_bytes(target)
-    assert files.read_json(target) == {"a": {"x": "ä"}, "b": [1, 2.5, None]}
-    files.write_json(target, {"a": {"x": "ä"}, "b": [1, 2.5, None]})
-    assert files.read_bytes(target) == first
 
 
 @pytest.mark.parametrize("content", [b"", b'{"id": "ab', b"\xff\xfe", b"[1, 2]", b"[[1, 2]]", b"null", b"3"])

@@ -29,7 +29,7 @@ def another(path, **changes):
     path.write_text(json.dumps({**facts, "beat": time.time(), **changes}))
 
 
-def test_a_second_job_of_the_kind_is_refused_and_told_by_whom(warehouse, tmp_path):
+def test_one_job_of_a_kind_runs_at_a_time(warehouse, tmp_path):
     with lease.acquire(warehouse, "featurize"):
         words = (
             f"featurize is already running on this warehouse, since .* on {socket.gethostname()} .process {os.getpid()}"
@@ -42,8 +42,6 @@ def test_a_second_job_of_the_kind_is_refused_and_told_by_whom(warehouse, tmp_pat
         pass
     assert not list((tmp_path / "running").iterdir())
 
-
-def test_it_is_given_back_when_the_job_fails(warehouse):
     with pytest.raises(ZeroDivisionError), lease.acquire(warehouse, "ingest"):
         raise ZeroDivisionError
     with lease.acquire(warehouse, "ingest"):
@@ -69,9 +67,13 @@ def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for
     started.wait()
 
 
-def test_another_process_of_the_same_number_keeps_nobody_out(warehouse, tmp_path):
+def test_dead_jobs_block_no_other_job(warehouse, tmp_path):
     another(tmp_path / "running/score.json", host=socket.gethostname(), process=os.getpid())
     with lease.acquire(warehouse, "score"):
+        pass
+    another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
+    lease.check_idle(warehouse)
+    with lease.block_jobs(warehouse, ["ingest"], "prune"):
         pass
 
 
@@ -123,15 +125,7 @@ def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, c
     assert file.exists() == bool(content), "what is not its own it does not remove"
 
 
-def test_signs_of_life_do_not_bring_back_a_lease_that_is_gone(warehouse, tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.02)
-    with lease.acquire(warehouse, "score"):
-        (tmp_path / "running/score.json").unlink()
-        time.sleep(0.1)
-        assert not (tmp_path / "running/score.json").exists()
-
-
-def test_a_job_gives_signs_of_life(warehouse, tmp_path, monkeypatch):
+def test_signs_of_life_renew_a_lease_and_do_not_bring_it_back(warehouse, tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.05)
     with lease.acquire(warehouse, "score"):
         beats = set()
@@ -139,6 +133,12 @@ def test_a_job_gives_signs_of_life(warehouse, tmp_path, monkeypatch):
         while len(beats) < 3 and time.monotonic() < until:
             beats.add(json.loads((tmp_path / "running/score.json").read_text())["beat"])
         assert len(beats) >= 3
+
+    monkeypatch.setattr(lease, "BEAT", 0.02)
+    with lease.acquire(warehouse, "score"):
+        (tmp_path / "running/score.json").unlink()
+        time.sleep(0.1)
+        assert not (tmp_path / "running/score.json").exists()
 
 
 def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
@@ -190,10 +190,3 @@ def test_it_is_not_at_rest_while_any_job_is_at_work(warehouse, tmp_path, job):
         lease.check_idle(warehouse, but=[job])
         assert [path.name for path in (tmp_path / "running").iterdir()] == [f"{job}.json"]
     lease.check_idle(warehouse)
-
-
-def test_a_dead_job_is_not_at_work(warehouse, tmp_path):
-    another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
-    lease.check_idle(warehouse)
-    with lease.block_jobs(warehouse, ["ingest"], "prune"):
-        pass

@@ -41,13 +41,11 @@ def warehouse(tmp_path):
     return files.url_of(str(tmp_path))
 
 
-def test_no_manifest(warehouse):
+def test_manifests_are_required_published_and_replaced(warehouse, tmp_path):
     assert manifests.read(ImagesManifest, warehouse) is None
     with pytest.raises(DataError, match=r"images is not there yet; run `melanoma-spark ingest` first"):
         manifests.require(ImagesManifest, warehouse)
 
-
-def test_publish_replaces_the_manifest(warehouse, tmp_path):
     for number in (1, 2):
         published = manifests.publish(IMAGES.model_copy(update={"id": f"i{number}", "path": f"p{number}"}), warehouse)
     found = manifests.require(ImagesManifest, warehouse)
