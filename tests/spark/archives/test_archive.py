@@ -161,7 +161,7 @@ def on_disk(root: Path) -> dict[str, Path]:
     return found
 
 
-def test_every_loose_file_is_listed_once_with_its_size_and_time(rows, odd):
+def test_every_file_and_member_is_listed_once(rows, odd):
     loose = [row for row in rows if row.kind == "file"]
     files = on_disk(odd)
     assert sorted(row.path for row in loose) == sorted(files)
@@ -174,13 +174,9 @@ def test_every_loose_file_is_listed_once_with_its_size_and_time(rows, odd):
             if not files[row.path].is_symlink():
                 assert row.modified.timestamp() == pytest.approx(stat.st_mtime, abs=0.0011)
 
-
-def test_undecodable_names_are_kept_as_bytes(rows):
     assert {bytes(row.raw) for row in rows if row.raw is not None} == {*NO_TEXT, b"\xe9.zip"}
     assert {row.path for row in rows} >= {"caf\\xe9.jpg", "\\xff\\xfe/\\xe9t\\xe9.jpg", "\\xe9.zip/a.jpg"}
 
-
-def test_every_member_is_listed_once_with_its_size_and_the_containers_time(rows, odd):
     found = {name: [row for row in rows if row.file == name and row.kind == kind] for name, kind in KINDS.items()}
     for name, members in found.items():
         assert sorted(row.member for row in members) == sorted(FOUR)
@@ -191,14 +187,12 @@ def test_every_member_is_listed_once_with_its_size_and_the_containers_time(rows,
             assert row.modified.timestamp() == pytest.approx((odd / name).stat().st_mtime, abs=0.0011)
             assert (row.role, row.reason) == ("image", None)
 
-
-def test_nothing_is_listed_twice_and_no_container_is_left(rows):
     assert max(Counter(row.source_uri for row in rows).values()) == 1
     assert max(Counter(row.path for row in rows).values()) == 1
     assert {row.kind for row in rows} == {"file", "zip", "tar", "tar.gz"}
 
 
-def test_decode_gives_a_row_for_every_readable_image(rows, decoded):
+def test_every_readable_image_is_decoded_as_by_decoding(rows, decoded, odd):
     readable = {row.source_uri: row for row in rows if row.role == "image" and row.reason is None}
     assert decoded.keys() == readable.keys()
     for uri, row in decoded.items():
@@ -212,8 +206,6 @@ def test_decode_gives_a_row_for_every_readable_image(rows, decoded):
         f"flipped.zip/{PACKED[1]}": "damaged_member",
     }
 
-
-def test_decoded_loose_files_equal_those_of_decoding(decoded, odd):
     field = schemas.images_schema(64).fields["image"]
     files = on_disk(odd)
     read = [path for path in files if (row := decoded.get(f"file:{odd}/{path}")) and row.image is not None]
@@ -274,7 +266,7 @@ def contents(listed, count, settings):
     return tasks.compute_files(listed, count, settings, compute, batch_size=2, result=told)
 
 
-def test_contents_are_the_files(listed, rows, settings, odd):
+def test_contents_and_hashes_are_those_of_the_files(listed, rows, settings, odd):
     found = contents(listed, listed.count(), settings).collect()
     places = {row.source_uri: row for row in rows}
     assert sorted(row.source_uri for row in found) == sorted(places)
@@ -293,8 +285,6 @@ def test_contents_are_the_files(listed, rows, settings, odd):
         assert row.sha256 == hashes.sha256(expected)
         assert row.image_id == place.image_id == tables.image_id(place.path)
 
-
-def test_hashes_are_those_of_the_contents(listed, settings):
     named = listed.withColumn("source_key", encode("source_uri", "utf-8"))
     found = tasks.hash_files(named, listed.count(), settings).collect()
     expected = contents(listed, listed.count(), settings).collect()

@@ -407,7 +407,7 @@ def ingested(spark, tmp_path_factory, shared_mlflow) -> Ingested:
     return Ingested(line, line.stage("ingest"), expected, contents, before)
 
 
-def test_each_thing_ends_where_it_should_and_once(ingested):
+def test_each_file_is_accepted_or_rejected_once_with_its_reason(ingested):
     accepted, rejected = ingested.line.read("images").toPandas(), ingested.rejects()
     found = [*accepted["source_uri"], *rejected["source_uri"]]
     assert len(found) == len(set(found))
@@ -416,8 +416,6 @@ def test_each_thing_ends_where_it_should_and_once(ingested):
     )
     assert outcomes == {source: outcome for source, outcome in ingested.expected.items() if outcome != SKIPPED}
 
-
-def test_the_sums_are_those_of_the_tables_here(ingested):
     facts, count = ingested.line.manifest("images"), Counter(ingested.expected.values())
     assert len(ingested.expected) >= 350
     assert facts["listed"] == len(ingested.expected)
@@ -427,8 +425,6 @@ def test_the_sums_are_those_of_the_tables_here(ingested):
     assert facts["reasons"] == {reason: n for reason, n in count.items() if reason not in (READ, SKIPPED)}
     assert ingested.told.startswith(f"ingest: {len(ingested.expected)} files listed = {count[READ]} accepted + ")
 
-
-def test_every_reject_says_what_and_why(ingested):
     known = REASONS.keys() | containers.REASONS.keys()
     for row in ingested.rejects().itertuples():
         assert row.reason in known
@@ -442,12 +438,10 @@ def test_every_reject_says_what_and_why(ingested):
             assert len(row.sha256) == 64
 
 
-def test_nothing_is_written_beside_the_warehouse(ingested):
+def test_only_the_warehouse_is_written_and_it_holds_no_persons_name(ingested):
     assert state(ingested.line.archive.parent) == ingested.before
     assert {path.name for path in ingested.line.folder.parent.iterdir()} == {"warehouse"}
 
-
-def test_no_name_of_a_person_is_stored(ingested):
     assert sum(PERSON.encode() in content for content in ingested.contents.values()) > 5
     looked_at = Counter()
     for path in ingested.line.folder.rglob("*"):

@@ -79,8 +79,6 @@ def test_offsets_change_with_the_folder_and_the_asked_file(tmp_path):
     (partition,) = looks.partitions(first, first)
     assert list(looks.read(partition)) == [(1,)]
 
-
-def test_a_missing_folder_changes_the_offset_and_raises_nothing(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         seen(tmp_path / "nowhere")
     (tmp_path / "asked").write_text("")

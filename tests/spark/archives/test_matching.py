@@ -52,6 +52,13 @@ def test_rows_of_a_name_of_two_images_are_ambiguous(spark):
         "(IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg)"
     )
 
+    said = {TABLE: [("IMG_0001.jpg", {"labels": ("nevus",)})], "more.csv": [patient("p1/IMG_0001.jpg", "A")]}
+    rows, _, _ = matched(spark, [P1, P2], said)
+    assert {path: (row.in_table, row.ambiguous_label, row.labels) for path, row in rows.items()} == {
+        P1: (True, True, []),
+        P2: (False, True, None),
+    }
+
 
 def test_a_row_of_a_missing_image_is_not_attached_to_another_of_its_name(spark):
     """Of two patients' first images one has not come tonight."""
@@ -69,14 +76,12 @@ def test_a_row_of_a_missing_image_is_not_attached_to_another_of_its_name(spark):
     ) in str(notes)
 
 
-def test_folders_of_another_place_do_not_matter(spark):
+def test_tables_describe_images_of_other_folders_that_have_no_table(spark):
     said = {TABLE: [patient("images/IMG_1.jpg", "A"), patient("images/IMG_2.jpg", "B")]}
     rows, unmatched, _ = matched(spark, ["night/IMG_1.jpg", "night/IMG_2.jpg"], said)
     assert {path: row.patient_id for path, row in rows.items()} == {"night/IMG_1.jpg": "A", "night/IMG_2.jpg": "B"}
     assert not unmatched
 
-
-def test_each_container_has_its_own_table(spark):
     paths = [f"{box}.zip/IMG_{number}.jpg" for box in "ab" for number in (1, 2)]
     said = {
         "a.zip/patients.csv": [patient("IMG_1.jpg", "A"), patient("IMG_2.jpg", "A"), patient("IMG_3.jpg", "A")],
@@ -88,8 +93,6 @@ def test_each_container_has_its_own_table(spark):
         "b.zip has a table of its own"
     )
 
-
-def test_a_table_in_one_container_is_about_another_where_names_are_not_used_again(spark):
     said = {"1.zip/metadata.csv": [patient("lesion_7.jpg", "A"), patient("lesion_8.jpg", "B")]}
     rows, unmatched, _ = matched(spark, ["1.zip/lesion_7.jpg", "2.zip/lesion_8.jpg"], said)
     assert {path: row.patient_id for path, row in rows.items()} == {
@@ -97,10 +100,7 @@ def test_a_table_in_one_container_is_about_another_where_names_are_not_used_agai
         "2.zip/lesion_8.jpg": "B",
     }
     assert not unmatched
-
-
-def test_a_folder_of_tables_alone_is_about_images_that_have_a_table_beside_them_too(spark):
-    """Labels in a folder of their own, and a table of other things beside the images."""
+    # Labels in a folder of their own, and a table of other things beside the images.
     said = {
         "labels/truth.csv": [("lesion_7.jpg", {"labels": ("nevus",)})],
         "images/ages.csv": [("lesion_8.jpg", {"age": 40.0})],
@@ -141,15 +141,6 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
         ("d", CONTRADICTORY, "d.jpg: site"),
     ]
     assert str(notes) == "; 3 images have rows that disagree (a.jpg: age; c.jpg: patient_id; ...)"
-
-
-def test_ambiguous_rows_with_labels_are_marked(spark):
-    said = {TABLE: [("IMG_0001.jpg", {"labels": ("nevus",)})], "more.csv": [patient("p1/IMG_0001.jpg", "A")]}
-    rows, _, _ = matched(spark, [P1, P2], said)
-    assert {path: (row.in_table, row.ambiguous_label, row.labels) for path, row in rows.items()} == {
-        P1: (True, True, []),
-        P2: (False, True, None),
-    }
 
 
 def test_private_names_are_stored_as_hashes(spark):

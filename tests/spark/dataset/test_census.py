@@ -59,7 +59,7 @@ def pairs(rows, value):
     return {key: tuple(pair) for key, pair in found.items()}
 
 
-def test_each_field_is_counted_by_value_and_class(table):
+def test_values_groups_and_examples_are_counted_as_by_pandas(table):
     frame, rows = table
     found = summary.count_values(frame)
     assert set(found) == set(summary.KINDS)
@@ -73,8 +73,6 @@ def test_each_field_is_counted_by_value_and_class(table):
     ages = {None: None, "40": "40-49", "40.0": "40-49", "55": "50-59", "old": None}
     assert summary.distribution(age, found["age"]) == pairs(rows, lambda row: ages[row["age"]])
 
-
-def test_rare_values_are_counted_together(table):
     frame, rows = table
     found = summary.count_values(frame)["site"]
     counts = Counter(row["site"] for row in rows)
@@ -82,8 +80,6 @@ def test_rare_values_are_counted_together(table):
     assert len(counts) > summary.KINDS["site"]
     assert found == pairs(rows, lambda row: row["site"] if row["site"] in common else "other")
 
-
-def test_groups_are_counted_by_what_holds_them_together(table):
     frame, rows = table
     expected = {split: Counter() for split in splits.SPLITS}
     for split, group in {(row["split"], row["group"]) for row in rows}:
@@ -91,8 +87,6 @@ def test_groups_are_counted_by_what_holds_them_together(table):
         expected[split][kind if kind in ("patient", "lesion") else "image"] += 1
     assert summary.count_groups(frame) == expected
 
-
-def test_examples_are_those_of_the_smallest_hashes(table):
     frame, rows = table
     found = summary.first_rows(frame, "label", 7, "split")
     for label in (0, 1):

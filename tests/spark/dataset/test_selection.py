@@ -251,7 +251,7 @@ DETAILS = {
 }
 
 
-def test_tables_tell_labels_and_win_over_folders(from_tables):
+def test_tables_give_labels_on_any_partitions_and_private_names_as_hashes(from_tables):
     assert decided(from_tables["plain"]) == {f"{path}.jpg": made for path, _, made in SAID}
     rows = by_path(from_tables["plain"])
     assert {path: row["detail"] for path, row in rows.items() if row["reason"]}.items() >= DETAILS.items()
@@ -259,12 +259,8 @@ def test_tables_tell_labels_and_win_over_folders(from_tables):
     assert (rows["same.jpg"]["shipped"], rows["same.jpg"]["lesion_id"]) == ("test", "l")
     assert {row["in_table"] for path, row in rows.items() if path != "benign/alone.jpg"} == {True}
 
-
-def test_partitions_do_not_matter_to_candidates(from_tables):
     assert by_path(from_tables["again"]) == by_path(from_tables["plain"])
 
-
-def test_private_names_are_stored_as_what_name_makes_of_them(from_tables):
     def hashed(text):
         return text and hmac.new(b"k" * 16, text.encode(), hashlib.sha256).hexdigest()[:32]
 
@@ -395,7 +391,7 @@ def hashed(spark):
     return rows, in_one_job(cases)
 
 
-def test_every_row_is_placed_as_by_hand(hashed):
+def test_rows_are_decided_once_each_as_by_hand(hashed):
     rows, found = hashed
     assert placed(found["all"]) == by_hand(rows)
     kept = [row for row in found["all"] if row["split"]]
@@ -403,8 +399,6 @@ def test_every_row_is_placed_as_by_hand(hashed):
     reasons = {None, "duplicate", "conflicting_labels", "unknown_label", "no_label"}
     assert {row["reason"] for row in found["all"]} == reasons
 
-
-def test_every_row_comes_out_once_with_a_reason_xor_a_split(hashed):
     rows, found = hashed
     assert sorted(row["source_uri"] for row in found["all"]) == sorted(row["source_uri"] for row in rows)
     assert all((row["reason"] is None) != (row["split"] is None) for row in found["all"])
@@ -414,7 +408,7 @@ def test_every_row_comes_out_once_with_a_reason_xor_a_split(hashed):
         assert {name: row[name] for name in same} == {name: given[path][name] for name in same}
 
 
-def test_chains_are_one_group_and_what_cannot_be_used_joins_nothing(hashed):
+def test_chains_are_one_group_and_new_images_move_no_image(hashed):
     given, sides = by_path(hashed[0]), defaultdict(set)
     for row in hashed[1]["all"]:
         for key in (row["group"], *given[row["source_uri"]]["keys"]) if row["split"] else ():
@@ -424,8 +418,6 @@ def test_chains_are_one_group_and_what_cannot_be_used_joins_nothing(hashed):
     assert {named[f"chain/{n}"] for n in range(1, 7)} == {"patient:chain y"}
     assert (named["apart/1"], named["apart/2"], named["apart/3"]) == ("patient:apart 1", None, "patient:apart 2")
 
-
-def test_more_images_of_known_patients_move_no_image(hashed):
     before, after = (placed(hashed[1][name]) for name in ("all", "grown"))
     assert len(after) == len(SOLO) + len(MORE)
     assert {row["source_uri"]: after[row["source_uri"]] for row in SOLO} == {
@@ -478,7 +470,7 @@ def shipped(spark):
     return {name: placed(rows) for name, rows in in_one_job(cases).items()}
 
 
-def test_a_shipped_split_is_honoured(shipped):
+def test_shipped_splits_are_honored_and_completed(shipped):
     sides = {path: row[3] for path, row in shipped["with"].items()}
     assert {sides[row["source_uri"]] for row in MANY} == {"train"}
     assert {path: side for path, side in sides.items() if not path.startswith("many")} == {
@@ -488,8 +480,6 @@ def test_a_shipped_split_is_honoured(shipped):
         "valid/1": "validation",
     }
 
-
-def test_validation_is_cut_from_train_where_none_is_shipped(shipped):
     cut = {"train": set(), "validation": set()}
     for path, (reason, _, group, side) in shipped["without"].items():
         if reason is None and side != "test":
@@ -499,8 +489,6 @@ def test_validation_is_cut_from_train_where_none_is_shipped(shipped):
     in_test = {path for path, row in shipped["without"].items() if row[3] == "test"}
     assert in_test == {"test/1", "test/2", "test/3", "copy/1"}
 
-
-def test_repair_leaves_out_what_stands_outside_of_test_or_else_validation(shipped):
     found = {path: row for path, row in shipped["repaired"].items() if path.startswith("over")}
     told = ("split_overlap", "its group stands in the shipped split ")
     assert found == {

@@ -182,11 +182,7 @@ def test_what_another_run_could_not_read_is_tried_again(spark, warehouse, place)
     wait(scores(spark, ["a", "c"], **lost), place)
     wait(scores(spark, ["b"]), place)
     found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
-    assert sorted((row.image_id, row.reason) for row in found) == [
-        ("a", UNREADABLE),
-        ("b", None),
-        ("c", UNREADABLE),
-    ]
+    assert sorted((row.image_id, row.reason) for row in found) == [("a", UNREADABLE), ("b", None), ("c", UNREADABLE)]
 
 
 def test_what_waits_and_was_committed_under_another_name_waits_no_more(spark, warehouse, place):

@@ -188,7 +188,7 @@ def test_what_is_no_image_error_ends_the_job(spark):
         run(spark, udf, range(3), partitions=1)
 
 
-def test_the_next_item_is_prepared_while_one_is_used():
+def test_prefetch_prepares_one_item_ahead_and_raises_errors_in_turn():
     prepared: list[int] = []
     threads = set()
 
@@ -207,8 +207,6 @@ def test_the_next_item_is_prepared_while_one_is_used():
     assert used == [0, 10, 20, 30, 40]
     assert threading.get_ident() not in threads
 
-
-def test_an_error_while_preparing_ahead_is_raised_in_its_turn():
     def prepare(item: int) -> int:
         if item == 2:
             raise ValueError("third")

@@ -21,9 +21,19 @@ def other_driver(monkeypatch):
     monkeypatch.setattr(checks, "package_versions", lambda: {**own, "numpy": "0.0.1", "more": "1"})
 
 
-def test_executors_that_are_fit(spark):
+def test_executors_are_ready_out_of_reach_or_missing(spark, monkeypatch):
     executors.check_ready(spark, 2)
     executors.check_versions(spark)
+
+    elsewhere = SimpleNamespace(get=lambda key: "nobody-has-this-name.invalid")
+    seen = SimpleNamespace(sparkContext=spark.sparkContext, conf=elsewhere)
+    told = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
+    with pytest.raises(ClusterError, match=told):
+        executors.check_ready(seen, 2)
+
+    monkeypatch.setattr(executors.session, "settled_slots", lambda spark: 0)
+    with pytest.raises(ClusterError, match=r"none has registered; check that the cluster has free cores"):
+        executors.probe_machines(spark, "file:///nowhere", "")
 
 
 @pytest.mark.parametrize("check", [lambda spark: executors.check_ready(spark, 2), executors.check_versions])
@@ -34,14 +44,6 @@ def test_other_versions_are_told_in_one_line(spark, other_driver, check):
     assert str(caught.value) == (
         f"{ON}: more none (driver: 1), numpy {found} (driver: 0.0.1); install the driver's versions there"
     )
-
-
-def test_a_driver_that_cannot_be_reached(spark):
-    elsewhere = SimpleNamespace(get=lambda key: "nobody-has-this-name.invalid")
-    seen = SimpleNamespace(sparkContext=spark.sparkContext, conf=elsewhere)
-    told = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
-    with pytest.raises(ClusterError, match=told):
-        executors.check_ready(seen, 2)
 
 
 # over the limit of one test: the executor imports Horovod, and TensorFlow with it
@@ -73,12 +75,6 @@ def test_a_warehouse_that_is_not_the_drivers(tmp_path, monkeypatch, folder, told
     place = files.url_of(str(tmp_path / folder))
     found = executors._describe_machine(place, f"{place}/of-the-driver", SimpleNamespace(java="17", spark="4"))
     assert found.warehouse.startswith(told.format(place=place))
-
-
-def test_no_executor_has_come(spark, monkeypatch):
-    monkeypatch.setattr(executors.session, "settled_slots", lambda spark: 0)
-    with pytest.raises(ClusterError, match=r"none has registered; check that the cluster has free cores"):
-        executors.probe_machines(spark, "file:///nowhere", "")
 
 
 @pytest.mark.parametrize("barrier", [False, True])

@@ -112,11 +112,19 @@ def test_each_view_of_train_images_is_read_by_itself(spark, dataset):
         assert {split: len(views) for split, views in of_splits.items()} == {"train": 2, "validation": 1}
 
 
-def test_the_ranks_rows_make_up_the_whole(spark, dataset):
+def test_ranks_read_all_rows_and_averages_follow_the_keys(spark, dataset):
     index = reading.indexes(spark, dataset, {"train": wanted(range(3, ROWS))})["train"][0]
     dealt = sharding.deal(index.groups, 8, seed=5)
     parts = [read(dataset, "a", index, sharding.share(dealt, rank, 3)) for rank in range(3)]
     assert sorted(float(array.flat[0]) for part in parts for array in part) == list(range(3, ROWS))
+
+    labels = {"train": wanted(range(ROWS - 1, 4, -1)), "validation": wanted(range(3))}
+    found = reading.averages(spark, dataset, "a", labels)
+    for split, numbers in (("train", range(5, ROWS)), ("validation", range(3))):
+        (means,) = found[split]
+        np.testing.assert_allclose(means.values, [value(n, "a").mean((0, 1)) for n in numbers], rtol=1e-6)
+        assert means.labels.tolist() == [n % 2 for n in numbers]
+        assert means.values.dtype == np.float32
 
 
 def test_only_row_groups_that_hold_a_wanted_row_are_read(spark, dataset, monkeypatch):
@@ -133,16 +141,6 @@ def test_only_row_groups_that_hold_a_wanted_row_are_read(spark, dataset, monkeyp
     monkeypatch.setattr(PyDictReaderWorker, "process", counted)
     assert len(read(dataset, "a", index, whole(index))) == 3
     assert len(pieces) == len(index.places) <= 3
-
-
-def test_averages_are_those_of_each_image_in_the_order_of_their_keys(spark, dataset):
-    labels = {"train": wanted(range(ROWS - 1, 4, -1)), "validation": wanted(range(3))}
-    found = reading.averages(spark, dataset, "a", labels)
-    for split, numbers in (("train", range(5, ROWS)), ("validation", range(3))):
-        (means,) = found[split]
-        np.testing.assert_allclose(means.values, [value(n, "a").mean((0, 1)) for n in numbers], rtol=1e-6)
-        assert means.labels.tolist() == [n % 2 for n in numbers]
-        assert means.values.dtype == np.float32
 
 
 def averages(spark, url, labels, views=1):
