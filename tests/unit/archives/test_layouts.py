@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from melanoma_spark.archives import layouts, tables
 from melanoma_spark.archives.layouts import (
     LAYOUTS,
-    KnownLayout,
     Layout,
     classify_file,
     label_from_folders,
@@ -120,36 +119,6 @@ def test_a_missing_layout_is_refused_with_what_is_there(name, other):
     assert told.startswith(f"layout={other} needs {LAYOUTS[other].needs}; found ")
     assert min(TABLES[name]) in told
     assert "folders of images: images" in told
-
-
-# Pacheco et al., PAD-UFES-20, Data in Brief 2020: columns and words that no other layout has
-PAD_UFES_20 = KnownLayout(
-    "a metadata.csv with img_id and diagnostic",
-    fits=lambda table: table.names >= {"img_id", "diagnostic"},
-    columns={"image_id": "img_id", "label": "diagnostic", "skin_type": "fitspatrick", "site": "region"},
-    words={"nev": "nevus", "ack": "actinic keratosis", "sek": "seborrheic keratosis"},
-    license="CC BY 4.0",
-)
-PAD_UFES_TABLE = {
-    "metadata.csv": "patient_id,lesion_id,age,gender,fitspatrick,region,diagnostic,img_id\n"
-    "PAT_1,765,55,FEMALE,3.0,NECK,NEV,PAT_1_765_1.png\nPAT_2,7,60,MALE,,FACE,MEL,PAT_2_7_2.png\n"
-}
-
-
-def test_a_new_layout_is_an_entry(monkeypatch):
-    assert found(PAD_UFES_TABLE, FOLDERS).ignored[0][0] == "metadata.csv"
-    monkeypatch.setitem(LAYOUTS, "pad_ufes_20", PAD_UFES_20)
-    layout = found(PAD_UFES_TABLE)
-    assert layout.summary == "pad_ufes_20: labels from metadata.csv"
-    assert found(PAD_UFES_TABLE, layout="pad_ufes_20") == layout
-    one = {"age": 55.0, "sex": "female", "site": "neck", "skin_type": "III"}
-    other = {"age": 60.0, "sex": "male", "site": "face"}
-    assert records(PAD_UFES_TABLE, layout)["metadata.csv"] == [
-        Record("PAT_1_765_1", ("nevus",), "PAT_1", "765", attributes=one),
-        Record("PAT_2_7_2", ("MEL",), "PAT_2", "7", attributes=other),
-    ]
-    with pytest.raises(DataError, match=r"^layout=pad_ufes_20 needs a metadata\.csv with img_id and diagnostic; found"):
-        found(HAM, layout="pad_ufes_20")
 
 
 def test_splits_and_layouts_of_several_tables():

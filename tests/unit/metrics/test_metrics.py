@@ -99,12 +99,6 @@ def test_figures_are_those_of_isics_scorer(case):
         assert value == pytest.approx(case[name], abs=1e-12), name
 
 
-def test_isics_scorer_was_asked_of_many_kinds_of_cases():
-    assert len(ISIC) == 25
-    assert min(len(set(case["probabilities"])) / len(case["labels"]) for case in ISIC) < 0.3, "ties"
-    assert max(case["auc"] for case in ISIC) - min(case["auc"] for case in ISIC) > 0.2
-
-
 def isic_2024(labels, probabilities, min_tpr):
     """The partial AUC as ISIC 2024's metric computes it: by classes and scores turned round, and McClish undone."""
     max_fpr = 1 - min_tpr
