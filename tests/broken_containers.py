@@ -231,11 +231,7 @@ CORPUS: dict[str, tuple[str, Callable[[], bytes], dict[str, str | None]]] = {
     ),
     "fifo": ("tar", lambda: tarred([(item("f", tarfile.FIFOTYPE), b"")]), {"f": "special_file"}),
     "contiguous file": ("tar", lambda: tarred([(item("f", tarfile.CONTTYPE), A)]), {"f": None}),
-    "unknown type": (
-        "tar",
-        lambda: tarred([(item("f", b"Q"), A), ("b", B)]),
-        {"f": "special_file", "b": None},
-    ),
+    "unknown type": ("tar", lambda: tarred([(item("f", b"Q"), A), ("b", B)]), {"f": "special_file", "b": None}),
     "sparse file of old GNU": ("tar", lambda: sparse("--format=gnu"), {"holes.bin": "special_file", "z.jpg": None}),
     "sparse file of pax": (
         "tar",
@@ -256,11 +252,7 @@ CORPUS: dict[str, tuple[str, Callable[[], bytes], dict[str, str | None]]] = {
     "file of zeros in zip": ("zip", bomb_of_one_file, {"zeros.bmp": "bomb"}),
     "tar.gz of zeros": ("tar.gz", lambda: tarred({"a": A, "z": bytes(16 << 20)}, "w:gz"), {"a": None, "": "bomb"}),
     "gzip of zeros": ("tar.gz", lambda: gzip.compress(bytes(16 << 20)), DAMAGED),
-    "shared data": (
-        "zip",
-        overlapping,
-        {"good.jpg": None, "0.jpg": "bomb", "1.jpg": "bomb", "2.jpg": "bomb"},
-    ),
+    "shared data": ("zip", overlapping, {"good.jpg": None, "0.jpg": "bomb", "1.jpg": "bomb", "2.jpg": "bomb"}),
     "quoted data": ("zip", quoted, {"outer.jpg": "bomb", "inner.jpg": "bomb"}),
     # before, between and behind
     "self-extracting zip": ("zip", lambda: b"MZ" + C + zipped(PLAIN), GOOD),
@@ -316,11 +308,7 @@ CORPUS: dict[str, tuple[str, Callable[[], bytes], dict[str, str | None]]] = {
         {"a.jpg": None, "": "damaged_archive"},
     ),
     "negative size": ("tar", lambda: tar_number(b"\xff" * 12), {"a.jpg": None, "": "damaged_archive"}),
-    "huge size": (
-        "tar",
-        lambda: tar_number(b"\x80" + b"\xff" * 11),
-        {"a.jpg": None, "": "damaged_archive"},
-    ),
+    "huge size": ("tar", lambda: tar_number(b"\x80" + b"\xff" * 11), {"a.jpg": None, "": "damaged_archive"}),
     "size of letters": ("tar", lambda: tar_number(b"photographs!"), {"a.jpg": None, "": "damaged_archive"}),
     "size in base 256": (
         "tar",

@@ -35,12 +35,7 @@ def s3(folder: Path) -> Iterator[dict[str, str]]:
     command = [*DIES_WITH_US, sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
+            command, env={**os.environ, **environment}, cwd=folder, stdout=log, stderr=log, start_new_session=True
         )
     try:
         client = boto3.client(

@@ -23,7 +23,7 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def test_the_base_prepares_pixels_as_keras_does_for_this_network(base, pixels):
+def test_base_prepares_pixels_as_keras_and_random_weights_follow_the_seed(base, pixels):
     spec = backbones.backbone(base.name)
     module = importlib.import_module(spec.module)
     plain = getattr(module, spec.function)(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3))
@@ -31,8 +31,14 @@ def test_the_base_prepares_pixels_as_keras_does_for_this_network(base, pixels):
     prepared = module.preprocess_input(pixels.astype(np.float32).copy())
     np.testing.assert_allclose(base.predict_on_batch(pixels), plain.predict_on_batch(prepared), rtol=1e-3, atol=1e-4)
 
+    again, other = backbones.random_weights(base.name, seed=0), backbones.random_weights(base.name, seed=1)
+    assert all(np.array_equal(a, b) for a, b in zip(base.get_weights(), again, strict=True))
+    assert not np.array_equal(again[0], other[0])
+    spread = float(base.predict_on_batch(pixels).std())
+    assert 0.01 < spread < 100
 
-def test_each_cut_gives_what_the_layer_of_that_name_gives_and_the_last_cut_the_bottleneck(base, pixels):
+
+def test_cuts_are_layers_with_stable_names_and_the_expected_shapes(base, pixels):
     cuts = backbones.backbone(base.name).cuts
     outputs = backbones.features(base, cuts).predict_on_batch(pixels)
     shapes = backbones.cut_shapes(base.name, SIZE, cuts)
@@ -40,26 +46,12 @@ def test_each_cut_gives_what_the_layer_of_that_name_gives_and_the_last_cut_the_b
     sides = [shape[0] for shape in shapes.values()]
     assert sides == sorted(sides, reverse=True)
     np.testing.assert_allclose(outputs[-1], base.predict_on_batch(pixels), rtol=1e-5, atol=1e-6)
-
-
-def test_the_last_convolution_knows_of_places(base):
-    """Its channels are those of the bottleneck, for each place."""
+    # Its channels are those of the bottleneck, for each place.
     shape = base.get_layer(backbones.backbone(base.name).last_convolution).output.shape
     assert len(shape) == 4
     assert shape[-1] == base.output.shape[-1]
-
-
-def test_layers_have_the_same_names_however_many_networks_were_built_before(base):
     again = backbones.build_base(base.name, SIZE)
     assert all(again.get_layer(cut) for cut in backbones.backbone(base.name).cuts)
-
-
-def test_random_weights_are_the_same_for_the_same_seed_and_keep_activations_in_a_sane_range(base, pixels):
-    again, other = backbones.random_weights(base.name, seed=0), backbones.random_weights(base.name, seed=1)
-    assert all(np.array_equal(a, b) for a, b in zip(base.get_weights(), again, strict=True))
-    assert not np.array_equal(again[0], other[0])
-    spread = float(base.predict_on_batch(pixels).std())
-    assert 0.01 < spread < 100
 
 
 def test_weights_of_other_shapes_are_refused_with_the_first_that_differs():
@@ -74,14 +66,12 @@ def test_weights_of_other_shapes_are_refused_with_the_first_that_differs():
         backbones.build_base("vgg16", SIZE, tensors[:2] + tensors[3:4])
 
 
-def test_unknown_backbones_and_cuts_are_refused_with_the_known_ones():
+def test_cuts_of_the_settings_must_be_layers_of_a_known_backbone():
     with pytest.raises(ConfigError, match=r"unknown backbone 'vgg19'; known: .*vgg16"):
         backbones.backbone("vgg19")
     with pytest.raises(ConfigError, match=r"vgg16 has no cut 'fc1'; .*block4_pool, block5_pool, or last_block"):
         backbones.cut_of("vgg16", "fc1")
 
-
-def test_the_settings_cuts_are_layers_of_the_backbone():
     phases = [{"name": "a", "cut": "last_block"}, {"name": "b", "cut": "conv3_block4_out"}, {"name": "c"}]
     settings = config.parse({"backbone": {"name": "resnet50"}, "finetune": {"phases": phases}})
     assert backbones.cuts_read(settings) == ("conv5_block3_out", "conv4_block6_out", "conv3_block4_out")

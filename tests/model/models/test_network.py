@@ -74,7 +74,7 @@ def test_the_part_behind_a_cut_shares_its_layers_with_the_whole_and_leaves_the_r
     joined.set_weights(before)
 
 
-def test_the_head_comes_last_so_that_base_and_head_tensors_simply_follow_each_other(joined):
+def test_head_follows_the_base_and_averages_its_features(joined, pixels):
     import keras
 
     features = keras.Input((1, 1, 512))
@@ -84,10 +84,7 @@ def test_the_head_comes_last_so_that_base_and_head_tensors_simply_follow_each_ot
         network.build(SPEC.model_copy(update={"hidden": 16}), tensors)
     rebuilt = network.build(SPEC, tensors)
     assert all(np.array_equal(a, b) for a, b in zip(rebuilt.get_weights(), tensors, strict=True))
-
-
-def test_a_head_on_averaged_features_gives_what_the_network_gives_on_pixels(joined, pixels):
-    """train_head averages once and trains on vectors; the network averages itself."""
+    # train_head averages once and trains on vectors; the network averages itself.
     import keras
 
     features = keras.Input((1, 1, 512))

@@ -115,7 +115,7 @@ def test_weights_are_taken_from_a_path_or_a_url_and_known_by_their_content(tmp_p
         assert found.content_id == lineage.tensors_id(found.tensors)
 
 
-def test_named_file_that_is_not_there_is_an_error_with_a_way_out(tmp_path):
+def test_weights_and_backbones_that_cannot_be_read_are_errors(tmp_path, monkeypatch):
     (tmp_path / "notes.h5").write_text("no weights")
     with pytest.raises(ConfigError, match=r"notes\.h5 is not a Keras HDF5 weights file"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "notes.h5")), seed=0)
@@ -126,8 +126,6 @@ def test_named_file_that_is_not_there_is_an_error_with_a_way_out(tmp_path):
     with pytest.raises(ConfigError, match=r"backbone\.weights: cannot read .*/none\.h5: No such file.*or `imagenet`"):
         weights.resolve(config.Backbone(weights=str(tmp_path / "none.h5")), seed=0)
 
-
-def test_backbone_of_a_package_that_cannot_be_imported_is_an_error(tmp_path, monkeypatch):
     facts = tmp_path / "broken-1.dist-info"
     facts.mkdir()
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
@@ -159,7 +157,7 @@ def test_weights_are_looked_for_by_variable_then_cache_then_beside_the_project(n
     assert weights.find_imagenet("vgg16") == tmp_path / "named.h5"
 
 
-def test_other_weights_in_the_place_of_imagenet_s_are_refused(nowhere):
+def test_files_that_are_not_the_published_weights_are_refused(nowhere, monkeypatch, tmp_path):
     (nowhere / FILE_NAME).write_bytes(WHOLE)
     expected = backbones.backbone("vgg16").imagenet_id
     with pytest.raises(ConfigError) as error:
@@ -168,8 +166,6 @@ def test_other_weights_in_the_place_of_imagenet_s_are_refused(nowhere):
     assert f"expected {expected}" in str(error.value)
     assert f"backbone.weights={nowhere / FILE_NAME}" in str(error.value)
 
-
-def test_where_the_tensors_are_not_known_the_file_must_be_the_one_that_keras_names(nowhere, monkeypatch, tmp_path):
     spec = backbones.backbone("vgg16")
     path = tmp_path / spec.imagenet_file
     path.write_bytes(keras_file({"a": {"kernel:0": np.ones((2, 2))}}))
@@ -183,15 +179,13 @@ def test_where_the_tensors_are_not_known_the_file_must_be_the_one_that_keras_nam
                 weights.resolve(config.Backbone(), 0)
 
 
-def test_change_of_weights_names_both_and_the_job_to_run():
+def test_messages_about_changed_and_random_weights(capsys):
     own = weights.Weights((), "imagenet", "abc")
     assert str(weights.changed_weights_error(own, "def", "features/", "featurize")) == (
         "features/ was made with weights def, the settings name imagenet weights abc; "
         "run `melanoma-spark featurize` with these settings first"
     )
 
-
-def test_only_random_weights_are_announced(capsys):
     weights.announce(weights.Weights((), "imagenet", "abc"))
     assert capsys.readouterr().out == ""
     weights.announce(weights.Weights((), weights.RANDOM, "abc"))

@@ -27,7 +27,7 @@ def test_all_cuts_are_tensorflows_in_the_order_that_was_asked_for(size):
             assert np.ptp(other) > 0
 
 
-def test_images_of_a_batch_are_judged_each_alone():
+def test_images_are_computed_alone_and_other_networks_refused():
     spec = network.Spec(backbone="vgg16", image_size=32, hidden=4, dropout=0.5)
     predict = ncnn.predictor(ncnn.export(network.scoring_model(spec, network.build(spec).get_weights())), 1)
     images = pixels(32, 5)
@@ -36,7 +36,5 @@ def test_images_of_a_batch_are_judged_each_alone():
         for one, other in zip(predict(images[place : place + 1]), together, strict=True):
             np.testing.assert_array_equal(one[0], other[place])
 
-
-def test_another_network_is_refused():
     with pytest.raises(ConfigError, match=r"ncnn does not compute \w+ conv1_\w+; use engine=onnxruntime"):
         ncnn.export(backbones.build_base("resnet50", 32))

@@ -38,20 +38,17 @@ def outcome(record):
     return record.epoch, record.validation_auroc, record.validation_loss
 
 
-def test_its_tensors_are_those_of_the_best_epoch():
+def test_head_is_that_of_its_best_epoch_and_its_seed():
     tensors, records = fitted([rows()], rows(20, seed=1))
     values, labels = rows(20, seed=1)
     assert binary.auroc(labels, said(tensors, values)) == pytest.approx(loop.best_of(records).validation_auroc)
-
-
-def test_the_seed_says_which_head_it_is():
     one, again, other = (fitted([rows()], rows(20, seed=1), seed=seed)[0] for seed in (3, 3, 4))
     for first, second in zip(one, again, strict=True):
         np.testing.assert_array_equal(first, second)
     assert not np.array_equal(one[0], other[0])
 
 
-def test_views_take_turns():
+def test_views_take_turns_and_are_those_stored():
     """An epoch each: with two views the third epoch is over the first one again."""
     one, other, judged = rows(), rows(seed=2), rows(20, seed=1)
 
@@ -63,8 +60,13 @@ def test_views_take_turns():
     assert losses(one, other)[0] == losses(one)[0]
     assert losses(one, other)[1] != losses(one)[1]
 
+    assert head.count_views(CHOSEN, 3) == 3
+    assert head.count_views(CHOSEN.model_copy(update={"views": 2}), 3) == 2
+    with pytest.raises(ConfigError, match=r"head\.views=4, but features/ holds 3 .*featurize\.views=4.*3 at most"):
+        head.count_views(CHOSEN.model_copy(update={"views": 4}), 3)
 
-def test_held_out_images_are_not_learnt_from():
+
+def test_held_out_images_are_not_learned_and_missing_views_replaced():
     """Spoilt further views of them do no harm, and what is learnt is what the rest alone teaches."""
     values, labels = rows()
     other = values + 0.5
@@ -74,8 +76,6 @@ def test_held_out_images_are_not_learnt_from():
     rest = [(values[~held], labels[~held]), (other[~held], labels[~held])]
     assert outcome(found) == outcome(loop.best_of(fitted(rest, (values[held], labels[held]))[1]))
 
-
-def test_images_without_further_views_are_taken_as_they_are():
     values, labels = rows()
     held = np.arange(40) < 10
     second = np.concatenate([values[:25] * 2, values[25:]])
@@ -100,10 +100,3 @@ def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
         expected = binary.auroc(labels[held], probability), binary.log_loss(labels[held], probability)
         assert outcome(record) == pytest.approx((best.epoch, *expected), rel=1e-5)
     assert len({record.validation_loss for record in found}) == 3
-
-
-def test_views_are_those_that_are_stored():
-    assert head.count_views(CHOSEN, 3) == 3
-    assert head.count_views(CHOSEN.model_copy(update={"views": 2}), 3) == 2
-    with pytest.raises(ConfigError, match=r"head\.views=4, but features/ holds 3 .*featurize\.views=4.*3 at most"):
-        head.count_views(CHOSEN.model_copy(update={"views": 4}), 3)
