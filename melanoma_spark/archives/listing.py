@@ -19,7 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import containers, layouts, plan, tables
+from melanoma_spark.archives import containers, ids, layouts, plan
 from melanoma_spark.archives.contents import open_file, wait_until_available
 from melanoma_spark.archives.rows import ListedFile, from_microseconds, in_frames, listed_files, with_microseconds
 from melanoma_spark.errors import DataError
@@ -152,7 +152,7 @@ def printable_name(name: str) -> str:
 
 def image_id(path: str, kind: str) -> str:
     """The id of a listed image. The number after a member's name that came twice is no part of it."""
-    return tables.image_id(path if kind == "file" else _without_number(path))
+    return ids.image_id(path if kind == "file" else _without_number(path))
 
 
 def _without_number(name: str) -> str:

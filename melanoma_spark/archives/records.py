@@ -20,7 +20,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
-from melanoma_spark.archives import tables
+from melanoma_spark.archives import ids
 from melanoma_spark.schemas import ABSENT, AMBIGUOUS
 
 ATTACHED = "attached"  # the state of a row that an image gets; other states are reasons of `schemas`
@@ -151,7 +151,7 @@ class Group:
             return self.cache[key]
         if len(places) > 1:
             names = [_file_name(self.images[place]) for place in places]
-            for same in (str, tables.stem):
+            for same in (str, ids.stem):
                 equal = [place for place, file in zip(places, names, strict=True) if same(file) == same(name)]
                 if equal:
                     places = equal
@@ -180,7 +180,7 @@ def refuse_claims(claims: Sequence[tuple[str, Fit]]) -> set[int]:
     left = {place for place in left if not _other_suffix(names[place][-1], images[place])} or left
     folders = sorted({names[place][:-1] for place in left}, key=len)
     apart = any(longer[len(longer) - len(shorter) :] != shorter for shorter, longer in pairwise(folders))
-    suffixes = {names[place][-1].removeprefix(tables.stem(names[place][-1])) for place in left} - {""}
+    suffixes = {names[place][-1].removeprefix(ids.stem(names[place][-1])) for place in left} - {""}
     return set(range(len(claims))) - (set() if apart or len(suffixes) > 1 else left)
 
 
@@ -197,5 +197,5 @@ def _file_name(image: Image) -> str:
 def _other_suffix(name: str, image: Image) -> bool:
     """Whether a row names a file of another suffix than the image's."""
     file = _file_name(image)
-    suffix = name.removeprefix(tables.stem(name))
-    return bool(suffix) and suffix != file.removeprefix(tables.stem(file))
+    suffix = name.removeprefix(ids.stem(name))
+    return bool(suffix) and suffix != file.removeprefix(ids.stem(file))

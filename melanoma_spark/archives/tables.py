@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,16 +15,14 @@ from typing import Any, BinaryIO, cast
 
 from melanoma_spark.archives import cells as cell_values
 from melanoma_spark.archives import diagnoses, table_text
-from melanoma_spark.attributes import ATTRIBUTES, MAX_WORD, MISSING, parse_text
+from melanoma_spark.archives.ids import FOLDER, image_id, parse_id
+from melanoma_spark.attributes import ATTRIBUTES, MAX_WORD, MISSING
 from melanoma_spark.errors import DataError
 
-MAX_NAME = 255  # characters of an image's name, as in file systems; its end is kept
 MAX_PATH = 4096  # characters of its path; its end is kept
 HEAD = 1 << 16  # bytes of a table in a `TableHead`, if it has as many
 
-FOLDER = r"[/\\]"
 NO_IDS = "has no column of image ids"  # the start of the reason of a table that is not about images
-SUFFIX = r"\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)"
 
 # Field -> the names of its column in lower case; the first that the table has counts
 NAMES: Mapping[str, tuple[str, ...]] = {
@@ -128,21 +125,6 @@ class Record:
         return (*first, *map(self.attributes.get, ATTRIBUTES), self.reference, self.table)
 
 
-def image_id(path: str) -> str:
-    """The id of an image, the same for its file and in tables.
-
-    That is the name without folders, image suffixes and the `_downsampled` of ISIC 2019. Ids of ISIC are upper case.
-    """
-    name = unicodedata.normalize("NFC", re.split(r"[/\\]", path.strip())[-1]).strip()[-MAX_NAME:].strip()
-    short = re.sub(rf"(?i)(?<=\S)\s*(({SUFFIX}|_downsampled)\s*)+$", "", name)
-    return short.upper() if re.fullmatch(r"(?i)isic_\d+", short) else short
-
-
-def stem(name: str) -> str:
-    """A file name without the suffixes of images."""
-    return re.sub(rf"(?i)(?<=\S)\s*({SUFFIX}\s*)+$", "", name)
-
-
 def split_of(name: str) -> str | None:
     """The split that the words of a file or folder name agree on: `ISIC-2017_Test_v2_Data` is test."""
     words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
@@ -186,7 +168,7 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
     one_hot, labels = tuple(table.one_hot.items()), table.columns.get("label", ())
     ids = table.columns["image_id"]
     plain: list[tuple[str, int, Callable[[str], Any]]] = [
-        (name, table.columns[name][0], ATTRIBUTES[name].parse if name in ATTRIBUTES else parse_text)
+        (name, table.columns[name][0], ATTRIBUTES[name].parse if name in ATTRIBUTES else parse_id)
         for name in NAMES
         if name != "image_id" and name in table.columns
     ]

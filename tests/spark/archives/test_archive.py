@@ -19,7 +19,7 @@ from pyspark.sql.functions import encode
 from pyspark.sql.types import StructType
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import layouts, listing, plan, table_files, tables, tasks
+from melanoma_spark.archives import ids, layouts, listing, plan, table_files, tables, tasks
 from melanoma_spark.errors import ConfigError, DataError, ImageError, error_of_task
 from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.spark import session
@@ -283,7 +283,7 @@ def test_contents_and_hashes_are_those_of_the_files(listed, rows, settings, odd)
         expected = files[place.path].read_bytes() if place.kind == "file" else FOUR[place.member]
         assert (bytes(row.content), row.reason, row.detail) == (expected, None, None)
         assert row.sha256 == hashes.sha256(expected)
-        assert row.image_id == place.image_id == tables.image_id(place.path)
+        assert row.image_id == place.image_id == ids.image_id(place.path)
 
     named = listed.withColumn("source_key", encode("source_uri", "utf-8"))
     found = tasks.hash_files(named, listed.count(), settings).collect()

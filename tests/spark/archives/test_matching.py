@@ -3,7 +3,7 @@
 import pytest
 
 from melanoma_spark import schemas
-from melanoma_spark.archives import matching, tables
+from melanoma_spark.archives import ids, matching, tables
 from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
 
@@ -20,13 +20,13 @@ def few_partitions(spark):
 
 def matched(spark, paths, said, name=lambda text: text):
     """Path -> what is said of it, and the rows of `unmatched`. `said` has pairs: a table, rows of its `Record`s."""
-    listed = [(path, tables.image_id(path), path) for path in paths]
+    listed = [(path, ids.image_id(path), path) for path in paths]
     images = spark.createDataFrame(listed, "path string, image_id string, shown string")
     rows = []
     for table, lines in said.items():
         for reference, values in lines:
             attributes = {key: values.pop(key) for key in tuple(values) if key in ATTRIBUTES}
-            identifier = tables.image_id(reference)
+            identifier = ids.image_id(reference)
             record = tables.Record(identifier, **values, attributes=attributes, reference=reference, table=table)
             rows.append(record.values())
     frame = spark.createDataFrame(rows, schemas.RECORDS)

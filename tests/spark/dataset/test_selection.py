@@ -14,7 +14,7 @@ from functools import reduce
 import pytest
 
 from melanoma_spark import config, schemas
-from melanoma_spark.archives import layouts, matching, tables
+from melanoma_spark.archives import ids, layouts, matching, tables
 from melanoma_spark.dataset import groups, selection, splits
 from melanoma_spark.errors import DataError
 from melanoma_spark.images.reasons import REASONS
@@ -78,7 +78,7 @@ def file(path, reason=None, detail=None):
         "detail": detail,
         "flags": None,
         "path": path,
-        "image_id": tables.image_id(path),
+        "image_id": ids.image_id(path),
     }
 
 

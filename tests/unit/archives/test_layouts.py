@@ -7,7 +7,7 @@ from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from melanoma_spark.archives import layouts, tables
+from melanoma_spark.archives import ids, layouts
 from melanoma_spark.archives.layouts import (
     LAYOUTS,
     Layout,
@@ -99,7 +99,7 @@ def test_tables_of_published_layouts_are_read():
     assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
     rows = records(TRUTH_2019, found(TRUTH_2019))
     assert {row.image_id for table in rows.values() for row in table} == {"ISIC_1"}
-    assert tables.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
+    assert ids.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
     assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
     assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
 

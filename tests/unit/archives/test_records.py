@@ -2,7 +2,7 @@
 
 import pytest
 
-from melanoma_spark.archives import matching, records, tables
+from melanoma_spark.archives import ids, matching, records
 from melanoma_spark.archives.records import AMBIGUOUS, ATTACHED
 
 TABLE = "patients.csv"
@@ -13,7 +13,7 @@ def group_of(paths, reference, table=TABLE, contents=(), more=()):
     contents = contents or [None] * len(paths)
     images = [records.Image(path, path, content) for path, content in zip(paths, contents, strict=True)]
     folders = {records.folders_of(path) for path in (table, *more)}
-    return records.Group(tables.image_id(reference).lower(), images, [table], folders)
+    return records.Group(ids.image_id(reference).lower(), images, [table], folders)
 
 
 def found(paths, reference, table=TABLE, contents=(), more=()):

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melanoma_spark import attributes
-from melanoma_spark.archives import diagnoses, tables
+from melanoma_spark.archives import diagnoses, ids, tables
 from melanoma_spark.archives.layouts import understand_table
-from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, image_id, read_table, split_of
+from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, read_table, split_of
 from melanoma_spark.errors import DataError
 
 REAL = SHARED / "data/metadata"
@@ -306,52 +306,15 @@ def test_damage_after_the_head_is_a_data_error_with_the_path(tail, why):
         records(SIMPLE.encode() * 3000 + tail)
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("file:///archive/benign/ISIC_0000001.jpg", "ISIC_0000001"),
-        ("s3a://bucket/ISIC_1.JPEG", "ISIC_1"),
-        ("isic_1.jpg", "ISIC_1"),
-        ("ISIC_1", "ISIC_1"),
-        ("ISIC_0000072_downsampled", "ISIC_0000072"),
-        ("x/isic_0000072_DOWNSAMPLED.jpg", "ISIC_0000072"),
-        ("images\\benign\\b.png", "b"),
-        (" train/a.jpg ", "a"),
-        ("a .jpg", "a"),
-        ("a/lesion.2.png", "lesion.2"),
-        ("a/photo.jpg.png", "photo"),
-        ("a/1.2.840.10008.5", "1.2.840.10008.5"),
-        ("a/1.2.840.dcm", "1.2.840"),
-        ("a/scan.of-the-left-arm", "scan.of-the-left-arm"),
-        ("a/.jpg", ".jpg"),
-        ("_downsampled", "_downsampled"),
-        ("Ab.jpg", "Ab"),
-        ("a/with space.jpg", "with space"),
-        ("Mu\N{COMBINING DIAERESIS}ller.jpg", "Müller"),
-        ("", ""),
-        ("folder/", ""),
-    ],
-)
-def test_image_id(path, name):
-    assert image_id(path) == name
-
-
 @pytest.mark.parametrize("part", [".jpg", ".jpg ", "_downsampled", " ", "type ", "1 ", "a/", "0."])
 def test_very_long_cells_are_read_quickly(part):
     """The suffixes of a name are looked for with a pattern whose time grows with the square of its length."""
     cell = "x" + part * (100_000 // len(part)) + "y"
     row = records(f"image_id,age,sex,skin_type,site,label,split\n{cell},{cell},{cell},{cell},{cell},{cell},{cell}\n")[0]
-    assert len(row.image_id) <= tables.MAX_NAME
+    assert len(row.image_id) <= ids.MAX_NAME
     assert len(row.labels[0]) <= attributes.MAX_WORD
     assert row.attributes.keys() == {"site"}
     assert row.split is None
-
-
-@given(st.text(max_size=40) | st.text(st.sampled_from("aA1._/ \\\u0308jpgJPG"), max_size=300))
-def test_id_of_an_id_is_itself(path):
-    name = image_id(path)
-    assert image_id(name) == name
-    assert len(name) <= tables.MAX_NAME
 
 
 @pytest.mark.parametrize(
