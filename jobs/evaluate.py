@@ -13,7 +13,7 @@ example: melanoma-spark evaluate warehouse=/data/warehouse evaluate.operating_po
 from melanoma_spark.evaluation.evaluate import evaluate
 from melanoma_spark.runner.cli import Command, main
 
-COMMAND = Command("evaluate", __doc__, evaluate)
+COMMAND = Command("evaluate", __doc__, evaluate, may_read_archive=True)
 
 if __name__ == "__main__":
     main(COMMAND)

@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 # Without TensorFlow's notes on the processor in each process. Set before it is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# Folders of the warehouse, docs/warehouse.md.
+WRITTEN = frozenset(
+    (
+        *("images", "rejects", "unmatched", "decoded", "features", "models", "reports", "external", "registry"),
+        *("scores", "batches", "ledger", "scoring", "running", "mlartifacts"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Command:
@@ -48,6 +56,7 @@ class Command:
     needs_spark: Callable[[config.Settings], bool] = lambda settings: True
     graceful: Callable[[config.Settings], bool] = lambda settings: False
     prepared: Callable[[config.Settings], bool] = lambda settings: True
+    may_read_archive: bool = False  # if one is named, though it needs none
     words: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,7 +103,8 @@ def execute(command: Command, argv: Sequence[str], spark: SparkSession | None = 
     try:
         settings = config.load(arguments.conf, arguments.settings)
         private = settings.privacy.source_names == "hash"
-        check(settings, command.needs_archive(settings))
+        needs_archive = command.needs_archive(settings)
+        check(settings, needs_archive, needs_archive or command.may_read_archive)
         if not arguments.check:
             return _run(command, settings, spark, tuple(words))
         if command.graceful(settings):
@@ -119,7 +129,7 @@ def _fail(message: str, status: int, **fields: object) -> Summary:
     return Summary(message, status)
 
 
-def check(settings: config.Settings, needs_archive: bool) -> None:
+def check(settings: config.Settings, needs_archive: bool, reads_archive: bool) -> None:
     """Check the settings as far as possible before Spark starts. Raises `ConfigError`."""
     if needs_archive and not settings.archive:
         raise ConfigError("no archive named; add archive=URL, for example archive=/data/isic2019")
@@ -129,9 +139,41 @@ def check(settings: config.Settings, needs_archive: bool) -> None:
                 f"{key}={url} has a user or a key in its address; name the bucket or host alone: S3's keys come from "
                 "the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE), HDFS's user is HADOOP_USER_NAME"
             )
+    if settings.archive and reads_archive:
+        refuse_overlap(settings.archive, settings.warehouse)
     backbones.check(settings)
     engines.engine_for(settings.featurize.engine, settings.backbone.name, settings.featurize.precision)
     operating_points.parse_rule(settings.evaluate.operating_point)
+
+
+def refuse_overlap(archive: str, warehouse: str) -> None:
+    """Raise `ConfigError` if the archive holds the warehouse, or lies in a folder of the warehouse that jobs write.
+
+    The next job would take the pictures of a worklist, or decoded images, for images of the archive.
+    """
+    real_archive, real_warehouse = map(_real_url, (archive, warehouse))
+    below = f"{real_archive}/".removeprefix(f"{real_warehouse}/").partition("/")[0]
+    written = real_archive.startswith(f"{real_warehouse}/") and below in WRITTEN
+    if not f"{real_warehouse}/".startswith(f"{real_archive.rstrip('/')}/") and not written:
+        return
+    link = "".join(
+        f"; {name} leads to {real.removeprefix('file://')}"
+        for name, given, real in (("archive", archive, real_archive), ("warehouse", warehouse, real_warehouse))
+        if real.startswith("file:") and real != files.url_of(given)
+    )
+    raise ConfigError(
+        f"archive={archive} {'is written by jobs, in' if written else 'holds'} warehouse={warehouse}{link}: pictures "
+        "that jobs write there would be read as images of the archive; choose a warehouse beside the archive with "
+        "warehouse=URL"
+    )
+
+
+def _real_url(path_or_url: str) -> str:
+    """The URL of a place: on this machine that to which links lead. `s3` and `s3a` are one store."""
+    url = files.url_of(path_or_url)
+    if url.startswith("file://"):
+        return f"file://{os.path.realpath(files.filesystem(url)[1])}"
+    return url.replace("s3a://", "s3://", 1)
 
 
 def _run(command: Command, settings: config.Settings, given: SparkSession | None, argv: tuple[str, ...]) -> Summary:

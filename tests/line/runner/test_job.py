@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import command
+from conftest import command, one_line
 
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.runner.cli import Command, invoke
@@ -45,6 +45,60 @@ def test_exit_status_and_line_of_what_ends_before_spark(command, argv, exit_stat
     assert result.exit_status == exit_status, result.log
     assert told in result.log
     assert "Traceback" not in result.log
+
+
+@pytest.mark.parametrize("job", ["ingest", "pipeline", "score", "evaluate"])
+@pytest.mark.parametrize(
+    ("archive", "warehouse", "told"),
+    [
+        ("lesions", "lesions", "archive={archive} holds warehouse={warehouse}: pictures"),
+        ("lesions/", "lesions/deep/w", "archive={archive} holds warehouse={warehouse}: pictures"),
+        ("lesions", "link/w", "holds warehouse={warehouse}; warehouse leads to {top}/lesions/w: pictures"),
+        (
+            "link",
+            "lesions/w",
+            "archive={archive} holds warehouse={warehouse}; archive leads to {top}/lesions: pictures",
+        ),
+        ("lesions", "lesions/../link/../lesions/w", "holds warehouse={warehouse}"),
+        ("w/batches/1/pictures", "w", "archive={archive} is written by jobs, in warehouse={warehouse}: pictures"),
+        ("w/images", "w/", "is written by jobs, in warehouse={warehouse}: pictures"),
+        ("pictures", "w", "is written by jobs, in warehouse={warehouse}; archive leads to {top}/w/batches"),
+    ],
+)
+def test_a_warehouse_in_its_archive_is_refused_before_spark_starts(tmp_path, job, archive, warehouse, told):
+    for folder in ("lesions", "w/batches"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("lesions")
+    (tmp_path / "pictures").symlink_to("w/batches")
+    places = {"archive": f"{tmp_path}/{archive}", "warehouse": f"{tmp_path}/{warehouse}"}
+    result = invoke(command(job), [f"{name}={place}" for name, place in places.items()])
+    assert result.exit_status == 2, result.log
+    one_line(result.log, "error: ", told.format(**places, top=tmp_path), "choose a warehouse beside the archive")
+    assert not list(tmp_path.glob("**/mlflow.db"))
+
+
+@pytest.mark.parametrize(
+    ("archive", "warehouse"),
+    [
+        ("/a/lesions", "/a/lesions-warehouse"),
+        ("/a/w/landing", "/a/w"),
+        ("s3a://b/lesions", "s3a://b/lesions2"),
+        ("s3a://b/lesions", "/b/lesions/w"),
+    ],
+)
+def test_a_warehouse_beside_its_archive_is_not_refused(archive, warehouse):
+    argv = [f"archive={archive}", f"warehouse={warehouse}", "--check"]
+    assert invoke(command("score"), argv).exit_status == 0
+
+
+def test_a_warehouse_in_its_archive_on_s3_is_refused():
+    argv = ["archive=s3://b/lesions/", "warehouse=s3a://b/lesions/w"]
+    one_line(invoke(command("score"), argv).log, "archive=s3://b/lesions/ holds warehouse=s3a://b/lesions/w: pictures")
+
+
+def test_jobs_that_read_no_archive_do_not_mind(tmp_path):
+    argv = [f"archive={tmp_path}", f"warehouse={tmp_path}/w"]
+    assert "error: file:" in invoke(command("prune"), argv).log
 
 
 @pytest.mark.parametrize(
