@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby
@@ -30,7 +29,8 @@ Content = bytes | ImageError  # of a file, or why there is none
 def open_file(root: str, name: str, raw: bytes | None) -> BinaryIO:
     """Open a file of the archive for reading. `raw` is its name in bytes if that is not valid text."""
     filesystem, top = files.filesystem(root)
-    return cast(BinaryIO, filesystem.open(posixpath.join(top, os.fsdecode(bytes(raw)) if raw else name), "rb"))
+    # Not `posixpath.join`: the name begins with a slash where a key of S3 holds `//`.
+    return cast(BinaryIO, filesystem.open(f"{top}/{os.fsdecode(bytes(raw)) if raw else name}", "rb"))
 
 
 def wait_until_available(root: str, clock: Clock = REAL) -> bool:

@@ -50,8 +50,12 @@ class S3(S3FileSystem):  # type: ignore[misc, unused-ignore]
             raise better from error
 
     async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
+        if path.endswith("/"):  # the folder of the empty name in keys with `//`, which s3fs takes for the one above
+            bucket, _, key = path.partition("/")
+            entries = [info async for info in self._iterdir(bucket, delimiter="/", prefix=f"{key}/")]
+        else:
+            entries = await super()._ls(path, detail=True, **options)
         # Consoles and Hadoop mark a folder by an empty object of its name, which is no file.
-        entries = await super()._ls(path, detail=True, **options)
         entries = [info for info in entries if info["type"] == "directory" or not info["name"].endswith("/")]
         return entries if detail else [info["name"] for info in entries]
 
