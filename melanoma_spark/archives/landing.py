@@ -34,9 +34,10 @@ EMPTY = Offset(files=0, digest="", asked="")  # of an empty folder
 
 
 class LandingSource(DataSource):
-    """`spark.readStream.format("landing")` with the options `archive`, `settle` (seconds), `max_bytes` and `asked`.
+    """`spark.readStream.format("landing")`.
 
-    `asked` is the path of a file on the driver's machine; what is written into it makes another offset.
+    Its options are `archive`, `settle` (seconds), `max_bytes`, `links` and `asked`. `asked` is the path of
+    a file on the driver's machine; what is written into it makes another offset.
     """
 
     @classmethod
@@ -68,7 +69,8 @@ class LandingStreamReader(DataSourceStreamReader):
         url, settle = self.options["archive"], float(self.options["settle"])
         asked = Path(self.options["asked"]).read_text()
         try:
-            count, digest = summarize_settled(url, int(self.options["max_bytes"]), settle)
+            max_bytes, follow = int(self.options["max_bytes"]), self.options["links"] == "follow"
+            count, digest = summarize_settled(url, max_bytes, settle, follow)
         except MelanomaError as error:  # the batch that meets it reports it, too
             count, digest = 1, logs.without_passwords(str(error))  # Spark's UI shows it
         return Offset(files=count, digest=digest, asked=asked) if count else EMPTY
@@ -82,7 +84,7 @@ class LandingStreamReader(DataSourceStreamReader):
         yield (int(partition.value),)
 
 
-def summarize_settled(url: str, max_bytes: int, settle: float) -> tuple[int, str]:
+def summarize_settled(url: str, max_bytes: int, settle: float, follow: bool = False) -> tuple[int, str]:
     """The number of settled files of an archive, and a digest of their names, sizes and times, in any order.
 
     Raises `DataError` or `ConfigError` as `plan.locate`, except for an empty folder.
@@ -92,7 +94,7 @@ def summarize_settled(url: str, max_bytes: int, settle: float) -> tuple[int, str
     root, only = plan.locate(url)
     until = listing.settled_before(settle)
     count = total = 0
-    for file in listing.walk_folder(root, only, max_bytes):
+    for file in listing.walk_folder(root, only, max_bytes, follow):
         modified = file.modified if isinstance(file.modified, datetime) else None
         if modified is None or modified <= until:
             count += 1

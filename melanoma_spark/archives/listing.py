@@ -28,6 +28,8 @@ from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
+LINK_OUT = "a link out of the archive; ingest.links=follow reads what it leads to"
+
 
 def list_archive(spark: SparkSession, settings: config.Settings) -> DataFrame:
     """Every file, and every member of a container, as a row of `schemas.LISTING`. No image is read.
@@ -38,7 +40,7 @@ def list_archive(spark: SparkSession, settings: config.Settings) -> DataFrame:
     root, only = plan.locate(settings.archive)
     name = plan.stored_name(settings)
     limits = plan.container_limits(settings.ingest)
-    max_bytes = settings.ingest.max_bytes
+    max_bytes, follow = settings.ingest.max_bytes, settings.ingest.links == "follow"
 
     def with_stored_names(rows: Iterable[ListedFile]) -> Iterator[pd.DataFrame]:
         for frame in in_frames(rows):
@@ -46,7 +48,7 @@ def list_archive(spark: SparkSession, settings: config.Settings) -> DataFrame:
 
     def walk(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for _ in batches:  # to its end: Spark ends a worker that leaves some, and the next stage starts another
-            yield from with_stored_names(walk_folder(root, only, max_bytes))
+            yield from with_stored_names(walk_folder(root, only, max_bytes, follow))
 
     def expand(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         for container in listed_files(batches):
@@ -70,8 +72,10 @@ def settled_files(listed: DataFrame, seconds: float) -> DataFrame:
     return listed.where(f.col("modified").isNull() | (f.col("modified") <= f.lit(settled_before(seconds))))
 
 
-def walk_folder(root: str, only: str, max_bytes: int) -> Iterator[ListedFile]:
+def walk_folder(root: str, only: str, max_bytes: int, follow: bool = False) -> Iterator[ListedFile]:
     """The files below a folder; containers have the kind `container`.
+
+    With `follow`, links lead out of the archive, too, and into each folder once, so loops end.
 
     Raises `DataError` if this machine cannot read the folder, though the driver could.
     """
@@ -80,36 +84,80 @@ def walk_folder(root: str, only: str, max_bytes: int) -> Iterator[ListedFile]:
         filesystem, top = files.filesystem(root)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(f"archive {root} cannot be read by a worker: {files.reason(error)}; {hint}") from None
-    real_root = os.path.realpath(top) if root.startswith("file:") else ""
-    folders = [""]
+    links = _Links(os.path.realpath(top) if root.startswith("file:") else "", follow)
+    folders = [top]
     while folders:
         folder = folders.pop()
         try:
-            entries = filesystem.ls(posixpath.join(top, folder), detail=True)
+            entries = filesystem.ls(folder, detail=True)
         except OSError as error:
             why = files.reason(error)
-            if not folder:
+            if folder == top:
                 raise DataError(f"archive {root} cannot be read by a worker: {why}; {hint}") from None
             if wait_until_available(root):
                 folders.append(folder)
                 continue
-            yield _loose_file(root, folder, reason=UNREADABLE, detail=f"the folder: {why}")
+            yield _loose_file(root, folder[len(top) + 1 :], reason=UNREADABLE, detail=f"the folder: {why}")
             continue
         subfolders = []
         for entry in sorted(entries, key=lambda entry: entry["name"]):
-            name = posixpath.join(folder, entry["name"].rstrip("/").rpartition("/")[2])
+            # The last part is empty between two slashes of a key of S3.
+            path = f"{folder}/{entry['name'].removeprefix(f'{folder}/').rstrip('/').rpartition('/')[2]}"
+            name = path[len(top) + 1 :]
             if only and name != only:
                 continue
-            if entry["type"] == "directory":
-                subfolders.append(name)
+            if entry["type"] == "directory" or (entry.get("islink") and links.enter(path)):
+                subfolders.append(path)
                 continue
-            reason, detail = (None, None) if only else _check_file(name, entry, real_root, max_bytes)
+            reason, detail = (None, None) if only else _check_file(name, path, entry, links, max_bytes)
             kind = "file"
             if only or (containers.is_container(name) and reason in (None, "too_many_bytes")):
                 kind, reason, detail = "container", None, None
             length, modified = int(entry["size"] or 0), files.modification_time(entry)
             yield _loose_file(root, name, kind=kind, length=length, modified=modified, reason=reason, detail=detail)
         folders.extend(reversed(subfolders))
+
+
+class _Links:
+    """Decides which links of an archive on this machine are followed. `root` is its real path, or empty."""
+
+    def __init__(self, root: str, follow: bool) -> None:
+        self.root, self.follow = root, follow
+        self.entered: list[str] = []  # real paths of folders that links led to
+
+    def enter(self, path: str) -> bool:
+        """Whether to list the folder that a link leads to. It is noted, so that no link leads there again."""
+        target = os.path.realpath(path)
+        around = _is_inside(self.root, target)  # a link upwards: the archive would be listed again
+        if not (self.root and self.follow and os.path.isdir(target)) or around:
+            return False
+        if any(_is_inside(target, folder) for folder in (self.root, *self.entered)):
+            return False
+        self.entered.append(target)
+        return True
+
+    def refuse(self, path: str) -> tuple[str, str] | None:
+        """The reason and detail for which a link is not read, if there are any."""
+        target = os.path.realpath(path)
+        if self.root and not self.follow and not _is_inside(target, self.root):
+            return "link", LINK_OUT
+        if self.root and not os.path.isfile(target):
+            return "link", "a link to nothing, or to a folder that is listed at its own place"
+        return None
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def describe_links(listed: DataFrame, most: int = 3) -> str:
+    """For the end of a summary: the links that lead out of the archive, and how to read them; empty without any."""
+    out = listed.where(f.col("detail") == LINK_OUT)
+    names = [row.source_uri.removeprefix("file:") for row in out.orderBy("path").limit(most + 1).collect()]
+    if not names:
+        return ""
+    shown = ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    return f"; {out.count()} links lead out of the archive and were not read ({shown}), ingest.links=follow reads them"
 
 
 def expand_container(root: str, container: ListedFile, limits: containers.Limits) -> Iterator[ListedFile]:
@@ -160,14 +208,13 @@ def _without_number(name: str) -> str:
     return re.sub(r"#\d+$", "", name)
 
 
-def _check_file(name: str, entry: Mapping[str, Any], real_root: str, max_bytes: int) -> tuple[str | None, str | None]:
+def _check_file(
+    name: str, path: str, entry: Mapping[str, Any], links: _Links, max_bytes: int
+) -> tuple[str | None, str | None]:
     """Reason and detail for which a file is not read, as far as its name and its entry in the folder show."""
-    if entry.get("islink") and real_root:
-        target = os.path.realpath(entry["name"])
-        if not target.startswith(real_root + "/"):
-            return "link", "a link out of the archive; copy the file into it"
-        if not os.path.isfile(target):
-            return "link", "a link to a folder or to nothing; only links to files are followed"
+    if entry.get("islink"):
+        if refused := links.refuse(path):
+            return refused
     elif entry["type"] != "file":
         return "special_file", f"of type {entry['type']}"
     role, reason, detail = layouts.classify_file(printable_name(name))

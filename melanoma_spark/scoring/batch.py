@@ -17,7 +17,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import lineage, logs, schemas
 from melanoma_spark.archives import matching, tasks
-from melanoma_spark.archives.listing import list_archive, settled_files
+from melanoma_spark.archives.listing import describe_links, list_archive, settled_files
 from melanoma_spark.errors import ClusterError, ExitStatus
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.models import bundle, model_registry
@@ -45,6 +45,7 @@ class Run:
     settled: DataFrame  # those that do not land any more
     images: DataFrame  # those of `settled` that are images
     image_count: int
+    links: str  # those that lead out of the archive, for the summary
     ledger: DataFrame  # `schemas.LEDGER`
     leftover: DataFrame  # rows of `columns.schema()` that a killed run has computed
     leftover_count: int
@@ -104,7 +105,7 @@ def score_batch(context: StageContext, open_run: OpenRun = nullcontext) -> Summa
     listing = ledger.with_source_key(list_archive(spark, settings)).persist()
     settled = settled_files(listing, settle)
     images = settled.where("role = 'image'")
-    listed = (listing, settled, images, images.count())
+    listed = (listing, settled, images, images.count(), describe_links(images))
     run = Run(context, model, version, scorer, waiting, *listed, scored, leftover, leftover.count())
     partitions = session.slots(spark) + (run.image_count + run.leftover_count) // ROWS_PER_PARTITION
     try:
@@ -135,6 +136,7 @@ def score_and_commit(run: Run, open_run: OpenRun) -> Summary:
         unreadable = f", of which {new.unreadable_count} still cannot be read" if new.unreadable_count else ""
         return Summary(
             f"{run.image_count} images listed, all scored before by {run.model_name}{unreadable}; nothing to do"
+            f"{run.links}"
         )
     batch_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     with open_run(run.context) as context:
@@ -202,7 +204,7 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     aside = f"; {number} set aside ({', '.join(set_aside)})" if set_aside else ""
     summary = (
         f"{run.image_count} images listed = {counted} + {new.known_count} scored before, by {run.model_name}; "
-        f"{drifted.verdict}{notes}{aside}; {target}; {page}{pace}"
+        f"{drifted.verdict}{notes}{run.links}{aside}; {target}; {page}{pace}"
     )
     return Summary(summary, ExitStatus.ATTENTION if drifted.beyond or set_aside else 0)
 

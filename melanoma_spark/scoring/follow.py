@@ -160,6 +160,7 @@ class Follower:
             archive=files.url_of(str(settings.archive)),
             settle=str(self.settings.settle),
             max_bytes=str(settings.ingest.max_bytes),
+            links=settings.ingest.links,
             asked=str(self.folder / "asked"),
         )
         interval: dict[str, Any] = {"processingTime": f"{self.settings.interval} seconds"}

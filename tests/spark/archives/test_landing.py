@@ -63,6 +63,7 @@ def test_offsets_change_with_the_folder_and_the_asked_file(tmp_path):
         "archive": str(tmp_path / "landing"),
         "settle": "30.0",
         "max_bytes": str(LARGE),
+        "links": "inside",
         "asked": str(tmp_path / "asked"),
     }
     (tmp_path / "landing").mkdir()
@@ -82,7 +83,13 @@ def test_offsets_change_with_the_folder_and_the_asked_file(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         seen(tmp_path / "nowhere")
     (tmp_path / "asked").write_text("")
-    options = {"archive": str(tmp_path / "nowhere"), "settle": "0", "max_bytes": "1", "asked": str(tmp_path / "asked")}
+    options = {
+        "archive": str(tmp_path / "nowhere"),
+        "settle": "0",
+        "max_bytes": "1",
+        "links": "inside",
+        "asked": str(tmp_path / "asked"),
+    }
     offset = landing.LandingSource(options).streamReader(None).latestOffset()
     assert offset["files"] == 1
     assert "does not exist" in offset["digest"]
