@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import reduce
 from itertools import groupby
 from typing import Any
 
@@ -18,7 +19,7 @@ from melanoma_spark.archives.plan import StoredName
 from melanoma_spark.archives.records import ATTACHED, MOST_NAMES, Fit, Folders, folders_of
 from melanoma_spark.archives.rows import in_frames
 from melanoma_spark.attributes import ATTRIBUTES
-from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
+from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, LEADING_ZEROS, OTHER_FOLDER
 
 # What an image has one value of; of labels and pairs it may have several
 FIELDS = (*schemas.STATED, *ATTRIBUTES)
@@ -78,6 +79,7 @@ REPORTED = {
         "rows of tables name another folder than the image of that name, which does not have them",
     ),
     CONTRADICTORY: ("image has rows that disagree", "images have rows that disagree"),
+    LEADING_ZEROS: ("id differs from another one by leading zeros alone", "ids differ by leading zeros alone"),
 }
 
 
@@ -88,6 +90,7 @@ class Notes:
     ambiguous: int = 0
     other_folder: int = 0
     contradictory: int = 0
+    leading_zeros: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def lines(self, most: int = MOST_NAMES) -> list[str]:
@@ -138,7 +141,8 @@ def match_rows(
     ambiguous = fits.agg(f.min("detail").alias("ambiguity"), f.max(f.size("labels") > 0).alias("ambiguous_label"))
     both = attached.join(ambiguous, "path", "full").withColumn("in_table", f.col("labels").isNotNull())
     metadata = both.select(*IMAGE_METADATA.names)
-    return MatchedTables(metadata, _unmatched(decided, metadata, images, name))
+    unmatched = _unmatched(decided, metadata, images, name)
+    return MatchedTables(metadata, unmatched.unionByName(_find_leading_zeros(decided, metadata, images, name)))
 
 
 def match_no_rows(spark: SparkSession) -> MatchedTables:
@@ -304,3 +308,33 @@ def _unmatched(decided: DataFrame, metadata: DataFrame, images: DataFrame, name:
     columns = "key", "table", "reason", "detail", "paths"
     both = first.select(*columns).unionByName(contradictory.select(*columns))
     return both.select(stored("key").alias("image_id"), stored("table").alias("table"), *columns[2:])
+
+
+def _find_leading_zeros(decided: DataFrame, metadata: DataFrame, images: DataFrame, name: StoredName) -> DataFrame:
+    """Rows of `schemas.UNMATCHED` with `paths`: ids of digits that another one equals but for leading zeros.
+
+    They stay apart, since 00101 may be somebody else than 101. A spreadsheet may have made two of one.
+    """
+    path, known = f.col("path"), metadata.select("path", "patient_id", "lesion_id")
+    sides = [
+        *(
+            known.select(f.lit(field).alias("field"), f.col(field).alias("id"), path)
+            for field in ("patient_id", "lesion_id")
+        ),
+        images.select(f.lit("image_id").alias("field"), f.col("image_id").alias("id"), path),
+        decided.where(f.col("state") == ABSENT).select(f.lit("image_id"), "image_id", f.lit(None).cast("string")),
+    ]
+    numbers = reduce(DataFrame.union, sides).where(f.col("id").rlike("^[0-9]+$"))
+    number = f.regexp_replace("id", "^0+(?=[0-9])", "")
+    same = numbers.groupBy("field", number.alias("number")).agg(
+        f.array_sort(f.collect_set("id")).alias("ids"), f.collect_set("path").alias("paths")
+    )
+    stored = f.udf(name, "string")
+    both = f.udf(lambda ids: " beside ".join(name(one) for one in ids), "string")
+    return same.where(f.size("ids") > 1).select(
+        stored(f.col("ids")[0]).alias("image_id"),
+        f.lit(None).cast("string").alias("table"),
+        f.lit(LEADING_ZEROS).alias("reason"),
+        f.concat("field", f.lit(" "), both("ids")).alias("detail"),
+        "paths",
+    )

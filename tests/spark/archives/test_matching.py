@@ -5,7 +5,7 @@ import pytest
 from melanoma_spark import schemas
 from melanoma_spark.archives import ids, matching, tables
 from melanoma_spark.attributes import ATTRIBUTES
-from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, OTHER_FOLDER
+from melanoma_spark.schemas import ABSENT, AMBIGUOUS, CONTRADICTORY, LEADING_ZEROS, OTHER_FOLDER
 
 TABLE = "patients.csv"
 P1, P2 = "p1/IMG_0001.jpg", "p2/IMG_0001.jpg"
@@ -74,6 +74,35 @@ def test_a_row_of_a_missing_image_is_not_attached_to_another_of_its_name(spark):
         "(p1/IMG_0001.jpg of patients.csv is not p2/IMG_0001.jpg; "
         "p3/IMG_0003.jpg of patients.csv is not other/IMG_0003.jpg)"
     ) in str(notes)
+
+
+def test_ids_that_differ_by_leading_zeros_stay_apart_and_are_named(spark):
+    """The recipe: 101 and 00101, of which a spreadsheet may have made one, or not."""
+    said = {
+        "a.csv": [patient("a.jpg", "101"), patient("b.jpg", "7"), patient("24306", "P01", lesion_id="09")],
+        "b.csv": [patient("c.jpg", "00101"), patient("d.jpg", "101", lesion_id="9"), patient("e.jpg", "P1")],
+    }
+    paths = [*(f"{name}.jpg" for name in "abcde"), "0024306.jpg"]
+    rows, unmatched, notes = matched(spark, paths, said)
+    assert {path: rows[path].patient_id for path in ("a.jpg", "c.jpg", "d.jpg")} == {
+        "a.jpg": "101",
+        "c.jpg": "00101",
+        "d.jpg": "101",
+    }
+    zeros = {row.detail: sorted(row.paths) for row in unmatched if row.reason == LEADING_ZEROS}
+    assert zeros == {
+        "patient_id 00101 beside 101": ["a.jpg", "c.jpg", "d.jpg"],
+        "image_id 0024306 beside 24306": ["0024306.jpg"],
+    }
+    assert notes.leading_zeros == 2
+    assert ("2 ids differ by leading zeros alone (image_id 0024306 beside 24306; patient_id 00101 beside 101)") in str(
+        notes
+    )
+    private = matched(spark, paths, said, name=lambda text: text and f"<{len(text)}>")[1]
+    assert {row.detail for row in private if row.reason == LEADING_ZEROS} == {
+        "patient_id <5> beside <3>",
+        "image_id <7> beside <5>",
+    }
 
 
 def test_tables_describe_images_of_other_folders_that_have_no_table(spark):

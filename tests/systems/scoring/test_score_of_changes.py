@@ -157,6 +157,15 @@ PATIENTS = {
 }
 
 
+def test_settings_for_training_serve_tables_without_labels(namesakes):
+    """One settings file for all jobs: its layout and its column of labels are those of the training archive."""
+    columns = {"columns": {"label": "dx"}}
+    ingest = namesakes.context.settings.ingest.model_copy(update=columns)
+    told = namesakes.stage("score", layout="isic_2020", ingest=ingest)
+    assert "set aside" not in told
+    assert patients(namesakes) == PATIENTS
+
+
 def test_no_row_has_the_name_of_another_patient(namesakes):
     """The recipes: a name that is two images, and two rows of an image that disagree."""
     told = namesakes.stage("score")
@@ -170,6 +179,7 @@ def test_no_row_has_the_name_of_another_patient(namesakes):
         "ambiguous": 1,
         "other_folder": 0,
         "contradictory": 1,
+        "leading_zeros": 0,
         "examples": {
             "ambiguous": ["IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg"],
             "contradictory": ["p1/IMG_0002.jpg: patient_id"],
