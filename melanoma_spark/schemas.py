@@ -146,12 +146,13 @@ STATED = ("patient_id", "lesion_id", "split")  # in tables, besides attributes
 
 # Why a row of a table is no image's, and why a field of an image is empty though rows have it
 ABSENT, AMBIGUOUS, OTHER_FOLDER, CONTRADICTORY = "no_image", "ambiguous", "other_folder", "contradictory"
+LEADING_ZEROS = "leading_zeros"  # two ids that are the same number, and may be one person
 
 UNMATCHED = _columns(  # a row of a table that no image has, or an image whose rows disagree
     ("image_id", t.StringType()),  # with the folders that the row names, or its keyed hash
     ("table", t.StringType()),  # of an image: null
-    ("reason", t.StringType()),  # ABSENT, AMBIGUOUS, OTHER_FOLDER, CONTRADICTORY
-    ("detail", t.StringType()),  # the images of that name, or the fields in which rows disagree
+    ("reason", t.StringType()),  # ABSENT, AMBIGUOUS, OTHER_FOLDER, CONTRADICTORY, LEADING_ZEROS
+    ("detail", t.StringType()),  # the images of that name, the fields in which rows disagree, or the two ids
 )
 
 RECORDS = _columns(  # tables.Record: what one row of an archive's table says of one image
@@ -175,6 +176,7 @@ CANDIDATES = _columns(  # a readable file with its label and attributes
     ("diagnosis", t.StringType()),  # ... and in those of diagnoses.csv
     ("shipped", t.StringType()),  # the split that the archive names
     ("keys", t.ArrayType(t.StringType())),  # rows that share one stand on one side
+    ("names", t.ArrayType(t.StringType())),  # that may be those of one image, see `selection.unite_by_name`
     ("patient_id", t.StringType()),
     ("lesion_id", t.StringType()),
     *((name, t.StringType()) for name in ATTRIBUTES),
@@ -186,7 +188,7 @@ CANDIDATES = _columns(  # a readable file with its label and attributes
 
 DECISIONS = t.StructType(
     [
-        *(field for field in CANDIDATES if field.name not in ("keys", "shipped")),
+        *(field for field in CANDIDATES if field.name not in ("keys", "names", "shipped")),
         t.StructField("group", t.StringType()),
         t.StructField("split", t.StringType()),
     ]

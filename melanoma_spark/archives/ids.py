@@ -19,6 +19,8 @@ SPACES = r"\s\u200b-\u200f\u2060\ufeff"  # white space, and what nobody sees
 # A whole number as a spreadsheet writes it once its column has an empty cell. Three zeros may be thousands.
 FLOAT = re.compile(r"(0|[1-9]\d*)[.,](?!0{3}$)0+", re.ASCII)
 SCIENTIFIC = re.compile(r"[1-9](?:[.,](\d+))?([eE])\+(\d{1,2})", re.ASCII)
+# What de-identification writes into DICOM headers: one patient of that name would be everybody
+PLACEHOLDERS = re.compile(r"(?i)(anon|de-?ident|removed|redacted|patient|test|default|dummy|x+$|0+$|\W*$)")
 EXACT = 2**53  # whole numbers below it survive as floats
 
 
@@ -46,6 +48,12 @@ def normalize_id(text: str) -> str:
 def parse_id(cell: str) -> str | None:
     """The id in a cell of a table; None where it stands for a missing value."""
     return parse_text(normalize_id(cell))
+
+
+def parse_header_id(value: str | None) -> str | None:
+    """The id in a header of DICOM; None where it is empty, or stands for a patient whose id was removed."""
+    found = parse_id(value or "")
+    return None if found and PLACEHOLDERS.match(found) and not re.search(r"[1-9]", found) else found
 
 
 def image_id(path: str) -> str:

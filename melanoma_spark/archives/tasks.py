@@ -15,6 +15,7 @@ from pyspark.sql import types as t
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import plan
 from melanoma_spark.archives.contents import Content, prefetch_contents, read_contents
+from melanoma_spark.archives.ids import parse_header_id
 from melanoma_spark.archives.rows import ROWS_IN_MEMORY, ListedFile, from_microseconds, in_chunks, in_frames
 from melanoma_spark.background import TimedIterator
 from melanoma_spark.errors import ImageError
@@ -148,4 +149,4 @@ def _decode(
     content_hashes = hashes.pixel_hash(image.hash_pixels), hashes.perceptual_hash(image.hash_pixels)
     facts = image.width, image.height, image.format, stored
     flag = quality.DAMAGED if image.damage else None
-    return (sha256, *content_hashes, *facts, None, None, flag, name(image.patient), name(image.study))
+    return (sha256, *content_hashes, *facts, None, None, flag, name(parse_header_id(image.patient)), name(image.study))

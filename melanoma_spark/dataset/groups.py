@@ -1,4 +1,4 @@
-"""Patient, lesion, pair, duplicate -> group: what must never stand on two sides of a split."""
+"""Patient, lesion, pair, study, image, duplicate -> group: what must never stand on two sides of a split."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 # How lasting a kind of key is, most lasting first. A group is named by its smallest key of the most lasting kind it
-# has, so that its name, and with it the side of the split, stays when more images of the same patient arrive.
-KINDS = ("patient", "lesion", "pair", "looks", "pixels")
+# has, so that its name, and with it the side of the split, stays when more images of the same patient arrive. The id of
+# an image is last: each image has looks, so groups keep the names that they had before ids joined them.
+KINDS = ("patient", "lesion", "pair", "study", "looks", "pixels", "image")
 
 
 def components(left: NDArray[np.int64], right: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:

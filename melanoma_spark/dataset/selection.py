@@ -6,6 +6,8 @@ All of it runs on Spark's executors; the driver sees counts and examples, never 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,14 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import diagnoses, layouts
 from melanoma_spark.archives.plan import StoredName
+from melanoma_spark.archives.records import REGISTERED, folders_of
 from melanoma_spark.attributes import ATTRIBUTES
 from melanoma_spark.dataset import groups, splits
 from melanoma_spark.errors import DataError
+
+MOST_VERSIONS = 5  # images of one id; more are a name that is used again, such as `left` in each patient's folder
+# Images of one name are of different lesions if they differ in one of these.
+DIFFERING = ("patient_id", "lesion_id", "label", "shipped", "age", "sex", "site", "skin_type")
 
 
 def find_candidates(
@@ -77,18 +84,22 @@ def _candidate(
             label = indeterminate
         elif answer.reason:
             reason, detail = answer.reason, f"label {answer.word!r}" if answer.word else "no label"
-    patient, lesion = name(row.patient_id), name(row.lesion_id)
+    patient, lesion, image = name(row.patient_id), name(row.lesion_id), row.image_id.lower()
     pairs = [name(pair) for pair in row.pairs] if row.pairs is not None else []
     keys = [f"pixels:{row.pixel_sha256}", f"looks:{row.perceptual_hash}"]
-    keys += [f"patient:{patient}"] if patient else []
+    keys += [f"patient:{one}" for one in dict.fromkeys((patient, row.dicom_patient)) if one]
     keys += [f"lesion:{lesion}"] if lesion else []
     keys += [f"pair:{pair}" for pair in pairs]
+    keys += [f"study:{row.dicom_study}"] if row.dicom_study else []
+    names = [name("/".join((*folder, image))) for folder in ((), folders_of(row.path)[-1:])]
+    if REGISTERED.fullmatch(image):
+        keys, names = [*keys, f"image:{names[0]}"], []
     usable = reason is None
     return (
         row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
         row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
-        row.split or folder_split, keys if usable else [], patient, lesion,
-        *(_text(getattr(row, column)) for column in ATTRIBUTES), in_table, _text(row.flags), reason, detail,
+        row.split or folder_split, keys if usable else [], names if usable else [], patient or row.dicom_patient,
+        lesion, *(_text(getattr(row, column)) for column in ATTRIBUTES), in_table, _text(row.flags), reason, detail,
     )  # fmt: skip
 
 
@@ -96,6 +107,20 @@ def _text(value: Any) -> str | None:
     if pd.isna(value):
         return None
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def unite_by_name(rows: DataFrame) -> DataFrame:
+    """`first` and `key` of images that have one name in `names` and may be one image, at two sizes or qualities.
+
+    A name is not used if images that have it differ in `DIFFERING`, or if more than `MOST_VERSIONS` images have it:
+    docs/decisions/images-of-one-name.md.
+    """
+    named = rows.select("first", "pixel_sha256", *DIFFERING, f.explode("names").alias("key"))
+    differ = reduce(or_, (f.coalesce(f.min(column) != f.max(column), f.lit(False)) for column in DIFFERING))
+    images = f.size(f.collect_set("pixel_sha256"))
+    counted = named.groupBy("key").agg(images.alias("images"), differ.alias("differ"))
+    shared = counted.where(f.col("images").between(2, MOST_VERSIONS) & ~f.col("differ"))
+    return named.join(shared, "key").select("first", f.concat(f.lit("name:"), "key").alias("key"))
 
 
 def assign_groups(rows: DataFrame) -> DataFrame:
@@ -114,7 +139,8 @@ def assign_groups(rows: DataFrame) -> DataFrame:
     usable = rows.where("reason is null")
     # Numbers stand for keys: two that collide would join two groups, which is unlikely and does no harm.
     numbered = usable.withColumn("first", f.xxhash64(f.element_at("keys", 1)))
-    pairs = numbered.select("first", f.explode("keys").alias("key")).select("first", f.xxhash64("key").alias("other"))
+    keys = numbered.select("first", f.explode("keys").alias("key")).unionByName(unite_by_name(numbered))
+    pairs = keys.select("first", f.xxhash64("key").alias("other"))
     # One task holds two numbers a key, which is little: the pixels of as many images fill a thousand times more.
     components = pairs.coalesce(1).mapInPandas(connect, "first long, component int")  # type: ignore[arg-type]
     placed = numbered.join(components, "first").drop("first")
@@ -126,7 +152,7 @@ def assign_groups(rows: DataFrame) -> DataFrame:
         .agg(f.min(f.struct(rank.alias("rank"), "key")).alias("best"))
         .select("component", f.col("best.key").alias("group"))
     )
-    return placed.join(named, "component").drop("component")
+    return placed.join(named, "component").drop("component", "names")
 
 
 def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
@@ -182,7 +208,7 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
         cut = (carved == "train") & ~f.col("validation_is_shipped")
         split = f.when(cut, f.col("hashed")).otherwise(carved)
     kept = hashed.withColumn("split", f.when(f.col("reason").isNull(), split)).select(*schemas.DECISIONS.names)
-    rest = rows.where("reason is not null").drop("keys", "shipped")
+    rest = rows.where("reason is not null").drop("keys", "names", "shipped")
     return kept.unionByName(rest, allowMissingColumns=True)
 
 
@@ -219,7 +245,8 @@ def _apply_shipped_split(usable: DataFrame, validation: bool, settings: config.S
 def check(
     counts: Mapping[str, int],
     reasons: Mapping[str, int],
-    unknown: Sequence[str],
+    unknown: Mapping[str, int],
+    target: str,
     needed: Sequence[str] = splits.SPLITS,
     notes: str = "",
 ) -> None:
@@ -228,28 +255,32 @@ def check(
     Args:
         counts: Images by split and label, such as `train_0`.
         reasons: Rejected files by reason.
-        unknown: Labels whose meaning is not known.
+        unknown: Words of labels whose meaning is not known, with the number of their files, the most frequent first.
+        target: What label 1 means.
         needed: Splits that need images.
         notes: What the tables leave unclear, for the message.
     """
     rejected = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
+    words = "ingest.labels.positive=[WORD,...] or ingest.labels.negative=[WORD,...]"
     if unknown:
-        rejected += f" ({layouts.first_few(unknown)}; name them in ingest.labels.positive or ingest.labels.negative)"
+        shown = ", ".join(f"{word!r} {count}" for word, count in unknown.items())
+        rejected += f"; unknown label words: {shown}; give them a meaning with {words}"
     rejected += notes
     total = {label: sum(counts[f"{split}_{label}"] for split in splits.SPLITS) for label in (0, 1)}
     if not total[0] and not total[1]:
         raise DataError(f"no usable image in the archive; rejected: {rejected}")
     if not total[0] or not total[1]:
         present = 1 if total[1] else 0
+        other = "malignant" if target == "melanoma" else "melanoma"
         raise DataError(
             f"one class only: all {total[present]} usable images carry the "
-            f"{'positive' if present else 'negative'} label; rejected: {rejected}; check the label words in "
-            "ingest.labels.positive and ingest.labels.negative, and target"
+            f"{'positive' if present else 'negative'} label; rejected: {rejected}; if label words are read wrongly, "
+            f"name them with {words}; target={other} divides the images differently"
         )
     for split in needed:
         if not counts[f"{split}_0"] or not counts[f"{split}_1"]:
             raise DataError(
                 f"the {split} split has {counts[f'{split}_0']} negative and {counts[f'{split}_1']} positive images of "
                 f"{total[0] + total[1]}: too few groups to split; add images, change seed=N, or raise "
-                "ingest.test_fraction and ingest.validation_fraction"
+                "ingest.test_fraction=SHARE and ingest.validation_fraction=SHARE"
             )

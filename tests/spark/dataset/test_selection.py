@@ -77,6 +77,8 @@ def file(path, reason=None, detail=None):
         "reason": reason,
         "detail": detail,
         "flags": None,
+        "dicom_patient": None,
+        "dicom_study": None,
         "path": path,
         "image_id": ids.image_id(path),
     }
@@ -90,7 +92,7 @@ def files(spark, rows):
 
 
 def records(spark, rows):
-    own = [replace(row, reference=row.image_id, table="t.csv") for row in rows]
+    own = [replace(row, reference=row.reference or row.image_id, table="t.csv") for row in rows]
     values = [row.values() for row in own]
     return spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schemas.RECORDS)
 
@@ -268,10 +270,16 @@ def test_tables_give_labels_on_any_partitions_and_private_names_as_hashes(from_t
     for path, row in by_path(from_tables["private"]).items():
         ids = {name: hashed(rows[path][name]) for name in ("image_id", "patient_id", "lesion_id")}
         keys = [
-            f"{kind}:{hashed(name) if kind in ('patient', 'lesion', 'pair') else name}"
+            f"{kind}:{hashed(name) if kind in ('patient', 'lesion', 'pair', 'image') else name}"
             for kind, _, name in (key.partition(":") for key in rows[path]["keys"])
         ]
-        assert row == {**rows[path], **ids, "keys": keys}  # nothing else holds a name, details least of all
+        names = list(map(hashed, rows[path]["names"]))
+        assert row == {
+            **rows[path],
+            **ids,
+            "keys": keys,
+            "names": names,
+        }  # nothing else holds a name, details least of all
 
 
 def candidate(path, label=0, keys=(), pixels=None, looks=None, shipped=None, reason=None, sha256=None):
@@ -435,6 +443,73 @@ def test_partitions_and_order_do_not_matter(spark, hashed):
     assert by_path(again) == by_path(found["all"])
 
 
+def of_path(path, patient=None, label="nevus", **values):
+    """What a row of a table says of the image that it names by its path."""
+    return Record(ids.image_id(path), (label,), patient, **values, reference=path)
+
+
+NAMED = {  # path -> a name of its group, here; the images of a case are in folders of its name
+    # One image at two sizes and qualities, whatever spelling its name has.
+    **dict.fromkeys(("sizes/224/a.jpg", "sizes/full/A.png", "sizes/web/a.JPEG"), "a"),
+    "sizes/224/b.jpg": "b",
+    # Cameras that begin with 1 for each patient, as the table shows by patient, lesion, label, age or place.
+    **{f"{name}/p{n}/{name}.jpg": f"{name}{n}" for name in ("IMG_0001", "DSC0001", "P1010001", "1") for n in (1, 2)},
+    # ... of which a table knows nothing: nobody's patient is guessed, but they stay together.
+    **dict.fromkeys(("silent/p1/IMG_0002.jpg", "silent/p2/IMG_0002.jpg"), "silent"),
+    # Names that each patient's folder has are no ids, but a folder's copy at another size has them.
+    **{f"often/{size}/p{n}/left.jpg": f"often{n}" for size in ("full", "small") for n in range(4)},
+    # An id of one registry is the same image even where tables contradict each other about it.
+    **dict.fromkeys(("isic/x/ISIC_0000001.jpg", "isic/y/isic_0000001_downsampled.jpg"), "isic"),
+    # What the archive ships on two sides is two images.
+    "shipped/x/7.jpg": "7 x",
+    "shipped/y/7.jpg": "7 y",
+    # Headers of DICOM: a patient, also the one of a table; a study without a patient.
+    **dict.fromkeys(("dicom/1.dcm", "dicom/2.dcm", "dicom/3.jpg"), "dicom"),
+    **dict.fromkeys(("dicom/4.dcm", "dicom/5.dcm"), "study"),
+}
+ROWS_OF_PATHS = [
+    of_path("IMG_0001/p1/IMG_0001.jpg", "A"),
+    of_path("IMG_0001/p2/IMG_0001.jpg", "B"),
+    of_path("DSC0001/p1/DSC0001.jpg", lesion_id="L1"),
+    of_path("DSC0001/p2/DSC0001.jpg", lesion_id="L2"),
+    of_path("P1010001/p1/P1010001.jpg"),
+    of_path("P1010001/p2/P1010001.jpg", label="melanoma"),
+    of_path("1/p1/1.jpg", attributes={"age": 30.0}),
+    of_path("1/p2/1.jpg", attributes={"age": 70.0}),
+    of_path("isic/x/ISIC_0000001.jpg", attributes={"sex": "male"}),
+    of_path("isic/y/ISIC_0000001.jpg"),
+    of_path("shipped/x/7.jpg", split="train"),
+    of_path("shipped/y/7.jpg", split="test"),
+    of_path("dicom/3.jpg", "17"),
+    *(of_path(path) for path in NAMED if path.partition("/")[0] in ("sizes", "silent", "often")),
+    *(of_path(f"dicom/{n}.dcm") for n in (1, 2, 4, 5)),
+]
+HEADERS = {"1": ("17", "1.2"), "2": ("17", "1.3"), "4": (None, "1.4"), "5": (None, "1.4")}
+
+
+def test_images_that_belong_together_by_an_id_are_one_group_and_others_are_not(spark):
+    found = [file(path) for path in NAMED]
+    for row in found:
+        if row["path"].endswith(".dcm"):
+            row["dicom_patient"], row["dicom_study"] = HEADERS[row["image_id"]]
+    rows = plain(files(spark, found), records(spark, ROWS_OF_PATHS), TABLE, SETTINGS)
+    grouped = {row.source_uri: row for row in selection.assign_groups(rows).collect()}
+    assert grouped.keys() == NAMED.keys()
+    paths_of = defaultdict(set)
+    for path, row in grouped.items():
+        paths_of[row.group].add(path)
+    expected = defaultdict(set)
+    for path, group in NAMED.items():
+        expected[group].add(path)
+    assert sorted(map(sorted, paths_of.values())) == sorted(map(sorted, expected.values()))
+    assert {grouped[f"dicom/{n}.dcm"].group for n in (1, 2)} == {"patient:17"}
+    assert {grouped[f"dicom/{n}.dcm"].group for n in (4, 5)} == {"study:1.4"}
+    assert {row.group.partition(":")[0] for path, row in grouped.items() if path.startswith(("sizes", "isic"))} == {
+        "looks"
+    }
+    assert [grouped[f"dicom/{n}.dcm"].patient_id for n in (1, 4)] == ["17", None]
+
+
 SHIPPED = [
     candidate("train/1", keys=["patient:1"], shipped="train"),
     candidate("train/2", keys=["patient:1"]),
@@ -539,28 +614,31 @@ def counts(*numbers):
     return dict(zip(names, numbers, strict=True))
 
 
+WORDS = "ingest.labels.positive=[WORD,...] or ingest.labels.negative=[WORD,...]"
+
+
 @pytest.mark.parametrize(
     ("numbers", "reasons", "unknown", "told"),
     [
-        ((0, 0, 0, 0, 0, 0), {}, [], "no usable image in the archive; rejected: none"),
+        ((0, 0, 0, 0, 0, 0), {}, {}, "no usable image in the archive; rejected: none"),
         (
-            *((0, 0, 0, 0, 0, 0), {"corrupt": 2, "unknown_label": 9}, ["label 'odd'", "label 'even'"]),
-            "no usable image in the archive; rejected: corrupt 2, unknown_label 9 (label 'even', label 'odd'; name "
-            "them in ingest.labels.positive or ingest.labels.negative)",
+            *((0, 0, 0, 0, 0, 0), {"corrupt": 2, "unknown_label": 9}, {"odd": 6, "even": 3}),
+            "no usable image in the archive; rejected: corrupt 2, unknown_label 9; unknown label words: 'odd' 6, "
+            f"'even' 3; give them a meaning with {WORDS}",
         ),
         (
-            *((7, 0, 2, 0, 1, 0), {"empty": 1}, []),
-            "one class only: all 10 usable images carry the negative label; rejected: empty 1; check the label words "
-            "in ingest.labels.positive and ingest.labels.negative, and target",
+            *((7, 0, 2, 0, 1, 0), {"empty": 1}, {}),
+            "one class only: all 10 usable images carry the negative label; rejected: empty 1; if label words are read "
+            f"wrongly, name them with {WORDS}; target=melanoma divides the images differently",
         ),
         (
-            *((0, 7, 0, 2, 0, 1), {}, []),
-            "one class only: all 10 usable images carry the positive label; rejected: none; check the label words "
-            "in ingest.labels.positive and ingest.labels.negative, and target",
+            *((0, 7, 0, 2, 0, 1), {}, {}),
+            "one class only: all 10 usable images carry the positive label; rejected: none; if label words are read "
+            f"wrongly, name them with {WORDS}; target=melanoma divides the images differently",
         ),
         *(
-            (numbers, {}, [], f"the {split} split has {told} images of 22: too few groups to split; add images, change "
-             "seed=N, or raise ingest.test_fraction and ingest.validation_fraction")
+            (numbers, {}, {}, f"the {split} split has {told} images of 22: too few groups to split; add images, change "
+             "seed=N, or raise ingest.test_fraction=SHARE and ingest.validation_fraction=SHARE")
             for split, told, numbers in [
                 ("train", "0 negative and 2 positive", (0, 2, 5, 5, 5, 5)),
                 ("validation", "1 negative and 0 positive", (9, 9, 1, 0, 1, 2)),
@@ -570,7 +648,7 @@ def counts(*numbers):
     ],
 )  # fmt: skip
 def test_too_little_is_an_error_that_says_what_to_do(numbers, reasons, unknown, told):
-    selection.check(counts(1, 1, 1, 1, 1, 1), reasons, unknown)
+    selection.check(counts(1, 1, 1, 1, 1, 1), reasons, unknown, "malignant")
     with pytest.raises(DataError) as error:
-        selection.check(counts(*numbers), reasons, unknown)
+        selection.check(counts(*numbers), reasons, unknown, "malignant")
     assert str(error.value) == told
