@@ -141,7 +141,7 @@ def recognize_layout(
         layout: one of `LAYOUTS` that the archive must have.
         columns: field of `tables.FIELDS` -> the user's name of its column.
         words: the user's own labels, which may be names of folders.
-        needs_labels: False for scoring.
+        needs_labels: False for scoring, where tables without labels, and without a column of `columns`, are fine.
 
     Raises:
         ConfigError: an unknown name in `layout` or `columns`.
@@ -156,11 +156,18 @@ def recognize_layout(
     def files() -> str:
         return _describe_archive(usable, ignored, folders)
 
-    missing = [
-        name for name in user_columns.values() if not any(name.strip().lower() in table.names for table in usable)
-    ]
-    if missing:
-        raise DataError(f"columns: no table has a column named {first_few(missing)}; {files()}")
+    missing = {
+        name: column
+        for name, column in user_columns.items()
+        if not any(column.strip().lower() in table.names for table in usable)
+    }
+    if missing and needs_labels:
+        names = first_few(f"ingest.columns.{name}={column}" for name, column in missing.items())
+        change = " and ".join(f"ingest.columns.{name}=NAME" for name in sorted(missing))
+        raise DataError(f"{names}: no table has a column of this name; {files()}; name one of these with {change}")
+    # Tables of new images need not have all columns of those that a model was trained on, labels least of all.
+    if absent := first_few(column for name, column in missing.items() if name != "label"):
+        ignored.append(("ingest.columns", f"names columns that no table has: {absent}"))
     classes = _has_classes(folders, words)
     if layout == "folders":
         classes = any(_classes(folder) for folder in folders)  # the user names this layout, so any folder is a class
@@ -168,20 +175,20 @@ def recognize_layout(
     elif layout == "plain":
         classes = False
         usable = [table.without_labels() for table in usable]
-    elif layout not in (None, "table"):
+    elif layout not in (None, "table") and needs_labels:
         ignored += [(t.path, f"is not of the layout {layout}") for t in usable if t.layout not in (layout, "table")]
         usable = [table for table in usable if table.layout in (layout, "table")]
     labeled = [table for table in usable if table.has_labels]
     there = classes if layout == "folders" else any(layout in ("table", table.layout) for table in labeled)
-    if layout not in (None, "plain") and not there:
+    if needs_labels and layout not in (None, "plain") and not there:
         raise DataError(
-            f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {files()}; without layout= it is recognized by its "
+            f"layout={layout} needs {LAYOUTS[layout or ''].needs}; {files()}; layout=null recognizes the layout by "
             "tables and folders"
         )
     if needs_labels and layout is None and not labeled and not classes and understood:
         raise DataError(
-            f"no labels found: {files()}; name the column with columns.label=NAME, or read images without labels with "
-            "layout=plain"
+            f"no labels found: {files()}; name the column of labels with ingest.columns.label=NAME"
+            f"{' or take the names of folders as labels with layout=folders' if any(map(_classes, folders)) else ''}"
         )
     if not {"train", "test"} <= {table.split for table in labeled}:
         usable = [replace(table, split=None) for table in usable]
@@ -246,7 +253,7 @@ def _check_names(layout: str | None, user_columns: Mapping[str, str]) -> None:
         raise ConfigError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     unknown = [name for name in user_columns if name not in FIELDS]
     if unknown:
-        raise ConfigError(f"columns: unknown field {first_few(unknown)}; known: {', '.join(FIELDS)}")
+        raise ConfigError(f"ingest.columns: unknown field {first_few(unknown)}; known: {', '.join(FIELDS)}")
 
 
 def _layout_name(labeled: Iterable[Table], classes: bool) -> str:

@@ -23,7 +23,10 @@ class Labels(Section):
         negative = {words.key(word) for word in self.negative}
         both = [word for word in self.positive if words.key(word) in negative]
         if both:
-            raise ValueError(f"{', '.join(map(repr, both))} is positive and negative; leave it in one of them")
+            raise ValueError(
+                f"{', '.join(map(repr, both))} is positive and negative; leave it out of "
+                "ingest.labels.positive=[WORD,...] or of ingest.labels.negative=[WORD,...]"
+            )
         return self
 
 
@@ -57,6 +60,9 @@ class Ingest(Section):
     damaged: Literal["reject", "accept"] = setting(
         "reject", "images whose decoder warns of missing or corrupt data; accept: use them as decoded, with a flag"
     )
+    links: Literal["inside", "follow"] = setting(
+        "inside", "links on this machine's disks; inside: to files of the archive alone; follow: to any file or folder"
+    )
     columns: dict[str, str] = setting({}, "our field -> column of your table, e.g. label: dx")
     indeterminate: Literal["leave_out", "negative", "positive"] = setting(
         "leave_out", "label of images that are neither: diagnosis unknown, or malignant while target is melanoma"
@@ -73,7 +79,10 @@ class Ingest(Section):
     @model_validator(mode="after")
     def _leaves_something_to_train_on(self) -> Ingest:
         if self.test_fraction + self.validation_fraction >= 1:
-            raise ValueError("test_fraction + validation_fraction must stay below 1")
+            raise ValueError(
+                "the shares must stay below 1 together; lower ingest.test_fraction=SHARE or "
+                "ingest.validation_fraction=SHARE"
+            )
         return self
 
 

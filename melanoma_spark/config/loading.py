@@ -147,7 +147,9 @@ def _explain(error: ErrorDetails) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         valid = sorted(_siblings(error["loc"][:-1]))
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
+        name = str(error["loc"][-1])
+        near = difflib.get_close_matches(name, valid, n=1)
+        near = near or [key for key in valid_keys() if key.endswith(f".{name}")][:1]  # its section is missing
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"unknown setting {where!r}: {hint}valid here: {', '.join(valid)}"
     problem = error["msg"].removeprefix("Value error, ")

@@ -32,7 +32,9 @@ class Backbone(Section):
     @model_validator(mode="after")
     def _random_is_for_the_demo(self) -> Backbone:
         if self.weights == "random" and not self.allow_random:
-            raise ValueError("random weights make useless features; use imagenet or the path of a weights file")
+            raise ValueError(
+                "random weights make useless features; set backbone.weights=imagenet, or the path of a weights file"
+            )
         return self
 
 

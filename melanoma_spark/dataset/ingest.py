@@ -1,6 +1,8 @@
 """Ingest an archive of images: `images/`, a Petastorm dataset of decoded pixels with label, group and split."""
 
+import contextlib
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from pyspark.sql import Column, DataFrame
@@ -85,15 +87,15 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     read = readable.select(*SAME_FILE, "path", "image_id").join(decoded.drop("image"), list(SAME_FILE), "inner")
     candidates = store("candidates", selection.find_candidates(read, matched.images, layout, settings, name))
     session.describe_jobs(spark, "ingest: groups, duplicates and splits")
-    decisions = store("decisions", selection.decide(candidates, settings))
-    kept = decisions.where("reason is null")
-    rejects = decisions.where("reason is not null").select(*schemas.REJECTS.names)
-    rejects = rejects.unionByName(unreadable.select("source_uri", "reason", "detail"), allowMissingColumns=True)
+    with keep_rejects(context, made_from, find_rejects(candidates, unreadable)):
+        decisions = store("decisions", selection.decide(candidates, settings))
+    kept, rejects = decisions.where("reason is null"), find_rejects(decisions, unreadable)
 
     by_class = {(row.split, row.label): row["count"] for row in kept.groupBy("split", "label").count().collect()}
     counts = {f"{split}_{label}": by_class.get((split, label), 0) for split in splits.SPLITS for label in (0, 1)}
     reasons = {row.reason: row["count"] for row in rejects.groupBy("reason").count().orderBy("reason").collect()}
-    unknown = decisions.where("reason = 'unknown_label'").select("detail").distinct().limit(20).collect()
+    words_of = decisions.where("reason = 'unknown_label'").groupBy("word").count()
+    unknown = {row.word: row["count"] for row in words_of.orderBy(f.desc("count"), "word").limit(20).collect()}
     accepted, rejected = sum(counts.values()), sum(reasons.values())
     damaged = kept.where(f.col("flags") == quality.DAMAGED).count() if settings.ingest.damaged == "accept" else 0
     skipped = total - roles.get("image", 0)
@@ -105,14 +107,15 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     unmatched_rows = store("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names))
     notes = matching.summarize_unmatched(unmatched_rows)
     needed = ("test",) if settings.split == "test" else splits.SPLITS
-    selection.check(counts, reasons, [row.detail for row in unknown], needed, str(notes))
-    unmatched = summary.count_unmatched(unmatched_rows, decisions, layout)
-    sides = {kind: side["count"] for kind, side in unmatched.items() if side}
-    if settings.ingest.unmatched == "error" and any(sides.values()):
-        shown = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sides.items())
-        raise DataError(
-            f"ingest.unmatched=error: {shown}; complete the archive, or accept it with ingest.unmatched=report"
-        )
+    with keep_rejects(context, made_from, rejects, unmatched_rows):
+        selection.check(counts, reasons, unknown, settings.target, needed, str(notes))
+        unmatched = summary.count_unmatched(unmatched_rows, decisions, layout)
+        sides = {kind: side["count"] for kind, side in unmatched.items() if side}
+        if settings.ingest.unmatched == "error" and any(sides.values()):
+            shown = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sides.items())
+            raise DataError(
+                f"ingest.unmatched=error: {shown}; complete the archive, or accept it with ingest.unmatched=report"
+            )
 
     without_image = sides.get("rows_without_image", 0)
     groups = summary.count_groups(kept)
@@ -120,8 +123,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
     path = f"{dataset_id}-{made_from}"
     write_images(context, decoded, kept, accepted, path)
-    for folder, table in (("rejects", rejects), ("unmatched", unmatched_rows)):
-        table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, folder, path))
+    write_rejects(warehouse, path, rejects, unmatched_rows)
     manifest = ImagesManifest(
         id=dataset_id,
         path=path,
@@ -153,14 +155,41 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page)
     manifests.publish(manifest, warehouse)
     log_dataset(context, manifest, facts, page, layout)
+    links = listing.describe_links(listed) if reasons.get("link") else ""
     by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
-        f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}; {new} read now; "
-        f"{layout.summary}{throughput}"
+        f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{links}; "
+        f"{new} read now; {layout.summary}{throughput}"
     )
+
+
+def find_rejects(decided: DataFrame, unreadable: DataFrame) -> DataFrame:
+    """Rows of `schemas.REJECTS`: those of `decided` with a reason, and files of the listing that cannot be read."""
+    rejects = decided.where("reason is not null").select(*schemas.REJECTS.names)
+    return rejects.unionByName(unreadable.select("source_uri", "reason", "detail"), allowMissingColumns=True)
+
+
+@contextlib.contextmanager
+def keep_rejects(
+    context: StageContext, folder: str, rejects: DataFrame, unmatched: DataFrame | None = None
+) -> Iterator[None]:
+    """If ingest stops at what an archive holds, write `rejects/` all the same, and name it in the `DataError`."""
+    try:
+        yield
+    except DataError as error:
+        url = write_rejects(context.warehouse, folder, rejects, unmatched)
+        raise DataError(f"{error}; {url} has the reason of each file") from None
+
+
+def write_rejects(warehouse: str, folder: str, rejects: DataFrame, unmatched: DataFrame | None) -> str:
+    """Write a folder of `rejects/` and of `unmatched/`; return the URL of the first."""
+    for place, table in (("rejects", rejects), ("unmatched", unmatched)):
+        if table is not None:
+            table.coalesce(1).write.mode("overwrite").parquet(files.join(warehouse, place, folder))
+    return files.join(warehouse, "rejects", folder)
 
 
 def log_dataset(

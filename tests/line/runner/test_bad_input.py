@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import command, one_line, refused
 
@@ -10,9 +11,16 @@ from melanoma_spark.runner.cli import invoke
 
 
 def holds_no_result(warehouse: Path) -> None:
-    """Nothing but MLflow's own files and what was decoded, for a later run: no manifest, no rows, and no lease."""
+    """Nothing but MLflow's own files, what was decoded, and why files are not used: no manifest, no rows, no lease."""
     if warehouse.exists():
-        assert {path.name for path in warehouse.iterdir()} <= {"mlflow.db", "mlartifacts", "decoded", "running"}
+        assert {path.name for path in warehouse.iterdir()} <= {
+            "mlflow.db",
+            "mlartifacts",
+            "decoded",
+            "running",
+            "rejects",
+            "unmatched",
+        }
         assert not list(warehouse.glob("running/*"))
 
 
@@ -30,7 +38,9 @@ def test_a_folder_without_images(spark, settings_file, tmp_path):
     settings = settings_file(archive=str(tmp_path / "archive"), warehouse=str(tmp_path / "warehouse"))
     done = invoke(command("ingest"), ["--conf", str(settings)], spark)
     assert done.exit_status == 4
-    one_line(done.log, "error: no usable image in the archive", "not_an_image 2")
+    one_line(done.log, "error: no usable image in the archive", "not_an_image 2", "has the reason of each file")
+    (rejects,) = (tmp_path / "warehouse/rejects").iterdir()
+    assert pd.read_parquet(rejects)["reason"].tolist() == ["not_an_image"] * 2
     holds_no_result(tmp_path / "warehouse")
 
 
@@ -48,9 +58,12 @@ def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        ("image_id,colour\n0,brown\n", ("no labels found", "image_id, colour", "columns.label=NAME")),
+        ("image_id,colour\n0,brown\n", ("no labels found", "image_id, colour", "with ingest.columns.label=NAME")),
         ("image_id,label\n0,nevus\n0,melanoma\n", ("no usable image", "conflicting_labels 1", "no_label 2")),
-        ("image_id,label\n0,carcinoma\n", ("no usable image", "unknown_label 1", "carcinoma")),
+        (
+            "image_id,label\n0,carcinoma\n",
+            ("no usable image", "unknown_label 1; unknown label words: 'carcinoma' 1; give", "rejects/"),
+        ),
         ("image_id,label\n0,nevus\n1,melanoma\n2,nevus\n", ("split has", "too few groups to split", "seed=N")),
     ],
 )

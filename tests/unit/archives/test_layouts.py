@@ -110,7 +110,7 @@ def test_a_missing_layout_is_refused_with_what_is_there(name, other):
     if name == other:
         return
     with pytest.raises(
-        DataError, match=rf"^layout={other} needs .*; found no tables; folders of images: none; without"
+        DataError, match=rf"^layout={other} needs .*; found no tables; folders of images: none; layout=null"
     ):
         recognize_layout([], {}, other)
     with pytest.raises(DataError) as error:
@@ -145,7 +145,7 @@ def test_columns_and_words_of_the_user():
     assert found(OWN, layout="table", columns=columns) == layout
     blank = {"patient_id": "", "sex": " ", "age": None}
     assert found(OWN, columns=columns | blank) == layout
-    told = r"^columns: no table has a column named Wert; found befunde\.csv .* Nummer, Wort"
+    told = r"^ingest.columns.label=Wert: no table has a column of this name; found befunde\.csv .* Nummer, Wort"
     with pytest.raises(DataError, match=told):
         found(OWN, columns={"image_id": "Nummer", "label": "Wert"})
 
@@ -158,10 +158,28 @@ def test_columns_and_words_of_the_user():
         found({}, {"images": 1, "train": 2}, "folders")
 
 
+NEW_IMAGES = {"tonight.csv": "path,patient_id,age,site\np1/a.jpg,101.0,45,back\n"}
+
+
+@pytest.mark.parametrize("layout", [None, *LAYOUTS])
+@pytest.mark.parametrize("columns", [{}, {"label": "dx"}, {"label": "dx", "patient_id": "patient_id"}])
+def test_new_images_need_no_labels_whatever_the_archive_for_training_had(layout, columns):
+    read = found(NEW_IMAGES, layout=layout, columns=columns, needs_labels=False)
+    (record,) = records(NEW_IMAGES, read)["tonight.csv"]
+    assert record == Record("a", patient_id="101", attributes={"age": 45.0, "site": "back"})
+    assert read.ignored == ()
+
+
+def test_columns_that_tables_of_new_images_lack_are_named():
+    read = found(NEW_IMAGES, columns={"label": "dx", "site": "where", "sex": "s"}, needs_labels=False)
+    assert records(NEW_IMAGES, read)["tonight.csv"][0].patient_id == "101"
+    assert read.ignored == (("ingest.columns", "names columns that no table has: s, where"),)
+
+
 def test_unknown_names_raise_and_unknown_tables_are_ignored():
     with pytest.raises(ConfigError, match=r"^unknown layout 'isic_2021'; known: isic_2016, .*, plain$"):
         found(HAM, layout="isic_2021")
-    with pytest.raises(ConfigError, match=r"^columns: unknown field wort; known: image_id, .*, label$"):
+    with pytest.raises(ConfigError, match=r"^ingest.columns: unknown field wort; known: image_id, .*, label$"):
         found(HAM, columns={"wort": "dx"})
     files = HAM | {"prices.csv": "item,price\na,1\n", "bad.csv": "image_id,label\na\x00,b\n"}
     assert [path for path, _ in found(files).ignored] == ["bad.csv", "prices.csv"]
