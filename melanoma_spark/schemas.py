@@ -106,6 +106,7 @@ DECODED = _columns(  # what ingest knows of a file's content; nothing here depen
     ("flags", t.StringType()),  # quality.DAMAGED, where the file is damaged and was accepted
     ("dicom_patient", t.StringType()),  # PatientID of a DICOM file, or its keyed hash
     ("dicom_study", t.StringType()),  # StudyInstanceUID of a DICOM file, or its keyed hash
+    ("thumbnail", t.BinaryType()),  # `hashes.gray_thumbnail`, row by row
 )
 
 REJECTS = _columns(

@@ -136,7 +136,7 @@ def compute_files(
 def _decode(
     content: Content, size: int, limits: decoding.ImageLimits, field: UnischemaField, name: plan.StoredName
 ) -> tuple[Any, ...]:
-    """The columns of `schemas.DECODED` after the file's: sha256 to dicom_study."""
+    """The columns of `schemas.DECODED` after the file's: sha256 to thumbnail."""
     sha256 = None
     try:
         if isinstance(content, ImageError):
@@ -144,9 +144,11 @@ def _decode(
         sha256 = hashes.sha256(content)
         image = decoding.decode_with_hashes(content, size, limits)
     except ImageError as error:
-        return (sha256, *[None] * 6, error.reason, error.detail, *[None] * 3)
+        return (sha256, *[None] * 6, error.reason, error.detail, *[None] * 4)
     stored = bytes(field.codec.encode(field, image.pixels))
     content_hashes = hashes.pixel_hash(image.hash_pixels), hashes.perceptual_hash(image.hash_pixels)
     facts = image.width, image.height, image.format, stored
     flag = quality.DAMAGED if image.damage else None
-    return (sha256, *content_hashes, *facts, None, None, flag, name(parse_header_id(image.patient)), name(image.study))
+    identity = name(parse_header_id(image.patient)), name(image.study)
+    thumbnail = hashes.gray_thumbnail(image.hash_pixels).tobytes()
+    return (sha256, *content_hashes, *facts, None, None, flag, *identity, thumbnail)

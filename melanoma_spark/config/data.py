@@ -73,6 +73,11 @@ class Ingest(Section):
     unmatched: Literal["report", "error"] = setting(
         "report", "images without a row, and rows without an image: report them, or stop"
     )
+    twins: Literal["group", "report", "off"] = setting(
+        "group",
+        "pairs of images that look like one lesion photographed twice: one group, so that they share a side of the "
+        "split; only show them; or do not look for them",
+    )
     row_group_mb: Count = setting(16, "size of a Parquet row group, MiB")
     shard_mb: Count = setting(128, "size of a Parquet file, MiB")
 

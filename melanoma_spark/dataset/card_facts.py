@@ -8,6 +8,7 @@ CONTACTS = 40  # thumbnails of a class
 REJECTS_SHOWN = 6  # thumbnails of a reason
 SETS_LISTED, SETS_SHOWN, MEMBERS_SHOWN = 10, 5, 8  # sets of duplicates, and images of a set
 WORDS = 60  # rows of the label mapping
+TWINS = 20  # pairs of twins
 EXAMPLES = 5  # of rows without an image, and of images without a row
 # Where rows of tables and images do not meet -> its title
 UNMATCHED = {
@@ -78,6 +79,25 @@ class Duplicates(TypedDict):
     largest: Sequence[DuplicateSet]  # largest first; SETS_LISTED are listed, SETS_SHOWN are shown
 
 
+class TwinPair(TypedDict):
+    """Two images that look like one lesion."""
+
+    correlation: float
+    outcome: str  # of `groups.join_twins`
+    members: Sequence[Thumbnail]  # two
+
+
+class Twins(TypedDict):
+    """Pairs of images that look like one lesion."""
+
+    mode: str  # ingest.twins
+    least_correlation: float
+    pairs: int
+    groups_joined: int
+    outcomes: Mapping[str, int]  # outcome -> pairs
+    shown: Sequence[TwinPair]  # most alike first, without those that were in one group anyway; TWINS are shown
+
+
 class Unmatched(TypedDict):
     """Rows without an image, or images without a row. Examples are shown as given: hash what may name a person."""
 
@@ -116,6 +136,7 @@ class CardFacts(TypedDict):
     file_bytes: FileBytes | None
     rejects: Mapping[str, Reject]  # by reason; their counts add up to `rejected`
     duplicates: Duplicates | None  # None where they were not looked for
+    twins: Twins | None  # None where they were not looked for
     contacts: tuple[Sequence[Contact], Sequence[Contact]]  # of the negative and the positive class; CONTACTS are shown
     unmatched: Mapping[str, Unmatched | None]  # by key of UNMATCHED; None where the archive has no table
     label_words: Sequence[LabelWord]

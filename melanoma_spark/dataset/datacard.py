@@ -36,6 +36,8 @@ def render(facts: CardFacts) -> str:
     largest = [] if duplicates is None else duplicates["largest"][: card.SETS_LISTED]
     members = [files["members"][: card.MEMBERS_SHOWN] for files in largest]
     strips = [[pictures.tile(member) for member in images] for images in members[: card.SETS_SHOWN]]
+    alike = facts["twins"]["shown"][: card.TWINS] if facts["twins"] else []
+    twins = [(pair, [pictures.tile(member) for member in pair["members"]]) for pair in alike]
     rejects = [
         (
             Row(pages.short(reason), reject["count"]),
@@ -58,6 +60,7 @@ def render(facts: CardFacts) -> str:
         rejects=rejects,
         largest=list(zip(largest, [list(map(hash_digits, images)) for images in members], strict=True)),
         strips=strips,
+        twins=twins,
         set_sizes=_fold([Row(f"{size:,} files", sets) for size, sets in sorted(set_sizes.items()) if sets], "sizes"),
         contacts=contacts,
         unmatched=card.UNMATCHED,

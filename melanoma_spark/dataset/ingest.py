@@ -11,7 +11,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, lineage, schemas
 from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
 from melanoma_spark.attributes import ATTRIBUTES, FIRST_ATTRIBUTES
-from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary
+from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary, twins
 from melanoma_spark.dataset.card_facts import CardFacts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import decoding, quality
@@ -84,11 +84,15 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         rows, paths = table_files.read_records(spark, layout, tables, settings), table_files.table_paths(listed)
         targets = table_files.images_for_matching(images, settings)
         matched = matching.match_rows(targets, rows, paths, name, store, contents=contents_of(targets, decoded))
-    read = readable.select(*SAME_FILE, "path", "image_id").join(decoded.drop("image"), list(SAME_FILE), "inner")
+    read = readable.select(*SAME_FILE, "path", "image_id").join(
+        decoded.drop("image", "thumbnail"), list(SAME_FILE), "inner"
+    )
     candidates = store("candidates", selection.find_candidates(read, matched.images, layout, settings, name))
     session.describe_jobs(spark, "ingest: groups, duplicates and splits")
     with keep_rejects(context, made_from, find_rejects(candidates, unreadable)):
-        decisions = store("decisions", selection.decide(candidates, settings))
+        grouped = selection.assign_groups(candidates)
+        grouped, found = twins.join_twins(grouped, decoded, roles.get("image", 0), settings, store)
+        decisions = store("decisions", selection.decide(candidates, settings, grouped))
     kept, rejects = decisions.where("reason is null"), find_rejects(decisions, unreadable)
 
     by_class = {(row.split, row.label): row["count"] for row in kept.groupBy("split", "label").count().collect()}
@@ -144,12 +148,13 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         counts=counts,
         groups={split: sum(kinds.values()) for split, kinds in groups.items()},
         reasons=reasons,
+        twins=found.record,
     )
     if damaged:  # the key is for archives that have some
         manifest = manifest.model_copy(update={"damaged": damaged})
     session.describe_jobs(spark, "ingest: data card")
     facts = summary.card_facts(
-        decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, settings=settings
+        decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, pairs=found.pairs, settings=settings
     )
     page = datacard.render(facts).encode()
     files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page)
@@ -161,7 +166,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
-        f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{links}; "
+        f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
         f"{new} read now; {layout.summary}{throughput}"
     )
 

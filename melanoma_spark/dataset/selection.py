@@ -155,12 +155,13 @@ def assign_groups(rows: DataFrame) -> DataFrame:
     return placed.join(named, "component").drop("component", "names")
 
 
-def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
+def decide(rows: DataFrame, settings: config.Settings, grouped: DataFrame | None = None) -> DataFrame:
     """`find_candidates` with `group` and `split` of the images that are kept, and a reason for every other one.
 
     Of files with the same pixels the one with the smallest SHA-256 is kept; if their labels differ none is. With
     `split=from_layout` a group stands where the archive put it; without a shipped validation split, that is cut from
-    training by hash. `split=test` makes all of them test images.
+    training by hash. `split=test` makes all of them test images. `grouped` is what `assign_groups` and
+    `twins.join_twins` made of the rows; by default twins are left alone.
 
     Raises:
         DataError: Listing the groups that the archive has on two sides. With `ingest.split_overlap=repair` the images
@@ -168,7 +169,7 @@ def decide(rows: DataFrame, settings: config.Settings) -> DataFrame:
     """
     limits, seed = settings.ingest, settings.seed
     shipped = settings.split == "from_layout"
-    usable = assign_groups(rows)
+    usable = assign_groups(rows) if grouped is None else grouped
     if shipped:
         validation = rows.where("reason is null and shipped = 'validation'").head(1) != []
         usable = _apply_shipped_split(usable, validation, settings)

@@ -62,9 +62,10 @@ def card_facts(
     *,
     unmatched: Mapping[str, Unmatched | None],
     groups: Mapping[str, Mapping[str, int]],
+    pairs: DataFrame | None,
     settings: config.Settings,
 ) -> CardFacts:
-    """Gather the facts of the data card of a dataset; `groups` is of `count_groups`.
+    """Gather the facts of the data card of a dataset; `groups` is of `count_groups`, `pairs` of `twins.Twins`.
 
     A query takes tenths of a second however few its rows are, so each counts all that it can.
     """
@@ -77,6 +78,8 @@ def card_facts(
     sets = duplicate_sets(decisions)
     shas = {row.sha256 for rows in (*contacts.values(), *examples.values()) for row in rows}
     shas |= {str(member["sha256"]) for files in sets["largest"][: card.SETS_SHOWN] for member in files["members"]}
+    alike = [] if pairs is None else first_pairs(pairs)
+    shas |= {sha for row in alike for sha in (row.first_sha256, row.second_sha256)}
     pictures = thumbnails(decoded, shas, settings.image_size)
 
     def thumbnail(sha: str | None) -> Thumbnail:
@@ -125,6 +128,19 @@ def card_facts(
             for reason, count in manifest.reasons.items()
         },
         "duplicates": sets,
+        "twins": {  # type: ignore[typeddict-item]  # the manifest has the other keys
+            **manifest.twins,
+            "shown": [
+                {
+                    "correlation": row.correlation,
+                    "outcome": row.outcome,
+                    "members": [thumbnail(row.first_sha256), thumbnail(row.second_sha256)],
+                }
+                for row in alike
+            ],
+        }
+        if manifest.twins
+        else None,
         "contacts": (
             [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(0, [])],
             [{**thumbnail(row.sha256), "split": row.split} for row in contacts.get(1, [])],
@@ -166,6 +182,12 @@ def first_rows(rows: DataFrame, key: str, most: int, *columns: str) -> dict[Any,
     for row in sorted(first.collect(), key=lambda row: row.place):
         by_value.setdefault(row[key], []).append(row)
     return by_value
+
+
+def first_pairs(pairs: DataFrame) -> list[Row]:
+    """The pairs of twins to show: those that are most alike, and that ids and hashes do not tell."""
+    unknown = pairs.where("outcome != 'one group'").orderBy(f.desc("correlation"), "first_sha256", "second_sha256")
+    return unknown.limit(card.TWINS).collect()
 
 
 def count_groups(kept: DataFrame) -> dict[str, dict[str, int]]:

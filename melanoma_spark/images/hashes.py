@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 HASH_SIZE = 128  # pixels, the side of the pixels that are hashed
+THUMBNAIL_SIDE = 32  # pixels; what twins are found by
 
 
 def sha256(content: bytes) -> str:
@@ -46,6 +47,11 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
         # as it is, upside down, mirrored (a rise becomes a fall) and both
         views += [rises, rises[::-1], falls[:, ::-1], falls[::-1, ::-1]]
     return min(bytes(bits) for bits in np.packbits(np.reshape(views, (8, 64)), axis=1)).hex()
+
+
+def gray_thumbnail(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean gray levels of `THUMBNAIL_SIDE` x `THUMBNAIL_SIDE` cells of uint8 (HASH_SIZE, HASH_SIZE, 3)."""
+    return np.asarray(Image.fromarray(pixels).convert("L").reduce(HASH_SIZE // THUMBNAIL_SIDE))
 
 
 @functools.lru_cache(maxsize=16)

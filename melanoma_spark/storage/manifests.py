@@ -68,6 +68,7 @@ class ImagesManifest(Manifest):
     counts: Mapping[str, int]  # train_0, train_1, validation_0, ...
     groups: Mapping[str, int] = {}  # by split
     reasons: Mapping[str, int] = {}  # of the rejected ones
+    twins: Mapping[str, Scalar | Mapping[str, int]] = {}  # `twins.Twins.record`
 
 
 class FeaturesManifest(Manifest):

@@ -87,7 +87,7 @@ def file(path, reason=None, detail=None):
 def files(spark, rows):
     decoded = [field for field in schemas.DECODED if field.name != "image"]
     schema = schemas.add(type(schemas.DECODED)(decoded), "path", "image_id")
-    values = [tuple(row[name] for name in schema.names) for row in rows]
+    values = [tuple(row.get(name) for name in schema.names) for row in rows]
     return spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schema)
 
 

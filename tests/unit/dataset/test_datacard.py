@@ -89,6 +89,21 @@ def facts():
                 *({"kind": "same look", "count": 2, "members": [thumbnail(0x200 + k)]} for k in range(10)),
             ],
         },
+        twins={
+            "mode": "group",
+            "least_correlation": 0.97,
+            "pairs": 31,
+            "groups_joined": 25,
+            "outcomes": {"joined": 27, "one group": 3, "too many alike": 1},
+            "shown": [
+                {
+                    "correlation": 0.995 - k / 1000,
+                    "outcome": "joined",
+                    "members": [thumbnail(0x500 + k), thumbnail(0x600 + k)],
+                }
+                for k in range(25)
+            ],
+        },
         contacts=(
             [{**thumbnail(0x300 + k, "PNG"), "split": "train"} for k in range(45)],
             [{**thumbnail(0x400), "split": "test"}, {**grey(0x401), "split": "validation"}],
@@ -330,6 +345,7 @@ def test_page_needs_no_other_file_and_shows_bars_and_pictures(facts):
     expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
     expected += [t["image"] for t in facts["rejects"]["duplicate"]["thumbnails"][:6]]
     expected += [t["image"] for found in facts["duplicates"]["largest"][:5] for t in found["members"][:8]]
+    expected += [t["image"] for pair in facts["twins"]["shown"][:20] for t in pair["members"]]
     assert pictures == expected
 
 
@@ -352,6 +368,16 @@ def test_hostile_text_is_shown_and_never_obeyed(facts):
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.text.count(HOSTILE) >= 20
     assert "7 * 7" in page.text
+
+
+def test_twins_are_shown_in_pairs_with_what_came_of_them(facts):
+    words = shown(facts).words
+    assert "31 pairs look like one lesion photographed twice (correlation of thumbnails of 0.970 or more)" in words
+    assert "27 joined, 3 one group, 1 too many alike. 25 groups were joined to others." in words
+    assert "0.995, joined" in words
+    facts["twins"] |= {"pairs": 0, "shown": []}
+    assert "No two images look like one lesion" in shown(facts).words
+    assert "Twins were not searched." in shown(facts | {"twins": None}).words
 
 
 @pytest.mark.parametrize(
@@ -438,6 +464,12 @@ def shared_out(total, keys):
 DUPLICATES = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), COUNTS)
 SETS = st.fixed_dictionaries({"kind": TEXTS, "count": COUNTS, "members": st.lists(THUMBNAILS, max_size=9)})
 DUPLICATES |= {"sizes": st.dictionaries(COUNTS, COUNTS, max_size=12), "largest": st.lists(SETS, max_size=12)}
+PAIR = {"correlation": st.floats(0, 1), "outcome": TEXTS, "members": st.lists(THUMBNAILS, max_size=2)}
+TWINS = {"mode": TEXTS, "least_correlation": st.floats(0, 1), "pairs": COUNTS, "groups_joined": COUNTS}
+TWINS |= {
+    "outcomes": st.dictionaries(TEXTS, COUNTS, max_size=3),
+    "shown": st.lists(st.fixed_dictionaries(PAIR), max_size=3),
+}
 SPLIT = {"images": st.tuples(COUNTS, COUNTS), "groups": st.dictionaries(TEXTS, COUNTS, max_size=3)}
 SPLIT |= {"asked": st.none() | st.floats(0, 1)}
 REJECT = {"count": COUNTS, "meaning": TEXTS, "thumbnails": st.lists(THUMBNAILS, max_size=8)}
@@ -450,6 +482,7 @@ FREE = {  # whatever the counts are
     "labels": st.tuples(TEXTS, TEXTS),
     "file_bytes": st.none() | st.fixed_dictionaries(dict.fromkeys(("median", "p95", "max"), st.floats(0, 1e12))),
     "duplicates": st.none() | st.fixed_dictionaries(DUPLICATES),
+    "twins": st.none() | st.fixed_dictionaries(TWINS),
     "contacts": st.tuples(CONTACTS, CONTACTS),
     "label_words": st.lists(st.fixed_dictionaries(WORD), max_size=3),
     "settings": st.dictionaries(TEXTS, TEXTS, max_size=3),

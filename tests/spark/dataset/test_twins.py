@@ -1,0 +1,69 @@
+"""Twins in Spark: found among decoded images, and joined to groups as `ingest.twins` says."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from melanoma_spark import config, schemas
+from melanoma_spark.dataset import twins
+
+GROUPED = "pixel_sha256 string, sha256 string, group string, shipped string"
+
+
+def squares(count):
+    noise = np.random.default_rng(0).normal(size=(count, 32, 32))
+    return (128 + 300 * gaussian_filter(noise, (0, 3, 3))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tables(spark):
+    """Images 0 to 39, and 40 to 44: images 0 to 4 turned and darker. Image 1 and its twin have patients."""
+    some = squares(40)
+    pictures = [*some, *(np.rot90(square) * 0.7 for square in some[:5])]
+    names = [f"{place:02d}" for place in range(45)]
+    image = {"image": None, "reason": None}
+    decoded = [
+        tuple(
+            {**image, "pixel_sha256": name, "thumbnail": bytes(picture.astype(np.uint8))}.get(field)
+            for field in schemas.DECODED.names
+        )
+        for name, picture in zip(names, pictures, strict=True)
+    ]
+    patients = {"01": "patient:1", "41": "patient:2", "42": "patient:3"}
+    sides = {"43": "test"}
+    grouped = [(name, f"sha {name}", patients.get(name, f"looks:{name}"), sides.get(name, "train")) for name in names]
+    both = (spark.createDataFrame(decoded, schemas.DECODED), spark.createDataFrame(grouped, GROUPED))
+    return [table.persist() for table in both]
+
+
+def joined(tables, **words):
+    """Name -> group now, and what was found."""
+    decoded, grouped = tables
+    settings = config.parse({"archive": "a", "warehouse": "w", **words})
+    rows, found = twins.join_twins(grouped, decoded, 45, settings, lambda name, table: table)
+    return {row.pixel_sha256: row.group for row in rows.collect()}, found
+
+
+def test_twins_get_one_group_and_patients_keep_theirs(tables):
+    groups, found = joined(tables)
+    before = {row.pixel_sha256: row.group for row in tables[1].collect()}
+    moved = {name: group for name, group in groups.items() if group != before[name]}
+    assert moved == {"40": "looks:00", "02": "patient:3", "43": "looks:03", "44": "looks:04"}
+    outcomes = {"different ids": 1, "joined": 4}
+    record = {"mode": "group", "least_correlation": 0.97, "pairs": 5, "groups_joined": 4, "outcomes": outcomes}
+    assert found.record == record
+    assert str(found) == "; 5 pairs of twins (correlation 0.970 or more) joined 4 groups to others"
+    pair = found.pairs.where("first_sha256 = 'sha 02'").collect()[0]
+    assert pair[:4] == ("sha 02", "looks:02", "patient:3", "sha 42")
+    assert pair["correlation"] > 0.99
+
+
+def test_a_shipped_split_and_modes(tables):
+    groups, found = joined(tables, split="from_layout")
+    assert groups["43"] == "looks:43"
+    assert found.record["outcomes"] == {"different ids": 1, "joined": 3, "two sides of the shipped split": 1}
+    groups, found = joined(tables, ingest={"twins": "report"})
+    assert groups == {row.pixel_sha256: row.group for row in tables[1].collect()}
+    assert found.record["outcomes"] == {"different ids": 1, "shown only": 4}
+    groups, found = joined(tables, ingest={"twins": "off"})
+    assert (found.record, found.pairs, str(found)) == ({}, None, "")
