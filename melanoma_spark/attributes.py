@@ -4,8 +4,6 @@ To add an attribute, add a row to `ATTRIBUTES`. Its column is then read in table
 card, the subgroups of a report and drift use it as the row sets.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from bisect import bisect_right

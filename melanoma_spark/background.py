@@ -1,7 +1,5 @@
 """Threads beside the work: they fetch items while earlier ones are used, or do something every few seconds."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

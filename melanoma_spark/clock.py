@@ -1,7 +1,5 @@
 """The time, as an argument: what waits is given a clock, and tests give it one that does not wait."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,11 +1,10 @@
 """Exit statuses of jobs, and the errors behind them. Each message is one line: what was found, and what would work."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from typing import Self
 
 # What file systems, databases on them and Spark report of a place that is full, or away.
 FULL = r"No space left on device|database or disk is full|[Qq]uota ?[Ee]xceeded"
@@ -22,7 +21,7 @@ class ExitStatus(IntEnum):
     meaning: str
     action: str
 
-    def __new__(cls, number: int, meaning: str, action: str) -> ExitStatus:
+    def __new__(cls, number: int, meaning: str, action: str) -> Self:
         """Make a member of its row."""
         status = int.__new__(cls, number)
         status._value_, status.meaning, status.action = number, meaning, action
@@ -78,9 +77,9 @@ class ImageError(DataError):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
         # Two arguments do not survive pickle's default for exceptions, and Spark pickles them.
-        return (ImageError, (self.reason, self.detail))
+        return (type(self), (self.reason, self.detail))
 
 
 def error_of_task(error: object) -> MelanomaError | None:

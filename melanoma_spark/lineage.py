@@ -1,7 +1,5 @@
 """Content ids: the same result of the same sources has the same id, wherever and whenever it was made."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

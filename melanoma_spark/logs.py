@@ -5,8 +5,6 @@ A JSON line has `time` (UTC), `level`, `job`, `event` and `message`; `stage`, `r
 there are any; and the fields of its event (`seconds`, `done`, `of`, `exit_status`, `error`).
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import sys

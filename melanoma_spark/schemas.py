@@ -1,7 +1,5 @@
 """The columns of the datasets in the warehouse. Those of `scores/` are in `scoring.columns`."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 

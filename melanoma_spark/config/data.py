@@ -1,8 +1,6 @@
 """Settings of what is read: labels, privacy, ingest and augmentation."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,7 +17,7 @@ class Labels(Section):
     negative: tuple[str, ...] = setting((), "more words for label 0")
 
     @model_validator(mode="after")
-    def _no_word_is_both(self) -> Labels:
+    def _no_word_is_both(self) -> Self:
         negative = {words.key(word) for word in self.negative}
         both = [word for word in self.positive if words.key(word) in negative]
         if both:
@@ -82,7 +80,7 @@ class Ingest(Section):
     shard_mb: Count = setting(128, "size of a Parquet file, MiB")
 
     @model_validator(mode="after")
-    def _leaves_something_to_train_on(self) -> Ingest:
+    def _leaves_something_to_train_on(self) -> Self:
         if self.test_fraction + self.validation_fraction >= 1:
             raise ValueError(
                 "the shares must stay below 1 together; lower ingest.test_fraction=SHARE or "

@@ -1,7 +1,5 @@
 """Settings of evaluation, and of the rules by which a model is promoted."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """The base class of settings sections, and the types that several sections use."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

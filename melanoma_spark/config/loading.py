@@ -1,7 +1,5 @@
 """Reads settings from YAML and `key=value` words. The error of an unknown or ill-typed key names the valid ones."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path

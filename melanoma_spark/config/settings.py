@@ -1,8 +1,6 @@
 """The settings of all jobs: typed, frozen, each with its default and its description."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -74,7 +72,7 @@ class Settings(Section):
     log: Log = Log()
 
     @model_validator(mode="after")
-    def _views_differ(self) -> Settings:
+    def _views_differ(self) -> Self:
         if self.featurize.views > 1 and not self.augment.enabled:
             raise ValueError(
                 f"featurize.views={self.featurize.views} would store the same features again and again, because "

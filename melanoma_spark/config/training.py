@@ -1,8 +1,6 @@
 """Settings of models and their training: backbone, features, head, fine-tuning and search."""
 
-from __future__ import annotations
-
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -30,7 +28,7 @@ class Backbone(Section):
     allow_random: bool = setting(False, "allow random weights; for the demo and the tests only")
 
     @model_validator(mode="after")
-    def _random_is_for_the_demo(self) -> Backbone:
+    def _random_is_for_the_demo(self) -> Self:
         if self.weights == "random" and not self.allow_random:
             raise ValueError(
                 "random weights make useless features; set backbone.weights=imagenet, or the path of a weights file"
@@ -95,7 +93,7 @@ class Finetune(Section):
     start_timeout: Count = setting(180, "seconds within which all ranks must start")
 
     @model_validator(mode="after")
-    def _phases_have_names_of_their_own(self) -> Finetune:
+    def _phases_have_names_of_their_own(self) -> Self:
         names = [phase.name for phase in self.phases]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"finetune.phases needs at least one phase, each with a name of its own; found {names}")

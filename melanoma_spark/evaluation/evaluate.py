@@ -3,8 +3,6 @@
 `jobs/evaluate.py` holds the text of --help.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

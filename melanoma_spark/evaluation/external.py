@@ -4,8 +4,6 @@
 those of the registered model. Images that were used in training are left out, and counted.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from melanoma_spark import lineage, logs

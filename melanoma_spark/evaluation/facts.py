@@ -1,10 +1,8 @@
 """The facts of a report: what was measured, on which data, with which limits. Pages and plots take these."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -132,7 +130,7 @@ class Epoch:
     validation_auroc: float
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Epoch:
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Read an epoch of a model's manifest, which has more keys."""
         return cls(**{key: record[key] for key in cls.__dataclass_fields__})
 

@@ -1,7 +1,5 @@
 """Predictions of networks for stored images: made on executors, calibrated, and kept with a report."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from functools import reduce

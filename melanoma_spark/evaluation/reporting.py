@@ -1,7 +1,5 @@
 """Gathers the facts of a report from the warehouse, and writes the report, of a test split or an external set."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime

@@ -5,8 +5,6 @@ A model that still ranks well on images whose lesion is painted over has learned
 155, 2019).
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray

@@ -4,8 +4,6 @@ An image's attributes are those that ingest stored. An image without one is `unk
 image with several quality flags is in several subgroups.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence

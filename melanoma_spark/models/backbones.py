@@ -6,8 +6,6 @@ An installed package adds one by an entry point of the group `melanoma_spark.bac
 Importing this module does not import TensorFlow; building a base does.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 It does not import MLflow, which takes a worker longer than loading the network.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

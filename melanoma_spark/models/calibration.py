@@ -4,8 +4,6 @@ Fit it on validation, apply it unchanged afterwards. It is a rising function, so
 the decisions at an operating point of given sensitivity stay the same.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Grad-CAM: the regions of an image that a decision rests on (Selvaraju et al., ICCV 2017, arXiv 1610.02391)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -12,13 +12,14 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from melanoma_spark import SUFFIXES
 from melanoma_spark.errors import DataError
 from melanoma_spark.models import bundle, training_reference
 from melanoma_spark.tracking import Tracker
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow.entities.model_registry import ModelVersion
 
 BUNDLE_TAG = "manifest_sha256"  # of a registered version: the hash of the manifest with the hashes of its files

@@ -4,8 +4,6 @@ A network is a `Spec` and a list of tensors. This code builds it from the two, s
 code along. Importing this module does not import TensorFlow.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,6 @@ OPSET = 17  # of 2022: ONNX Runtime has it since 1.12
 
 def export(model: keras.Model) -> bytes:
     """Export a Keras model with one input of images; outputs keep their order."""
-    import logging
-
     import onnx
     import tensorflow as tf
     import tf2onnx

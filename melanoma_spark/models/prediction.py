@@ -1,13 +1,11 @@
 """Networks on executors: how a worker loads one, and predictions for stored images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyspark import Broadcast
 from pyspark.sql import DataFrame
 from pyspark.sql import types as t
 
@@ -15,9 +13,6 @@ from melanoma_spark import schemas
 from melanoma_spark.errors import ImageError
 from melanoma_spark.models import engines, network
 from melanoma_spark.spark import inference, session
-
-if TYPE_CHECKING:
-    from pyspark.broadcast import Broadcast
 
 PROBABILITY = t.StructType([t.StructField("raw_probability", t.DoubleType())])
 

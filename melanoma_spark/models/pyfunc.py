@@ -3,8 +3,6 @@
 MLflow reads this file as the model's code; batch scoring uses the same `bundle.Scorer`.
 """
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from typing import Any
 

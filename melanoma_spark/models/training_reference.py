@@ -4,8 +4,6 @@ Registration makes it once, as part of the model. It holds distributions and no 
 and no value of a category that fewer than `FEWEST` images have.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile

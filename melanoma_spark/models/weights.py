@@ -1,7 +1,5 @@
 """Finds and reads the tensors that `backbone.weights` names."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

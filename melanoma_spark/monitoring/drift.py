@@ -5,8 +5,6 @@ images, the same ones each time, by their hashes. `score` compares a batch befor
 counts, however many rows there are.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import reduce

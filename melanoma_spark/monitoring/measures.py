@@ -4,20 +4,16 @@ To add a measure, add a row to `MEASURES`. It is then part of the reference of m
 compared for each batch, and the setting `score.drift.ignore` knows its name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark.attributes import ATTRIBUTES, PIXEL_MEASURES
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Values = NDArray[np.floating[Any]]
-
+Values = NDArray[np.floating[Any]]
 Kind = Literal["number", "category", "share"]
 UNLIKE = "unlike"  # the share of images that are farther from the training images than `score.quality.distance`
 

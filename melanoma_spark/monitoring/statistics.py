@@ -6,8 +6,6 @@ divergence (Siddiqi, "Credit Risk Scorecards", 2006, with its 0.1 and 0.25). KS 
 cumulative distributions. A figure counts when it passes its limit and is more than chance makes of so few images.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

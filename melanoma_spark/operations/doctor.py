@@ -3,14 +3,13 @@
 `jobs/doctor.py` has the text for users.
 """
 
-from __future__ import annotations
-
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+
+from pyspark.sql import SparkSession
 
 from melanoma_spark import config, lineage, logs, tracking
 from melanoma_spark.errors import ClusterError, MelanomaError
@@ -20,9 +19,6 @@ from melanoma_spark.spark import checks, executors, session
 from melanoma_spark.spark.checks import DRIVER, OK, WARNING, Finding
 from melanoma_spark.storage import files, lease
 from melanoma_spark.training import horovod
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 SERVER = "check that the server runs and can write its runs and artifacts, or name another: mlflow.tracking_uri="
 LEVELS = {OK: logging.INFO, WARNING: logging.WARNING, checks.FAILED: logging.ERROR}

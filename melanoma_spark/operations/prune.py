@@ -3,8 +3,6 @@
 `jobs/prune.py` has the text for users.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -5,8 +5,6 @@ Files that a manifest or a registered version names stay, and so do files with n
 names a removed file.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

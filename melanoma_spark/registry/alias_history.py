@@ -1,7 +1,5 @@
 """The history of an alias: who moved it, when, from which version to which, and why. One file a move."""
 
-from __future__ import annotations
-
 import getpass
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The gate: checks the rules that a challenger must pass before it replaces the champion."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

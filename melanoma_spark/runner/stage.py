@@ -1,7 +1,5 @@
 """Runs one stage in its own MLflow run: it holds the lease, and reports its summary, or its error in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

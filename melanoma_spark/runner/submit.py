@@ -4,8 +4,6 @@ It finds Java, Python and Spark, checks the settings before anything starts, and
 Relative paths in the arguments are those of the caller. It imports only the standard library and `SUFFIXES`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -3,8 +3,6 @@
 `jobs/score.py` has the text for users.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,5 @@
 """What folder names and JSON files tell about the batches of `scores/`, without reading a row."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The columns of `scores/` and `worklist.csv`. To add a column, add an entry at the end of `COLUMNS`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Computes rows of `scores/` on executors: decodes images, runs the network, and measures their quality."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime

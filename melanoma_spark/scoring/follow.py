@@ -5,8 +5,6 @@ has changed. A batch is that of `score`, with the same ledger, and runs in the m
 between two batches, and the end of the stream ends no batch.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import queue
@@ -19,7 +17,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming.query import StreamingQuery
 
 from melanoma_spark import clock, logs
 from melanoma_spark.archives import plan
@@ -28,10 +29,6 @@ from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import describe_error, open_run, translate_storage_errors
 from melanoma_spark.scoring.batch import OpenRun
 from melanoma_spark.storage import files, lease
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.streaming.query import StreamingQuery
 
 POLL = 1.0  # seconds after which a signal is handled at the latest
 ScoreBatch = Callable[[StageContext, OpenRun], Summary]

@@ -6,8 +6,6 @@ again) and `batches/` (what people look at). Rows of an unfinished batch wait in
 them. docs/decisions/once-and-only-once.md gives the reasons.
 """
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -3,8 +3,6 @@
 Each action is imported when it runs, so that `score status` answers at once, without importing Spark.
 """
 
-from __future__ import annotations
-
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import Stage, run_stage, run_untracked
 from melanoma_spark.scoring import status

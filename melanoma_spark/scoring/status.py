@@ -1,7 +1,5 @@
 """Reports the last batches of `scores/` from their JSON files, without Spark and MLflow."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 from melanoma_spark import logs

@@ -3,8 +3,6 @@
 `score` writes it from the staged rows before it commits the batch; it does not change them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime

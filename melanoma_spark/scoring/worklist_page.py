@@ -1,7 +1,5 @@
 """Renders the page of a worklist: a batch of scores by patient and risk, with what each decision rests on."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict

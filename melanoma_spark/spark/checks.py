@@ -1,7 +1,5 @@
 """Checks of driver and executors: each returns a finding with its remedy, and findings are shown as a table."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import platform
 import tomllib

@@ -1,7 +1,5 @@
 """Asks the executors whether they are ready, within a second or two, before work that takes minutes to fail."""
 
-from __future__ import annotations
-
 import functools
 import glob
 import os
@@ -12,15 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from pyspark import RDD
+from pyspark.sql import Row, SparkSession
 
 from melanoma_spark.errors import ClusterError, MelanomaError, error_of_task, java_message
 from melanoma_spark.spark import checks, session
 from melanoma_spark.storage import files
-
-if TYPE_CHECKING:
-    from pyspark import RDD
-    from pyspark.sql import Row, SparkSession
 
 PYTHON = (
     "workers need the driver's Python and packages: at the same path, or shipped by --archives and PYSPARK_PYTHON "
@@ -35,7 +32,7 @@ JVM_VERSIONS = (
     "reflect('org.apache.spark.package', 'SPARK_VERSION') AS spark",
 )
 
-DescribeMachine = Callable[["Row"], checks.Machine]
+DescribeMachine = Callable[[Row], checks.Machine]
 
 
 def check_ready(spark: SparkSession, size: int) -> None:

@@ -4,8 +4,6 @@ A Python worker loads the model once and keeps it for later tasks. It reads and 
 computes this one. A task uses as many threads as it has cores.
 """
 
-from __future__ import annotations
-
 import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,11 +44,9 @@ def column_udf(
     """
     apply = batch_function(model_id, load, prepare, finish, batch_size=batch_size, meter=meter)
 
-    def compute(columns: Iterator[Any]) -> Iterator[pd.DataFrame]:
+    def compute(columns: Iterator[tuple[pd.Series, ...]]) -> Iterator[pd.DataFrame]:
         return apply(zip(*batch, strict=True) if isinstance(batch, tuple) else batch for batch in columns)
 
-    # pandas_udf needs the types as objects, and this module keeps annotations as text.
-    compute.__annotations__ = {"columns": Iterator[tuple[pd.Series, ...]], "return": Iterator[pd.DataFrame]}
     return pandas_udf(compute, returnType=result)  # type: ignore[call-overload,no-any-return]
 
 

@@ -1,7 +1,5 @@
 """The Spark session. Its master and resources come from spark-submit and conf/spark-*.conf, never from here."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import time

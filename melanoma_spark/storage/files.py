@@ -1,7 +1,5 @@
 """Small files under any URL that fsspec knows (file, hdfs, s3, ...), written complete or not at all."""
 
-from __future__ import annotations
-
 import errno
 import fnmatch
 import json

@@ -4,8 +4,6 @@
 `HADOOP_USER_NAME`, the holder of a Kerberos ticket, or the process's own.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import re

@@ -1,7 +1,5 @@
 """Leases: one job of a kind runs on a warehouse at a time. A file says which, and that it is alive."""
 
-from __future__ import annotations
-
 import os
 import socket
 import uuid

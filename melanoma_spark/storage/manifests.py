@@ -4,8 +4,6 @@ The folder `PLACE/<path>/` that `PLACE/manifest.json` names is the one that coun
 step after the data is complete, so a killed job leaves nothing that a reader could mistake for a result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, ClassVar, TypeVar

@@ -1,21 +1,21 @@
 """Parquet: part files that Spark's Python tasks write themselves, and content ids of tables."""
 
-from __future__ import annotations
-
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as f
+from pyspark.sql.pandas.types import to_arrow_schema
+from pyspark.sql.types import StructType
 
 from melanoma_spark import lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.storage import files
-
-if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
-    from pyspark.sql.types import StructType
 
 ROWS_WRITTEN = "rows long"  # schema of the rows that `parquet_writer` returns: how many rows a task has written
 
@@ -31,18 +31,12 @@ def parquet_writer(
 
     The folder is made here, once. A task that made it would write beside a mounted disk while that is away.
     """
-    from pyspark.sql.pandas.types import to_arrow_schema
-
     files.make_folder(url)
 
     columns = to_arrow_schema(schema)
     batch = uuid.uuid4().hex[:12]
 
     def write(frames: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        import pyarrow as pa
-        import pyarrow.parquet
-        from pyspark import TaskContext
-
         task = TaskContext.get()
         assert task is not None
         for number in itertools.count():
@@ -56,7 +50,7 @@ def parquet_writer(
             try:
                 with (
                     filesystem.open(path, "wb") as sink,
-                    pyarrow.parquet.ParquetWriter(sink, columns, compression="none", use_dictionary=False) as writer,
+                    pq.ParquetWriter(sink, columns, compression="none", use_dictionary=False) as writer,
                 ):
                     for frame in itertools.chain([first], frames):
                         writer.write_table(pa.Table.from_pandas(frame, columns, preserve_index=False))
@@ -76,8 +70,6 @@ def table_id(table: DataFrame, columns: Sequence[str]) -> str:
 
     The driver receives 4,096 hashes, however many rows there are.
     """
-    from pyspark.sql import functions as f
-
     line = f.sha2(f.to_json(f.struct(*columns), {"ignoreNullFields": "false"}), 256)
     buckets = table.select(line.alias("line")).groupBy(f.substring("line", 1, 3).alias("bucket"))
     hashed = buckets.agg(f.sha2(f.concat_ws("", f.array_sort(f.collect_list("line"))), 256).alias("hash")).collect()

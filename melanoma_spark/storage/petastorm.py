@@ -1,24 +1,20 @@
 """Petastorm datasets on the file systems that this package reads."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from petastorm.etl.dataset_metadata import materialize_dataset
+from petastorm.unischema import Unischema
+from pyspark.sql import SparkSession
 
 from melanoma_spark.storage import files
-
-if TYPE_CHECKING:
-    from petastorm.unischema import Unischema
-    from pyspark.sql import SparkSession
 
 
 @contextmanager
 def petastorm_metadata(spark: SparkSession, url: str, schema: Unischema, row_group_mb: int) -> Iterator[None]:
     """Add a Petastorm schema and row-group counts to the dataset that is written inside, and check both."""
-    from petastorm.etl.dataset_metadata import materialize_dataset
-
     opener = petastorm_filesystem(url)
     with without_warnings(), materialize_dataset(spark, url, schema, row_group_mb, filesystem_factory=opener):
         yield

@@ -5,8 +5,6 @@ boto3's chain finds them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFI
 AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 for a store that is not Amazon's.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from botocore.exceptions import (

@@ -1,7 +1,5 @@
 """Network weights as .npz files: arrays only, nothing in them can run code."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

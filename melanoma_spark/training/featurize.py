@@ -3,8 +3,6 @@
 `jobs/featurize.py` has the text for users.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any

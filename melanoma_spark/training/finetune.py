@@ -3,8 +3,6 @@
 `jobs/finetune.py` has the text for users.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace

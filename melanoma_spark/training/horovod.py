@@ -19,16 +19,14 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
+from pyspark.sql import SparkSession
 
-from melanoma_spark import logs
+from melanoma_spark import config, logs
 from melanoma_spark.errors import ClusterError, ConfigError, MelanomaError, error_of_task
 from melanoma_spark.spark import checks, session
 
 if TYPE_CHECKING:
     import keras
-    from pyspark.sql import SparkSession
-
-    from melanoma_spark.config import Settings
 
 
 Result = TypeVar("Result")
@@ -100,12 +98,12 @@ def is_installed() -> bool:
     return True
 
 
-def required_ranks(settings: Settings) -> int:
+def required_ranks(settings: config.Settings) -> int:
     """Return the number of ranks that the settings name; one where they leave it at its default."""
     return settings.ranks if "ranks" in settings.model_fields_set else 1
 
 
-def choose_ranks(settings: Settings) -> int:
+def choose_ranks(settings: config.Settings) -> int:
     """Return the number of ranks: one where Horovod is not installed and the settings name no number.
 
     Raises `ConfigError` if the settings ask for several ranks and Horovod is not installed.

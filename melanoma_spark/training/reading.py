@@ -1,18 +1,24 @@
 """Reads training data through Petastorm, in the order that `sharding` plans."""
 
-from __future__ import annotations
-
 import functools
 import io
 import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema, load_row_groups
+from petastorm.fs_utils import get_filesystem_and_path_or_paths
+from petastorm.predicates import PredicateBase, in_lambda, in_set
+from petastorm.reader import Reader
+from petastorm.workers_pool.dummy_pool import DummyPool
+from petastorm.workers_pool.ventilator import ConcurrentVentilator
+from pyspark.sql import SparkSession
 
 from melanoma_spark.background import prefetch
 from melanoma_spark.errors import DataError
@@ -21,11 +27,6 @@ from melanoma_spark.storage import files
 from melanoma_spark.storage.petastorm import petastorm_filesystem, without_warnings
 from melanoma_spark.training import sharding
 from melanoma_spark.training.sharding import Index
-
-if TYPE_CHECKING:
-    from petastorm.predicates import PredicateBase
-    from petastorm.reader import Reader
-    from pyspark.sql import SparkSession
 
 KEY = ("sha256", "view")  # of a row; images have no views
 Wanted = tuple[tuple[str, int], dict[str, int]]  # a row group, and sha256 -> number in the index of its wanted rows
@@ -129,10 +130,6 @@ def _read(url: str, column: str, wanted: list[Wanted], view: int) -> Iterator[di
 
 def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Reader:
     """Return a Petastorm reader of these rows, row group by row group in this order."""
-    from petastorm.predicates import in_lambda, in_set
-    from petastorm.reader import Reader
-    from petastorm.workers_pool.dummy_pool import DummyPool
-
     with _dataset(url) as (_, schema):
         key = [name for name in KEY if name in schema.fields]
 
@@ -149,8 +146,6 @@ def _open(url: str, column: str, wanted: list[Wanted], view: int) -> Reader:
             return [], None
 
         def _create_ventilator(self, *arguments: Any) -> Any:
-            from petastorm.workers_pool.ventilator import ConcurrentVentilator
-
             items = [
                 {
                     "piece_index": self.pieces[place],
@@ -235,8 +230,6 @@ def _finite(value: NDArray[Any], url: str, column: str, sha256: str) -> NDArray[
 
 def _row_groups(url: str) -> list[tuple[str, int]]:
     """Return (file name, row group in it) of a Petastorm dataset, in storage order."""
-    from petastorm.etl.dataset_metadata import load_row_groups
-
     with _dataset(url) as (dataset, _):
         return sorted(_place(piece) for piece in load_row_groups(dataset))
 
@@ -251,9 +244,6 @@ def _bytes(url: str, column: str) -> int:
 @contextmanager
 def _dataset(url: str) -> Iterator[tuple[Any, Any]]:
     """Open a Petastorm dataset and its schema. Raise `DataError` if it is not complete, within the block too."""
-    import pyarrow.parquet as pq
-    from petastorm.etl.dataset_metadata import PetastormMetadataError, get_schema
-
     with without_warnings():
         try:
             filesystem, path = _filesystem(url)
@@ -269,8 +259,6 @@ def _place(piece: Any) -> tuple[str, int]:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    from petastorm.fs_utils import get_filesystem_and_path_or_paths
-
     make = petastorm_filesystem(url)
     found: tuple[Any, str] = (make(), files.filesystem(url)[1]) if make else get_filesystem_and_path_or_paths(url)
     return found
@@ -278,8 +266,6 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 def _read_keys(url: str, views: int, batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
     """Read each row group's keys of each of the first views, in their order; runs in Spark's tasks."""
-    import pyarrow.parquet as pq
-
     for batch in batches:
         for name in batch["file"]:
             filesystem, path = files.filesystem(files.join(url, name))

@@ -3,8 +3,6 @@
 A step has the same rows on any number of ranks, so training does not depend on their number.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

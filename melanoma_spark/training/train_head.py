@@ -1,7 +1,5 @@
 """Trains a fully connected head on bottleneck features."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from melanoma_spark import lineage, logs

@@ -1,7 +1,5 @@
 """The trials of a search: which combinations are tried, on which folds, and which of them is best."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
