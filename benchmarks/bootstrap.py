@@ -23,7 +23,7 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from melanoma_spark.evaluation import figures
-from melanoma_spark.metrics import bootstrap
+from melanoma_spark.metrics.bootstrap import Bootstrap
 
 
 def draw_images(count: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -61,12 +61,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     rows = draw_images(options.images)
-    ratios = []
-    count = len(figures.measure_figures(*rows, 0.5, prevalences=(0.02, 0.2), resamples=2))
+    images, groups, ratios = rows[:2], rows[2], []
+    drawn, prevalences = Bootstrap(groups, options.resamples), (0.02, 0.2)
+    count = len(figures.measure_figures(*images, Bootstrap(groups, 2), 0.5, prevalences=prevalences))
     for _ in range(options.rounds):
-        ours = seconds(bootstrap.resampled_auroc, *rows, options.resamples)
+        ours = seconds(drawn.auroc, *images)
         theirs = seconds(resample_with_sklearn, *rows, options.looped) * options.resamples / options.looped
-        report = seconds(figures.measure_figures, *rows, 0.5, prevalences=(0.02, 0.2), resamples=options.resamples)
+        report = seconds(figures.measure_figures, *images, drawn, 0.5, prevalences=prevalences)
         ratios.append(theirs / ours)
         print(
             f"AUROC: {ours:.1f} s, scikit-learn's loop {theirs:.1f} s, ratio {ratios[-1]:.1f}; "

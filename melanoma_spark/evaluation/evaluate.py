@@ -12,9 +12,9 @@ import pandas as pd
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import external, predictions, reporting, shortcuts, subgroups
-from melanoma_spark.evaluation.facts import Epoch, Facts, Gain, ModelFacts, measure_model
+from melanoma_spark.evaluation.facts import Epoch, Facts, Gain, ModelFacts
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
 from melanoma_spark.models import calibration, network, operating_points
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images, read_input, report_throughput
 from melanoma_spark.spark import session
@@ -65,8 +65,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
     spec = network.Spec.model_validate({**manifest.spec, "tta": settings.evaluate.tta})
     test = predictions.rows_of(table, deciding, "test")
     metadata = reporting.describe_test_images(context, images, test)
-    patients = reporting.patient_ids(metadata)
-    measured = [measure(table, name, calibrations[name], settings, patients) for name in models]
+    measured = [measure(table, name, calibrations[name], settings, metadata) for name in models]
     subject = reporting.Subject(
         name=deciding,
         about=describe_training(spec, deciding, models),
@@ -179,34 +178,20 @@ def measure(
     name: str,
     fitted: calibration.Calibration,
     settings: config.Settings,
-    patients: list[str | None],
+    metadata: pd.DataFrame,
 ) -> ModelFacts:
     """Measure one model: operating point from validation, everything else on test.
 
-    `table` has calibrated rows, `patients` those of the test images by `sha256`.
+    `table` has calibrated rows, `metadata` is that of the test images by `sha256`.
     """
-    validation, test = (
-        tuple(
-            predictions.rows_of(table, name, split)[column].to_numpy()
-            for column in ("label", "raw_probability", "group")
-        )
-        for split in ("validation", "test")
-    )
-    options = settings.evaluate
-    point_name, rule = operating_points.resolve_rule(options.operating_point)
+    rows = predictions.rows_of(table, name, "validation")
+    validation = rows["label"].to_numpy(), rows["raw_probability"].to_numpy()
+    point_name, rule = operating_points.resolve_rule(settings.evaluate.operating_point)
     probabilities = fitted.apply(validation[1])
     point = operating_points.choose(validation[0], probabilities, rule, point_name)
-    return measure_model(
-        name,
-        fitted,
-        operating_points.lower_threshold(point, probabilities),
-        validation[:2],
-        test,
-        resamples=options.resamples,
-        seed=settings.seed,
-        prevalences=options.prevalences,
-        patients=patients,
-    )
+    point = operating_points.lower_threshold(point, probabilities)
+    test = predictions.rows_of(table, name, "test")
+    return reporting.measure_on_test(name, fitted, point, validation, test, metadata, settings)
 
 
 def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:
@@ -230,12 +215,11 @@ def compare_with_champion(context: StageContext, images: ImagesManifest, test: p
 
 def measure_gain(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> Gain:
     """AUROC of one model's rows minus that of another's, for the same images in the same order."""
-    labels, groups = rows["label"].to_numpy(), rows["group"].to_numpy()
+    labels, drawn = rows["label"].to_numpy(), predictions.bootstrap_of(rows, settings)
     both = others["probability"].to_numpy(), rows["probability"].to_numpy()
-    drawn = {"resamples": settings.evaluate.resamples, "seed": settings.seed}
-    interval = bootstrap.auroc_difference(labels, *both, groups, **drawn)
     before, after = (binary.auroc(labels, probabilities) for probabilities in both)
-    return Gain(of, over, after - before, interval)
+    resampled = drawn.auroc(labels, both[1]) - drawn.auroc(labels, both[0])
+    return Gain(of, over, after - before, drawn.interval(resampled))
 
 
 def as_metrics(facts: Facts, gains: list[Gain]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from melanoma_spark import lineage, logs
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import predictions, reporting, shortcuts
-from melanoma_spark.evaluation.facts import measure_model
 from melanoma_spark.models import bundle, model_registry
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images
 from melanoma_spark.spark import session
@@ -68,17 +67,8 @@ def evaluate_external(context: StageContext) -> Summary:
         train=training.where("split = 'train'"),
         painted=None if painted is None else painted["raw_probability"].to_numpy(),
     )
-    measured = measure_model(
-        name,
-        scorer.calibration,
-        scorer.operating_point,
-        None,
-        tuple(test[column].to_numpy() for column in ("label", "raw_probability", "group")),
-        resamples=settings.evaluate.resamples,
-        seed=settings.seed,
-        prevalences=settings.evaluate.prevalences,
-        patients=reporting.patient_ids(metadata),
-    )
+    fitted = scorer.calibration, scorer.operating_point
+    measured = reporting.measure_on_test(name, *fitted, None, test, metadata, settings)
     facts = reporting.gather_facts(
         external,
         images,

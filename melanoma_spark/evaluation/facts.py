@@ -11,8 +11,9 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import figures
 from melanoma_spark.evaluation.figures import Figure
 from melanoma_spark.evaluation.subgroups import Subgroup
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
 from melanoma_spark.metrics.binary import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
+from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
@@ -164,35 +165,31 @@ def measure_model(
     calibration: Calibration,
     operating_point: OperatingPoint,
     validation: tuple[ArrayLike, ArrayLike] | None,
-    test: tuple[ArrayLike, ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike],
+    drawn: Bootstrap,
     *,
-    resamples: int = 2000,
-    seed: int = 0,
     prevalences: Sequence[float] = (),
     patients: Sequence[str | None] | None = None,
 ) -> ModelFacts:
     """Measure one model for the report.
 
-    All figures but the raw ones are of the calibrated probabilities. Models measured with the same groups and seed
-    are resampled alike.
+    All figures but the raw ones are of the calibrated probabilities.
 
     Args:
         name: Its name in the report.
         calibration: Fitted on validation.
         operating_point: Chosen on calibrated probabilities of validation.
         validation: Labels and the network's probabilities, each (n,); None where neither was fitted here.
-        test: Labels, the network's probabilities and groups, each (m,), as in `metrics`.
-        resamples: Of the bootstrap over groups.
-        seed: Of the bootstrap.
+        test: Labels and the network's probabilities, each (m,), as in `metrics`.
+        drawn: The bootstrap over the groups of test.
         prevalences: At which predictive values are computed.
         patients: (m,), as in `figures.measure_figures`.
 
     Raises:
         DataError: As `metrics` does.
     """
-    labels, raw, groups = test
-    truth, scores = np.asarray(labels), calibration.apply(raw)
-    drawn = {"resamples": resamples, "seed": seed}
+    truth, raw = np.asarray(test[0]), test[1]
+    scores = calibration.apply(raw)
     fitted_on = None if validation is None else (validation[0], calibration.apply(validation[1]))
     points = [
         Point(
@@ -206,10 +203,10 @@ def measure_model(
     edges = np.linspace(0, 1, HISTOGRAM_BINS + 1)
     return ModelFacts(
         name=name,
-        auroc=Figure("AUROC", binary.auroc(truth, scores), bootstrap.auroc_interval(truth, scores, groups, **drawn)),
+        auroc=Figure("AUROC", binary.auroc(truth, scores), drawn.interval(drawn.auroc(truth, scores))),
         prevalence=float(np.mean(truth)),
         figures=figures.measure_figures(
-            truth, scores, groups, operating_point.threshold, prevalences=prevalences, patients=patients, **drawn
+            truth, scores, drawn, operating_point.threshold, prevalences=prevalences, patients=patients
         ),
         operating_point=operating_point,
         validation=points[0].validation,

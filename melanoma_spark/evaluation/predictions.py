@@ -12,6 +12,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
 from melanoma_spark.errors import DataError
+from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.models import backbones, bundle, calibration, model_registry, network, prediction
 from melanoma_spark.runner.context import StageContext, read_images
 from melanoma_spark.spark import inference, session
@@ -55,6 +56,11 @@ def read_predictions(folder: str, model: str, split: str) -> pd.DataFrame | None
 def rows_of(table: pd.DataFrame, model: str, split: str) -> pd.DataFrame:
     """The rows of a model and a split, by `sha256`."""
     return table[(table["model"] == model) & (table["split"] == split)].sort_values("sha256")
+
+
+def bootstrap_of(rows: pd.DataFrame, settings: config.Settings) -> Bootstrap:
+    """The bootstrap over the groups of these rows."""
+    return Bootstrap(rows["group"].to_numpy(), settings.evaluate.resamples, settings.seed)
 
 
 def seen_in_training(rows: DataFrame, training: DataFrame, *further: str) -> DataFrame:

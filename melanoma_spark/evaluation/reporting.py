@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
@@ -14,12 +14,14 @@ from pyspark.sql import types as t
 from melanoma_spark import __version__, config, lineage, schemas
 from melanoma_spark.archives import layouts
 from melanoma_spark.evaluation import plots, report, shortcuts, subgroups
-from melanoma_spark.evaluation.facts import Dataset, Deciding, Facts, Mistake, ModelFacts, Shortcuts
+from melanoma_spark.evaluation.facts import Dataset, Deciding, Facts, Mistake, ModelFacts, Shortcuts, measure_model
 from melanoma_spark.evaluation.figures import Figure
-from melanoma_spark.evaluation.predictions import write_predictions
+from melanoma_spark.evaluation.predictions import bootstrap_of, write_predictions
 from melanoma_spark.images import quality
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
 from melanoma_spark.models import gradcam, network
+from melanoma_spark.models.calibration import Calibration
+from melanoma_spark.models.operating_points import OperatingPoint
 from melanoma_spark.runner.context import StageContext, read_images
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files
@@ -125,9 +127,20 @@ def describe_test_images(context: StageContext, images: ImagesManifest, test: pd
     return metadata.assign(flags=quality.flags(measures, context.settings.score.quality, damaged=damaged))
 
 
-def patient_ids(metadata: pd.DataFrame) -> list[str | None]:
-    """The patient of each row of `describe_test_images`."""
-    return [None if pd.isna(patient) else str(patient) for patient in metadata["patient_id"]]
+def measure_on_test(
+    name: str,
+    fitted: Calibration,
+    point: OperatingPoint,
+    validation: tuple[ArrayLike, ArrayLike] | None,
+    test: pd.DataFrame,
+    metadata: pd.DataFrame,
+    settings: config.Settings,
+) -> ModelFacts:
+    """`facts.measure_model` of test images: rows of predictions, and their `describe_test_images`."""
+    given = test["label"].to_numpy(), test["raw_probability"].to_numpy()
+    patients = [None if pd.isna(patient) else str(patient) for patient in metadata["patient_id"]]
+    drawn, prevalences = bootstrap_of(test, settings), settings.evaluate.prevalences
+    return measure_model(name, fitted, point, validation, given, drawn, prevalences=prevalences, patients=patients)
 
 
 def measure_subgroups(
@@ -141,10 +154,9 @@ def measure_subgroups(
         images.image_size,
         metadata["flags"].tolist(),
     )
-    labels, probabilities, groups = (test[name].to_numpy() for name in ("label", "probability", "group"))
-    options = context.settings.evaluate
-    drawn = {"minimum": options.subgroup_minimum, "resamples": options.resamples, "seed": context.settings.seed}
-    return subgroups.measure_subgroups(columns, labels, probabilities, groups, threshold, **drawn)
+    labels, probabilities = test["label"].to_numpy(), test["probability"].to_numpy()
+    drawn, minimum = bootstrap_of(test, context.settings), context.settings.evaluate.subgroup_minimum
+    return subgroups.measure_subgroups(columns, labels, probabilities, drawn, threshold, minimum)
 
 
 def pixel_udf(
@@ -184,12 +196,10 @@ def measure_shortcuts(context: StageContext, images: ImagesManifest, subject: Su
     of_train, of_test = tables[0], tables[1].loc[subject.test["sha256"]]
     inputs = [np.array([row["values"] for row in table["histogram"]], np.float32) for table in (of_train, of_test)]
     from_colors = shortcuts.predict_from_colors(inputs[0], of_train["label"].to_numpy(), inputs[1])
-    labels, groups = (subject.test[name].to_numpy() for name in ("label", "group"))
-    drawn = context.settings.evaluate.resamples, context.settings.seed
+    labels, drawn = subject.test["label"].to_numpy(), bootstrap_of(subject.test, context.settings)
 
     def auroc(probabilities: NDArray[np.float64]) -> Figure:
-        interval = bootstrap.auroc_interval(labels, probabilities, groups, *drawn)
-        return Figure("AUROC", binary.auroc(labels, probabilities), interval)
+        return Figure("AUROC", binary.auroc(labels, probabilities), drawn.interval(drawn.auroc(labels, probabilities)))
 
     return Shortcuts(painted=auroc(subject.painted), colors=auroc(from_colors))
 

@@ -7,7 +7,7 @@ image with several quality flags is in several subgroups.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from melanoma_spark import attributes
 from melanoma_spark.attributes import UNKNOWN
 from melanoma_spark.evaluation.figures import Figure
-from melanoma_spark.metrics import arrays, binary, bootstrap
+from melanoma_spark.metrics import arrays, binary
+from melanoma_spark.metrics.bootstrap import Bootstrap
 
 COLUMNS = tuple(name for name, attribute in attributes.ATTRIBUTES.items() if attribute.subgroup)  # of images/
 # Attribute -> its label.
@@ -125,31 +126,24 @@ def measure_subgroups(
     columns: Mapping[str, Sequence[tuple[str, ...]]],
     labels: ArrayLike,
     probabilities: ArrayLike,
-    groups: ArrayLike,
+    drawn: Bootstrap,
     threshold: float,
-    *,
     minimum: int = 30,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> list[Subgroup]:
-    """Measure every subgroup, with 95 % intervals by the bootstrap over `groups` within it.
+    """Measure every subgroup, with 95 % intervals by the bootstrap over groups within it.
 
     Args:
         columns: Attribute -> the subgroups of each image, of `assign_subgroups`.
         labels: (n,), as in `metrics`.
         probabilities: (n,), as in `metrics`.
-        groups: (n,), as in `metrics`.
+        drawn: Of all images.
         threshold: A decision is positive from here on.
         minimum: Subgroups of fewer images have no figures.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
 
     Raises:
         DataError: As `metrics` does.
     """
     truth, scores = arrays.check_arrays(labels, probabilities)
-    of_group = np.asarray(groups)
-    drawn = {"resamples": resamples, "seed": seed}
     measured = []
     for attribute, column in columns.items():
         for value in sorted({value for names in column for value in names}, key=_order):
@@ -162,8 +156,8 @@ def measure_subgroups(
                 rows = truth[of_value], scores[of_value]
                 decided = binary.confusion_matrix_at(*rows, threshold)
                 auroc, sensitivity, specificity = binary.auroc(*rows), decided.sensitivity, decided.specificity
-                rates = bootstrap.rate_intervals(*rows, of_group[of_value], threshold, **drawn)
-                bounds = [bootstrap.auroc_interval(*rows, of_group[of_value], **drawn), *rates]
+                own = replace(drawn, groups=np.asarray(drawn.groups)[of_value])
+                bounds = [own.interval(values) for values in (own.auroc(*rows), *own.rates(*rows, threshold))]
             figures = (
                 Figure("AUROC", auroc, bounds[0]),
                 Figure("Sensitivity", sensitivity, bounds[1], percent=True),

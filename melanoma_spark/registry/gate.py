@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 
 from melanoma_spark import config
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
+from melanoma_spark.metrics.bootstrap import Bootstrap
 
 
 @dataclass(frozen=True)
@@ -22,37 +23,32 @@ class Verdict:
 def check_rules(
     rules: config.Gate,
     labels: ArrayLike,
-    groups: ArrayLike,
     challenger: ArrayLike,
     threshold: float,
     *,
     champion: ArrayLike | None,
+    drawn: Bootstrap,
     subgroup_aurocs: Mapping[str, float | None],
     overlap: int,
-    resamples: int = 2000,
-    seed: int = 0,
 ) -> list[Verdict]:
     """Check every rule that is set; the model may be promoted when all of them hold. Undefined figures pass no rule.
 
     Args:
         rules: Of the settings.
         labels: (n,) of the test images, as in `metrics`.
-        groups: (n,), as in `metrics`.
         challenger: (n,) calibrated probabilities.
         threshold: The challenger's operating point.
         champion: (n,) calibrated probabilities, None where there is no champion.
+        drawn: The bootstrap over the groups of the test images.
         subgroup_aurocs: The challenger's by subgroup, None where there are too few images.
         overlap: Test images that training has seen.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
 
     Raises:
         DataError: As `metrics` does.
     """
     verdicts = []
     if rules.auroc_margin is not None:
-        drawn = {"resamples": resamples, "seed": seed}
-        verdicts.append(_compare_with_champion(rules.auroc_margin, labels, groups, challenger, champion, **drawn))
+        verdicts.append(_compare_with_champion(rules.auroc_margin, labels, challenger, champion, drawn))
     if rules.sensitivity is not None:
         sensitivity = binary.confusion_matrix_at(labels, challenger, threshold).sensitivity
         text = f"{sensitivity:.4f} at the operating point, wanted: >= {rules.sensitivity:g}"
@@ -75,20 +71,13 @@ def check_rules(
 
 
 def _compare_with_champion(
-    margin: float,
-    labels: ArrayLike,
-    groups: ArrayLike,
-    challenger: ArrayLike,
-    champion: ArrayLike | None,
-    *,
-    resamples: int,
-    seed: int,
+    margin: float, labels: ArrayLike, challenger: ArrayLike, champion: ArrayLike | None, drawn: Bootstrap
 ) -> Verdict:
     """Non-inferiority: the lower bound of the difference's 95 % interval, by a paired bootstrap, is above -margin."""
     if champion is None:
         return Verdict("auroc_margin", True, "there is no champion to compare with")
     gain = binary.auroc(labels, challenger) - binary.auroc(labels, champion)
-    low, high = bootstrap.auroc_difference(labels, champion, challenger, groups, resamples=resamples, seed=seed)
+    low, high = drawn.interval(drawn.auroc(labels, challenger) - drawn.auroc(labels, champion))
     holds = not math.isnan(low) and low >= -margin
     text = f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"
     return Verdict("auroc_margin", holds, text)

@@ -206,18 +206,15 @@ def check_gate(
     if champion is not None and register.gate.auroc_margin is not None:
         reference = f"{register.name}@{register.alias}"
         of_champion = predictions.predict_registered(context, images, reference, test)
-    labels, groups, probabilities = (test[column].to_numpy() for column in ("label", "group", "probability"))
     return gate.check_rules(
         register.gate,
-        labels,
-        groups,
-        probabilities,
+        test["label"].to_numpy(),
+        test["probability"].to_numpy(),
         report.operating_points[name].threshold,
         champion=of_champion,
+        drawn=predictions.bootstrap_of(test, settings),
         subgroup_aurocs={f"{s['attribute']}: {s['value']}": s["auroc"] for s in report.subgroups},
         overlap=count_overlap(context, images),
-        resamples=settings.evaluate.resamples,
-        seed=settings.seed,
     )
 
 

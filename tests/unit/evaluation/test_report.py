@@ -16,7 +16,8 @@ from melanoma_spark.dataset import card_pictures
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import figures, plots, report, subgroups
 from melanoma_spark.evaluation.facts import Dataset, Deciding, Epoch, Facts, Gain, Mistake, Shortcuts, measure_model
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
+from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint, choose
@@ -36,7 +37,7 @@ def model(name, shift, seed, one_class=False):
     point = choose(labels, FITTED.apply(probabilities))
     test_labels = np.zeros(100, dtype=int) if one_class else labels
     return measure_model(
-        name, FITTED, point, (labels, probabilities), (test_labels, probabilities, groups), resamples=50, seed=1
+        name, FITTED, point, (labels, probabilities), (test_labels, probabilities), Bootstrap(groups, 50, seed=1)
     )
 
 
@@ -54,7 +55,7 @@ def deciding():
     return Deciding(
         name="fine-tuned",
         about="A base and a head, 64 x 64 pixels.",
-        subgroups=subgroups.measure_subgroups(columns, labels, probabilities, groups, 0.5, resamples=20),
+        subgroups=subgroups.measure_subgroups(columns, labels, probabilities, Bootstrap(groups, 20), 0.5),
         subgroup_minimum=30,
         shortcuts=Shortcuts(
             painted=figures.Figure("AUROC", 0.8123, (0.7, 0.9)), colors=figures.Figure("AUROC", 0.9012, (0.8, 0.95))
@@ -113,12 +114,12 @@ def test_a_model_is_measured_by_the_metrics_of_the_test_split():
     raw, raw_validation = generator.random(80), generator.random(40)
     probabilities, validation = FITTED.apply(raw), (labels[:40], FITTED.apply(raw_validation))
     point = OperatingPoint("triage", 0.4, "balanced")
-    given = (labels[:40], raw_validation), (labels, raw, groups)
-    facts = measure_model("head", FITTED, point, *given, resamples=40, seed=2, prevalences=(0.02,))
-    interval = bootstrap.auroc_interval(labels, probabilities, groups, resamples=40, seed=2)
+    drawn = Bootstrap(groups, 40, seed=2)
+    given = (labels[:40], raw_validation), (labels, raw), drawn
+    facts = measure_model("head", FITTED, point, *given, prevalences=(0.02,))
+    interval = drawn.interval(drawn.auroc(labels, probabilities))
     assert facts.auroc == figures.Figure("AUROC", binary.auroc(labels, probabilities), interval)
-    rows = labels, probabilities, groups
-    assert facts.figures == figures.measure_figures(*rows, 0.4, prevalences=(0.02,), resamples=40, seed=2)
+    assert facts.figures == figures.measure_figures(labels, probabilities, drawn, 0.4, prevalences=(0.02,))
     assert facts.prevalence == labels.mean()
     assert facts.calibration == FITTED
     assert facts.raw_figures["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)

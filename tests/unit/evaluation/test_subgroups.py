@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from melanoma_spark.evaluation import subgroups
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
+from melanoma_spark.metrics.bootstrap import Bootstrap
 
 
 def told(n, **columns):
@@ -34,7 +35,7 @@ def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
     labels, probabilities, groups, _ = rows
     flags = [(), ("dark",), ("blurred", "dark")] * 100
     columns = {"quality": subgroups.assign_subgroups(told(300), [500] * 300, 224, flags)["quality"]}
-    found = subgroups.measure_subgroups(columns, labels, probabilities, groups, 0.5, minimum=30, resamples=20)
+    found = subgroups.measure_subgroups(columns, labels, probabilities, Bootstrap(groups, 20), 0.5)
     counts = [("no flag", 100), ("any flag", 200), ("blurred", 100), ("dark", 200)]
     assert [(own.value, own.n) for own in found] == counts
     blurred = np.arange(300) % 3 == 2
@@ -61,7 +62,7 @@ def rows():
 def test_figures_are_those_of_the_rows_alone(rows):
     labels, probabilities, groups, column = rows
     found = subgroups.measure_subgroups(
-        {"site": alone(column)}, labels, probabilities, groups, 0.5, minimum=30, resamples=60, seed=3
+        {"site": alone(column)}, labels, probabilities, Bootstrap(groups, 60, seed=3), 0.5
     )
     assert [(s.attribute, s.value) for s in found] == [("site", "a"), ("site", "b"), ("site", "c")]
     assert sum(s.n for s in found) == 300
@@ -72,21 +73,20 @@ def test_figures_are_those_of_the_rows_alone(rows):
         decided = binary.confusion_matrix_at(*given, 0.5)
         assert subgroup.sufficient
         assert subgroup.auroc.value == binary.auroc(*given)
-        assert subgroup.auroc.interval == bootstrap.auroc_interval(*given, groups[own], resamples=60, seed=3)
+        drawn = Bootstrap(groups[own], 60, seed=3)
+        assert subgroup.auroc.interval == drawn.interval(drawn.auroc(*given))
         assert (subgroup.sensitivity.value, subgroup.specificity.value) == (decided.sensitivity, decided.specificity)
-        rates = bootstrap.rate_intervals(*given, groups[own], 0.5, resamples=60, seed=3)
-        assert (subgroup.sensitivity.interval, subgroup.specificity.interval) == tuple(rates)
+        rates = tuple(drawn.interval(values) for values in drawn.rates(*given, 0.5))
+        assert (subgroup.sensitivity.interval, subgroup.specificity.interval) == rates
         assert subgroup.prevalence == labels[own].mean()
 
 
 def test_few_images_or_one_label_have_no_figures(rows):
     labels, probabilities, groups, column = rows
-    few = subgroups.measure_subgroups(
-        {"site": alone(column)}, labels, probabilities, groups, 0.5, minimum=30, resamples=20
-    )[2]
+    few = subgroups.measure_subgroups({"site": alone(column)}, labels, probabilities, Bootstrap(groups, 20), 0.5)[2]
     assert 0 < few.n < 30
     one_label = subgroups.measure_subgroups(
-        {"truth": alone(labels.astype(str))}, labels, probabilities, groups, 0.5, minimum=30, resamples=20
+        {"truth": alone(labels.astype(str))}, labels, probabilities, Bootstrap(groups, 20), 0.5
     )
     for subgroup in (few, *one_label):
         assert not subgroup.sufficient
@@ -101,7 +101,7 @@ def test_the_largest_gap_is_within_an_attribute_and_of_populations_alone():
     sex = ["female"] * 300 + ["male"] * 300 + ["unknown"] * 600
     site = ["arm"] * 600 + ["back"] * 300 + ["unknown"] * 300
     found = subgroups.measure_subgroups(
-        {"sex": alone(sex), "site": alone(site)}, labels, probabilities, np.arange(1200), 0.5, minimum=30, resamples=20
+        {"sex": alone(sex), "site": alone(site)}, labels, probabilities, Bootstrap(np.arange(1200), 20), 0.5
     )
     gaps = {gap.figure: gap for gap in subgroups.largest_gaps(found)}
     assert gaps.keys() == {"auroc", "sensitivity", "specificity"}

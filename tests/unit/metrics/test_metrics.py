@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from samples import TIED, scored
 
 from melanoma_spark.errors import ConfigError, DataError
-from melanoma_spark.metrics import binary, bootstrap, counts
+from melanoma_spark.metrics import binary, counts
 from melanoma_spark.metrics.binary import ConfusionMatrix
+from melanoma_spark.metrics.bootstrap import Bootstrap
 
 auprc = functools.partial(counts.figure, counts.average_precision)
 above = functools.partial(counts.figure, counts.area_above_sensitivity)
@@ -231,7 +232,7 @@ def test_one_class_leaves_ranking_undefined_and_the_rest_defined(label):
     assert np.isfinite(binary.brier(labels, probabilities))
     assert np.isfinite(binary.log_loss(labels, [0.0, 0.5, 1.0]))
     assert np.isfinite(binary.expected_calibration_error(labels, probabilities))
-    assert all(math.isnan(bound) for bound in bootstrap.auroc_interval(labels, probabilities, [1, 2, 3]))
+    assert np.isnan(Bootstrap([1, 2, 3]).auroc(labels, probabilities)).all()
 
     rows = [label] * 3, [0.1, 0.5, 0.9]
     assert math.isnan(above(*rows))
@@ -275,8 +276,8 @@ EVERY_METRIC = [
     binary.reliability,
     binary.expected_calibration_error,
     lambda labels, probabilities: binary.confusion_matrix_at(labels, probabilities, 0.5),
-    lambda labels, probabilities: bootstrap.auroc_interval(labels, probabilities, np.arange(len(labels))),
-    lambda labels, probabilities: bootstrap.rate_intervals(labels, probabilities, np.arange(len(labels)), 0.5),
+    lambda labels, probabilities: Bootstrap(np.arange(len(labels))).auroc(labels, probabilities),
+    lambda labels, probabilities: Bootstrap(np.arange(len(labels))).rates(labels, probabilities, 0.5),
 ]
 
 
@@ -311,9 +312,9 @@ def test_invalid_arrays_are_named(metric, labels, probabilities, message):
 )
 def test_missing_groups_are_named_and_never_merged(groups, message):
     with pytest.raises(DataError, match=re.escape(message)):
-        bootstrap.auroc_interval([0, 1, 1], [0.1, 0.2, 0.3], groups)
+        Bootstrap(groups).auroc([0, 1, 1], [0.1, 0.2, 0.3])
     with pytest.raises(DataError, match=re.escape(message)):
-        bootstrap.rate_intervals([0, 1, 1], [0.1, 0.2, 0.3], groups, 0.5)
+        Bootstrap(groups).rates([0, 1, 1], [0.1, 0.2, 0.3], 0.5)
 
 
 def test_settings_out_of_range_are_named():
@@ -321,9 +322,9 @@ def test_settings_out_of_range_are_named():
     with pytest.raises(ConfigError, match="bins must be at least 1, found 0"):
         binary.reliability(labels, probabilities, bins=0)
     with pytest.raises(ConfigError, match="resamples must be at least 1, found 0"):
-        bootstrap.auroc_interval(labels, probabilities, groups, resamples=0)
+        Bootstrap(groups, resamples=0).auroc(labels, probabilities)
     with pytest.raises(ConfigError, match="level must lie between 0 and 1, found 95"):
-        bootstrap.auroc_interval(labels, probabilities, groups, level=95)
+        Bootstrap(groups).interval(np.zeros(2), level=95)
     with pytest.raises(ConfigError, match="threshold is NaN"):
         binary.confusion_matrix_at(labels, probabilities, math.nan)
 

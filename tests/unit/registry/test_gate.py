@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from melanoma_spark import config
-from melanoma_spark.metrics import binary, bootstrap
+from melanoma_spark.metrics import binary
+from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.registry import gate
 
 NONE = {"auroc_margin": None, "sensitivity": None, "calibration_error": None, "subgroup_auroc": None, "apart": False}
@@ -19,8 +20,8 @@ def rows():
 
 
 def check(rules, labels, groups, challenger, champion, aurocs=None, overlap=0):
-    more = {"subgroup_aurocs": aurocs or {}, "overlap": overlap, "resamples": 200}
-    return gate.check_rules(rules, labels, groups, challenger, 0.5, champion=champion, **more)
+    more = {"drawn": Bootstrap(groups, 200), "subgroup_aurocs": aurocs or {}, "overlap": overlap}
+    return gate.check_rules(rules, labels, challenger, 0.5, champion=champion, **more)
 
 
 def verdicts(rows, rule, champion=None, swapped=False, aurocs=None, overlap=0):
@@ -45,14 +46,16 @@ def test_a_model_passes_within_the_margin_of_the_champion(rows):
     (alone,) = verdicts(rows, rule)
     assert (better.holds, same.holds, worse.holds, alone.holds) == (True, True, False, True)
     gain = binary.auroc(labels, poor) - binary.auroc(labels, good)
-    low, high = bootstrap.auroc_difference(labels, good, poor, groups, resamples=200)
+    drawn = Bootstrap(groups, 200)
+    low, high = drawn.interval(drawn.auroc(labels, poor) - drawn.auroc(labels, good))
     interval = f"{gain:+.4f} [{low:+.4f} to {high:+.4f}]"
     assert worse.found == f"AUROC less the champion's {interval}, wanted: lower bound >= -0.02"
     assert alone.found == "there is no champion to compare with"
 
     labels, groups, good, _ = rows
     little = np.where(np.arange(300) % 50 == 0, 1 - good, good)
-    low, _ = bootstrap.auroc_difference(labels, good, little, groups, resamples=200)
+    drawn = Bootstrap(groups, 200)
+    low, _ = drawn.interval(drawn.auroc(labels, little) - drawn.auroc(labels, good))
     assert low < 0
     for margin, passes in ((-low + 1e-6, True), (-low, True), (max(-low - 1e-6, 0), False)):
         rules = config.Gate(**NONE | {"auroc_margin": margin})
