@@ -163,8 +163,8 @@ def compare_features_with_pixels(features: Rows, pixels: Rows, count: int, round
         of_cached: list[loop.State] = []
         of_frozen: list[loop.State] = []
         turns.add(
-            cached=train_two_epochs(horovod.SingleProcess(), cached, at_cut, of_cached).images_per_second,
-            pixels=train_two_epochs(horovod.SingleProcess(), frozen, whole, of_frozen).images_per_second,
+            cached=train_two_epochs(loop.Rank(), cached, at_cut, of_cached).images_per_second,
+            pixels=train_two_epochs(loop.Rank(), frozen, whole, of_frozen).images_per_second,
         )
         ones, others = (state[-1].variables[-len(cached.variables) :] for state in (of_cached, of_frozen))
         ones = [value for value, variable in zip(ones, cached.variables, strict=True) if variable.dtype == "float32"]
@@ -182,7 +182,7 @@ def compare_readers(features: Rows, pixels: Rows, count: int, folder: Path, roun
     jpeg.mkdir()
     for number, image in enumerate(inputs_and_labels(pixels.all(), count)[0]):
         Image.fromarray(image).save(jpeg / f"{number:05d}.jpg", quality=95)
-    step = train_two_epochs(horovod.SingleProcess(), build_tail(CUT), features.images(count)).images_per_second
+    step = train_two_epochs(loop.Rank(), build_tail(CUT), features.images(count)).images_per_second
     print(f"a step of block 5: {step:.1f} images/s on two threads")
     turns = Turns(("features", "step", 3.0), ("pixels", "tf_data_of_jpeg", 0.3))
 

@@ -1,7 +1,7 @@
 """What all plots share: their size, their styles for paper and screen, and text that is no formula."""
 
 import io
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -46,10 +46,10 @@ def style(model: int) -> LineStyle:
     return LineStyle(color=COLORS[model % len(COLORS)], linestyle=LINE_STYLES[model % len(LINE_STYLES)])
 
 
-def open_frame(axes: Axes) -> None:
+def open_frame(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
     """Draw a grid, and no lines above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e4e4e4", linewidth=0.6)
+    axes.grid(axis=grid, color="#e4e4e4", linewidth=0.6)
 
 
 def unit_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

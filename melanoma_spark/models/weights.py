@@ -29,11 +29,6 @@ class Weights:
     origin: str
     content_id: str
 
-    @property
-    def are_random(self) -> bool:
-        """Whether they were drawn at random."""
-        return self.origin == RANDOM
-
 
 def resolve(settings: config.Backbone, seed: int) -> Weights:
     """Read and check the weights that the settings name.
@@ -74,17 +69,20 @@ def locate(settings: config.Backbone) -> str:
     return str(path) if path else RANDOM if settings.allow_random else ""
 
 
-def changed_weights_error(weights: Weights, made_with: str, dataset: str, job: str) -> ConfigError:
-    """The error where an earlier dataset was made with other weights."""
-    return ConfigError(
-        f"{dataset} was made with weights {made_with}, the settings name {weights.origin} weights "
-        f"{weights.content_id}; run `melanoma-spark {job}` with these settings first"
-    )
+def resolve_again(settings: config.Backbone, seed: int, made_with: str) -> Weights:
+    """`resolve` the weights that features/ were made with. Raises `ConfigError` where the settings name others."""
+    weights = resolve(settings, seed)
+    if weights.content_id != made_with:
+        raise ConfigError(
+            f"features/ was made with weights {made_with}, the settings name {weights.origin} weights "
+            f"{weights.content_id}; run `melanoma-spark featurize` with these settings first"
+        )
+    return weights
 
 
 def announce(weights: Weights) -> None:
     """Log where random weights are used: their features mean nothing."""
-    if weights.are_random:
+    if weights.origin == RANDOM:
         logs.warning("random weights are used, for this demo only: no ImageNet weights on this machine (docs/train.md)")
 
 

@@ -67,12 +67,8 @@ def finetune(context: StageContext) -> Summary:
         path=made_from,
         made_from=made_from,
         head_id=head.id,
-        spec=head.spec,
         tensors_id=tensors_id,
-        weights_id=head.weights_id,
-        weights_origin=head.weights_origin,
-        dataset_id=head.dataset_id,
-        features_id=head.features_id,
+        **head.model_dump(include={"spec", "weights_id", "weights_origin", "dataset_id", "features_id"}),
         ranks=ranks,
         validation_auroc=best[names[-1]].validation_auroc,
         training=[asdict(record) for record in records],
@@ -98,7 +94,7 @@ def train_on_ranks(context: StageContext, ranks: int, *arguments: Any) -> list[l
     chosen = context.settings.finetune
     if not horovod.is_installed():
         logs.info("Horovod is not installed: training with one rank in this process", "single_process")
-        return train(horovod.SingleProcess(), *arguments)
+        return train(loop.Rank(), *arguments)
     executors.check_ready(context.spark, ranks)
     session.describe_jobs(context.spark, f"finetune: {ranks} Horovod ranks")
     found = horovod.run_on_spark(context.spark, ranks, chosen.start_timeout, train, *arguments, retries=chosen.retries)
@@ -165,13 +161,12 @@ def train(
     for phase in chosen.phases[names.index(state.phase) if state else 0 :]:
         source = sources[backbones.cut_of(spec.backbone, phase.cut) if phase.cut else None]
         part = network.tail(model, source.column if phase.cut else None)
-        labels = source.indexes["train"][0].labels
         plan = loop.Plan(
             phase=phase.name,
             learning_rate=phase.learning_rate * chosen.batch_size / (chosen.rates_for_batch or chosen.batch_size),
             epochs=phase.epochs,
             patience=phase.patience,
-            class_weights=loop.class_weights(labels.tolist()),
+            class_weights=loop.class_weights(source.indexes["train"][0].labels),
             seed=settings.training_seed,
             batch_size=chosen.batch_size,
             accumulate=chosen.accumulate,

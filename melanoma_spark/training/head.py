@@ -14,7 +14,6 @@ from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
 from melanoma_spark.training import loop
-from melanoma_spark.training.horovod import SingleProcess
 
 if TYPE_CHECKING:
     import keras
@@ -90,13 +89,13 @@ def fit(
         learning_rate=settings.learning_rate,
         epochs=settings.epochs,
         patience=settings.patience,
-        class_weights=loop.class_weights(views[0][1].tolist()),
+        class_weights=loop.class_weights(views[0][1]),
         seed=seed,
         batch_size=settings.batch_size,
     )
     *train, judged = (loop.in_memory(values[:, None, None], labels) for values, labels in (*views, validation))
     records = loop.train(
-        SingleProcess(), model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, log=log
+        loop.Rank(), model, plan, lambda epoch: train[(epoch - 1) % len(train)], lambda _: judged, log=log
     )
     return model, records
 

@@ -1,18 +1,16 @@
-"""Runs a function on each rank: by Horovod on Spark or, with the same interface, in this process.
-
-`loop.Rank` is what training needs of a rank.
-"""
+"""Runs a function on each rank, by Horovod on Spark."""
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
@@ -24,6 +22,7 @@ from pyspark.sql import SparkSession
 from melanoma_spark import config, logs
 from melanoma_spark.errors import ClusterError, ConfigError, MelanomaError, error_of_task
 from melanoma_spark.spark import checks, session
+from melanoma_spark.training import loop
 
 if TYPE_CHECKING:
     import keras
@@ -32,28 +31,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 
-class SingleProcess:
-    """The only rank, in this process, without Horovod."""
-
-    rank, size = 0, 1
-    gpus: Sequence[str] = ()
-
-    def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
-        """Return an Adam, see `loop.Rank`."""
-        import keras
-
-        return keras.optimizers.Adam(learning_rate)
-
-    def broadcast(self, variables: list[keras.Variable]) -> None:
-        """Set variables to rank 0's values."""
-        return None
-
-    def gather(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the concatenation of the ranks' arrays."""
-        return values
-
-
-class HorovodRank:
+class HorovodRank(loop.Rank):
     """A rank of Horovod, which is initialized here. Made on the rank itself."""
 
     def __init__(self) -> None:
@@ -91,11 +69,7 @@ class HorovodRank:
 
 def is_installed() -> bool:
     """Return whether Horovod can be imported here."""
-    try:
-        import horovod  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    return importlib.util.find_spec("horovod") is not None
 
 
 def required_ranks(settings: config.Settings) -> int:

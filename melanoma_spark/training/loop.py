@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,21 +48,24 @@ def in_memory(values: NDArray[Any], labels: NDArray[Any]) -> Images:
     return Images(groups, labels, lambda shared: iter(values[shared[shared != sharding.NONE]]))
 
 
-class Rank(Protocol):
-    """One of the processes that train together."""
+class Rank:
+    """One of the processes that train together. One of this class itself trains alone, without Horovod."""
 
-    rank: int
-    size: int
-    gpus: Sequence[str]  # addresses of the GPUs that Spark gave it
+    rank, size = 0, 1
+    gpus: Sequence[str] = ()  # addresses of the GPUs that Spark gave it
 
     def optimizer(self, learning_rate: float, float16: bool = False) -> keras.Optimizer:
         """Return an Adam that averages gradients over the ranks first; with `float16` they travel as float16."""
+        import keras
+
+        return keras.optimizers.Adam(learning_rate)
 
     def broadcast(self, variables: list[keras.Variable]) -> None:
         """Set Keras variables to rank 0's values."""
 
     def gather(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return the concatenation of the ranks' arrays (n_r, ...), on every rank; lengths may differ."""
+        return values
 
 
 @dataclass(frozen=True)
@@ -131,15 +133,8 @@ class State:
 def pack(state: State) -> list[NDArray[Any]]:
     """Return a state as arrays, the first of which is JSON."""
     lists = (state.variables, state.optimizer, state.best)
-    facts = {
-        "phase": state.phase,
-        "epoch": state.epoch,
-        "losses": state.losses,
-        "seconds": state.seconds,
-        "records": [asdict(record) for record in state.records],
-        "earlier": [asdict(record) for record in state.earlier],
-        "lengths": [len(tensors) for tensors in lists],
-    }
+    facts = asdict(replace(state, variables=[], optimizer=[], best=[]))
+    facts["lengths"] = [len(tensors) for tensors in lists]
     return [np.frombuffer(json.dumps(facts).encode(), np.uint8), *chain(*lists)]
 
 
@@ -157,18 +152,16 @@ def unpack(tensors: Sequence[NDArray[Any]]) -> State:
     return State(facts["phase"], facts["epoch"], losses, facts["seconds"], records, variables, optimizer, best, earlier)
 
 
-def balanced_weights(negatives: int, positives: int) -> tuple[float, float]:
-    """Return n / (2 n_class) for label 0 and 1, scikit-learn's "balanced" class weights (King & Zeng 2001)."""
-    total = negatives + positives
-    return total / (2 * negatives), total / (2 * positives)
+def class_weights(labels: NDArray[Any]) -> tuple[float, float]:
+    """Return n / (2 n_class) for label 0 and 1, scikit-learn's "balanced" class weights (King & Zeng 2001).
 
-
-def class_weights(labels: Iterable[int]) -> tuple[float, float]:
-    """Return `balanced_weights` of these labels. Raise `DataError` if a class is missing."""
-    counts = Counter(labels)
-    if not counts[0] or not counts[1]:
-        raise DataError(f"the train split has {counts[0]} negative and {counts[1]} positive images; both are needed")
-    return balanced_weights(counts[0], counts[1])
+    Raises:
+        DataError: A class is missing.
+    """
+    negatives, positives = np.bincount(labels, minlength=2).tolist()
+    if not negatives or not positives:
+        raise DataError(f"the train split has {negatives} negative and {positives} positive images; both are needed")
+    return len(labels) / (2 * negatives), len(labels) / (2 * positives)
 
 
 def batches(

@@ -24,9 +24,7 @@ def train_head(context: StageContext) -> Summary:
     known = manifests.read(HeadManifest, warehouse)
     if known and known.made_from == made_from:
         return Summary(f"nothing new, models/head stands, validation AUROC {known.validation_auroc:.4f}")
-    base = weights.resolve(settings.backbone, settings.seed)
-    if base.content_id != features.weights:
-        raise weights.changed_weights_error(base, features.weights, "features/", "featurize")
+    base = weights.resolve_again(settings.backbone, settings.seed, features.weights)
 
     labels = training_labels(context.spark, images.url(warehouse))
     url = features.url(warehouse)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from melanoma_spark.errors import ClusterError
-from melanoma_spark.training import horovod
+from melanoma_spark.training import horovod, loop
 
 
 def work(ragged):
@@ -80,7 +80,7 @@ def two(spark):
 def alone():
     with pytest.MonkeyPatch.context() as only_here:
         only_here.setenv("OMP_NUM_THREADS", "1")
-        return work([[values[0]] for values in RAGGED])(horovod.SingleProcess())
+        return work([[values[0]] for values in RAGGED])(loop.Rank())
 
 
 def test_two_ranks_in_processes_of_their_own(two):

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from small_training import QUIET, images_of, plan, rows_of, same, small_model
 
 from melanoma_spark.errors import DataError
-from melanoma_spark.training import horovod, loop, sharding
+from melanoma_spark.training import loop, sharding
 
 
 def fitted(model, chosen, images, judged=None, **more):
     judged = judged or images
     arguments = {**QUIET, **more}
-    return loop.train(horovod.SingleProcess(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
+    return loop.train(loop.Rank(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
 
 
-class Part(horovod.SingleProcess):
+class Part(loop.Rank):
     """A rank among several, for what does not talk to the others."""
 
     def __init__(self, rank, size):
@@ -49,7 +49,7 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
 def test_class_weights_multiply_what_a_label_weighs():
     images = images_of(np.zeros((4, 1)), np.array([0, 1, 1, 0]))
     ((_, labels, weights),) = loop.batches(
-        images, sharding.deal(images.groups, 4), horovod.SingleProcess(), (0.5, 2.0), (1,), "float32"
+        images, sharding.deal(images.groups, 4), loop.Rank(), (0.5, 2.0), (1,), "float32"
     )
     assert labels.tolist() == [0, 1, 1, 0]
     assert weights.tolist() == [0.5, 2.0, 2.0, 0.5]
@@ -62,7 +62,7 @@ def test_class_weights_are_those_of_scikit_learn():
     expected = compute_class_weight("balanced", classes=np.asarray([0, 1]), y=labels)
     np.testing.assert_allclose(loop.class_weights(labels), expected)
     with pytest.raises(DataError, match="3 negative and 0 positive"):
-        loop.class_weights([0, 0, 0])
+        loop.class_weights(np.zeros(3, int))
 
 
 def test_training_learns_and_leaves_the_model_with_the_weights_of_its_best_epoch():
@@ -164,7 +164,7 @@ def test_a_loss_that_is_no_number_ends_training_and_names_the_phase_the_step_and
     message = r"^test: the loss is nan in epoch 2, step \d of 5; lower the learning rate of this phase \(now 0\.05\)"
     with pytest.raises(DataError, match=message):
         loop.train(
-            horovod.SingleProcess(),
+            loop.Rank(),
             small_model(),
             plan(),
             lambda epoch: good if epoch < 2 else bad,

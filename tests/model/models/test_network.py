@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from melanoma_spark.errors import ClusterError, ConfigError
 from melanoma_spark.models import backbones, network
-from melanoma_spark.training import horovod, loop, sharding
+from melanoma_spark.training import loop, sharding
 
 SPEC = network.Spec(backbone="vgg16", image_size=32, hidden=8, dropout=0.5)
 
@@ -168,7 +168,7 @@ def trained_on(model, inputs, labels, whole=None):
     plan = loop.Plan("test", 1e-5, 2, 2, (1.0, 1.0), 0, 8)
     states = []
     records = loop.train(
-        horovod.SingleProcess(),
+        loop.Rank(),
         model,
         plan,
         lambda _: images,

@@ -110,7 +110,7 @@ def test_weights_are_taken_from_a_path_or_a_url_and_known_by_their_content(tmp_p
     path.write_bytes(WHOLE)
     for name in (str(path), f"file://{path}"):
         found = weights.resolve(config.Backbone(weights=name), seed=0)
-        assert (found.origin, found.are_random) == (name, False)
+        assert found.origin == name
         assert found.content_id == lineage.tensors_id([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
         assert found.content_id == lineage.tensors_id(found.tensors)
 
@@ -179,10 +179,15 @@ def test_files_that_are_not_the_published_weights_are_refused(nowhere, monkeypat
                 weights.resolve(config.Backbone(), 0)
 
 
-def test_messages_about_changed_and_random_weights(capsys):
-    own = weights.Weights((), "imagenet", "abc")
-    assert str(weights.changed_weights_error(own, "def", "features/", "featurize")) == (
-        "features/ was made with weights def, the settings name imagenet weights abc; "
+def test_messages_about_changed_and_random_weights(tmp_path, capsys):
+    (tmp_path / "own.h5").write_bytes(WHOLE)
+    settings = config.Backbone(weights=str(tmp_path / "own.h5"))
+    own = weights.resolve(settings, 0).content_id
+    assert weights.resolve_again(settings, 0, own).content_id == own
+    with pytest.raises(ConfigError) as error:
+        weights.resolve_again(settings, 0, "def")
+    assert str(error.value) == (
+        f"features/ was made with weights def, the settings name {settings.weights} weights {own}; "
         "run `melanoma-spark featurize` with these settings first"
     )
 

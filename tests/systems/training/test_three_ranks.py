@@ -9,7 +9,7 @@ import cloudpickle
 import numpy as np
 import small_training
 
-from melanoma_spark.training import horovod
+from melanoma_spark.training import loop
 
 SCRIPT = """
     import sys
@@ -32,7 +32,7 @@ SCRIPT = """
 
 def test_one_rank_and_three_take_the_same_steps(tmp_path):
     """Three ranks need three slots, so they are started by a Spark of their own."""
-    (alone,) = small_training.train_on_rank(horovod.SingleProcess(), 41, 8)
+    (alone,) = small_training.train_on_rank(loop.Rank(), 41, 8)
     out = tmp_path / "three"
     script = textwrap.dedent(SCRIPT).format(tests=os.path.dirname(small_training.__file__), out=str(out))
     environment = {**os.environ, "PYSPARK_SUBMIT_ARGS": "--master local[3] pyspark-shell"}
