@@ -3,8 +3,12 @@
 import io
 from typing import Literal, TypedDict
 
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 
 from melanoma_spark.pages import COLORS
 
@@ -13,6 +17,7 @@ LINE_STYLES = ("solid", "dashed", "dashdot", "dotted")  # for black and white pr
 MARKERS = ("o", "s", "^", "D")
 PLOT_WIDTH = 4.7  # inches: text of 10 pt stays readable in a phone's column at nearly full size
 PLOT_DPI = 200
+HEAT = 0.7  # weight of the colors of a heat map over the picture, where it is 1
 
 
 def png(figure: Figure) -> bytes:
@@ -60,3 +65,15 @@ def unit_square(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     open_frame(axes)
     axes.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.8, zorder=1)
     return figure, axes
+
+
+def overlay(pixels: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return an image, uint8 RGB (h, w, 3), under a heat map in [0, 1] of any size; zeros leave it as it is.
+
+    The colors are magma: green to red would look like a traffic light, and color-blind people can read it.
+    """
+    size = (pixels.shape[1], pixels.shape[0])
+    heats = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    weight = HEAT * heats[..., None].clip(0, 1)
+    colors = 255 * np.asarray(colormaps["magma"](heats))[..., :3]
+    return np.asarray((pixels * (1 - weight) + colors * weight).round(), np.uint8)

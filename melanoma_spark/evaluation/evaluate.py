@@ -12,7 +12,7 @@ import pandas as pd
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import external, predictions, reporting, shortcuts, subgroups
-from melanoma_spark.evaluation.facts import Epoch, Facts, Gain, ModelFacts
+from melanoma_spark.evaluation.facts import Facts, Gain, ModelFacts
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import calibration, network, operating_points
@@ -20,6 +20,7 @@ from melanoma_spark.runner.context import StageContext, Summary, archive_id, rea
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, manifests
 from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest, ModelManifest
+from melanoma_spark.training.loop import EpochRecord
 
 PAINTED = "lesion painted over"  # as a model's name in rows of predictions
 LIMITS = (
@@ -99,7 +100,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
         facts,
         gains=gains if isinstance(over_champion, str) else [*gains, over_champion],
         champion=over_champion if isinstance(over_champion, str) else "",
-        training=[Epoch.from_record(record) for model in models.values() for record in model.training],
+        training=[EpochRecord(**record) for model in models.values() for record in model.training],
         best={phase: epoch for model in models.values() for phase, epoch in model.best.items()},
     )
     reporting.publish(context, folder, table, subject, facts)

@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark.errors import DataError
 from melanoma_spark.evaluation import figures
 from melanoma_spark.evaluation.figures import Figure
 from melanoma_spark.evaluation.subgroups import Subgroup
@@ -17,6 +15,7 @@ from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.models import operating_points
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
+from melanoma_spark.training.loop import EpochRecord
 
 HISTOGRAM_BINS = 20
 
@@ -121,24 +120,8 @@ class Deciding:
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One epoch of training. Losses are mean cross-entropies in nats."""
-
-    phase: str
-    epoch: int
-    loss: float
-    validation_loss: float
-    validation_auroc: float
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Read an epoch of a model's manifest, which has more keys."""
-        return cls(**{key: record[key] for key in cls.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
 class Facts:
-    """All that a report shows. Raises DataError where there is no model."""
+    """All that a report shows."""
 
     title: str
     created_at: str  # ISO 8601, UTC
@@ -152,12 +135,8 @@ class Facts:
     weights_are_random: bool  # then a banner warns that the figures mean nothing
     gains: Sequence[Gain] = ()  # of the last model over the first, over the champion
     champion: str = ""  # why there is no gain over the champion; empty where there is
-    training: Sequence[Epoch] = ()
+    training: Sequence[EpochRecord] = ()
     best: Mapping[str, int] = field(default_factory=dict)  # phase -> the epoch whose weights were kept
-
-    def __post_init__(self) -> None:
-        if not self.models:
-            raise DataError("the report names no model")
 
 
 def measure_model(

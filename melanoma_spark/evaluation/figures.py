@@ -55,13 +55,11 @@ def measure_figures(
         "pauc_above_80",
         "Partial AUC above 80 % sensitivity (ISIC 2024; perfect is 0.2)",
         counts.area_above_sensitivity,
-        sensitivity=0.8,
     )
     curve(
         "auc_sens_80",
         "AUC right of 80 % sensitivity (isic-challenge-scoring; perfect is 1)",
         counts.area_right_of_sensitivity,
-        sensitivity=0.8,
     )
     for rate in RATES:
         curve(

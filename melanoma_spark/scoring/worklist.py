@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as f
 from pyspark.sql import types as t
 
-from melanoma_spark import config, logs, schemas
+from melanoma_spark import config, logs, plotting, schemas
 from melanoma_spark.archives import layouts, matching, plan, table_files, tasks
 from melanoma_spark.archives.tables import NO_IDS
 from melanoma_spark.errors import ConfigError, DataError, ImageError
@@ -152,7 +152,8 @@ def write(
         "reasons": count_by(ordered.where("reason is not null"), "reason"),
         "flags": count_by(flags, "flag"),
         "patients": ordered.where("patient_id is not null").select("patient_id").distinct().count(),
-        "rows": [worklist_page.row(row, row["rank"], names) for row in first],
+        "rows": first,
+        "pictures": names,
         "left_out": max(0, int(facts["rows"]) - len(first)),
         "expected": 100 * (float("nan") if figures["mean"] is None else figures["mean"]),
         "drift": drifted,
@@ -221,8 +222,8 @@ def draw_pictures(
 
         def draw(pixels: NDArray[Any]) -> list[NDArray[Any]]:
             heats = heat_of(pixels, [True] * len(pixels))
-            over = [worklist_page.overlay(image, heat) for image, heat in zip(pixels, heats, strict=True)]
-            return [np.array([worklist_page.picture(image) for image in pixels], object), np.array(over, object)]
+            over = [plotting.overlay(image, heat) for image, heat in zip(pixels, heats, strict=True)]
+            return [np.array([worklist_page.picture(image) for image in images], object) for images in (pixels, over)]
 
         return draw
 

@@ -102,7 +102,7 @@ class ModelManifest(Manifest):
     dataset_id: str
     features_id: str
     validation_auroc: float
-    training: list[Mapping[str, Scalar]]  # `loop.EpochRecord` of each epoch
+    training: list[Mapping[str, Any]]  # `loop.EpochRecord` of each epoch
     best: Mapping[str, int]  # phase -> epoch whose weights were kept
     run_id: str
 
