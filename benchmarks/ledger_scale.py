@@ -31,7 +31,7 @@ from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import listing
 from melanoma_spark.images import synthetic
 from melanoma_spark.runner.context import StageContext
-from melanoma_spark.scoring import batches, ledger
+from melanoma_spark.scoring import ledger, status
 from melanoma_spark.storage import files
 
 SIZE = 32  # pixels, of the network
@@ -99,9 +99,9 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         index = listed.selectExpr(
             "source_key", "source_uri", "image_id", "unhex(sha2(source_uri, 256)) sha256", "true done", "'x' batch_id"
         )
-        place = files.join(warehouse, "ledger", model_name, version, f"{batches.PREFIX}19990101-{name}")
+        place = files.join(warehouse, "ledger", model_name, version, f"{status.PREFIX}19990101-{name}")
         index.coalesce(1).write.parquet(place)
-        files.make_folder(files.join(warehouse, "scores", f"{batches.PREFIX}19990101-{name}"))
+        files.make_folder(files.join(warehouse, "scores", f"{status.PREFIX}19990101-{name}"))
     spark.stop()
     top = folder / "warehouse"
     rng = np.random.default_rng(0)
@@ -110,11 +110,11 @@ def generate(folder: Path, rows: int, nights: int) -> None:
         count = rows * (night + 1) // nights - rows * night // nights
         table = draw_index(rng, night, count)
         for parent in (top / "ledger" / model_name / version, top / "scores"):
-            (parent / f"{batches.PREFIX}{batch}").mkdir(parents=True)
-        target = top / "ledger" / model_name / version / f"{batches.PREFIX}{batch}" / "part-00000.parquet"
+            (parent / f"{status.PREFIX}{batch}").mkdir(parents=True)
+        target = top / "ledger" / model_name / version / f"{status.PREFIX}{batch}" / "part-00000.parquet"
         pyarrow.parquet.write_table(table, target)
         one = pa.table({name: pa.nulls(1) for name in ("image_id", "sha256")})  # a file, because score lists scores/
-        pyarrow.parquet.write_table(one, top / "scores" / f"{batches.PREFIX}{batch}" / "part-00000.parquet")
+        pyarrow.parquet.write_table(one, top / "scores" / f"{status.PREFIX}{batch}" / "part-00000.parquet")
 
 
 def draw_index(rng: np.random.Generator, night: int, count: int) -> pa.Table:

@@ -21,7 +21,7 @@ from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.models import bundle, model_registry
 from melanoma_spark.monitoring import drift
 from melanoma_spark.runner.context import StageContext, Summary, archive_id
-from melanoma_spark.scoring import batches, columns, compute, ledger, worklist
+from melanoma_spark.scoring import columns, compute, ledger, status, worklist
 from melanoma_spark.spark import session
 
 ROWS_PER_PARTITION = 100_000  # of a join
@@ -162,7 +162,7 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     statuses = {row.status: row["count"] for row in rows.groupBy("status").count().collect()}
     counts = {
         "listed": run.image_count,
-        **{status: statuses.get(status, 0) for status in ("scored", "abstained", "rejected")},
+        **{name: statuses.get(name, 0) for name in ("scored", "abstained", "rejected")},
         "copies": new.copy_count,
         "scored_before": new.known_count,
         "left_by_a_killed_run": run.leftover_count,
@@ -197,7 +197,7 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     target = ledger.commit(warehouse, batch_id, staged, index, run.model, run.version, facts, lease_check(context))
     ledger.remove_waiting(run.waiting)
     drift.log_batch(context, drifted, facts, spark.read.schema(columns.schema()).parquet(target))
-    counted = " + ".join(batches.describe_counts(counts, always=("scored", "rejected", "copies")))
+    counted = " + ".join(status.describe_counts(counts, always=("scored", "rejected", "copies")))
     number = f"{len(set_aside)} table{'s' if len(set_aside) > 1 else ''}"
     aside = f"; {number} set aside ({', '.join(set_aside)})" if set_aside else ""
     summary = (

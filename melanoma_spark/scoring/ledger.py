@@ -18,8 +18,8 @@ from pyspark.sql import functions as f
 from melanoma_spark import schemas
 from melanoma_spark.errors import ClusterError
 from melanoma_spark.images.reasons import UNREADABLE
-from melanoma_spark.scoring import batches, columns
-from melanoma_spark.scoring.batches import PREFIX, committed
+from melanoma_spark.scoring import columns
+from melanoma_spark.scoring.status import PREFIX, committed, id_of
 from melanoma_spark.storage import files
 
 STAGED = "_staged-"  # readers of Parquet skip names that start with an underscore
@@ -70,7 +70,7 @@ def pieces(folder: str) -> list[Piece]:
     for name in files.list_names(folder, "*"):
         url = files.join(folder, name)
         if name.startswith(PREFIX):
-            found.append(Piece(url, frozenset([batches.id_of(name)])))
+            found.append(Piece(url, frozenset([id_of(name)])))
         elif name.startswith(MERGED) and (merged := files.read_json(files.join(url, MERGED_BATCHES))):
             found.append(Piece(url, frozenset(merged["batches"])))
     return sorted(found, key=lambda piece: (-len(piece.batches), piece.url))

@@ -15,7 +15,7 @@ from mlflow_server import mlflow_server
 
 from melanoma_spark.images import synthetic
 from melanoma_spark.registry import alias_history
-from melanoma_spark.scoring import batches
+from melanoma_spark.scoring import status
 from melanoma_spark.storage import files
 
 
@@ -64,7 +64,7 @@ def test_a_warehouse_is_restored_as_the_page_says(moved, submit, settings_file, 
     url, (backup,), (restore, after) = moved.context.warehouse, commands("Backup"), commands("Restore")
     before = moved.scores()
     # a score is at work: it has staged a batch, and written all that comes before its rename
-    (first,) = batches.committed(url)
+    (first,) = status.committed(url)
     shutil.copytree(moved.folder / f"scores/batch_id={first}", moved.folder / "scores/_staged-at-work")
     shutil.copytree(moved.folder / f"batches/{first}", moved.folder / "batches/at-work")
     places = {"WAREHOUSE": moved.folder, "BACKUP": tmp_path / "backup"}

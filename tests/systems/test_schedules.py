@@ -13,7 +13,7 @@ from conftest import REPO, Line
 from hadoop import Missing, or_skipped
 
 from melanoma_spark.images import synthetic
-from melanoma_spark.scoring import batches
+from melanoma_spark.scoring import status
 
 EXAMPLES = REPO / "examples/schedules"
 HOME = "/opt/melanoma_spark"  # of all examples
@@ -93,7 +93,7 @@ def lines_of_cron() -> list[str]:
 def test_the_line_of_cron_scores_a_night(copied: Line, settings_file, tmp_path):
     """By sh, with another place for each path: a real night, and the check of the morning."""
     (copied.archive / "tonight.jpg").write_bytes(synthetic.lesion_jpeg(500, size=64))
-    before = set(batches.committed(copied.context.warehouse))
+    before = set(status.committed(copied.context.warehouse))
     log = tmp_path / "score.log"
     places = {
         HOME: str(REPO),
@@ -111,7 +111,7 @@ def test_the_line_of_cron_scores_a_night(copied: Line, settings_file, tmp_path):
     environment |= {"PATH": "/usr/local/bin:/usr/bin:/bin", "RETRIES": "0"}
     done = subprocess.run(["sh", "-c", night], env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout + done.stderr) == (0, ""), log.read_text()
-    (batch,) = set(batches.committed(copied.context.warehouse)) - before
+    (batch,) = set(status.committed(copied.context.warehouse)) - before
     told = [json.loads(line) for line in log.read_text().splitlines()]
     (last,) = [line for line in told if line["event"] == "done"]
     assert (last["batch_id"], last["counts"]["scored"], last["level"]) == (batch, 1, "info")

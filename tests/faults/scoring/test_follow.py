@@ -18,7 +18,7 @@ from kills import kill
 
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import hashes, synthetic
-from melanoma_spark.scoring import batch, batches, follow, score
+from melanoma_spark.scoring import batch, follow, score, status
 
 PATIENCE = 180  # seconds
 
@@ -89,7 +89,7 @@ def wait_for(what, why: str) -> None:
 
 
 def committed(line: Line) -> int:
-    return len(batches.committed(line.context.warehouse))
+    return len(status.committed(line.context.warehouse))
 
 
 def runs(line: Line) -> int:
@@ -119,7 +119,7 @@ def test_once_takes_what_has_settled_and_ends(landing):
     drop(landing.archive, 3)
     assert "4 images listed = 1 scored + 0 rejected + 0 copies + 3 scored before" in followed(landing, once=True)
     once(landing, 4)
-    facts = batches.read_facts(landing.context.warehouse, batches.committed(landing.context.warehouse)[-1])
+    facts = status.read_facts(landing.context.warehouse, status.committed(landing.context.warehouse)[-1])
     assert mlflow.get_run(facts["run_id"]).data.tags["batch_id"] == facts["batch_id"]
 
 

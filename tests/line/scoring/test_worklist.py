@@ -11,6 +11,7 @@ from conftest import with_pictures
 from page import Page
 from PIL import Image
 
+from melanoma_spark import plotting
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import quality, synthetic
 from melanoma_spark.monitoring import statistics
@@ -48,9 +49,8 @@ def test_the_page_says_what_it_is_and_what_it_is_not():
 
 def test_names_are_text_and_not_markup():
     bad = '<script>alert("x")</script>"><img src=x onerror=y>'
-    html = worklist_page.render(
-        facts(rows=[row(image_id=bad, patient_id=bad, reason=bad, detail=bad)], reasons={bad: 1})
-    )
+    rows = [row(image_id=bad, patient_id=bad, reason=bad, detail=bad)]
+    html = worklist_page.render(facts(rows=rows, reasons={bad: 1}))
     page = Page(html)
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name == "onerror"]

@@ -13,7 +13,7 @@ from conftest import Line, open_line
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
 from melanoma_spark.registry import alias_history
-from melanoma_spark.scoring import batches
+from melanoma_spark.scoring import status
 from melanoma_spark.storage import files, manifests
 
 OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, subgroup_auroc=None, apart=False)
@@ -185,7 +185,7 @@ def test_with_a_tracking_server_it_is_the_same(copied, server, database):
     assert {d.dataset.name for d in found["evaluate"].inputs.dataset_inputs} == {"images", "features"}
     version = client.get_model_version_by_alias("melanoma", "champion")
     assert version.tags["gate"] == "passed"
-    (batch,) = batches.committed(there.context.warehouse)  # which has a run of drift's experiment
+    (batch,) = status.committed(there.context.warehouse)  # which has a run of drift's experiment
     assert told_by(database) == dict.fromkeys([*found, batch], "FINISHED")
     for file in there.folder.rglob("*"):
         assert not file.is_file() or database.rpartition("//")[2].encode() not in file.read_bytes(), "it has a password"

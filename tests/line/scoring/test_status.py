@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from conftest import REPO
 
-from melanoma_spark.scoring import batches
+from melanoma_spark.scoring import status
 from melanoma_spark.storage import files
 
 
@@ -28,19 +28,19 @@ def warehouse(tmp_path):
 
 def test_batches_and_their_facts(warehouse):
     url = f"file://{warehouse}"
-    assert batches.committed(url) == ["a", "b", "c"]
-    assert batches.read_facts(url, "a") == {"batch_id": "a"}
-    assert batches.describe(batches.read_facts(url, "a")) == "a    of before version 0.2"
-    assert batches.describe(batches.read_facts(url, "c")).endswith("m version 2  3 scored, 1 rejected  drifted")
+    assert status.committed(url) == ["a", "b", "c"]
+    assert status.read_facts(url, "a") == {"batch_id": "a"}
+    assert status.describe(status.read_facts(url, "a")) == "a    of before version 0.2"
+    assert status.describe(status.read_facts(url, "c")).endswith("m version 2  3 scored, 1 rejected  drifted")
     (warehouse / "batches/b/batch.json").write_text("torn")
-    assert batches.read_facts(url, "b") == {"batch_id": "b"}
-    assert batches.committed(f"file://{warehouse}/nowhere") == []
+    assert status.read_facts(url, "b") == {"batch_id": "b"}
+    assert status.committed(f"file://{warehouse}/nowhere") == []
 
 
 def test_counts_are_told_in_one_order():
     counts = {"copies": 2, "scored": 1, "listed": 9}
-    assert batches.describe_counts(counts) == ["1 scored", "2 copies"]
-    assert batches.describe_counts(counts, always=("rejected",)) == ["1 scored", "0 rejected", "2 copies"]
+    assert status.describe_counts(counts) == ["1 scored", "2 copies"]
+    assert status.describe_counts(counts, always=("rejected",)) == ["1 scored", "0 rejected", "2 copies"]
 
 
 def test_status_needs_neither_java_nor_spark_nor_mlflow(warehouse, submit):
