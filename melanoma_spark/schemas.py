@@ -1,9 +1,10 @@
 """The columns of the datasets in the warehouse. Those of `scores/` are in `scoring.columns`."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 from petastorm.codecs import CompressedImageCodec, NdarrayCodec, ScalarCodec
 from petastorm.unischema import Unischema, UnischemaField
 from pyspark.sql import types as t
@@ -41,6 +42,12 @@ def images_schema(size: int) -> Unischema:
             UnischemaField("image", np.uint8, (size, size, 3), CompressedImageCodec("png"), False),
         ],
     )
+
+
+def image_decoder(size: int) -> Callable[[bytes], NDArray[np.uint8]]:
+    """Return what decodes values of the column `image` of `images_schema`."""
+    field = images_schema(size).fields["image"]
+    return functools.partial(field.codec.decode, field)
 
 
 def features_schema(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> Unischema:

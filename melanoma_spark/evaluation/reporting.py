@@ -166,11 +166,10 @@ def pixel_udf(
     measure: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
 ) -> Callable[[str], Column]:
     """A UDF over the column `image`: `measure` of uint8 (n, size, size, 3), float32 (n, m), as `values`."""
-    pixels = schemas.images_schema(images.image_size).fields["image"]
     udf: Callable[[str], Column] = inference.column_udf(
         name,
         lambda: lambda batch: [measure(batch)],
-        lambda content: pixels.codec.decode(pixels, content),
+        schemas.image_decoder(images.image_size),
         lambda outputs, errors: pd.DataFrame({"values": list(outputs[0])}),  # type: ignore[arg-type]
         t.StructType([t.StructField("values", t.ArrayType(t.FloatType()))]),
         batch_size=context.settings.evaluate.batch_size,
@@ -212,10 +211,10 @@ def find_mistakes(context: StageContext, images: ImagesManifest, subject: Subjec
     wrong = pd.concat([missed, alarms])
     if not len(wrong):
         return []
-    field = schemas.images_schema(subject.spec.image_size).fields["image"]
+    decode = schemas.image_decoder(subject.spec.image_size)
     stored = read_images(context, images)
     content = {r.sha256: r.image for r in stored.where(f.col("sha256").isin(*wrong["sha256"])).collect()}
-    pixels = np.stack([field.codec.decode(field, content[sha256]) for sha256 in wrong["sha256"]])
+    pixels = np.stack([decode(content[sha256]) for sha256 in wrong["sha256"]])
     heats = gradcam.heatmaps(subject.spec, subject.tensors)(pixels, (wrong["label"] == 0).tolist())
     rows = zip(wrong["label"], wrong["probability"], pixels, heats, strict=True)
     return [Mistake(int(label), float(probability), image, heat) for label, probability, image, heat in rows]

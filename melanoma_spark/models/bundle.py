@@ -5,7 +5,7 @@ It does not import MLflow, which takes a worker longer than loading the network.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -116,11 +116,6 @@ class Scorer:
                 "flags": [quality.DAMAGED if flag else None for flag in damaged or [False] * len(errors)],
             }
         )
-
-
-def without_tensors(scorer: Scorer) -> Scorer:
-    """The scorer for closures that travel to executors, which get the weights by a broadcast."""
-    return replace(scorer, tensors=[])
 
 
 def pack(scorer: Scorer) -> dict[str, bytes]:

@@ -32,11 +32,11 @@ def predict_images(
     Sorted by split and hash over as many tasks as there are slots. `change` is applied to the pixels first.
     """
     spark = rows.sparkSession
-    pixels = schemas.images_schema(spec.image_size).fields["image"]
+    decode = schemas.image_decoder(spec.image_size)
     udf = inference.column_udf(
         model_id,
         network_loader(spec, session.broadcast(spark, tensors), session.task_threads(spark)),
-        lambda content: change(pixels.codec.decode(pixels, content)),
+        lambda content: change(decode(content)),
         probabilities,
         PROBABILITY,
         batch_size=batch_size,

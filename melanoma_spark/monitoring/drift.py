@@ -79,16 +79,13 @@ def reference_features(
     session.describe_jobs(spark, "register: measure the training images")
     parts = [rows.where(f.col("split") == split).orderBy("sha256").limit(most) for split in ("train", "validation")]
     some = parts[0].unionByName(parts[1]).repartition(session.partitions_for(spark, 2 * most))
-    field = schemas.images_schema(spec.image_size).fields["image"]
+    decode = schemas.image_decoder(spec.image_size)
     plain = spec.model_copy(update={"tta": 1})  # features are of the image as it is
     load = prediction.network_loader(plain, session.broadcast(spark, tensors), session.task_threads(spark))
 
     def load_with_quality() -> inference.Predict:
         forward = load()
         return lambda pixels: [forward(pixels)[-1], quality.measures(pixels)]
-
-    def decode(content: bytes) -> NDArray[Any]:
-        return np.asarray(field.codec.decode(field, content))
 
     def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         return pd.DataFrame({name: list(rows) for name, rows in zip(FEATURES.names, outputs, strict=True)})  # type: ignore[arg-type]
@@ -179,13 +176,6 @@ def log_batch(context: StageContext, drift: statistics.Drift, facts: Mapping[str
         f.mean((f.col("status") == "rejected").cast("int")).alias("share_rejected"),
     ).collect()[0]
     figures = {name: value for name, value in means.asDict().items() if value is not None}
-    tags = {
-        "batch_id": facts["batch_id"],
-        "model": facts["model"],
-        "model_version": facts["model_version"],
-        "verdict": drift.verdict,
-        "run_id": facts["run_id"],
-    }
-    context.tracker.log_standalone_run(
-        "drift", facts["batch_id"], tags, {**drift.metrics, **figures, "rows": facts["rows"]}
-    )
+    tags = {key: facts[key] for key in ("batch_id", "model", "model_version", "verdict", "run_id")}
+    values = {**drift.metrics, **figures, "rows": facts["rows"]}
+    context.tracker.log_standalone_run("drift", facts["batch_id"], tags, values)

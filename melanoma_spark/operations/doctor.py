@@ -3,6 +3,7 @@
 `jobs/doctor.py` has the text for users.
 """
 
+import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from dataclasses import asdict
 from pyspark.sql import SparkSession
 
 from melanoma_spark import config, lineage, logs, tracking
-from melanoma_spark.errors import ClusterError, MelanomaError
+from melanoma_spark.errors import ClusterError
 from melanoma_spark.models import backbones, engines, weights
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.spark import checks, executors, session
@@ -51,8 +52,8 @@ def doctor(context: StageContext) -> Summary:
 def check_all(settings: config.Settings, warehouse: str) -> Iterator[Finding]:
     """Yield the findings about the driver, the warehouse, Spark and MLflow."""
     yield from run_check("uv.lock", DRIVER, check_lock, checks.INSTALL)
-    ranks = horovod.required_ranks(settings)
-    yield from run_check("Horovod", DRIVER, lambda: [check_horovod(ranks)], checks.INSTALL)
+    horovod_check = functools.partial(checks.check_horovod, DRIVER, ranks=horovod.required_ranks(settings))
+    yield from run_check("Horovod", DRIVER, lambda: [horovod_check(executors.horovod_problem())], checks.INSTALL)
     remedy = "name a readable file: backbone.weights="
     yield from run_check("weights", DRIVER, lambda: [check_weights(settings)], remedy)
     probe = files.join(warehouse, f".doctor-{uuid.uuid4().hex[:8]}")
@@ -77,10 +78,8 @@ def run_check(what: str, where: str, check: Callable[[], Iterable[Finding]], rem
     """Return the findings of a check; an error is a finding too, and stops no other check."""
     try:
         return list(check())
-    except MelanomaError as error:
-        return [checks.finding_of_error(what, where, error, remedy)]
     except Exception as error:
-        return [checks.finding_of_crash(what, where, error, remedy)]
+        return [checks.finding_of_error(what, where, error, remedy)]
 
 
 def check_lock() -> list[Finding]:
@@ -90,11 +89,6 @@ def check_lock() -> list[Finding]:
         return [Finding("uv.lock", DRIVER, "not compared: there is none beside this code, as in a packed environment")]
     text = path.read_text()
     return [checks.check_lock(text, checks.installed_versions(checks.locked_names(text)))]
-
-
-def check_horovod(ranks: int) -> Finding:
-    """Check that this many ranks can train; one can do it without Horovod."""
-    return checks.check_horovod(DRIVER, executors.horovod_problem(), ranks)
 
 
 def check_weights(settings: config.Settings) -> Finding:

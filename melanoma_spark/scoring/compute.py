@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,7 +52,7 @@ def compute_rows(
     # The closures below travel to the executors with each stage, so they must be small: without the weights, which the
     # engine has, and without the features of training. These travel once, as broadcasts, which `session` releases.
     # PySpark broadcasts a large closure itself, and keeps that until the driver ends.
-    light = session.broadcast(spark, bundle.without_tensors(scorer))
+    light = session.broadcast(spark, replace(scorer, tensors=[]))
     image_size, size, threads = scorer.spec.image_size, settings.score.batch_size, session.task_threads(spark)
     engine = engines.engine_for(settings.score.engine, scorer.spec.backbone, gpus=session.task_gpus(spark))
     if engine == "tensorflow":

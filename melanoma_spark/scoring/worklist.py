@@ -214,7 +214,7 @@ def draw_pictures(
     sources = listing.join(f.broadcast(keys), "source_key", "left_semi")
     spec, threads = scorer.spec, session.task_threads(context.spark)
     tensors = session.broadcast(context.spark, scorer.tensors)
-    light = replace(bundle.without_tensors(scorer), reference=None)  # small enough for a closure
+    light = replace(scorer, tensors=[], reference=None)  # small enough for a closure
 
     def load() -> inference.Predict:
         network.use_threads(threads)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from melanoma_spark import __version__
-from melanoma_spark.errors import ClusterError
+from melanoma_spark.errors import ClusterError, MelanomaError
 
 OK, WARNING, FAILED = "ok", "warning", "FAILED"
 DRIVER = "driver"
@@ -91,13 +91,10 @@ def raise_failure(findings: Iterable[Finding]) -> None:
 
 
 def finding_of_error(what: str, where: str, error: Exception, remedy: str) -> Finding:
-    """Return the finding of an error of this package, whose message may name a remedy after a semicolon."""
-    problem, _, hint = str(error).partition("; ")
-    return Finding(what, where, problem, FAILED, hint or remedy)
-
-
-def finding_of_crash(what: str, where: str, error: Exception, remedy: str) -> Finding:
-    """Return the finding of a check that failed with an unexpected error."""
+    """Return the finding of a check that failed; an error of this package may name a remedy after a semicolon."""
+    if isinstance(error, MelanomaError):
+        problem, _, hint = str(error).partition("; ")
+        return Finding(what, where, problem, FAILED, hint or remedy)
     lines = str(error).strip().splitlines() or [""]
     return Finding(what, where, f"could not be checked: {type(error).__name__}: {lines[0][:300]}", FAILED, remedy)
 

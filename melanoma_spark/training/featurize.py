@@ -161,7 +161,7 @@ def compute(
     """
     spark, settings = context.spark, context.settings.featurize
     augment, seed, name = context.settings.augment, context.settings.seed, context.settings.backbone.name
-    pixels = schemas.images_schema(size).fields["image"]
+    decode = schemas.image_decoder(size)
     threads, engine = session.task_threads(spark), choose_engine(context)
 
     def load_tensorflow() -> inference.Predict:
@@ -179,10 +179,8 @@ def compute(
         load = prediction.exported_loader(engine, exported, threads)
 
     def prepare(content: bytes, sha256: str, view: int) -> NDArray[Any]:
-        image = np.asarray(pixels.codec.decode(pixels, content))
-        if not view:
-            return image
-        return augmentation.augment(image, augment, augmentation.generator(seed, int(view), sha256))
+        image = decode(content)
+        return augmentation.augment(image, augment, augmentation.generator(seed, int(view), sha256)) if view else image
 
     def finish(outputs: list[NDArray[Any] | None], errors: Any) -> pd.DataFrame:
         return pd.DataFrame({cut: serialize(values, settings.dtype) for cut, values in zip(cuts, outputs, strict=True)})

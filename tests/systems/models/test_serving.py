@@ -307,7 +307,7 @@ def test_a_scorer_is_packed_and_unpacked_whole(scorer):
     packed = bundle.pack(scorer)
     assert packed["model.json"] == bundle.pack(scorer)["model.json"], "the same every time"
     again = bundle.unpack(packed)
-    assert replace(again, tensors=[]) == replace(scorer, tensors=[]) == bundle.without_tensors(scorer)
+    assert replace(again, tensors=[]) == replace(scorer, tensors=[])
     for before, after in zip(scorer.tensors, again.tensors, strict=True):
         np.testing.assert_array_equal(before, after, strict=True)
     # by this id a worker knows the model that it has loaded
