@@ -111,13 +111,13 @@ def registered_versions(
         versions = tracking.Tracker(settings.mlflow, warehouse).versions()
     known = {f"{version.name} version {version.version}" for version in versions}
     evidence: list[Mapping[str, Any]] = []
-    for name, alias in alias_history.list_aliases(warehouse):
-        moves = alias_history.read_moves(warehouse, name, alias)
-        last = f"{name} version {moves[-1]['to']}" if moves else ""
+    for history in alias_history.list_histories(warehouse):
+        moves = history.read()
+        last = f"{history.name} version {moves[-1]['to']}" if moves else ""
         if moves and last not in known:
             raise DataError(
-                f"{last} is {alias} by registry/, but MLflow at {uri} does not have it, so what registered versions "
-                "need is unknown; name the server that has it by mlflow.tracking_uri=URL"
+                f"{last} is {history.alias} by registry/, but MLflow at {uri} does not have it, so what registered "
+                "versions need is unknown; name the server that has it by mlflow.tracking_uri=URL"
             )
         evidence += [move["evidence"] for move in moves]
     return [version.tags for version in versions], evidence

@@ -36,7 +36,7 @@ def register(context: StageContext) -> Summary:
     settings = context.settings.register_
     reconcile_alias(context)
     if settings.action == "history":
-        moves = alias_history.read_moves(context.warehouse, settings.name, settings.alias)
+        moves = history_of(context).read()
         logs.result(alias_history.format_moves(moves))
         return Summary(f"{len(moves)} moves of {settings.name}@{settings.alias}")
     if settings.action == "rollback":
@@ -44,11 +44,17 @@ def register(context: StageContext) -> Summary:
     return promote(context)
 
 
+def history_of(context: StageContext) -> alias_history.History:
+    """The history of the alias of the settings."""
+    settings = context.settings.register_
+    return alias_history.History(context.warehouse, settings.name, settings.alias)
+
+
 def reconcile_alias(context: StageContext) -> None:
     """Make the alias and its history agree: complete the move of a killed job, record one made without `register`."""
-    settings, warehouse = context.settings.register_, context.warehouse
+    settings, history = context.settings.register_, history_of(context)
     version = context.tracker.find_version(f"{settings.name}@{settings.alias}")
-    moves = alias_history.read_moves(warehouse, settings.name, settings.alias)
+    moves = history.read()
     now = str(version.version) if version else None
     before, after = (moves[-1]["from"], moves[-1]["to"]) if moves else (None, None)
     if now == after:
@@ -57,19 +63,17 @@ def reconcile_alias(context: StageContext) -> None:
         context.tracker.set_alias(settings.name, settings.alias, after)
     elif now:
         why = "the alias was moved without `register`, in MLflow's UI or by another warehouse"
-        alias_history.append_move(
-            warehouse, settings.name, settings.alias, alias_history.OUTSIDE, before=after, after=now, why=why
-        )
+        history.append(alias_history.OUTSIDE, after, now, why)
 
 
 def rollback(context: StageContext) -> Summary:
     """Move the alias back to the version before."""
     settings = context.settings.register_
-    moves = alias_history.read_moves(context.warehouse, settings.name, settings.alias)
-    target = alias_history.previous_version(moves, settings.name, settings.alias)
+    history = history_of(context)
+    target = history.previous_version()
     if context.tracker.find_version(f"{settings.name}/{target}") is None:
         raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
-    current = moves[-1]["to"]
+    current = history.read()[-1]["to"]
     move_alias(context, alias_history.ROLLBACK, current, target, "asked for by `register rollback`")
     return Summary(f"{settings.name} version {target} is {settings.alias} again, version {current} is not any more")
 
@@ -85,16 +89,7 @@ def move_alias(
 ) -> None:
     """Record the move, then make it: the next job completes the move of a job that is killed in between."""
     settings = context.settings.register_
-    alias_history.append_move(
-        context.warehouse,
-        settings.name,
-        settings.alias,
-        action,
-        before=before,
-        after=after,
-        why=why,
-        evidence={**(evidence or {}), "run_id": context.run_id},
-    )
+    history_of(context).append(action, before, after, why, {**(evidence or {}), "run_id": context.run_id})
     context.tracker.set_alias(settings.name, settings.alias, after)
 
 

@@ -5,17 +5,16 @@
 """
 
 import functools
-import io
 import re
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from fsspec.spec import AbstractBufferedFile
 from hdfs_native import Client, FileReader, FileWriter
 from hdfs_native.fsspec import HdfsFileSystem
 
-WRITE_BUFFER = 1 << 20  # bytes
-READ_AHEAD = 1 << 20  # least bytes of a read: each one is a request to a DataNode
+BUFFER = 1 << 20  # bytes written at once, and read ahead: each read is a request to a DataNode
 GREETING_SECONDS = 10  # for the first answer of a name node
 # For that answer alone. By default clients of HDFS retry for minutes, which is right later, within an ingest.
 GREETING_OPTIONS = {
@@ -92,73 +91,30 @@ class Hdfs(HdfsFileSystem):
 
     @as_os_errors
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
-        if mode == "rb":
-            ranges = Ranges(self.client.read(self._strip_protocol(path)))
-            return io.BufferedReader(ranges, block_size or READ_AHEAD)
-        file = super()._open(path, mode, block_size=block_size, **options)
-        return io.BufferedWriter(PositionTrackingWriter(file), WRITE_BUFFER) if mode == "wb" else file
+        file = super()._open(path, mode)
+        return file if mode == "ab" else HdfsFile(file, self, path, mode, block_size or BUFFER, **options)
 
 
-class PositionTrackingWriter(io.RawIOBase):
-    """A file open for writing that knows its position, which Parquet's footers need."""
+class HdfsFile(AbstractBufferedFile):  # type: ignore[misc, unused-ignore]
+    """A file open for reading in ranges, or for writing.
 
-    def __init__(self, file: FileWriter) -> None:
-        self._file, self._at = file, 0
+    hdfs-native's own has no `readinto`, panics beyond its end, and does not know its position while it is written,
+    which Parquet's footers need.
+    """
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
+    def __init__(self, file: FileReader | FileWriter, *arguments: Any, **options: Any) -> None:
+        self._file: Any = file
+        super().__init__(*arguments, size=len(file) if isinstance(file, FileReader) else None, **options)
 
     @as_os_errors
-    def write(self, content: Any) -> int:
-        """Append content, and count it."""
-        self._file.write(bytes(content))
-        self._at += len(content)
-        return len(content)
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return bytes(self._file.read_range(start, end - start))
 
     @as_os_errors
-    def close(self) -> None:
-        """Close the file on the data nodes."""
-        if not self.closed:
-            super().close()
+    def _upload_chunk(self, final: bool = False) -> None:
+        self._file.write(self.buffer.getvalue())
+        if final:
             self._file.close()
-
-
-class Ranges(io.RawIOBase):
-    """A file open for reading: hdfs-native's own has no `readinto`, and panics beyond its end."""
-
-    def __init__(self, file: FileReader) -> None:
-        self._file, self._length, self._at = file, len(file), 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def tell(self) -> int:
-        """Return the position."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move the position."""
-        self._at = max(0, offset + (0, self._at, self._length)[whence])
-        return self._at
-
-    @as_os_errors
-    def readinto(self, buffer: Any) -> int:
-        """Read at the position into a buffer."""
-        count = max(0, min(len(buffer), self._length - self._at))
-        if count:
-            buffer[:count] = self._file.read_range(self._at, count)
-            self._at += count
-        return count
 
 
 def _check_name_node(url: str, options: dict[str, Any]) -> None:

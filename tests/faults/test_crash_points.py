@@ -172,7 +172,7 @@ class Stages:
                 found[alias] = own(version.tags), len(sums), bool(version.description)
         held = {one for one in top.rglob("*") if one.is_dir() and "mlartifacts" not in one.parts}
         self.folders = sorted(crash_points.RANDOM.sub("*", f"{one.relative_to(top)}/") for one in held)
-        found["moves"] = [own(move) for move in alias_history.read_moves(url, "melanoma", "champion")]
+        found["moves"] = [own(move) for move in alias_history.History(url, "melanoma", "champion").read()]
         return found
 
 

@@ -131,7 +131,7 @@ def test_a_tracking_server_on_postgresql_is_restored_as_the_page_says(copied, po
         land(line, 902)
         assert "= 1 scored" in line.stage("score")
         scored_once(line, before)
-        (move,) = alias_history.read_moves(line.context.warehouse, "melanoma", "champion")
+        (move,) = alias_history.History(line.context.warehouse, "melanoma", "champion").read()
         runs = {run.info.run_id for run in mlflow.MlflowClient().search_runs(["1"])}
         assert {move["evidence"]["run_id"], *line.scores()["run_id"]} <= runs
         assert files.exists(f"{line.context.warehouse}/registry/melanoma/verdicts/1.json")

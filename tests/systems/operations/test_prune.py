@@ -213,12 +213,9 @@ def test_a_report_that_moved_an_alias_stays(warehouse, shared_mlflow, monkeypatc
     url = f"file://{warehouse}"
     files.write_bytes(f"{url}/reports/{OLD}/report.html", b"1")
     files.write_json(f"{url}/reports/manifest.json", {"id": NEW, "path": NEW})
-    alias_history.append_move(
-        url, "m", "champion", "promote", before=None, after="1", why="", evidence={"report_id": OLD}
-    )
-    alias_history.append_move(
-        url, "m", "champion", "promote", before="1", after="2", why="", evidence={"report_id": NEW}
-    )
+    history = alias_history.History(url, "m", "champion")
+    history.append("promote", None, "1", "", {"report_id": OLD})
+    history.append("promote", "1", "2", "", {"report_id": NEW})
     files.write_json(f"{url}/registry/m/{alias_history.VERDICTS}/1.json", {})
 
     class Version:

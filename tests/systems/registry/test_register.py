@@ -28,7 +28,7 @@ def champion(line: Line) -> str:
 
 
 def moves(line: Line):
-    return alias_history.read_moves(line.context.warehouse, "melanoma", "champion")
+    return alias_history.History(line.context.warehouse, "melanoma", "champion").read()
 
 
 @pytest.fixture

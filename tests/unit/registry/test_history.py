@@ -12,20 +12,18 @@ from melanoma_spark.storage import files
 
 @pytest.fixture
 def place(tmp_path):
-    return files.url_of(str(tmp_path)), "melanoma", "champion"
+    return alias_history.History(files.url_of(str(tmp_path)), "melanoma", "champion")
 
 
 def move(place, action, before, after):
-    return alias_history.append_move(
-        *place, action, before=before, after=after, why="because", evidence={"report_id": "r"}
-    )
+    return place.append(action, before, after, "because", {"report_id": "r"})
 
 
 def test_moves_are_numbered_kept_and_refused_to_a_second_job(place, tmp_path, monkeypatch):
     first = move(place, alias_history.PROMOTE, None, "1")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     second = move(place, alias_history.PROMOTE, "1", "2")
-    assert alias_history.read_moves(*place) == [first, second]
+    assert place.read() == [first, second]
     assert (second["number"], second["from"], second["to"], second["why"]) == (2, "1", "2", "because")
     assert second["evidence"] == {"report_id": "r"}
     assert second["by"]
@@ -40,25 +38,27 @@ def test_moves_are_numbered_kept_and_refused_to_a_second_job(place, tmp_path, mo
 
 
 def test_the_aliases_that_were_moved(place):
-    assert alias_history.list_aliases(place[0]) == []
+    assert alias_history.list_histories(place.warehouse) == []
     move(place, alias_history.PROMOTE, None, "1")
-    alias_history.append_move(place[0], "a model", "best", alias_history.PROMOTE, before=None, after="1", why="")
-    files.write_json(files.join(place[0], "registry", "melanoma", alias_history.VERDICTS, "1.json"), {})
-    assert alias_history.list_aliases(place[0]) == [("a model", "best"), place[1:]]
+    other = alias_history.History(place.warehouse, "a model", "best")
+    other.append(alias_history.PROMOTE, None, "1", "")
+    files.write_json(files.join(place.warehouse, "registry", "melanoma", alias_history.VERDICTS, "1.json"), {})
+    assert alias_history.list_histories(place.warehouse) == [other, place]
 
 
 def test_the_way_back_is_to_the_version_before(place):
     with pytest.raises(DataError, match="melanoma@champion was never moved by `register`"):
-        alias_history.previous_version([], *place[1:])
-    moves = [move(place, alias_history.PROMOTE, None, "1")]
+        place.previous_version()
+    move(place, alias_history.PROMOTE, None, "1")
     with pytest.raises(DataError, match="melanoma@champion has no version before 1"):
-        alias_history.previous_version(moves, *place[1:])
-    moves += [move(place, alias_history.PROMOTE, "1", "2"), move(place, alias_history.PROMOTE, "2", "5")]
-    assert alias_history.previous_version(moves, *place[1:]) == "2"
-    moves += [move(place, alias_history.ROLLBACK, "5", "2")]
-    assert alias_history.previous_version(moves, *place[1:]) == "1"  # not back to what was left for a reason
-    moves += [move(place, alias_history.OUTSIDE, "2", "7")]
-    assert alias_history.previous_version(moves, *place[1:]) == "2"
+        place.previous_version()
+    move(place, alias_history.PROMOTE, "1", "2")
+    move(place, alias_history.PROMOTE, "2", "5")
+    assert place.previous_version() == "2"
+    move(place, alias_history.ROLLBACK, "5", "2")
+    assert place.previous_version() == "1"  # not back to what was left for a reason
+    move(place, alias_history.OUTSIDE, "2", "7")
+    assert place.previous_version() == "2"
 
 
 @pytest.mark.parametrize("damage", ["removed", "changed", "no json"])
@@ -71,15 +71,13 @@ def test_a_log_that_was_tampered_with_is_refused(place, tmp_path, damage):
     else:
         second.write_text('{"number": 7}' if damage == "changed" else "{")
     with pytest.raises(DataError, match="00000"):
-        alias_history.read_moves(*place)
+        place.read()
 
 
 def one_of_many(folder, barrier, answers):
     barrier.wait()
     try:
-        alias_history.append_move(
-            files.url_of(folder), "melanoma", "champion", "promote", before=None, after="1", why=""
-        )
+        alias_history.History(files.url_of(folder), "melanoma", "champion").append("promote", None, "1", "")
         answers.put("written")
     except ClusterError as error:
         answers.put(str(error))
@@ -94,7 +92,7 @@ def test_of_many_at_once_each_move_has_a_number_of_its_own(tmp_path):
     told = [answers.get(timeout=60) for _ in jobs]
     for job in jobs:
         job.join()
-    moves = alias_history.read_moves(files.url_of(str(tmp_path)), "melanoma", "champion")
+    moves = alias_history.History(files.url_of(str(tmp_path)), "melanoma", "champion").read()
     assert len(moves) == told.count("written") >= 1
     for refused in set(told) - {"written"}:
         assert "another job moved melanoma@champion at the same time" in refused
