@@ -1,7 +1,5 @@
 """Cross-validate heads on `features/`: each group of train and validation images is held out once."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
@@ -74,9 +72,7 @@ def cross_validate(
         DataError: A fold lacks a class.
     """
     settings = context.settings
-    base = weights.resolve(settings.backbone, settings.seed)
-    if base.content_id != features.weights:
-        raise weights.changed_weights_error(base, features.weights, "features/", "featurize")
+    base = weights.resolve_again(settings.backbone, settings.seed, features.weights)
     labels = training_labels(context.spark, images.url(context.warehouse))
     table = read_images(context, images).where("split != 'test'")
     group_of = {row.sha256: row.group for row in table.select("sha256", "group").collect()}
@@ -123,7 +119,6 @@ def average_symmetries(
     recipe = [images.id, features.weights, name, size, features.pixels_version, precision, cut, count]
     url = files.join(context.warehouse, "reports/search/symmetries", lineage.content_id(recipe))
     if not files.exists(files.join(url, "_SUCCESS")):
-        pixels = schemas.images_schema(size).fields["image"]
         tensors = session.broadcast(context.spark, list(base.tensors))
         threads = session.task_threads(context.spark)
 
@@ -138,15 +133,13 @@ def average_symmetries(
 
             return mean_features
 
-        def prepare(content: bytes) -> NDArray[Any]:
-            return np.asarray(pixels.codec.decode(pixels, content))
-
         def finish(outputs: list[NDArray[Any] | None], errors: Any) -> pd.DataFrame:
             assert outputs[0] is not None, "stored pixels always decode"
             return pd.DataFrame({"means": [row.tobytes() for row in outputs[0]]})
 
         batch, kind = context.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])
-        udf = inference.column_udf(f"symmetries {recipe}", load, prepare, finish, kind, batch_size=batch)
+        decode = schemas.image_decoder(size)
+        udf = inference.column_udf(f"symmetries {recipe}", load, decode, finish, kind, batch_size=batch)
         session.set_arrow_batch_rows(context.spark, batch)
         session.describe_jobs(context.spark, f"cross-validation: {count - 1} symmetries of {len(keys)} images")
         rows = read_images(context, images).where("split != 'test'")

@@ -3,8 +3,6 @@
 `jobs/search.py` has the text for users.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -159,6 +157,5 @@ def plot_trials(results: Sequence[Result]) -> bytes:
     legend = "AUROC on held-out folds: mean and standard deviation; |: each fold; bold: the settings in force"
     figure.supxlabel(legend, fontsize=7)
     axes.tick_params(axis="x", labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    plotting.open_frame(axes, grid="x")
     return plotting.png(figure)
