@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from melanoma_spark.evaluation import figures
+from melanoma_spark.evaluation import metric_table
 from melanoma_spark.metrics.bootstrap import Bootstrap
 
 
@@ -63,11 +63,11 @@ def main() -> None:
     rows = draw_images(options.images)
     images, groups, ratios = rows[:2], rows[2], []
     drawn, prevalences = Bootstrap(groups, options.resamples), (0.02, 0.2)
-    count = len(figures.measure_figures(*images, Bootstrap(groups, 2), 0.5, prevalences=prevalences))
+    count = len(metric_table.measure_figures(*images, Bootstrap(groups, 2), 0.5, prevalences=prevalences))
     for _ in range(options.rounds):
         ours = seconds(drawn.auroc, *images)
         theirs = seconds(resample_with_sklearn, *rows, options.looped) * options.resamples / options.looped
-        report = seconds(figures.measure_figures, *images, drawn, 0.5, prevalences=prevalences)
+        report = seconds(metric_table.measure_figures, *images, drawn, 0.5, prevalences=prevalences)
         ratios.append(theirs / ours)
         print(
             f"AUROC: {ours:.1f} s, scikit-learn's loop {theirs:.1f} s, ratio {ratios[-1]:.1f}; "

@@ -11,7 +11,7 @@ import pandas as pd
 
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import external, predictions, reporting, shortcuts, subgroups
+from melanoma_spark.evaluation import external, gather, predictions, shortcuts, subgroups
 from melanoma_spark.evaluation.facts import Facts, Gain, ModelFacts
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
 from melanoma_spark.metrics import binary
@@ -65,9 +65,9 @@ def evaluate_test_split(context: StageContext) -> Summary:
     manifest = models[deciding]
     spec = network.Spec.model_validate({**manifest.spec, "tta": settings.evaluate.tta})
     test = predictions.rows_of(table, deciding, "test")
-    metadata = reporting.describe_test_images(context, images, test)
+    metadata = gather.describe_test_images(context, images, test)
     measured = [measure(table, name, calibrations[name], settings, metadata) for name in models]
-    subject = reporting.Subject(
+    subject = gather.Subject(
         name=deciding,
         about=describe_training(spec, deciding, models),
         spec=spec,
@@ -78,7 +78,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
         train=read_images(context, images).where("split = 'train'"),
         painted=painted if settings.evaluate.shortcuts else None,
     )
-    facts = reporting.gather_facts(
+    facts = gather.gather_facts(
         context,
         images,
         subject,
@@ -103,7 +103,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
         training=[EpochRecord(**record) for model in models.values() for record in model.training],
         best={phase: epoch for model in models.values() for phase, epoch in model.best.items()},
     )
-    reporting.publish(context, folder, table, subject, facts)
+    gather.publish(context, folder, table, subject, facts)
     metrics = as_metrics(facts, gains)
     context.tracker.log_metrics(metrics)
     report = manifests.ReportManifest(
@@ -192,7 +192,7 @@ def measure(
     point = operating_points.choose(validation[0], probabilities, rule, point_name)
     point = operating_points.lower_threshold(point, probabilities)
     test = predictions.rows_of(table, name, "test")
-    return reporting.measure_on_test(name, fitted, point, validation, test, metadata, settings)
+    return gather.measure_on_test(name, fitted, point, validation, test, metadata, settings)
 
 
 def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:
@@ -248,4 +248,4 @@ def describe_training(spec: network.Spec, name: str, models: Mapping[str, ModelM
         order = dict.fromkeys(str(epoch["phase"]) for epoch in models[FINETUNED].training)
         phases = ", ".join(f"{phase} (epoch {best[phase]})" for phase in order)
         trained += f", then more of the network by phases: {phases}; epoch 0 is the start"
-    return f"{reporting.describe_model(name, spec, head.weights_origin)} {trained}."
+    return f"{gather.describe_model(name, spec, head.weights_origin)} {trained}."

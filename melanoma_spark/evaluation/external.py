@@ -9,7 +9,7 @@ from dataclasses import replace
 from melanoma_spark import lineage, logs
 from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import predictions, reporting, shortcuts
+from melanoma_spark.evaluation import gather, predictions, shortcuts
 from melanoma_spark.models import bundle, model_registry
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images
 from melanoma_spark.spark import session
@@ -55,10 +55,10 @@ def evaluate_external(context: StageContext) -> Summary:
         painted = predictions.predict_with_scorer(external, unseen, scorer, shortcuts.without_lesion)
     name = f"{version.name} version {version.version}"
     weights_origin = str(scorer.facts.get("weights_origin", "unknown"))
-    metadata = reporting.describe_test_images(external, images, test)
-    subject = reporting.Subject(
+    metadata = gather.describe_test_images(external, images, test)
+    subject = gather.Subject(
         name=name,
-        about=reporting.describe_model(name, scorer.spec, weights_origin),
+        about=gather.describe_model(name, scorer.spec, weights_origin),
         spec=scorer.spec,
         tensors=scorer.tensors,
         weights_origin=weights_origin,
@@ -68,8 +68,8 @@ def evaluate_external(context: StageContext) -> Summary:
         painted=None if painted is None else painted["raw_probability"].to_numpy(),
     )
     fitted = scorer.calibration, scorer.operating_point
-    measured = reporting.measure_on_test(name, *fitted, None, test, metadata, settings)
-    facts = reporting.gather_facts(
+    measured = gather.measure_on_test(name, *fitted, None, test, metadata, settings)
+    facts = gather.gather_facts(
         external,
         images,
         subject,
@@ -84,7 +84,7 @@ def evaluate_external(context: StageContext) -> Summary:
         ),
     )
     folder = files.join(place, "reports", lineage.content_id([images.id, scorer.model_id, version.version]))
-    reporting.publish(external, folder, test, subject, facts)
+    gather.publish(external, folder, test, subject, facts)
     metrics = {f"external_{key}": value for key, value in measured.metrics().items()}
     context.tracker.log_metrics({**metrics, "seen": left_out})
     context.tracker.set_tags({"dataset_id": images.id, "model_version": str(version.version), "external": "true"})

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from melanoma_spark.evaluation import figures
-from melanoma_spark.evaluation.figures import Figure
+from melanoma_spark.evaluation import metric_table
+from melanoma_spark.evaluation.metric_table import Figure
 from melanoma_spark.evaluation.subgroups import Subgroup
 from melanoma_spark.metrics import binary
 from melanoma_spark.metrics.binary import ConfusionMatrix, DecisionCurve, PrecisionRecall, Reliability, RocCurve
@@ -162,7 +162,7 @@ def measure_model(
         test: Labels and the network's probabilities, each (m,), as in `metrics`.
         drawn: The bootstrap over the groups of test.
         prevalences: At which predictive values are computed.
-        patients: (m,), as in `figures.measure_figures`.
+        patients: (m,), as in `metric_table.measure_figures`.
 
     Raises:
         DataError: As `metrics` does.
@@ -184,7 +184,7 @@ def measure_model(
         name=name,
         auroc=Figure("AUROC", binary.auroc(truth, scores), drawn.interval(drawn.auroc(truth, scores))),
         prevalence=float(np.mean(truth)),
-        figures=figures.measure_figures(
+        figures=metric_table.measure_figures(
             truth, scores, drawn, operating_point.threshold, prevalences=prevalences, patients=patients
         ),
         operating_point=operating_point,

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from melanoma_spark import attributes
 from melanoma_spark.attributes import UNKNOWN
-from melanoma_spark.evaluation.figures import Figure
+from melanoma_spark.evaluation.metric_table import Figure
 from melanoma_spark.metrics import arrays, binary
 from melanoma_spark.metrics.bootstrap import Bootstrap
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql.streaming.query import StreamingQuery
 
 from melanoma_spark import clock, logs
@@ -28,6 +28,7 @@ from melanoma_spark.errors import BusyError, ClusterError, ConfigError
 from melanoma_spark.runner.context import StageContext, Summary
 from melanoma_spark.runner.stage import describe_error, open_run, translate_storage_errors
 from melanoma_spark.scoring.batch import OpenRun
+from melanoma_spark.spark import session
 from melanoma_spark.storage import files, lease
 
 POLL = 1.0  # seconds after which a signal is handled at the latest
@@ -129,7 +130,7 @@ class Follower:
         """Log the error and the time of the next try; raise it if another try would fail too."""
         if isinstance(error, BusyError) or self.settings.once:
             raise error
-        if not is_alive(self.context.spark):
+        if session.is_stopped(self.context.spark):
             raise ClusterError("Spark's driver or its cluster is gone; start score --follow again") from error
         wait, attempt, self.retry_due = self.backoff.failed(), self.backoff.failures, True
         private = self.context.settings.privacy.source_names == "hash"
@@ -211,16 +212,8 @@ class Follower:
     def stop(self) -> None:
         """Stop the stream."""
         self.stopped.set()
-        if self.stream is not None and is_alive(self.context.spark):
+        if self.stream is not None and not session.is_stopped(self.context.spark):
             self.stream.stop()
-
-
-def is_alive(spark: SparkSession) -> bool:
-    """Return whether Spark's driver and its connection to the cluster run."""
-    try:
-        return not spark.sparkContext._jsc.sc().isStopped()
-    except Exception:  # py4j's own, of many kinds, when the JVM is gone
-        return False
 
 
 @contextmanager

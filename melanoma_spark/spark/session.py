@@ -131,7 +131,7 @@ def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False, clock: C
     now = clock.monotonic()
     until, next_line = now + (0 if is_local(spark) else patience), now + LOG_SECONDS
     while (free := _slots(spark)) < ranks:
-        if _is_stopped(spark):
+        if is_stopped(spark):
             raise _ended(spark)
         if clock.monotonic() > next_line:
             next_line += LOG_SECONDS
@@ -144,10 +144,11 @@ def wait_for_slots(spark: SparkSession, ranks: int, lost: bool = False, clock: C
         clock.sleep(0.5)
 
 
-def _is_stopped(spark: SparkSession) -> bool:
+def is_stopped(spark: SparkSession) -> bool:
+    """Return whether Spark's driver, or its connection to the cluster, has ended."""
     try:
         return bool(spark.sparkContext._jsc.sc().isStopped())
-    except Py4JError:  # its JVM is gone
+    except Exception:  # py4j's own, of many kinds, when the JVM is gone
         return True
 
 
@@ -162,7 +163,7 @@ def _ended(spark: SparkSession) -> ClusterError:
 
 def explain_lost_spark(spark: SparkSession, error: BaseException) -> ClusterError | None:
     """Explain an error of a Spark that was ended, or that lost several executors at once; None for other errors."""
-    if _is_stopped(spark):
+    if is_stopped(spark):
         return _ended(spark)
     if "Checkpoint block" in str(error):  # a `checkpointed` table survives the loss of one executor
         return ClusterError(

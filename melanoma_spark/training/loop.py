@@ -234,6 +234,8 @@ def train(
         DataError: The loss is not a number.
     """
     network = model if network is None else network
+    if rank.rank != 0:
+        log = lambda text: None  # noqa: E731
     variables = model.trainable_variables
     shape, dtype = model.input.shape[1:], input_dtype(model)
     optimizer = rank.optimizer(plan.learning_rate, plan.float16_gradients)
@@ -267,12 +269,11 @@ def train(
     if state is None:
         records = [validate(0, float("nan"), 0.0, 0)]
         best, epoch, losses, before = model.get_weights(), 1, [], 0.0
-        _log(rank, log, records[-1], plan, kept=False)
+        _log(log, records[-1], plan, kept=False)
     else:
         records, best, epoch = list(state.records), state.best, state.epoch
         losses, before = list(state.losses), state.seconds
-        if rank.rank == 0:
-            log(f"{plan.phase}: resuming from the checkpoint in epoch {epoch}, after step {len(losses)}")
+        log(f"{plan.phase}: resuming from the checkpoint in epoch {epoch}, after step {len(losses)}")
     logged = time.monotonic()
     while epoch <= plan.epochs and epoch - 1 - best_of(records).epoch < plan.patience:
         images = train_images(epoch)
@@ -285,7 +286,7 @@ def train(
         for step, batch in enumerate(timed, start=done + 1):
             optimizer.learning_rate = plan.rate((epoch - 1) * steps + step - 1, steps)
             new_losses.append(_step(gradients, apply, batch, plan.accumulate))
-            if rank.rank == 0 and time.monotonic() - logged > STEP_SECONDS:
+            if time.monotonic() - logged > STEP_SECONDS:
                 logged = time.monotonic()
                 log(f"{plan.phase} epoch {epoch}/{plan.epochs}: step {step}/{steps}")
             if checkpoint is not None and checkpoint_steps and step % checkpoint_steps == 0 and step < steps:
@@ -301,7 +302,7 @@ def train(
             best = model.get_weights()
         if time.monotonic() - logged > EPOCH_SECONDS:
             logged = time.monotonic()
-            _log(rank, log, records[-1], plan, better)
+            _log(log, records[-1], plan, better)
         epoch, losses, before = epoch + 1, [], 0.0
         if checkpoint is not None and rank.rank == 0:
             checkpoint(current_state(before))
@@ -311,12 +312,8 @@ def train(
 
 def best_of(records: Sequence[EpochRecord]) -> EpochRecord:
     """Return the epoch whose weights `train` keeps: the first with the highest validation AUROC."""
-    return max(records, key=_value)
-
-
-def _value(record: EpochRecord) -> float:
     # With one class in validation, AUROC is undefined; the loss then decides.
-    return -record.validation_loss if np.isnan(record.validation_auroc) else record.validation_auroc
+    return max(records, key=lambda r: -r.validation_loss if np.isnan(r.validation_auroc) else r.validation_auroc)
 
 
 def _compile(model: keras.Model, optimizer: keras.Optimizer) -> tuple[Callable[..., Any], Callable[..., Any], Predict]:
@@ -378,9 +375,7 @@ def _assign(variables: Sequence[keras.Variable], values: Sequence[NDArray[Any]])
         variable.assign(value)
 
 
-def _log(rank: Rank, log: Callable[[str], None], record: EpochRecord, plan: Plan, kept: bool) -> None:
-    if rank.rank != 0:
-        return
+def _log(log: Callable[[str], None], record: EpochRecord, plan: Plan, kept: bool) -> None:
     validation = f"validation loss {record.validation_loss:.4f}, AUROC {record.validation_auroc:.4f}"
     if record.epoch == 0:
         log(f"{record.phase}, before: {validation}")

@@ -10,7 +10,7 @@ import pytest
 from broken import END, half
 
 from melanoma_spark import lineage
-from melanoma_spark.evaluation import reporting
+from melanoma_spark.evaluation import gather
 from melanoma_spark.images import hashes, synthetic
 from melanoma_spark.models import bundle, network, pyfunc
 from melanoma_spark.models.calibration import Calibration
@@ -52,14 +52,14 @@ def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatc
     stored = line.read("images")
     test = stored.where("split = 'test'").select("sha256").toPandas()
     images = manifests.require(manifests.ImagesManifest, line.context.warehouse)
-    monkeypatch.setattr(reporting, "read_images", lambda job, facts: stored.drop("flags"))
-    found = reporting.describe_test_images(line.context, images, test)
+    monkeypatch.setattr(gather, "read_images", lambda job, facts: stored.drop("flags"))
+    found = gather.describe_test_images(line.context, images, test)
     assert len(found) == len(test)
     assert not any("damaged" in flags for flags in found["flags"])
     from pyspark.sql import functions as f
 
-    monkeypatch.setattr(reporting, "read_images", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
-    found = reporting.describe_test_images(line.context, images, test)
+    monkeypatch.setattr(gather, "read_images", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
+    found = gather.describe_test_images(line.context, images, test)
     assert all(flags[0] == "damaged" for flags in found["flags"])
 
 

@@ -13,7 +13,7 @@ from page import Page
 from PIL import Image
 
 from melanoma_spark.dataset import card_pictures
-from melanoma_spark.evaluation import figures, plots, report, subgroups
+from melanoma_spark.evaluation import metric_table, plots, report, subgroups
 from melanoma_spark.evaluation.facts import Dataset, Deciding, Facts, Gain, Mistake, Shortcuts, measure_model
 from melanoma_spark.metrics import binary
 from melanoma_spark.metrics.bootstrap import Bootstrap
@@ -58,7 +58,8 @@ def deciding():
         subgroups=subgroups.measure_subgroups(columns, labels, probabilities, Bootstrap(groups, 20), 0.5),
         subgroup_minimum=30,
         shortcuts=Shortcuts(
-            painted=figures.Figure("AUROC", 0.8123, (0.7, 0.9)), colors=figures.Figure("AUROC", 0.9012, (0.8, 0.95))
+            painted=metric_table.Figure("AUROC", 0.8123, (0.7, 0.9)),
+            colors=metric_table.Figure("AUROC", 0.9012, (0.8, 0.95)),
         ),
         mistakes=[Mistake(1, 0.0123, image, heat), Mistake(0, 0.9876, image, 0 * heat)],
     )
@@ -118,8 +119,8 @@ def test_a_model_is_measured_by_the_metrics_of_the_test_split():
     given = (labels[:40], raw_validation), (labels, raw), drawn
     facts = measure_model("head", FITTED, point, *given, prevalences=(0.02,))
     interval = drawn.interval(drawn.auroc(labels, probabilities))
-    assert facts.auroc == figures.Figure("AUROC", binary.auroc(labels, probabilities), interval)
-    assert facts.figures == figures.measure_figures(labels, probabilities, drawn, 0.4, prevalences=(0.02,))
+    assert facts.auroc == metric_table.Figure("AUROC", binary.auroc(labels, probabilities), interval)
+    assert facts.figures == metric_table.measure_figures(labels, probabilities, drawn, 0.4, prevalences=(0.02,))
     assert facts.prevalence == labels.mean()
     assert facts.calibration == FITTED
     assert facts.raw_figures["brier"] == binary.brier(labels, raw) != binary.brier(labels, probabilities)

@@ -15,7 +15,7 @@ from melanoma_spark import __version__, config, lineage, schemas
 from melanoma_spark.archives import layouts
 from melanoma_spark.evaluation import plots, report, shortcuts, subgroups
 from melanoma_spark.evaluation.facts import Dataset, Deciding, Facts, Mistake, ModelFacts, Shortcuts, measure_model
-from melanoma_spark.evaluation.figures import Figure
+from melanoma_spark.evaluation.metric_table import Figure
 from melanoma_spark.evaluation.predictions import bootstrap_of, write_predictions
 from melanoma_spark.images import quality
 from melanoma_spark.metrics import binary

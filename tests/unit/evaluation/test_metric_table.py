@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics
 from samples import grouped_sample, resamples_of
 
-from melanoma_spark.evaluation import figures
+from melanoma_spark.evaluation import metric_table
 from melanoma_spark.metrics import binary, counts
 from melanoma_spark.metrics.bootstrap import Bootstrap
 
@@ -44,7 +44,7 @@ def by_hand(labels, probabilities):
 
 def test_figures_and_intervals_are_those_of_a_loop():
     labels, probabilities, groups = grouped_sample(seed=2, groups=80)
-    found = figures.measure_figures(
+    found = metric_table.measure_figures(
         labels, probabilities, Bootstrap(groups, resamples=60, seed=4), THRESHOLD, prevalences=PREVALENCES
     )
     expected = by_hand(labels, probabilities)
@@ -59,13 +59,13 @@ def test_figures_and_intervals_are_those_of_a_loop():
 
 
 def test_one_class_and_one_group_are_undefined_and_not_an_error():
-    found = figures.measure_figures(
+    found = metric_table.measure_figures(
         [0, 0, 0], [0.1, 0.5, 0.9], Bootstrap(["a", "b", "b"], 20), THRESHOLD, prevalences=PREVALENCES
     )
     assert math.isnan(found["auprc"].value)
     assert math.isnan(found["sensitivity"].value)
     assert found["specificity"].value == pytest.approx(1 / 3)
-    alone = figures.measure_figures([0, 1], [0.1, 0.9], Bootstrap(["a", "a"], 20), THRESHOLD)
+    alone = metric_table.measure_figures([0, 1], [0.1, 0.9], Bootstrap(["a", "a"], 20), THRESHOLD)
     assert all(np.isnan(figure.interval).all() for figure in alone.values())
 
 
@@ -74,13 +74,15 @@ def test_what_a_worklist_finds_is_told_where_patients_are_known():
     probabilities = np.array([0.1, *np.linspace(0.2, 0.9, 19), 0.5, 0.6, 0.01])
     patients = ["a"] * 20 + ["b"] * 2 + [None]
     groups = [patient or "c" for patient in patients]
-    found = figures.measure_figures(labels, probabilities, Bootstrap(groups, 20), THRESHOLD, patients=patients)
+    found = metric_table.measure_figures(labels, probabilities, Bootstrap(groups, 20), THRESHOLD, patients=patients)
     told = found["sensitivity_in_top_15"]
     assert told.value == 0.5, "of a's only melanoma and b's; the third has no patient"
     assert "22 images name theirs" in told.name
     assert told.interval == (0, 1)
-    assert not figures.measure_figures(
+    assert not metric_table.measure_figures(
         [0, 1], [0.1, 0.9], Bootstrap(["a", "b"], 20), THRESHOLD, patients=[None, None]
     ).keys() & {"sensitivity_in_top_15"}
-    without = figures.measure_figures([0, 1], [0.1, 0.9], Bootstrap(["a", "b"], 20), THRESHOLD, patients=["x", None])
+    without = metric_table.measure_figures(
+        [0, 1], [0.1, 0.9], Bootstrap(["a", "b"], 20), THRESHOLD, patients=["x", None]
+    )
     assert math.isnan(without["sensitivity_in_top_15"].value)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from melanoma_spark.evaluation import reporting
+from melanoma_spark.evaluation import gather
 from melanoma_spark.models import network
 
 
@@ -18,15 +18,15 @@ from melanoma_spark.models import network
     ],
 )
 def test_licenses_are_those_of_the_archive_else_of_its_layout(monkeypatch, named, layout, licenses):
-    monkeypatch.setattr(reporting, "top_values", lambda context, images, column: named)
-    assert reporting.find_licenses(None, SimpleNamespace(layout=layout)) == licenses
+    monkeypatch.setattr(gather, "top_values", lambda context, images, column: named)
+    assert gather.find_licenses(None, SimpleNamespace(layout=layout)) == licenses
 
 
 def test_a_model_is_described_with_its_weights_and_its_views():
     spec = network.Spec(backbone="vgg16", image_size=224, hidden=64, dropout=0.5, tta=8)
-    text = reporting.describe_model("fine-tuned", spec, "imagenet")
+    text = gather.describe_model("fine-tuned", spec, "imagenet")
     assert text.startswith(
         "Fine-tuned: the convolutional base of vgg16 (imagenet weights) and a head of 64 units on it"
     )
     assert text.endswith("Its probability is the mean over 8 mirror images and turns.")
-    assert "mirror" not in reporting.describe_model("fine-tuned", spec.model_copy(update={"tta": 1}), "imagenet")
+    assert "mirror" not in gather.describe_model("fine-tuned", spec.model_copy(update={"tta": 1}), "imagenet")
