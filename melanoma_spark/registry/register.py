@@ -74,22 +74,16 @@ def rollback(context: StageContext) -> Summary:
     if context.tracker.find_version(f"{settings.name}/{target}") is None:
         raise DataError(f"{settings.name} version {target} is not in the registry any more; register another one")
     current = history.read()[-1]["to"]
-    move_alias(context, alias_history.ROLLBACK, current, target, "asked for by `register rollback`")
+    move_alias(context, alias_history.ROLLBACK, current, target, "asked for by `register rollback`", {})
     return Summary(f"{settings.name} version {target} is {settings.alias} again, version {current} is not any more")
 
 
 def move_alias(
-    context: StageContext,
-    action: str,
-    before: str | None,
-    after: str,
-    why: str,
-    *,
-    evidence: Mapping[str, object] | None = None,
+    context: StageContext, action: str, before: str | None, after: str, why: str, evidence: Mapping[str, object]
 ) -> None:
     """Record the move, then make it: the next job completes the move of a job that is killed in between."""
     settings = context.settings.register_
-    history_of(context).append(action, before, after, why, {**(evidence or {}), "run_id": context.run_id})
+    history_of(context).append(action, before, after, why, {**evidence, "run_id": context.run_id})
     context.tracker.set_alias(settings.name, settings.alias, after)
 
 
@@ -124,8 +118,7 @@ def promote(context: StageContext) -> Summary:
         kept = f"version {champion.version} stays {settings.alias}" if champion else f"there is no {settings.alias}"
         return Summary(f"{settings.name} version {version} is {CHALLENGER} only, {kept}; refused by {refusals}")
     before, why = str(champion.version) if champion else None, "all rules of register.gate hold"
-    evidence = {"report_id": report.id, "rules": rules}
-    move_alias(context, alias_history.PROMOTE, before, version, why, evidence=evidence)
+    move_alias(context, alias_history.PROMOTE, before, version, why, {"report_id": report.id, "rules": rules})
     return Summary(f"{settings.name} version {version} is {settings.alias} now ({name}), {len(verdicts)} rules hold")
 
 

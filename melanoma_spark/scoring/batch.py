@@ -194,7 +194,7 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     page = worklist.write(context, rows, run.images, run.scorer, facts, counts, drifted)
     session.describe_jobs(spark, f"score: commit batch {batch_id}")
     ledger.refuse_twice(rows, total, read_ledger(context, run.model, run.version))
-    target = ledger.commit(warehouse, batch_id, staged, index, run.model, run.version, facts, lease_check(context))
+    target = ledger.commit(warehouse, staged, index, facts, lease_check(context))
     ledger.remove_waiting(run.waiting)
     drift.log_batch(context, drifted, facts, spark.read.schema(columns.schema()).parquet(target))
     counted = " + ".join(status.describe_counts(counts, always=("scored", "rejected", "copies")))

@@ -266,18 +266,13 @@ def refuse_twice(staged: DataFrame, count: int, known: DataFrame) -> None:
         )
 
 
-def commit(
-    warehouse: str,
-    batch: str,
-    staged: str,
-    index_rows: DataFrame,
-    model: str,
-    version: str,
-    facts: Mapping[str, Any],
-    check: Check,
-) -> str:
-    """Make a staged batch part of `scores/` by a rename, right after `check`; return its URL."""
-    folder = files.join(warehouse, "ledger", model, version, f"{PREFIX}{batch}")
+def commit(warehouse: str, staged: str, index_rows: DataFrame, facts: Mapping[str, Any], check: Check) -> str:
+    """Make a staged batch part of `scores/` by a rename, right after `check`; return its URL.
+
+    `facts` are those of batch.json.
+    """
+    batch = facts["batch_id"]
+    folder = files.join(warehouse, "ledger", facts["model"], facts["model_version"], f"{PREFIX}{batch}")
     index_rows.withColumn("batch_id", f.lit(batch)).coalesce(1).write.mode("overwrite").parquet(folder)
     files.write_json(files.join(warehouse, "batches", batch, "batch.json"), dict(facts))
     target = files.join(warehouse, "scores", f"{PREFIX}{batch}")

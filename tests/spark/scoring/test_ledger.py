@@ -40,7 +40,8 @@ def warehouse(tmp_path):
 def commit(spark, warehouse, batch, names):
     rows = scores(spark, names)
     staged = ledger.stage(rows, warehouse, batch, len(names))
-    ledger.commit(warehouse, batch, staged, ledger.entries(rows), *MODEL, {"batch_id": batch}, nothing)
+    facts = {"batch_id": batch, "model": MODEL[0], "model_version": MODEL[1]}
+    ledger.commit(warehouse, staged, ledger.entries(rows), facts, nothing)
 
 
 def told(spark, warehouse):
