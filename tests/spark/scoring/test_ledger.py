@@ -126,7 +126,7 @@ def test_a_batch_that_somebody_took_away_is_not_known_any_more(spark, warehouse,
     ledger.repair_and_compact(spark, warehouse, nothing)
     assert told(spark, warehouse) == (many - {"3-a"}, 1)
     commit(spark, warehouse, "b7", ["7-a"])
-    assert files.read_json(files.join(warehouse, "batches/b7/batch.json")) == {"batch_id": "b7"}
+    assert files.read_json(files.join(warehouse, "batches/b7/batch.json"))["batch_id"] == "b7"
     files.write_json(files.join(warehouse, "batches/killed/batch.json"), {})
     commit(spark, warehouse, "b8", ["8-a"])
     ledger.repair_and_compact(spark, warehouse, nothing)
