@@ -112,6 +112,7 @@ DECODED = _columns(  # what ingest knows of a file's content; nothing here depen
     ("dicom_patient", t.StringType()),  # PatientID of a DICOM file, or its keyed hash
     ("dicom_study", t.StringType()),  # StudyInstanceUID of a DICOM file, or its keyed hash
     ("thumbnail", t.BinaryType()),  # `hashes.gray_thumbnail`, row by row
+    ("profile", t.StringType()),  # what became of an ICC profile: color.Profile
 )
 
 REJECTS = _columns(

@@ -23,6 +23,7 @@ from melanoma_spark.images import synthetic
 LIMITS = {"min_side": 8, "max_pixels": 1_000_000}
 DERMOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.7"
 PHOTOGRAPHIC = "1.2.840.10008.5.1.4.1.1.77.1.4"
+CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 END = b"\xff\xd9"  # of a JPEG
 ENDOSCOPIC = "1.2.840.10008.5.1.4.1.1.77.1.1"
 
@@ -167,6 +168,43 @@ def deflated_bomb():
     return small[:end] + body + packer.flush()
 
 
+def with_elements(elements, syntax=ExplicitVRLittleEndian):
+    """A DICOM photograph with further elements, explicit and little-endian, before those of group 0010."""
+    content = dicom(syntax=ExplicitVRLittleEndian)
+    place = content.index(struct.pack("<HH", 0x0010, 0x0010))
+    content = content[:place] + elements + content[place:]
+    if syntax == ExplicitVRLittleEndian:
+        return content
+    head = dicom(syntax=syntax)
+    end, start = (144 + int.from_bytes(file[140:144], "little") for file in (head, content))
+    return head[:end] + zlib.compress(content[start:], 9, -zlib.MAX_WBITS)
+
+
+SEQUENCE = struct.pack("<HH2sHI", 0x0008, 0x1140, b"SQ", 0, 0xFFFFFFFF)
+ITEM = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF)
+END_OF_ITEM, END_OF_SEQUENCE = (struct.pack("<HHI", 0xFFFE, element, 0) for element in (0xE00D, 0xE0DD))
+
+
+def nested(levels):
+    """A DICOM photograph with sequences in sequences."""
+    return with_elements((SEQUENCE + ITEM) * levels + (END_OF_ITEM + END_OF_SEQUENCE) * levels)
+
+
+def empty_sequences(count=400_000):
+    """A deflated DICOM photograph of some 28 kB that holds so many empty sequences."""
+    return with_elements((SEQUENCE + END_OF_SEQUENCE) * count, DeflatedExplicitVRLittleEndian)
+
+
+def many_strips(count):
+    """A TIFF that declares so many strips, and places for them, in a file without them."""
+    tags = tiff_tags(t278=(4, 1))
+    content = tiff(tags, PIXELS.tobytes())
+    for tag in (273, 279):
+        place = content.index(struct.pack("<HHI", tag, 4, 1))
+        content = changed(content, (place + 4, struct.pack("<I", count)))
+    return content
+
+
 def tile_bomb():
     """A TIFF of 96 x 96 pixels in a single tile of 20,000 x 20,000."""
     data = zlib.compress(bytes(100_000))
@@ -234,8 +272,8 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "png that claims 9000 x 8000": (png(8, 0, hollow, claimed=(9000, 8000)), "too_many_pixels"),
         "png a line of 100,000": (png(8, 0, hollow, claimed=(9, 100_000)), "too_many_pixels"),
         "png of height 0": (png(8, 0, hollow, claimed=(0, 50)), "corrupt"),
-        "png with 80 MB of text": (png(8, 2, PIXELS, extra=chunk(b"zTXt", b"Comment\0\0" + huge)), "corrupt"),
-        "png with 80 MB of profile": (png(8, 2, PIXELS, extra=chunk(b"iCCP", b"icc\0\0" + huge)), "corrupt"),
+        "png with 80 MB of text": (png(8, 2, PIXELS, extra=chunk(b"zTXt", b"Comment\0\0" + huge)), "too_large"),
+        "png with 80 MB of profile": (png(8, 2, PIXELS, extra=chunk(b"iCCP", b"icc\0\0" + huge)), "too_large"),
         "png with a palette of nothing": (png(8, 3, PIXELS[:, :, 0]), "blank"),
         "png of one bit": (encoded(MASK.convert("1")), "mask"),
         "png mask": (encoded(MASK), "mask"),
@@ -273,8 +311,11 @@ def corpus() -> dict[str, tuple[bytes, str]]:
             changed(
                 raw := tiff(tiff_tags(), PIXELS.tobytes()), (raw.index(struct.pack("<HHI", 273, 4, 1)) + 4, b"\xff" * 4)
             ),
-            "corrupt",
+            "too_large",
         ),
+        "tiff of 17 million strips": (many_strips(17_000_000), "too_large"),
+        "tiff of 64 bits": (tiff(tiff_tags(800, 900, bits=(64,) * 3, length=9), bytes(9)), "too_large"),
+        "tiff of a preview": (tiff(tiff_tags(t254=(4, 1)), PIXELS.tobytes()), "preview_only"),
         "tiff of floats": (encoded(Image.fromarray(np.float32(PIXELS[:, :, 0]) / 255), "TIFF"), "not_an_image"),
         "tiff of a mask": (encoded(MASK.convert("1"), "TIFF", compression="group4"), "mask"),
         # BMP
@@ -313,7 +354,10 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "dicom signed": (dicom(PixelRepresentation=1), "corrupt"),
         "dicom of an unknown colour space": (dicom(PhotometricInterpretation="HSV"), "corrupt"),
         "dicom of 4 samples": (dicom(SamplesPerPixel=4), "corrupt"),
-        "dicom of an unknown transfer syntax": (dicom(syntax="1.2.840.10008.1.2.4.102", frame=b"12"), "corrupt"),
+        "dicom of an unknown transfer syntax": (
+            dicom(syntax="1.2.840.10008.1.2.4.102", frame=b"12"),
+            "unsupported_transfer_syntax",
+        ),
         "dicom of 12 bits in 32": (dicom(BitsAllocated=32), "corrupt"),
         "dicom whose jpeg is larger": (
             dicom(PIXELS[:50], JPEGBaseline8Bit, jpeg, PhotometricInterpretation="YBR_FULL_422"),
@@ -336,6 +380,13 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "dicom of rubbish for rle": (dicom(syntax=RLELossless, frame=b"\x03" * 400), "corrupt"),
         "dicom without a palette": (dicom(GREY_PIXELS, PhotometricInterpretation="PALETTE COLOR"), "corrupt"),
         "dicom deflated bomb": (deflated_bomb(), "corrupt"),
+        "dicom of a million samples of 16 bits": (
+            dicom(PIXELS.astype(np.uint16), Rows=1000, Columns=1000),
+            "too_large",
+        ),
+        "dicom of two frames": (dicom(NumberOfFrames=2, PixelData=PIXELS.tobytes() * 2), "multi_frame"),
+        "dicom of nested sequences": (nested(100), "too_costly"),
+        "dicom of many empty sequences": (empty_sequences(), "too_costly"),
         "dicom all black": (dicom(PIXELS * 0), "blank"),
         "dicom of a mask": (dicom(np.asarray(MASK)), "mask"),
         "dicom of 4 x 4": (dicom(PIXELS[:4, :4]), "too_small"),

@@ -23,7 +23,7 @@ from melanoma_spark.archives import containers, ids, layouts, plan
 from melanoma_spark.archives.contents import open_file, wait_until_available
 from melanoma_spark.archives.rows import ListedFile, from_microseconds, in_frames, listed_files, with_microseconds
 from melanoma_spark.errors import DataError
-from melanoma_spark.images import decoding
+from melanoma_spark.images import formats
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
@@ -171,7 +171,7 @@ def expand_container(root: str, container: ListedFile, limits: containers.Limits
         with open_file(root, container.file, container.raw) as file:
             head = file.read(512)
             kind = containers.detect_format(head)
-            if kind is None and not any(signature.match(head) for signature in decoding.SIGNATURES.values()):
+            if kind is None and formats.find_format(head) is None:
                 kind = containers.detect_format(head, container.file)
             if kind is None and container.length:
                 _, reason, detail = layouts.classify_file(container.file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from melanoma_spark.archives.rows import ROWS_IN_MEMORY, ListedFile, from_micros
 from melanoma_spark.background import TimedIterator
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import decoding, hashes, quality
+from melanoma_spark.images.limits import ImageLimits
 from melanoma_spark.spark import session
 
 if TYPE_CHECKING:
@@ -48,9 +50,12 @@ def decode_files(
     numbers to `meter`.
     """
     ingest, size = settings.ingest, settings.image_size
-    limits = decoding.ImageLimits(
-        *(ingest.min_side, ingest.max_pixels, ingest.allow_recognisable), accept_damaged=ingest.damaged == "accept"
+    limits = ImageLimits(
+        *(ingest.min_side, ingest.max_pixels, ingest.allow_recognisable),
+        accept_damaged=ingest.damaged == "accept",
+        max_seconds=ingest.max_seconds,
     )
+    decode_image = partial(decoding.decode_with_hashes, size=size, limits=limits, version=ingest.pixels_version)
     root, _ = plan.locate(settings.archive)
     name = plan.stored_name(settings)
 
@@ -64,7 +69,7 @@ def decode_files(
             for row, content in contents:
                 done, read = done + 1, read + (0 if isinstance(content, ImageError) else len(content))
                 file = row.source_uri, row.length, from_microseconds(row.modified)
-                yield *file, *_decode(content, size, limits, field, name)
+                yield *file, *_decode(content, decode_image, field, name)
 
         for chunk in in_chunks(decoded(), ROWS_IN_MEMORY, lambda row: len(row[IMAGE] or b""), BYTES_IN_MEMORY):
             yield pd.DataFrame(chunk, columns=schemas.DECODED.names, dtype=object)
@@ -134,21 +139,24 @@ def compute_files(
 
 
 def _decode(
-    content: Content, size: int, limits: decoding.ImageLimits, field: UnischemaField, name: plan.StoredName
+    content: Content,
+    decode_image: Callable[[bytes], decoding.DecodedImage],
+    field: UnischemaField,
+    name: plan.StoredName,
 ) -> tuple[Any, ...]:
-    """The columns of `schemas.DECODED` after the file's: sha256 to thumbnail."""
+    """The columns of `schemas.DECODED` after the file's: sha256 to profile."""
     sha256 = None
     try:
         if isinstance(content, ImageError):
             raise content
         sha256 = hashes.sha256(content)
-        image = decoding.decode_with_hashes(content, size, limits)
+        image = decode_image(content)
     except ImageError as error:
-        return (sha256, *[None] * 6, error.reason, error.detail, *[None] * 4)
+        return (sha256, *[None] * 6, error.reason, error.detail, *[None] * 5)
     stored = bytes(field.codec.encode(field, image.pixels))
     content_hashes = hashes.pixel_hash(image.hash_pixels), hashes.perceptual_hash(image.hash_pixels)
     facts = image.width, image.height, image.format, stored
     flag = quality.DAMAGED if image.damage else None
     identity = name(parse_header_id(image.patient)), name(image.study)
     thumbnail = hashes.gray_thumbnail(image.hash_pixels).tobytes()
-    return (sha256, *content_hashes, *facts, None, None, flag, *identity, thumbnail)
+    return (sha256, *content_hashes, *facts, None, None, flag, *identity, thumbnail, image.profile)

@@ -54,6 +54,12 @@ class Ingest(Section):
         "uncompressed bytes of one zip or tar; the rest is rejected. Stops archive bombs of many members, "
         "each too small for max_ratio",
     )
+    max_seconds: Count = setting(60, "processor seconds of one image of TIFF or DICOM, or of a large image")
+    pixels_version: Annotated[int, Field(ge=2, le=3)] = setting(
+        3,
+        "how files become pixels. 3: colors by ICC profiles, the largest image of a TIFF; 2: as release 0.2, without "
+        "profiles, the first image of a TIFF",
+    )
     allow_recognisable: bool = setting(False, "accept DICOM files that are marked as showing who the patient is")
     damaged: Literal["reject", "accept"] = setting(
         "reject", "images whose decoder warns of missing or corrupt data; accept: use them as decoded, with a flag"

@@ -14,7 +14,7 @@ from melanoma_spark.attributes import ATTRIBUTES, FIRST_ATTRIBUTES
 from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary, twins
 from melanoma_spark.dataset.card_facts import CardFacts
 from melanoma_spark.errors import DataError
-from melanoma_spark.images import decoding, quality
+from melanoma_spark.images import color, quality
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, report_throughput
 from melanoma_spark.spark import session
@@ -103,6 +103,8 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     accepted, rejected = sum(counts.values()), sum(reasons.values())
     damaged = kept.where(f.col("flags") == quality.DAMAGED).count() if settings.ingest.damaged == "accept" else 0
     skipped = total - roles.get("image", 0)
+    with_profile = read.where("profile is not null").groupBy("profile").count().collect()
+    profiles = {row.profile: row["count"] for row in with_profile}
     if accepted + rejected + skipped != total:
         raise DataError(
             f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the "
@@ -124,7 +126,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     without_image = sides.get("rows_without_image", 0)
     groups = summary.count_groups(kept)
     kept_id = table_id(kept, ("sha256", "label", "group", "split"))
-    dataset_id = lineage.content_id([kept_id, settings.image_size, decoding.PIXELS_VERSION])
+    dataset_id = lineage.content_id([kept_id, settings.image_size, settings.ingest.pixels_version])
     path = f"{dataset_id}-{made_from}"
     write_images(context, decoded, kept, accepted, path)
     write_rejects(warehouse, path, rejects, unmatched_rows)
@@ -138,6 +140,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         layout=layout.summary,
         target=settings.target,
         image_size=settings.image_size,
+        pixels_version=settings.ingest.pixels_version,
         listed=total,
         read=new,
         accepted=accepted,
@@ -150,8 +153,11 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         reasons=reasons,
         twins=found.record,
     )
-    if damaged:  # the key is for archives that have some
+    # These keys are for archives that have some
+    if damaged:
         manifest = manifest.model_copy(update={"damaged": damaged})
+    if profiles:
+        manifest = manifest.model_copy(update={"profiles": profiles, "profiles_to": color.TARGET})
     session.describe_jobs(spark, "ingest: data card")
     facts = summary.card_facts(
         decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, pairs=found.pairs, settings=settings
@@ -161,11 +167,13 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     manifests.publish(manifest, warehouse)
     log_dataset(context, manifest, facts, page, layout)
     links = listing.describe_links(listed) if reasons.get("link") else ""
+    broken = profiles.get("broken", 0)
     by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
+        f"{f'; {broken} with a color profile that cannot be used, sRGB is assumed' if broken else ''}"
         f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
         f"{new} read now; {layout.summary}{throughput}"
     )
@@ -223,7 +231,7 @@ def dataset_settings(settings: config.Settings) -> list[Any]:
     plain = (settings.layout, settings.target, settings.split, settings.image_size, settings.seed)
     # A new attribute makes images/ anew, with its column; the first ones are not named, so that older datasets stay.
     added = [name for name in ATTRIBUTES if name not in FIRST_ATTRIBUTES]
-    known = [*(section.model_dump(mode="json") for section in sections), *plain, decoding.PIXELS_VERSION]
+    known = [*(section.model_dump(mode="json") for section in sections), *plain, settings.ingest.pixels_version]
     return [*known, added] if added else known
 
 
@@ -232,10 +240,7 @@ def decoded_folder(settings: config.Settings) -> str:
     limits = settings.ingest
     recipe: list[Any] = [
         settings.image_size,
-        decoding.PIXELS_VERSION,
-        limits.min_side,
-        limits.max_pixels,
-        limits.max_bytes,
+        *(limits.pixels_version, limits.min_side, limits.max_pixels, limits.max_bytes, limits.max_seconds),
     ]
     recipe += [limits.allow_recognisable, limits.damaged, settings.privacy.source_names]
     return lineage.content_id([*recipe, *schemas.DECODED.names])

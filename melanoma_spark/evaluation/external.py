@@ -23,7 +23,8 @@ def evaluate_external(context: StageContext) -> Summary:
     version, artifacts = model_registry.download_model(context.tracker, settings.score.model)
     scorer = bundle.unpack(artifacts)
     place = files.join(context.warehouse, "external", archive_id(str(settings.archive)))
-    changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size}
+    limits = settings.ingest.model_copy(update={"pixels_version": scorer.pixels_version})
+    changes = {"warehouse": place, "split": "test", "image_size": scorer.spec.image_size, "ingest": limits}
     external = replace(context, warehouse=place, settings=settings.model_copy(update=changes))
     logs.info(f"ingest: {ingest.ingest(external).text}")
     images = manifests.require(ImagesManifest, place)

@@ -1,6 +1,7 @@
 """Decodes, orients and resizes images: bytes -> uint8 RGB at the model's size. Nothing else does, but for `damage`.
 
 Ingest calls `decode_with_hashes` and scoring `decode`, which give the same pixels: a score is of what training saw.
+Formats whose headers do not bound what decoding costs, and large images, are decoded by a `child` process.
 """
 
 from __future__ import annotations
@@ -9,47 +10,43 @@ import contextlib
 import ctypes
 import io
 import logging
-import re
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin, _imaging
 
 from melanoma_spark.errors import ImageError
-from melanoma_spark.images import damage, dicom
+from melanoma_spark.images import child, color, damage, dicom, tiff
+from melanoma_spark.images.formats import describe_content, find_format, webp_size
 from melanoma_spark.images.hashes import HASH_SIZE
+from melanoma_spark.images.limits import (
+    DEFAULT_LIMITS,
+    PIXEL_BYTES,
+    ImageLimits,
+    check_bytes,
+    check_scans,
+    check_size,
+)
 
-# Part of every dataset's and feature's id. Raise it whenever `decode` gives other pixels for the same bytes.
+# Part of every dataset's and feature's id, and of every model. Raise it whenever `decode` gives other pixels for the
+# same bytes, and keep giving those of the versions before: a registered model scores as it did.
 # 2: libjpeg scales down to WORKING_SIDE at most, so JPEGs of 512 pixels and more differ at sizes under 224.
-PIXELS_VERSION = 2
+# 3: ICC profiles are converted to sRGB; of a TIFF file of several images the largest is taken, not the first.
+PIXELS_VERSION = 3
+UNMANAGED = 2  # the last version without these
 
 WORKING_SIDE = 448  # pixels, what libjpeg may scale down to: twice the usual size, so one decode serves hashes as well
-MAX_SIDE = 65_535  # pixels; larger declared sizes are bogus and would exhaust memory
-MAX_SCANS = 32  # of a progressive JPEG at the limit of pixels; an image of fewer pixels may have more of them
-
-# Formats by content: a suffix may be wrong. No other decoder is used, which keeps the bugs of the others out of reach.
-SIGNATURES = {
-    "JPEG": re.compile(rb"\xff\xd8\xff"),
-    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
-    "WEBP": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
-    # BM alone starts many a text; then come the file's length, two zeros, an offset and the length of the next header
-    "BMP": re.compile(rb"BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
-    "DICOM": re.compile(rb".{128}DICM", re.DOTALL),
-}
-ARCHIVES = {
-    "zip": re.compile(rb"PK\x03\x04"),
-    "gzip": re.compile(rb"\x1f\x8b"),
-    "tar": re.compile(rb".{257}ustar", re.DOTALL),
-}
+COPIES = 6  # of an image that conversions hold at once
+MOST_IN_PROCESS = 256 * 1024 * 1024  # bytes of an image and its copies that are not left to the child
+IN_CHILD = {"TIFF", "DICOM"}  # formats of nested structures, decoded by libraries of many formats
 
 # Pillow's modes of images that can become RGB. Samples of 32 bits and CIELAB are left out: no rule says which value is
 # white.
 MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
-DEEP = {"I", "I;16", "I;16B", "I;16L"}  # 16 bits; Pillow had "I" for a PNG of these
 
 # EXIF 2.32, tag 0x0112: how the stored picture has to be turned to stand upright.
 ORIENTATION = 0x0112
@@ -75,28 +72,6 @@ with contextlib.suppress(AttributeError):  # a Pillow built without libtiff
 
 
 @dataclass(frozen=True)
-class ImageLimits:
-    """Which images are accepted.
-
-    Attributes:
-        min_side: the least width and height of the image in the file, in pixels.
-        max_pixels: the most pixels of the image in the file.
-        allow_recognisable: accept DICOM photographs whose header says that the patient can be recognized.
-        allow_burned_in: accept DICOM photographs whose header says that text is burned in.
-        accept_damaged: accept images that can be decoded, though the decoder warns of missing or corrupt data.
-    """
-
-    min_side: int = 1
-    max_pixels: int = 100_000_000
-    allow_recognisable: bool = False
-    allow_burned_in: bool = False
-    accept_damaged: bool = False
-
-
-DEFAULT_LIMITS = ImageLimits()
-
-
-@dataclass(frozen=True)
 class DecodedImage:
     """An image as ingest keeps it."""
 
@@ -108,6 +83,16 @@ class DecodedImage:
     damage: str | None = None  # the decoder's warning, if damage is accepted
     patient: str | None = None  # PatientID of a DICOM file
     study: str | None = None  # StudyInstanceUID of a DICOM file
+    profile: color.Profile = None  # what became of its ICC profile
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Upright RGB, with the accepted damage."""
+
+    image: Image.Image
+    damage: str | None = None
+    profile: color.Profile = None
 
 
 @dataclass(frozen=True)
@@ -118,48 +103,87 @@ class _Source:
     width: int
     height: int
     scales: bool  # whether libjpeg can scale it down
-    # Decodes, once: side in pixels -> upright RGB, and the accepted damage. No side is scaled below that.
-    load: Callable[[int], tuple[Image.Image, str | None]]
+    load: Callable[[int], _Decoded]  # Decodes, once; no side is scaled below so many pixels.
+    memory: int = 0  # bytes that decoding takes, about
     patient: str | None = None
     study: str | None = None
 
 
-def decode_with_hashes(content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
+def decode_with_hashes(
+    content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS, version: int = PIXELS_VERSION
+) -> DecodedImage:
     """Decode an image to `size` x `size` pixels, and to those of its hashes, in one pass if possible.
 
-    Raises `ImageError` with one of `reasons.REASONS`, and no other error.
+    `version` is that of the pixels, see `PIXELS_VERSION`. Raises `ImageError` with one of `reasons.REASONS`, and no
+    other error.
     """
-    with _without_warnings():
-        source = _read_header(content, limits)
-        side = max(WORKING_SIDE, 2 * size)
-        image, warning = _decode_source(source, side)
-        pixels = _square(image, size)
-        shape = source.width, source.height
-        if source.scales and _draft(shape, side) != _draft(shape, WORKING_SIDE):
-            image, _ = _decode_source(
-                _read_header(content, limits), WORKING_SIDE
-            )  # so that hashes do not depend on the size
-        hash_pixels = _square(image, HASH_SIZE)
-    facts = source.width, source.height, source.format, warning, source.patient, source.study
-    return DecodedImage(pixels, hash_pixels, *facts)
+    return _decode(content, size, limits, version, hashes=True)
 
 
-def decode(content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+def decode(
+    content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS, version: int = PIXELS_VERSION
+) -> NDArray[np.uint8]:
     """Decode an image as the model sees it: uint8 RGB (size, size, 3), the same as `pixels` of `decode_with_hashes`.
 
     The image is squashed and not cropped: lesions often reach the border. Raises `ImageError`.
     """
-    return decode_sized(content, size, limits)[0]
+    return decode_described(content, size, limits, version).pixels
 
 
-def decode_sized(
-    content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS
-) -> tuple[NDArray[np.uint8], int, str | None]:
-    """The pixels of `decode`, the shorter side of the image in the file in pixels, and the accepted damage."""
+def decode_described(
+    content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS, version: int = PIXELS_VERSION
+) -> DecodedImage:
+    """The pixels of `decode` with what is known of the image; `hash_pixels` are empty. Raises `ImageError`."""
+    return _decode(content, size, limits, version, hashes=False)
+
+
+def answer(request: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
+    """Decode in this process, which is a child: a description of the image, and its arrays. Raises `ImageError`."""
+    found = _decode(content, **{**request, "limits": ImageLimits(**request["limits"])}, in_child=True)
+    described = {key: value for key, value in vars(found).items() if key not in ("pixels", "hash_pixels")}
+    return described, [found.pixels.tobytes(), found.hash_pixels.tobytes()]
+
+
+def _decode(
+    content: bytes, size: int, limits: ImageLimits, version: int, hashes: bool, in_child: bool = False
+) -> DecodedImage:
+    try:
+        return _decode_within_memory(content, size, limits, version, hashes, in_child)
+    except MemoryError:
+        raise ImageError("too_costly", "its pixels take more memory than there is for one image") from None
+
+
+def _decode_within_memory(
+    content: bytes, size: int, limits: ImageLimits, version: int, hashes: bool, in_child: bool
+) -> DecodedImage:
     with _without_warnings():
-        source = _read_header(content, limits)
-        image, warning = _decode_source(source, max(WORKING_SIDE, 2 * size))
-    return _square(image, size), min(source.width, source.height), warning
+        kind = _find_format(content)
+        if kind in IN_CHILD and not in_child:
+            return _ask_child(content, size, limits, version, hashes)
+        source = _read_header(content, kind, limits, version)
+        if source.memory > MOST_IN_PROCESS and not in_child:
+            return _ask_child(content, size, limits, version, hashes)
+        side = max(WORKING_SIDE, 2 * size)
+        decoded = _decode_source(source, side)
+        pixels, hash_pixels = _square(decoded.image, size), np.empty((0, HASH_SIZE, 3), np.uint8)
+        if hashes:
+            image, shape = decoded.image, (source.width, source.height)
+            if source.scales and _draft(shape, side) != _draft(shape, WORKING_SIDE):  # hashes do not depend on the size
+                image = _decode_source(_read_header(content, kind, limits, version), WORKING_SIDE).image
+            hash_pixels = _square(image, HASH_SIZE)
+    facts = source.width, source.height, source.format, decoded.damage, source.patient, source.study, decoded.profile
+    return DecodedImage(pixels, hash_pixels, *facts)
+
+
+def _ask_child(content: bytes, size: int, limits: ImageLimits, version: int, hashes: bool) -> DecodedImage:
+    request = {"size": size, "limits": asdict(limits), "version": version, "hashes": hashes}
+    described, arrays = child.decode(request, content, COPIES * limits.max_bytes, limits.max_seconds)
+    shapes = (size, size, 3), (-1, HASH_SIZE, 3)
+    pixels, hash_pixels = (
+        np.frombuffer(array, np.uint8).reshape(shape) for array, shape in zip(arrays, shapes, strict=True)
+    )
+    described.pop("arrays")
+    return DecodedImage(pixels, hash_pixels, **described)
 
 
 @contextlib.contextmanager
@@ -169,58 +193,66 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _read_header(content: bytes, limits: ImageLimits) -> _Source:
-    """An image whose header is within the limits, not yet decoded. Raises `ImageError`."""
+def _find_format(content: bytes) -> str:
+    """A key of SIGNATURES. Raises `ImageError`."""
     if not content:
         raise ImageError("empty", "0 bytes")
-    kind = next((kind for kind, signature in SIGNATURES.items() if signature.match(content)), None)
+    kind = find_format(content)
     if kind is None:
-        archive = next((name for name, signature in ARCHIVES.items() if signature.match(content)), None)
-        if archive:
-            raise ImageError("archive_by_another_name", f"the content is a {archive} archive")
-        raise ImageError("not_an_image", _describe_content(content))
+        raise ImageError(*describe_content(content))
+    return kind
+
+
+def _read_header(content: bytes, kind: str, limits: ImageLimits, version: int) -> _Source:
+    """An image whose header is within the limits, not yet decoded. Raises `ImageError`."""
     try:
-        if kind == "DICOM":
-            photograph = dicom.read(content, limits.allow_recognisable, limits.allow_burned_in)
-            source = _Source(
-                *(kind, photograph.width, photograph.height, photograph.is_jpeg),
-                lambda side: _decode_dicom(photograph, side, limits),
-                *(photograph.patient, photograph.study),
-            )
-        else:
-            source = _read_photograph(content, kind, limits)
-    except ImageError:
+        read = _read_dicom if kind == "DICOM" else _read_photograph
+        source = read(content, kind, limits, version)
+    except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
         raise ImageError("too_many_pixels", "over Pillow's own limit") from None
-    except Exception:  # its text may quote the content
-        raise ImageError("corrupt", "its header cannot be read") from None
-    _check_size(source.width, source.height, limits.max_pixels)
+    except Exception as error:  # its text may quote the content
+        raise _explain(error, "its header cannot be read") from None
+    check_size(source.width, source.height, limits.max_pixels)
     if min(source.width, source.height) < limits.min_side:
         size = f"{source.width} x {source.height} pixels"
         raise ImageError("too_small", f"{size}, each side must be at least {limits.min_side}")
     return source
 
 
-def _read_photograph(content: bytes, kind: str, limits: ImageLimits) -> _Source:
+def _explain(error: Exception, detail: str) -> ImageError:
+    """What one of Pillow's errors means."""
+    if str(error).startswith(("Decompressed data too large", "Too much memory used in text")):
+        return ImageError("too_large", "its texts or its color profile unpack to more than Pillow's limits")
+    return ImageError("corrupt", detail)
+
+
+def _read_photograph(content: bytes, kind: str, limits: ImageLimits, version: int) -> _Source:
     """An image in one of Pillow's formats. Raises `ImageError`, or Pillow's errors if the header is broken."""
     if kind == "WEBP":  # libwebp allocates the whole canvas when it opens a file
-        _check_size(*_webp_size(content), limits.max_pixels)
+        check_size(*webp_size(content), limits.max_pixels)
+    if kind == "TIFF":
+        content = _with_photograph_first(content, limits, version)
     image: Image.Image = Image.open(io.BytesIO(content), formats=(kind,))
     width, height = image.size
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # its `size` is that of the upright picture
         width, height = image.tag_v2[256], image.tag_v2[257]
         # libtiff unpacks whole tiles, however little of them lies in the image
-        _check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), limits.max_pixels, "a tile of ")
+        check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), limits.max_pixels, "a tile of ")
+    memory = width * height * PIXEL_BYTES * (1 if image.mode in ("RGB", "L") else COPIES)
     if kind == "JPEG":
-        _check_scans(content, width, height, limits.max_pixels)
+        memory //= _draft((width, height), WORKING_SIDE) ** 2
+        if check_scans(content, width, height, limits.max_pixels) > 1:
+            memory += 2 * width * height * len(image.getbands())  # libjpeg keeps the coefficients of all scans
     if image.mode not in MODES and (kind, image.mode) != ("PNG", "I"):
         raise ImageError("not_an_image", f"samples of mode {image.mode}: it is not known which value is white")
+    profile = image.info.get("icc_profile") if version > UNMANAGED else None
 
-    def load(side: int) -> tuple[Image.Image, str | None]:
+    def load(side: int) -> _Decoded:
         if kind == "JPEG":
             decoded, warning = _decode_jpeg(content, image, side, limits.accept_damaged)
-            return _upright(decoded, image), warning
+            return _upright(decoded, image, warning, profile)
         image.load()
         warning = None
         if kind == "PNG":
@@ -228,36 +260,36 @@ def _read_photograph(content: bytes, kind: str, limits: ImageLimits) -> _Source:
         elif isinstance(image, TiffImagePlugin.TiffImageFile):
             warning = damage.tiff_damage(image, content)
         _check_damage(warning, limits.accept_damaged)
-        return _upright(image, image), warning
+        return _upright(image, image, warning, profile)
 
-    return _Source(kind, width, height, kind == "JPEG", load)
-
-
-def _check_size(width: int, height: int, max_pixels: int, what: str = "") -> None:
-    if width * height > max_pixels:
-        raise ImageError("too_many_pixels", f"{what}{width} x {height} pixels, the limit is {max_pixels}")
-    if max(width, height) > MAX_SIDE:
-        raise ImageError("too_many_pixels", f"{what}{width} x {height} pixels, no side may be over {MAX_SIDE}")
+    return _Source(kind, width, height, kind == "JPEG", load, memory)
 
 
-def _check_scans(content: bytes, width: int, height: int, max_pixels: int) -> None:
-    # For each scan of a few bytes libjpeg goes through all pixels: a small file could keep it busy for hours.
-    scans = content.count(b"\xff\xda")
-    if scans * width * height > MAX_SCANS * max_pixels:
-        raise ImageError("too_many_pixels", f"{width} x {height} pixels in {scans} scans")
+def _with_photograph_first(content: bytes, limits: ImageLimits, version: int) -> bytes:
+    """A TIFF file whose first image is the one to decode."""
+    chosen = tiff.choose_image(content)
+    if chosen is None:
+        return content
+    for image in chosen:
+        if image.segments > tiff.MOST_SEGMENTS:
+            raise ImageError("too_large", f"{image.segments} strips or tiles, the limit is {tiff.MOST_SEGMENTS}")
+    best, first = chosen
+    image = first if version <= UNMANAGED else best
+    if image.pixels <= limits.max_pixels:  # else that is said
+        check_bytes(image.bytes, limits)
+    return content if image is first else tiff.make_first(content, image)
 
 
-def _webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height in pixels by the first chunk of a WebP file (RFC 9649, sections 2.5 to 2.7)."""
-    kind, body = content[12:16], content[20:30]
-    if len(body) < 10:
-        raise ValueError("the header of a WebP file is cut")
-    if kind == b"VP8X":
-        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+def _read_dicom(content: bytes, kind: str, limits: ImageLimits, version: int) -> _Source:
+    photograph = dicom.read(content, limits.allow_recognisable, limits.allow_burned_in)
+    if photograph.width * photograph.height <= limits.max_pixels:
+        check_bytes(photograph.bytes, limits)
+    return _Source(
+        *(kind, photograph.width, photograph.height, photograph.is_jpeg),
+        lambda side: _decode_dicom(photograph, side, limits, version),
+        patient=photograph.patient,
+        study=photograph.study,
+    )
 
 
 def _decode_jpeg(content: bytes, image: Image.Image, side: int, accept_damaged: bool) -> tuple[Image.Image, str | None]:
@@ -278,16 +310,18 @@ def _check_damage(warning: str | None, accept_damaged: bool) -> None:
         raise ImageError("damaged", warning)
 
 
-def _decode_dicom(photograph: dicom.Photograph, side: int, limits: ImageLimits) -> tuple[Image.Image, str | None]:
-    """The first frame of a DICOM photograph, RGB, and the accepted damage. DICOM pictures are upright."""
+def _decode_dicom(photograph: dicom.Photograph, side: int, limits: ImageLimits, version: int) -> _Decoded:
+    """The pixels of a DICOM photograph, which is upright."""
+    profile = photograph.profile if version > UNMANAGED else None
     if not photograph.is_jpeg:
         array = photograph.array(limits.max_pixels)
-        return Image.fromarray(array).convert("RGB"), None
+        rgb, state = color.to_srgb(Image.fromarray(array), profile)
+        return _Decoded(rgb, None, state)
     frame = photograph.frame(limits.max_pixels)
     image: Image.Image = Image.open(io.BytesIO(frame), formats=("JPEG",))
     if image.size != (photograph.width, photograph.height):
         raise ImageError("corrupt", "its frame is not of the size that the header says")
-    _check_scans(frame, *image.size, limits.max_pixels)
+    check_scans(frame, *image.size, limits.max_pixels)
     # Without a marker of the color space the DICOM header defines it; libjpeg would assume YCbCr.
     plain = image.mode == "RGB" and photograph.is_rgb and not {"jfif", "adobe"} & image.info.keys()
     if plain:
@@ -295,10 +329,13 @@ def _decode_dicom(photograph: dicom.Photograph, side: int, limits: ImageLimits) 
         _check_damage(warning, limits.accept_damaged)
         image.draft("YCbCr", (side, side))
         image.load()
-        return Image.frombytes("RGB", image.size, image.tobytes()), warning
-    image, warning = _decode_jpeg(frame, image, side, limits.accept_damaged)
-    image = image.convert("RGB")
-    return (ImageOps.invert(image) if photograph.is_inverted else image), warning
+        image = Image.frombytes("RGB", image.size, image.tobytes())
+    else:
+        image, warning = _decode_jpeg(frame, image, side, limits.accept_damaged)
+    if photograph.is_inverted:
+        image = ImageOps.invert(image.convert("RGB"))
+    rgb, state = color.to_srgb(image, profile)
+    return _Decoded(rgb, warning, state)
 
 
 def _draft(size: tuple[int, int], side: int) -> int:
@@ -307,21 +344,21 @@ def _draft(size: tuple[int, int], side: int) -> int:
     return next((step for step in (8, 4, 2) if scale >= step), 1)
 
 
-def _decode_source(source: _Source, side: int) -> tuple[Image.Image, str | None]:
-    """The image as upright RGB, no side scaled below `side` pixels, and its damage. Raises `ImageError`."""
+def _decode_source(source: _Source, side: int) -> _Decoded:
+    """The image with no side scaled below `side` pixels. Raises `ImageError`, or `MemoryError`."""
     try:
-        image, warning = source.load(side)
-        colors = image.getcolors(2)  # None as soon as there is a third: after a few pixels of any photograph
-    except ImageError:
+        decoded = source.load(side)
+        colors = decoded.image.getcolors(2)  # None as soon as there is a third: after a few pixels of any photograph
+    except (ImageError, MemoryError):
         raise
-    except Exception as error:  # MemoryError among them; their texts may quote the content
+    except Exception as error:  # its text may quote the content
         detail = f"{type(error).__name__} while decoding {source.width} x {source.height} pixels"
-        raise ImageError("corrupt", detail) from None
+        raise _explain(error, detail) from None
     if colors and len(colors) == 1:
         raise ImageError("blank", "all pixels have the same color")
     if colors and all(len(set(color)) == 1 for _, color in colors if isinstance(color, tuple)):
         raise ImageError("mask", "gray with two values only")
-    return image, warning
+    return decoded
 
 
 def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -329,41 +366,14 @@ def _square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
-def _upright(image: Image.Image, header: Image.Image) -> Image.Image:
-    """The image as RGB, turned by the EXIF data of `header`, which is the image as it was opened."""
+def _upright(image: Image.Image, header: Image.Image, warning: str | None, profile: bytes | None) -> _Decoded:
+    """The image as sRGB, turned by the EXIF data of `header`, which is the image as it was opened."""
     try:
         turn = UPRIGHT.get(header.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF must not cost the image
         turn = None
-    rgb = _rgb(image)
-    return rgb.transpose(turn) if turn is not None else rgb
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in DEEP:  # before the rest: Pillow cuts these at 255 when it converts
-        deep = np.asarray(image)
-        gray = (deep.clip(0, 65535) // 257).astype(np.uint8)
-        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(262) == 0:
-            np.subtract(255, gray, out=gray)  # white is zero; Pillow inverts only 8-bit images
-        if "transparency" in image.info:
-            gray[deep == image.info["transparency"]] = 255
-        return Image.fromarray(gray).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        # On white, as viewers show it; a plain conversion would show the hidden pixels.
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")  # convert would copy
-
-
-def _describe_content(content: bytes) -> str:
-    """What bytes that are not an image look like, without quoting them."""
-    start = content[:12].lstrip().lower()
-    if start.startswith((b"<!doc", b"<html")):
-        return "the content is an HTML page"
-    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in content[:64]):
-        return "the content is text"
-    return f"unknown content, starting with bytes {content[:4].hex()}"
+    rgb, state = color.to_srgb(image, profile)
+    return _Decoded(rgb.transpose(turn) if turn is not None else rgb, warning, state)
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:

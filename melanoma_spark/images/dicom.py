@@ -1,4 +1,4 @@
-"""DICOM photographs: whether their headers allow their use, and their pixels. Nothing else of a file is read.
+"""DICOM photographs: whether their headers allow their use, and their pixels. Nothing else of a file is used.
 
 A DICOM file names its patient. `TAGS` are the only elements that are read; of these `PatientID` and `StudyInstanceUID`
 tell which photographs belong together. Messages quote none of their values but numbers and UIDs of the standard.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import struct
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,11 +27,22 @@ PHOTOGRAPHIC = {
     "1.2.840.10008.5.1.4.1.1.77.1.7": "Dermoscopic Photography Image Storage",
     "1.2.840.10008.5.1.4.1.1.77.1.4": "VL Photographic Image Storage",
 }
+# Secondary Capture: any picture that some system saved as DICOM. The modality tells photographs from radiology.
+CAPTURED = {"1.2.840.10008.5.1.4.1.1.7", *(f"1.2.840.10008.5.1.4.1.1.7.{number}" for number in (2, 4))}
+CAMERAS = {"", "XC", "DMS", "GM", "OT", "SC"}  # external camera, dermoscopy, general microscopy, other
 # Transfer syntaxes, PS3.6 annex A: how the dataset and its pixels are packed
-EXPLICIT, DEFLATED = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99"
-PLAIN = {"1.2.840.10008.1.2", EXPLICIT, "1.2.840.10008.1.2.2", DEFLATED, "1.2.840.10008.1.2.5"}  # the last is RLE
-JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+DEFLATED = "1.2.840.10008.1.2.1.99"
+JPEG_12_BIT = "1.2.840.10008.1.2.4.51"  # of 8 bits or of 12
+JPEG = {"1.2.840.10008.1.2.4.50", JPEG_12_BIT}
 JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
+NEEDS_GDCM = {f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 81)}  # JPEG lossless, JPEG-LS
+
+BARE_META = re.compile(rb"\x02\0\0\0UL\x04\0")  # how the meta information begins
+
+# Of a header: pydicom makes objects of all elements of sequences, which take a thousand times their bytes.
+MOST_ELEMENTS, MOST_DEPTH = 100_000, 32
+DELIMITED, FRAGMENTS = 0, -1
 
 # Photometric interpretations, PS3.3 C.7.6.3.1.2 -> samples of a pixel
 COLORS = {
@@ -39,7 +51,7 @@ COLORS = {
 }
 PALETTE = ("Red", "Green", "Blue")
 TAGS = [
-    *("PatientID", "StudyInstanceUID"),
+    *("PatientID", "StudyInstanceUID", "Modality", "ICCProfile"),
     *("SOPClassUID", "RecognizableVisualFeatures", "BurnedInAnnotation", "Rows", "Columns", "NumberOfFrames"),
     *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "PixelRepresentation"),
     *("BitsAllocated", "BitsStored", "HighBit"),
@@ -51,7 +63,7 @@ HEADER_BYTES = 1 << 24  # of a deflated dataset before its pixels; far more than
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph whose header was read: its size in pixels and how its first frame is packed."""
+    """A photograph whose header was read: its size in pixels and how it is packed."""
 
     width: int
     height: int
@@ -60,19 +72,18 @@ class Photograph:
     is_inverted: bool  # whether white is zero
     patient: str | None  # PatientID, as it is written
     study: str | None  # StudyInstanceUID
+    profile: bytes | None  # ICC
     _content: bytes
     _header: Dataset
 
     def frame(self, max_pixels: int) -> bytes:
-        """The packed bytes of the first frame."""
+        """The packed bytes of the image."""
         from pydicom.encaps import get_frame
 
-        dataset = self._read_pixels(max_pixels)
-        frames = max(1, int(dataset.get("NumberOfFrames") or 1))
-        return get_frame(dataset.PixelData, 0, number_of_frames=frames)
+        return get_frame(self._read_pixels(max_pixels).PixelData, 0, number_of_frames=1)
 
     def array(self, max_pixels: int) -> NDArray[Any]:
-        """The first frame, uint8 (height, width) or RGB (height, width, 3). Raises `ImageError`, or pydicom's errors.
+        """The image, uint8 (height, width) or RGB (height, width, 3). Raises `ImageError`, or pydicom's errors.
 
         Samples of b bits are divided by 2**b - 1, so that white is 255.
         """
@@ -86,48 +97,81 @@ class Photograph:
             return np.stack([_apply_palette(samples, dataset, color) for color in PALETTE], axis=-1)
         white = (1 << dataset.BitsStored) - 1
         if white != 255:
-            samples = np.minimum(samples.astype(np.uint32) * 255 // white, 255).astype(np.uint8)
+            scaled = np.empty(samples.shape, np.uint8)
+            for row, line in enumerate(samples):  # a line at a time: 32 bits of each sample of all would be large
+                scaled[row] = np.minimum(line.astype(np.uint32) * 255 // white, 255)
+            samples = scaled
         return 255 - samples if self.is_inverted else samples
 
     def _read_pixels(self, max_pixels: int) -> Dataset:
-        # Unpacks no more than the header declares, and of several frames no more than the limit
-        samples = self.width * self.height * int(self._header.SamplesPerPixel)
-        frames = max(1, int(self._header.get("NumberOfFrames") or 1))
-        claimed = min(frames * samples * self._header.BitsAllocated // 8, 6 * max_pixels)
+        # Unpacks no more than the header declares
+        claimed = min(self.bytes, 6 * max_pixels)
         return _dataset(self._content, HEADER_BYTES + claimed, [*TAGS, *PIXELS])
+
+    @property
+    def bytes(self) -> int:
+        """Of the unpacked pixels."""
+        samples = self.width * self.height * int(self._header.SamplesPerPixel)
+        return samples * int(self._header.BitsAllocated) // 8
 
 
 def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool = False) -> Photograph:
     """Read the header of a photograph in a DICOM file. The caller checks its size; pixels are not decoded.
 
-    Raises `ImageError` with reason `dicom_not_photographic`, `recognisable`, `burned_in` or `corrupt`, or pydicom's
-    errors if the header is broken.
+    Raises `ImageError` with reason `dicom_not_photographic`, `recognisable`, `burned_in`, `multi_frame`,
+    `unsupported_transfer_syntax`, `too_costly` or `corrupt`, or pydicom's errors if the header is broken.
     """
+    content = _with_preamble(content)
     header = _dataset(content, HEADER_BYTES, TAGS, stop_before_pixels=True)
     kind = str(header.get("SOPClassUID", ""))
-    if kind not in PHOTOGRAPHIC:
-        shown = kind if re.fullmatch(r"[0-9.]{1,64}", kind) else "none or an invalid one"
-        raise ImageError("dicom_not_photographic", f"SOP class {shown}")
+    modality = str(header.get("Modality") or "").strip().upper()
+    if kind not in PHOTOGRAPHIC and not (kind in CAPTURED and modality in CAMERAS):
+        shown = f"SOP class {kind}" if re.fullmatch(r"[0-9.]{1,64}", kind) else "SOP class none or an invalid one"
+        captured = f", modality {modality}" if kind in CAPTURED and re.fullmatch("[A-Z]{2,16}", modality) else ""
+        raise ImageError("dicom_not_photographic", shown + captured)
     if _is_yes(header, "RecognizableVisualFeatures") and not allow_recognisable:
         raise ImageError("recognisable", "Recognizable Visual Features (0028,0302) is YES")
     if _is_yes(header, "BurnedInAnnotation") and not allow_burned_in:
         raise ImageError("burned_in", "Burned In Annotation (0028,0301) is YES")
+    frames = int(header.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise ImageError("multi_frame", f"{frames} frames; save each as a file of its own")
     syntax, color = str(header.file_meta.TransferSyntaxUID), str(header.PhotometricInterpretation)
+    _check_syntax(syntax, int(header.BitsAllocated))
     wrong = [
-        syntax not in PLAIN | JPEG | JPEG_2000 and "its transfer syntax",
         COLORS.get(color) != header.SamplesPerPixel and "its photometric interpretation",
         syntax in JPEG and color == "PALETTE COLOR" and "a palette of indices packed with loss",
         header.BitsAllocated not in (8, 16) and "its number of bits",
         not 1 <= header.BitsStored <= header.BitsAllocated and "its number of bits",
+        (header.get("HighBit") or 0) > header.BitsStored - 1 and "samples that do not start at the lowest bit",
         header.get("PixelRepresentation", 0) != 0 and "signed samples",
         min(header.Columns, header.Rows) < 1 and "a side of 0 pixels",
     ]
     if any(wrong):
         raise ImageError("corrupt", f"{next(filter(None, wrong))} cannot be read")
-    is_jpeg = syntax in JPEG
     shape = int(header.Columns), int(header.Rows)
     identity = _identifier(header, "PatientID"), _identifier(header, "StudyInstanceUID")
-    return Photograph(*shape, is_jpeg, color == "RGB", color == "MONOCHROME1", *identity, content, header)
+    packing = syntax in JPEG, color == "RGB", color == "MONOCHROME1"
+    return Photograph(*shape, *packing, *identity, header.get("ICCProfile"), content, header)
+
+
+def _check_syntax(syntax: str, bits: int) -> None:
+    """Raise `ImageError` if no decoder is installed for a transfer syntax."""
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import UID
+
+    if syntax in JPEG and bits <= 8:
+        return
+    try:
+        readable = syntax != JPEG_12_BIT and get_decoder(syntax).is_available
+    except NotImplementedError:
+        readable = False
+    if not readable:
+        shown = syntax if re.fullmatch(r"[0-9.]{1,64}", syntax) else "none or an invalid one"
+        name = UID(syntax).name if shown == syntax else ""
+        known = f"{name}, " if name and name != syntax else ""
+        hint = "; install python-gdcm" if syntax in NEEDS_GDCM else ""
+        raise ImageError("unsupported_transfer_syntax", f"{known}{shown}{hint}")
 
 
 def _identifier(header: Dataset, keyword: str) -> str | None:
@@ -146,7 +190,25 @@ def _dataset(content: bytes, limit: int, tags: list[str], stop_before_pixels: bo
     # Its warnings quote values, even those that name the patient
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
     plain = _inflated(content, limit) if DEFLATED.encode() in content else content
+    _check_elements(plain)
     return pydicom.dcmread(io.BytesIO(plain), stop_before_pixels=stop_before_pixels, specific_tags=tags)
+
+
+def _with_preamble(content: bytes) -> bytes:
+    """A file that begins with its meta information, or without any with its dataset, as the standard has it."""
+    if content[128:132] == b"DICM":
+        return content
+    start = bytes(128) + b"DICM"
+    if BARE_META.match(content):
+        return start + content
+    return start + _meta(EXPLICIT if content[4:6].isalpha() else IMPLICIT) + content
+
+
+def _meta(syntax: str) -> bytes:
+    """Meta information that names a transfer syntax."""
+    value = syntax.encode() + bytes(len(syntax) % 2)
+    element = b"\x02\0\x10\0UI" + len(value).to_bytes(2, "little") + value
+    return b"\x02\0\0\0UL\x04\0" + len(element).to_bytes(4, "little") + element
 
 
 def _inflated(content: bytes, limit: int) -> bytes:
@@ -157,15 +219,63 @@ def _inflated(content: bytes, limit: int) -> bytes:
     """
     import pydicom
 
-    if content[132:140] != b"\x02\0\0\0UL\x04\0":
+    if not BARE_META.match(content, 132):
         raise ImageError("corrupt", "its meta information does not have its length")
     end = 144 + int.from_bytes(content[140:144], "little")
     meta = pydicom.dcmread(io.BytesIO(content[:end])).file_meta
     if meta.get("TransferSyntaxUID") != DEFLATED:
         return content
-    syntax = EXPLICIT.encode() + b"\0"
-    element = b"\x02\0\x10\0UI" + len(syntax).to_bytes(2, "little") + syntax
-    return bytes(128) + b"DICM" + element + zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[end:], limit)
+    plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[end:], limit)
+    return bytes(128) + b"DICM" + _meta(EXPLICIT) + plain
+
+
+def _check_elements(content: bytes) -> None:
+    """Raise `ImageError` if a header has more elements, or deeper sequences, than `MOST_ELEMENTS` and `MOST_DEPTH`.
+
+    Walks through a file with a preamble up to its pixels, and into what pydicom goes into: sequences without a length.
+    What it cannot follow is left to pydicom and to the limits of the process.
+    """
+    place, explicit, order = 132, True, "<"
+    # Of the sequences and items that are open; DELIMITED where a delimiter ends it, FRAGMENTS if that holds no elements
+    ends: list[int] = []
+    count, syntax = 0, EXPLICIT
+    short = re.compile(rb"AE|AS|AT|CS|DA|DS|DT|FL|FD|IS|LO|LT|PN|SH|SL|SS|ST|TM|UI|UL|US")
+    long = re.compile(rb"OB|OD|OF|OL|OV|OW|SQ|SV|UC|UN|UR|UT|UV")
+    while place + 8 <= len(content):
+        while ends and 0 < ends[-1] <= place:
+            ends.pop()
+        if not ends and content[place : place + 2] != b"\2\0" and (explicit, order) == (True, "<"):
+            explicit, order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"  # the meta information has ended
+        group, element = struct.unpack_from(order + "HH", content, place)
+        kind = content[place + 4 : place + 6]
+        if group == 0xFFFE:  # an item or a delimiter
+            kind, size, start = b"", struct.unpack_from(order + "I", content, place + 4)[0], place + 8
+        elif explicit and short.fullmatch(kind):
+            size, start = struct.unpack_from(order + "H", content, place + 6)[0], place + 8
+        elif explicit and long.fullmatch(kind):
+            if place + 12 > len(content):
+                return
+            size, start = struct.unpack_from(order + "I", content, place + 8)[0], place + 12
+        else:  # implicit: also what a sequence of VR UN holds
+            kind, size, start = b"", struct.unpack_from(order + "I", content, place + 4)[0], place + 8
+        count += 1
+        if (group, element) == (0x7FE0, 0x0010) and not ends:
+            return
+        if (group, element) == (0x0002, 0x0010):
+            syntax = content[start : start + size].decode("latin-1").strip("\0 ")
+        if (group, element) in ((0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)):
+            del ends[-1:]
+        elif size == 0xFFFFFFFF:
+            ends.append(FRAGMENTS if kind in (b"OB", b"OW") else DELIMITED)
+        elif (group, element) == (0xFFFE, 0xE000) and ends[-1:] != [FRAGMENTS]:
+            ends.append(start + size)
+        else:
+            start += size
+        if count > MOST_ELEMENTS or len(ends) > 2 * MOST_DEPTH:  # a sequence and an item are a level
+            raise ImageError(
+                "too_costly", f"its header has over {MOST_ELEMENTS} elements, or over {MOST_DEPTH} levels of sequences"
+            )
+        place = start
 
 
 def _check_jpeg_2000(frame: bytes, width: int, height: int) -> None:

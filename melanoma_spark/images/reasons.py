@@ -14,12 +14,21 @@ REASONS = {
     "damaged": "its decoder warns that image data is missing or corrupt, so that a part of the picture may be wrong; "
     "ingest.damaged=accept accepts it",
     "too_many_pixels": "the image is over ingest.max_pixels and was not decoded",
+    "too_large": "its pixels, strips or texts would take too much memory: more than 4 bytes for each pixel of "
+    "ingest.max_pixels, a million strips, or a megabyte of text",
+    "too_costly": "its header has too many elements or levels, or decoding it takes more memory or processor seconds "
+    "than one image may",
+    "preview_only": "all images of the TIFF or DNG file are smaller versions of one that is missing or raw; save the "
+    "full image as TIFF, PNG or JPEG",
     "too_small": "a side is under ingest.min_side pixels",
     "blank": "all pixels have the same color",
     "mask": "gray with two values only: a segmentation mask, not a photograph",
     "recognisable": "its DICOM header says that the patient can be recognized in it",
     "burned_in": "its DICOM header says that text which may name the patient is burned into its pixels",
     "dicom_not_photographic": "the DICOM object is neither a dermoscopic nor another photograph",
+    "multi_frame": "the DICOM file holds several frames, and nothing says which one shows the lesion; save each as a "
+    "file",
+    "unsupported_transfer_syntax": "no installed package decodes how the DICOM file packs its pixels",
     "no_label": "neither a table nor the folder gives a label",
     "unknown_label": "the label is in neither diagnoses.csv nor ingest.labels.positive or .negative",
     "indeterminate": "its label does not determine the target; see target and ingest.indeterminate",

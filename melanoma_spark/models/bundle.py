@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from melanoma_spark import __version__, lineage
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.images import decoding, hashes, quality
+from melanoma_spark.images.limits import ImageLimits
 from melanoma_spark.models import network
 from melanoma_spark.models.calibration import Calibration
 from melanoma_spark.models.operating_points import OperatingPoint
@@ -49,6 +50,7 @@ class Scorer:
     facts: Mapping[str, str]  # ids: of the model, its tensors, weights, dataset, features and run
     reference: Reference | None = None
     damaged: str = "reject"  # or "accept": for damaged images, as ingest.damaged
+    pixels_version: int = decoding.UNMANAGED  # of the images that it was trained on
 
     @property
     def model_id(self) -> str:
@@ -56,13 +58,13 @@ class Scorer:
         return f"{self.facts['id']} tta {self.spec.tta}"
 
     @property
-    def limits(self) -> decoding.ImageLimits:
+    def limits(self) -> ImageLimits:
         """Which images it accepts."""
-        return decoding.ImageLimits(self.min_side, self.max_pixels, accept_damaged=self.damaged == "accept")
+        return ImageLimits(self.min_side, self.max_pixels, accept_damaged=self.damaged == "accept")
 
     def prepare(self, content: bytes) -> NDArray[np.uint8]:
         """Decode a file to the pixels that ingest stores, at the model's size. Raises `ImageError`."""
-        return decoding.decode(content, self.spec.image_size, self.limits)
+        return decoding.decode(content, self.spec.image_size, self.limits, self.pixels_version)
 
     def prepare_sized(self, content: bytes) -> NDArray[np.void]:
         """Decode a file to a record: `pixels` of `prepare`, `side`, the shorter one of the file, and `damaged`.
@@ -70,9 +72,9 @@ class Scorer:
         Raises `ImageError`.
         """
         size = self.spec.image_size
-        pixels, side, damage = decoding.decode_sized(content, size, self.limits)
+        image = decoding.decode_described(content, size, self.limits, self.pixels_version)
         fields = [("pixels", np.uint8, (size, size, 3)), ("side", np.float32), ("damaged", bool)]
-        return np.array((pixels, side, damage is not None), np.dtype(fields))
+        return np.array((image.pixels, min(image.width, image.height), image.damage is not None), np.dtype(fields))
 
     def finish(
         self,
@@ -128,6 +130,7 @@ def pack(scorer: Scorer) -> dict[str, bytes]:
         "min_side": scorer.min_side,
         "max_pixels": scorer.max_pixels,
         "damaged": scorer.damaged,
+        "pixels_version": scorer.pixels_version,
         "facts": dict(scorer.facts),
         "package": __version__,
         "warning": "research software; not a diagnosis, not a medical device",
@@ -162,6 +165,7 @@ def unpack(artifacts: Mapping[str, bytes]) -> Scorer:
             min_side=int(description["min_side"]),
             max_pixels=int(description["max_pixels"]),
             damaged=description.get("damaged", "reject"),  # version 0.1 did not see damage
+            pixels_version=int(description.get("pixels_version", decoding.UNMANAGED)),  # 0.2 did not convert profiles
             facts=description["facts"],
             reference=unpack_reference(artifacts) if referenced else None,
         )

@@ -33,7 +33,18 @@ def requirements() -> list[str]:
     """The packages that a server of this model needs, at the versions it was made with."""
     import tensorflow as tf
 
-    names = ("keras", "numpy", "pandas", "pillow", "pydantic", "pydicom", "pyyaml", "fsspec", "simplejpeg")
+    names = (
+        "keras",
+        "numpy",
+        "pandas",
+        "pillow",
+        "pydantic",
+        "pydicom",
+        "pyyaml",
+        "fsspec",
+        "simplejpeg",
+        "python-gdcm",
+    )
     return [f"tensorflow-cpu=={tf.__version__}", *(f"{name}=={version(name)}" for name in names)]
 
 

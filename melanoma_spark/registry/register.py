@@ -139,6 +139,7 @@ def register_version(
         min_side=settings.ingest.min_side,
         max_pixels=settings.ingest.max_pixels,
         damaged=settings.ingest.damaged,
+        pixels_version=images.pixels_version,
         facts={
             key: getattr(model, key)
             for key in ("id", "tensors_id", "weights_id", "weights_origin", "dataset_id", "features_id", "run_id")

@@ -55,12 +55,15 @@ class ImagesManifest(Manifest):
     layout: str = ""
     target: str
     image_size: int  # pixels
+    pixels_version: int = 2  # decoding.PIXELS_VERSION; releases before did not name it
     listed: int
     read: int = 0  # now, not by an earlier ingest
     accepted: int
     damaged: int = 0  # of the accepted ones
     rejected: int
     skipped: int
+    profiles: Mapping[str, int] = {}  # `color.Profile` -> images
+    profiles_to: str = ""  # the colors that profiles are converted to, and how
     rows_without_image: int = 0
     rows_unclear: Mapping[str, int | Mapping[str, list[str]]] = {}  # `records.Notes`
     counts: Mapping[str, int]  # train_0, train_1, validation_0, ...

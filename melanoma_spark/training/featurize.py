@@ -16,7 +16,6 @@ from pyspark.sql import types as t
 
 from melanoma_spark import lineage, schemas
 from melanoma_spark.images import augmentation
-from melanoma_spark.images.decoding import PIXELS_VERSION
 from melanoma_spark.models import backbones, engines, prediction, weights
 from melanoma_spark.runner.context import StageContext, Summary, read_images, read_input, report_throughput
 from melanoma_spark.spark import inference, session
@@ -39,7 +38,7 @@ def featurize(context: StageContext) -> Summary:
         "weights": base.content_id,
         "cuts": list(backbones.cuts_read(settings)),
         "image_size": source.image_size,
-        "pixels_version": PIXELS_VERSION,
+        "pixels_version": source.pixels_version,
         "dtype": settings.featurize.dtype,
         "precision": settings.featurize.precision,
         "key": KEY,

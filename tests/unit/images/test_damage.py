@@ -87,9 +87,9 @@ def test_damaged_jpegs_are_rejected_or_accepted_with_their_damage(kind):
     found = decoding.decode_with_hashes(content, 64, ACCEPT)
     assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
     assert np.array_equal(found.pixels, before(content, 64))
-    pixels, side, told = decoding.decode_sized(content, 64, ACCEPT)
-    assert np.array_equal(pixels, found.pixels)
-    assert (side, told) == (min(found.width, found.height), found.damage)
+    described = decoding.decode_described(content, 64, ACCEPT)
+    assert np.array_equal(described.pixels, found.pixels)
+    assert (described.width, described.height, described.damage) == (found.width, found.height, found.damage)
     assert np.array_equal(decoding.decode(content, 64, ACCEPT), found.pixels)
     whole = decoding.decode_with_hashes(KINDS[kind], 64, ACCEPT)
     assert whole.damage is None

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 from samples import examples
 
 from melanoma_spark.errors import DataError, ImageError
-from melanoma_spark.images import decoding, hashes, synthetic
+from melanoma_spark.images import decoding, formats, hashes, synthetic
 from melanoma_spark.images.reasons import REASONS
 
 DATA = SHARED / "data"
@@ -348,6 +348,7 @@ def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
     assert {reason for _, reason in CORPUS.values()} == {
         *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
         *("damaged", "blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
+        *("too_large", "too_costly", "preview_only", "multi_frame", "unsupported_transfer_syntax"),
     }
 
 
@@ -441,7 +442,7 @@ def test_mutated_image_is_decoded_or_an_image_error_within_seconds(content, chan
         assert (found.pixels.shape, found.pixels.dtype) == ((48, 48, 3), np.uint8)
         assert found.hash_pixels.shape == (128, 128, 3)
         assert min(found.width, found.height) >= 2
-        assert found.format in decoding.SIGNATURES
+        assert found.format in formats.SIGNATURES
 
 
 def test_jpeg_cut_anywhere_is_rejected():

@@ -3,13 +3,35 @@
 import dataclasses
 import io
 import logging
+import struct
+import time
 import zlib
 
 import numpy as np
 import pydicom
 import pytest
-from broken import DERMOSCOPIC, ENDOSCOPIC, GREY, LESION, LIMITS, PHOTOGRAPHIC, PIXELS, changed, dicom, encoded
+from broken import (
+    CAPTURE,
+    DERMOSCOPIC,
+    END_OF_ITEM,
+    END_OF_SEQUENCE,
+    ENDOSCOPIC,
+    GREY,
+    ITEM,
+    LESION,
+    LIMITS,
+    PHOTOGRAPHIC,
+    PIXELS,
+    changed,
+    dicom,
+    empty_sequences,
+    encoded,
+    nested,
+    with_elements,
+)
 from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.pixels.decoders.base import Decoder
 from pydicom.pixels.processing import apply_color_lut
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -18,19 +40,26 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
     RLELossless,
 )
 
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import decoding
 from melanoma_spark.images import dicom as reader
+from melanoma_spark.images.limits import ImageLimits
 
 GREY_PIXELS = np.asarray(GREY)
 JPEG = encoded(LESION, "JPEG", quality=95)
 
 
 def seen(content, **options):
-    return decoding.decode_with_hashes(content, 96, decoding.ImageLimits(**options)).pixels
+    return decoding.decode_with_hashes(content, 96, ImageLimits(**options)).pixels
+
+
+def here(content, **options):
+    """As the child decodes, in this process, which can be patched."""
+    return decoding._decode(content, 96, ImageLimits(**options), decoding.PIXELS_VERSION, True, in_child=True)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written here
@@ -38,7 +67,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydico
 
 def reason(content, **options):
     with pytest.raises(ImageError) as error:
-        decoding.decode_with_hashes(content, 96, decoding.ImageLimits(**options))
+        decoding.decode_with_hashes(content, 96, ImageLimits(**options))
     return error.value.reason, error.value.detail
 
 
@@ -154,20 +183,83 @@ def test_jpeg_frames_have_the_pixels_of_the_jpeg(monkeypatch):
     assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(large, 64).hash_pixels)
 
 
-def test_first_frame_of_several_counts():
+def test_several_frames_are_refused_and_counted():
     turned = np.rot90(PIXELS)
-    assert np.array_equal(seen(dicom(NumberOfFrames=2, PixelData=PIXELS.tobytes() + turned.tobytes())), PIXELS)
-    from pydicom.encaps import encapsulate
+    both = dicom(NumberOfFrames=2, PixelData=PIXELS.tobytes() + turned.tobytes())
+    assert reason(both) == ("multi_frame", "2 frames; save each as a file of its own")
+    assert np.array_equal(seen(dicom(NumberOfFrames=1)), PIXELS)
 
-    other = encoded(LESION.rotate(90), "JPEG")
-    content = dicom(
-        syntax=JPEGBaseline8Bit,
-        frame=JPEG,
-        NumberOfFrames=2,
-        PixelData=encapsulate([JPEG, other]),
-        PhotometricInterpretation="YBR_FULL",
-    )
-    assert np.array_equal(seen(content), decoding.decode(JPEG, 96))
+
+def pydicom_file(name, **changes):
+    """One of pydicom's own test files, as a photograph."""
+    dataset = pydicom.dcmread(get_testdata_file(name))
+    dataset.SOPClassUID = PHOTOGRAPHIC
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    return buffer.getvalue()
+
+
+def test_jpeg_lossless_and_jpeg_ls_frames():
+    plain = pydicom.dcmread(get_testdata_file("SC_rgb_small_odd.dcm")).pixel_array
+    assert plain.shape == (3, 3, 3)
+    bars = pydicom.dcmread(get_testdata_file("SC_rgb_rle.dcm")).pixel_array  # the same picture, packed otherwise
+    for name, difference in (("SC_rgb_jpeg_gdcm.dcm", 0), ("SC_rgb_jls_lossy_line.dcm", 10)):
+        found = decoding.decode(pydicom_file(name), 100).astype(int)
+        assert np.abs(found - bars).max() <= difference
+    near = decoding.decode(pydicom_file("JPEGLSNearLossless_16.dcm"), 50)
+    assert near.shape == (50, 50, 3)
+
+
+def test_a_transfer_syntax_without_a_decoder_is_named(monkeypatch):
+    video = dicom(syntax="1.2.840.10008.1.2.4.102", frame=b"12")
+    named = "MPEG-4 AVC/H.264 High Profile / Level 4.1, 1.2.840.10008.1.2.4.102"
+    assert reason(video) == ("unsupported_transfer_syntax", named)
+    deep = dicom(GREY_PIXELS.astype(np.uint16), JPEGExtended12Bit, frame=JPEG)
+    assert reason(deep)[1].startswith("JPEG Extended (Process 2 and 4), 1.2.840.10008.1.2.4.51")
+    monkeypatch.setattr(Decoder, "is_available", False)
+    with pytest.raises(ImageError, match=r"JPEG-LS Lossless.*install python-gdcm"):
+        here(pydicom_file("MR_small_jpeg_ls_lossless.dcm", PixelRepresentation=0))
+
+
+def test_secondary_captures_of_cameras_are_photographs():
+    assert np.array_equal(seen(dicom(sop=CAPTURE)), PIXELS)
+    assert np.array_equal(seen(dicom(sop=CAPTURE, Modality="XC")), PIXELS)
+    assert reason(dicom(sop=CAPTURE, Modality="CT")) == ("dicom_not_photographic", f"SOP class {CAPTURE}, modality CT")
+    assert reason(dicom(sop=CAPTURE, BurnedInAnnotation="YES"))[0] == "burned_in"
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian])
+def test_files_without_a_preamble(syntax):
+    content = dicom(syntax=syntax)
+    assert np.array_equal(seen(content[132:]), PIXELS)
+    if syntax != DeflatedExplicitVRLittleEndian:  # without meta information nothing says that it is deflated
+        assert np.array_equal(seen(content[144 + int.from_bytes(content[140:144], "little") :]), PIXELS)
+
+
+def test_12_bits_in_16_are_scaled_by_the_bits_that_are_stored():
+    samples = GREY_PIXELS.astype(np.uint16) * 16
+    exact = seen(dicom(samples, BitsStored=12, HighBit=11))[..., 0]
+    assert np.array_equal(exact, GREY_PIXELS.astype(int) * 16 * 255 // 4095)
+    overlay = samples | 0x8000  # bits above those stored are not of the picture
+    assert np.array_equal(seen(dicom(overlay, BitsStored=12, HighBit=11))[..., 0], exact)
+    assert reason(dicom(samples, BitsStored=12, HighBit=15))[0] == "corrupt"
+
+
+def test_bounds_of_elements_and_levels():
+    assert np.array_equal(seen(nested(reader.MOST_DEPTH)), PIXELS)
+    assert reason(nested(reader.MOST_DEPTH + 1))[0] == "too_costly"
+    bomb = empty_sequences()
+    assert len(bomb) < 60_000
+    start = time.process_time()
+    assert reason(bomb)[0] == "too_costly"
+    assert time.process_time() - start < 1
+    # Fragments of an icon are no elements
+    icon = struct.pack("<HH2sHI", 0x0088, 0x0200, b"SQ", 0, 0xFFFFFFFF) + ITEM
+    fragment = struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OB", 0, 0xFFFFFFFF)
+    fragment += struct.pack("<HHI", 0xFFFE, 0xE000, 8000) + ITEM * 1000 + END_OF_SEQUENCE
+    assert np.array_equal(seen(with_elements(icon + fragment + END_OF_ITEM + END_OF_SEQUENCE)), PIXELS)
 
 
 def test_other_objects_and_sizes_over_the_limits_are_refused(monkeypatch):
@@ -175,8 +267,9 @@ def test_other_objects_and_sizes_over_the_limits_are_refused(monkeypatch):
     assert reason(dicom(sop="Doe^Jane")) == ("dicom_not_photographic", "SOP class none or an invalid one")
     assert reason(dicom(SOPClassUID=None))[0] == "dicom_not_photographic"
     monkeypatch.setattr(reader.Photograph, "_read_pixels", lambda *of: pytest.fail("unpacked"))
-    assert reason(dicom(), max_pixels=96 * 96 - 1)[0] == "too_many_pixels"
-    assert reason(dicom(), min_side=97)[0] == "too_small"
+    for limits, code in (({"max_pixels": 96 * 96 - 1}, "too_many_pixels"), ({"min_side": 97}, "too_small")):
+        with pytest.raises(ImageError, match=code):
+            here(dicom(), **limits)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +293,7 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
     assert np.array_equal(seen(named), PIXELS), "only its name stands there"
     limits, real = [], reader._inflated
     monkeypatch.setattr(reader, "_inflated", lambda *of: limits.append(len(real(*of))) or real(*of))
-    decoding.decode_with_hashes(content[:end] + body, 96, decoding.ImageLimits(**LIMITS))
+    here(content[:end] + body, **LIMITS)
     assert max(limits) < reader.HEADER_BYTES + PIXELS.nbytes + 300
     # without the length of the meta information pydicom would unpack all of it
     assert reason(changed(content, (132, b"\x09")), **LIMITS)[0] == "corrupt"
@@ -233,7 +326,7 @@ def test_only_the_ids_of_the_patient_are_read_and_nothing_is_logged(caplog, capf
             dicom(PhotometricInterpretation="JANE"),
         ):
             assert "jane" not in " ".join(reason(broken)).lower()
-    kept = {"pixels", "hash_pixels", "width", "height", "format", "damage", "patient", "study"}
+    kept = {"pixels", "hash_pixels", "width", "height", "format", "damage", "patient", "study", "profile"}
     assert {field.name for field in dataclasses.fields(looked)} == kept
     assert "jane" not in caplog.text.lower()
     assert capfd.readouterr() == ("", "")
