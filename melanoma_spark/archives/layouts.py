@@ -90,7 +90,23 @@ LAYOUTS: dict[str, KnownLayout] = {
     "plain": KnownLayout("nothing but images"),
 }
 MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
-HIDDEN = {"__macosx", "thumbs.db", "desktop.ini"}
+SYSTEM = "system"  # the reason of files in these folders, or of these names; they are skipped, not rejected
+SYSTEM_NAMES = {  # in lower case
+    *(
+        "__macosx",
+        ".ds_store",
+        ".appledouble",
+        ".spotlight-v100",
+        ".fseventsd",
+        ".trashes",
+        ".trash",
+        ".temporaryitems",
+    ),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information"),
+    *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", ".snapshot", ".@__thumb", "@tmp", ".zfs"),
+    *(".thumbnails", ".thumbs", ".xvpics", ".picasaoriginals", ".picasa.ini", "picasa.ini", "lost+found"),
+    *(".directory", ".ipynb_checkpoints", ".dropbox.cache", ".stfolder"),
+}
 TABLE_SUFFIXES = (".csv", ".tsv", ".tab")
 OTHER_SUFFIXES = (
     *(".txt", ".json", ".md", ".rst", ".pdf", ".xlsx", ".xls", ".ods", ".doc", ".docx", ".html", ".htm", ".xml"),
@@ -227,11 +243,14 @@ def label_from_folders(path: str, layout: Layout, words: Iterable[str] = ()) -> 
 def classify_file(path: str) -> tuple[str, str | None, str | None]:
     """The role of a file by its path below the archive; reason and detail if it is rejected by its name.
 
-    Roles are `image`, `table` and `other`, which are texts and documents.
+    Roles are `image`, `table` and `other`, which are texts and documents, and what is `SYSTEM`.
     """
     place = PurePosixPath(path)  # once, as it costs more than the rest
-    if any(part.startswith(".") or part.lower() in HIDDEN for part in place.parts):
-        return "image", "hidden", "made by an operating system, or its name starts with a dot"
+    for part in place.parts:
+        if part.startswith("._") or part.lower() in SYSTEM_NAMES or part.lower().startswith(".trash-"):
+            return "other", SYSTEM, "made by an operating system, a file server or a program"
+    if any(part.startswith(".") for part in place.parts):
+        return "image", "hidden", "its name, or a folder's, starts with a dot"
     name = place.name.lower()
     if name.endswith(TABLE_SUFFIXES) or name == "ham10000_metadata":  # which Harvard ships without a suffix
         return "table", None, None

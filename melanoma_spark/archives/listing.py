@@ -212,12 +212,14 @@ def _check_file(
     name: str, path: str, entry: Mapping[str, Any], links: _Links, max_bytes: int
 ) -> tuple[str | None, str | None]:
     """Reason and detail for which a file is not read, as far as its name and its entry in the folder show."""
+    role, reason, detail = layouts.classify_file(printable_name(name))
+    if reason == layouts.SYSTEM:
+        return reason, detail
     if entry.get("islink"):
         if refused := links.refuse(path):
             return refused
     elif entry["type"] != "file":
         return "special_file", f"of type {entry['type']}"
-    role, reason, detail = layouts.classify_file(printable_name(name))
     if reason == "mask" and containers.is_container(name):  # each of its members has a name of its own
         reason = detail = None
     if reason or role != "image":
@@ -231,9 +233,10 @@ def _check_length(length: int, max_bytes: int) -> tuple[str | None, str | None]:
 
 def _member(root: str, container: ListedFile, kind: str, member: containers.Member) -> ListedFile:
     path = posixpath.join(container.file, member.name) if member.name else container.file
-    role, reason, detail = "image", member.reason, member.detail
-    if not reason:  # of a tar to which a table was added again both count
-        role, reason, detail = layouts.classify_file(_without_number(member.name))
+    # Of a tar to which a table was added again both count
+    role, reason, detail = layouts.classify_file(_without_number(member.name))
+    if member.reason and reason != layouts.SYSTEM:
+        role, reason, detail = "image", member.reason, member.detail
     place = (f"{root}/{container.file}!/{member.name}", path, image_id(path, kind), role, container.file, container.raw)
     numbers = (member.index, member.offset, member.stored, member.method, member.crc, member.size)
     return ListedFile(*place, kind, member.name, *numbers, from_microseconds(container.modified), reason, detail)
@@ -253,6 +256,6 @@ def _loose_file(
     """A row for a file that is not in a container. `raw` is its name if that is not valid text."""
     text = printable_name(name)
     raw = os.fsencode(name) if raw is None and text != name else raw
-    role = "image" if reason else layouts.classify_file(text)[0]
+    role = layouts.classify_file(text)[0] if reason in (None, layouts.SYSTEM) else "image"
     place = (f"{root}/{text}", text, image_id(text, "file"), role, text, raw, kind)
     return ListedFile(*place, length=length, modified=modified, reason=reason, detail=detail)

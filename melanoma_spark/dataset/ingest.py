@@ -57,7 +57,8 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
 
     session.describe_jobs(spark, "ingest: list the archive")
     listed = store("listed", listing.list_archive(spark, settings))
-    roles = {row.role: row["count"] for row in listed.groupBy("role").count().collect()}
+    by_role = listed.groupBy("role", f.when(f.col("role") == "other", f.col("reason")).alias("skipped_for")).count()
+    roles = {(row.role, row.skipped_for): row["count"] for row in by_role.collect()}
     total = sum(roles.values())
     if not total:
         raise DataError(f"archive {settings.archive} holds no files; expected images, or zip or tar files of them")
@@ -102,7 +103,8 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     unknown = {row.word: row["count"] for row in words_of.orderBy(f.desc("count"), "word").limit(20).collect()}
     accepted, rejected = sum(counts.values()), sum(reasons.values())
     damaged = kept.where(f.col("flags") == quality.DAMAGED).count() if settings.ingest.damaged == "accept" else 0
-    skipped = total - roles.get("image", 0)
+    skipped = total - roles.get(("image", None), 0)
+    system = roles.get(("other", layouts.SYSTEM), 0)
     with_profile = read.where("profile is not null").groupBy("profile").count().collect()
     profiles = {row.profile: row["count"] for row in with_profile}
     if accepted + rejected + skipped != total:
@@ -156,6 +158,8 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     # These keys are for archives that have some
     if damaged:
         manifest = manifest.model_copy(update={"damaged": damaged})
+    if system:
+        manifest = manifest.model_copy(update={"skipped_for": {layouts.SYSTEM: system}})
     if profiles:
         manifest = manifest.model_copy(update={"profiles": profiles, "profiles_to": color.TARGET})
     session.describe_jobs(spark, "ingest: data card")
@@ -173,6 +177,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
+        f"{f' ({layouts.SYSTEM} {system})' if system else ''}"
         f"{f'; {broken} with a color profile that cannot be used, sRGB is assumed' if broken else ''}"
         f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
         f"{new} read now; {layout.summary}{throughput}"

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
@@ -11,10 +12,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
+from melanoma_spark.archives import listing
+from melanoma_spark.dataset import ingest
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.models import backbones, bundle, calibration, model_registry, network, prediction
-from melanoma_spark.runner.context import StageContext, read_images
+from melanoma_spark.runner.context import StageContext, archive_id, read_images
 from melanoma_spark.spark import inference, session
 from melanoma_spark.storage import files, manifests
 from melanoma_spark.storage.manifests import (
@@ -176,7 +179,8 @@ def predict_registered(
 ) -> NDArray[np.float64]:
     """Calibrated probabilities of a registered model for the rows of `test`.
 
-    Raises `DataError` where the model takes images of another size.
+    A model of another version of pixels gets its own, from the archive's files. Raises `DataError` where the model
+    takes images of another size, or its pixels cannot be made.
     """
     _, artifacts = model_registry.download_model(context.tracker, reference)
     scorer = bundle.unpack(artifacts)
@@ -186,5 +190,33 @@ def predict_registered(
             "two cannot be compared; give the new one another register.name, or register.gate.auroc_margin=null"
         )
     session.describe_jobs(context.spark, f"{reference} on the test images")
-    predicted = predict_with_scorer(context, read_images(context, images).where("split = 'test'"), scorer)
+    rows = read_images(context, images).where("split = 'test'")
+    if scorer.pixels_version != images.pixels_version:
+        rows = decode_again(context, images, rows, scorer.pixels_version)
+    predicted = predict_with_scorer(context, rows, scorer)
     return scorer.calibration.apply(predicted.set_index("sha256").loc[test["sha256"], "raw_probability"])
+
+
+def decode_again(context: StageContext, images: ImagesManifest, rows: DataFrame, version: int) -> DataFrame:
+    """Rows of images/ with pixels of another version, decoded from the archive's files.
+
+    Raises `DataError` where the archive is another one, or lacks some of the files.
+    """
+    settings, hint = context.settings, "or set register.gate.auroc_margin=null"
+    versions = f"the model has pixels of version {version}, images/ has version {images.pixels_version}"
+    if not settings.archive or archive_id(settings.archive) != images.archive:
+        raise DataError(
+            f"{versions}, so the two cannot be compared without the files; name the archive of images/ with "
+            f"archive=URL, {hint}"
+        )
+    limits = settings.ingest.model_copy(update={"pixels_version": version})
+    settings = settings.model_copy(update={"ingest": limits, "image_size": images.image_size})
+    listed = listing.list_archive(context.spark, settings).where("role = 'image' and reason is null")
+    wanted = listed.join(rows.select("source_uri"), "source_uri", "left_semi")
+    decoded, _, _ = ingest.decode_new_files(replace(context, settings=settings), wanted)
+    again = decoded.where("image is not null").select("sha256", "image").dropDuplicates(["sha256"])
+    with_pixels = rows.drop("image").join(again, "sha256")
+    missing = rows.count() - with_pixels.count()
+    if missing:
+        raise DataError(f"{versions}, and {missing} files of its test images are not in the archive any more; {hint}")
+    return with_pixels

@@ -4,7 +4,9 @@ UNREADABLE = "unreadable"  # the only reason that is not about the content: the 
 
 REASONS = {
     "empty": "the file has no bytes",
-    "hidden": "made by an operating system, or its name, or a folder's, starts with a dot; rename it to have it read",
+    "system": "made by an operating system, a file server or a program, such as thumbnails; it is skipped and counted, "
+    "and is no row of rejects/ or scores/",
+    "hidden": "its name, or a folder's, starts with a dot; rename it to have it read",
     UNREADABLE: "the file system did not give it; the next job tries again",
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
     "archive_by_another_name": "the content is a zip, tar or gzip archive; rename it to .zip, .tar or .tar.gz to have "

@@ -14,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import lineage, logs, schemas
-from melanoma_spark.archives import matching, tasks
+from melanoma_spark.archives import layouts, matching, tasks
 from melanoma_spark.archives.listing import describe_links, list_archive, settled_files
 from melanoma_spark.errors import ClusterError, ExitStatus
 from melanoma_spark.images.reasons import UNREADABLE
@@ -188,6 +188,8 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
         worklist.write_unmatched(context, batch_id, unmatched)
     tables = {**notes.as_record(), "set_aside": set_aside, "unused": run.tables.unused}
     facts |= {"verdict": drifted.verdict, "drift": drifted.as_record(), "tables": tables}
+    system = run.settled.where(f.col("reason") == layouts.SYSTEM).count()
+    facts |= {"skipped_for": {layouts.SYSTEM: system}} if system else {}
     context.tracker.log_metrics(counts)
     context.tracker.set_tags({"batch_id": batch_id, "model_version": run.version, "verdict": drifted.verdict})
     index = ledger.entries(rows).unionByName(new.copies)
@@ -200,9 +202,10 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     counted = " + ".join(status.describe_counts(counts, always=("scored", "rejected", "copies")))
     number = f"{len(set_aside)} table{'s' if len(set_aside) > 1 else ''}"
     aside = f"; {number} set aside ({', '.join(set_aside)})" if set_aside else ""
+    skipped = f"; {system} files of the system skipped" if system else ""
     summary = (
         f"{run.image_count} images listed = {counted} + {new.known_count} scored before, by {run.model_name}; "
-        f"{drifted.verdict}{notes}{run.links}{aside}; {target}; {page}{pace}"
+        f"{drifted.verdict}{notes}{run.links}{aside}{skipped}; {target}; {page}{pace}"
     )
     return Summary(summary, ExitStatus.ATTENTION if drifted.beyond or set_aside else 0)
 

@@ -62,6 +62,7 @@ class ImagesManifest(Manifest):
     damaged: int = 0  # of the accepted ones
     rejected: int
     skipped: int
+    skipped_for: Mapping[str, int] = {}  # reason -> files; those without are tables and notes
     profiles: Mapping[str, int] = {}  # `color.Profile` -> images
     profiles_to: str = ""  # the colors that profiles are converted to, and how
     rows_without_image: int = 0

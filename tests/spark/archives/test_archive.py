@@ -34,7 +34,8 @@ NAMES = (
     "_kind=a/partition.jpg",
 )
 NO_TEXT = (b"caf\xe9.jpg", b"\xff\xfe/\xe9t\xe9.jpg")  # names of the eighties
-HIDDEN = (".hidden.jpg", ".folder/inside.jpg", "__MACOSX/inside.jpg", "Thumbs.db", ".hidden.zip")
+HIDDEN = (".hidden.jpg", ".folder/inside.jpg", ".hidden.zip")
+SYSTEM = ("__MACOSX/inside.jpg", "Thumbs.db", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg")
 PACKED = ("a.jpg", "folder/b c.jpg", "folder/m\u00e9lan\u00f4me [1].jpg", "_d#1.jpg")
 KINDS = {
     "four.zip": "zip",
@@ -69,7 +70,7 @@ def odd(tmp_path_factory):
     """An archive with something of everything, in folders of odd names."""
     above = tmp_path_factory.mktemp("odd")
     root = above / "archive [1], 50%20 #2 a::b {x}"
-    for number, name in enumerate((*NAMES, *HIDDEN)):
+    for number, name in enumerate((*NAMES, *HIDDEN, *SYSTEM)):
         write(root / "site {a,b} [x]?", name, drawn(number))
     for number, raw in enumerate(NO_TEXT):
         write(root, os.fsdecode(raw), drawn(50 + number))

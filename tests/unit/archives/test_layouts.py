@@ -277,8 +277,13 @@ def test_plain_takes_no_labels_where_there_are_some(files):
 @pytest.mark.parametrize(
     ("reason", "paths"),
     [
-        ("hidden", (".a.jpg", "benign/._a.jpg", "benign/.x/y/a.jpg", "__MACOSX/benign/a.jpg", "benign/.DS_Store")),
-        ("hidden", ("Thumbs.db", "._metadata.csv", "__MACOSX/metadata.csv")),
+        ("hidden", (".a.jpg", "benign/.x/y/a.jpg", ".metadata.csv")),
+        (
+            "system",
+            ("__MACOSX/benign/a.jpg", "benign/.DS_Store", "benign/._a.jpg", "._metadata.csv", "lost+found/a.jpg"),
+        ),
+        ("system", ("Thumbs.db", "__MACOSX/metadata.csv", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", ".thumbnails/a.jpg")),
+        ("system", ("x/$RECYCLE.BIN/a.jpg", ".Trash-1000/files/a.jpg", "a/.ipynb_checkpoints/a.jpg")),
         ("other", ("README.md", "LICENSE", "x/attribution.TXT")),
         ("table", ("metadata.csv", "Truth.CSV", "benign/more.tsv", "HAM10000_metadata", "ham.tab")),
         ("mask", ("ISIC_0_superpixels.png", "ISIC_0_segmentation.png", "ISIC_0_Segmentation.PNG")),
@@ -293,7 +298,8 @@ def test_roles_of_files(reason, paths):
         if reason in ("other", "table"):
             assert (role, found_reason, detail) == (reason, None, None), path
         else:
-            assert (role, found_reason, bool(detail)) == ("image", reason, bool(reason)), path
+            expected = "other" if reason == "system" else "image"
+            assert (role, found_reason, bool(detail)) == (expected, reason, bool(reason)), path
 
 
 @pytest.mark.parametrize(
@@ -350,5 +356,5 @@ def test_any_path_has_a_role(path):
     role, reason, detail = classify_file(path)
     assert role in ("image", "table", "other")
     assert (reason is None) == (detail is None)
-    assert reason in (None, "hidden", "mask")
-    assert role == "image" or reason is None
+    assert reason in (None, "hidden", "mask", "system")
+    assert role == "image" or reason in (None, "system")

@@ -1,0 +1,97 @@
+"""What color management and the child that decodes cost: the same files with and without, in turns, in one process.
+
+Profiles: JPEGs of ../shared/data/lesions, else drawn, decoded with pixels of version 2, which ignores ICC profiles, and
+of this version; without profiles, and all with one of Display P3. Child: TIFF files and DICOM photographs of 1024
+pixels and of 224, decoded by the child and in this process.
+
+    .venv/bin/python benchmarks/decoding.py            (2 minutes)
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from side_by_side import REPO
+
+from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images.limits import DEFAULT_LIMITS
+
+sys.path.append(str(REPO / "tests"))
+import broken
+import icc
+
+LESIONS = REPO.parent / "shared/data/lesions"
+SIZE = 224
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=300, help="files of each kind [300]")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each [9]")
+    options = parser.parse_args()
+    plain = jpegs(options.images)
+    profiled = [with_profile(content) for content in plain]
+    for name, contents in (("no file has a profile", plain), ("every file has one", profiled)):
+        compare(name, contents, options.rounds, lambda content: decode(content, decoding.UNMANAGED), decode)
+    for side, share in ((SIZE, 3), (1024, 12)):
+        lesion = Image.fromarray(synthetic.draw_lesion(np.random.default_rng(1), malignant=True, size=side))
+        tiff = [broken.encoded(lesion, "TIFF", compression="tiff_lzw")] * (options.images // share)
+        dicom = [broken.dicom(np.asarray(lesion))] * (options.images // share)
+        for name, contents in ((f"TIFF, {side} px", tiff), (f"DICOM, {side} px", dicom)):
+            compare(f"{name}, in a child", contents, options.rounds, in_process, decode)
+
+
+def jpegs(count: int) -> list[bytes]:
+    """Contents of so many JPEG files."""
+    paths = sorted(Path(LESIONS).glob("*/*.jpg"))[:count]
+    return [path.read_bytes() for path in paths] or [synthetic.lesion_jpeg(seed, size=SIZE) for seed in range(count)]
+
+
+def with_profile(content: bytes) -> bytes:
+    """The same JPEG data with a profile of Display P3."""
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(content)).save(buffer, "JPEG", quality="keep", icc_profile=icc.of_primaries(icc.P3))
+    return buffer.getvalue()
+
+
+def decode(content: bytes, version: int = decoding.PIXELS_VERSION) -> None:
+    decoding.decode_with_hashes(content, SIZE, version=version)
+
+
+def in_process(content: bytes) -> None:
+    decoding._decode(content, SIZE, DEFAULT_LIMITS, decoding.PIXELS_VERSION, True, in_child=True)
+
+
+def compare(
+    name: str,
+    contents: Sequence[bytes],
+    rounds: int,
+    before: Callable[[bytes], None],
+    after: Callable[[bytes], None],
+) -> None:
+    """Print the seconds of an image before and after, and the median of the ratios of neighboring turns."""
+    seconds: list[tuple[float, float]] = []
+    for turn in range(rounds + 1):
+        pair = []
+        for function in (before, after) if turn % 2 else (after, before):
+            started = time.monotonic()
+            for content in contents:
+                function(content)
+            pair.append(time.monotonic() - started)
+        if turn:  # the first one warms up
+            seconds.append((pair[0], pair[1]) if turn % 2 else (pair[1], pair[0]))
+    old, new = (statistics.median(column) / len(contents) * 1000 for column in zip(*seconds, strict=True))
+    ratio = statistics.median(one / other for one, other in seconds)
+    print(f"{name}: {old:.2f} ms before, {new:.2f} ms after, speed {ratio:.3f} of before", flush=True)
+
+
+if __name__ == "__main__":
+    main()
