@@ -191,8 +191,8 @@ CORPUS: dict[str, tuple[str, Callable[[], bytes], dict[str, str | None]]] = {
     # members not to read
     "hidden ones": (
         "zip",
-        lambda: zipped(dict.fromkeys((".DS_Store", "a/._x.jpg", "__MACOSX/x.jpg", "a/Thumbs.db", ".git/x.jpg"), A)),
-        dict.fromkeys((".DS_Store", "a/._x.jpg", "__MACOSX/x.jpg", "a/Thumbs.db", ".git/x.jpg"), "hidden"),
+        lambda: zipped(dict.fromkeys((".x.jpg", "a/.y.jpg", ".folder/x.jpg", "a/.b/x.jpg", ".git/x.jpg"), A)),
+        dict.fromkeys((".x.jpg", "a/.y.jpg", ".folder/x.jpg", "a/.b/x.jpg", ".git/x.jpg"), "hidden"),
     ),
     "empty ones": ("tar", lambda: tarred({"a.jpg": b"", "b.jpg": B}), {"a.jpg": "empty", "b.jpg": None}),
     "empty one in zip": ("zip", lambda: zipped({"a.jpg": b""}), {"a.jpg": "empty"}),

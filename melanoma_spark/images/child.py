@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +30,18 @@ SPARE = 512 * 1024 * 1024  # bytes beside the pixels: copies of the file, and pa
 SERVE = f"from {__name__} import serve; serve()"
 WAIT = 20  # times its processor seconds that a child may take, before it counts as hanging
 
+
+@dataclass(frozen=True)
+class _Child:
+    """A child, the socket to it, and the memory through which it gets files: a socket takes twice the time."""
+
+    process: subprocess.Popen[bytes]
+    connection: _Connection
+    memory: int  # a descriptor
+
+
 _lock = threading.Lock()
-_child: tuple[subprocess.Popen[bytes], _Connection] | None = None
+_child: _Child | None = None
 
 
 def _forget() -> None:
@@ -57,9 +69,13 @@ def decode(request: Mapping[str, Any], content: bytes, memory: int, seconds: int
     limits = {"memory": memory + 2 * len(content) + SPARE, "seconds": seconds}
     with _lock:
         try:
-            _, connection = _running_child()
-            connection.send_bytes(json.dumps({**request, **limits}).encode())
-            connection.send_bytes(content)
+            running = _running_child()
+            connection = running.connection
+            with open(running.memory, "wb", closefd=False) as memory_file:
+                memory_file.seek(0)
+                memory_file.truncate()
+                memory_file.write(content)
+            connection.send_bytes(json.dumps({**request, **limits, "length": len(content)}).encode())
             if not connection.poll(WAIT * seconds):
                 raise ImageError("too_costly", f"no result within {WAIT * seconds} s")
             reply = json.loads(connection.recv_bytes())
@@ -73,20 +89,22 @@ def decode(request: Mapping[str, Any], content: bytes, memory: int, seconds: int
     raise ImageError(*reply["error"])
 
 
-def _running_child() -> tuple[subprocess.Popen[bytes], _Connection]:
+def _running_child() -> _Child:
     global _child
-    if _child is None or _child[0].poll() is not None:
+    if _child is None or _child.process.poll() is not None:
         ours, theirs = socket.socketpair()
+        memory = os.memfd_create("image")
         path = os.pathsep.join(filter(None, sys.path))
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-c", SERVE],
+                [sys.executable, "-P", "-c", SERVE, str(memory)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # decoders print there
+                pass_fds=[memory],
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        _child = process, Connection(ours.detach())
+        _child = _Child(process, Connection(ours.detach()), memory)
     return _child
 
 
@@ -95,13 +113,13 @@ def _end_child() -> int:
     global _child
     if _child is None:
         return 0
-    process, connection = _child
-    _child = None
-    connection.close()
+    ending, _child = _child, None
+    ending.connection.close()
+    os.close(ending.memory)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        return process.wait(timeout=5)
-    process.kill()
-    return process.wait()
+        return ending.process.wait(timeout=5)
+    ending.process.kill()
+    return ending.process.wait()
 
 
 def _explain_death(status: int, seconds: int) -> ImageError | ClusterError:
@@ -118,17 +136,19 @@ def _explain_death(status: int, seconds: int) -> ImageError | ClusterError:
 
 
 def serve() -> None:
-    """Answer requests on standard input, a socket, until it is closed."""
+    """Answer requests on standard input, a socket, until it is closed. The argument is the descriptor of the memory."""
     from melanoma_spark.images import decoding
 
     with contextlib.suppress(OSError):  # the first that Linux ends where memory is short
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection = Connection(0)
+    connection, memory = Connection(0), int(sys.argv[1])
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request = json.loads(connection.recv_bytes())
-            content = connection.recv_bytes()
+            length = request.pop("length")
+            with mmap.mmap(memory, length, prot=mmap.PROT_READ) as view:
+                content = view[:]
             _limit(request.pop("memory"), request.pop("seconds"))
             try:
                 reply, arrays = decoding.answer(request, content)

@@ -20,7 +20,7 @@ TIFF = encoded(LESION, "TIFF")
 def process():
     """The child, which runs."""
     decoding.decode(TIFF, 8)
-    return psutil.Process(child._child[0].pid)
+    return psutil.Process(child._child.process.pid)
 
 
 def error_of(content, **limits):
