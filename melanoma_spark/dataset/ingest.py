@@ -92,7 +92,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     session.describe_jobs(spark, "ingest: groups, duplicates and splits")
     with keep_rejects(context, made_from, find_rejects(candidates, unreadable)):
         grouped = selection.assign_groups(candidates)
-        grouped, found = twins.join_twins(grouped, decoded, roles.get("image", 0), settings, store)
+        grouped, found = twins.join_twins(grouped, decoded, roles.get(("image", None), 0), settings, store)
         decisions = store("decisions", selection.decide(candidates, settings, grouped))
     kept, rejects = decisions.where("reason is null"), find_rejects(decisions, unreadable)
 
