@@ -1,7 +1,5 @@
 """Settings of scoring: image quality, drift, the worklist and following a folder."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field

@@ -3,6 +3,8 @@
 MLflow reads this file as the model's code; batch scoring uses the same `bundle.Scorer`.
 """
 
+from __future__ import annotations  # the documentation is made without MLflow, whose types have no `|` then
+
 from importlib.metadata import version
 from typing import Any
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
-from hdfs_native import Client, FileReader, FileWriter
+from hdfs_native import Client, FileReader
 from hdfs_native.fsspec import HdfsFileSystem
 
 BUFFER = 1 << 20  # bytes written at once, and read ahead: each read is a request to a DataNode
@@ -102,8 +102,8 @@ class HdfsFile(AbstractBufferedFile):  # type: ignore[misc, unused-ignore]
     which Parquet's footers need.
     """
 
-    def __init__(self, file: FileReader | FileWriter, *arguments: Any, **options: Any) -> None:
-        self._file: Any = file
+    def __init__(self, file: Any, *arguments: Any, **options: Any) -> None:
+        self._file = file
         super().__init__(*arguments, size=len(file) if isinstance(file, FileReader) else None, **options)
 
     @as_os_errors
