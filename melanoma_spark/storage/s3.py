@@ -48,8 +48,9 @@ class S3(S3FileSystem):  # type: ignore[misc, unused-ignore]
             raise better from error
 
     async def _ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
-        if path.endswith("/"):  # the folder of the empty name in keys with `//`, which s3fs takes for the one above
-            bucket, _, key = path.partition("/")
+        place = path.rpartition("://")[2]
+        if "//" in f"{place}/":  # in or below the folder of the empty name, which s3fs takes for the one above
+            bucket, _, key = place.partition("/")
             entries = [info async for info in self._iterdir(bucket, delimiter="/", prefix=f"{key}/")]
         else:
             entries = await super()._ls(path, detail=True, **options)

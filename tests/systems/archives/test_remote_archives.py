@@ -1,5 +1,6 @@
 """Archives on HDFS and S3, of real servers: the same dataset as from a folder, read in ranges; failures in one line."""
 
+import contextlib
 import csv
 import os
 import socket
@@ -188,6 +189,31 @@ def test_a_landing_folder_is_seen_as_it_is_now(spark, roots, place):
     assert listing.list_archive(spark, settings_of(url)).count() == 2
     assert landing.summarize_settled(url, 2**28, 3600) == (0, ""), "nothing has settled"
     assert listing.settled_files(listing.list_archive(spark, settings_of(url)), 3600).count() == 0
+
+
+def test_keys_with_two_slashes_are_listed_and_read(of_s3):
+    """To S3 a slash is a letter as any other: tools that join `folder/` and `/name` make such keys."""
+    import boto3
+
+    names = ("a.jpg", "/b.jpg", "//c.jpg", "sub//d.jpg", "sub///e/f.jpg", "sub/g.jpg", "sub//", "t//labels.csv")
+    contents = {name: name.encode() for name in names}
+    client = boto3.client("s3")
+    for bucket, folder in (("slashes", ""), ("slashes", "deep/"), ("slashes-2", "/")):
+        with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)
+        for name, content in contents.items():
+            client.put_object(Bucket=bucket, Key=f"{folder}{name}", Body=content)
+    for root in ("s3a://slashes/deep", "s3a://slashes-2"):
+        above = "/" if root.endswith("2") else ""
+        found = {row.path: row for row in listing.walk_folder(root, "", 2**20)}
+        assert set(found) == {above + name for name in names if not name.endswith("/")}
+        for path, row in found.items():
+            with open_file(root, row.file, row.raw) as file:
+                assert file.read().decode() == path.removeprefix(above)
+            assert row.source_uri == f"{root}/{path}"
+    assert {row.path for row in listing.walk_folder("s3a://slashes", "", 2**20) if not row.path.startswith("deep")} == {
+        name for name in names if not name.endswith("/")
+    }
 
 
 @pytest.mark.parametrize("place", PLACES)
