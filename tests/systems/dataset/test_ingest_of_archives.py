@@ -85,6 +85,38 @@ def test_an_archive_of_which_no_row_is_sure_says_so(new_line, wards):
         new_line(wards).stage("ingest")
 
 
+def test_an_image_at_two_sizes_stands_on_one_side_and_links_are_named(new_line, tmp_path):
+    """The recipe: an archive with a copy of each image at another size and quality, some of it behind links."""
+    archive, store = tmp_path / "archive", tmp_path / "store"
+    for number in range(60):
+        content = synthetic.lesion_jpeg(number, number % 2 == 1, 128)
+        folder = ("benign", "malignant")[number % 2]
+        for size in ("full", "small"):
+            (archive / size / folder).mkdir(parents=True, exist_ok=True)
+        (archive / f"full/{folder}/L{number:03}.jpg").write_bytes(content)
+        with Image.open(io.BytesIO(content)) as image:
+            image.resize((72, 72)).save(archive / f"small/{folder}/L{number:03}.jpg", quality=30)
+    store.mkdir()
+    for number in (0, 1):
+        path = archive / f"small/{('benign', 'malignant')[number]}/L{number:03}.jpg"
+        path.rename(store / path.name)
+        path.symlink_to(store / path.name)
+    line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
+    told = line.stage("ingest")
+    facts = counted(line)
+    assert (facts["accepted"], facts["reasons"]) == (118, {"link": 2}), told
+    assert f"; 2 links lead out of the archive and were not read ({archive}/small/benign/L000.jpg, " in told
+    assert "ingest.links=follow reads them" in told
+    followed = line.context.settings.ingest.model_copy(update={"links": "follow"})
+    assert "; 2 read now" in line.stage("ingest", ingest=followed)
+    facts = counted(line)
+    assert facts["accepted"] + facts["reasons"].get("duplicate", 0) == 120
+    by_id = line.read("images").toPandas().groupby("image_id")
+    assert len(by_id) == 60
+    assert by_id[["group", "split"]].nunique().max().tolist() == [1, 1]
+    assert by_id["group"].first().nunique() > 50, "groups do not run together"
+
+
 @pytest.mark.skipif(not (DATA / "isic_ids").is_dir(), reason="../shared/data is not there")
 def test_real_images_with_their_real_metadata(new_line, tmp_path):
     archive = tmp_path / "isic"
