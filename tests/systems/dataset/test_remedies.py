@@ -15,6 +15,7 @@ from melanoma_spark.runner.cli import invoke
 SETTING = re.compile(r"(?<![\w.])((?:\w+\.)*\w+)=(null|\[WORD,\.\.\.\]|[A-Za-z0-9_]+)")
 COMMON = ("image_size=32", "ingest.test_fraction=0.3", "ingest.validation_fraction=0.3")
 IMAGES = 40
+CHECK = "--check"  # for errors of settings alone: the job ends before Spark starts
 
 
 @dataclass(frozen=True)
@@ -74,26 +75,25 @@ CASES = {
     "few groups": Case(
         ("ingest.test_fraction=0.01",),
         blanks={"ingest.test_fraction": "0.3", "ingest.validation_fraction": "0.3"},
-        remedies=2,
     ),
     "few groups, another seed": Case(("ingest.test_fraction=0.05", "seed=4"), blanks={"seed": "3"}),
     "no key": Case(("privacy.source_names=hash",)),
     "no archive": Case(("archive=/not/there",), blanks={"archive": "."}),
     "no archive named": Case(("archive=null",), blanks={"archive": "."}),
-    "warehouse in the archive": Case(("warehouse=./w",), blanks={"warehouse": "../w"}),
-    "views": Case(("featurize.views=3",), remedies=2),
-    "random weights": Case(("backbone.weights=random",)),
-    "shares": Case(("ingest.test_fraction=0.8",), blanks={"ingest.test_fraction": "0.3"}),
+    "warehouse in the archive": Case((CHECK, "warehouse=./w"), blanks={"warehouse": "../w"}),
+    "views": Case((CHECK, "featurize.views=3"), remedies=2),
+    "random weights": Case((CHECK, "backbone.weights=random")),
+    "shares": Case((CHECK, "ingest.test_fraction=0.8"), blanks={"ingest.test_fraction": "0.3"}),
     "both words": Case(
-        ("ingest.labels={positive: [x, mm], negative: [mm]}",), blanks={"ingest.labels.positive": "[x]"}
+        (CHECK, "ingest.labels={positive: [x, mm], negative: [mm]}"), blanks={"ingest.labels.positive": "[x]"}
     ),
-    "a key without its section": Case(("columns.label=label",)),
-    "misspelled": Case(("imagesize=32",)),
+    "a key without its section": Case((CHECK, "columns.label=label")),
+    "misspelled": Case((CHECK, "imagesize=32")),
 }
 
 
 def remedies(message: str, words: list[str], blanks: dict[str, str]) -> list[list[str]]:
-    """The words that a message asks for, with blanks filled; labels go together, others are tried one by one."""
+    """The words that a message asks for, with blanks filled; labels go together, and shares; others one by one."""
     found = []
     for key, value in SETTING.findall(message):
         known = key in config.valid_keys() or key.startswith("ingest.columns.")
@@ -106,9 +106,9 @@ def remedies(message: str, words: list[str], blanks: dict[str, str]) -> list[lis
         assert re.sub(r"\W.*", "", blanks[key].lstrip("{")) in known[1].split(", ")
         found = [f"{key}={blanks[key]}"]
     assert not [word for word in found if word.endswith("=URL")], message
-    together = [word for word in found if word.startswith("ingest.labels.") and not word.endswith("=None")]
-    alone = [[word] for word in found if not word.startswith("ingest.labels.") and not word.endswith("=None")]
-    return alone + ([together] if together else [])
+    filled = [word for word in found if not word.endswith("=None")]
+    together = [word for word in filled if word.startswith("ingest.labels.") or "_fraction=" in word]
+    return [[word] for word in filled if word not in together] + ([together] if together else [])
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
