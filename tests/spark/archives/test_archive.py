@@ -1,5 +1,6 @@
 """Archives: every file and every member is listed, read or rejected with a reason, whatever its name."""
 
+import io
 import os
 import re
 import time
@@ -8,10 +9,11 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
+import icc
 import numpy as np
 import pandas as pd
 import pytest
-from broken import dicom
+from broken import dicom, encoded
 from broken_containers import tarred, zipped
 from PIL import Image
 from pyspark.errors import PySparkException
@@ -219,6 +221,29 @@ def test_every_readable_image_is_decoded_as_by_decoding(rows, decoded, odd):
         assert row.perceptual_hash == hashes.perceptual_hash(looked.hash_pixels)
         assert (row.width, row.height, row.format) == (64, 64, "JPEG")
         np.testing.assert_array_equal(field.codec.decode(field, row.image), decoding.decode(content, 64))
+
+
+def test_files_of_systems_are_skipped_with_a_reason_and_profiles_are_noted(spark, tmp_path):
+    profiled = encoded(Image.open(io.BytesIO(drawn(1))), icc_profile=icc.of_primaries(icc.P3))
+    broken = encoded(Image.open(io.BytesIO(drawn(2))), icc_profile=b"no profile")
+    images = {"p1/a.png": profiled, "p1/b.png": broken, "p1/c.jpg": drawn(3)}
+    of_system = {"p1/@eaDir/c.jpg/SYNOPHOTO_THUMB_M.jpg": drawn(4), "__MACOSX/p1/._c.jpg": drawn(5)}
+    of_system |= {".thumbnails/c.jpg": drawn(6), "Thumbs.db": b"x", "$RECYCLE.BIN/c.jpg": drawn(7)}
+    for path, content in (images | of_system).items():
+        write(tmp_path, path, content)
+    write(tmp_path, "all.zip", zipped(images | of_system))
+    settings = config.Settings(archive=str(tmp_path), image_size=64)
+    listed = listing.list_archive(spark, settings).localCheckpoint()
+    paths = [f"{folder}{path}" for folder in ("", "all.zip/") for path in of_system]
+    assert {row.path: (row.role, row.reason) for row in listed.where("reason is not null").collect()} == dict.fromkeys(
+        paths, ("other", "system")
+    )
+    wanted = listed.where("role = 'image'")
+    assert wanted.count() == 2 * len(images)
+    found = {
+        row.source_uri.rpartition("/")[2]: row.profile for row in tasks.decode_files(wanted, 6, settings).collect()
+    }
+    assert found == {"a.png": "converted", "b.png": "broken", "c.jpg": None}
 
 
 def test_ids_of_a_dicom_file_are_stored_as_names_are(spark, tmp_path, monkeypatch):
