@@ -276,7 +276,7 @@ def _with_photograph_first(content: bytes, limits: ImageLimits, version: int) ->
     best, first = chosen
     image = first if version <= UNMANAGED else best
     if image.pixels <= limits.max_pixels:  # else that is said
-        check_bytes(image.bytes, limits)
+        check_bytes(image.unpacked, limits)
     return content if image is first else tiff.make_first(content, image)
 
 

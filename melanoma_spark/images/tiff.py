@@ -40,8 +40,8 @@ class Directory:
         return self._first(WIDTH) * self._first(HEIGHT)
 
     @property
-    def bytes(self) -> int:
-        """Of its pixels, unpacked."""
+    def unpacked(self) -> int:
+        """Bytes of its pixels, unpacked."""
         bits = max(self.tags.get(BITS) or (1,))
         return self.pixels * self._first(SAMPLES, 1) * bits // 8
 
