@@ -8,7 +8,7 @@ CONTACTS = 40  # thumbnails of a class
 REJECTS_SHOWN = 6  # thumbnails of a reason
 SETS_LISTED, SETS_SHOWN, MEMBERS_SHOWN = 10, 5, 8  # sets of duplicates, and images of a set
 WORDS = 60  # rows of the label mapping
-TWINS = 20  # pairs of twins
+TWINS = 60  # pairs of twins
 EXAMPLES = 5  # of rows without an image, and of images without a row
 # Where rows of tables and images do not meet -> its title
 UNMATCHED = {

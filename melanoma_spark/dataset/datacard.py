@@ -66,7 +66,7 @@ def render(facts: CardFacts) -> str:
         unmatched=card.UNMATCHED,
         words=sorted(facts["label_words"], key=lambda word: (-word["count"], word["word"])),
         left_out=pictures.left_out,
-        most={"words": card.WORDS, "examples": card.EXAMPLES},
+        most={"twins": card.TWINS, "words": card.WORDS, "examples": card.EXAMPLES},
         share=share,
     )
 

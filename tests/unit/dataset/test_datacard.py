@@ -101,7 +101,7 @@ def facts():
                     "outcome": "joined",
                     "members": [thumbnail(0x500 + k), thumbnail(0x600 + k)],
                 }
-                for k in range(25)
+                for k in range(65)
             ],
         },
         contacts=(
@@ -345,7 +345,7 @@ def test_page_needs_no_other_file_and_shows_bars_and_pictures(facts):
     expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
     expected += [t["image"] for t in facts["rejects"]["duplicate"]["thumbnails"][:6]]
     expected += [t["image"] for found in facts["duplicates"]["largest"][:5] for t in found["members"][:8]]
-    expected += [t["image"] for pair in facts["twins"]["shown"][:20] for t in pair["members"]]
+    expected += [t["image"] for pair in facts["twins"]["shown"][: card_facts.TWINS] for t in pair["members"]]
     assert pictures == expected
 
 
