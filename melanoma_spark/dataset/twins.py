@@ -5,8 +5,6 @@ orientations. Not all pairs are compared: candidates share a bucket of a localit
 features that are the same in all orientations.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping

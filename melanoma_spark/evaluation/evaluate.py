@@ -4,14 +4,14 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
 
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import external, gather, predictions, shortcuts, subgroups
+from melanoma_spark.evaluation import external, feature_twins, gather, predictions, shortcuts, subgroups
 from melanoma_spark.evaluation.facts import Facts, Gain, ModelFacts
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
 from melanoma_spark.metrics import binary
@@ -49,7 +49,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
     models = read_models(context, images, features)
     ids = {name: model.id for name, model in models.items()}
     recipe = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
-    report_id = lineage.content_id([images.id, list(ids.values()), *recipe])
+    report_id = lineage.content_id([images.id, list(ids.values()), *recipe, feature_twins.LEAST])
     folder = files.join(warehouse, "reports", report_id)
     previous = manifests.read(manifests.ReportManifest, warehouse)
     if previous and previous.id == report_id:
@@ -58,13 +58,16 @@ def evaluate_test_split(context: StageContext) -> Summary:
     meter = session.Meter(context.spark)  # an image counts once for each model
     raw = predict(context, images, features, models, meter)
     speed = report_throughput(context, meter)
-    painted = raw[raw["model"] == PAINTED].sort_values("sha256")["raw_probability"].to_numpy()
-    calibrations, table = predictions.calibrate(raw[raw["model"] != PAINTED], settings.evaluate.calibration)
+    leaked = feature_twins.find_leaked(context, images, features)
+    calibrations, every_row = predictions.calibrate(raw[raw["model"] != PAINTED], settings.evaluate.calibration)
+    table = feature_twins.leave_out(every_row, leaked)
 
     *_, deciding = models
     manifest = models[deciding]
     spec = network.Spec.model_validate({**manifest.spec, "tta": settings.evaluate.tta})
     test = predictions.rows_of(table, deciding, "test")
+    painted_rows = raw[(raw["model"] == PAINTED) & raw["sha256"].isin(test["sha256"])].sort_values("sha256")
+    with_twins = {name: predictions.rows_of(every_row, name, "test") for name in models}
     metadata = gather.describe_test_images(context, images, test)
     measured = [measure(table, name, calibrations[name], settings, metadata) for name in models]
     subject = gather.Subject(
@@ -76,7 +79,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
         test=test,
         metadata=metadata,
         train=read_images(context, images).where("split = 'train'"),
-        painted=painted if settings.evaluate.shortcuts else None,
+        painted=painted_rows["raw_probability"].to_numpy() if settings.evaluate.shortcuts else None,
     )
     facts = gather.gather_facts(
         context,
@@ -89,7 +92,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
             "features": manifest.features_id,
             **{f"model {name}": model_id for name, model_id in ids.items()},
         },
-        limits=LIMITS,
+        limits=(*LIMITS, *describe_left_out(measured, with_twins)),
     )
     gains = []
     if FINETUNED in models:
@@ -105,6 +108,12 @@ def evaluate_test_split(context: StageContext) -> Summary:
     )
     gather.publish(context, folder, table, subject, facts)
     metrics = as_metrics(facts, gains)
+    for name, rows in with_twins.items():
+        if left_out := len(rows) - len(test):
+            metrics |= {
+                "test_left_out": left_out,
+                f"test_auroc_with_twins_{predictions.metric_suffix(name)}": auroc_of(rows),
+            }
     context.tracker.log_metrics(metrics)
     report = manifests.ReportManifest(
         id=report_id,
@@ -125,7 +134,12 @@ def evaluate_test_split(context: StageContext) -> Summary:
     aurocs = (
         f"{m.name} test AUC {m.auroc.value:.4f} [{'-'.join(f'{b:.4f}' for b in m.auroc.interval)}]" for m in measured
     )
-    return Summary(f"{len(test)} test images, {'; '.join(aurocs)}; report {folder}/report.html{speed}")
+    twins = (
+        f" ({left_out} with a twin in training are left out)"
+        if (left_out := len(with_twins[deciding]) - len(test))
+        else ""
+    )
+    return Summary(f"{len(test)} test images{twins}, {'; '.join(aurocs)}; report {folder}/report.html{speed}")
 
 
 def read_models(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> dict[str, ModelManifest]:
@@ -193,6 +207,35 @@ def measure(
     point = operating_points.lower_threshold(point, probabilities)
     test = predictions.rows_of(table, name, "test")
     return gather.measure_on_test(name, fitted, point, validation, test, metadata, settings)
+
+
+def describe_left_out(measured: Sequence[ModelFacts], with_twins: Mapping[str, pd.DataFrame]) -> list[str]:
+    """One sentence on the test images that have a twin in training, with the figures of all test images."""
+    rows = with_twins[measured[-1].name]
+    labels = rows["label"].to_numpy()
+    counted = measured[-1].test
+    left_out = len(rows) - (counted.tn + counted.fp + counted.fn + counted.tp)
+    if not left_out:
+        return []
+    figures = []
+    for model in measured:
+        rows = with_twins[model.name]
+        all_images = binary.confusion_matrix_at(labels, rows["probability"].to_numpy(), model.operating_point.threshold)
+        figures.append(
+            f"{model.name} AUROC {auroc_of(rows):.3f} (without them {model.auroc.value:.3f}), sensitivity "
+            f"{all_images.sensitivity:.3f} ({model.test.sensitivity:.3f}), specificity {all_images.specificity:.3f} "
+            f"({model.test.specificity:.3f})"
+        )
+    return [
+        f"{left_out} of {len(labels)} test images look like the lesion of a training or validation image (cosine of "
+        f"whitened features {feature_twins.LEAST:.2f} or more) and are left out of all figures. With them: "
+        f"{'; '.join(figures)}."
+    ]
+
+
+def auroc_of(rows: pd.DataFrame) -> float:
+    """AUROC of rows of predictions."""
+    return binary.auroc(rows["label"].to_numpy(), rows["probability"].to_numpy())
 
 
 def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:
