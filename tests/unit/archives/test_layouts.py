@@ -90,7 +90,7 @@ def test_published_layouts_are_recognized_and_may_be_named(name):
     assert found(files, layout="table").tables == layout.tables
 
 
-def test_tables_of_published_layouts_are_read():
+def test_published_tables_are_read_with_their_splits():
     layout = found(OLD_CLI)
     assert layout.name == "isic_cli"
     attributes = {"age": 50.0, "sex": "male", "site": "torso", "source": "MSK", "licence": "CC-0"}
@@ -102,6 +102,20 @@ def test_tables_of_published_layouts_are_read():
     assert ids.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
     assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
     assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
+
+    layout = found(TRUTH_2017)
+    assert sorted(table.split for table in layout.tables) == ["test", "train", "validation"]
+    assert "splits from the names of tables" in layout.summary
+    only = {path: text for path, text in TRUTH_2017.items() if "Test" not in path}
+    assert {table.split for table in found(only).tables} == {None}
+    assert {row.split for row in records(TRUTH_2016, found(TRUTH_2016)).values() for row in row} == {"train", "test"}
+
+    files = TRUTH_2020 | HAM
+    layout = found(files)
+    assert layout.name == "isic_2020+ham10000"
+    only = found(files, layout="ham10000")
+    assert [table.path for table in only.tables] == ["HAM10000_metadata"]
+    assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -119,22 +133,6 @@ def test_a_missing_layout_is_refused_with_what_is_there(name, other):
     assert told.startswith(f"layout={other} needs {LAYOUTS[other].needs}; found ")
     assert min(TABLES[name]) in told
     assert "folders of images: images" in told
-
-
-def test_splits_and_layouts_of_several_tables():
-    layout = found(TRUTH_2017)
-    assert sorted(table.split for table in layout.tables) == ["test", "train", "validation"]
-    assert "splits from the names of tables" in layout.summary
-    only = {path: text for path, text in TRUTH_2017.items() if "Test" not in path}
-    assert {table.split for table in found(only).tables} == {None}
-    assert {row.split for row in records(TRUTH_2016, found(TRUTH_2016)).values() for row in row} == {"train", "test"}
-
-    files = TRUTH_2020 | HAM
-    layout = found(files)
-    assert layout.name == "isic_2020+ham10000"
-    only = found(files, layout="ham10000")
-    assert [table.path for table in only.tables] == ["HAM10000_metadata"]
-    assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
 
 
 def test_columns_and_words_of_the_user():

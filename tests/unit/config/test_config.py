@@ -84,14 +84,6 @@ def test_unknown_key_is_named_with_a_near_match_and_its_valid_siblings(word, key
     assert valid in str(error.value)
 
 
-def test_unknown_keys_of_a_file_are_all_named_at_once(file):
-    with pytest.raises(ConfigError, match=r"'head\.epoch'.*'rank'"):
-        config.load(file("head: {epoch: 3}\nrank: 2"))
-    for content in (b"1: 2", b"head: {null: 2}"):
-        with pytest.raises(ConfigError, match="Keys should be strings"):
-            config.load(file(content))
-
-
 @given(st.text(min_size=1, max_size=12))
 def test_no_key_but_the_valid_ones_is_taken(key):
     assume(key not in config.valid_keys())
@@ -230,7 +222,7 @@ def test_every_settings_file_of_the_repository_loads(path):
     }
 
 
-def test_words_win_over_the_file(file):
+def test_words_win_over_the_file_and_unknown_keys_are_all_named(file):
     settings = config.load(file("seed: 1\nhead: {epochs: 3, hidden: 8}"), ["head.epochs=5", "ranks=4"])
     assert (settings.seed, settings.head.epochs, settings.head.hidden, settings.ranks) == (1, 5, 8, 4)
     path = file("finetune: {phases: [{name: a}, {name: b}]}")
@@ -238,6 +230,12 @@ def test_words_win_over_the_file(file):
     assert settings.finetune.phases == (config.Phase(name="c", cut="block4_pool"),)
     with pytest.raises(ConfigError, match=r"head\.epochs: head holds the value 3 and has no keys below it"):
         config.load(file("head: 3"), ["head.epochs=1"])
+
+    with pytest.raises(ConfigError, match=r"'head\.epoch'.*'rank'"):
+        config.load(file("head: {epoch: 3}\nrank: 2"))
+    for content in (b"1: 2", b"head: {null: 2}"):
+        with pytest.raises(ConfigError, match="Keys should be strings"):
+            config.load(file(content))
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001"])
@@ -271,14 +269,12 @@ def test_flat_settings_name_every_key_with_its_value_as_text():
     assert flat["finetune.phases.last_block.cut"] == "last_block"
 
 
-def test_valid_keys_all_show_default_and_description():
+def test_keys_are_described_and_public_settings_hold_no_place():
     valid = config.valid_keys()
     assert [key for key, text in valid.items() if not re.fullmatch(r"\[.*?\] .+", text)] == []
     assert valid["ranks"] == "[2] Horovod ranks in fine-tuning; each takes one Spark slot"
     assert valid["finetune.phases"].startswith("[last_block, all]")
 
-
-def test_what_is_shown_holds_no_place_and_no_password():
     words = ["archive=/data/ward7", "warehouse=/data/w", "mlflow.tracking_uri=http://user:secret@host:5000", "ranks=3"]
     settings = config.load(None, [*words, "search.trials=5"])
     for found in (config.public_settings(settings), config.notable_settings(settings)):

@@ -19,7 +19,7 @@ def alone(column):
     return [(value,) for value in column]
 
 
-def test_values_name_what_is_known_and_leave_out_what_is_of_no_image():
+def test_values_are_named_and_rare_ones_merged():
     given = told(4, sex=["female", "male", None, ""], site=["back", "back", "back", "back"])
     found = subgroups.assign_subgroups(given, [100, 300, 224, 223], 224, [(), ("dark",), (), ("blurred", "dark")])
     assert found == {
@@ -29,6 +29,12 @@ def test_values_name_what_is_known_and_leave_out_what_is_of_no_image():
         "quality": [("no flag",), ("any flag", "dark"), ("no flag",), ("any flag", "blurred", "dark")],
     }
     assert subgroups.assign_subgroups(told(2), [224, 300], 224, [(), ()]) == {"quality": alone(["no flag"] * 2)}
+
+    column = [f"site {k:02}" for k in range(40) for _ in range(40 - k)] + ["unknown"] * 3
+    found = subgroups.merge_rare_values(column)
+    assert len(found) == len(column)
+    assert set(found) == {f"site {k:02}" for k in range(subgroups.MOST_VALUES - 1)} | {"all others", "unknown"}
+    assert all(after in (before, "all others") for before, after in zip(column, found, strict=True))
 
 
 def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
@@ -43,14 +49,6 @@ def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
     assert found[1].auroc == found[3].auroc
 
 
-def test_of_many_values_the_rarest_are_taken_together():
-    column = [f"site {k:02}" for k in range(40) for _ in range(40 - k)] + ["unknown"] * 3
-    found = subgroups.merge_rare_values(column)
-    assert len(found) == len(column)
-    assert set(found) == {f"site {k:02}" for k in range(subgroups.MOST_VALUES - 1)} | {"all others", "unknown"}
-    assert all(after in (before, "all others") for before, after in zip(column, found, strict=True))
-
-
 @pytest.fixture
 def rows():
     generator = np.random.default_rng(0)
@@ -59,7 +57,7 @@ def rows():
     return labels, probabilities, np.arange(300) // 2, generator.choice(["a", "b", "c"], 300, p=[0.6, 0.35, 0.05])
 
 
-def test_figures_are_those_of_the_rows_alone(rows):
+def test_figures_are_those_of_enough_rows_of_both_labels(rows):
     labels, probabilities, groups, column = rows
     found = subgroups.measure_subgroups(
         {"site": alone(column)}, labels, probabilities, Bootstrap(groups, 60, seed=3), 0.5
@@ -80,8 +78,6 @@ def test_figures_are_those_of_the_rows_alone(rows):
         assert (subgroup.sensitivity.interval, subgroup.specificity.interval) == rates
         assert subgroup.prevalence == labels[own].mean()
 
-
-def test_few_images_or_one_label_have_no_figures(rows):
     labels, probabilities, groups, column = rows
     few = subgroups.measure_subgroups({"site": alone(column)}, labels, probabilities, Bootstrap(groups, 20), 0.5)[2]
     assert 0 < few.n < 30

@@ -20,7 +20,7 @@ def features(rows: int, seed: int = 0, width: int = 40) -> np.ndarray:
     return (rng.normal(size=(rows, 5)) @ mixing + rng.normal(size=(rows, width)) + 2).astype(np.float32)
 
 
-def test_distances_are_those_of_the_density_that_scikit_learn_fits():
+def test_distances_are_those_of_scikit_learn_below_1_for_validation_images():
     from sklearn.decomposition import PCA
 
     train, others = features(400), features(50, 1)
@@ -34,8 +34,6 @@ def test_distances_are_those_of_the_density_that_scikit_learn_fits():
         space.distances(others * 3), space.distances(others), rtol=1e-5
     )  # of the direction alone
 
-
-def test_distances_of_validation_images_and_of_too_few_images():
     held_out = features(1000, 1)
     space = training_reference.fit(features(500), held_out)
     assert np.mean(space.distances(held_out) > 1) == pytest.approx(0.01, abs=0.001)

@@ -107,7 +107,7 @@ def test_external_sets_are_removed_by_the_age_of_their_last_evaluation():
     assert decided(*listing, manifests=manifests, versions=versions).keys() == {f"{top}/images/{OLD}-{MADE}"}
 
 
-def test_folders_of_killed_ingests_and_marks_of_folders_are_removed_first():
+def test_folders_of_killed_ingests_go_first_and_sizes_are_described():
     top = f"external/{OLD}"
     folders = ["_ingest-0a1b2c3d", f"{top}/_ingest-4e5f6071"]
     found = decided(*((f"{folder}/listed/a", 0) for folder in folders))
@@ -115,6 +115,12 @@ def test_folders_of_killed_ingests_and_marks_of_folders_are_removed_first():
     listing = [File(f"reports/search/symmetries/{OLD}/{name}", 1, 0.0) for name in ("part-0", "_SUCCESS")]
     (item,) = retention.decide(listing, References({}), config.Prune(), NOW)
     assert item.paths == (f"reports/search/symmetries/{OLD}/_SUCCESS", f"reports/search/symmetries/{OLD}")
+
+    names = ["images", "models/head", "reports", f"external/{OLD}/images", f"reports/search/{OLD}", f"images/{OLD}"]
+    files = [File(f"{name}/manifest.json", 1, 0.0) for name in names]
+    assert retention.manifests_in(files) == [f"external/{OLD}/images", "images", "models/head", "reports"]
+    items = [retention.Item("a", ("a",), 1200, 3_000_000, ""), retention.Item("b", ("b",), 34, 400_000, "")]
+    assert retention.describe(items) == "2 entries, 1,234 files, 3.4 MB"
 
 
 def test_what_no_job_names_stays():
@@ -134,14 +140,6 @@ def test_what_no_job_names_stays():
     ]
     settings = {"worklists_days": 0, "unfinished_days": 0, "external_days": 0}
     assert decided(*listing, **settings, manifests={"images": {"path": "x"}, "features": {"path": "x"}}) == {}
-
-
-def test_manifests_are_listed_and_sizes_described():
-    names = ["images", "models/head", "reports", f"external/{OLD}/images", f"reports/search/{OLD}", f"images/{OLD}"]
-    files = [File(f"{name}/manifest.json", 1, 0.0) for name in names]
-    assert retention.manifests_in(files) == [f"external/{OLD}/images", "images", "models/head", "reports"]
-    items = [retention.Item("a", ("a",), 1200, 3_000_000, ""), retention.Item("b", ("b",), 34, 400_000, "")]
-    assert retention.describe(items) == "2 entries, 1,234 files, 3.4 MB"
 
 
 IDS = [lineage.content_id([number]) for number in range(3)]

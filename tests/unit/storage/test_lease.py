@@ -67,17 +67,7 @@ def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for
     started.wait()
 
 
-def test_dead_jobs_block_no_other_job(warehouse, tmp_path):
-    another(tmp_path / "running/score.json", host=socket.gethostname(), process=os.getpid())
-    with lease.acquire(warehouse, "score"):
-        pass
-    another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
-    lease.check_idle(warehouse)
-    with lease.block_jobs(warehouse, ["ingest"], "prune"):
-        pass
-
-
-def test_a_job_of_another_machine_counts_as_dead_when_it_has_been_silent(warehouse, tmp_path):
+def test_jobs_of_another_machine_are_waited_for_until_silent(warehouse, tmp_path):
     file, clock = tmp_path / "running/score.json", FakeClock()
     another(file, beat=clock.now() - lease.STALE / 2)
     with pytest.raises(ClusterError, match=r"^score is .* since 2026-01-02T03:04:05 on elsewhere .*ends in 60 s"):  # noqa: SIM117
@@ -90,8 +80,6 @@ def test_a_job_of_another_machine_counts_as_dead_when_it_has_been_silent(warehou
     with lease.acquire(warehouse, "score", wait=90, clock=clock):
         assert clock.now() == pytest.approx(began + lease.STALE / 2, abs=lease.RETRY + lease.SETTLE)
 
-
-def test_who_waits_for_a_job_that_goes_on_is_told_so_when_its_time_is_over(warehouse, tmp_path):
     file, clock = tmp_path / "running/score.json", FakeClock()
     clock.passed = lambda now: another(file, beat=now)  # a sign of life whenever it looks again
     another(file, beat=clock.now())
@@ -104,10 +92,18 @@ def test_who_waits_for_a_job_that_goes_on_is_told_so_when_its_time_is_over(wareh
     assert 600 <= clock.now() - began <= 600 + lease.RETRY
 
 
-def test_a_torn_file_keeps_nobody_out(warehouse, tmp_path):
+def test_torn_leases_and_dead_jobs_block_no_job(warehouse, tmp_path):
     (tmp_path / "running").mkdir()
     (tmp_path / "running/score.json").write_text('{"owner"')
     with lease.acquire(warehouse, "score"):
+        pass
+
+    another(tmp_path / "running/score.json", host=socket.gethostname(), process=os.getpid())
+    with lease.acquire(warehouse, "score"):
+        pass
+    another(tmp_path / "running/score.json", beat=time.time() - lease.STALE - 1)
+    lease.check_idle(warehouse)
+    with lease.block_jobs(warehouse, ["ingest"], "prune"):
         pass
 
 

@@ -99,17 +99,15 @@ def test_figures_are_numpys_whatever_the_order_of_tasks_and_one_failed_head_fail
     ]
 
 
-def test_words_are_settings():
-    settings = {"hidden": 1_000_000, "dropout": 0.0, "learning_rate": 1 / 3, "views": 2, "tta": 8}
-    found = config.load(None, trials.as_words(settings).split())
-    assert found.head == config.Head(hidden=1_000_000, dropout=0.0, learning_rate=1 / 3, views=2)
-    assert found.evaluate.tta == 8
-
-
-def test_every_head_is_judged_by_every_tta_the_one_in_force_first():
+def test_heads_are_combined_with_ttas_and_written_as_settings():
     ttas = trials.list_ttas(config.Search(tta=(1, 8, 2, 8)), 8)
     assert ttas == [8, 1, 2]
     heads = [IN_FORCE.model_copy(update={"hidden": hidden}) for hidden in (8, 16)]
     tried = trials.combine(heads, ttas)
     assert [(settings["hidden"], settings["tta"]) for settings in tried] == [*itertools.product((8, 16), ttas)]
     assert all(settings.keys() == trials.SETTINGS.keys() for settings in tried)
+
+    settings = {"hidden": 1_000_000, "dropout": 0.0, "learning_rate": 1 / 3, "views": 2, "tta": 8}
+    found = config.load(None, trials.as_words(settings).split())
+    assert found.head == config.Head(hidden=1_000_000, dropout=0.0, learning_rate=1 / 3, views=2)
+    assert found.evaluate.tta == 8
