@@ -1,8 +1,8 @@
 """Two jobs at once on one warehouse, each a process of its own: what the lease keeps apart, and what it need not.
 
 The jobs are the real ones but for their stages: a stage reads a list in the warehouse, waits, and writes it with its
-own name added, so that of two at once one is lost. Whole jobs at once: score in `test_outages`, score beside `--follow`
-in `scoring/test_follow`, register in `systems/registry`, score on S3 in `systems/test_s3_warehouse`.
+own name added, so that of two at once one is lost. Two real jobs at once: score in `test_outages`. Leases on HDFS and
+S3: `systems/storage/test_remote_warehouses`.
 """
 
 import contextlib

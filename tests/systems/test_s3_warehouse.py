@@ -107,39 +107,25 @@ def test_it_gives_what_a_folder_gives(told, line):
     assert (here["probability"] - there["probability"]).abs().max() <= 1e-3
 
 
-def come_in(first: int, count: int) -> None:
-    there, top = files.filesystem(ARCHIVE)
-    for seed in range(first, first + count):
-        there.pipe_file(f"{top}/new-{seed}.jpg", synthetic.lesion_jpeg(9000 + seed, size=64))
-
-
-def test_killed_around_its_commit_and_again_every_image_has_one_row(told, bucket, submit, submitted):
-    """S3 has no rename: what is staged is copied to its name, and gone afterwards. The next run is killed then."""
-    come_in(0, 20)
+def test_score_killed_in_its_commit_has_one_row_an_image_after_the_next_run(told, bucket, submit, submitted):
+    """S3 has no rename: staged files are copied to their names and then removed. The job is killed in between."""
+    store, folder = files.filesystem(ARCHIVE)
+    new = [synthetic.lesion_jpeg(9000 + seed, size=64) for seed in range(20)]
+    for number, content in enumerate(new):
+        store.pipe_file(f"{folder}/new-{number}.jpg", content)
     there, top = files.filesystem(WAREHOUSE)
 
     def rows_in(prefix: str) -> Callable[[], set[str]]:
         return lambda: {name for name in there.find(top) if f"/{prefix}" in name and name.endswith(".parquet")}
 
-    for place in ("scores/_staged-", "scores/batch_id="):
-        now = rows_in(place)
-        before, committed = now(), rows_in("scores/batch_id=")()
-        killed_when(submitted("score", *bucket.words), lambda: now() - before)  # noqa: B023
-        once()
-        assert rows_in("scores/batch_id=")() >= committed
+    committed = rows_in("scores/batch_id=")
+    before = committed()
+    killed_when(submitted("score", *bucket.words), lambda: committed() - before)
+    once()
+    assert committed() >= before
     done = submit("score", *bucket.words)
     assert done.returncode == 0, done.stderr
     found = once()
-    new = {hashes.sha256(synthetic.lesion_jpeg(9000 + seed, size=64)) for seed in range(20)}
-    assert new <= set(found["sha256"])
+    assert set(map(hashes.sha256, new)) <= set(found["sha256"])
     assert not rows_in("scores/_staged-")()
     assert not rows_in("scoring/")()
-
-
-def test_of_two_at_once_one_leaves_and_says_who_is_at_it(told, bucket, submitted):
-    come_in(500, 5)
-    both = [submitted("score", *bucket.words) for _ in range(2)]
-    ends = [(*process.communicate(timeout=300), process.returncode) for process in both]
-    assert sorted(status for *_, status in ends) == [0, 5], ends
-    assert any("score is already running on this warehouse" in err for _, err, _ in ends)
-    once()

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import REPO
 
-from melanoma_spark.errors import ClusterError
-from melanoma_spark.storage import files
+from melanoma_spark.errors import BusyError, ClusterError
+from melanoma_spark.storage import files, lease
 
 
 def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypatch):
@@ -20,6 +20,14 @@ def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypat
             assert sum(wrote) == 1
             assert files.read_bytes(url) == b"%d" % wrote.index(True)
     assert sorted(files.list_names(folder, "*")) == [f"{turn}.json" for turn in range(5)], "and nothing else stays"
+
+
+def test_a_second_job_is_refused_on_any_store(folder):
+    with lease.acquire(folder, "score") as held:
+        with pytest.raises(BusyError, match="score is already running"), lease.acquire(folder, "score"):
+            pass
+        held.check()
+    assert files.list_names(f"{folder}/running", "*") == []
 
 
 def test_a_new_file_that_cannot_be_written_is_named(s3, monkeypatch):
