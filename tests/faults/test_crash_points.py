@@ -251,45 +251,79 @@ def difference(stages: Stages, *allowed: Content) -> list[str]:
     return [name for name in sorted(names) if all(found.get(name) != one.get(name) for one in allowed)]
 
 
-def tried(stages: Stages, name: str, point: Point) -> list[str]:
-    """Fails a stage at a point, looks at what is left, and runs it again; returns what is wrong."""
+def fail_at(stages: Stages, name: str, point: Point) -> tuple[bool, list[str]]:
+    """Run a stage that fails at a point. Returns whether it came there, and what is wrong with what it left."""
     job, words, _ = STAGES[name]
     known = stages.undisturbed(name)
-    crash_points.restore(known.before, stages.warehouse)
     stages.control.start(stages.warehouse, point)
     result = None
     with contextlib.suppress(Killed):
         result = stages.run(job, words)
     hit = stages.control.was_hit()
     stages.control.stop()
-    left = sorted(path.name for path in (stages.warehouse / "running").glob("*.json"))
+    leases = sorted(path.name for path in (stages.warehouse / "running").glob("*.json"))
     crash_points.as_after_death(stages.warehouse)
-    wrong = [] if hit else ["it was not reached"]
-    states = [known.old, known.new]
-    if point.how != "kill" and result is not None:
-        allowed = (0, known.result.exit_status, 3) if point.how == "error" else (0, 1, 3)
+    wrong, states = [], [known.old, known.new]
+    if not hit or (point.how != "kill" and result is not None):
+        allowed = (0, known.result.exit_status, *((3,) if point.how == "error" else (1, 3)))
         if result.exit_status not in allowed:
             wrong.append(f"exit status {result.exit_status}")
         errors = [line for line in result.log.splitlines() if line.startswith("error: ")]
         failed = result.exit_status not in (0, 6)
         states = states if failed else states[1:]
         if len(errors) != failed or "Traceback" in result.log:
-            wrong.append(f"it said: {result.log[-3000:]}")
-        if left and " running/" not in point.write:
-            wrong.append(f"leases are left: {left}")
+            wrong.append(f"its log: {result.log[-3000:]}")
+        if leases and " running/" not in point.write:
+            wrong.append(f"leases are left: {leases}")
     if parts := difference(stages, *states):
         wrong.append(f"half done: {parts}")
+    return hit, [f"{point}: {text}" for text in wrong]
+
+
+def must_resume(name: str, point: Point) -> bool:
+    """Whether the run after a point must report that it resumed: its log is read then."""
+    return name in KEPT and point.how == "kill" and point.moment == "after" and KEPT[name][0] in point.write
+
+
+def fail_and_finish(stages: Stages, name: str, points: list[Point]) -> list[str]:
+    """Fail a stage at one point after another, each attempt on what the last one left, and run it to its end.
+
+    An attempt whose point was passed in an earlier one starts again from the beginning. Returns what is wrong.
+    """
+    job, words, _ = STAGES[name]
+    known = stages.undisturbed(name)
+    wrong = []
+    for number, point in enumerate(points):
+        if not number:
+            crash_points.restore(known.before, stages.warehouse)
+        hit, found = fail_at(stages, name, point)
+        if not hit and number:
+            wrong += found
+            crash_points.restore(known.before, stages.warehouse)
+            hit, found = fail_at(stages, name, point)
+        wrong += found if hit else [*found, f"{point}: it was not reached"]
     again = stages.run(job, words)
     if again.exit_status != known.result.exit_status:
-        wrong.append(f"run again it left with {again.exit_status}: {again.log[-3000:]}")
-    else:
-        wrong += [f"run again {part} is another" for part in difference(stages, known.new)]
-        if left := Counter(stages.folders) - Counter(known.folders):
-            wrong.append(f"folders are left: {sorted(left)}")
-        mark, text = KEPT.get(name, ("no such", ""))
-        if point.how == "kill" and point.moment == "after" and mark in point.write and not re.search(text, again.log):
-            wrong.append(f"it did not go on with what was there: {again.log}")
+        return [*wrong, f"run again it left with {again.exit_status}: {again.log[-3000:]}"]
+    wrong += [f"run again {part} is another" for part in difference(stages, known.new)]
+    if left := Counter(stages.folders) - Counter(known.folders):
+        wrong.append(f"folders are left: {sorted(left)}")
+    if must_resume(name, points[-1]) and not re.search(KEPT[name][1], again.log):
+        wrong.append(f"it did not resume: {again.log}")
     return wrong
+
+
+def attempts(name: str, points: list[Point], writes: list[Write]) -> list[list[Point]]:
+    """Points to fail at one after another: each by itself in the nightly run, else as many as there can be."""
+    if ALL:
+        return [[point] for point in points]
+    order = [str(write) for write in writes]
+    groups: list[list[Point]] = [[]]
+    for point in sorted(points, key=lambda point: order.index(point.write)):
+        groups[-1].append(point)
+        if must_resume(name, point):
+            groups.append([])
+    return [group for group in groups if group]
 
 
 @pytest.mark.timeout(0 if ALL else 900)
@@ -302,8 +336,8 @@ def test_a_stage_that_fails_at_a_write_and_runs_again(stages, name):
         chosen = [point for point in crash_points.points(known.writes) if pattern in str(point)]
     print(f"\n{name}: {len(known.writes)} writes, {len(crash_points.points(known.writes))} points, {len(chosen)} tried")
     failed = []
-    for point in chosen:
-        if wrong := tried(stages, name, point):
-            failed.append(f"{name}: {point}: " + "; ".join(wrong))
+    for points in attempts(name, chosen, known.writes):
+        if wrong := fail_and_finish(stages, name, points):
+            failed.append(f"{name}: {', '.join(map(str, points))}: " + "; ".join(wrong))
             print(failed[-1], flush=True)
     assert not failed, "\n".join(failed)
