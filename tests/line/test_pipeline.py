@@ -79,11 +79,13 @@ def test_a_stage_tells_its_pace_in_its_line_and_its_run(line, runs, stage):
     assert 0 <= figures["wait_share"] <= 1
 
 
-def test_what_ingest_and_score_have_read_is_the_archive(line, runs):
+def test_pipeline_reads_the_archive_once_and_leaves_no_temporary_file(line, runs):
     known = {"metadata.csv", "notes.txt"}
     size = sum(path.stat().st_size for path in listed_files(line.archive) if path.name not in known) / 1e6
     for stage in ("ingest", "score"):
         assert runs[stage].data.metrics["megabytes_read"] == pytest.approx(size, rel=0.05)
+    # PySpark makes a file of a closure of more than a megabyte, as of one with weights, until the driver ends.
+    assert line.left == 0
 
 
 @pytest.mark.parametrize("stage", ["train_head", "finetune"])
@@ -96,12 +98,7 @@ def test_training_tells_the_pace_of_each_epoch(line, runs, stage):
         assert all(0 <= value <= most for value in values)
 
 
-def test_the_line_leaves_no_file_in_the_drivers_folder(line):
-    """PySpark makes a file of a closure of more than a megabyte, as of one with weights, until the driver ends."""
-    assert line.left == 0
-
-
-def test_every_file_of_the_archive_is_accounted_for(line, stored):
+def test_every_file_is_accounted_for_and_broken_ones_have_their_reason(line, stored):
     rejects = pd.read_parquet(line.folder / "rejects" / line.manifest("images")["path"])
     skipped = [f"file:{line.archive}/{name}" for name in ("metadata.csv", "notes.txt")]
     accounted = [*stored["source_uri"], *rejects["source_uri"], *skipped]
@@ -119,8 +116,6 @@ def test_every_file_of_the_archive_is_accounted_for(line, stored):
     expected = f"ingest: {len(accounted)} files listed = {len(stored)} accepted + {len(rejects)} rejected"
     assert line.said.startswith(expected)
 
-
-def test_what_is_broken_is_rejected_with_the_right_reason(line):
     rejects = pd.read_parquet(line.folder / "rejects" / line.manifest("images")["path"])
     reasons = {Path(uri).name: reason for uri, reason in zip(rejects["source_uri"], rejects["reason"], strict=True)}
     assert (
@@ -162,14 +157,12 @@ def test_pixels_are_stored_as_decoded_and_nothing_but_pixels(stored):
     assert stored["pixel_sha256"].is_unique
 
 
-def test_labels_and_ids_are_those_of_the_table(line, stored):
+def test_rows_have_ids_and_labels_of_the_table_and_one_split_a_group(line, stored):
     table = pd.read_csv(line.archive / "metadata.csv").set_index("image_id").loc[stored["image_id"]]
     assert list(stored["label"]) == [int(label == "malignant") for label in table["label"]]
     for column in ("patient_id", "lesion_id"):
         assert list(stored[column]) == list(table[column])
 
-
-def test_no_group_patient_lesion_or_look_stands_on_two_sides(line, stored):
     assert set(stored["split"]) == {"train", "validation", "test"}
     for column in ("group", "patient_id", "lesion_id", "pixel_sha256"):
         assert stored.groupby(column)["split"].nunique().max() == 1
@@ -177,10 +170,7 @@ def test_no_group_patient_lesion_or_look_stands_on_two_sides(line, stored):
     found = {f"{split}_{label}": n for (split, label), n in stored.groupby(["split", "label"]).size().items()}
     assert found == counts
     assert sum(counts.values()) == len(stored)
-
-
-def test_row_groups_hold_one_split_where_they_can(line):
-    """Rows lie sorted by split and hash in each file, as readers of a split count on."""
+    # Rows lie sorted by split and hash in each file, as readers of a split count on.
     folder = line.folder / "images" / line.manifest("images")["path"]
     for path in folder.glob("*.parquet"):
         rows = pd.read_parquet(path, columns=["split", "sha256"])
@@ -249,7 +239,7 @@ def test_training_keeps_the_best_epoch_and_never_less_than_the_start(line):
     assert finetuned["validation_auroc"] > phases["block5"][0]["validation_auroc"], "nothing was learnt to look at"
 
 
-def test_a_model_can_be_walked_back_to_its_images(line, stored):
+def test_models_and_scores_can_be_traced_to_their_images(line, stored, scores, runs):
     head, finetuned = line.manifest("models/head"), line.manifest("models/finetuned")
     assert head["dataset_id"] == finetuned["dataset_id"] == line.manifest("images")["id"]
     assert head["features_id"] == finetuned["features_id"] == line.manifest("features")["id"]
@@ -259,8 +249,15 @@ def test_a_model_can_be_walked_back_to_its_images(line, stored):
     changed = [not np.array_equal(a, b) for a, b in zip(*tensors, strict=True)]
     assert all(changed), "the last phase trains the whole network"
 
+    line.tracker()
+    row = scores.iloc[0]
+    version = mlflow.MlflowClient().get_model_version(row["model_name"], row["model_version"])
+    assert version.tags["dataset_id"] == line.manifest("images")["id"]
+    assert version.tags["report_id"] == line.manifest("reports")["id"]
+    assert row["run_id"] == runs["score"].info.run_id
 
-def test_the_report_judges_both_models_on_every_image_of_both_splits(stored, predictions):
+
+def test_predictions_are_those_of_both_models_on_validation_and_test(stored, predictions, line):
     judged = stored[stored["split"] != "train"]
     assert set(predictions["model"]) == {"head alone", "fine-tuned"}
     for _, rows in predictions.groupby("model"):
@@ -271,18 +268,6 @@ def test_the_report_judges_both_models_on_every_image_of_both_splits(stored, pre
         assert found["raw_probability"].between(0, 1).all()
     assert len(predictions) == 2 * len(judged)
 
-
-def test_probabilities_are_calibrated_on_validation_alone(line, predictions):
-    for name, found in line.manifest("reports")["calibrations"].items():
-        rows = predictions[predictions["model"] == name]
-        validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
-        expected = calibration.fit(validation["label"], validation["raw_probability"])
-        assert found == vars(expected)
-        assert found != vars(calibration.fit(test["label"], test["raw_probability"]))
-        np.testing.assert_array_equal(rows["probability"], expected.apply(rows["raw_probability"]))
-
-
-def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
     rows = stored[stored["split"] != "train"].iloc[::5]
     pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
     for name, kind, near in (("head alone", HeadManifest, 5e-3), ("fine-tuned", FinetunedManifest, 1e-5)):
@@ -291,8 +276,36 @@ def test_predictions_are_those_of_the_stored_models(line, stored, predictions):
         found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "raw_probability"]
         np.testing.assert_allclose(found, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
 
+    assert sorted(predictions.columns) == sorted(schemas.PREDICTIONS.names)
+    assert "source_uri" not in predictions.columns
 
-def test_auroc_is_that_of_scikit_learn(line, predictions):
+
+def test_calibration_and_threshold_come_from_validation_alone(line, predictions):
+    for name, found in line.manifest("reports")["calibrations"].items():
+        rows = predictions[predictions["model"] == name]
+        validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
+        expected = calibration.fit(validation["label"], validation["raw_probability"])
+        assert found == vars(expected)
+        assert found != vars(calibration.fit(test["label"], test["raw_probability"]))
+        np.testing.assert_array_equal(rows["probability"], expected.apply(rows["raw_probability"]))
+
+    facts = line.manifest("reports")
+    rule = line.context.settings.evaluate.operating_point
+    for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
+        rows = predictions[predictions["model"] == name]
+        validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
+        chosen = operating_points.choose(validation["label"], validation["probability"], rule).threshold
+        stands = facts["operating_points"][name]["threshold"]
+        assert 0 < chosen - stands <= operating_points.TOLERANCE
+        assert facts["metrics"][f"threshold_{suffix}"] == stands
+        assert ((validation["probability"] >= stands) == (validation["probability"] >= chosen)).all()
+        on_test = operating_points.choose(test["label"], test["probability"], rule).threshold
+        assert on_test != chosen, "the test cannot tell the splits apart"
+        positives = test[test["label"] == 1]["probability"]
+        assert facts["metrics"][f"test_sensitivity_{suffix}"] == pytest.approx((positives >= chosen).mean())
+
+
+def test_metrics_and_isic_export_are_those_of_the_predictions(line, predictions, stored):
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     metrics = line.manifest("reports")["metrics"]
@@ -304,6 +317,19 @@ def test_auroc_is_that_of_scikit_learn(line, predictions):
         )
         low, high = metrics[f"test_auroc_low_{suffix}"], metrics[f"test_auroc_high_{suffix}"]
         assert low <= metrics[f"test_auroc_{suffix}"] <= high
+
+    folder = line.folder / "reports" / line.manifest("reports")["path"] / "isic"
+    truth, prediction = (pd.read_csv(folder / f"{name}.csv") for name in ("truth", "prediction"))
+    test = predictions[(predictions["model"] == "fine-tuned") & (predictions["split"] == "test")]
+    test = test.merge(stored[["sha256", "image_id"]], on="sha256")
+    assert sorted(truth["image"]) == sorted(test["image_id"])
+    for table, column in ((truth, "label"), (prediction, "probability")):
+        assert list(table.columns) == ["image", "malignant", "other"]
+        assert table["image"].is_unique
+        assert list(table.dtypes[1:]) == [float, float]
+        expected = test.set_index("image_id").loc[table["image"], column]
+        np.testing.assert_allclose(table["malignant"], expected, rtol=1e-12)
+        np.testing.assert_allclose(table["other"], 1 - expected, rtol=1e-9, atol=1e-12)
 
 
 def test_flagged_images_are_subgroups_of_the_report(copied, stored):
@@ -328,39 +354,7 @@ def test_flagged_images_are_subgroups_of_the_report(copied, stored):
         assert (found[name]["n"], found[name]["positives"]) == (own.sum(), labels[own].sum())
 
 
-def test_test_images_are_exported_as_isics_scorer_wants_them(line, stored, predictions):
-    folder = line.folder / "reports" / line.manifest("reports")["path"] / "isic"
-    truth, prediction = (pd.read_csv(folder / f"{name}.csv") for name in ("truth", "prediction"))
-    test = predictions[(predictions["model"] == "fine-tuned") & (predictions["split"] == "test")]
-    test = test.merge(stored[["sha256", "image_id"]], on="sha256")
-    assert sorted(truth["image"]) == sorted(test["image_id"])
-    for table, column in ((truth, "label"), (prediction, "probability")):
-        assert list(table.columns) == ["image", "malignant", "other"]
-        assert table["image"].is_unique
-        assert list(table.dtypes[1:]) == [float, float]
-        expected = test.set_index("image_id").loc[table["image"], column]
-        np.testing.assert_allclose(table["malignant"], expected, rtol=1e-12)
-        np.testing.assert_allclose(table["other"], 1 - expected, rtol=1e-9, atol=1e-12)
-
-
-def test_the_threshold_comes_from_validation_alone(line, predictions):
-    facts = line.manifest("reports")
-    rule = line.context.settings.evaluate.operating_point
-    for name, suffix in (("head alone", "head"), ("fine-tuned", "finetuned")):
-        rows = predictions[predictions["model"] == name]
-        validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
-        chosen = operating_points.choose(validation["label"], validation["probability"], rule).threshold
-        stands = facts["operating_points"][name]["threshold"]
-        assert 0 < chosen - stands <= operating_points.TOLERANCE
-        assert facts["metrics"][f"threshold_{suffix}"] == stands
-        assert ((validation["probability"] >= stands) == (validation["probability"] >= chosen)).all()
-        on_test = operating_points.choose(test["label"], test["probability"], rule).threshold
-        assert on_test != chosen, "the test cannot tell the splits apart"
-        positives = test[test["label"] == 1]["probability"]
-        assert facts["metrics"][f"test_sensitivity_{suffix}"] == pytest.approx((positives >= chosen).mean())
-
-
-def test_score_rows_hold_all_that_is_promised(line, scores):
+def test_every_image_has_one_complete_score_row(line, scores, predictions):
     promised = {
         *("image_id", "source_uri", "sha256", "probability", "decision", "threshold", "status", "model_name"),
         *("model_version", "run_id", "batch_id", "scored_at", "operating_point", "reason", "detail"),
@@ -374,8 +368,6 @@ def test_score_rows_hold_all_that_is_promised(line, scores):
     assert scores["run_id"].str.len().min() == 32
     assert scores["scored_at"].notna().all()
 
-
-def test_every_image_has_one_score_row(line, scores):
     listed = sorted(path for path in listed_files(line.archive) if path.suffix not in (".csv", ".txt"))
     assert sorted(
         ledger.read(line.context.spark, line.context.warehouse, "melanoma", "1").toPandas()["source_uri"]
@@ -399,25 +391,13 @@ def test_every_image_has_one_score_row(line, scores):
     for row in scored.itertuples():
         assert row.sha256 == hashes.sha256(Path(row.source_uri[5:]).read_bytes())
         assert row.image_id == Path(row.source_uri).stem
-
-
-def test_scores_equal_the_predictions_of_the_evaluated_model(scores, predictions):
-    """Training saw stored pixels, scoring decodes the file: the same function, so the same probability."""
+    # Training saw stored pixels, scoring decodes the file: the same function, so the same probability.
     judged = predictions[predictions["model"] == "fine-tuned"].set_index("sha256")["probability"]
     scored = scores[scores["status"] == "scored"].drop_duplicates("sha256").set_index("sha256")["probability"]
     np.testing.assert_allclose(scored.loc[judged.index], judged, atol=1e-5)
 
 
-def test_a_score_can_be_walked_back_to_its_training_images(line, scores, runs):
-    line.tracker()
-    row = scores.iloc[0]
-    version = mlflow.MlflowClient().get_model_version(row["model_name"], row["model_version"])
-    assert version.tags["dataset_id"] == line.manifest("images")["id"]
-    assert version.tags["report_id"] == line.manifest("reports")["id"]
-    assert row["run_id"] == runs["score"].info.run_id
-
-
-def test_one_run_with_a_nested_one_for_each_stage(runs):
+def test_runs_are_nested_and_name_datasets_counts_and_system_metrics(runs, line):
     parent = runs["pipeline"]
     assert set(runs) >= {"pipeline", *STAGES}
     for name in STAGES:
@@ -427,8 +407,6 @@ def test_one_run_with_a_nested_one_for_each_stage(runs):
     assert "mlflow.parentRunId" not in parent.data.tags
     assert {"test_auroc_head", "test_auroc_finetuned"} <= parent.data.metrics.keys()
 
-
-def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
     images, features = line.manifest("images")["id"], line.manifest("features")["id"]
     read = {name: {(d.dataset.name, d.dataset.digest) for d in runs[name].inputs.dataset_inputs} for name in STAGES}
     both = {("images", images), ("features", features)}
@@ -439,6 +417,19 @@ def test_runs_name_the_datasets_they_read_and_the_software(line, runs):
     for name in ("pipeline", *STAGES):
         for given in runs[name].inputs.dataset_inputs:
             assert str(line.folder) not in given.dataset.source, "where images lie is nobody's business"
+
+    for name, run in runs.items():
+        found = {key for key in run.data.metrics if key.startswith("system/")}
+        assert ("system/cpu_utilization_percentage" in found) == (name == "pipeline"), name
+
+    facts = line.manifest("images")
+    logged = runs["ingest"].data
+    assert {key: logged.metrics[key] for key in ("listed", "accepted", "rejected", "skipped")} == {
+        key: float(facts[key]) for key in ("listed", "accepted", "rejected", "skipped")
+    }
+    assert logged.tags["dataset_id"] == facts["id"]
+    assert runs["featurize"].data.tags["features_id"] == line.manifest("features")["id"]
+    assert runs["featurize"].data.metrics["computed"] == facts["accepted"]
 
 
 def test_what_makes_the_model_is_a_parameter_of_the_run_and_all_settings_are_an_artifact(line, runs):
@@ -452,23 +443,6 @@ def test_what_makes_the_model_is_a_parameter_of_the_run_and_all_settings_are_an_
     assert str(line.folder) not in text
 
 
-def test_the_outermost_run_has_system_metrics(runs):
-    for name, run in runs.items():
-        found = {key for key in run.data.metrics if key.startswith("system/")}
-        assert ("system/cpu_utilization_percentage" in found) == (name == "pipeline"), name
-
-
-def test_counts_and_ids_are_logged(line, runs):
-    facts = line.manifest("images")
-    logged = runs["ingest"].data
-    assert {key: logged.metrics[key] for key in ("listed", "accepted", "rejected", "skipped")} == {
-        key: float(facts[key]) for key in ("listed", "accepted", "rejected", "skipped")
-    }
-    assert logged.tags["dataset_id"] == facts["id"]
-    assert runs["featurize"].data.tags["features_id"] == line.manifest("features")["id"]
-    assert runs["featurize"].data.metrics["computed"] == facts["accepted"]
-
-
 @pytest.mark.parametrize(("stage", "place"), [("train_head", "models/head"), ("finetune", "models/finetuned")])
 def test_every_epoch_is_on_the_curve(line, runs, stage, place):
     line.tracker()
@@ -479,7 +453,7 @@ def test_every_epoch_is_on_the_curve(line, runs, stage, place):
         assert [point.step for point in points] == list(range(len(epochs)))
 
 
-def test_report_and_plots_are_artifacts(line, runs):
+def test_report_and_registered_version_are_logged(line, runs):
     line.tracker()
     client = mlflow.MlflowClient()
     run_id = runs["evaluate"].info.run_id
@@ -496,8 +470,6 @@ def test_report_and_plots_are_artifacts(line, runs):
     metrics = runs["evaluate"].data.metrics
     assert metrics.items() >= line.manifest("reports")["metrics"].items()
 
-
-def test_the_version_is_registered_under_its_alias_with_tags(line, runs):
     line.tracker()
     version = mlflow.MlflowClient().get_model_version_by_alias("melanoma", "champion")
     assert version.version == "1" or version.version == 1
@@ -536,11 +508,6 @@ def test_no_file_name_of_the_archive_leaves_the_warehouses_tables(line, runs):
         assert not names.search(logged), run.info.run_name
     for version in mlflow.MlflowClient().search_model_versions("name='melanoma'"):
         assert not names.search(json.dumps(version.tags).encode())
-
-
-def test_predictions_carry_no_file_names(predictions):
-    assert sorted(predictions.columns) == sorted(schemas.PREDICTIONS.names)
-    assert "source_uri" not in predictions.columns
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int]]:

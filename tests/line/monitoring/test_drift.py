@@ -65,12 +65,27 @@ def states(found: statistics.Drift) -> dict[str, str]:
     return {one.name: one.state for one in found.measures}
 
 
-def test_psi_is_that_of_the_books():
+def test_psi_and_ks_are_those_of_the_literature():
     # Siddiqi's formula by hand, of 100,000 images so that the half image added does not tell
     before, now = np.array([30_000, 50_000, 20_000]), np.array([20_000, 50_000, 30_000])
     expected = (0.2 - 0.3) * np.log(0.2 / 0.3) + (0.3 - 0.2) * np.log(0.3 / 0.2)
     assert statistics.psi(before, now) == pytest.approx(expected, rel=1e-3)
     assert 0 < statistics.psi([10, 0], [0, 10]) < 10, "an empty bin is no infinity"
+    # What makes 0.1 and 0.25 a shift of 0.32 and 0.5 standard deviations, and KS then 0.126 and 0.197.
+    for bound, other in ((LIMITS.warn.psi, LIMITS.warn.ks), (LIMITS.limit.psi, LIMITS.limit.ks)):
+        shift = np.sqrt(bound)
+        edges = stats.norm.ppf(np.arange(1, 400) / 400)
+        before, now = (np.diff(stats.norm.cdf([-np.inf, *edges, np.inf], at)) * 1e8 for at in (0, shift))
+        assert statistics.psi(before, now) == pytest.approx(bound, rel=0.02)
+        assert statistics.ks(before, now) == pytest.approx(other, abs=0.005)
+
+    before = normal(900, 1)
+    histogram = training_reference.histogram(before)
+    for seed, shift in enumerate((0, 0.1, 0.3, 1)):
+        now = normal(700, 10 + seed, shift)
+        exact = stats.ks_2samp(before, now).statistic
+        found = statistics.ks(histogram.counts, binned(histogram, now))
+        assert exact - 1 / training_reference.BINS <= found <= exact + 1e-12
 
 
 @given(COUNTS, st.data())
@@ -81,26 +96,6 @@ def test_figures_are_symmetric_and_zero_of_the_same(before, data):
         assert figure(before, now) >= 0
         assert figure(before, before) == pytest.approx(0, abs=1e-12)
     assert statistics.ks(before, now) <= 1 + 1e-12
-
-
-def test_psi_of_a_shifted_normal_distribution_is_the_square_of_the_shift():
-    """What makes 0.1 and 0.25 a shift of 0.32 and 0.5 standard deviations, and KS then 0.126 and 0.197."""
-    for bound, other in ((LIMITS.warn.psi, LIMITS.warn.ks), (LIMITS.limit.psi, LIMITS.limit.ks)):
-        shift = np.sqrt(bound)
-        edges = stats.norm.ppf(np.arange(1, 400) / 400)
-        before, now = (np.diff(stats.norm.cdf([-np.inf, *edges, np.inf], at)) * 1e8 for at in (0, shift))
-        assert statistics.psi(before, now) == pytest.approx(bound, rel=0.02)
-        assert statistics.ks(before, now) == pytest.approx(other, abs=0.005)
-
-
-def test_ks_is_near_that_of_the_values_and_never_over_it():
-    before = normal(900, 1)
-    histogram = training_reference.histogram(before)
-    for seed, shift in enumerate((0, 0.1, 0.3, 1)):
-        now = normal(700, 10 + seed, shift)
-        exact = stats.ks_2samp(before, now).statistic
-        found = statistics.ks(histogram.counts, binned(histogram, now))
-        assert exact - 1 / training_reference.BINS <= found <= exact + 1e-12
 
 
 def test_chance_is_rarely_passed_where_nothing_has_changed():
@@ -140,7 +135,7 @@ def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
     assert statistics._tenths(some.counts, some.counts)[0].tolist() == [380, 20]
 
 
-def test_a_batch_like_the_training_images_is_told_so_whatever_its_size():
+def test_batches_like_the_training_images_pass_with_the_same_metrics():
     for rows in (50, 60, 200, 5000):
         found = held(known(), batch(rows), rows, {"sex": {"female": rows // 2, "male": rows - rows // 2}})
         assert found.state == statistics.AS_TRAINED, found
@@ -148,8 +143,11 @@ def test_a_batch_like_the_training_images_is_told_so_whatever_its_size():
         assert not found.beyond
         assert {one.name for one in found.measures} == {*of_kind("number"), "sex", "unlike"}
 
+    one, other = (held(known(), batch(rows, seed), rows) for rows, seed in ((60, 1), (900, 99)))
+    assert one.metrics.keys() == other.metrics.keys() >= {"state", "psi/distance", "ks/sharpness", "share/unlike"}
 
-def test_a_measure_that_moved_is_named_by_how_far():
+
+def test_verdicts_name_the_measures_that_moved():
     rows = 2000
     assert held(known(), batch(rows, distance=normal(rows, 1, 0.2)), rows).state == statistics.AS_TRAINED
     some = held(known(), batch(rows, sharpness=normal(rows, 1, 0.4)), rows)
@@ -161,8 +159,6 @@ def test_a_measure_that_moved_is_named_by_how_far():
     wider = held(known(), batch(rows, warm=normal(rows, 3, 0, 2.5)), rows)
     assert states(wider)["warm"] == statistics.BEYOND, "PSI sees what has no other middle"
 
-
-def test_a_verdict_names_a_few():
     rows = 500
     found = held(known(), {name: normal(rows, 1, 3) for name in of_kind("number")}, rows)
     assert found.verdict == (
@@ -170,27 +166,34 @@ def test_a_verdict_names_a_few():
     )
 
 
-def test_a_small_batch_must_move_more_than_chance():
+def test_small_batches_must_move_more_than_chance():
     shifted = {"raw_probability": normal(60, 9, 0.35)}
     small = held(known(), batch(60, **shifted), 60)
     assert next(one for one in small.measures if one.name == "raw_probability").psi > LIMITS.warn.psi
     assert small.state == statistics.AS_TRAINED
     assert held(known(), batch(60, raw_probability=normal(60, 9, 2)), 60).state == statistics.BEYOND
 
-
-def test_too_few_images_tell_nothing():
     found = held(known(), batch(49), 49)
     assert found.verdict == "too few to tell: 49 images that training has not seen, 50 are needed"
     assert (found.measures, found.metrics, found.beyond) == ((), {}, False)
 
 
-def test_the_share_of_unlike_images_has_limits_of_its_own():
+def test_limits_of_unlike_images_and_of_ignored_measures():
     for count, state in ((10, statistics.AS_TRAINED), (100, statistics.DRIFTING), (300, statistics.BEYOND)):
         found = held(known(), batch(1000), 1000, unlike=count)
         assert states(found)["unlike"] == state
         assert found.metrics["share/unlike"] == count / 1000
     assert "unlike" not in states(held(known(), batch(1000), 1000, unlike=None))
     assert states(held(known(), batch(60), 60, unlike=4))["unlike"] == statistics.AS_TRAINED, "four of sixty are chance"
+
+    rows = 1000
+    moved = batch(rows, raw_probability=normal(rows, 1, 2))
+    calm = config.Drift(ignore=("raw_probability",))
+    found = held(known(), moved, rows, limits=calm)
+    assert found.state == statistics.AS_TRAINED
+    assert states(found)["raw_probability"] == statistics.BEYOND
+    off = config.Drift(warn={"psi": None, "ks": None}, limit={"psi": None, "ks": None})
+    assert held(known(), moved, rows, limits=off).state == statistics.AS_TRAINED
 
 
 def test_categories_are_compared_where_both_sides_name_some():
@@ -206,22 +209,6 @@ def test_categories_are_compared_where_both_sides_name_some():
         assert not {"sex", "site"} & states(held(known(), batch(rows), rows, silent)).keys()
 
 
-def test_what_is_ignored_is_told_and_sets_no_verdict():
-    rows = 1000
-    moved = batch(rows, raw_probability=normal(rows, 1, 2))
-    calm = config.Drift(ignore=("raw_probability",))
-    found = held(known(), moved, rows, limits=calm)
-    assert found.state == statistics.AS_TRAINED
-    assert states(found)["raw_probability"] == statistics.BEYOND
-    off = config.Drift(warn={"psi": None, "ks": None}, limit={"psi": None, "ks": None})
-    assert held(known(), moved, rows, limits=off).state == statistics.AS_TRAINED
-
-
-def test_metrics_have_the_same_names_for_every_batch():
-    one, other = (held(known(), batch(rows, seed), rows) for rows, seed in ((60, 1), (900, 99)))
-    assert one.metrics.keys() == other.metrics.keys() >= {"state", "psi/distance", "ks/sharpness", "share/unlike"}
-
-
 @pytest.fixture(scope="module")
 def registered(line) -> bundle.Scorer:
     _, artifacts = model_registry.download_model(line.tracker(), "melanoma@champion")
@@ -229,7 +216,7 @@ def registered(line) -> bundle.Scorer:
     return bundle.unpack(artifacts)
 
 
-def test_the_registered_model_knows_its_training_images(line, registered):
+def test_reference_and_distances_of_the_registered_model(line, registered):
     images = line.read("images").where("split != 'test'").toPandas()
     known = registered.reference
     assert known.images == images["split"].value_counts().to_dict()
@@ -243,8 +230,6 @@ def test_the_registered_model_knows_its_training_images(line, registered):
     raw = table[(table["model"] == "fine-tuned") & (table["split"] == "validation")]["raw_probability"]
     assert known.histograms["raw_probability"] == training_reference.histogram(raw)
 
-
-def test_score_and_the_served_model_tell_the_same_distances(line, registered):
     found = line.scores()
     scored = found[found["status"] == "scored"]
     assert scored["distance"].notna().all()

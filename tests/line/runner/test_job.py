@@ -112,19 +112,13 @@ def test_an_error_is_one_line_and_a_status(error, exit_status):
     assert (told["event"], told["exit_status"], told["message"]) == ("failed", exit_status, str(error))
 
 
-def test_what_nobody_foresaw_is_a_traceback_and_status_1():
+def test_unexpected_errors_summaries_and_arguments():
     result = invoke(looking(raising(ZeroDivisionError("by zero"))), [])
     assert result.exit_status == 1
     assert "Traceback" in result.log
     assert "in stage" in result.log
-
-
-def test_a_summary_has_the_status_of_its_job():
     result = invoke(looking(lambda job: Summary("done, look", 6)), [])
     assert (result.exit_status, result.summary, result.log) == (6, "done, look", "look: done, look\n")
-
-
-def test_a_stage_knows_with_what_it_was_started():
     seen = []
     command = looking(lambda job: seen.append(job.argv) or Summary("done"), words={"short": "seed=3"})
     invoke(command, ["short", "ranks=1"])

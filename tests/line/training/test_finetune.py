@@ -94,15 +94,6 @@ def without_horovod(line, new_line, monkeypatch):
     return other
 
 
-def test_one_rank_trains_in_this_process_without_horovod(line, without_horovod):
-    text = without_horovod.told("finetune", ranks=1)
-    assert text.startswith("  Horovod is not installed: training with one rank in this process\n")
-    found, expected = (one.manifest("models/finetuned") for one in (without_horovod, line))
-    assert (found["ranks"], found["made_from"]) == (1, expected["made_from"])
-    for one, other in zip(found["training"], expected["training"], strict=True):
-        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)
-
-
 def test_without_horovod_one_rank_trains_where_the_settings_name_no_number(monkeypatch):
     assert horovod.choose_ranks(config.parse({})) == 2
     monkeypatch.setitem(sys.modules, "horovod", None)
@@ -112,6 +103,13 @@ def test_without_horovod_one_rank_trains_where_the_settings_name_no_number(monke
         horovod.choose_ranks(config.parse({"ranks": 2}))
 
 
-def test_more_ranks_need_horovod(without_horovod):
+def test_without_horovod_one_rank_trains_and_more_are_refused(without_horovod, line):
     words = ("ranks=2, but Horovod is not installed", "pip install 'melanoma-spark[horovod]'")
     refused(without_horovod, "finetune", *words)
+
+    text = without_horovod.told("finetune", ranks=1)
+    assert text.startswith("  Horovod is not installed: training with one rank in this process\n")
+    found, expected = (one.manifest("models/finetuned") for one in (without_horovod, line))
+    assert (found["ranks"], found["made_from"]) == (1, expected["made_from"])
+    for one, other in zip(found["training"], expected["training"], strict=True):
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)

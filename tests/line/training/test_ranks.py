@@ -83,18 +83,13 @@ def alone():
         return work([[values[0]] for values in RAGGED])(loop.Rank())
 
 
-def test_two_ranks_in_processes_of_their_own(two):
+def test_two_ranks_run_in_own_processes_and_print_to_the_driver(two):
     found = two[0]
     assert [(one["rank"], one["size"]) for one in found] == [(0, 2), (1, 2)]
     assert len({os.getpid(), *(one["pid"] for one in found)}) == 3
     assert {one["threads"] for one in found} == {"1"}
-
-
-def test_the_drivers_environment_stays_on_the_driver(two):
     assert [one["secret"] for one in two[0]] == [None, None]
 
-
-def test_what_ranks_print_reaches_the_driver_line_by_line_and_at_once(two):
     found, out, err = two
     long = "\u00e9" * 40_000
     expected = ["rank 0 is here", long, "rank 1: rank 1 is here", f"rank 1: {long}"]
@@ -104,19 +99,14 @@ def test_what_ranks_print_reaches_the_driver_line_by_line_and_at_once(two):
     assert out.first - min(one["printed_at"] for one in found) < 2
 
 
-def test_arrays_of_any_length_are_gathered_in_rank_order(two):
+def test_ranks_gather_broadcast_and_average(two):
     for one in two[0]:
         for gathered, parts in zip(one["gathered"], RAGGED, strict=True):
             np.testing.assert_array_equal(gathered, np.concatenate(parts), strict=True)
-
-
-def test_variables_are_set_to_those_of_rank_0(two):
     for one in two[0]:
         np.testing.assert_array_equal(one["broadcast"][0], np.full((2, 3), 10.0))
         assert one["broadcast"][1] == 0.0
 
-
-def test_gradients_are_averaged_before_they_are_applied(two):
     import keras
 
     variables = [keras.Variable(np.full((2, 3), 10.0)), keras.Variable(np.float32(0))]

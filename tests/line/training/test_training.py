@@ -46,16 +46,7 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
     np.testing.assert_allclose(weight_of_step, 1.0, rtol=1e-5)
 
 
-def test_class_weights_multiply_what_a_label_weighs():
-    images = images_of(np.zeros((4, 1)), np.array([0, 1, 1, 0]))
-    ((_, labels, weights),) = loop.batches(
-        images, sharding.deal(images.groups, 4), loop.Rank(), (0.5, 2.0), (1,), "float32"
-    )
-    assert labels.tolist() == [0, 1, 1, 0]
-    assert weights.tolist() == [0.5, 2.0, 2.0, 0.5]
-
-
-def test_class_weights_are_those_of_scikit_learn():
+def test_class_weights_are_those_of_scikit_learn_and_weigh_labels():
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = [0] * 70 + [1] * 30
@@ -64,8 +55,15 @@ def test_class_weights_are_those_of_scikit_learn():
     with pytest.raises(DataError, match="3 negative and 0 positive"):
         loop.class_weights(np.zeros(3, int))
 
+    images = images_of(np.zeros((4, 1)), np.array([0, 1, 1, 0]))
+    ((_, labels, weights),) = loop.batches(
+        images, sharding.deal(images.groups, 4), loop.Rank(), (0.5, 2.0), (1,), "float32"
+    )
+    assert labels.tolist() == [0, 1, 1, 0]
+    assert weights.tolist() == [0.5, 2.0, 2.0, 0.5]
 
-def test_training_learns_and_leaves_the_model_with_the_weights_of_its_best_epoch():
+
+def test_training_keeps_the_weights_of_its_best_epoch():
     from sklearn.metrics import roc_auc_score
 
     inputs, labels = rows_of(40)
@@ -75,6 +73,22 @@ def test_training_learns_and_leaves_the_model_with_the_weights_of_its_best_epoch
     best = loop.best_of(records)
     assert roc_auc_score(labels, model.predict_on_batch(inputs)[:, 0]) == pytest.approx(best.validation_auroc)
     assert best.validation_auroc == max(record.validation_auroc for record in records)
+
+    inputs, labels = rows_of(40)
+    model = small_model()
+    fitted(model, plan(epochs=30), images_of(inputs, labels))
+    good = model.get_weights()
+    harmful = plan(epochs=30, patience=2, learning_rate=0.5)
+    records = fitted(model, harmful, images_of(inputs, 1 - labels), images_of(inputs, labels))
+    assert loop.best_of(records).epoch == 0
+    assert len(records) == 3, "the start and two epochs of patience"
+    assert same(model.get_weights(), good)
+
+    inputs, labels = rows_of(40)
+    ones = images_of(inputs[labels == 1], labels[labels == 1])
+    records = fitted(small_model(), plan(), images_of(inputs, labels), ones)
+    assert all(np.isnan(record.validation_auroc) for record in records)
+    assert loop.best_of(records).validation_loss == min(record.validation_loss for record in records)
 
 
 def test_a_step_is_that_of_keras():
@@ -100,14 +114,11 @@ def test_a_step_in_pieces_is_the_same_step(pieces):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_rate_rises_to_its_own():
+def test_learning_rate_rises_and_is_that_of_the_optimizer():
     warm = plan(learning_rate=1.0, warmup_epochs=0.5)
     assert [warm.rate(step, 8) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert plan(learning_rate=1.0).rate(0, 8) == 1.0
-
-
-def test_the_rate_of_a_step_is_the_optimizers():
-    """Adam's first step is as long as its rate, whatever the gradient."""
+    # Adam's first step is as long as its rate, whatever the gradient.
     states = []
     slow = plan(epochs=1, learning_rate=0.01, warmup_epochs=10.0)
     fitted(small_model(), slow, images_of(*rows_of(8)), checkpoint=states.append)
@@ -175,23 +186,3 @@ def test_a_loss_that_is_no_number_ends_training_and_names_the_phase_the_step_and
         )
     assert states
     assert all(np.isfinite(tensor).all() for state in states for tensor in state.variables), "the last good state"
-
-
-def test_a_phase_that_only_harms_ends_with_the_weights_it_began_with_and_stops_early():
-    inputs, labels = rows_of(40)
-    model = small_model()
-    fitted(model, plan(epochs=30), images_of(inputs, labels))
-    good = model.get_weights()
-    harmful = plan(epochs=30, patience=2, learning_rate=0.5)
-    records = fitted(model, harmful, images_of(inputs, 1 - labels), images_of(inputs, labels))
-    assert loop.best_of(records).epoch == 0
-    assert len(records) == 3, "the start and two epochs of patience"
-    assert same(model.get_weights(), good)
-
-
-def test_one_class_in_validation_leaves_auroc_undefined_and_the_loss_decides():
-    inputs, labels = rows_of(40)
-    ones = images_of(inputs[labels == 1], labels[labels == 1])
-    records = fitted(small_model(), plan(), images_of(inputs, labels), ones)
-    assert all(np.isnan(record.validation_auroc) for record in records)
-    assert loop.best_of(records).validation_loss == min(record.validation_loss for record in records)

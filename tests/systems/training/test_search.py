@@ -196,7 +196,7 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
     assert "AUROC" in searched(featured, wanted.model_copy(update={"seeds": 2}))
 
 
-def test_the_last_line_says_what_to_give_to_train_head(featured, told, facts):
+def test_summary_names_the_best_trial_and_those_that_failed(featured, told, facts):
     best, second, *_ = facts["trials"]
     *before, line = told.splitlines()
     words = re.search(r"best ((?:\w+\.\w+=\S+ ?)+):", line)[1]
@@ -217,8 +217,6 @@ def test_the_last_line_says_what_to_give_to_train_head(featured, told, facts):
     assert f"  {words}: AUROC {best['mean']:.4f} +- {best['std']:.4f}" in before
     assert not list(featured.folder.glob("models/*"))
 
-
-def test_trials_that_fail_are_told_and_never_chosen(told, facts):
     good, failed = facts["trials"][:3], facts["trials"][3:]
     assert not any(result["reason"] for result in good)
     for result in failed:
@@ -233,7 +231,7 @@ def test_trials_that_fail_are_told_and_never_chosen(told, facts):
         assert (task["auroc"] is None) == bool(task["reason"])
 
 
-def test_every_trial_is_a_nested_run_and_the_jobs_run_holds_them_all(featured, facts):
+def test_runs_hold_every_trial_and_name_no_file(featured, facts):
     nested = runs_of(featured)[facts["run_id"]]
     assert len(nested) == len(facts["trials"])
     for run in nested:
@@ -258,8 +256,6 @@ def test_every_trial_is_a_nested_run_and_the_jobs_run_holds_them_all(featured, f
     with open(client.download_artifacts(facts["run_id"], "plots/trials.png"), "rb") as file:
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
-
-def test_runs_and_reports_name_no_file_and_no_place(featured, facts):
     names = re.compile(r"image_\d{6}|patient_\d{4}|lesion_\d{5}|" + re.escape(str(featured.folder.parent.parent)))
     featured.tracker()
     client = mlflow.MlflowClient()
