@@ -286,7 +286,7 @@ CORPUS: dict[str, tuple[str, Callable[[], bytes], dict[str, str | None]]] = {
     "zip that miscounts": ("zip", lambda: changed(ZIP, len(ZIP) - 12, b"\7"), GOOD | DAMAGED),
     "outer zip cut behind an inner one": (
         "zip",
-        lambda: (whole := zipped({"in.zip": zipped(PLAIN), "late.jpg": B}, 0))[: whole.index(b"late.jpg") - 30],
+        lambda: (complete := zipped({"in.zip": zipped(PLAIN), "late.jpg": B}, 0))[: complete.index(b"late.jpg") - 30],
         {"in.zip": "nested_archive", "": "damaged_archive"},
     ),
     "spoilt header of tar": ("tar", lambda: half_header(tarred(PLAIN)), {"a.jpg": None, "": "damaged_archive"}),

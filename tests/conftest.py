@@ -1,4 +1,4 @@
-"""One Spark session, one drawn archive and one run of the whole line, for all the tests that look at them."""
+"""One Spark session, one drawn archive and one run of all stages, for all tests that read them."""
 
 from __future__ import annotations
 
@@ -111,8 +111,8 @@ def java_home() -> str:
 
 def java_environment() -> dict[str, str]:
     """By what spark-submit.sh starts that Java."""
-    found, wrapper = java_home(), str(REPO / "conf/java")
-    return {"JAVA_HOME": wrapper, **({} if found == wrapper else {"REAL_JAVA_HOME": found})}
+    result, wrapper = java_home(), str(REPO / "conf/java")
+    return {"JAVA_HOME": wrapper, **({} if result == wrapper else {"REAL_JAVA_HOME": result})}
 
 
 @pytest.fixture(scope="session")
@@ -207,32 +207,32 @@ def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Line:
-    """A warehouse, what it is made from, and what the jobs said while they made it."""
+    """A warehouse, its archive, and the output of the jobs that made it."""
 
     context: Any
     archive: Path
     folder: Path
-    said: str = ""
+    output: str = ""
     left: int = 0  # files that it has left in Spark's temporary folder
 
     def stage(self, name: str, **changes: Any) -> str:
         """Run one stage again, with some settings changed; returns its summary line."""
-        return self.told(name, **changes).splitlines()[-1]
+        return self.output_of(name, **changes).splitlines()[-1]
 
-    def told(self, name: str, **changes: Any) -> str:
-        """The same, and all that it says."""
+    def output_of(self, name: str, **changes: Any) -> str:
+        """The same; returns all its output."""
         from melanoma_spark import pipeline
         from melanoma_spark.runner.stage import run_stage
 
         context = replace(
             self.context, settings=self.context.settings.model_copy(update=changes), mlflow=self.tracker()
         )
-        with said() as text:
+        with captured_output() as text:
             run_stage(context, name, pipeline.STAGES[name], {"stage": name})
         return text.getvalue()
 
     def tracker(self) -> Any:
-        """MLflow of this warehouse: its address is one of the whole process, which other tests change."""
+        """MLflow of this warehouse: its address belongs to the process, and other tests change it."""
         from melanoma_spark import tracking
 
         return tracking.Tracker(self.context.settings.mlflow, self.context.warehouse)
@@ -245,9 +245,9 @@ class Line:
         """A manifest as users' scripts read it."""
         from melanoma_spark.storage import files, manifests
 
-        found = manifests.read_values(files.join(self.context.warehouse, name, manifests.FILE))
-        assert found is not None
-        return found
+        result = manifests.read_values(files.join(self.context.warehouse, name, manifests.FILE))
+        assert result is not None
+        return result
 
     def tensors(self, kind: Any) -> list[Any]:
         """The tensors of its `HeadManifest` or `FinetunedManifest`."""
@@ -268,7 +268,7 @@ def with_pictures(line: Line, count: int) -> Any:
 
 
 @contextlib.contextmanager
-def said() -> Iterator[io.StringIO]:
+def captured_output() -> Iterator[io.StringIO]:
     """What jobs print."""
     with contextlib.redirect_stdout(io.StringIO()) as text:
         yield text
@@ -300,7 +300,7 @@ def refused(line: Line, stage: str, *words: str, **changes: Any) -> None:
 
     from melanoma_spark.errors import MelanomaError
 
-    with pytest.raises(MelanomaError) as caught, said() as text:
+    with pytest.raises(MelanomaError) as caught, captured_output() as text:
         line.stage(stage, **changes)
     assert caught.value.exit_status in (2, 3, 4)
     one_line(str(caught.value), *words)
@@ -330,7 +330,7 @@ def shared_mlflow(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def new_line(spark: Any, lesions: Path, tmp_path: Path, shared_mlflow: str) -> Callable[..., Line]:
-    """A function: an archive and changed settings -> a line in a folder of its own, with the MLflow of others."""
+    """A function: an archive and changed settings -> a line in a new folder, with the shared MLflow."""
 
     def new(archive: Path = lesions, **changes: Any) -> Line:
         return open_line(spark, archive, tmp_path / "warehouse", mlflow={"tracking_uri": shared_mlflow}, **changes)
@@ -347,9 +347,9 @@ def line(spark: Any, lesions: Path, tmp_path_factory: pytest.TempPathFactory) ->
     new = open_line(spark, lesions, tmp_path_factory.mktemp("line") / "warehouse", score={"worklist": {"pictures": 2}})
     temporary = Path(spark.sparkContext._temp_dir)
     before = len(list(temporary.iterdir()))
-    with said() as text:
+    with captured_output() as text:
         run_stage(new.context, "pipeline", pipeline.pipeline, {"job": "pipeline"})
-    return replace(new, said=text.getvalue(), left=len(list(temporary.iterdir())) - before)
+    return replace(new, output=text.getvalue(), left=len(list(temporary.iterdir())) - before)
 
 
 @pytest.fixture
@@ -379,7 +379,7 @@ def settings_file(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def submitted(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """A function that starts ./spark-submit.sh, as a session of its own, in a folder that is not the repository's."""
+    """A function that starts ./spark-submit.sh, in a new session and in a folder outside the repository."""
     folder = tmp_path / "submitted"
 
     def start(

@@ -95,16 +95,16 @@ class Control:
 
 def points(writes: list[Write]) -> list[Point]:
     """All points of a job. What is after a write is before the next one, for a driver that is killed."""
-    found = []
+    actual = []
     for place, write in enumerate(writes):
         inside = ["in"] if write.torn else []
-        found += [
+        actual += [
             Point(str(write), moment, "kill") for moment in (["before"] if not place else []) + inside + ["after"]
         ]
-        found += [Point(str(write), moment, "error") for moment in ["before", *inside, "after"]]
+        actual += [Point(str(write), moment, "error") for moment in ["before", *inside, "after"]]
         if write.who != "driver":
-            found += [Point(str(write), moment, "lost") for moment in inside or ["before"]]
-    return found
+            actual += [Point(str(write), moment, "lost") for moment in inside or ["before"]]
+    return actual
 
 
 class _Process:
@@ -181,7 +181,7 @@ class _Process:
         return result
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Of the interpreter: tells of changes below the warehouse that `write` does not know of."""
+        """Hook of the interpreter: records changes below the warehouse that `write` has not seen."""
         if event == "open":
             path, _, flags = arguments
             if not (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -219,11 +219,11 @@ def install(folder: str | None = None) -> Callable[[], None]:
 
         `half` is given a function before them that does all of it; it is None where there is no half.
         """
-        whole, own = getattr(owner, name), name in vars(owner)
+        complete, own = getattr(owner, name), name in vars(owner)
 
         def call(*arguments: Any, **words: Any) -> Any:
             def do() -> Any:
-                return whole(*arguments, **words)
+                return complete(*arguments, **words)
 
             place = path(*arguments)
             if place is None:
@@ -232,7 +232,7 @@ def install(folder: str | None = None) -> Callable[[], None]:
             return process.write(kind, str(place), do, torn, lambda reason: error(reason, *arguments))
 
         setattr(owner, name, call)
-        stack.callback(lambda: setattr(owner, name, whole) if own else delattr(owner, name))
+        stack.callback(lambda: setattr(owner, name, complete) if own else delattr(owner, name))
 
     def half_folder(do: Any, store: Any, path: str, *_: Any) -> None:
         _half_removed(Path(path))
@@ -263,8 +263,8 @@ def _half(path: str, content: bytes) -> None:
 
 
 def _half_removed(folder: Path) -> None:
-    found = sorted(one for one in folder.rglob("*") if one.is_file())
-    for one in found[len(found) // 2 :]:
+    actual = sorted(one for one in folder.rglob("*") if one.is_file())
+    for one in actual[len(actual) // 2 :]:
         one.unlink()
 
 
@@ -343,7 +343,7 @@ def _frames() -> Iterator[FrameType]:
 
 
 def as_after_death(warehouse: Path) -> None:
-    """What the death of a process does by itself: its leases are of nobody, its MLflow run is open nowhere."""
+    """What the death of a process does by itself: its leases are void, and no MLflow run is open."""
     import mlflow.tracking.fluent
 
     for path in (warehouse / "running").glob("*.json"):

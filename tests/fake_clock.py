@@ -1,4 +1,4 @@
-"""A clock that waits for nothing: who sleeps is told at once that the time is over."""
+"""A clock without waiting: `sleep` returns at once, and the time has passed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

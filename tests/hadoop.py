@@ -1,4 +1,4 @@
-"""A real Hadoop for tests, on ports of its own of the loopback address.
+"""A real Hadoop for tests, on free ports of the loopback address.
 
 HDFS is a NameNode and a DataNode, YARN a ResourceManager and two NodeManagers. All end with the block they are used in,
 or with the process of the tests.
@@ -78,23 +78,23 @@ DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 def classpath(folder: Path, pom: str = "hadoop-pom.xml") -> str:
-    """The jars of a POM of this folder, out of Maven's own repository, where the first run puts them.
+    """The jars of a POM of this folder, from Maven's local repository, where the first run puts them.
 
     Raises `Missing`.
     """
     if not shutil.which("mvn"):
         raise Missing("no Maven on PATH, which brings Hadoop's jars: install maven")
-    told = folder / "classpath"
+    output = folder / "classpath"
     command = ["mvn", "-q", "-B", "-f", str(HERE / pom), "dependency:build-classpath"]
     for offline in (["-o"], []):  # most runs have all jars, and need not ask whether there are newer ones
         try:
             done = subprocess.run(
-                [*command, *offline, f"-Dmdep.outputFile={told}"], capture_output=True, text=True, timeout=600
+                [*command, *offline, f"-Dmdep.outputFile={output}"], capture_output=True, text=True, timeout=600
             )
         except subprocess.TimeoutExpired:
             raise Missing("Maven cannot get Hadoop's jars within ten minutes") from None
         if done.returncode == 0:
-            return told.read_text().strip()
+            return output.read_text().strip()
     why = next(iter((done.stdout + done.stderr).splitlines()), "no reason told")
     raise Missing(f"Maven cannot get Hadoop's jars: {why}")
 
@@ -146,7 +146,7 @@ class Daemons:
         process.wait()
 
     def wait(self, not_ready: Callable[[], str]) -> None:
-        """Until that tells no more what is missing."""
+        """Wait until it names nothing that is missing."""
         until = time.monotonic() + PATIENCE
         while why := not_ready():
             logs = "".join(f"{name}: {self.log(name)[-2000:]}" for name in self.running)
@@ -303,10 +303,10 @@ def yarn(folder: Path, java_home: str, store: Hdfs) -> Iterator[Yarn]:
 
 def _too_few(running: Yarn) -> str:
     try:
-        found = running.asked("metrics")["clusterMetrics"]["activeNodes"]
+        result = running.asked("metrics")["clusterMetrics"]["activeNodes"]
     except OSError as error:
         return str(error)
-    return "" if found == len(running.nodes) else f"{found} NodeManagers of {len(running.nodes)}"
+    return "" if result == len(running.nodes) else f"{result} NodeManagers of {len(running.nodes)}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real MLflow server for tests, through which artifacts go too, on a port of its own of the loopback address."""
+"""A real MLflow server for tests, which stores artifacts too, on a free port of the loopback address."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def mlflow_server(database: str, folder: Path) -> Iterator[str]:
     # the database's address is not among the words: it holds a password; and without seven processes for jobs of MLflow
     known = os.environ | {"MLFLOW_BACKEND_STORE_URI": database, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     log = folder / "server.log"
-    with log.open("wb") as told, subprocess.Popen(command, stdout=told, stderr=told, env=known) as process:
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, env=known) as process:
         until = time.monotonic() + PATIENCE
         while True:
             try:

@@ -78,7 +78,7 @@ def sample() -> dict[str, list[str]]:
 
 
 def outcomes(module: str) -> dict[str, str]:
-    """Name of a mutant -> what mutmut says of it."""
+    """Name of a mutant -> its status by mutmut."""
     from mutmut.stats import status_by_exit_code
 
     codes = json.loads(Path(f"mutants/{path_of(module)}.meta").read_text())["exit_code_by_key"]
@@ -95,9 +95,9 @@ def main() -> None:
     subprocess.run([mutmut, "run", "--max-children", str(os.cpu_count()), *names], check=True)
     rows, survived = [], []
     for module, of_module in chosen.items():
-        found = outcomes(module)
-        killed = [name for name in of_module if found[name] in ("killed", "timeout")]
-        survived += [f"{name}: {found[name]}" for name in of_module if name not in killed]
+        result = outcomes(module)
+        killed = [name for name in of_module if result[name] in ("killed", "timeout")]
+        survived += [f"{name}: {result[name]}" for name in of_module if name not in killed]
         rows.append((module, len(of_module), len(killed)))
     rows.append(("all", *(sum(row[column] for row in rows) for column in (1, 2))))
     print("\n".join(["", *survived, "", f"show one: cd {WORK} && {mutmut} show NAME", ""]))

@@ -1,4 +1,4 @@
-"""A real S3 server for tests: moto's, as a process of its own on a port of its own of the loopback address."""
+"""A real S3 server for tests: moto's, in a separate process on a free port of the loopback address."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for tests, on a port of its own of the loopback address, with a password."""
+"""A real PostgreSQL for tests, on a free port of the loopback address, with a password."""
 
 import contextlib
 import os
@@ -23,8 +23,8 @@ QUICK = ("fsync=off", "synchronous_commit=off", "full_page_writes=off")
 
 def programs() -> Path:
     """Where `initdb` and `postgres` lie. Raises `Missing`."""
-    found = shutil.which("initdb")
-    places = [Path(found).resolve().parent] if found else []
+    result = shutil.which("initdb")
+    places = [Path(result).resolve().parent] if result else []
     places += sorted(DEBIAN.glob("*/bin"), key=lambda place: -float(place.parent.name))
     for place in places:
         if (place / "initdb").exists() and (place / "postgres").exists():

@@ -15,7 +15,7 @@ from melanoma_spark.scoring import ledger
 
 @pytest.fixture
 def scored(copied):
-    """The line with a small archive of its own, nothing of which has been scored."""
+    """The line with another, small archive, of which nothing has been scored."""
     shutil.rmtree(copied.folder / "scores")
     shutil.rmtree(copied.folder / "ledger")
     shutil.rmtree(copied.archive)
@@ -36,8 +36,8 @@ def of_ledger(line: Line) -> pd.DataFrame:
 
 def once(line: Line) -> None:
     """Every content has one row for each model version, and every file is in the ledger."""
-    found = rows(line)
-    contents = found[found["sha256"].notna()]
+    result = rows(line)
+    contents = result[result["sha256"].notna()]
     assert not contents.duplicated(["sha256", "model_version"]).any()
     here = {
         hashes.sha256(path.read_bytes())

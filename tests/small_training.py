@@ -31,7 +31,7 @@ def small_model(dropout: float = 0.0) -> keras.Model:
 def train_on_rank(rank, count, batch, *float16):
     """For gradients that travel as they are, and as float16 where asked: weights, log and the loss of each step."""
     images = images_of(*rows_of(count))
-    found = []
+    result = []
     for half in (False, *float16):
         model = small_model()
         states = []
@@ -39,8 +39,8 @@ def train_on_rank(rank, count, batch, *float16):
         arguments = (lambda epoch: images, lambda epoch: images)
         records = loop.train(rank, model, weighted, *arguments, **QUIET, checkpoint=states.append, checkpoint_steps=1)
         log = [(r.loss, r.validation_loss, r.validation_auroc) for r in records[1:]]
-        found.append((model.get_weights(), log, [state.losses for state in states]))
-    return found
+        result.append((model.get_weights(), log, [state.losses for state in states]))
+    return result
 
 
 def plan(**changes) -> loop.Plan:

@@ -141,46 +141,46 @@ class Stages:
 
     def content(self) -> Content:
         """All that a reader finds in the warehouse. Raises where something of it cannot be read."""
-        top, found = self.warehouse, {}
+        top, actual = self.warehouse, {}
         url = files.url_of(str(top))
         for path in sorted(one for one in top.rglob("manifest.json") if "mlartifacts" not in one.parts):
             name = str(path.parent.relative_to(top))
             facts = manifests.read_values(files.join(url, name, manifests.FILE))
-            found[name] = own(facts)
+            actual[name] = own(facts)
             data = path.parent / facts["path"]
             assert data.is_dir()
             if name in ("images", "features"):
-                found[f"{name}: rows"] = rows(data)
+                actual[f"{name}: rows"] = rows(data)
                 assert pyarrow.parquet.read_metadata(data / "_common_metadata").metadata[UNISCHEMA]
             if name == "images":
                 for other in ("rejects", "unmatched"):
-                    found[other] = rows(top / other / facts["path"])
+                    actual[other] = rows(top / other / facts["path"])
             if name.startswith("models/"):
                 assert lineage.tensors_id(unpack_tensors((data / WEIGHTS).read_bytes())) == facts["tensors_id"]
             if name == "reports":
-                found["reports: rows"] = rows(data / "predictions")
-                found["reports: files"] = sorted(str(one.relative_to(data)) for one in data.rglob("*.[hmj]*"))
+                actual["reports: rows"] = rows(data / "predictions")
+                actual["reports: files"] = sorted(str(one.relative_to(data)) for one in data.rglob("*.[hmj]*"))
         batches = sorted(path.name.removeprefix("batch_id=") for path in (top / "scores").glob("batch_id=*"))
-        found["scores"] = rows(top / "scores")
-        found["batches"] = [own(json.loads((top / "batches" / name / "batch.json").read_text())) for name in batches]
-        found["worklists"] = [(top / "batches" / name / "worklist.csv").read_text().count("\n") for name in batches]
+        actual["scores"] = rows(top / "scores")
+        actual["batches"] = [own(json.loads((top / "batches" / name / "batch.json").read_text())) for name in batches]
+        actual["worklists"] = [(top / "batches" / name / "worklist.csv").read_text().count("\n") for name in batches]
         tracker = tracking.Tracker(tracking.config.Mlflow(), url)
         for alias in ("champion", "challenger"):
             if tracker.find_version(f"melanoma@{alias}"):
                 version, artifacts = model_registry.download_model(tracker, f"melanoma@{alias}")
                 sums = {key: hashlib.sha256(value).hexdigest() for key, value in artifacts.items()}
-                found[alias] = own(version.tags), len(sums), bool(version.description)
+                actual[alias] = own(version.tags), len(sums), bool(version.description)
         held = {one for one in top.rglob("*") if one.is_dir() and "mlartifacts" not in one.parts}
         self.folders = sorted(crash_points.RANDOM.sub("*", f"{one.relative_to(top)}/") for one in held)
-        found["moves"] = [own(move) for move in alias_history.History(url, "melanoma", "champion").read()]
-        return found
+        actual["moves"] = [own(move) for move in alias_history.History(url, "melanoma", "champion").read()]
+        return actual
 
 
 UNISCHEMA = b"dataset-toolkit.unischema.v1"
 
 
 def own(facts: Any) -> Any:
-    """Without what each run has of its own; what is no number is `nan`, which equals itself."""
+    """Values without those that differ in each run; NaN becomes `nan`, which equals itself."""
     if isinstance(facts, float) and facts != facts:
         return "nan"
     if isinstance(facts, dict):
@@ -189,7 +189,7 @@ def own(facts: Any) -> Any:
 
 
 def rows(folder: Path) -> list[str]:
-    """The rows of a folder of Parquet as everybody reads it, without what each run has of its own."""
+    """The rows of a Parquet folder, without the columns that differ in each run."""
     table = pyarrow.parquet.read_table(folder).to_pandas()
     table = table[[name for name in sorted(table) if name not in OWN]]
     return sorted(hashlib.sha1(repr(row).encode()).hexdigest() for row in table.itertuples(index=False))
@@ -226,9 +226,9 @@ def sample(name: str, writes: list[Write]) -> list[Point]:
     all of them, workers and ranks before the driver.
     """
     kinds = {str(write): f"{write.who} {write.kind}" for write in writes}
-    found = crash_points.points(writes)
-    chosen = [point for point in found if str(point).startswith("kill after") and COUNTS.search(point.write)][-2:]
-    drawn = random.Random(name).sample(found, len(found))
+    actual = crash_points.points(writes)
+    chosen = [point for point in actual if str(point).startswith("kill after") and COUNTS.search(point.write)][-2:]
+    drawn = random.Random(name).sample(actual, len(actual))
     drawn.sort(key=lambda point: (bool(AROUND.search(point.write)), " driver " in str(point)))
 
     def traits(point: Point) -> set[str]:
@@ -244,11 +244,11 @@ def sample(name: str, writes: list[Write]) -> list[Point]:
 def difference(stages: Stages, *allowed: Content) -> list[str]:
     """The parts of the warehouse that are as in none of these, or why it cannot be read."""
     try:
-        found = stages.content()
+        actual = stages.content()
     except Exception as error:
         return [f"cannot be read: {error!r}"]
-    names = set(found).union(*allowed)
-    return [name for name in sorted(names) if all(found.get(name) != one.get(name) for one in allowed)]
+    names = set(actual).union(*allowed)
+    return [name for name in sorted(names) if all(actual.get(name) != one.get(name) for one in allowed)]
 
 
 def fail_at(stages: Stages, name: str, point: Point) -> tuple[bool, list[str]]:
@@ -296,12 +296,12 @@ def fail_and_finish(stages: Stages, name: str, points: list[Point]) -> list[str]
     for number, point in enumerate(points):
         if not number:
             crash_points.restore(known.before, stages.warehouse)
-        hit, found = fail_at(stages, name, point)
+        hit, actual = fail_at(stages, name, point)
         if not hit and number:
-            wrong += found
+            wrong += actual
             crash_points.restore(known.before, stages.warehouse)
-            hit, found = fail_at(stages, name, point)
-        wrong += found if hit else [*found, f"{point}: it was not reached"]
+            hit, actual = fail_at(stages, name, point)
+        wrong += actual if hit else [*actual, f"{point}: it was not reached"]
     again = stages.run(job, words)
     if again.exit_status != known.result.exit_status:
         return [*wrong, f"run again it left with {again.exit_status}: {again.log[-3000:]}"]

@@ -25,7 +25,7 @@ from melanoma_spark.training import finetune
 
 def rank_processes() -> dict[int, int]:
     """Rank -> process id, of all Horovod ranks on this machine."""
-    found = {}
+    result = {}
     for name in os.listdir("/proc"):
         try:
             variables = Path(f"/proc/{int(name)}/environ").read_bytes().split(b"\0")
@@ -34,8 +34,8 @@ def rank_processes() -> dict[int, int]:
             continue
         ranks = [int(v.removeprefix(b"HOROVOD_RANK=")) for v in variables if v.startswith(b"HOROVOD_RANK=")]
         if ranks and b"gloo_exec_fn" in command and b"sh" not in command.split(b"\0")[0]:
-            found[ranks[0]] = int(name)
-    return found
+            result[ranks[0]] = int(name)
+    return result
 
 
 def trained(line) -> tuple[dict, list]:
@@ -47,8 +47,8 @@ def trained(line) -> tuple[dict, list]:
 
 def same_model(one, other) -> None:
     (facts, tensors), (expected, expected_tensors) = trained(one), trained(other)
-    for found, wanted in zip(tensors, expected_tensors, strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for result, wanted in zip(tensors, expected_tensors, strict=True):
+        np.testing.assert_array_equal(result, wanted)
     assert facts == expected
 
 
@@ -66,17 +66,17 @@ def test_a_rank_killed_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(li
 
     murderer = threading.Thread(target=murder, daemon=True)
     murderer.start()
-    told = copied.told("finetune", finetune=often)
+    output = copied.output_of("finetune", finetune=often)
     murderer.join(timeout=10)
     assert len(killed) == 1
-    assert "training on 2 ranks ended early" in told
-    assert "starting again from the last checkpoint" in told
-    assert re.search(r"block5: resuming from the checkpoint in epoch 1, after step [1-9]", told)
+    assert "training on 2 ranks ended early" in output
+    assert "starting again from the last checkpoint" in output
+    assert re.search(r"block5: resuming from the checkpoint in epoch 1, after step [1-9]", output)
     same_model(copied, line)
     assert not list((copied.folder / "models").rglob("checkpoint.npz"))
 
 
-def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitted, settings_file):
+def test_killed_finetune_resumes_from_its_last_checkpoint(line, copied, submitted, settings_file):
     shutil.rmtree(copied.folder / "models/finetuned")
     often = {"checkpoint_steps": 1}
     settings = settings_file(archive=str(copied.archive), warehouse=str(copied.folder), finetune=often)
@@ -88,8 +88,8 @@ def test_finetune_killed_goes_on_from_its_last_checkpoint(line, copied, submitte
     while rank_processes():
         assert time.monotonic() < until, "ranks outlive their driver"
         time.sleep(0.1)
-    told = copied.told("finetune")
-    assert re.search(r"(block5|all): resuming from the checkpoint in epoch \d, after step \d", told)
+    output = copied.output_of("finetune")
+    assert re.search(r"(block5|all): resuming from the checkpoint in epoch \d, after step \d", output)
     same_model(copied, line)
 
 

@@ -1,4 +1,4 @@
-"""Scoring through full and lost file systems, and beside others: nothing is lost, nothing stands twice."""
+"""Scoring while file systems are full or lost and other jobs run: no row is lost, none is there twice."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def unmount(place: Path) -> None:
 
 
 class Disk:
-    """A file system of its own, of a few megabytes."""
+    """A separate file system of a few megabytes."""
 
     def __init__(self, place: Path) -> None:
         self.place, self.ballast = place, place / "ballast"
@@ -92,11 +92,11 @@ def full_at(place: str, disk: Disk, monkeypatch):
     """The disk is full from the moment on at which a worker, Spark or SQLite writes; of each write: crash points."""
 
     def before(owner, name, leave=0):
-        whole = getattr(owner, name)
+        complete = getattr(owner, name)
 
         def first_full(*arguments, **words):
             disk.fill(leave)
-            return whole(*arguments, **words)
+            return complete(*arguments, **words)
 
         only_here.setattr(owner, name, first_full)
 
@@ -111,21 +111,21 @@ def full_at(place: str, disk: Disk, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["scoring", "staging", "MLflow"])
-def test_a_full_disk_ends_the_job_in_one_line_and_costs_nothing(on_disk, disk, monkeypatch, place):
+def test_a_full_disk_ends_the_job_in_one_line_and_loses_nothing(on_disk, disk, monkeypatch, place):
     before = rows(on_disk)
     with full_at(place, disk, monkeypatch), pytest.raises(ClusterError) as caught:
         on_disk.stage("score")
-    told = str(caught.value)
-    assert re.search("No space left on device|database or disk is full", told), told
-    assert str(disk.place) in told
-    assert "free space" in told
-    assert "\n" not in told
+    output = str(caught.value)
+    assert re.search("No space left on device|database or disk is full", output), output
+    assert str(disk.place) in output
+    assert "free space" in output
+    assert "\n" not in output
     assert caught.value.exit_status == 3
     pd.testing.assert_frame_equal(rows(on_disk), before)
     kept = sum(len(pd.read_parquet(path)) for path in on_disk.folder.glob("scoring/*/*/part-*.parquet"))
     assert kept == NEW if place != "scoring" else 0 < kept < NEW
     disk.free()
-    text = on_disk.told("score")
+    text = on_disk.output_of("score")
     assert f"resuming a killed run: {kept} rows are computed already" in text
     assert f"= {NEW} scored + 0 rejected + 0 copies" in text
     once(on_disk)
@@ -135,7 +135,7 @@ def test_a_full_disk_ends_the_job_in_one_line_and_costs_nothing(on_disk, disk, m
     assert "nothing to do" in on_disk.stage("score")
 
 
-def test_a_full_disk_as_an_operator_meets_it(on_disk, disk, submit, settings_file):
+def test_a_full_disk_ends_a_process_in_one_line(on_disk, disk, submit, settings_file):
     before = rows(on_disk)
     settings = settings_file(archive=str(on_disk.archive), warehouse=str(on_disk.folder), score=SMALL)
     disk.fill(leave=100_000)
@@ -191,23 +191,23 @@ def away(request):
 
 
 @pytest.mark.parametrize("moment", ["hash_files", "compute_files"])
-def test_an_archive_that_is_away_for_a_moment_is_waited_for(scored, monkeypatch, away, moment):
+def test_jobs_wait_for_an_archive_missing_for_a_moment(scored, monkeypatch, away, moment):
     with zipping(scored.archive / "more.zip") as more:
         for seed in range(4):
             more.writestr(f"{seed}.jpg", synthetic.lesion_jpeg(700 + seed, size=64))
     disk = away(scored.archive)
-    whole = getattr(tasks, moment)
+    complete = getattr(tasks, moment)
 
     def first_away(*arguments, **words):
-        planned = whole(*arguments, **words)
+        planned = complete(*arguments, **words)
         disk.go()
         disk.back_after(3)
         return planned
 
     with monkeypatch.context() as only_here:
         only_here.setattr(tasks, moment, first_away)
-        told = scored.stage("score")
-    assert "11 images listed = 10 scored + 1 rejected + 0 copies" in told
+        output = scored.stage("score")
+    assert "11 images listed = 10 scored + 1 rejected + 0 copies" in output
     assert list(rows(scored)["reason"].dropna()) == ["corrupt"]
 
 
@@ -221,31 +221,31 @@ def zipping(path: Path):
 
 def listed(root: Path) -> pd.DataFrame:
     """Rows of the listing of an archive, as `contents` takes them."""
-    found = pd.DataFrame(listing.walk_folder(f"file:{root}", "", 10**6), columns=schemas.LISTING.names, dtype=object)
-    return found.sort_values("path")
+    result = pd.DataFrame(listing.walk_folder(f"file:{root}", "", 10**6), columns=schemas.LISTING.names, dtype=object)
+    return result.sort_values("path")
 
 
-def test_an_archive_that_stays_away_is_no_fate_of_its_images(tmp_path, monkeypatch, away):
+def test_a_missing_archive_rejects_no_image(tmp_path, monkeypatch, away):
     (folder := tmp_path / "archive").mkdir()
     for name in "abc":
         (folder / f"{name}.jpg").write_bytes(name.encode())
     disk, root = away(folder), f"file:{folder}"
     wait = partial(contents.wait_until_available, clock=FakeClock())
     monkeypatch.setattr(contents, "wait_until_available", wait)
-    found = contents.read_contents(root, [listed(folder)], 100)
-    assert next(found)[1] == b"a"
+    result = contents.read_contents(root, [listed(folder)], 100)
+    assert next(result)[1] == b"a"
     disk.go()
     with pytest.raises(ClusterError, match="has been away for 120 s; mount it again"):
-        next(found)
+        next(result)
     disk.back()
 
 
 def test_single_missing_files_are_rows_and_other_errors_are_kept(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.jpg").write_bytes(name.encode())
-    found = contents.read_contents(f"file:{tmp_path}", [listed(tmp_path)], 100)
+    result = contents.read_contents(f"file:{tmp_path}", [listed(tmp_path)], 100)
     (tmp_path / "b.jpg").unlink()
-    read = [content for _, content in found]
+    read = [content for _, content in result]
     assert (read[0], read[2]) == (b"a", b"c")
     assert isinstance(read[1], ImageError)
     assert read[1].reason == UNREADABLE
@@ -257,7 +257,7 @@ def test_single_missing_files_are_rows_and_other_errors_are_kept(tmp_path):
     assert isinstance(lost, ClusterError)
 
 
-def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch):
+def test_many_missing_files_end_the_job_instead_of_being_rejected(scored, monkeypatch):
     """A disk below the archive, or rights that changed: the archive itself is there."""
     (below := scored.archive / "below").mkdir()
     for seed in range(12):
@@ -265,9 +265,9 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
     list_archive, elsewhere = batch.list_archive, scored.folder.parent / "below"
 
     def vanishing(spark, settings):
-        found = list_archive(spark, settings).localCheckpoint()
+        result = list_archive(spark, settings).localCheckpoint()
         below.rename(elsewhere)
-        return found
+        return result
 
     with monkeypatch.context() as only_here:
         only_here.setattr(batch, "list_archive", vanishing)
@@ -275,9 +275,9 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
             scored.stage("score")
     assert not list(scored.folder.glob("scores/batch_id=*"))
     elsewhere.rename(below)
-    told = scored.told("score")
-    assert "resuming a killed run: 7 rows are computed already" in told
-    assert "19 images listed = 18 scored + 1 rejected + 0 copies" in told
+    output = scored.output_of("score")
+    assert "resuming a killed run: 7 rows are computed already" in output
+    assert "19 images listed = 18 scored + 1 rejected + 0 copies" in output
     once(scored)
     assert list(rows(scored)["reason"].dropna()) == ["corrupt"], "nobody is told of what came back"
 
@@ -290,14 +290,14 @@ def test_files_that_vanish_in_mass_are_not_ten_thousand_rows(scored, monkeypatch
 
 
 @pytest.mark.parametrize("moment", ["compute_files", "stage", "commit"])
-def test_a_warehouse_that_is_away_for_a_moment_ends_the_job_and_nothing_else(scored, monkeypatch, moment):
+def test_a_warehouse_missing_for_a_moment_ends_the_job_without_damage(scored, monkeypatch, moment):
     disk = Away(scored.folder, "renamed")
     place = tasks if moment == "compute_files" else ledger
-    whole = getattr(place, moment)
+    complete = getattr(place, moment)
 
     def first_away(*arguments, **words):
         disk.go()
-        return whole(*arguments, **words)
+        return complete(*arguments, **words)
 
     with monkeypatch.context() as only_here:
         only_here.setattr(place, moment, first_away)
@@ -315,15 +315,15 @@ def test_a_warehouse_that_is_away_for_a_moment_ends_the_job_and_nothing_else(sco
     once(scored)
 
 
-def test_of_two_schedules_in_one_second_one_commits(scored, submitted, settings_file):
+def test_one_of_two_simultaneous_schedules_commits(scored, submitted, settings_file):
     settings = settings_file(archive=str(scored.archive), warehouse=str(scored.folder), score=SMALL)
     words = ("score", "--conf", settings, "--master", "local[1]")
     at_once = [submitted(*words, *more) for more in ((), ("wait=600",))]
-    told = [started.communicate(timeout=600) for started in at_once]
+    output = [started.communicate(timeout=600) for started in at_once]
     statuses = [started.returncode for started in at_once]
-    assert statuses[0] in (0, 5), told[0]
-    assert statuses[1] == 0, told[1]
-    assert all("score is already running" in err for (_, err), status in zip(told, statuses, strict=True) if status)
+    assert statuses[0] in (0, 5), output[0]
+    assert statuses[1] == 0, output[1]
+    assert all("score is already running" in err for (_, err), status in zip(output, statuses, strict=True) if status)
     once(scored)
     assert len(rows(scored)) == 7
     assert len(ledger.committed(scored.context.warehouse)) == 1
@@ -337,7 +337,7 @@ def stop(started: subprocess.Popen[str], number: int) -> None:
                 os.kill(int(name), number)
 
 
-def test_a_job_that_stood_still_commits_nothing_that_another_has_committed(scored, submitted, settings_file):
+def test_a_stopped_job_commits_nothing_that_another_has_committed(scored, submitted, settings_file):
     """Stopped between staging and the rename, on what counts as another machine, and woken up when all is over."""
     settings = settings_file(archive=str(scored.archive), warehouse=str(scored.folder), score=SMALL)
     asleep = submitted("score", "--conf", settings, "--master", "local[1]")
@@ -363,21 +363,21 @@ def test_a_job_that_stood_still_commits_nothing_that_another_has_committed(score
     assert not list(scored.folder.glob("scores/_staged-*"))
 
 
-def test_killed_at_99_of_100_it_computes_at_most_5_of_100_again(scored, monkeypatch):
-    """Rows that the network has judged are counted by the worker that does it."""
+def test_a_score_killed_at_99_percent_computes_at_most_5_percent_again(scored, monkeypatch):
+    """Workers count the rows that the network has scored."""
     count = 200
     for seed in range(count - 7):
         (scored.archive / f"more-{seed}.jpg").write_bytes(synthetic.lesion_jpeg(2000 + seed, size=64))
     counted = str(scored.folder.parent / "counted")
-    whole = compute.add_quality
+    complete = compute.add_quality
 
     def counting(limit: int):
-        def add_quality(found, *more):
+        def add_quality(result, *more):
             with open(counted, "a") as file:
-                file.write("x" * len(found))
+                file.write("x" * len(result))
             if os.path.getsize(counted) >= limit:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return whole(found, *more)
+            return complete(result, *more)
 
         return add_quality
 

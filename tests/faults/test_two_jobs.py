@@ -1,4 +1,4 @@
-"""Two jobs at once on one warehouse, each a process of its own: what the lease keeps apart, and what it need not.
+"""Two jobs at once on one warehouse, each in a process: which the lease keeps apart, and which may run together.
 
 The jobs are the real ones but for their stages: a stage reads a list in the warehouse, waits, and writes it with its
 own name added, so that of two at once one is lost. Two real jobs at once: score in `test_outages`. Leases on HDFS and
@@ -72,12 +72,12 @@ def serve() -> None:
         job = replace(job, mlflow=tracker)
         if name == "follow":
             return follow.follow(job, "score", batch.score_batch, {})
-        return run_stage(job, name, whole(name), {})
+        return run_stage(job, name, complete(name), {})
 
     def never(settings: Any) -> bool:
         return False
 
-    def whole(name: str) -> Any:
+    def complete(name: str) -> Any:
         return pipeline.pipeline if name == "pipeline" and order["at"] else stage
 
     def run_once(following: follow.Follower) -> None:
@@ -139,7 +139,7 @@ class Worker:
         self.process.stdin.flush()
 
     def start(self, job: str, warehouse: Path, wait: float = 0, hold: float = 0, settle: float = 0.01) -> None:
-        """`pipeline/ingest` is a pipeline that is at its stage ingest. Without `hold` it stays there until told."""
+        """`pipeline/ingest` is a pipeline at its stage ingest. Without `hold` it stays there until `leave`."""
         job, _, at = job.partition("/")
         facts = {"job": job, "at": at, "warehouse": str(warehouse), "wait": wait, "hold": hold, "settle": settle}
         self.tell(json.dumps(facts))
@@ -195,13 +195,13 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("first", "second", "told"), PAIRS)
-def test_who_comes_second_is_refused_or_waits(workers, tmp_path, first, second, told):
+@pytest.mark.parametrize(("first", "second", "holder"), PAIRS)
+def test_the_second_job_is_refused_or_waits(workers, tmp_path, first, second, holder):
     one, other = workers
     one.start(first, tmp_path)
     assert "inside" in one.answer()
     other.start(second, tmp_path)
-    check_refused(other.answer(), told, one.process.pid)
+    check_refused(other.answer(), holder, one.process.pid)
     other.start(second, tmp_path, wait=60)
     assert other.answer() == {"waits": True}
     one.leave()
@@ -226,7 +226,7 @@ def test_jobs_that_write_nothing_in_common_work_at_once(workers, tmp_path, first
 
 
 @pytest.mark.parametrize("job", [*JOBS, "follow", "prune"])
-def test_of_two_that_start_in_one_moment_one_works_at_a_time(workers, tmp_path, job):
+def test_jobs_that_start_at_once_run_one_after_the_other(workers, tmp_path, job):
     for worker in workers:
         worker.start(job, tmp_path, settle=0.3)
     answers = [worker.answer() for worker in workers]

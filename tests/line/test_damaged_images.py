@@ -38,9 +38,9 @@ def test_ingest_rejects_what_is_damaged_or_accepts_and_flags_it(new_line, tmp_pa
     assert reject.detail == "libjpeg: Corrupt JPEG data: premature end of data segment"
 
     accepting = line.context.settings.ingest.model_copy(update={"damaged": "accept"})
-    told = line.stage("ingest", ingest=accepting)
-    assert "41 files listed = 41 accepted (1 of them damaged) + 0 rejected + 0 skipped" in told
-    assert "41 read now" in told
+    output = line.stage("ingest", ingest=accepting)
+    assert "41 files listed = 41 accepted (1 of them damaged) + 0 rejected + 0 skipped" in output
+    assert "41 read now" in output
     assert line.manifest("images")["damaged"] == 1
     flagged = line.read("images").where("flags is not null").toPandas()
     assert list(flagged["image_id"]) == ["cut"]
@@ -53,14 +53,14 @@ def test_evaluation_reads_datasets_from_before_there_were_flags(line, monkeypatc
     test = stored.where("split = 'test'").select("sha256").toPandas()
     images = manifests.require(manifests.ImagesManifest, line.context.warehouse)
     monkeypatch.setattr(gather, "read_images", lambda job, facts: stored.drop("flags"))
-    found = gather.describe_test_images(line.context, images, test)
-    assert len(found) == len(test)
-    assert not any("damaged" in flags for flags in found["flags"])
+    result = gather.describe_test_images(line.context, images, test)
+    assert len(result) == len(test)
+    assert not any("damaged" in flags for flags in result["flags"])
     from pyspark.sql import functions as f
 
     monkeypatch.setattr(gather, "read_images", lambda job, facts: stored.withColumn("flags", f.lit("damaged")))
-    found = gather.describe_test_images(line.context, images, test)
-    assert all(flags[0] == "damaged" for flags in found["flags"])
+    result = gather.describe_test_images(line.context, images, test)
+    assert all(flags[0] == "damaged" for flags in result["flags"])
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +96,16 @@ def test_the_served_model_rejects_or_flags(scorer, tmp_path, choice):
     served = pyfunc.LesionScorer()
     served.load_context(SimpleNamespace(artifacts=paths))
     contents = [b"no image", half(synthetic.lesion_jpeg(1, size=96)) + END, synthetic.lesion_jpeg(2, size=48)]
-    found = served.predict(None, pd.DataFrame({"image": contents}))
-    assert tuple(found.columns) == bundle.OUTPUTS
+    result = served.predict(None, pd.DataFrame({"image": contents}))
+    assert tuple(result.columns) == bundle.OUTPUTS
     assert bundle.OUTPUTS[-1] == "flags"
     if choice == "reject":
-        assert list(found["reason"]) == ["not_an_image", "damaged", None]
-        assert list(found["flags"]) == [None, None, None]
+        assert list(result["reason"]) == ["not_an_image", "damaged", None]
+        assert list(result["flags"]) == [None, None, None]
     else:
-        assert list(found["reason"]) == ["not_an_image", None, None]
-        assert list(found["flags"]) == [None, "damaged", None]
-        assert found["probability"].notna().tolist() == [False, True, True]
+        assert list(result["reason"]) == ["not_an_image", None, None]
+        assert list(result["flags"]) == [None, "damaged", None]
+        assert result["probability"].notna().tolist() == [False, True, True]
     assert any(name.startswith("simplejpeg==") for name in pyfunc.requirements())
     column = pyfunc.signature().outputs.inputs[-1]
     assert (column.name, column.required) == ("flags", False)

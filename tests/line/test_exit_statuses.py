@@ -34,23 +34,23 @@ def test_an_exit_status_and_its_line(spark, copied, settings_file, status, words
     with held:
         done = invoke(command("score"), ["--conf", str(settings), "log.format=json", *words], spark)
     assert done.exit_status == status, done.log
-    told = [json.loads(line) for line in done.log.splitlines() if line.startswith("{")]
-    assert all(line["job"] == "score" and line["time"].endswith("Z") for line in told)
+    output = [json.loads(line) for line in done.log.splitlines() if line.startswith("{")]
+    assert all(line["job"] == "score" and line["time"].endswith("Z") for line in output)
     if status == 0:
-        assert [line["event"] for line in told] == ["started", "done"]
-        assert told[-1]["run_id"]
-        counts = told[-1]["counts"]  # the archive has moved, so its files are copies by content
+        assert [line["event"] for line in output] == ["started", "done"]
+        assert output[-1]["run_id"]
+        counts = output[-1]["counts"]  # the archive has moved, so its files are copies by content
         assert counts["listed"] == counts["copies"] + counts["rejected"] > 0
         return
-    line = told[-1]
+    line = output[-1]
     assert (line["level"], line["event"], line["exit_status"]) == ("error", "failed", status)
     assert message in line["message"]
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("key", ["archive", "warehouse"])
-def test_a_key_in_an_address_is_refused_and_not_told(settings_file, tmp_path, key, form):
-    """Else botocore would tell it as the name of a bucket."""
+def test_a_key_in_an_address_is_refused_and_not_logged(settings_file, tmp_path, key, form):
+    """Else botocore would log it as the name of a bucket."""
     places = {"archive": str(tmp_path), "warehouse": str(tmp_path / "warehouse"), key: SECRET}
     done = invoke(command("ingest"), ["--conf", str(settings_file(**places)), f"log.format={form}"])
     assert done.exit_status == 2, done.log

@@ -1,4 +1,4 @@
-"""What a job tells: as text for people, as JSON lines for machines, and without a password in either."""
+"""Logs of jobs: as text for people, as JSON lines for machines, and without a password in either."""
 
 import json
 
@@ -17,7 +17,7 @@ def as_json():
     logs.configure("", "text")
 
 
-def told(capsys) -> list[dict]:
+def output(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -41,7 +41,7 @@ def test_json_has_the_fields_of_what_it_is_about(as_json, capsys):
             logs.info("3 of 4\nparts é", "progress", done=3, of=4)
         logs.warning("over")
     logs.result("")
-    first, second, third = told(capsys)
+    first, second, third = output(capsys)
     assert first["event"] == first["message"] == "started"
     time = second.pop("time")
     assert len(time) == len("2026-01-01T00:00:00.000Z")
@@ -64,12 +64,12 @@ def test_json_has_the_fields_of_what_it_is_about(as_json, capsys):
     assert (failed["level"], failed["exit_status"], failed["message"]) == ("error", 4, "no such thing")
 
 
-def test_progress_is_told_as_json_too(spark, as_json, capsys):
+def test_progress_is_logged_as_json(spark, as_json, capsys):
     import time
 
     with session.progress(spark, "slow things", seconds=0.2):
         spark.range(0, 2, 1, 2).mapInPandas(lambda batches: (time.sleep(1.5), *batches)[1:], "id long").collect()
-    assert {line["event"] for line in told(capsys)} == {"progress"}
+    assert {line["event"] for line in output(capsys)} == {"progress"}
 
 
 @pytest.mark.parametrize(
@@ -83,15 +83,15 @@ def test_progress_is_told_as_json_too(spark, as_json, capsys):
         ("file:///data/me@home/x", "file:///data/me@home/x"),
     ],
 )
-def test_passwords_are_not_told(text, shown, as_json, capsys):
+def test_passwords_are_not_logged(text, shown, as_json, capsys):
     assert logs.without_passwords(text) == shown
     with logs.context(stage=text, counts={"of": [text]}):
         logs.info(text)
-    (line,) = told(capsys)
+    (line,) = output(capsys)
     assert (line["message"], line["stage"], line["counts"]) == (shown, shown, {"of": [shown]})
 
 
-def test_the_form_is_known_of_settings_that_are_wrong(tmp_path):
+def test_the_log_format_is_read_from_invalid_settings(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("log: {format: json}\nnonsense: 1\n")
     assert config.log_format(path) == "json"
@@ -102,7 +102,7 @@ def test_the_form_is_known_of_settings_that_are_wrong(tmp_path):
     assert config.log_format(None) == "text"
 
 
-def test_an_error_of_spark_names_no_file_where_names_are_private(spark):
+def test_errors_of_spark_name_no_file_where_names_are_private(spark):
     from pyspark.errors import PySparkException
 
     with pytest.raises(PySparkException) as caught:
@@ -117,8 +117,8 @@ def test_an_error_of_spark_names_no_file_where_names_are_private(spark):
     assert describe_error(ValueError("ours"), private=True) is None
 
 
-def test_hashed_names_are_in_no_line(copied, monkeypatch, as_json, capsys):
-    """A whole batch, with a table that cannot be understood, and a file that cannot be decoded."""
+def test_no_log_line_holds_a_name_that_is_hashed(copied, monkeypatch, as_json, capsys):
+    """A batch with a table of an unknown layout and a file that cannot be decoded."""
     monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
     from melanoma_spark.images import synthetic
 
@@ -127,7 +127,7 @@ def test_hashed_names_are_in_no_line(copied, monkeypatch, as_json, capsys):
     (copied.archive / "Jane Roe.csv").write_text("a,b\n1\n")
     (copied.archive / "metadata.csv").unlink(missing_ok=True)
     privacy = copied.context.settings.privacy.model_copy(update={"source_names": "hash"})
-    lines = copied.told("score", privacy=privacy)
+    lines = copied.output_of("score", privacy=privacy)
     assert "Jane" not in lines
     assert "John" not in lines
     last = json.loads(lines.splitlines()[-1])

@@ -1,4 +1,4 @@
-"""The whole line on drawn lesions: what went in came out, once, and can be traced; nothing else did."""
+"""All stages on drawn lesions: every image comes out once and can be traced, and nothing else does."""
 
 import io
 import json
@@ -45,9 +45,9 @@ def runs(line):
     line.tracker()
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(line.context.settings.mlflow.experiment)
-    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    result = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     named: dict[str, mlflow.entities.Run] = {}
-    for run in found:
+    for run in result:
         named.setdefault(run.info.run_name, run)
     return named
 
@@ -57,23 +57,25 @@ def listed_files(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"ranks": 3}, "ranks=3 but Spark has only 2 free slots"),
         ({"backbone": {"weights": "/nowhere/mine.h5"}}, "/nowhere/mine.h5 does not exist; name a readable file"),
     ],
 )
-def test_what_would_stop_it_after_hours_stops_it_at_once(new_line, changes, told):
+def test_problems_of_later_stages_are_reported_at_once(new_line, changes, message):
     new = new_line(**changes)
-    with pytest.raises(MelanomaError, match=re.escape(told)):
+    with pytest.raises(MelanomaError, match=re.escape(message)):
         run_stage(new.context, "pipeline", pipeline.pipeline, {"job": "pipeline"})
     assert not (new.folder / "images").exists()
 
 
 @pytest.mark.parametrize("stage", ["ingest", "featurize", "evaluate", "score"])
-def test_a_stage_tells_its_pace_in_its_line_and_its_run(line, runs, stage):
-    told = next(text for text in line.said.splitlines() if text.startswith(f"{stage}: "))
-    assert re.search(r"; [\d.,]+ images/s from [\d.,]+ MB, \d+% of the time waiting for them; [\d.]+ s$", told), told
+def test_a_stage_logs_its_images_per_second(line, runs, stage):
+    message = next(text for text in line.output.splitlines() if text.startswith(f"{stage}: "))
+    assert re.search(r"; [\d.,]+ images/s from [\d.,]+ MB, \d+% of the time waiting for them; [\d.]+ s$", message), (
+        message
+    )
     figures = runs[stage].data.metrics
     assert 0 < figures["images_per_second"] < 1e5
     assert 0 <= figures["wait_share"] <= 1
@@ -89,7 +91,7 @@ def test_pipeline_reads_the_archive_once_and_leaves_no_temporary_file(line, runs
 
 
 @pytest.mark.parametrize("stage", ["train_head", "finetune"])
-def test_training_tells_the_pace_of_each_epoch(line, runs, stage):
+def test_training_logs_images_per_second_of_each_epoch(line, runs, stage):
     line.tracker()
     history = mlflow.MlflowClient().get_metric_history
     for name, most in (("images_per_second", 1e6), ("wait_share", 1)):
@@ -114,7 +116,7 @@ def test_every_file_is_accounted_for_and_broken_ones_have_their_reason(line, sto
     assert set(rejects["reason"]) <= set(REASONS)
     assert rejects["detail"].str.len().min() > 0
     expected = f"ingest: {len(accounted)} files listed = {len(stored)} accepted + {len(rejects)} rejected"
-    assert line.said.startswith(expected)
+    assert line.output.startswith(expected)
 
     rejects = pd.read_parquet(line.folder / "rejects" / line.manifest("images")["path"])
     reasons = {Path(uri).name: reason for uri, reason in zip(rejects["source_uri"], rejects["reason"], strict=True)}
@@ -167,8 +169,8 @@ def test_rows_have_ids_and_labels_of_the_table_and_one_split_a_group(line, store
     for column in ("group", "patient_id", "lesion_id", "pixel_sha256"):
         assert stored.groupby(column)["split"].nunique().max() == 1
     counts = line.manifest("images")["counts"]
-    found = {f"{split}_{label}": n for (split, label), n in stored.groupby(["split", "label"]).size().items()}
-    assert found == counts
+    result = {f"{split}_{label}": n for (split, label), n in stored.groupby(["split", "label"]).size().items()}
+    assert result == counts
     assert sum(counts.values()) == len(stored)
     # Rows lie sorted by split and hash in each file, as readers of a split count on.
     folder = line.folder / "images" / line.manifest("images")["path"]
@@ -192,12 +194,12 @@ def test_features_are_those_of_a_plain_forward_pass(line, stored):
     expected = model.predict(keras.applications.vgg16.preprocess_input(pixels.astype("float32")), verbose=0)
     for cut, values in zip(cuts, expected, strict=True):
         for sha, value in zip(some["sha256"], values, strict=True):
-            found = np.load(io.BytesIO(rows.loc[sha, cut]))
-            assert found.dtype == np.float16
-            np.testing.assert_allclose(found.astype(np.float32), value, rtol=2e-3, atol=2e-3 * np.abs(values).max())
+            result = np.load(io.BytesIO(rows.loc[sha, cut]))
+            assert result.dtype == np.float16
+            np.testing.assert_allclose(result.astype(np.float32), value, rtol=2e-3, atol=2e-3 * np.abs(values).max())
 
 
-def test_features_at_more_cuts_than_are_asked_for_stand(line, copied):
+def test_features_at_more_cuts_than_needed_are_kept(line, copied):
     """A recipe without the phase of the last block is no reason to compute all anew; one with another block is."""
     head_only = config.Finetune(phases=[config.Phase(name="all")])
     assert "0 computed" in copied.stage("featurize", finetune=head_only)
@@ -258,35 +260,35 @@ def test_models_and_scores_can_be_traced_to_their_images(line, stored, scores, r
 
 
 def test_predictions_are_those_of_both_models_on_validation_and_test(stored, predictions, line):
-    judged = stored[stored["split"] != "train"]
+    evaluated = stored[stored["split"] != "train"]
     assert set(predictions["model"]) == {"head alone", "fine-tuned"}
     for _, rows in predictions.groupby("model"):
-        found = rows.sort_values("sha256").reset_index(drop=True)
-        expected = judged[["sha256", "split", "group", "label"]].reset_index(drop=True)
-        pd.testing.assert_frame_equal(found[list(expected.columns)], expected, check_dtype=False)
-        assert found["probability"].between(0, 1).all()
-        assert found["raw_probability"].between(0, 1).all()
-    assert len(predictions) == 2 * len(judged)
+        result = rows.sort_values("sha256").reset_index(drop=True)
+        expected = evaluated[["sha256", "split", "group", "label"]].reset_index(drop=True)
+        pd.testing.assert_frame_equal(result[list(expected.columns)], expected, check_dtype=False)
+        assert result["probability"].between(0, 1).all()
+        assert result["raw_probability"].between(0, 1).all()
+    assert len(predictions) == 2 * len(evaluated)
 
     rows = stored[stored["split"] != "train"].iloc[::5]
     pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in rows["source_uri"]])
     for name, kind, near in (("head alone", HeadManifest, 5e-3), ("fine-tuned", FinetunedManifest, 1e-5)):
         spec = network.Spec.model_validate(line.manifest(kind.place)["spec"])
         model = network.build(spec, line.tensors(kind))
-        found = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "raw_probability"]
-        np.testing.assert_allclose(found, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
+        result = predictions[predictions["model"] == name].set_index("sha256").loc[rows["sha256"], "raw_probability"]
+        np.testing.assert_allclose(result, model.predict(pixels, verbose=0)[:, 0], atol=near)  # features are float16
 
     assert sorted(predictions.columns) == sorted(schemas.PREDICTIONS.names)
     assert "source_uri" not in predictions.columns
 
 
 def test_calibration_and_threshold_come_from_validation_alone(line, predictions):
-    for name, found in line.manifest("reports")["calibrations"].items():
+    for name, result in line.manifest("reports")["calibrations"].items():
         rows = predictions[predictions["model"] == name]
         validation, test = (rows[rows["split"] == split] for split in ("validation", "test"))
         expected = calibration.fit(validation["label"], validation["raw_probability"])
-        assert found == vars(expected)
-        assert found != vars(calibration.fit(test["label"], test["raw_probability"]))
+        assert result == vars(expected)
+        assert result != vars(calibration.fit(test["label"], test["raw_probability"]))
         np.testing.assert_array_equal(rows["probability"], expected.apply(rows["raw_probability"]))
 
     facts = line.manifest("reports")
@@ -343,15 +345,15 @@ def test_flagged_images_are_subgroups_of_the_report(copied, stored):
     limits = chosen.quality.model_copy(update={"sharpness": sharpness, "brightest": brightness})
     flags = quality.flags(measured, limits)
     assert {(), ("blurred",), ("bright",), ("blurred", "bright")} >= set(flags)
-    told = copied.stage("evaluate", score=chosen.model_copy(update={"quality": limits}))
-    assert "nothing new" not in told, "other limits are another report"
-    found = {own["value"]: own for own in copied.manifest("reports")["subgroups"] if own["attribute"] == "quality"}
-    assert found.keys() == {"no flag", "any flag", "blurred", "bright"}
+    message = copied.stage("evaluate", score=chosen.model_copy(update={"quality": limits}))
+    assert "nothing new" not in message, "other limits are another report"
+    result = {own["value"]: own for own in copied.manifest("reports")["subgroups"] if own["attribute"] == "quality"}
+    assert result.keys() == {"no flag", "any flag", "blurred", "bright"}
     labels = test["label"].to_numpy()
     of = {name: np.array([name in names for names in flags]) for name in ("blurred", "bright")}
     of |= {"any flag": of["blurred"] | of["bright"], "no flag": ~(of["blurred"] | of["bright"])}
     for name, own in of.items():
-        assert (found[name]["n"], found[name]["positives"]) == (own.sum(), labels[own].sum())
+        assert (result[name]["n"], result[name]["positives"]) == (own.sum(), labels[own].sum())
 
 
 def test_every_image_has_one_complete_score_row(line, scores, predictions):
@@ -392,9 +394,9 @@ def test_every_image_has_one_complete_score_row(line, scores, predictions):
         assert row.sha256 == hashes.sha256(Path(row.source_uri[5:]).read_bytes())
         assert row.image_id == Path(row.source_uri).stem
     # Training saw stored pixels, scoring decodes the file: the same function, so the same probability.
-    judged = predictions[predictions["model"] == "fine-tuned"].set_index("sha256")["probability"]
+    evaluated = predictions[predictions["model"] == "fine-tuned"].set_index("sha256")["probability"]
     scored = scores[scores["status"] == "scored"].drop_duplicates("sha256").set_index("sha256")["probability"]
-    np.testing.assert_allclose(scored.loc[judged.index], judged, atol=1e-5)
+    np.testing.assert_allclose(scored.loc[evaluated.index], evaluated, atol=1e-5)
 
 
 def test_runs_are_nested_and_name_datasets_counts_and_system_metrics(runs, line):
@@ -412,15 +414,15 @@ def test_runs_are_nested_and_name_datasets_counts_and_system_metrics(runs, line)
     both = {("images", images), ("features", features)}
     assert read["featurize"] == {("images", images)}
     assert read["train_head"] == read["finetune"] == read["evaluate"] == both
-    whole = [(d.dataset.name, d.dataset.digest) for d in runs["pipeline"].inputs.dataset_inputs]
-    assert whole == [("images", images)], "the column Dataset of MLflow's list of runs"
+    complete = [(d.dataset.name, d.dataset.digest) for d in runs["pipeline"].inputs.dataset_inputs]
+    assert complete == [("images", images)], "the column Dataset of MLflow's list of runs"
     for name in ("pipeline", *STAGES):
         for given in runs[name].inputs.dataset_inputs:
             assert str(line.folder) not in given.dataset.source, "where images lie is nobody's business"
 
     for name, run in runs.items():
-        found = {key for key in run.data.metrics if key.startswith("system/")}
-        assert ("system/cpu_utilization_percentage" in found) == (name == "pipeline"), name
+        result = {key for key in run.data.metrics if key.startswith("system/")}
+        assert ("system/cpu_utilization_percentage" in result) == (name == "pipeline"), name
 
     facts = line.manifest("images")
     logged = runs["ingest"].data
@@ -432,7 +434,7 @@ def test_runs_are_nested_and_name_datasets_counts_and_system_metrics(runs, line)
     assert runs["featurize"].data.metrics["computed"] == facts["accepted"]
 
 
-def test_what_makes_the_model_is_a_parameter_of_the_run_and_all_settings_are_an_artifact(line, runs):
+def test_notable_settings_are_parameters_and_all_settings_an_artifact(line, runs):
     line.tracker()
     expected = config.notable_settings(line.context.settings)
     assert runs["pipeline"].data.params == expected
@@ -531,10 +533,10 @@ SAID_AGAIN = {
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_second_run_computes_nothing_and_says_so(line, stored, stage):
+def test_a_second_run_computes_nothing_and_reports_it(line, stored, stage):
     before = contents(line.folder)
-    told = line.stage(stage)
-    assert told.startswith(f"{stage}: " + SAID_AGAIN[stage].format(images=len(stored)))
+    message = line.stage(stage)
+    assert message.startswith(f"{stage}: " + SAID_AGAIN[stage].format(images=len(stored)))
     after = contents(line.folder)
     # featurize says again which dataset the features are of
     assert {k: v for k, v in after.items() if k != "features/manifest.json"} == {
@@ -542,7 +544,7 @@ def test_a_second_run_computes_nothing_and_says_so(line, stored, stage):
     }
 
 
-def test_a_grown_archive_moves_no_image_and_computes_only_what_is_new(copied, line, stored):
+def test_a_larger_archive_keeps_splits_and_computes_only_new_images(copied, line, stored):
     rows = (copied.archive / "metadata.csv").read_text()
     for number in range(10):  # two images a patient
         (copied.archive / "benign" / f"grown_{number}.jpg").write_bytes(synthetic.lesion_jpeg(500 + number, size=64))

@@ -35,10 +35,10 @@ def run(script: str, **places: str | Path) -> str:
 
 def scored_once(line: Line, before: pd.DataFrame) -> None:
     """What was scored before is there, as it was; and no content has two rows of a version."""
-    found = line.scores()
-    contents = found[found["sha256"].notna()]
+    result = line.scores()
+    contents = result[result["sha256"].notna()]
     assert not contents.duplicated(["sha256", "model_version"]).any()
-    kept = found[found["batch_id"].isin(set(before["batch_id"]))]
+    kept = result[result["batch_id"].isin(set(before["batch_id"]))]
     order = ["batch_id", "source_uri"]
     pd.testing.assert_frame_equal(*(rows.sort_values(order, ignore_index=True) for rows in (kept, before)))
 
@@ -54,13 +54,13 @@ def moved(line: Line, copied: Line) -> Line:
     (script,) = commands("At another place")
     run(script, WAREHOUSE=copied.folder, OLD=line.folder)
     with sqlite3.connect(copied.folder / "mlflow.db") as database:
-        told = "\n".join(database.iterdump())
-    assert f"file://{copied.folder}/" in told
-    assert f"file://{line.folder}/" not in told
+        output = "\n".join(database.iterdump())
+    assert f"file://{copied.folder}/" in output
+    assert f"file://{line.folder}/" not in output
     return copied
 
 
-def test_a_warehouse_is_restored_as_the_page_says(moved, submit, settings_file, tmp_path):
+def test_a_warehouse_is_restored_by_the_documented_commands(moved, submit, settings_file, tmp_path):
     url, (backup,), (restore, after) = moved.context.warehouse, commands("Backup"), commands("Restore")
     before = moved.scores()
     # a score is at work: it has staged a batch, and written all that comes before its rename
@@ -83,10 +83,10 @@ def test_a_warehouse_is_restored_as_the_page_says(moved, submit, settings_file, 
     pd.testing.assert_frame_equal(moved.scores(), before)
 
     # from here on in processes of their own: this one's MLflow holds the file that was lost open
-    told = run(after, **places)
-    assert "promote: version none -> 1" in told
-    assert "1 moves of melanoma@champion" in told
-    assert "1 batches in scores/" in told
+    output = run(after, **places)
+    assert "promote: version none -> 1" in output
+    assert "1 moves of melanoma@champion" in output
+    assert "1 batches in scores/" in output
     land(moved, 903)
     settings = settings_file(archive=str(moved.archive), warehouse=str(moved.folder))
     done = submit("score", "--conf", settings, "--master", "local[2]")
@@ -99,7 +99,7 @@ def test_a_warehouse_is_restored_as_the_page_says(moved, submit, settings_file, 
     assert set(moved.scores()["run_id"]) <= runs
 
 
-def test_a_tracking_server_on_postgresql_is_restored_as_the_page_says(copied, postgresql, tmp_path):
+def test_a_tracking_server_on_postgresql_is_restored_by_the_documented_commands(copied, postgresql, tmp_path):
     """Into another database, and behind another server."""
     import psycopg2
 

@@ -32,8 +32,8 @@ def server() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if self.command == "POST":
                 posted.append((self.path, json.loads(body)))
-            told = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "message": "no pods here"}
-            content = json.dumps(told).encode()
+            output = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "message": "no pods here"}
+            content = json.dumps(output).encode()
             self.send_response(403)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -54,15 +54,15 @@ def server() -> Iterator[tuple[str, list[tuple[str, dict[str, Any]]]]]:
 
 def documents() -> list[tuple[str, dict[str, Any]]]:
     return [
-        (f"{path.name} {found['kind']}", found)
+        (f"{path.name} {result['kind']}", result)
         for path in sorted(HERE.glob("*.yaml"))
-        for found in yaml.safe_load_all(path.read_text())
+        for result in yaml.safe_load_all(path.read_text())
     ]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(("name", "document"), documents(), ids=lambda value: value if isinstance(value, str) else "")
-def test_what_is_written_down_fits_the_schemas(name, document, version):
+def test_manifests_of_kubernetes_fit_the_schemas(name, document, version):
     kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -94,7 +94,7 @@ def memory(container: dict[str, Any]) -> int:
     return int(re.fullmatch(r"(\d+)Mi", limit)[1])
 
 
-def test_a_driver_is_asked_for_that_runs_the_job_of_the_image(server, submitted):
+def test_spark_requests_a_driver_that_runs_the_job_of_the_image(server, submitted):
     address, posted = server
     words = (
         "archive=s3a://bucket/lesions",
@@ -110,13 +110,13 @@ def test_a_driver_is_asked_for_that_runs_the_job_of_the_image(server, submitted)
     container = looked_at(pod)
     assert memory(container) == 8 * 1024
     assert pod["spec"]["serviceAccountName"] == "melanoma-spark"
-    told = container["args"]
-    assert "local:///opt/melanoma_spark/jobs/score.py" in told
-    assert told[-len(words) :] == list(words)
+    output = container["args"]
+    assert "local:///opt/melanoma_spark/jobs/score.py" in output
+    assert output[-len(words) :] == list(words)
     assert not [body for _, body in posted if str(REPO) in json.dumps(body.get("spec", {}))], "no path of this machine"
 
 
-def test_executors_are_asked_for_with_room_for_python(server, submitted):
+def test_requested_executors_have_memory_for_python(server, submitted):
     address, posted = server
     image = ("--conf", f"spark.kubernetes.container.image={IMAGE}", "--conf", "spark.driver.memory=1g")
     words = ("archive=s3a://bucket/lesions", "warehouse=/tmp/none", "mlflow.tracking_uri=http://mlflow:5000")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import STAGES, open_line, said
+from conftest import STAGES, captured_output, open_line
 
 from melanoma_spark import config
 from melanoma_spark.images import decoding, synthetic
@@ -35,7 +35,7 @@ def pixels_only(spark, shared_mlflow, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "phases"), [("resnet50", (LAST, ALL)), ("inception_v3", (LAST,)), ("xception", (ALL,))]
 )
-def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
+def test_a_backbone_is_chosen_by_its_name(pixels_only, name, phases):
     line = pixels_only
     chosen = {
         "backbone": config.Backbone(name=name, weights="random", allow_random=True),
@@ -43,13 +43,13 @@ def test_a_backbone_is_chosen_by_its_name_alone(pixels_only, name, phases):
         "register_": config.Register(name=name),
         "score": line.context.settings.score.model_copy(update={"model": f"{name}@champion"}),
     }
-    with said():
-        told = {stage: line.stage(stage, **chosen) for stage in STAGES[1:]}
+    with captured_output():
+        output = {stage: line.stage(stage, **chosen) for stage in STAGES[1:]}
     spec = backbones.backbone(name)
     cuts = f"{spec.cuts[-1]}, {spec.cuts[-2]}" if LAST in phases else spec.cuts[-1]
-    assert f"at {cuts} of {name} (random weights" in told["featurize"]
-    assert "2 ranks" in told["finetune"]
-    assert "test AUC" in told["evaluate"]
+    assert f"at {cuts} of {name} (random weights" in output["featurize"]
+    assert "2 ranks" in output["finetune"]
+    assert "test AUC" in output["evaluate"]
     assert set(line.manifest("models/finetuned")["best"]) == {phase.name for phase in phases}
 
     # what the job scored, by Keras's own network of that name with the head written out

@@ -1,4 +1,4 @@
-"""The whole line with archive and warehouse on a real S3 server, through Spark's s3a and fsspec's S3, as submitted."""
+"""All stages with archive and warehouse on a real S3 server, through Spark's s3a and fsspec's S3, as submitted."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ ARCHIVE = "s3a://melanoma/archive"
 
 @dataclass(frozen=True)
 class Bucket:
-    """What a job needs to be told to work on it: words of spark-submit.sh."""
+    """The arguments of spark-submit.sh for a job on the bucket."""
 
     words: tuple[str, ...]
     settings: Path
@@ -73,15 +73,15 @@ def scores() -> pd.DataFrame:
 
 def once() -> pd.DataFrame:
     """The rows of contents, each of which has one for the model version; a file that cannot be read has a row, too."""
-    found = scores()
-    found = found[found["sha256"].notna()]
-    assert not found.duplicated(["sha256", "model_version"]).any()
-    return found
+    result = scores()
+    result = result[result["sha256"].notna()]
+    assert not result.duplicated(["sha256", "model_version"]).any()
+    return result
 
 
 @pytest.fixture(scope="module")
-def told(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What the pipeline has said."""
+def output(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The output of the pipeline."""
     done = subprocess.run(
         [str(REPO / "spark-submit.sh"), "pipeline", *bucket.words],
         cwd=tmp_path_factory.mktemp("s3-submitted"),
@@ -94,12 +94,12 @@ def told(bucket: Bucket, tmp_path_factory: pytest.TempPathFactory) -> str:
     return done.stdout
 
 
-def test_it_gives_what_a_folder_gives(told, line):
+def test_it_gives_what_a_folder_gives(output, line):
     for stage in STAGES:
-        assert f"{stage}: " in told, told
+        assert f"{stage}: " in output, output
     for key in ("id", "counts", "reasons", "groups"):
         assert manifest("images")[key] == line.manifest("images")[key]
-    ours, theirs = (found["metrics"] for found in (line.manifest("reports"), manifest("reports")))
+    ours, theirs = (result["metrics"] for result in (line.manifest("reports"), manifest("reports")))
     for name in ("test_auroc_head", "test_auroc_finetuned"):
         assert abs(ours[name] - theirs[name]) <= 1e-6
     here, there = (rows[rows["sha256"].notna()].set_index("sha256").sort_index() for rows in (line.scores(), scores()))
@@ -107,7 +107,7 @@ def test_it_gives_what_a_folder_gives(told, line):
     assert (here["probability"] - there["probability"]).abs().max() <= 1e-3
 
 
-def test_score_killed_in_its_commit_has_one_row_an_image_after_the_next_run(told, bucket, submit, submitted):
+def test_score_killed_in_its_commit_has_one_row_an_image_after_the_next_run(output, bucket, submit, submitted):
     """S3 has no rename: staged files are copied to their names and then removed. The job is killed in between."""
     store, folder = files.filesystem(ARCHIVE)
     new = [synthetic.lesion_jpeg(9000 + seed, size=64) for seed in range(20)]
@@ -125,7 +125,7 @@ def test_score_killed_in_its_commit_has_one_row_an_image_after_the_next_run(told
     assert committed() >= before
     done = submit("score", *bucket.words)
     assert done.returncode == 0, done.stderr
-    found = once()
-    assert set(map(hashes.sha256, new)) <= set(found["sha256"])
+    result = once()
+    assert set(map(hashes.sha256, new)) <= set(result["sha256"])
     assert not rows_in("scores/_staged-")()
     assert not rows_in("scoring/")()

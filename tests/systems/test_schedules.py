@@ -38,7 +38,7 @@ def executable(path: Path, text: str) -> Path:
 
 @pytest.fixture
 def stub(tmp_path):
-    """A copy of the examples beside a melanoma-spark that ends as it is told: (its folder, a function that tells)."""
+    """A copy of the examples beside a stub of melanoma-spark: (its folder, a function that sets its exit statuses)."""
     shutil.copytree(EXAMPLES, tmp_path / "repo/examples/schedules")
     executable(tmp_path / "repo" / COMMAND, STUB)
 
@@ -68,9 +68,9 @@ def test_a_night_is_tried_again_where_that_may_help(stub, tmp_path, statuses, tr
     status = statuses[-1]
     assert (done.returncode, done.stdout) == (status, "")
     assert (repo / "calls").read_text().splitlines() == ["score log.format=json archive=a b warehouse=w"] * tries
-    told = "" if status in (0, 5) else f"melanoma score ended with exit status {status};"
-    assert done.stderr.startswith(told)
-    assert bool(done.stderr) == bool(told), "cron mails what is printed, and nothing when all is well"
+    output = "" if status in (0, 5) else f"melanoma score ended with exit status {status};"
+    assert done.stderr.startswith(output)
+    assert bool(done.stderr) == bool(output), "cron mails what is printed, and nothing when all is well"
 
 
 def test_a_night_has_an_end(stub, tmp_path):
@@ -112,8 +112,8 @@ def test_the_line_of_cron_scores_a_night(copied: Line, settings_file, tmp_path):
     done = subprocess.run(["sh", "-c", night], env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout + done.stderr) == (0, ""), log.read_text()
     (batch,) = set(status.committed(copied.context.warehouse)) - before
-    told = [json.loads(line) for line in log.read_text().splitlines()]
-    (last,) = [line for line in told if line["event"] == "done"]
+    output = [json.loads(line) for line in log.read_text().splitlines()]
+    (last,) = [line for line in output if line["event"] == "done"]
     assert (last["batch_id"], last["counts"]["scored"], last["level"]) == (batch, 1, "info")
     checked = subprocess.run(["sh", "-c", morning], env=environment, capture_output=True, text=True, timeout=60)
     assert (checked.returncode, checked.stderr) == (0, "")
@@ -162,7 +162,7 @@ def test_the_units_know_the_exit_statuses():
         assert "\nRestart=on-failure\n" in text
 
 
-def test_airflow_parses_the_dag_and_its_task_ends_as_the_job_says(tmp_path):
+def test_airflow_parses_the_dag_and_maps_exit_statuses(tmp_path):
     uv = REPO / ".uv/bin/uv"
     if not uv.exists():
         skip_or_fail("no .uv/bin/uv, which makes Airflow's environment: run `make install`")
@@ -188,9 +188,9 @@ def test_airflow_parses_the_dag_and_its_task_ends_as_the_job_says(tmp_path):
     command = [python, REPO / "tests/airflow_parsed.py", tmp_path / "dags"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["errors"] == {}
-    (dag,) = found["dags"].values()
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["errors"] == {}
+    (dag,) = result["dags"].values()
     assert (dag["schedule"], dag["catchup"], dag["max_active_runs"]) == ("15 2 * * *", False, 1)
     assert dag["params"] == {"archive": "/data/landing"}
     assert dag["timeout"] == 10 * 3600
@@ -203,7 +203,7 @@ def test_airflow_parses_the_dag_and_its_task_ends_as_the_job_says(tmp_path):
     assert score["tells"]
     again, never = "AirflowException", "AirflowFailException"
     outcomes = ("done", again, never, again, never, "AirflowSkipException", never)
-    assert found["outcomes"] == {str(status): outcome for status, outcome in enumerate(outcomes)}
+    assert result["outcomes"] == {str(status): outcome for status, outcome in enumerate(outcomes)}
 
 
 SCHEMAS = {
@@ -224,7 +224,7 @@ def oozie(tmp_path_factory) -> Path:
 
 
 def of_maven(artifact: str, folder: Path) -> Path:
-    """A jar, out of Maven's own repository, where the first run puts it. Raises `Missing`."""
+    """A jar from Maven's local repository, where the first run puts it. Raises `Missing`."""
     if not shutil.which("mvn"):
         raise Missing("no Maven on PATH, which brings Oozie's schemas: install maven")
     plugin = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy"
@@ -274,28 +274,28 @@ def test_oozies_action_fails_where_another_try_may_help(stub, status):
     assert (done.returncode, done.stdout) == ((status, "") if again else (0, f"status={status}\n"))
 
 
-def test_cluster_mode_hands_the_package_and_the_words_to_spark(tmp_path):
+def test_cluster_mode_gives_package_and_arguments_to_spark(tmp_path):
     executable(
         tmp_path / "spark/bin/spark-submit",
         '#!/bin/sh\nprintf "%s\\n" "$@" >"$TOLD"\nwhile [ "$1" != --py-files ]; do shift; done\ncp "$2" "$TOLD.zip"\n',
     )
-    told = tmp_path / "told"
+    output = tmp_path / "told"
     (tmp_path / "w").mkdir()
     done = subprocess.run(
         [EXAMPLES / "cluster-mode.sh", "archive=hdfs:///lesions", f"warehouse={tmp_path}/w"],
-        env={**os.environ, "MELANOMA_HOME": str(REPO), "SPARK_HOME": str(tmp_path / "spark"), "TOLD": str(told)},
+        env={**os.environ, "MELANOMA_HOME": str(REPO), "SPARK_HOME": str(tmp_path / "spark"), "TOLD": str(output)},
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 4, "there is no batch"
     assert "there is no batch; expected one within 36 hours" in done.stderr
-    words = told.read_text().splitlines()
+    words = output.read_text().splitlines()
     assert words[:4] == ["--master", "yarn", "--deploy-mode", "cluster"]
     assert "spark.yarn.maxAppAttempts=1" in words
     place = words.index(f"{REPO}/jobs/score.py")
     assert words[place + 1 :] == ["log.format=json", "wait=3600", "archive=hdfs:///lesions", f"warehouse={tmp_path}/w"]
-    assert "melanoma_spark/scoring/follow.py" in zipfile.ZipFile(f"{told}.zip").namelist()
+    assert "melanoma_spark/scoring/follow.py" in zipfile.ZipFile(f"{output}.zip").namelist()
 
 
 def test_every_example_is_told_of_in_the_operators_page():

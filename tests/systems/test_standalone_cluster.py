@@ -33,10 +33,10 @@ def test_both_workers_ran_an_executor_and_a_horovod_rank_each(cluster: Cluster, 
     for worker in cluster.workers:
         assert len(cluster.executors(worker)) == 1, f"{worker.name} ran no executor"
         assert cluster.tasks(worker) > 20
-    there, told = distributed
+    there, output = distributed
     for stage in STAGES:
-        assert f"{stage}: " in told
-    assert "finetune: 2 ranks" in told
+        assert f"{stage}: " in output
+    assert "finetune: 2 ranks" in output
     assert there.manifest("models/finetuned")["ranks"] == 2
 
 

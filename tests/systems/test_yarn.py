@@ -45,7 +45,7 @@ class Cluster:
     archive: str
 
     def started(self, job: str, *words: str, mode: str = "client", **changes: Any) -> subprocess.Popen[str]:
-        """A job on the cluster, from a folder of its own."""
+        """Start a job on the cluster, in a new folder."""
         place = self.folder / f"{job}-{time.monotonic_ns()}"
         place.mkdir()
         changes["finetune"] = {"start_timeout": START, **changes.get("finetune", {})}
@@ -90,12 +90,12 @@ class Cluster:
         )
 
     def ran(self, job: str, *words: str, **how: Any) -> str:
-        """What a job that must end right has said."""
+        """Run a job that must succeed. Returns its output."""
         started = self.started(job, *words, **how)
-        told, _ = started.communicate(timeout=1500)
-        print(told)  # pytest shows it where a test fails, `pytest -s` always
-        assert started.returncode == 0, told
-        return told
+        output, _ = started.communicate(timeout=1500)
+        print(output)  # pytest shows it where a test fails, `pytest -s` always
+        assert started.returncode == 0, output
+        return output
 
     def application(self) -> str:
         """Of the job that was started last."""
@@ -103,8 +103,8 @@ class Cluster:
 
     def node_of_the_master(self) -> Path:
         """The node on which YARN has put the first container of that application."""
-        found = self.containers().items()
-        (name,) = [node for node, paths in found if any(path.name.endswith("_000001") for path in paths)]
+        result = self.containers().items()
+        (name,) = [node for node, paths in result if any(path.name.endswith("_000001") for path in paths)]
         return next(node for node in self.yarn.nodes if node.name == name)
 
     def containers(self) -> dict[str, list[Path]]:
@@ -145,13 +145,13 @@ def cluster(hdfs: Any, lesions: Path, packed: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="module")
-def whole(cluster: Cluster) -> str:
-    """What the pipeline said that a client submitted."""
+def complete(cluster: Cluster) -> str:
+    """The output of the pipeline that a client submitted."""
     return cluster.ran("pipeline")
 
 
 @pytest.fixture
-def there(cluster: Cluster, whole: str, spark: Any, line: Line) -> Line:
+def there(cluster: Cluster, complete: str, spark: Any, line: Line) -> Line:
     """The warehouse on HDFS, looked at from here."""
     return open_line(
         spark,
@@ -162,12 +162,12 @@ def there(cluster: Cluster, whole: str, spark: Any, line: Line) -> Line:
     )
 
 
-def test_every_stage_ends_and_a_rank_ran_on_either_node(cluster, whole):
+def test_every_stage_ends_and_a_rank_ran_on_either_node(cluster, complete):
     for stage in STAGES:
-        assert f"{stage}: " in whole
-    assert "finetune: 2 ranks" in whole
-    found = cluster.containers()
-    for node, folders in found.items():
+        assert f"{stage}: " in complete
+    assert "finetune: 2 ranks" in complete
+    result = cluster.containers()
+    for node, folders in result.items():
         logs = [(folder / "stderr").read_text() for folder in folders if (folder / "stderr").exists()]
         executors = [log for log in logs if "Finished task" in log]
         assert len(executors) == 1, f"{node}: {folders}"
@@ -195,16 +195,16 @@ def test_the_scores_are_those_of_one_machine(line, there):
 
 def test_a_second_run_has_nothing_to_do(there):
     for stage in STAGES:
-        told = there.stage(stage)
-        assert "nothing" in told or " 0 computed " in told, stage
+        output = there.stage(stage)
+        assert "nothing" in output or " 0 computed " in output, stage
 
 
-def test_what_lands_is_scored_by_a_driver_on_the_cluster(cluster, there):
+def test_a_driver_on_the_cluster_scores_new_files(cluster, there):
     archive, before = draw(cluster, "landing", range(500, 540)), len(there.scores())
     cluster.ran("score", f"archive={archive}", mode="cluster")
-    told = "".join(path.read_text() for paths in cluster.containers().values() for path in paths_of(paths, "stdout"))
-    print(told)
-    assert "40 images listed = 40 scored" in told
+    output = "".join(path.read_text() for paths in cluster.containers().values() for path in paths_of(paths, "stdout"))
+    print(output)
+    assert "40 images listed = 40 scored" in output
     rows = there.scores()
     assert len(rows) == before + 40
     assert rows["sha256"].dropna().is_unique
@@ -249,10 +249,10 @@ def test_a_node_lost_while_ranks_train_costs_the_steps_since_the_last_checkpoint
     started = losing.started("finetune", "training_seed=7", finetune={"checkpoint_steps": 1})
     wait_for_a_file(started, f"{losing.hdfs.url}/warehouse/models/finetuned", "checkpoint")
     losing.yarn.kill(losing.node_of_the_master())
-    told, _ = started.communicate(timeout=1500)
-    print(told)
-    assert started.returncode == 0, told
-    assert "starting again from the last checkpoint" in told
+    output, _ = started.communicate(timeout=1500)
+    print(output)
+    assert started.returncode == 0, output
+    assert "starting again from the last checkpoint" in output
     assert there.manifest("models/finetuned")["id"] != before["id"]
 
 
@@ -262,25 +262,25 @@ def test_a_node_lost_while_images_are_scored_loses_and_doubles_none(losing, ther
     wait_for_a_file(started, f"{losing.hdfs.url}/warehouse/scoring", "part-")
     (other,) = set(losing.yarn.nodes) - {losing.node_of_the_master()}
     losing.yarn.kill(other)
-    told, _ = started.communicate(timeout=1500)
-    print(told)
-    assert started.returncode == 0, told
-    assert "200 images listed = 200 scored" in told
+    output, _ = started.communicate(timeout=1500)
+    print(output)
+    assert started.returncode == 0, output
+    assert "200 images listed = 200 scored" in output
     rows = there.scores()
     assert len(rows) == before + 200
     assert rows["sha256"].dropna().is_unique
 
 
-def test_an_application_that_is_killed_ends_its_job_in_one_line_and_the_next_one_goes_on(cluster, there):
+def test_a_killed_application_ends_its_job_in_one_line_and_the_next_run_resumes(cluster, there):
     archive, before = draw(cluster, "killed", range(900, 940)), len(there.scores())
     started = cluster.started("score", f"archive={archive}", "score.batch_size=4")
     wait_for_a_file(started, f"{cluster.hdfs.url}/warehouse/scoring", "part-")
     name = cluster.application()
     cluster.yarn.end(name)
-    told, _ = started.communicate(timeout=300)
-    print(told)
-    assert started.returncode == 3, told
-    assert f"Spark's application {name} was ended while the job ran" in told.splitlines()[-1]
+    output, _ = started.communicate(timeout=300)
+    print(output)
+    assert started.returncode == 3, output
+    assert f"Spark's application {name} was ended while the job ran" in output.splitlines()[-1]
     assert "40 images listed = 40 scored" in cluster.ran("score", f"archive={archive}")
     rows = there.scores()
     assert len(rows) == before + 40

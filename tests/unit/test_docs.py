@@ -17,7 +17,7 @@ COMMAND = "melanoma-spark"
 FOLDERS = r"\.ci|\.github|benchmarks|conf|docs|examples|jobs|melanoma_spark|tests"
 
 
-def found(pattern: str, texts: dict[str, str]) -> list[tuple[str, str]]:
+def result(pattern: str, texts: dict[str, str]) -> list[tuple[str, str]]:
     """Each text that the first group of a pattern matches, with the page of its first place."""
     places = {match[1]: page for page, text in texts.items() for match in re.finditer(pattern, text, re.M | re.S)}
     return sorted((page, text) for text, page in places.items())
@@ -36,7 +36,7 @@ def job_words(command: str) -> list[str]:
     return [words[0], *settings, *words[1:]]
 
 
-COMMANDS = found(rf"{re.escape(COMMAND)} ((?:[a-z_]+)(?: (?:\\\n|'[^'\n]*'|[^`'\n|])*)?)", TEXTS)
+COMMANDS = result(rf"{re.escape(COMMAND)} ((?:[a-z_]+)(?: (?:\\\n|'[^'\n]*'|[^`'\n|])*)?)", TEXTS)
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS)
@@ -47,12 +47,12 @@ def test_commands_that_start_a_job_have_valid_words(page, line):
         assert done.exit_status == 0 or "no archive named" in done.summary, done.log  # a part of a command
 
 
-@pytest.mark.parametrize(("page", "block"), found(r"^```yaml\n(.*?)^```", TEXTS))
+@pytest.mark.parametrize(("page", "block"), result(r"^```yaml\n(.*?)^```", TEXTS))
 def test_blocks_of_yaml_are_settings(page, block):
     assert config.parse(yaml.safe_load(block))
 
 
-DIFFS = [diff for _, diff in found(r"^```diff\n(.*?)^```", TEXTS)]
+DIFFS = [diff for _, diff in result(r"^```diff\n(.*?)^```", TEXTS)]
 
 
 @pytest.mark.parametrize("diff", DIFFS, ids=lambda diff: re.findall(r"\+\+\+ b/(.*)", diff)[0])
@@ -64,15 +64,15 @@ def test_diffs_apply_to_the_code_and_change_two_files_at_most(diff):
 
 def test_make_targets_files_and_functions_exist():
     targets = set(re.findall(r"^([a-z-]+):.*## ", (REPO / "Makefile").read_text(), re.MULTILINE))
-    named = found(r"(?:`|^|&& |GPU=1 )make ([a-z-]+)(?=[`\s])", TEXTS)
+    named = result(r"(?:`|^|&& |GPU=1 )make ([a-z-]+)(?=[`\s])", TEXTS)
     assert {"install", "demo", "docs"} <= {target for _, target in named} <= targets
-    named = found(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", TEXTS)
+    named = result(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", TEXTS)
     assert len(named) > 50
     assert [(page, name) for page, name in named if not list(REPO.glob(name))] == []
 
     code = {path.stem: path.read_text() for path in REPO.glob("melanoma_spark/**/*.py")}
     fields = {*(key.partition(".")[0] for key in config.valid_keys()), "counts", "tables"}  # of settings and batch.json
-    names = [name.split(".") for _, name in found(r"`([a-z_]+\.[a-z_]+)(?:`|\()", TEXTS)]
+    names = [name.split(".") for _, name in result(r"`([a-z_]+\.[a-z_]+)(?:`|\()", TEXTS)]
     named = [(module, name) for module, name in names if module in code.keys() - fields and name not in ("py", "npz")]
     assert len(named) > 8
     assert [(module, name) for module, name in named if not re.search(rf"\b{name}\b", code[module])] == []

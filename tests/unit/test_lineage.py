@@ -63,7 +63,7 @@ def test_order_type_and_nesting_of_values_matter(first, second):
 
 def test_ids_and_commit_are_those_of_earlier_releases_and_of_the_checkout():
     empty = lineage.content_id({}), lineage.tensors_id([])
-    assert all(re.fullmatch("[0-9a-f]{16}", found) for found in empty)
+    assert all(re.fullmatch("[0-9a-f]{16}", result) for result in empty)
     # Written down from release 0.1.0: with other ids every warehouse would be made anew.
     assert lineage.content_id({"b": [1, "ä"], "a": None}) == "3d6f860d37ce3698"
     assert lineage.tensors_id([np.arange(6, dtype=np.float32).reshape(2, 3)]) == "3378efc20f15f0e8"
@@ -112,7 +112,7 @@ def test_without_git_the_release_stands_for_the_commit(monkeypatch):
     assert lineage.commit() == f"release {__version__}"
 
 
-def test_package_shipped_as_a_zip_still_knows_its_checkout(tmp_path):
+def test_a_package_in_a_zip_finds_its_checkout(tmp_path):
     shipped = tmp_path / "shipped.zip"
     with zipfile.ZipFile(shipped, "w") as archive:
         for name in ("__init__.py", "lineage.py"):
@@ -123,5 +123,5 @@ def test_package_shipped_as_a_zip_still_knows_its_checkout(tmp_path):
         f"import sys; sys.path.insert(0, {str(shipped)!r})\n"
         "from melanoma_spark import lineage; print(lineage.__file__); print(lineage.checkout())"
     )
-    told = subprocess.run([sys.executable, str(job)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines() == [f"{shipped}/melanoma_spark/lineage.py", str((tmp_path / "checkout").resolve())]
+    output = subprocess.run([sys.executable, str(job)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines() == [f"{shipped}/melanoma_spark/lineage.py", str((tmp_path / "checkout").resolve())]

@@ -16,8 +16,8 @@ def test_points_carry_their_sign_and_zero_has_none(difference, written):
 
 
 def test_thresholds_and_texts_from_outside_are_short():
-    told = [pages.significant(value) for value in (0.00012345, 0.5, math.inf, math.nan)]
-    assert told == ["0.0001234", "0.5", "none", "undefined"]
+    output = [pages.significant(value) for value in (0.00012345, 0.5, math.inf, math.nan)]
+    assert output == ["0.0001234", "0.5", "none", "undefined"]
     assert pages.short("a\n b\t c") == "a b c"
     assert pages.short("x" * 10, 10) == "x" * 10
     assert pages.short("x" * 11, 10) == "x" * 9 + "\N{HORIZONTAL ELLIPSIS}"

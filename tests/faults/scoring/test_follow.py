@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import Line, said
+from conftest import Line, captured_output
 from kills import kill
 
 from melanoma_spark.errors import DataError
@@ -42,7 +42,7 @@ def landing(copied):
 
 
 def followed(line: Line, **changes: object) -> str:
-    """All that `score --follow` says in this process, until it ends."""
+    """Run `score --follow` in this process until it ends. Returns its output."""
     settings = line.context.settings
     section = settings.score.model_copy(
         update={
@@ -53,7 +53,7 @@ def followed(line: Line, **changes: object) -> str:
     job = replace(
         line.context, settings=settings.model_copy(update={"score": section}), run_id="", mlflow=line.tracker()
     )
-    with said() as text:
+    with captured_output() as text:
         assert score.run_action(job, "score", score.score, {"job": "score"}).exit_status == 0
     return text.getvalue()
 
@@ -99,22 +99,22 @@ def runs(line: Line) -> int:
 
 def once(line: Line, count: int) -> None:
     """Every content has one row of each model version."""
-    found = line.scores()
-    assert len(found) == count
-    assert not found.duplicated(["sha256", "model_version"]).any()
+    result = line.scores()
+    assert len(result) == count
+    assert not result.duplicated(["sha256", "model_version"]).any()
 
 
-def test_once_takes_what_has_settled_and_ends(landing):
+def test_follow_once_scores_settled_files_and_ends(landing):
     runs_before = runs(landing)
     assert "score: 0 batches, nothing is left" in followed(landing, once=True)
     drop(landing.archive, 0, 1, 2)
     drop(landing.archive, 3, seconds=0)
-    told = followed(landing, once=True, settle=1000)
-    assert "3 images listed = 3 scored + 0 rejected + 0 copies + 0 scored before" in told
-    assert "score: 1 batches, nothing is left" in told
+    output = followed(landing, once=True, settle=1000)
+    assert "3 images listed = 3 scored + 0 rejected + 0 copies + 0 scored before" in output
+    assert "score: 1 batches, nothing is left" in output
     once(landing, 3)
-    told = followed(landing, once=True, settle=1000)
-    assert "3 images listed, all scored before" in told
+    output = followed(landing, once=True, settle=1000)
+    assert "3 images listed, all scored before" in output
     assert runs(landing) == runs_before + 1, "what does nothing is no run"
     drop(landing.archive, 3)
     assert "4 images listed = 1 scored + 0 rejected + 0 copies + 3 scored before" in followed(landing, once=True)
@@ -123,7 +123,7 @@ def test_once_takes_what_has_settled_and_ends(landing):
     assert mlflow.get_run(facts["run_id"]).data.tags["batch_id"] == facts["batch_id"]
 
 
-def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landing):
+def test_follow_scores_batches_until_a_signal_and_keeps_nothing_between_them(landing):
     context = landing.context.spark.sparkContext
     sent = Path(context._temp_dir)
     held: list[tuple[int, int]] = []
@@ -145,16 +145,16 @@ def test_batch_after_batch_until_a_signal_and_nothing_is_kept_between_them(landi
             held.append((len(context._jsc.getPersistentRDDs()), len(list(sent.iterdir()))))
 
     with meanwhile(lands):
-        told = followed(landing)
-    assert told.splitlines()[-1] == "score: 4 batches, ended by a signal"
-    assert "= 2 scored + 0 rejected + 1 copies + 4 scored before" in told
-    assert len(told.splitlines()) == 6, "idle looks say nothing"
+        output = followed(landing)
+    assert output.splitlines()[-1] == "score: 4 batches, ended by a signal"
+    assert "= 2 scored + 0 rejected + 1 copies + 4 scored before" in output
+    assert len(output.splitlines()) == 6, "idle looks say nothing"
     once(landing, 8)
     assert runs(landing) == runs_before + 4
     assert held == [held[0]] * 4, "RDDs persisted, and files of broadcasts, after each batch"
 
 
-def test_a_batch_that_fails_is_tried_again_later(landing):
+def test_follow_retries_a_failed_batch(landing):
     tracker = landing.tracker()
     version = tracker.find_version("melanoma@champion").version
     client = mlflow.MlflowClient()
@@ -176,10 +176,10 @@ def test_a_batch_that_fails_is_tried_again_later(landing):
     with pytest.MonkeyPatch.context() as only_here:
         only_here.setattr(batch, "score_batch", counted)
         with meanwhile(returns):
-            told = followed(landing, longest_wait=2)
-    waits = re.findall(rf"error: {failing}.*; attempt (\d) failed, the next one in (\d) s", told)
+            output = followed(landing, longest_wait=2)
+    waits = re.findall(rf"error: {failing}.*; attempt (\d) failed, the next one in (\d) s", output)
     assert waits[:2] == [("1", "0"), ("2", "1")]
-    assert "2 images listed = 2 scored" in told
+    assert "2 images listed = 2 scored" in output
     once(landing, 2)
     # where it is to end, a schedule shall know
     client.delete_registered_model_alias("melanoma", "champion")
@@ -187,7 +187,7 @@ def test_a_batch_that_fails_is_tried_again_later(landing):
         followed(landing, once=True)
 
 
-def test_another_version_behind_the_alias_is_news(landing):
+def test_follow_scores_again_when_the_alias_moves(landing):
     drop(landing.archive, 0, 1)
     tracker = landing.tracker()
     client = mlflow.MlflowClient()
@@ -206,13 +206,13 @@ def test_another_version_behind_the_alias_is_news(landing):
     assert landing.scores().groupby("model_version").size().tolist() == [2, 2]
 
 
-def test_an_archive_that_is_not_there_ends_it_at_once(landing):
+def test_follow_ends_at_once_without_an_archive(landing):
     landing.archive.rmdir()
     with pytest.raises(DataError, match="does not exist"):
         followed(landing)
 
 
-def test_a_stream_that_broke_is_started_anew(landing, monkeypatch):
+def test_follow_restarts_a_broken_stream(landing, monkeypatch):
     streams = []
     started = follow.Follower.start_stream
     monkeypatch.setattr(follow.Follower, "start_stream", lambda self: streams.append(started(self)) or streams[-1])

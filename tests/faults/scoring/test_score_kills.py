@@ -1,4 +1,4 @@
-"""A real `kill -9` of an executor in the middle of a score on a cluster: the job goes on without it.
+"""A real `kill -9` of an executor in the middle of a score on a cluster: the job continues without it.
 
 What a killed driver leaves, at each of its writes, is the subject of test_crash_points.py.
 """
@@ -27,8 +27,8 @@ def test_a_lost_executor_costs_no_row(line, cluster, tmp_path):
     os.kill(cluster.executor_process(cluster.workers[1]), signal.SIGKILL)
     out, err = started.communicate(timeout=600)
     assert started.returncode == 0, out + err
-    found = open_line(line.context.spark, tmp_path / "archive", tmp_path / "warehouse").scores()
+    result = open_line(line.context.spark, tmp_path / "archive", tmp_path / "warehouse").scores()
     here = {hashes.sha256(path.read_bytes()) for path in (tmp_path / "archive").iterdir()}
-    ours = found[found["sha256"].isin(here)]
+    ours = result[result["sha256"].isin(here)]
     assert sorted(ours["sha256"]) == sorted(here)
     assert not list((tmp_path / "warehouse/scoring").rglob("*.parquet"))

@@ -35,8 +35,8 @@ def mixed(tmp_path: Path) -> Path:
                 entry.size = len(images[name])
                 tar.addfile(entry, io.BytesIO(images[name]))
     (root / "ISIC_0000001_segmentation.png").write_bytes(b"not read")
-    whole = (root / "part.zip").read_bytes()
-    (root / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    complete = (root / "part.zip").read_bytes()
+    (root / "cut.zip").write_bytes(complete[: len(complete) // 2])
     truth = "\n".join(f"{name},{n % 2}.0,{1 - n % 2}.0" for n, name in enumerate([*names, "ISIC_9999999"]))
     (root / "ISIC_2019_Training_GroundTruth.csv").write_text("image,MEL,NV\n" + truth + "\n")
     rows = "\n".join(f"{name},{30 + n % 40},back,lesion_{n // 2 * 2},female" for n, name in enumerate(names))
@@ -52,9 +52,9 @@ def unmatched(line) -> list[str]:
 
 def test_an_archive_of_many_containers(new_line, mixed, monkeypatch):
     line = new_line(mixed, target="melanoma", ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
+    output = line.stage("ingest")
     facts = counted(line)
-    assert facts["accepted"] == 80, told
+    assert facts["accepted"] == 80, output
     assert facts["skipped"] == 3
     assert facts["rows_without_image"] == 1
     assert unmatched(line) == ["isic_9999999"]

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SHARED, command, said
+from conftest import SHARED, captured_output, command
 from hypothesis import given
 from hypothesis import strategies as st
 from page import Page
@@ -53,7 +53,7 @@ def known(**changes) -> training_reference.Reference:
 
 
 def held(reference_, values, rows, metadata=None, unlike=0, limits=LIMITS) -> statistics.Drift:
-    numbers = {name: binned(reference_.histograms[name], found) for name, found in values.items()}
+    numbers = {name: binned(reference_.histograms[name], result) for name, result in values.items()}
     return statistics.compare_with_reference(reference_, numbers, metadata or {}, rows, unlike=unlike, limits=limits)
 
 
@@ -61,8 +61,8 @@ def batch(rows: int, seed: int = 50, **changed) -> dict[str, np.ndarray]:
     return {name: changed.get(name, normal(rows, seed + place)) for place, name in enumerate(of_kind("number"))}
 
 
-def states(found: statistics.Drift) -> dict[str, str]:
-    return {one.name: one.state for one in found.measures}
+def states(result: statistics.Drift) -> dict[str, str]:
+    return {one.name: one.state for one in result.measures}
 
 
 def test_psi_and_ks_are_those_of_the_literature():
@@ -84,8 +84,8 @@ def test_psi_and_ks_are_those_of_the_literature():
     for seed, shift in enumerate((0, 0.1, 0.3, 1)):
         now = normal(700, 10 + seed, shift)
         exact = stats.ks_2samp(before, now).statistic
-        found = statistics.ks(histogram.counts, binned(histogram, now))
-        assert exact - 1 / training_reference.BINS <= found <= exact + 1e-12
+        result = statistics.ks(histogram.counts, binned(histogram, now))
+        assert exact - 1 / training_reference.BINS <= result <= exact + 1e-12
 
 
 @given(COUNTS, st.data())
@@ -137,11 +137,11 @@ def test_bins_are_tenths_and_what_nearly_all_images_have_is_one_by_itself():
 
 def test_batches_like_the_training_images_pass_with_the_same_metrics():
     for rows in (50, 60, 200, 5000):
-        found = held(known(), batch(rows), rows, {"sex": {"female": rows // 2, "male": rows - rows // 2}})
-        assert found.state == statistics.AS_TRAINED, found
-        assert found.verdict == statistics.AS_TRAINED
-        assert not found.beyond
-        assert {one.name for one in found.measures} == {*of_kind("number"), "sex", "unlike"}
+        result = held(known(), batch(rows), rows, {"sex": {"female": rows // 2, "male": rows - rows // 2}})
+        assert result.state == statistics.AS_TRAINED, result
+        assert result.verdict == statistics.AS_TRAINED
+        assert not result.beyond
+        assert {one.name for one in result.measures} == {*of_kind("number"), "sex", "unlike"}
 
     one, other = (held(known(), batch(rows, seed), rows) for rows, seed in ((60, 1), (900, 99)))
     assert one.metrics.keys() == other.metrics.keys() >= {"state", "psi/distance", "ks/sharpness", "share/unlike"}
@@ -160,8 +160,8 @@ def test_verdicts_name_the_measures_that_moved():
     assert states(wider)["warm"] == statistics.BEYOND, "PSI sees what has no other middle"
 
     rows = 500
-    found = held(known(), {name: normal(rows, 1, 3) for name in of_kind("number")}, rows)
-    assert found.verdict == (
+    result = held(known(), {name: normal(rows, 1, 3) for name in of_kind("number")}, rows)
+    assert result.verdict == (
         "beyond the limit: the network's probability, distance in feature space, sharpness, brightness and 4 more"
     )
 
@@ -173,25 +173,25 @@ def test_small_batches_must_move_more_than_chance():
     assert small.state == statistics.AS_TRAINED
     assert held(known(), batch(60, raw_probability=normal(60, 9, 2)), 60).state == statistics.BEYOND
 
-    found = held(known(), batch(49), 49)
-    assert found.verdict == "too few to tell: 49 images that training has not seen, 50 are needed"
-    assert (found.measures, found.metrics, found.beyond) == ((), {}, False)
+    result = held(known(), batch(49), 49)
+    assert result.verdict == "too few to tell: 49 images that training has not seen, 50 are needed"
+    assert (result.measures, result.metrics, result.beyond) == ((), {}, False)
 
 
 def test_limits_of_unlike_images_and_of_ignored_measures():
     for count, state in ((10, statistics.AS_TRAINED), (100, statistics.DRIFTING), (300, statistics.BEYOND)):
-        found = held(known(), batch(1000), 1000, unlike=count)
-        assert states(found)["unlike"] == state
-        assert found.metrics["share/unlike"] == count / 1000
+        result = held(known(), batch(1000), 1000, unlike=count)
+        assert states(result)["unlike"] == state
+        assert result.metrics["share/unlike"] == count / 1000
     assert "unlike" not in states(held(known(), batch(1000), 1000, unlike=None))
     assert states(held(known(), batch(60), 60, unlike=4))["unlike"] == statistics.AS_TRAINED, "four of sixty are chance"
 
     rows = 1000
     moved = batch(rows, raw_probability=normal(rows, 1, 2))
     calm = config.Drift(ignore=("raw_probability",))
-    found = held(known(), moved, rows, limits=calm)
-    assert found.state == statistics.AS_TRAINED
-    assert states(found)["raw_probability"] == statistics.BEYOND
+    result = held(known(), moved, rows, limits=calm)
+    assert result.state == statistics.AS_TRAINED
+    assert states(result)["raw_probability"] == statistics.BEYOND
     off = config.Drift(warn={"psi": None, "ks": None}, limit={"psi": None, "ks": None})
     assert held(known(), moved, rows, limits=off).state == statistics.AS_TRAINED
 
@@ -200,8 +200,8 @@ def test_categories_are_compared_where_both_sides_name_some():
     rows = 1000
     same = {"female": 500, "male": 450, "unknown": 500}
     assert states(held(known(), batch(rows), rows, {"sex": same}))["sex"] == statistics.AS_TRAINED
-    found = held(known(), batch(rows), rows, {"sex": {"female": 950, "male": 50}})
-    assert states(found)["sex"] == statistics.BEYOND
+    result = held(known(), batch(rows), rows, {"sex": {"female": 950, "male": 50}})
+    assert states(result)["sex"] == statistics.BEYOND
     new = held(known(), batch(rows), rows, {"sex": {"f": 500, "m": 500}})
     assert states(new)["sex"] == statistics.BEYOND, "words that the training images did not have"
     few = {"sex": {"female": 49, "unknown": rows - 49}}
@@ -230,10 +230,10 @@ def test_reference_and_distances_of_the_registered_model(line, registered):
     raw = table[(table["model"] == "fine-tuned") & (table["split"] == "validation")]["raw_probability"]
     assert known.histograms["raw_probability"] == training_reference.histogram(raw)
 
-    found = line.scores()
-    scored = found[found["status"] == "scored"]
+    result = line.scores()
+    scored = result[result["status"] == "scored"]
     assert scored["distance"].notna().all()
-    assert found.loc[found["status"] == "rejected", "distance"].isna().all()
+    assert result.loc[result["status"] == "rejected", "distance"].isna().all()
     assert scored["side"].min() >= 32
     validation = line.read("images").where("split = 'validation'").select("sha256").toPandas()["sha256"]
     own = scored[scored["sha256"].isin(validation)]["distance"]
@@ -245,7 +245,7 @@ def test_reference_and_distances_of_the_registered_model(line, registered):
     np.testing.assert_allclose(model.predict(None, table)["distance"], some["distance"], rtol=0.01)
 
 
-def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_training(line, registered):
+def test_images_seen_in_training_are_left_out_of_drift(line, registered):
     scores = line.context.spark.read.parquet(f"{line.context.warehouse}/scores")
     telling = job.rows_for_drift(line.context, scores, registered)
     test = line.read("images").where("split = 'test'").select("sha256").toPandas()["sha256"]
@@ -260,8 +260,8 @@ def test_images_that_training_has_seen_tell_nothing_and_the_others_are_as_in_tra
     few = line.context.settings.score.drift.model_copy(update={"minimum": 10})
     score_ = line.context.settings.score.model_copy(update={"drift": few})
     calm = replace(line.context, settings=line.context.settings.model_copy(update={"score": score_}))
-    found = job.compare_batch(calm, telling, nothing, registered.reference)
-    assert found.state == statistics.AS_TRAINED, found
+    result = job.compare_batch(calm, telling, nothing, registered.reference)
+    assert result.state == statistics.AS_TRAINED, result
     (folder,) = (line.folder / "batches").iterdir()
     facts = json.loads((folder / "batch.json").read_text())
     assert facts["verdict"] == f"too few to tell: {len(own)} images that training has not seen, 50 are needed"
@@ -287,13 +287,13 @@ def test_one_entry_adds_a_measure(monkeypatch, spark, line, registered):
     assert sum(reference.histograms["cold"].counts) == sum(reference.histograms["warm"].counts) > 0
     rows = spark.createDataFrame([(-9.0,)] * 100, "warm double")
     counts = job.count_in_bins(rows, {"cold": reference.histograms["cold"]})
-    found = statistics.compare_with_reference(reference, counts, {}, 100, unlike=None, limits=LIMITS)
-    assert found.verdict == "beyond the limit: pixels bluer than red"
+    result = statistics.compare_with_reference(reference, counts, {}, 100, unlike=None, limits=LIMITS)
+    assert result.verdict == "beyond the limit: pixels bluer than red"
 
 
-def test_a_model_without_reference_says_so(spark):
-    found = job.compare_batch(None, None, None, None)
-    assert found.verdict == "no training reference: the version was registered without one"
+def test_a_model_without_reference_has_its_own_verdict(spark):
+    result = job.compare_batch(None, None, None, None)
+    assert result.verdict == "no training reference: the version was registered without one"
     off = config.load(None, ["register.reference=0"])
     assert job.build_reference(SimpleNamespace(settings=off), {}, "", None, [], raw=None) is None
 
@@ -315,11 +315,11 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
 
     (batch_id,) = own["batch_id"].unique()
     facts = json.loads((noise.folder / "batches" / batch_id / "batch.json").read_text())
-    told = {one["name"]: one for one in facts["drift"]["measures"]}
+    output = {one["name"]: one for one in facts["drift"]["measures"]}
     assert {"distance", "unlike", "sharpness", "side"} <= {
-        k for k, one in told.items() if one["state"] == statistics.BEYOND
+        k for k, one in output.items() if one["state"] == statistics.BEYOND
     }
-    assert told["unlike"]["share"] == 1
+    assert output["unlike"]["share"] == 1
     page = (noise.folder / "batches" / batch_id / "worklist.html").read_text()
     assert facts["verdict"] in Page(page, apart=("b",)).words
 
@@ -336,7 +336,7 @@ def test_a_batch_beyond_the_limit_is_committed_and_marked(spark, noise, settings
     assert newest.info.status == "FINISHED"
 
     section = noise.context.settings.score
-    status = noise.told("score", score=section.model_copy(update={"action": "status"}))
+    status = noise.output_of("score", score=section.model_copy(update={"action": "status"}))
     assert facts["verdict"] in status.splitlines()[0]
     assert "nothing to do" in noise.stage("score")
 
@@ -346,7 +346,7 @@ def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
     job = replace(line.context, mlflow=line.tracker())
     stages = {"first": lambda job: ran.append("first") or Summary("done"), "marked": lambda job: Summary("done", 6)}
     monkeypatch.setattr(pipeline, "STAGES", {**stages, "last": stages["first"]})
-    with said() as text:
+    with captured_output() as text:
         assert run_stage(job, "pipeline", pipeline.pipeline, {"job": "pipeline"}).exit_status == 6
         assert run_stage(job, "first", stages["first"], {"job": "first"}).exit_status == 0
     assert ran == ["first"] * 3
@@ -356,20 +356,20 @@ def test_a_marked_stage_gives_the_pipeline_its_exit_status(line, monkeypatch):
 def pictures(kind: str, count: int, size: int, seed: int = 0) -> list[np.ndarray]:
     """What is no skin, uint8 (size, size, 3)."""
     rng = np.random.default_rng(seed)
-    found = []
+    result = []
     for _ in range(count):
         if kind == "noise":
-            found.append(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+            result.append(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
         elif kind == "gradient":
             ends, part = rng.integers(0, 256, (2, 3)), np.linspace(0, 1, size)[:, None, None]
-            found.append(np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (size, size, 3)).astype(np.uint8))
+            result.append(np.broadcast_to(ends[0] * (1 - part) + ends[1] * part, (size, size, 3)).astype(np.uint8))
         else:
             page = Image.new("RGB", (size, size), (235, 235, 228))
             for top in range(4, size - 8, 14):
                 line_of_text = "".join(map(chr, rng.integers(97, 123, size // 6)))
                 ImageDraw.Draw(page).text((6, top), line_of_text, fill=(20, 20, 20))
-            found.append(np.asarray(page))
-    return found
+            result.append(np.asarray(page))
+    return result
 
 
 @pytest.mark.skipif(not (SHARED / "data/lesions").is_dir(), reason="../shared is not there")

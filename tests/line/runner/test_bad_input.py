@@ -1,4 +1,4 @@
-"""What cannot work ends soon, with a status, in one line that says what is wrong and what to do, and leaves nothing."""
+"""Invalid input ends a job soon, with a status and one line on what is wrong and what to do; nothing is left."""
 
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def test_bad_tables(new_line, tmp_path, table, words):
         ("score", ("no model melanoma@champion", "melanoma-spark register")),
     ],
 )
-def test_a_stage_before_its_time(new_line, stage, words):
+def test_a_stage_without_its_input_is_refused(new_line, stage, words):
     line = new_line()
     refused(line, stage, *words)
     holds_no_result(line.folder)

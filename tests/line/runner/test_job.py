@@ -1,4 +1,4 @@
-"""A job in this process: from its arguments to its exit status, by the code that a process of its own runs."""
+"""A job in this process: from its arguments to its exit status, by the code that a separate process runs."""
 
 import json
 
@@ -26,7 +26,7 @@ def looking(stage, **options):
 
 
 @pytest.mark.parametrize(
-    ("command", "argv", "exit_status", "told"),
+    ("command", "argv", "exit_status", "message"),
     [
         (command("ingest"), ["--help"], 0, "archive=/data/lesions"),
         (command("ingest"), ["--frobnicate"], 2, "unrecognized arguments: --frobnicate"),
@@ -40,16 +40,16 @@ def looking(stage, **options):
         (command("score"), ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
     ],
 )
-def test_exit_status_and_line_of_what_ends_before_spark(command, argv, exit_status, told):
+def test_exit_status_and_line_of_jobs_that_end_before_spark(command, argv, exit_status, message):
     result = invoke(command, argv)
     assert result.exit_status == exit_status, result.log
-    assert told in result.log
+    assert message in result.log
     assert "Traceback" not in result.log
 
 
 @pytest.mark.parametrize("job", ["ingest", "pipeline", "score", "evaluate"])
 @pytest.mark.parametrize(
-    ("archive", "warehouse", "told"),
+    ("archive", "warehouse", "message"),
     [
         ("lesions", "lesions", "archive={archive} holds warehouse={warehouse}: pictures"),
         ("lesions/", "lesions/deep/w", "archive={archive} holds warehouse={warehouse}: pictures"),
@@ -65,7 +65,7 @@ def test_exit_status_and_line_of_what_ends_before_spark(command, argv, exit_stat
         ("pictures", "w", "is written by jobs, in warehouse={warehouse}; archive leads to {top}/w/batches"),
     ],
 )
-def test_a_warehouse_in_its_archive_is_refused_before_spark_starts(tmp_path, job, archive, warehouse, told):
+def test_a_warehouse_in_its_archive_is_refused_before_spark_starts(tmp_path, job, archive, warehouse, message):
     for folder in ("lesions", "w/batches"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "link").symlink_to("lesions")
@@ -73,7 +73,7 @@ def test_a_warehouse_in_its_archive_is_refused_before_spark_starts(tmp_path, job
     places = {"archive": f"{tmp_path}/{archive}", "warehouse": f"{tmp_path}/{warehouse}"}
     result = invoke(command(job), [f"{name}={place}" for name, place in places.items()])
     assert result.exit_status == 2, result.log
-    one_line(result.log, "error: ", told.format(**places, top=tmp_path), "choose a warehouse beside the archive")
+    one_line(result.log, "error: ", message.format(**places, top=tmp_path), "choose a warehouse beside the archive")
     assert not list(tmp_path.glob("**/mlflow.db"))
 
 
@@ -108,8 +108,8 @@ def test_an_error_is_one_line_and_a_status(error, exit_status):
     result = invoke(looking(raising(error)), [])
     assert (result.exit_status, result.summary, result.log) == (exit_status, str(error), f"error: {error}\n")
     (line,) = invoke(looking(raising(error)), ["log.format=json"]).log.splitlines()
-    told = json.loads(line)
-    assert (told["event"], told["exit_status"], told["message"]) == ("failed", exit_status, str(error))
+    message = json.loads(line)
+    assert (message["event"], message["exit_status"], message["message"]) == ("failed", exit_status, str(error))
 
 
 def test_unexpected_errors_summaries_and_arguments():

@@ -21,15 +21,15 @@ KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
 def descriptions(line: Line, after: int) -> list[str]:
     """What Spark's UI and its event log say of the session's jobs after one of a number, the newest first."""
     jobs = line.context.spark.sparkContext._jsc.sc().statusStore().jobsList(None)
-    found = [jobs.apply(place) for place in range(jobs.size())]
-    return [job.description().get() for job in found if job.jobId() > after]
+    result = [jobs.apply(place) for place in range(jobs.size())]
+    return [job.description().get() for job in result if job.jobId() > after]
 
 
-def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
+def test_a_batch_holds_every_file_once_and_status_lists_the_batches(scored):
     last = scored.context.spark.sparkContext._jsc.sc().statusStore().jobsList(None).head().jobId()
-    told = scored.stage("score", score=with_pictures(scored, 2))
-    said = descriptions(scored, last)
-    assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in said)) == [
+    output = scored.stage("score", score=with_pictures(scored, 2))
+    stated = descriptions(scored, last)
+    assert list(dict.fromkeys(re.sub(r"batch \S+", "batch X", one) for one in stated)) == [
         "score: log the drift of the batch",
         "score: commit batch X",
         "score: counts of the worklist's page",
@@ -41,7 +41,7 @@ def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
         "score: read new files, 7 of them",
         "score: list the archive, look up what was scored before",
     ]
-    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in output
     once(scored)
     assert sorted(rows(scored).columns) == sorted(columns.schema(batch_id=True).names)
     index = of_ledger(scored)
@@ -54,12 +54,12 @@ def test_a_batch_holds_every_file_once_and_status_tells_the_batches(scored):
     (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
     scored.stage("score")
     shown = scored.context.settings.score.model_copy(update={"action": "status"})
-    told = scored.told("score", score=shown).splitlines()
-    assert "melanoma version 1  1 scored  too few to tell: " in told[0], "the newest first"
-    assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in told[1]
-    assert told[2].startswith("score: 2 batches in scores/, 2 shown")
+    output = scored.output_of("score", score=shown).splitlines()
+    assert "melanoma version 1  1 scored  too few to tell: " in output[0], "the newest first"
+    assert "melanoma version 1  6 scored, 1 rejected  too few to tell: " in output[1]
+    assert output[2].startswith("score: 2 batches in scores/, 2 shown")
     shutil.rmtree(scored.folder / "batches")
-    assert "of before version 0.2" in scored.told("score", score=shown)
+    assert "of before version 0.2" in scored.output_of("score", score=shown)
 
 
 def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one(scored):
@@ -72,12 +72,12 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
         more.writestr("new.jpg", synthetic.lesion_jpeg(100, size=64))
     with zipfile.ZipFile(scored.archive / "most.zip", "w") as most:
         most.writestr("new_too.jpg", synthetic.lesion_jpeg(100, size=64))
-    told = scored.stage("score")
-    assert "11 images listed = 1 scored + 0 rejected + 4 copies + 6 scored before" in told
+    output = scored.stage("score")
+    assert "11 images listed = 1 scored + 0 rejected + 4 copies + 6 scored before" in output
     once(scored)
-    found = rows(scored)
-    assert len(found) == 8
-    assert found["source_uri"].str.endswith("more.zip!/new.jpg").sum() == 1, "the first by name has the row"
+    result = rows(scored)
+    assert len(result) == 8
+    assert result["source_uri"].str.endswith("more.zip!/new.jpg").sum() == 1, "the first by name has the row"
     index = of_ledger(scored)
     assert index["source_uri"].str.endswith("renamed.jpg").sum() == 1
     assert "11 images listed, all scored before" in scored.stage("score")
@@ -89,8 +89,8 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
 
 
 def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored, monkeypatch):
-    whole = ledger.stage
-    monkeypatch.setattr(ledger, "stage", lambda rows, *more: whole(rows.limit(3), *more))
+    complete = ledger.stage
+    monkeypatch.setattr(ledger, "stage", lambda rows, *more: complete(rows.limit(3), *more))
     with pytest.raises(ClusterError, match=r"batch .* has 3 rows, expected 7, so it is not committed"):
         scored.stage("score")
     assert not list((scored.folder / "scores").glob("*"))
@@ -98,7 +98,7 @@ def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored
     def slow(*arguments):  # a machine that stood still for minutes: another one took over meanwhile
         facts = files.read_json(f"{scored.context.warehouse}/running/score.json")
         files.write_json(f"{scored.context.warehouse}/running/score.json", facts | {"owner": "another"})
-        return whole(*arguments)
+        return complete(*arguments)
 
     monkeypatch.setattr(ledger, "stage", slow)
     with pytest.raises(BusyError):
@@ -106,9 +106,9 @@ def test_a_batch_with_a_row_missing_or_without_its_lease_is_not_committed(scored
     assert not list((scored.folder / "scores").glob("batch_id=*"))
     shutil.rmtree(scored.folder / "running")
     monkeypatch.undo()
-    told = scored.told("score")
-    assert "resuming a killed run: 7 rows are computed already" in told
-    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in told
+    output = scored.output_of("score")
+    assert "resuming a killed run: 7 rows are computed already" in output
+    assert "7 images listed = 6 scored + 1 rejected + 0 copies + 0 scored before" in output
     once(scored)
 
 

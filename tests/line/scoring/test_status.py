@@ -1,4 +1,4 @@
-"""What is told of batches without Spark: by the names of folders and a JSON file each, in a second."""
+"""The list of batches, read without Spark from folder names and a JSON file each."""
 
 import json
 import subprocess
@@ -52,9 +52,9 @@ def test_status_needs_neither_java_nor_spark_nor_mlflow(warehouse, submit):
     assert one.startswith("b  ")
     assert summary == "score: 3 batches in scores/, 2 shown, the newest first"
     done = submit("score", "score.action=status", f"warehouse={warehouse}", "log.format=json", **nothing)
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line.get("batch_id") for line in told] == ["c", "b", "a", None]
-    assert told[0]["counts"]["scored"] == 3
+    output = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line.get("batch_id") for line in output] == ["c", "b", "a", None]
+    assert output[0]["counts"]["scored"] == 3
     assert not (warehouse / "mlflow.db").exists()
     code = "import sys, jobs.score; print(*{name.partition('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""The worklist: nothing not judged is at the bottom, names from outside are text, and pictures are of what was seen."""
+"""The worklist: abstained images come first, names from outside are text, and pictures show what was scored."""
 
 import csv
 import json
@@ -73,30 +73,30 @@ def test_a_map_of_zeros_leaves_the_picture_as_it_is_and_others_do_not():
     np.testing.assert_array_equal(plotting.overlay(pixels, np.zeros((4, 4), np.float32)), pixels)
     heat = np.zeros((4, 4), np.float32)
     heat[0, 0] = 1
-    found = plotting.overlay(pixels, heat)
-    changed = np.abs(found.astype(int) - pixels).mean(axis=2)
-    assert (found.shape, found.dtype) == ((64, 64, 3), np.uint8)
+    result = plotting.overlay(pixels, heat)
+    changed = np.abs(result.astype(int) - pixels).mean(axis=2)
+    assert (result.shape, result.dtype) == ((64, 64, 3), np.uint8)
     assert changed[:8, :8].mean() > 30
     assert changed[-16:, -16:].mean() < 1
 
 
-def test_drift_is_told_where_a_person_looks_and_folded_where_there_is_none():
+def test_drift_is_open_on_the_page_and_folded_without_drift():
     shares = {"before": (0.1,) * 10, "now": (0.0, *(0.1,) * 8, 0.2)}
     moved = statistics.Comparison("distance", 900, statistics.BEYOND, 0.31, 0.25, **shares)
     bad = '"><script>'
-    said = statistics.Comparison(
+    stated = statistics.Comparison(
         "site", 800, statistics.AS_TRAINED, 0.01, labels=(bad, "arm"), before=(0.5, 0.5), now=(0.4, 0.6)
     )
     few = statistics.Comparison(UNLIKE, 900, statistics.DRIFTING, share=0.07, before=(0.01,), now=(0.07,))
-    found = statistics.Drift(statistics.BEYOND, (moved, said, few), "distance in feature space")
-    html = worklist_page.render(facts(drift=found))
+    result = statistics.Drift(statistics.BEYOND, (moved, stated, few), "distance in feature space")
+    html = worklist_page.render(facts(drift=result))
     page = Page(html, apart=("th", "td", "b", "summary"))
     for words in ("beyond the limit: distance in feature space", "0.31", "0.25", "7.0 %", "1.0 %", "site"):
         assert words in page.words
     assert "script" not in page.tags
     assert html.count("<u style") == 12
     assert [name for name, _ in page.attributes].count("open") == 1
-    calm = worklist_page.render(facts(drift=statistics.Drift(statistics.AS_TRAINED, (said,))))
+    calm = worklist_page.render(facts(drift=statistics.Drift(statistics.AS_TRAINED, (stated,))))
     assert "open" not in [name for name, _ in Page(calm).attributes]
     assert "too few to tell: 3 images, 50 are needed" in Page(worklist_page.render(facts())).words
 
@@ -124,8 +124,8 @@ def wards(copied):
 def test_a_batch_has_its_worklist(wards):
     gate = wards.context.settings.score.quality
     strict = gate.model_copy(update={"action": "abstain", "distance": None})  # that is test_drift's
-    told = wards.stage("score", score=with_pictures(wards, 3).model_copy(update={"quality": strict}))
-    assert "11 images listed = 9 scored + 1 abstained + 1 rejected + 0 copies" in told
+    output = wards.stage("score", score=with_pictures(wards, 3).model_copy(update={"quality": strict}))
+    assert "11 images listed = 9 scored + 1 abstained + 1 rejected + 0 copies" in output
     (folder,) = (wards.folder / "batches").iterdir()
     assert json.loads((folder / "batch.json").read_text())["rows"] == 11
     assert {path.name for path in folder.iterdir()} == {"batch.json", "worklist.html", "worklist.csv", "pictures"}
@@ -137,12 +137,12 @@ def test_a_batch_has_its_worklist(wards):
     assert "dark: underexposed" in rows[0]["detail"]
     assert [line["patient_id"] for line in rows[:4]] == ["patient 1"] * 4, "one patient's images stand together"
     assert (rows[-1]["image_id"], rows[-1]["status"]) == ("broken", "rejected")
-    found = wards.scores().set_index("image_id")["probability"]
+    result = wards.scores().set_index("image_id")["probability"]
     own: dict[str, list[float]] = {}
     for line in rows[1:-1]:
         name = line["image_id"].removeprefix("'")
-        assert float(line["probability"]) == pytest.approx(found[name])
-        own.setdefault(line["patient_id"], []).append(found[name])
+        assert float(line["probability"]) == pytest.approx(result[name])
+        own.setdefault(line["patient_id"], []).append(result[name])
     assert all(values == sorted(values, reverse=True) for values in own.values())
     others = [max(own[patient]) for patient in own if patient != "patient 1"]
     assert others == sorted(others, reverse=True)
@@ -172,5 +172,5 @@ def test_the_order_is_the_same_for_the_same_rows(spark):
         ("g", "7", None, "scored", 0.92),
     ]
     for some in (rows, rows[::-1]):
-        found = job.rank(spark.createDataFrame(some, columns)).orderBy("rank").collect()
-        assert "".join(line.source_uri for line in found) == "dbfgace"
+        result = job.rank(spark.createDataFrame(some, columns)).orderBy("rank").collect()
+        assert "".join(line.source_uri for line in result) == "dbfgace"

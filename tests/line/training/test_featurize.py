@@ -1,4 +1,4 @@
-"""featurize by another engine: the same dataset within rounding, and what an engine cannot do is said beforehand."""
+"""featurize by another engine: the same dataset within rounding; an engine that cannot do it is refused before."""
 
 import io
 import shutil
@@ -28,7 +28,7 @@ def test_engines_make_the_same_features(line, copied):
     assert copied.manifest("features")["engine"] == "tensorflow", "which computed what is there"
 
 
-def test_what_an_engine_cannot_do_is_said_before_spark_starts():
+def test_what_an_engine_cannot_compute_is_refused_before_spark_starts():
     words = {"featurize": {"engine": "ncnn", "precision": "bfloat16"}}
     with pytest.raises(ConfigError, match="engine=ncnn computes in float32 alone; take engine=tensorflow"):
         check(config.parse(words), False)

@@ -49,8 +49,8 @@ def test_pixels_are_augmented_by_epoch_and_image_on_any_number_of_ranks(line, so
         for chosen, epoch in ((plain, 1), (drawn, 1), (drawn, 1), (drawn, 2))
     )
     np.testing.assert_array_equal(first, again)
-    for found, epoch in ((first, 1), (second, 2)):
-        for image, stored, row in zip(found, as_stored, dealt[dealt != sharding.NONE], strict=True):
+    for result, epoch in ((first, 1), (second, 2)):
+        for image, stored, row in zip(result, as_stored, dealt[dealt != sharding.NONE], strict=True):
             generator = augmentation.generator(drawn.seed, epoch, index.keys[row].decode())
             np.testing.assert_array_equal(image, augmentation.augment(stored, AUGMENT, generator))
     assert not np.array_equal(first, second)
@@ -75,11 +75,11 @@ def test_features_are_read_view_after_view(line, source):
     (index,) = features.indexes["train"]
     other = sharding.Index(index.places, index.groups, index.keys, index.labels, view=1)
     features.indexes["train"].append(other)
-    found = [finetune.epoch_images(features, 1, line.context.settings, "train", epoch) for epoch in (1, 2, 3)]
-    assert [images.groups is index.groups for images in found] == [True, True, True]
-    assert len(rows(found[0])) == len(rows(found[2])) == len(index)
+    result = [finetune.epoch_images(features, 1, line.context.settings, "train", epoch) for epoch in (1, 2, 3)]
+    assert [images.groups is index.groups for images in result] == [True, True, True]
+    assert len(rows(result[0])) == len(rows(result[2])) == len(index)
     with pytest.raises(Exception, match="gave 0 of"):  # of this line there is no second view
-        rows(found[1])
+        rows(result[1])
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def test_without_horovod_one_rank_trains_and_more_are_refused(without_horovod, l
     words = ("ranks=2, but Horovod is not installed", "pip install 'melanoma-spark[horovod]'")
     refused(without_horovod, "finetune", *words)
 
-    text = without_horovod.told("finetune", ranks=1)
+    text = without_horovod.output_of("finetune", ranks=1)
     assert text.startswith("  Horovod is not installed: training with one rank in this process\n")
-    found, expected = (one.manifest("models/finetuned") for one in (without_horovod, line))
-    assert (found["ranks"], found["made_from"]) == (1, expected["made_from"])
-    for one, other in zip(found["training"], expected["training"], strict=True):
+    result, expected = (one.manifest("models/finetuned") for one in (without_horovod, line))
+    assert (result["ranks"], result["made_from"]) == (1, expected["made_from"])
+    for one, other in zip(result["training"], expected["training"], strict=True):
         assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Ranks: two real ones of Horovod, started by Spark, and what is said when there are too few slots for them."""
+"""Ranks: two real ones of Horovod, started by Spark, and the error when one fails."""
 
 import io
 import os
@@ -22,27 +22,27 @@ def work(ragged):
 
         import keras
 
-        found = {"rank": rank.rank, "size": rank.size, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
-        found["secret"] = os.environ.get("MELANOMA_TEST_SECRET")
-        found["printed_at"] = time.time()
+        result = {"rank": rank.rank, "size": rank.size, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+        result["secret"] = os.environ.get("MELANOMA_TEST_SECRET")
+        result["printed_at"] = time.time()
         print(f"rank {rank.rank} is here")
         time.sleep(3)
         print("\u00e9" * 40_000)  # more than a block, of letters that are two bytes long
         print(f"rank {rank.rank} warns", file=sys.stderr)
-        found["gathered"] = [rank.gather(values[rank.rank]) for values in ragged]
+        result["gathered"] = [rank.gather(values[rank.rank]) for values in ragged]
 
         keras.utils.set_random_seed(rank.rank)
         variables = [keras.Variable(np.full((2, 3), 10.0 + rank.rank)), keras.Variable(np.float32(rank.rank))]
         rank.broadcast(variables)
-        found["broadcast"] = [variable.numpy() for variable in variables]
+        result["broadcast"] = [variable.numpy() for variable in variables]
 
         optimizer = rank.optimizer(0.1)
         optimizer.build(variables)
         for step in range(3):
             optimizer.apply([np.full((2, 3), rank.rank * 4.0 - 1, "float32"), np.float32(step - rank.rank)], variables)
-        found["stepped"] = [variable.numpy() for variable in variables]
+        result["stepped"] = [variable.numpy() for variable in variables]
 
-        return found
+        return result
 
     return on_rank
 
@@ -72,8 +72,8 @@ def two(spark):
         only_here.setattr("sys.stdout", out)
         only_here.setattr("sys.stderr", err)
         only_here.setenv("MELANOMA_TEST_SECRET", "stays on the driver")
-        found = horovod.run_on_spark(spark, 2, 120, work(RAGGED))
-    return found, out, err
+        result = horovod.run_on_spark(spark, 2, 120, work(RAGGED))
+    return result, out, err
 
 
 @pytest.fixture(scope="module")
@@ -84,19 +84,19 @@ def alone():
 
 
 def test_two_ranks_run_in_own_processes_and_print_to_the_driver(two):
-    found = two[0]
-    assert [(one["rank"], one["size"]) for one in found] == [(0, 2), (1, 2)]
-    assert len({os.getpid(), *(one["pid"] for one in found)}) == 3
-    assert {one["threads"] for one in found} == {"1"}
+    result = two[0]
+    assert [(one["rank"], one["size"]) for one in result] == [(0, 2), (1, 2)]
+    assert len({os.getpid(), *(one["pid"] for one in result)}) == 3
+    assert {one["threads"] for one in result} == {"1"}
     assert [one["secret"] for one in two[0]] == [None, None]
 
-    found, out, err = two
+    result, out, err = two
     long = "\u00e9" * 40_000
     expected = ["rank 0 is here", long, "rank 1: rank 1 is here", f"rank 1: {long}"]
     assert sorted(out.getvalue().splitlines()) == sorted(expected)
     assert "rank 0 warns" in err.getvalue().splitlines()
     assert "rank 1: rank 1 warns" in err.getvalue().splitlines()
-    assert out.first - min(one["printed_at"] for one in found) < 2
+    assert out.first - min(one["printed_at"] for one in result) < 2
 
 
 def test_ranks_gather_broadcast_and_average(two):
@@ -115,8 +115,8 @@ def test_ranks_gather_broadcast_and_average(two):
     for step in range(3):
         optimizer.apply([np.full((2, 3), 1.0, "float32"), np.float32(step - 0.5)], variables)
     for one in two[0]:
-        for found, expected in zip(one["stepped"], variables, strict=True):
-            np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
+        for result, expected in zip(one["stepped"], variables, strict=True):
+            np.testing.assert_allclose(result, expected.numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_one_rank_in_this_process(alone):

@@ -15,7 +15,7 @@ def test_fewer_images_than_ranks(line, new_line):
 
 
 def test_a_dataset_that_lost_a_file(line, new_line):
-    """The manifest stands, the rows do not: no model is trained on what is left."""
+    """The manifest is there, a file of rows is not: no model is trained on the rest."""
     other = new_line()
     for name in ("images", "features"):
         shutil.copytree(line.folder / name, other.folder / name)

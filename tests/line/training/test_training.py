@@ -13,10 +13,10 @@ from melanoma_spark.errors import DataError
 from melanoma_spark.training import loop, sharding
 
 
-def fitted(model, chosen, images, judged=None, **more):
-    judged = judged or images
+def fitted(model, chosen, images, evaluated=None, **more):
+    evaluated = evaluated or images
     arguments = {**QUIET, **more}
-    return loop.train(loop.Rank(), model, chosen, lambda epoch: images, lambda epoch: judged, **arguments)
+    return loop.train(loop.Rank(), model, chosen, lambda epoch: images, lambda epoch: evaluated, **arguments)
 
 
 class Part(loop.Rank):
@@ -32,7 +32,7 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
     inputs = np.arange(count, dtype=np.float64)[:, None]
     images = images_of(inputs, np.zeros(count, int))
     dealt = sharding.deal(images.groups, batch, seed=1)
-    found, weight_of_step = [], np.zeros(len(dealt))
+    result, weight_of_step = [], np.zeros(len(dealt))
     for rank in range(size):
         own = list(loop.batches(images, dealt, Part(rank, size), (1.0, 1.0), (1,), "float32"))
         assert len(own) == len(dealt)
@@ -40,9 +40,9 @@ def test_batches_hold_every_row_once_and_weigh_each_step_as_its_global_mean(coun
         for step, (values, labels, weights) in enumerate(own):
             assert len(values) == len(labels) == len(weights)
             assert (values[weights == 0] == 0).all()
-            found += [int(value) for value in values[weights > 0, 0]]
+            result += [int(value) for value in values[weights > 0, 0]]
             weight_of_step[step] += weights.sum() / len(weights) / size
-    assert sorted(found) == list(range(count))
+    assert sorted(result) == list(range(count))
     np.testing.assert_allclose(weight_of_step, 1.0, rtol=1e-5)
 
 
@@ -97,11 +97,11 @@ def test_a_step_is_that_of_keras():
     one, other = small_model(), small_model()
     fitted(one, plan(epochs=1, batch_size=20, class_weights=(0.5, 2.0)), images_of(inputs, labels))
     other.compile(keras.optimizers.Adam(0.05), "binary_crossentropy")
-    told = other.fit(inputs, labels, batch_size=20, shuffle=False, class_weight={0: 0.5, 1: 2.0}, verbose=0)
+    printed = other.fit(inputs, labels, batch_size=20, shuffle=False, class_weight={0: 0.5, 1: 2.0}, verbose=0)
     records = fitted(small_model(), plan(epochs=1, batch_size=20, class_weights=(0.5, 2.0)), images_of(inputs, labels))
-    assert records[1].loss == pytest.approx(told.history["loss"][0], rel=1e-5)
-    for found, expected in zip(one.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    assert records[1].loss == pytest.approx(printed.history["loss"][0], rel=1e-5)
+    for result, expected in zip(one.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 100])
@@ -110,8 +110,8 @@ def test_a_step_in_pieces_is_the_same_step(pieces):
     one, other = small_model(), small_model()
     fitted(one, plan(), images)
     fitted(other, plan(accumulate=pieces), images)
-    for found, expected in zip(other.get_weights(), one.get_weights(), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    for result, expected in zip(other.get_weights(), one.get_weights(), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_learning_rate_rises_and_is_that_of_the_optimizer():
@@ -126,24 +126,24 @@ def test_learning_rate_rises_and_is_that_of_the_optimizer():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_training_taken_up_from_any_checkpoint_ends_as_if_it_had_never_stopped(dropout):
+def test_training_resumed_from_any_checkpoint_gives_the_same_model(dropout):
     images = images_of(*rows_of(41))
-    whole = small_model(dropout)
+    complete = small_model(dropout)
     states = []
-    records = fitted(whole, plan(), images, checkpoint=states.append, checkpoint_steps=2)
+    records = fitted(complete, plan(), images, checkpoint=states.append, checkpoint_steps=2)
     assert [(state.epoch, len(state.losses)) for state in states[:4]] == [(1, 2), (1, 4), (2, 0), (2, 2)]
     assert len(states) == 9
     for state in states:
         model = small_model(dropout)
         kept = loop.unpack(loop.pack(state))
         again = fitted(model, plan(), images, state=kept)
-        assert same(model.get_weights(), whole.get_weights())
+        assert same(model.get_weights(), complete.get_weights())
         clocks = {"seconds": 0, "images_per_second": 0, "waited": 0}
-        told, expected = ([replace(record, **clocks) for record in log[1:]] for log in (again, records))
-        assert told == expected
+        printed, expected = ([replace(record, **clocks) for record in log[1:]] for log in (again, records))
+        assert printed == expected
 
 
-def test_a_checkpoint_holds_the_whole_network_not_only_the_part_that_is_trained():
+def test_a_checkpoint_holds_the_complete_network():
     network = small_model()
     part = keras.Model(network.layers[1].output, network.output)
     hidden = network.layers[1](rows_of(20)[0]).numpy()
@@ -153,12 +153,12 @@ def test_a_checkpoint_holds_the_whole_network_not_only_the_part_that_is_trained(
 
 
 @pytest.mark.parametrize("tensors", [[np.zeros(3)], [np.frombuffer(b"{}", np.uint8)], []])
-def test_arrays_that_are_no_state_are_not_taken_for_one(tensors):
+def test_arrays_that_are_no_state_are_refused(tensors):
     with pytest.raises((ValueError, KeyError, TypeError, IndexError)):
         loop.unpack(tensors)
 
 
-def test_ranks_drop_out_by_masks_of_their_own():
+def test_ranks_use_different_dropout_masks():
     images = images_of(*rows_of(8))
     seeds = []
     for rank in (0, 1):

@@ -36,8 +36,8 @@ from melanoma_spark.storage import parquet
 assert scorer.model_id == "x tta 1"
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow")))
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.split() == []
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == []
 
 
 def test_images_none_of_which_can_be_decoded_are_rows_with_reasons():

@@ -1,4 +1,4 @@
-"""A network in ONNX says what it says in TensorFlow, or is refused."""
+"""An exported network gives the outputs of TensorFlow, or is refused."""
 
 import subprocess
 import sys
@@ -54,8 +54,8 @@ found = network.average_over_views(forward, 1)(numpy.zeros((2, 32, 32, 3), numpy
 assert found[0].shape == (2, 1) and numpy.isnan(found[1]).all()
 print(*sorted(name for name in sys.modules if name in ("tensorflow", "keras", "mlflow", "onnx", "tf2onnx")))
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.split() == []
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == []
 
 
 def test_auto_is_the_fastest_that_can_and_what_cannot_is_refused():

@@ -18,13 +18,13 @@ def built(name, size=80):
 def test_every_backbone_has_maps_between_0_and_1(name):
     spec, tensors = built(name)
     images = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
-    found = gradcam.heatmaps(spec, tensors)(images, [True, False])
-    assert found.shape[0] == 2
-    assert found.ndim == 3
-    assert found.dtype == np.float32
-    assert ((found >= 0) & (found <= 1)).all()
-    assert all(heat.max() in (0, 1) for heat in found)
-    assert found.max() == 1
+    result = gradcam.heatmaps(spec, tensors)(images, [True, False])
+    assert result.shape[0] == 2
+    assert result.ndim == 3
+    assert result.dtype == np.float32
+    assert ((result >= 0) & (result <= 1)).all()
+    assert all(heat.max() in (0, 1) for heat in result)
+    assert result.max() == 1
 
 
 def test_the_map_is_that_of_small_changes_of_each_channel():
@@ -33,11 +33,11 @@ def test_the_map_is_that_of_small_changes_of_each_channel():
 
     spec, tensors = built("vgg16", 64)
     image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    whole = network.build(spec, tensors)
+    complete = network.build(spec, tensors)
     last = backbones.backbone("vgg16").last_convolution
-    maps = np.asarray(keras.Model(whole.input, whole.get_layer(last).output)(image)).astype(np.float64)
-    behind = keras.Model(whole.get_layer(last).output, whole.get_layer("head_dropout").output)
-    kernel, bias = (np.asarray(value, np.float64) for value in whole.get_layer("probability").get_weights())
+    maps = np.asarray(keras.Model(complete.input, complete.get_layer(last).output)(image)).astype(np.float64)
+    behind = keras.Model(complete.get_layer(last).output, complete.get_layer("head_dropout").output)
+    kernel, bias = (np.asarray(value, np.float64) for value in complete.get_layer("probability").get_weights())
 
     def logit(values):
         return (np.asarray(behind(values.astype(np.float32))).astype(np.float64) @ kernel + bias)[:, 0]
@@ -50,11 +50,11 @@ def test_the_map_is_that_of_small_changes_of_each_channel():
     for positive in (True, False):
         heat = np.maximum(0, (maps[0] * strength).sum(axis=-1) * (1 if positive else -1))
         expected = heat / heat.max() if heat.max() > 0 else heat
-        found = gradcam.heatmaps(spec, tensors)(image, [positive])[0]
-        np.testing.assert_allclose(found, expected, atol=0.05)
+        result = gradcam.heatmaps(spec, tensors)(image, [positive])[0]
+        np.testing.assert_allclose(result, expected, atol=0.05)
 
 
-def test_a_network_that_is_sure_still_has_a_map():
+def test_a_saturated_network_still_has_a_map():
     spec, tensors = built("vgg16", 64)
     tensors[-1] = np.array([60.0], np.float32)  # the probability is 1, its gradient 0
     image = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)

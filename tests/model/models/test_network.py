@@ -27,16 +27,16 @@ def pixels() -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["vgg16", "xception"])  # the last with connections around its blocks
-def test_the_part_before_a_cut_and_the_part_behind_it_give_what_the_whole_gives(name):
+def test_the_parts_before_and_after_a_cut_compute_the_complete_network(name):
     size = backbones.backbone(name).smallest
-    whole = network.build(SPEC.model_copy(update={"backbone": name, "image_size": size}))
+    complete = network.build(SPEC.model_copy(update={"backbone": name, "image_size": size}))
     base = backbones.random_weights(name, seed=0)
-    whole.set_weights([*base, *whole.get_weights()[len(base) :]])
+    complete.set_weights([*base, *complete.get_weights()[len(base) :]])
     pixels = np.random.default_rng(1).integers(0, 256, (5, size, size, 3), dtype=np.uint8)
-    expected = whole.predict_on_batch(pixels)
+    expected = complete.predict_on_batch(pixels)
     for cut in backbones.backbone(name).cuts:
-        (halfway,) = network.predictor(backbones.features(whole, [cut]))(pixels)
-        np.testing.assert_allclose(network.tail(whole, cut).predict_on_batch(halfway), expected, atol=1e-5)
+        (halfway,) = network.predictor(backbones.features(complete, [cut]))(pixels)
+        np.testing.assert_allclose(network.tail(complete, cut).predict_on_batch(halfway), expected, atol=1e-5)
 
 
 def test_batch_normalisation_keeps_its_statistics_while_its_block_is_trained():
@@ -45,25 +45,25 @@ def test_batch_normalisation_keeps_its_statistics_while_its_block_is_trained():
 
     size = backbones.backbone("xception").smallest
     keras.utils.set_random_seed(1)
-    whole = network.build(SPEC.model_copy(update={"backbone": "xception", "image_size": size, "dropout": 0.0}))
+    complete = network.build(SPEC.model_copy(update={"backbone": "xception", "image_size": size, "dropout": 0.0}))
     base = backbones.random_weights(
         "xception", seed=0
     )  # at Keras's own start outputs may be 0 or 1, without a gradient
-    whole.set_weights([*base, *whole.get_weights()[len(base) :]])
-    whole.compile(optimizer=keras.optimizers.SGD(0.1), loss="binary_crossentropy")
-    normal = [layer for layer in whole.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    complete.set_weights([*base, *complete.get_weights()[len(base) :]])
+    complete.compile(optimizer=keras.optimizers.SGD(0.1), loss="binary_crossentropy")
+    normal = [layer for layer in complete.layers if isinstance(layer, keras.layers.BatchNormalization)]
     before = [layer.get_weights() for layer in normal]
-    kernels = [variable.numpy() for variable in whole.trainable_variables]
+    kernels = [variable.numpy() for variable in complete.trainable_variables]
     pixels = np.random.default_rng(1).integers(0, 256, (4, size, size, 3), dtype=np.uint8)
-    whole.train_on_batch(pixels, np.asarray([0, 1, 1, 0], np.float32))
+    complete.train_on_batch(pixels, np.asarray([0, 1, 1, 0], np.float32))
     assert len(normal) > 30
     for layer, tensors in zip(normal, before, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(layer.get_weights(), tensors, strict=True))
-    trained = zip(whole.trainable_variables, kernels, strict=True)
+    trained = zip(complete.trainable_variables, kernels, strict=True)
     assert all(not np.array_equal(variable.numpy(), kernel) for variable, kernel in trained if kernel.ndim > 2)
 
 
-def test_the_part_behind_a_cut_shares_its_layers_with_the_whole_and_leaves_the_rest_alone(joined, pixels):
+def test_the_part_after_a_cut_shares_its_layers_with_the_network(joined, pixels):
     assert network.tail(joined, None) is joined
     behind = network.tail(joined, "block4_pool")
     before = joined.get_weights()
@@ -98,10 +98,10 @@ def test_head_follows_the_base_and_averages_its_features(joined, pixels):
 
 def test_the_predictor_takes_batches_of_any_length_with_one_trace_and_no_dropout(joined, pixels):
     predict = network.predictor(joined)
-    whole = predict(pixels)[0]
-    np.testing.assert_allclose(whole, joined.predict_on_batch(pixels), atol=1e-6)
-    np.testing.assert_allclose(np.concatenate([predict(pixels[:2])[0], predict(pixels[2:])[0]]), whole, atol=1e-6)
-    assert ((whole > 0) & (whole < 1)).all()
+    complete = predict(pixels)[0]
+    np.testing.assert_allclose(complete, joined.predict_on_batch(pixels), atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([predict(pixels[:2])[0], predict(pixels[2:])[0]]), complete, atol=1e-6)
+    assert ((complete > 0) & (complete < 1)).all()
 
 
 def turned(images: np.ndarray) -> list[np.ndarray]:
@@ -111,32 +111,32 @@ def turned(images: np.ndarray) -> list[np.ndarray]:
 
 
 def test_the_symmetries_are_the_eight_of_the_square_and_their_parts_are_groups(pixels):
-    found = [view.tobytes() for view in network.symmetries(pixels, 8)]
-    assert set(found) == {view.tobytes() for view in turned(pixels)}
-    assert len(set(found)) == 8
-    assert found[0] == pixels.tobytes()
-    assert found[1] == np.flip(pixels, axis=2).tobytes()
-    assert found[3] == np.rot90(pixels, 2, axes=(1, 2)).tobytes()
+    result = [view.tobytes() for view in network.symmetries(pixels, 8)]
+    assert set(result) == {view.tobytes() for view in turned(pixels)}
+    assert len(set(result)) == 8
+    assert result[0] == pixels.tobytes()
+    assert result[1] == np.flip(pixels, axis=2).tobytes()
+    assert result[3] == np.rot90(pixels, 2, axes=(1, 2)).tobytes()
     for count in (1, 2, 4, 8):
         part = [view.tobytes() for view in network.symmetries(pixels, count)]
-        assert part == found[:count]
+        assert part == result[:count]
         again = itertools.chain(*(network.symmetries(view, count) for view in network.symmetries(pixels, count)))
         assert {view.tobytes() for view in again} == set(part), "a symmetry of a symmetry is one of them"
 
 
-def test_of_views_the_classifier_gives_the_mean_of_their_probabilities(joined, pixels):
+def test_the_classifier_averages_the_probabilities_of_views(joined, pixels):
     weights = joined.get_weights()
     plain = network.classifier(SPEC, weights)
     np.testing.assert_array_equal(plain(pixels)[0], network.predictor(joined)(pixels)[0])
     each = np.stack([plain(np.ascontiguousarray(view))[0] for view in turned(pixels)])
     assert np.ptp(each, axis=0).min() > 1e-4, "the test cannot tell the views apart"
     judge = network.classifier(SPEC.model_copy(update={"tta": 8}), weights)
-    found = judge(pixels)[0]
+    result = judge(pixels)[0]
     for view in turned(pixels):  # no orientation is favoured
-        np.testing.assert_allclose(judge(np.ascontiguousarray(view))[0], found, atol=1e-6)
-    assert (found.shape, found.dtype) == ((5, 1), np.float32)
-    np.testing.assert_allclose(found, each.mean(axis=0), atol=1e-6)
-    assert np.abs(found - plain(pixels)[0]).max() > 1e-4
+        np.testing.assert_allclose(judge(np.ascontiguousarray(view))[0], result, atol=1e-6)
+    assert (result.shape, result.dtype) == ((5, 1), np.float32)
+    np.testing.assert_allclose(result, each.mean(axis=0), atol=1e-6)
+    assert np.abs(result - plain(pixels)[0]).max() > 1e-4
     for tta, own in ((2, [0, 4]), (4, [0, 2, 4, 6])):
         some, *_ = network.classifier(SPEC.model_copy(update={"tta": tta}), weights)(pixels)
         np.testing.assert_allclose(some, each[own].mean(axis=0), atol=1e-6)
@@ -160,7 +160,7 @@ def lesions_in_memory():
     ), labels
 
 
-def trained_on(model, inputs, labels, whole=None):
+def trained_on(model, inputs, labels, complete=None):
     """The weights after two epochs from the last block on, and the loss of each epoch."""
     images = loop.Images(
         np.zeros(len(labels), int), labels, lambda shared: iter(inputs[shared[shared != sharding.NONE]])
@@ -194,15 +194,15 @@ def start(precision="float32"):
 
 def test_training_from_cached_features_is_training_from_pixels_with_the_base_frozen(lesions_in_memory):
     pixels, labels = lesions_in_memory
-    whole = start()
-    begun = whole.get_weights()
-    (features,) = network.predictor(backbones.features(whole, ["block4_pool"]))(pixels)
-    part = network.tail(whole, "block4_pool")
+    complete = start()
+    begun = complete.get_weights()
+    (features,) = network.predictor(backbones.features(complete, ["block4_pool"]))(pixels)
+    part = network.tail(complete, "block4_pool")
     cached, losses = trained_on(part, features, labels)
-    whole.set_weights(begun)
-    for layer in whole.layers:
+    complete.set_weights(begun)
+    for layer in complete.layers:
         layer.trainable = layer in part.layers
-    frozen, expected = trained_on(whole, pixels, labels)
+    frozen, expected = trained_on(complete, pixels, labels)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     moved = [np.abs(a - b).max() for a, b in zip(cached, begun[-len(cached) :], strict=True)]
     assert min(moved) > 1e-6
@@ -227,18 +227,18 @@ def test_bfloat16_computes_about_the_same_and_keeps_its_weights_in_float32(pixel
 
 def test_bfloat16_trains_behind_a_cut_about_as_float32_does(lesions_in_memory):
     pixels, labels = lesions_in_memory
-    found = []
+    result = []
     for precision in ("float32", "bfloat16"):
-        whole = start(precision)
-        (features,) = network.predictor(backbones.features(whole, ["block4_pool"]))(pixels)
-        found.append(trained_on(network.tail(whole, "block4_pool"), features.astype(np.float16), labels))
-    (weights, losses), (fast_weights, fast_losses) = found
+        complete = start(precision)
+        (features,) = network.predictor(backbones.features(complete, ["block4_pool"]))(pixels)
+        result.append(trained_on(network.tail(complete, "block4_pool"), features.astype(np.float16), labels))
+    (weights, losses), (fast_weights, fast_losses) = result
     np.testing.assert_allclose(fast_losses, losses, rtol=0.05)
     assert fast_losses != losses
     assert {weight.dtype for weight in fast_weights} == {weight.dtype for weight in weights} == {np.dtype("float32")}
 
 
-def test_a_gpu_that_spark_gave_and_tensorflow_does_not_see_is_an_error_that_says_what_to_do():
+def test_a_gpu_that_tensorflow_does_not_see_is_an_error_with_a_hint():
     network.use_gpus(())  # none given: nothing to do
     with pytest.raises(
         ClusterError,

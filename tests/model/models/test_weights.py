@@ -74,8 +74,8 @@ def nowhere(monkeypatch, tmp_path):
 def test_tensors_come_in_the_order_of_the_layers_and_their_weights(below, encode):
     double = {name: {key: one.astype(np.float64) for key, one in own.items()} for name, own in LAYERS.items()}
     for layers in (LAYERS, double):
-        found = weights.read_hdf5(keras_file(layers, below, encode), "x.h5")
-        assert as_found(found) == as_found([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
+        result = weights.read_hdf5(keras_file(layers, below, encode), "x.h5")
+        assert as_found(result) == as_found([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
 
 
 WHOLE = keras_file(LAYERS)
@@ -109,10 +109,10 @@ def test_weights_are_taken_from_a_path_or_a_url_and_known_by_their_content(tmp_p
     path = tmp_path / "own.h5"
     path.write_bytes(WHOLE)
     for name in (str(path), f"file://{path}"):
-        found = weights.resolve(config.Backbone(weights=name), seed=0)
-        assert found.origin == name
-        assert found.content_id == lineage.tensors_id([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
-        assert found.content_id == lineage.tensors_id(found.tensors)
+        result = weights.resolve(config.Backbone(weights=name), seed=0)
+        assert result.origin == name
+        assert result.content_id == lineage.tensors_id([KERNEL, np.zeros(3, np.float32), KERNEL + 1])
+        assert result.content_id == lineage.tensors_id(result.tensors)
 
 
 def test_weights_and_backbones_that_cannot_be_read_are_errors(tmp_path, monkeypatch):
@@ -144,7 +144,7 @@ def test_variable_that_names_no_file_is_an_error_even_where_other_weights_are_at
         assert str(error.value) == f"MELANOMA_WEIGHTS names {value}, which is no file; correct or unset it"
 
 
-def test_weights_are_looked_for_by_variable_then_cache_then_beside_the_project(nowhere, monkeypatch, tmp_path):
+def test_weights_are_searched_by_variable_cache_and_project_folder(nowhere, monkeypatch, tmp_path):
     beside = tmp_path / "shared" / "weights" / FILE_NAME
     assert weights.find_imagenet("vgg16") is None
     beside.parent.mkdir(parents=True)
@@ -201,14 +201,14 @@ def test_imagenet_weights_at_hand_are_the_published_ones():
     path = weights.find_imagenet("vgg16")
     if path is None:
         pytest.skip(f"no {FILE_NAME} at hand: set MELANOMA_WEIGHTS to a copy of it")
-    found = weights.resolve(config.Backbone(), seed=0)
-    assert found.content_id == backbones.backbone("vgg16").imagenet_id == "99b32de5670d4dc2"
-    assert len(found.tensors) == 26
-    assert found.tensors[0].shape == (3, 3, 3, 64)
-    assert sum(tensor.size for tensor in found.tensors) == 14_714_688
+    result = weights.resolve(config.Backbone(), seed=0)
+    assert result.content_id == backbones.backbone("vgg16").imagenet_id == "99b32de5670d4dc2"
+    assert len(result.tensors) == 26
+    assert result.tensors[0].shape == (3, 3, 3, 64)
+    assert sum(tensor.size for tensor in result.tensors) == 14_714_688
 
 
-def test_where_weights_lie_is_told_without_reading_them(tmp_path, monkeypatch):
+def test_weights_are_located_without_reading_them(tmp_path, monkeypatch):
     named = tmp_path / "mine.h5"
     mine = config.Backbone(weights=str(named))
     with pytest.raises(ConfigError, match=r"backbone\.weights: .*mine\.h5 does not exist; name a readable file"):

@@ -12,7 +12,7 @@ def pixels(size, count=2):
 
 
 @pytest.mark.parametrize("size", [32, 100])  # 100: odd sides on the way, of which pooling leaves a row
-def test_all_cuts_are_tensorflows_in_the_order_that_was_asked_for(size):
+def test_outputs_of_all_cuts_are_those_of_tensorflow(size):
     cuts = ("block5_pool", "block2_pool", "block4_pool")
     base = backbones.build_base("vgg16", size, backbones.random_weights("vgg16", 0))
     model = backbones.features(base, cuts)
@@ -20,8 +20,8 @@ def test_all_cuts_are_tensorflows_in_the_order_that_was_asked_for(size):
     images = pixels(size)
     expected = network.predictor(model)(images)
     for threads in (1, 2):
-        found = ncnn.predictor(content, threads)(images)
-        for one, other in zip(found, expected, strict=True):
+        result = ncnn.predictor(content, threads)(images)
+        for one, other in zip(result, expected, strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
             np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
             assert np.ptp(other) > 0

@@ -28,7 +28,7 @@ def without(views, labels, held, chosen=CHOSEN, seed=3):
     return head.fit_fold(chosen, seed, SPEC, head.Fold(views, labels, held, copies), [1])[0]
 
 
-def said(tensors, values):
+def probabilities(tensors, values):
     """The head's arithmetic by hand: probabilities of values (..., channels)."""
     hidden = np.maximum(values @ tensors[0] + tensors[1], 0)
     return 1 / (1 + np.exp(-(hidden @ tensors[2] + tensors[3])[..., 0]))
@@ -41,7 +41,7 @@ def outcome(record):
 def test_head_is_that_of_its_best_epoch_and_its_seed():
     tensors, records = fitted([rows()], rows(20, seed=1))
     values, labels = rows(20, seed=1)
-    assert binary.auroc(labels, said(tensors, values)) == pytest.approx(loop.best_of(records).validation_auroc)
+    assert binary.auroc(labels, probabilities(tensors, values)) == pytest.approx(loop.best_of(records).validation_auroc)
     one, again, other = (fitted([rows()], rows(20, seed=1), seed=seed)[0] for seed in (3, 3, 4))
     for first, second in zip(one, again, strict=True):
         np.testing.assert_array_equal(first, second)
@@ -50,10 +50,10 @@ def test_head_is_that_of_its_best_epoch_and_its_seed():
 
 def test_views_take_turns_and_are_those_stored():
     """An epoch each: with two views the third epoch is over the first one again."""
-    one, other, judged = rows(), rows(seed=2), rows(20, seed=1)
+    one, other, evaluated = rows(), rows(seed=2), rows(20, seed=1)
 
     def losses(*views):
-        return [record.loss for record in fitted(views, judged)[1][1:]]
+        return [record.loss for record in fitted(views, evaluated)[1][1:]]
 
     assert len(losses(one)) == 3
     assert losses(one, other) == losses(one, other, one) != losses(one, other, other)
@@ -72,9 +72,9 @@ def test_held_out_images_are_not_learned_and_missing_views_replaced():
     other = values + 0.5
     held = np.arange(40) % 5 == 1
     other[held] = np.inf
-    found = without([values, other], labels, held, CHOSEN.model_copy(update={"views": 2}))
+    result = without([values, other], labels, held, CHOSEN.model_copy(update={"views": 2}))
     rest = [(values[~held], labels[~held]), (other[~held], labels[~held])]
-    assert outcome(found) == outcome(loop.best_of(fitted(rest, (values[held], labels[held]))[1]))
+    assert outcome(result) == outcome(loop.best_of(fitted(rest, (values[held], labels[held]))[1]))
 
     values, labels = rows()
     held = np.arange(40) < 10
@@ -87,16 +87,16 @@ def test_held_out_images_are_not_learned_and_missing_views_replaced():
     assert outcome(without([values, values[:25] * 2], labels, held, one)) == outcome(without([values], labels, held))
 
 
-def test_each_tta_judges_the_same_head_by_the_mean_of_its_copies():
+def test_each_tta_evaluates_the_same_head_by_the_mean_of_its_copies():
     values, labels = rows()
     held = np.arange(40) % 3 == 0
     copies = np.stack([values, *(rows(seed=seed)[0] for seed in (5, 6, 7))], axis=1)
-    found = head.fit_fold(CHOSEN, 3, SPEC, head.Fold([values], labels, held, copies), [4, 1, 2])
+    result = head.fit_fold(CHOSEN, 3, SPEC, head.Fold([values], labels, held, copies), [4, 1, 2])
     tensors, records = fitted([(values[~held], labels[~held])], (values[held], labels[held]))
     best = loop.best_of(records)
-    assert outcome(found[1]) == pytest.approx(outcome(best))
-    for record, tta in zip(found, [4, 1, 2], strict=True):
-        probability = said(tensors, copies[held, :tta]).mean(axis=1)
+    assert outcome(result[1]) == pytest.approx(outcome(best))
+    for record, tta in zip(result, [4, 1, 2], strict=True):
+        probability = probabilities(tensors, copies[held, :tta]).mean(axis=1)
         expected = binary.auroc(labels[held], probability), binary.log_loss(labels[held], probability)
         assert outcome(record) == pytest.approx((best.epoch, *expected), rel=1e-5)
-    assert len({record.validation_loss for record in found}) == 3
+    assert len({record.validation_loss for record in result}) == 3

@@ -84,10 +84,10 @@ def odd(tmp_path_factory):
     write(root, "four.tar", tarred(FOUR))
     write(root, "four.tar.gz", tarred(FOUR, "w:gz"))
     write(root, "four.TGZ", tarred(FOUR, "w:gz"))
-    whole = zipped(FOUR, zipfile.ZIP_STORED)
-    write(root, "cut.zip", whole[: whole.index(FOUR[PACKED[2]]) + 100])
-    at = whole.index(FOUR[PACKED[1]]) + 300
-    write(root, "flipped.zip", whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+    complete = zipped(FOUR, zipfile.ZIP_STORED)
+    write(root, "cut.zip", complete[: complete.index(FOUR[PACKED[2]]) + 100])
+    at = complete.index(FOUR[PACKED[1]]) + 300
+    write(root, "flipped.zip", complete[:at] + bytes([complete[at] ^ 255]) + complete[at + 1 :])
     write(root, "photograph.zip", drawn(60))
     write(root, "photograph_in_truth.txt", drawn(61))
     write(root, "archive.jpg", zipped({"a.jpg": drawn(62)}))
@@ -131,9 +131,9 @@ def rows(listed):
 def decoded(listed, settings):
     """Rows of decode by source_uri."""
     todo = listed.where("role = 'image' and reason is null")
-    found = tasks.decode_files(todo, todo.count(), settings).collect()
-    assert len({row.source_uri for row in found}) == len(found)
-    return {row.source_uri: row for row in found}
+    actual = tasks.decode_files(todo, todo.count(), settings).collect()
+    assert len({row.source_uri for row in actual}) == len(actual)
+    return {row.source_uri: row for row in actual}
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def shown(raw: str) -> str:
 
 def on_disk(root: Path) -> dict[str, Path]:
     """All files but containers, as an archive shows their names."""
-    found = {}
+    actual = {}
     for folder, folders, names in os.walk(root):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         for name in (*names, *links):
@@ -160,8 +160,8 @@ def on_disk(root: Path) -> dict[str, Path]:
             relative = path.relative_to(root)
             packed = path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz") and path.lstat().st_size
             if name.startswith(".") or name == "photograph.zip" or not packed:
-                found[shown(str(relative))] = path
-    return found
+                actual[shown(str(relative))] = path
+    return actual
 
 
 def test_every_file_and_member_is_listed_once(rows, odd):
@@ -180,8 +180,8 @@ def test_every_file_and_member_is_listed_once(rows, odd):
     assert {bytes(row.raw) for row in rows if row.raw is not None} == {*NO_TEXT, b"\xe9.zip"}
     assert {row.path for row in rows} >= {"caf\\xe9.jpg", "\\xff\\xfe/\\xe9t\\xe9.jpg", "\\xe9.zip/a.jpg"}
 
-    found = {name: [row for row in rows if row.file == name and row.kind == kind] for name, kind in KINDS.items()}
-    for name, members in found.items():
+    actual = {name: [row for row in rows if row.file == name and row.kind == kind] for name, kind in KINDS.items()}
+    for name, members in actual.items():
         assert sorted(row.member for row in members) == sorted(FOUR)
         for row in members:
             assert row.source_uri == f"file:{odd}/{name}!/{row.member}"
@@ -240,10 +240,10 @@ def test_files_of_systems_are_skipped_with_a_reason_and_profiles_are_noted(spark
     )
     wanted = listed.where("role = 'image'")
     assert wanted.count() == 2 * len(images)
-    found = {
+    actual = {
         row.source_uri.rpartition("/")[2]: row.profile for row in tasks.decode_files(wanted, 6, settings).collect()
     }
-    assert found == {"a.png": "converted", "b.png": "broken", "c.jpg": None}
+    assert actual == {"a.png": "converted", "b.png": "broken", "c.jpg": None}
 
 
 def test_ids_of_a_dicom_file_are_stored_as_names_are(spark, tmp_path, monkeypatch):
@@ -288,16 +288,16 @@ def contents(listed, count, settings):
             )
 
     result = StructType.fromDDL("content binary, reason string, detail string")
-    told = StructType([*schemas.SOURCE, *result])
-    return tasks.compute_files(listed, count, settings, compute, batch_size=2, result=told)
+    output = StructType([*schemas.SOURCE, *result])
+    return tasks.compute_files(listed, count, settings, compute, batch_size=2, result=output)
 
 
 def test_contents_and_hashes_are_those_of_the_files(listed, rows, settings, odd):
-    found = contents(listed, listed.count(), settings).collect()
+    actual = contents(listed, listed.count(), settings).collect()
     places = {row.source_uri: row for row in rows}
-    assert sorted(row.source_uri for row in found) == sorted(places)
+    assert sorted(row.source_uri for row in actual) == sorted(places)
     files = on_disk(odd)
-    for row in found:
+    for row in actual:
         place = places[row.source_uri]
         if place.reason is not None:
             assert (row.content, row.sha256, row.reason, row.detail) == (None, None, place.reason, place.detail)
@@ -312,11 +312,11 @@ def test_contents_and_hashes_are_those_of_the_files(listed, rows, settings, odd)
         assert row.image_id == place.image_id == ids.image_id(place.path)
 
     named = listed.withColumn("source_key", encode("source_uri", "utf-8"))
-    found = tasks.hash_files(named, listed.count(), settings).collect()
+    actual = tasks.hash_files(named, listed.count(), settings).collect()
     expected = contents(listed, listed.count(), settings).collect()
-    told = {bytes(row.source_key).decode(): (row.image_id, row.sha256, row.reason, row.detail) for row in found}
-    assert len(told) == len(found)
-    assert told == {row.source_uri: (row.image_id, row.sha256, row.reason, row.detail) for row in expected}
+    output = {bytes(row.source_key).decode(): (row.image_id, row.sha256, row.reason, row.detail) for row in actual}
+    assert len(output) == len(actual)
+    assert output == {row.source_uri: (row.image_id, row.sha256, row.reason, row.detail) for row in expected}
 
 
 def test_ids_do_not_have_the_number_of_a_repeated_name():
@@ -329,11 +329,11 @@ def test_a_missing_file_is_one_rejected_row(spark, small):
     listed = listing.list_archive(spark, settings).localCheckpoint()
     (small / "ward/Schmidt.zip").unlink()
     (small / "ward/Schmidt broken.jpg").write_bytes(bytes(MAX_BYTES + 1))
-    found = {
+    actual = {
         row.source_uri.rpartition("/")[2]: row.reason
         for row in tasks.decode_files(listed, listed.count(), settings).collect()
     }
-    assert found == {
+    assert actual == {
         "Anna Schmidt.jpg": None,
         "Berta Schmidt.jpg": "unreadable",
         "Schmidt broken.jpg": "too_many_bytes",
@@ -368,8 +368,8 @@ def test_times_are_the_same_in_every_time_zone(spark, small):
                 tasks.decode_files(listed, listed.count(), settings),
                 contents(listed, listed.count(), settings),
             ):
-                found = table.selectExpr("unix_micros(modified) as micros").collect()
-                assert [row.micros / 1e6 for row in found] == [pytest.approx(stamp, abs=1e-5)] * 3, zone
+                actual = table.selectExpr("unix_micros(modified) as micros").collect()
+                assert [row.micros / 1e6 for row in actual] == [pytest.approx(stamp, abs=1e-5)] * 3, zone
     finally:
         spark.conf.set(key, before)
 
@@ -381,8 +381,8 @@ def test_archives_are_named_by_path_or_by_url(spark, small, tmp_path, monkeypatc
     for url in (f"file://{small}", f"file:{small}/", "small"):
         assert {row.source_uri for row in listing.list_archive(spark, settings_of(url)).collect()} == expected
     (tmp_path / "other").symlink_to(small)
-    found = listing.list_archive(spark, settings_of(tmp_path / "other"))
-    assert {row.path for row in found.where("reason is null").collect()} == {
+    actual = listing.list_archive(spark, settings_of(tmp_path / "other"))
+    assert {row.path for row in actual.where("reason is null").collect()} == {
         "ward/Anna Schmidt.jpg",
         "ward/Schmidt broken.jpg",
         "ward/Schmidt.zip/Berta Schmidt.jpg",
@@ -403,8 +403,8 @@ def test_one_container_is_an_archive(spark, tmp_path, name):
     assert {row.source_uri: row.reason for row in listed.collect()} == {
         f"file:{root}/{name}!/{member}": None for member in FOUR
     }
-    found = contents(listed, listed.count(), settings).collect()
-    assert {row.source_uri.partition("!/")[2]: bytes(row.content) for row in found} == FOUR
+    actual = contents(listed, listed.count(), settings).collect()
+    assert {row.source_uri.partition("!/")[2]: bytes(row.content) for row in actual} == FOUR
 
 
 def test_bad_archives_are_named_in_one_line(spark, tmp_path):
@@ -436,11 +436,11 @@ def test_tables_are_read_wherever_they_are(spark, tmp_path, packing):
         write(root, f"x.{packing}", tarred(files, "w:gz") if packing == "tar.gz" else zipped(files))
     above = "" if packing == "loose" else f"x.{packing}/"
     listed = listing.list_archive(spark, settings).localCheckpoint()
-    heads, found = table_files.read_table_heads(listed, settings)
+    heads, actual = table_files.read_table_heads(listed, settings)
     assert [(head.path, head.head) for head in heads] == [(f"{above}below/Metadata.CSV", table.encode()[: tables.HEAD])]
     assert table_files.count_images_by_folder(listed) == {f"{above}below": 1, f"{above}b": 1}
     layout = layouts.recognize_layout(heads, table_files.count_images_by_folder(listed))
-    rows = table_files.read_records(spark, layout, found, settings).collect()
+    rows = table_files.read_records(spark, layout, actual, settings).collect()
     assert [(row.image_id, row.labels, row.patient_id) for row in rows] == [
         (f"im {n}, a", ["nevus"], f"p{n}") for n in range(5000)
     ]
@@ -453,22 +453,22 @@ def test_a_missing_table_is_named_with_a_hint(spark, tmp_path, gone):
     write(tmp_path, gone, table if gone == "labels.csv" else zipped({"labels.csv": table}, zipfile.ZIP_STORED))
     settings = settings_of(tmp_path)
     listed = listing.list_archive(spark, settings).localCheckpoint()
-    heads, found = table_files.read_table_heads(listed, settings)
+    heads, actual = table_files.read_table_heads(listed, settings)
     layout = layouts.recognize_layout(heads, {})
     if gone == "cut.zip":
         (tmp_path / gone).write_bytes((tmp_path / gone).read_bytes()[:300])
     else:
         (tmp_path / gone).unlink()
     path = gone if gone == "labels.csv" else f"{gone}/labels.csv"
-    told = f"{path} cannot be read: .*; make it readable, or take it out of the archive, and run ingest again"
-    with pytest.raises(DataError, match=told) as error:
+    output = f"{path} cannot be read: .*; make it readable, or take it out of the archive, and run ingest again"
+    with pytest.raises(DataError, match=output) as error:
         table_files.read_table_heads(listed, settings)
     assert "\n" not in str(error.value)
     with pytest.raises(PySparkException) as caught:
-        table_files.read_records(spark, layout, found, settings).collect()
+        table_files.read_records(spark, layout, actual, settings).collect()
     ours = error_of_task(caught.value)
     assert isinstance(ours, DataError)
-    assert re.fullmatch(told, str(ours))
+    assert re.fullmatch(output, str(ours))
 
 
 def test_slow_work_is_spread_over_more_tasks_with_runs_of_neighbors(spark, tmp_path):
@@ -479,13 +479,13 @@ def test_slow_work_is_spread_over_more_tasks_with_runs_of_neighbors(spark, tmp_p
         parts = plan.in_reading_order(listed, 300, *words).select("index").rdd.glom().collect()
         return [[row["index"] for row in part] for part in parts]
 
-    whole, finer = dealt(), dealt(12, 10)
-    assert (len(whole), len(finer)) == (session.slots(spark), 12)
+    complete, finer = dealt(), dealt(12, 10)
+    assert (len(complete), len(finer)) == (session.slots(spark), 12)
     assert sum(1 for part in finer if part) > 6
     for part in finer:
         assert part == sorted(part)
         assert all({at // 10 * 10 + step for step in range(10)} <= set(part) for at in part), "runs stay together"
-    assert sorted(chain(*finer)) == sorted(chain(*whole)) == list(range(300))
+    assert sorted(chain(*finer)) == sorted(chain(*complete)) == list(range(300))
 
 
 def test_hashed_names_contain_no_name(spark, small, monkeypatch):
@@ -496,15 +496,17 @@ def test_hashed_names_contain_no_name(spark, small, monkeypatch):
         listed = listing.list_archive(spark, settings).localCheckpoint()
         return [[row.asDict() for row in table(listed, 3, settings).collect()] for table in tables]
 
-    def names(found):
-        return {row[column] for rows in found for row in rows for column in ("source_uri", "image_id") if column in row}
+    def names(actual):
+        return {
+            row[column] for rows in actual for row in rows for column in ("source_uri", "image_id") if column in row
+        }
 
     first = read("a key of sixteen or more", tasks.decode_files, lambda *given: contents(*given).drop("content"))
     assert [len(rows) for rows in first] == [3, 3]
     for row in (*first[0], *first[1]):
         for column, value in row.items():
-            told = value.decode("latin-1") if isinstance(value, bytes | bytearray) else str(value)
-            assert not any(name in told for name in ("Schmidt", "Anna", "Berta", "ward", "small")), column
+            output = value.decode("latin-1") if isinstance(value, bytes | bytearray) else str(value)
+            assert not any(name in output for name in ("Schmidt", "Anna", "Berta", "ward", "small")), column
     assert len(names(first)) == 6
     assert names(read("a key of sixteen or more", contents)) == names(first)
     assert not names(read("another key of sixteen or more", contents)) & names(first)

@@ -172,8 +172,8 @@ def packed(outside: Path) -> Packed:
         return [(f"{name}.jpg", jpeg()) for name in names]
 
     first = dict.fromkeys(("0.jpg", "1.jpg", "2.jpg"), READ)
-    whole = parts()
-    stored, cut_zip, cut_tar = zipped(whole, zipfile.ZIP_STORED), zipped(parts()), tarred(parts())
+    complete = parts()
+    stored, cut_zip, cut_tar = zipped(complete, zipfile.ZIP_STORED), zipped(parts()), tarred(parts())
     cut_gz = tarred(parts(), "w:gz")
     encrypted = zipped(parts("ab"))
     twice = {"a.jpg": READ, "a.jpg#2": READ, "A.jpg": READ}
@@ -221,8 +221,8 @@ def packed(outside: Path) -> Packed:
         "cut.tar": (cut_tar[: cut_tar.index(b"3.jpg") + 700], first | {"": "damaged_archive"}),
         "cut.tar.gz": (cut_gz[: len(cut_gz) // 2], first | {"": "damaged_archive"}),
         "flipped.zip": (
-            broken_containers.changed(stored, stored.index(whole[1][1]) + 300, b"\0\xff\0"),
-            dict.fromkeys(dict(whole), READ) | {"1.jpg": "damaged_member"},
+            broken_containers.changed(stored, stored.index(complete[1][1]) + 300, b"\0\xff\0"),
+            dict.fromkeys(dict(complete), READ) | {"1.jpg": "damaged_member"},
         ),
         "in one another.zip": (
             zipped({"in.zip": zipped({"a.jpg": jpeg()}), "in.TGZ": b"x", "b.zip/c.jpg": jpeg()}),
@@ -278,7 +278,7 @@ class Ingested:
     """The archive after its ingest. `expected` is what must become of each thing, by its source."""
 
     line: Line
-    told: str
+    output: str
     expected: dict[str, str]
     contents: dict[str, bytes]  # of loose files, by source
     before: dict[str, tuple[int, ...]]  # of all files beside the warehouse
@@ -289,13 +289,13 @@ class Ingested:
 
 def state(folder: Path) -> dict[str, tuple[int, ...]]:
     """Size, time and number of everything in a folder, links themselves."""
-    found = {}
+    result = {}
     for above, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = os.path.join(above, name)
             stat = os.lstat(path)
-            found[path] = (stat.st_mode, stat.st_size if name in names else 0, stat.st_mtime_ns, stat.st_ino)
-    return found
+            result[path] = (stat.st_mode, stat.st_size if name in names else 0, stat.st_mtime_ns, stat.st_ino)
+    return result
 
 
 def shown(name: str) -> str:
@@ -409,8 +409,8 @@ def ingested(spark, tmp_path_factory, shared_mlflow) -> Ingested:
 
 def test_each_file_is_accepted_or_rejected_once_with_its_reason(ingested):
     accepted, rejected = ingested.line.read("images").toPandas(), ingested.rejects()
-    found = [*accepted["source_uri"], *rejected["source_uri"]]
-    assert len(found) == len(set(found))
+    result = [*accepted["source_uri"], *rejected["source_uri"]]
+    assert len(result) == len(set(result))
     outcomes = dict.fromkeys(accepted["source_uri"], READ) | dict(
         zip(rejected["source_uri"], rejected["reason"], strict=True)
     )
@@ -423,7 +423,7 @@ def test_each_file_is_accepted_or_rejected_once_with_its_reason(ingested):
     assert facts["skipped"] == count[SKIPPED]
     assert facts["rejected"] == sum(count.values()) - count[READ] - count[SKIPPED]
     assert facts["reasons"] == {reason: n for reason, n in count.items() if reason not in (READ, SKIPPED)}
-    assert ingested.told.startswith(f"ingest: {len(ingested.expected)} files listed = {count[READ]} accepted + ")
+    assert ingested.output.startswith(f"ingest: {len(ingested.expected)} files listed = {count[READ]} accepted + ")
 
     known = REASONS.keys() | containers.REASONS.keys()
     for row in ingested.rejects().itertuples():

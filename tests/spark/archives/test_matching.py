@@ -1,4 +1,4 @@
-"""All rows of an archive's tables at once: what an image is told, and what is told of rows that no image has."""
+"""All rows of an archive's tables: which image gets which values, and the rows without an image."""
 
 import pytest
 
@@ -18,19 +18,19 @@ def few_partitions(spark):
     spark.conf.unset("spark.sql.shuffle.partitions")
 
 
-def matched(spark, paths, said, name=lambda text: text):
-    """Path -> what is said of it, and the rows of `unmatched`. `said` has pairs: a table, rows of its `Record`s."""
+def matched(spark, paths, stated, name=lambda text: text):
+    """Path -> its values, and the rows of `unmatched`. `stated` has pairs: a table, rows of its `Record`s."""
     listed = [(path, ids.image_id(path), path) for path in paths]
     images = spark.createDataFrame(listed, "path string, image_id string, shown string")
     rows = []
-    for table, lines in said.items():
+    for table, lines in stated.items():
         for reference, values in lines:
             attributes = {key: values.pop(key) for key in tuple(values) if key in ATTRIBUTES}
             identifier = ids.image_id(reference)
             record = tables.Record(identifier, **values, attributes=attributes, reference=reference, table=table)
             rows.append(record.values())
     frame = spark.createDataFrame(rows, schemas.RECORDS)
-    result = matching.match_rows(images, frame, said, name, lambda _, table: table.localCheckpoint())
+    result = matching.match_rows(images, frame, stated, name, lambda _, table: table.localCheckpoint())
     unmatched = sorted(result.unmatched.collect(), key=lambda row: (row.reason, row.image_id))
     return {row.path: row for row in result.images.collect()}, unmatched, matching.summarize_unmatched(result.unmatched)
 
@@ -42,8 +42,8 @@ def patient(reference, patient_id, **values):
 def test_rows_of_a_name_of_two_images_are_ambiguous(spark):
     """The recipe: cameras restart their numbers, and a table names files without their folders."""
     paths = [P1, P2, "p1/IMG_0002.jpg"]
-    said = {TABLE: [patient("IMG_0001.jpg", "A"), patient("IMG_0001.jpg", "B"), patient("IMG_0002.jpg", "A")]}
-    rows, unmatched, notes = matched(spark, paths, said)
+    stated = {TABLE: [patient("IMG_0001.jpg", "A"), patient("IMG_0001.jpg", "B"), patient("IMG_0002.jpg", "A")]}
+    rows, unmatched, notes = matched(spark, paths, stated)
     assert {path: row.patient_id for path, row in rows.items()} == {P1: None, P2: None, "p1/IMG_0002.jpg": "A"}
     assert [(row.image_id, row.reason, sorted(row.paths)) for row in unmatched] == [("img_0001", AMBIGUOUS, [P1, P2])]
     assert (notes.ambiguous, notes.contradictory) == (1, 0)
@@ -52,8 +52,8 @@ def test_rows_of_a_name_of_two_images_are_ambiguous(spark):
         "(IMG_0001.jpg of patients.csv fits p1/IMG_0001.jpg, p2/IMG_0001.jpg)"
     )
 
-    said = {TABLE: [("IMG_0001.jpg", {"labels": ("nevus",)})], "more.csv": [patient("p1/IMG_0001.jpg", "A")]}
-    rows, _, _ = matched(spark, [P1, P2], said)
+    stated = {TABLE: [("IMG_0001.jpg", {"labels": ("nevus",)})], "more.csv": [patient("p1/IMG_0001.jpg", "A")]}
+    rows, _, _ = matched(spark, [P1, P2], stated)
     assert {path: (row.in_table, row.ambiguous_label, row.labels) for path, row in rows.items()} == {
         P1: (True, True, []),
         P2: (False, True, None),
@@ -62,8 +62,10 @@ def test_rows_of_a_name_of_two_images_are_ambiguous(spark):
 
 def test_a_row_of_a_missing_image_is_not_attached_to_another_of_its_name(spark):
     """Of two patients' first images one has not come tonight."""
-    said = {TABLE: [patient("p1/IMG_0001.jpg", "A"), patient("p2/IMG_0002.jpg", "B"), patient("p3/IMG_0003.jpg", "C")]}
-    rows, unmatched, notes = matched(spark, [P2, "p2/IMG_0002.jpg", "other/IMG_0003.jpg"], said)
+    stated = {
+        TABLE: [patient("p1/IMG_0001.jpg", "A"), patient("p2/IMG_0002.jpg", "B"), patient("p3/IMG_0003.jpg", "C")]
+    }
+    rows, unmatched, notes = matched(spark, [P2, "p2/IMG_0002.jpg", "other/IMG_0003.jpg"], stated)
     assert {path: row.patient_id for path, row in rows.items()} == {"p2/IMG_0002.jpg": "B"}
     assert [(row.image_id, row.reason) for row in unmatched] == [
         ("p1/img_0001", OTHER_FOLDER),
@@ -78,12 +80,12 @@ def test_a_row_of_a_missing_image_is_not_attached_to_another_of_its_name(spark):
 
 def test_ids_that_differ_by_leading_zeros_stay_apart_and_are_named(spark):
     """The recipe: 101 and 00101, of which a spreadsheet may have made one, or not."""
-    said = {
+    stated = {
         "a.csv": [patient("a.jpg", "101"), patient("b.jpg", "7"), patient("24306", "P01", lesion_id="09")],
         "b.csv": [patient("c.jpg", "00101"), patient("d.jpg", "101", lesion_id="9"), patient("e.jpg", "P1")],
     }
     paths = [*(f"{name}.jpg" for name in "abcde"), "0024306.jpg"]
-    rows, unmatched, notes = matched(spark, paths, said)
+    rows, unmatched, notes = matched(spark, paths, stated)
     assert {path: rows[path].patient_id for path in ("a.jpg", "c.jpg", "d.jpg")} == {
         "a.jpg": "101",
         "c.jpg": "00101",
@@ -98,7 +100,7 @@ def test_ids_that_differ_by_leading_zeros_stay_apart_and_are_named(spark):
     assert ("2 ids differ by leading zeros alone (image_id 0024306 beside 24306; patient_id 00101 beside 101)") in str(
         notes
     )
-    private = matched(spark, paths, said, name=lambda text: text and f"<{len(text)}>")[1]
+    private = matched(spark, paths, stated, name=lambda text: text and f"<{len(text)}>")[1]
     assert {row.detail for row in private if row.reason == LEADING_ZEROS} == {
         "patient_id <5> beside <3>",
         "image_id <7> beside <5>",
@@ -106,35 +108,35 @@ def test_ids_that_differ_by_leading_zeros_stay_apart_and_are_named(spark):
 
 
 def test_tables_describe_images_of_other_folders_that_have_no_table(spark):
-    said = {TABLE: [patient("images/IMG_1.jpg", "A"), patient("images/IMG_2.jpg", "B")]}
-    rows, unmatched, _ = matched(spark, ["night/IMG_1.jpg", "night/IMG_2.jpg"], said)
+    stated = {TABLE: [patient("images/IMG_1.jpg", "A"), patient("images/IMG_2.jpg", "B")]}
+    rows, unmatched, _ = matched(spark, ["night/IMG_1.jpg", "night/IMG_2.jpg"], stated)
     assert {path: row.patient_id for path, row in rows.items()} == {"night/IMG_1.jpg": "A", "night/IMG_2.jpg": "B"}
     assert not unmatched
 
     paths = [f"{box}.zip/IMG_{number}.jpg" for box in "ab" for number in (1, 2)]
-    said = {
+    stated = {
         "a.zip/patients.csv": [patient("IMG_1.jpg", "A"), patient("IMG_2.jpg", "A"), patient("IMG_3.jpg", "A")],
         "b.zip/patients.csv": [patient("IMG_1.jpg", "B")],
     }
-    rows, unmatched, _ = matched(spark, [*paths, "b.zip/IMG_3.jpg"], said)
+    rows, unmatched, _ = matched(spark, [*paths, "b.zip/IMG_3.jpg"], stated)
     assert {path: row.patient_id for path, row in rows.items()} == {paths[0]: "A", paths[1]: "A", paths[2]: "B"}
     assert [(row.image_id, row.reason) for row in unmatched] == [("img_3", OTHER_FOLDER)], (
         "b.zip has a table of its own"
     )
 
-    said = {"1.zip/metadata.csv": [patient("lesion_7.jpg", "A"), patient("lesion_8.jpg", "B")]}
-    rows, unmatched, _ = matched(spark, ["1.zip/lesion_7.jpg", "2.zip/lesion_8.jpg"], said)
+    stated = {"1.zip/metadata.csv": [patient("lesion_7.jpg", "A"), patient("lesion_8.jpg", "B")]}
+    rows, unmatched, _ = matched(spark, ["1.zip/lesion_7.jpg", "2.zip/lesion_8.jpg"], stated)
     assert {path: row.patient_id for path, row in rows.items()} == {
         "1.zip/lesion_7.jpg": "A",
         "2.zip/lesion_8.jpg": "B",
     }
     assert not unmatched
     # Labels in a folder of their own, and a table of other things beside the images.
-    said = {
+    stated = {
         "labels/truth.csv": [("lesion_7.jpg", {"labels": ("nevus",)})],
         "images/ages.csv": [("lesion_8.jpg", {"age": 40.0})],
     }
-    rows, unmatched, _ = matched(spark, ["images/lesion_7.jpg", "images/lesion_8.jpg"], said)
+    rows, unmatched, _ = matched(spark, ["images/lesion_7.jpg", "images/lesion_8.jpg"], stated)
     assert {path: row.labels for path, row in rows.items()} == {
         "images/lesion_7.jpg": ["nevus"],
         "images/lesion_8.jpg": [],
@@ -143,7 +145,7 @@ def test_tables_describe_images_of_other_folders_that_have_no_table(spark):
 
 
 def test_rows_that_disagree_leave_the_field_empty(spark):
-    said = {
+    stated = {
         "one.csv": [
             patient("a.jpg", "A", age=40.0, sex="female", site="back", lesion_id="1"),
             patient("b.jpg", "B", age=50.0),
@@ -156,7 +158,7 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
             patient("c.jpg", "D", age=60.0),
         ],
     }
-    rows, unmatched, notes = matched(spark, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], said)
+    rows, unmatched, notes = matched(spark, ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], stated)
     a, b, c = rows["a.jpg"], rows["b.jpg"], rows["c.jpg"]
     assert (a.patient_id, a.age, a.sex, a.site, a.lesion_id) == ("A", None, "female", "back", "1")
     assert (b.patient_id, b.age, b.source) == ("B", 50.0, "x")
@@ -173,10 +175,10 @@ def test_rows_that_disagree_leave_the_field_empty(spark):
 
 
 def test_private_names_are_stored_as_hashes(spark):
-    said = {TABLE: [patient("IMG_0001.jpg", "A"), patient("p1/IMG_0001.jpg", "B"), patient("gone.jpg", "C")]}
-    _, unmatched, notes = matched(spark, [P1, P2], said, lambda text: text and f"<{len(text)}>")
-    told = [(row.image_id, row.table, row.reason, row.detail) for row in unmatched]
-    assert told == [
+    stated = {TABLE: [patient("IMG_0001.jpg", "A"), patient("p1/IMG_0001.jpg", "B"), patient("gone.jpg", "C")]}
+    _, unmatched, notes = matched(spark, [P1, P2], stated, lambda text: text and f"<{len(text)}>")
+    output = [(row.image_id, row.table, row.reason, row.detail) for row in unmatched]
+    assert output == [
         ("<8>", "<12>", AMBIGUOUS, "<12> of <12> fits p1/IMG_0001.jpg, p2/IMG_0001.jpg"),
         ("<4>", "<12>", ABSENT, None),
     ]
@@ -184,7 +186,7 @@ def test_private_names_are_stored_as_hashes(spark):
 
 
 @pytest.mark.parametrize(
-    ("paths", "said", "expected"),
+    ("paths", "stated", "expected"),
     [
         # the table calls p2 another patient's, and the first image of p1 has not come
         (
@@ -215,8 +217,8 @@ def test_private_names_are_stored_as_hashes(spark):
     ],
     ids=["table names it", "archive has it", "several folders", "own table", "used again"],
 )
-def test_no_image_has_another_persons_row(spark, paths, said, expected):
-    rows, unmatched, _ = matched(spark, paths, said)
+def test_rows_of_another_patient_are_attached_to_no_image(spark, paths, stated, expected):
+    rows, unmatched, _ = matched(spark, paths, stated)
     assert {row.patient_id for row in rows.values()} <= {None}
     assert {row.age for row in rows.values()} <= {None}
     assert [row.reason for row in sorted(unmatched, key=lambda row: row.image_id)] == expected

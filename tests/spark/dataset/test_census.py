@@ -53,32 +53,32 @@ def table(spark):
 
 
 def pairs(rows, value):
-    found = {}
+    result = {}
     for row in rows:
-        found.setdefault(value(row), [0, 0])[row["label"]] += 1
-    return {key: tuple(pair) for key, pair in found.items()}
+        result.setdefault(value(row), [0, 0])[row["label"]] += 1
+    return {key: tuple(pair) for key, pair in result.items()}
 
 
 def test_values_groups_and_examples_are_counted_as_by_pandas(table):
     frame, rows = table
-    found = summary.count_values(frame)
-    assert set(found) == set(summary.KINDS)
+    result = summary.count_values(frame)
+    assert set(result) == set(summary.KINDS)
     for name in ("age", "sex", "licence", "source"):
-        assert found[name] == pairs(rows, lambda row, name=name: row[name])
-    assert summary.image_sizes(found["size"]) == Counter((row["width"], row["height"]) for row in rows)
+        assert result[name] == pairs(rows, lambda row, name=name: row[name])
+    assert summary.image_sizes(result["size"]) == Counter((row["width"], row["height"]) for row in rows)
     assert summary.image_sizes({"64x64": (1, 2), "other": (3, 4)}) == {}, "not as if these were all"
     source, sex, age = (ATTRIBUTES[name] for name in ("source", "sex", "age"))
-    assert summary.distribution(source, found["source"]) is None
-    assert summary.distribution(sex, found["sex"]) == pairs(rows, lambda row: row["sex"])
+    assert summary.distribution(source, result["source"]) is None
+    assert summary.distribution(sex, result["sex"]) == pairs(rows, lambda row: row["sex"])
     ages = {None: None, "40": "40-49", "40.0": "40-49", "55": "50-59", "old": None}
-    assert summary.distribution(age, found["age"]) == pairs(rows, lambda row: ages[row["age"]])
+    assert summary.distribution(age, result["age"]) == pairs(rows, lambda row: ages[row["age"]])
 
     frame, rows = table
-    found = summary.count_values(frame)["site"]
+    result = summary.count_values(frame)["site"]
     counts = Counter(row["site"] for row in rows)
     common = sorted(counts, key=lambda site: (-counts[site], site))[: summary.KINDS["site"]]
     assert len(counts) > summary.KINDS["site"]
-    assert found == pairs(rows, lambda row: row["site"] if row["site"] in common else "other")
+    assert result == pairs(rows, lambda row: row["site"] if row["site"] in common else "other")
 
     frame, rows = table
     expected = {split: Counter() for split in splits.SPLITS}
@@ -88,18 +88,18 @@ def test_values_groups_and_examples_are_counted_as_by_pandas(table):
     assert summary.count_groups(frame) == expected
 
     frame, rows = table
-    found = summary.first_rows(frame, "label", 7, "split")
+    result = summary.first_rows(frame, "label", 7, "split")
     for label in (0, 1):
         hashes = sorted(row["sha256"] for row in rows if row["label"] == label)
-        assert [row.sha256 for row in found[label]] == hashes[:7]
+        assert [row.sha256 for row in result[label]] == hashes[:7]
 
 
 def test_files_that_look_alike_are_sets(table):
     frame, rows = table
-    found = summary.duplicate_sets(frame)
+    result = summary.duplicate_sets(frame)
     labels = [{row["label"] for row in rows[at : at + 2]} for at in range(0, 8, 2)]
-    assert (found["same_look"], found["same_pixels"], found["same_bytes"]) == (4, 0, 0)
-    assert found["sizes"] == {2: 4}
-    assert found["conflicting"] == sum(len(both) == 2 for both in labels)
+    assert (result["same_look"], result["same_pixels"], result["same_bytes"]) == (4, 0, 0)
+    assert result["sizes"] == {2: 4}
+    assert result["conflicting"] == sum(len(both) == 2 for both in labels)
     members = [sorted(row["sha256"] for row in rows[at : at + 2]) for at in range(0, 8, 2)]
-    assert sorted([member["sha256"] for member in one["members"]] for one in found["largest"]) == sorted(members)
+    assert sorted([member["sha256"] for member in one["members"]] for one in result["largest"]) == sorted(members)

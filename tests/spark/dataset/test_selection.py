@@ -48,17 +48,17 @@ def in_one_job(frames):
     from pyspark.sql import functions as f
 
     named = [frame.withColumn("case", f.lit(name)) for name, frame in frames.items()]
-    found = {name: [] for name in frames}
+    result = {name: [] for name in frames}
     for row in reduce(lambda one, other: one.unionByName(other), named).collect():
         values = row.asDict()
-        found[values.pop("case")].append(values)
-    return found
+        result[values.pop("case")].append(values)
+    return result
 
 
 def by_path(rows):
-    found = {row["source_uri"]: row for row in rows}
-    assert len(found) == len(rows)
-    return found
+    result = {row["source_uri"]: row for row in rows}
+    assert len(result) == len(rows)
+    return result
 
 
 def file(path, reason=None, detail=None):
@@ -97,14 +97,14 @@ def records(spark, rows):
     return spark.createDataFrame(spark.sparkContext.parallelize(values, 1), schemas.RECORDS)
 
 
-def candidates(frame, said, layout, chosen, name):
+def candidates(frame, stated, layout, chosen, name):
     images = frame.selectExpr("path", "image_id", "path as shown")
-    matched = matching.match_rows(images, said, ["t.csv"], name, lambda _, table: table)
+    matched = matching.match_rows(images, stated, ["t.csv"], name, lambda _, table: table)
     return selection.find_candidates(frame, matched.images, layout, chosen, name)
 
 
-def plain(frame, said, layout, chosen):
-    return candidates(frame, said, layout, chosen, lambda text: text)
+def plain(frame, stated, layout, chosen):
+    return candidates(frame, stated, layout, chosen, lambda text: text)
 
 
 def decided(rows):
@@ -120,7 +120,7 @@ def decided(rows):
 @pytest.fixture(scope="module")
 def from_folders(spark):
     """Labels that folders tell, beside a table that has none."""
-    found = [
+    result = [
         *(
             file(f"{name}/1.jpg")
             for name in ("melanoma", "Nevus", "train/mel/raw", "odd", "bcc", "malignant", "unknown")
@@ -130,7 +130,7 @@ def from_folders(spark):
         file("benign/Known.jpg"),
         file("benign/torn.jpg"),
     ]
-    said = records(
+    stated = records(
         spark,
         [
             tables.Record("KNOWN", (), "p", "l", ("x+y",), attributes={"age": 50.0, "sex": "female"}),
@@ -139,7 +139,7 @@ def from_folders(spark):
             tables.Record("gone", patient_id="p"),
         ],
     )
-    frame = files(spark, found)
+    frame = files(spark, result)
     cases = {
         "malignant": settings(),
         "melanoma": settings(target="melanoma"),
@@ -147,8 +147,8 @@ def from_folders(spark):
         "positive": settings("positive", target="melanoma"),
         "own": settings(positive=["ODD", "nevus"], negative=["bcc", "melanoma"]),
     }
-    told = {name: plain(frame, said, FOLDERS, chosen) for name, chosen in cases.items()}
-    return in_one_job(told)
+    message = {name: plain(frame, stated, FOLDERS, chosen) for name, chosen in cases.items()}
+    return in_one_job(message)
 
 
 REFUSED = {"2.jpg": "no_label", "benign/broken.jpg": "corrupt", "benign/torn.jpg": "contradictory_rows"}
@@ -164,9 +164,7 @@ REFUSED = {"2.jpg": "no_label", "benign/broken.jpg": "corrupt", "benign/torn.jpg
         ("own", 0, 1, 1, 0, 1, "indeterminate"),
     ],
 )
-def test_folders_tell_labels_as_the_target_and_the_policy_ask(
-    from_folders, case, mel, nevus, odd, bcc, malignant, unknown
-):
+def test_labels_of_folders_follow_target_and_policy(from_folders, case, mel, nevus, odd, bcc, malignant, unknown):
     assert decided(from_folders[case]) == {
         "melanoma/1.jpg": mel,
         "Nevus/1.jpg": nevus,
@@ -183,8 +181,19 @@ def test_folders_tell_labels_as_the_target_and_the_policy_ask(
 def test_word_diagnosis_and_ids_of_an_image_are_kept(from_folders):
     rows = by_path(from_folders["malignant"])
     known = rows["benign/Known.jpg"]
-    told = ("image_id", "word", "diagnosis", "patient_id", "lesion_id", "age", "sex", "in_table", "width", "modified")
-    assert tuple(known[name] for name in told) == (
+    message = (
+        "image_id",
+        "word",
+        "diagnosis",
+        "patient_id",
+        "lesion_id",
+        "age",
+        "sex",
+        "in_table",
+        "width",
+        "modified",
+    )
+    assert tuple(known[name] for name in message) == (
         *("Known", "benign", "benign", "p", "l", "50", "female", True, 640, THEN),
     )
     of_pixels = [f"pixels:{known['pixel_sha256']}", f"looks:{known['perceptual_hash']}"]
@@ -230,15 +239,15 @@ SAID = [  # image, rows of the tables, what is made of it
 def from_tables(spark):
     """The rows that a table makes: by plain names, and by names that are private."""
     frame = files(spark, [file(f"{path}.jpg") for path, _, _ in SAID])
-    said = records(spark, [row for _, rows, _ in SAID for row in rows])
+    stated = records(spark, [row for _, rows, _ in SAID for row in rows])
 
     def hashed(text):
         return None if text is None else hmac.new(b"k" * 16, text.encode(), hashlib.sha256).hexdigest()[:32]
 
     cases = {
-        "plain": plain(frame, said, TABLE, SETTINGS),
-        "private": candidates(frame, said, TABLE, SETTINGS, hashed),
-        "again": plain(frame.repartition(5), said.repartition(3), TABLE, SETTINGS),
+        "plain": plain(frame, stated, TABLE, SETTINGS),
+        "private": candidates(frame, stated, TABLE, SETTINGS, hashed),
+        "again": plain(frame.repartition(5), stated.repartition(3), TABLE, SETTINGS),
     }
     return in_one_job(cases)
 
@@ -304,7 +313,7 @@ def group_names(rows):
     sets = []
     for row in (row for row in rows if row["keys"]):
         joined = set(row["keys"])
-        for other in [found for found in sets if found & joined]:
+        for other in [result for result in sets if result & joined]:
             sets.remove(other)
             joined |= other
         sets.append(joined)
@@ -318,29 +327,29 @@ def group_names(rows):
 
 def by_hand(rows):
     """By hand, path -> (reason, detail, group, split) as `split=hash` asks for."""
-    names, found = group_names(rows), {}
+    names, result = group_names(rows), {}
     pixels = defaultdict(list)
     for row in rows:
         if row["reason"]:
-            found[row["source_uri"]] = (row["reason"], row["detail"], None, None)
+            result[row["source_uri"]] = (row["reason"], row["detail"], None, None)
         else:
             pixels[row["pixel_sha256"]].append(row)
     for same in pixels.values():
         first, *others = sorted(same, key=lambda row: (row["sha256"], row["source_uri"]))
         if len({row["label"] for row in same}) > 1:
-            told = ("conflicting_labels", f"{len(same)} images of these pixels, both labels")
-            found.update({row["source_uri"]: (*told, names[row["source_uri"]], None) for row in same})
+            message = ("conflicting_labels", f"{len(same)} images of these pixels, both labels")
+            result.update({row["source_uri"]: (*message, names[row["source_uri"]], None) for row in same})
             continue
         group = names[first["source_uri"]]
-        found[first["source_uri"]] = (None, None, group, splits.split_of(group, 0, 0.3, 0.3))
-        told = ("duplicate", f"same pixels as {first['sha256']}")
-        found.update({row["source_uri"]: (*told, names[row["source_uri"]], None) for row in others})
-    return found
+        result[first["source_uri"]] = (None, None, group, splits.split_of(group, 0, 0.3, 0.3))
+        message = ("duplicate", f"same pixels as {first['sha256']}")
+        result.update({row["source_uri"]: (*message, names[row["source_uri"]], None) for row in others})
+    return result
 
 
 def placed(rows):
-    told = ("reason", "detail", "group", "split")
-    return {path: tuple(row[name] for name in told) for path, row in by_path(rows).items()}
+    message = ("reason", "detail", "group", "split")
+    return {path: tuple(row[name] for name in message) for path, row in by_path(rows).items()}
 
 
 def worlds():
@@ -400,19 +409,19 @@ def hashed(spark):
 
 
 def test_rows_are_decided_once_each_as_by_hand(hashed):
-    rows, found = hashed
-    assert placed(found["all"]) == by_hand(rows)
-    kept = [row for row in found["all"] if row["split"]]
+    rows, result = hashed
+    assert placed(result["all"]) == by_hand(rows)
+    kept = [row for row in result["all"] if row["split"]]
     assert {row["split"] for row in kept} == set(splits.SPLITS)
     reasons = {None, "duplicate", "conflicting_labels", "unknown_label", "no_label"}
-    assert {row["reason"] for row in found["all"]} == reasons
+    assert {row["reason"] for row in result["all"]} == reasons
 
-    rows, found = hashed
-    assert sorted(row["source_uri"] for row in found["all"]) == sorted(row["source_uri"] for row in rows)
-    assert all((row["reason"] is None) != (row["split"] is None) for row in found["all"])
+    rows, result = hashed
+    assert sorted(row["source_uri"] for row in result["all"]) == sorted(row["source_uri"] for row in rows)
+    assert all((row["reason"] is None) != (row["split"] is None) for row in result["all"])
     given = by_path(rows)
     same = [name for name in schemas.DECISIONS.names if name not in ("reason", "detail", "group", "split")]
-    for path, row in by_path(found["all"]).items():
+    for path, row in by_path(result["all"]).items():
         assert {name: row[name] for name in same} == {name: given[path][name] for name in same}
 
 
@@ -434,13 +443,13 @@ def test_chains_are_one_group_and_new_images_move_no_image(hashed):
 
 
 def test_partitions_and_order_do_not_matter(spark, hashed):
-    rows, found = hashed
+    rows, result = hashed
     spark.conf.set("spark.sql.shuffle.partitions", "4")
     try:
         again = [row.asDict() for row in decide(spark, rows[::-1], partitions=7).collect()]
     finally:
         spark.conf.set("spark.sql.shuffle.partitions", "1")
-    assert by_path(again) == by_path(found["all"])
+    assert by_path(again) == by_path(result["all"])
 
 
 def of_path(path, patient=None, label="nevus", **values):
@@ -488,11 +497,11 @@ HEADERS = {"1": ("17", "1.2"), "2": ("17", "1.3"), "4": (None, "1.4"), "5": (Non
 
 
 def test_images_that_belong_together_by_an_id_are_one_group_and_others_are_not(spark):
-    found = [file(path) for path in NAMED]
-    for row in found:
+    result = [file(path) for path in NAMED]
+    for row in result:
         if row["path"].endswith(".dcm"):
             row["dicom_patient"], row["dicom_study"] = HEADERS[row["image_id"]]
-    rows = plain(files(spark, found), records(spark, ROWS_OF_PATHS), TABLE, SETTINGS)
+    rows = plain(files(spark, result), records(spark, ROWS_OF_PATHS), TABLE, SETTINGS)
     grouped = {row.source_uri: row for row in selection.assign_groups(rows).collect()}
     assert grouped.keys() == NAMED.keys()
     paths_of = defaultdict(set)
@@ -564,15 +573,15 @@ def test_shipped_splits_are_honored_and_completed(shipped):
     in_test = {path for path, row in shipped["without"].items() if row[3] == "test"}
     assert in_test == {"test/1", "test/2", "test/3", "copy/1"}
 
-    found = {path: row for path, row in shipped["repaired"].items() if path.startswith("over")}
-    told = ("split_overlap", "its group stands in the shipped split ")
-    assert found == {
-        "over/1": (told[0], f"{told[1]}test", "patient:a", None),
+    result = {path: row for path, row in shipped["repaired"].items() if path.startswith("over")}
+    message = ("split_overlap", "its group stands in the shipped split ")
+    assert result == {
+        "over/1": (message[0], f"{message[1]}test", "patient:a", None),
         "over/2": (None, None, "patient:a", "test"),
         "over/3": (None, None, "patient:b", "validation"),
-        "over/4": (told[0], f"{told[1]}validation", "patient:b", None),
+        "over/4": (message[0], f"{message[1]}validation", "patient:b", None),
         "over/5": (None, None, "lesion:c", "test"),  # and not lost as the copy of one that is left out
-        "over/6": (told[0], f"{told[1]}test", "lesion:c", None),
+        "over/6": (message[0], f"{message[1]}test", "lesion:c", None),
         "over/7": (None, None, "patient:a", "test"),
     }
     assert shipped["repaired"]["test/3"] == (None, None, "patient:2", "test")
@@ -591,14 +600,14 @@ def test_overlap_is_an_error_that_lists_groups(spark):
     )
 
 
-def test_layout_tells_splits_and_no_row_at_all_is_no_error(spark):
+def test_layouts_give_splits_and_no_rows_are_no_error(spark):
     layout = layouts.recognize_layout([], {"train/benign": 1, "test/malignant": 1})
-    found = [file(f"{path}.jpg") for path in ("train/benign/a", "test/malignant/b", "benign/c", "train/benign/d")]
-    said = records(spark, [Record("d", split="test")])
+    result = [file(f"{path}.jpg") for path in ("train/benign/a", "test/malignant/b", "benign/c", "train/benign/d")]
+    stated = records(spark, [Record("d", split="test")])
     none = candidate("none", shipped="x", reason="no_label")
-    told = plain(files(spark, found), said, layout, SETTINGS).select("source_uri", "shipped")
+    message = plain(files(spark, result), stated, layout, SETTINGS).select("source_uri", "shipped")
     empty = decide(spark, []).unionByName(decide(spark, [none])).selectExpr("source_uri", "reason as shipped")
-    rows = {row["source_uri"]: row["shipped"] for row in in_one_job({"all": told.unionByName(empty)})["all"]}
+    rows = {row["source_uri"]: row["shipped"] for row in in_one_job({"all": message.unionByName(empty)})["all"]}
     assert rows == {
         "train/benign/a.jpg": "train",
         "test/malignant/b.jpg": "test",
@@ -618,7 +627,7 @@ WORDS = "ingest.labels.positive=[WORD,...] or ingest.labels.negative=[WORD,...]"
 
 
 @pytest.mark.parametrize(
-    ("numbers", "reasons", "unknown", "told"),
+    ("numbers", "reasons", "unknown", "message"),
     [
         ((0, 0, 0, 0, 0, 0), {}, {}, "no usable image in the archive; rejected: none"),
         (
@@ -637,9 +646,9 @@ WORDS = "ingest.labels.positive=[WORD,...] or ingest.labels.negative=[WORD,...]"
             f"wrongly, name them with {WORDS}; target=melanoma divides the images differently",
         ),
         *(
-            (numbers, {}, {}, f"the {split} split has {told} images of 22: too few groups to split; add images, change "
-             "seed=N, or raise ingest.test_fraction=SHARE and ingest.validation_fraction=SHARE")
-            for split, told, numbers in [
+            (numbers, {}, {}, f"the {split} split has {message} images of 22: too few groups to split; add images, "
+             "change seed=N, or raise ingest.test_fraction=SHARE and ingest.validation_fraction=SHARE")
+            for split, message, numbers in [
                 ("train", "0 negative and 2 positive", (0, 2, 5, 5, 5, 5)),
                 ("validation", "1 negative and 0 positive", (9, 9, 1, 0, 1, 2)),
                 ("test", "0 negative and 0 positive", (9, 9, 2, 2, 0, 0)),
@@ -647,8 +656,8 @@ WORDS = "ingest.labels.positive=[WORD,...] or ingest.labels.negative=[WORD,...]"
         ),
     ],
 )  # fmt: skip
-def test_too_little_is_an_error_that_says_what_to_do(numbers, reasons, unknown, told):
+def test_too_few_images_are_an_error_with_a_hint(numbers, reasons, unknown, message):
     selection.check(counts(1, 1, 1, 1, 1, 1), reasons, unknown, "malignant")
     with pytest.raises(DataError) as error:
         selection.check(counts(*numbers), reasons, unknown, "malignant")
-    assert str(error.value) == told
+    assert str(error.value) == message

@@ -40,30 +40,30 @@ def joined(tables, **words):
     """Name -> group now, and what was found."""
     decoded, grouped = tables
     settings = config.parse({"archive": "a", "warehouse": "w", **words})
-    rows, found = twins.join_twins(grouped, decoded, 45, settings, lambda name, table: table)
-    return {row.pixel_sha256: row.group for row in rows.collect()}, found
+    rows, result = twins.join_twins(grouped, decoded, 45, settings, lambda name, table: table)
+    return {row.pixel_sha256: row.group for row in rows.collect()}, result
 
 
 def test_twins_get_one_group_and_patients_keep_theirs(tables):
-    groups, found = joined(tables)
+    groups, result = joined(tables)
     before = {row.pixel_sha256: row.group for row in tables[1].collect()}
     moved = {name: group for name, group in groups.items() if group != before[name]}
     assert moved == {"40": "looks:00", "02": "patient:3", "43": "looks:03", "44": "looks:04"}
     outcomes = {"different ids": 1, "joined": 4}
     record = {"mode": "group", "least_correlation": 0.97, "pairs": 5, "groups_joined": 4, "outcomes": outcomes}
-    assert found.record == record
-    assert str(found) == "; 5 pairs of twins (correlation 0.970 or more) joined 4 groups to others"
-    pair = found.pairs.where("first_sha256 = 'sha 02'").collect()[0]
+    assert result.record == record
+    assert str(result) == "; 5 pairs of twins (correlation 0.970 or more) joined 4 groups to others"
+    pair = result.pairs.where("first_sha256 = 'sha 02'").collect()[0]
     assert pair[:4] == ("sha 02", "looks:02", "patient:3", "sha 42")
     assert pair["correlation"] > 0.99
 
 
 def test_a_shipped_split_and_modes(tables):
-    groups, found = joined(tables, split="from_layout")
+    groups, result = joined(tables, split="from_layout")
     assert groups["43"] == "looks:43"
-    assert found.record["outcomes"] == {"different ids": 1, "joined": 3, "two sides of the shipped split": 1}
-    groups, found = joined(tables, ingest={"twins": "report"})
+    assert result.record["outcomes"] == {"different ids": 1, "joined": 3, "two sides of the shipped split": 1}
+    groups, result = joined(tables, ingest={"twins": "report"})
     assert groups == {row.pixel_sha256: row.group for row in tables[1].collect()}
-    assert found.record["outcomes"] == {"different ids": 1, "shown only": 4}
-    groups, found = joined(tables, ingest={"twins": "off"})
-    assert (found.record, found.pairs, str(found)) == ({}, None, "")
+    assert result.record["outcomes"] == {"different ids": 1, "shown only": 4}
+    groups, result = joined(tables, ingest={"twins": "off"})
+    assert (result.record, result.pairs, str(result)) == ({}, None, "")

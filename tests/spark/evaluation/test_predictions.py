@@ -51,10 +51,10 @@ def profiled(spark, tmp_path):
 def test_each_row_gets_the_pixels_that_the_model_saw(profiled):
     context, images, rows, archive = profiled
     field = schemas.images_schema(SIZE).fields["image"]
-    found = predictions.decode_again(context, images, rows, decoding.UNMANAGED).collect()
-    assert sorted(row.source_uri for row in found) == sorted(f"file:{archive}/{seed}.png" for seed in range(3))
+    result = predictions.decode_again(context, images, rows, decoding.UNMANAGED).collect()
+    assert sorted(row.source_uri for row in result) == sorted(f"file:{archive}/{seed}.png" for seed in range(3))
     before = {row.sha256: row.image for row in rows.collect()}
-    for row in found:
+    for row in result:
         content = Path(row.source_uri.removeprefix("file:")).read_bytes()
         expected = decoding.decode(content, SIZE, version=decoding.UNMANAGED)
         assert np.array_equal(field.codec.decode(field, row.image), expected)

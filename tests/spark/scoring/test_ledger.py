@@ -1,4 +1,4 @@
-"""The index of what was scored: merged, cut short and made anew, it always tells the same."""
+"""The index of scored files: merged, interrupted or made anew, it holds the same."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ MODEL = ("melanoma", "1")
 
 
 def nothing() -> None:
-    """A warehouse that nobody else is at."""
+    """A warehouse without another job."""
 
 
 def scores(spark, names, **changes):
@@ -44,10 +44,10 @@ def commit(spark, warehouse, batch, names):
     ledger.commit(warehouse, staged, ledger.entries(rows), facts, nothing)
 
 
-def told(spark, warehouse):
-    """Names in the ledger, and how often a name is told at the most."""
-    found = [row.image_id for row in ledger.read(spark, warehouse, *MODEL).collect()]
-    return set(found), max(map(found.count, found), default=0)
+def output(spark, warehouse):
+    """Names in the ledger, and how often a name occurs at most."""
+    result = [row.image_id for row in ledger.read(spark, warehouse, *MODEL).collect()]
+    return set(result), max(map(result.count, result), default=0)
 
 
 def folder_of(warehouse):
@@ -80,7 +80,7 @@ def many(nights, warehouse, monkeypatch):
 def test_many_batches_are_few_pieces_and_none_is_lost(spark, warehouse, many):
     sizes = [len(piece.batches) for piece in ledger.pieces(folder_of(warehouse))]
     assert sizes == [6, 1], "three and three, which are six"
-    assert told(spark, warehouse) == (many, 1)
+    assert output(spark, warehouse) == (many, 1)
     assert len(ledger.committed(warehouse)) == NIGHTS
 
 
@@ -101,9 +101,9 @@ def test_a_merge_killed_before_it_counts_is_no_merge(spark, warehouse, many, mon
     merged = files.list_names(folder_of(warehouse), f"{ledger.MERGED}*")
     assert len(merged) == 2, "one of them without its mark"
     more = {"7-a", "8-a"}
-    assert told(spark, warehouse) == (many | more, 1)
+    assert output(spark, warehouse) == (many | more, 1)
     ledger.repair_and_compact(spark, warehouse, nothing)
-    assert told(spark, warehouse) == (many | more, 1)
+    assert output(spark, warehouse) == (many | more, 1)
     assert all(files.exists(f"{piece.url}/{ledger.MERGED_BATCHES}") for piece in ledger.pieces(folder_of(warehouse)))
     assert len(files.list_names(folder_of(warehouse), "*")) == len(ledger.pieces(folder_of(warehouse)))
 
@@ -114,23 +114,23 @@ def test_a_merge_killed_before_it_has_removed_what_went_into_it(spark, warehouse
     with monkeypatch.context() as only_here:
         only_here.setattr(files, "remove", lambda url: None)
         ledger.repair_and_compact(spark, warehouse, nothing)
-    names, often = told(spark, warehouse)
+    names, often = output(spark, warehouse)
     assert names == many | {"7-a", "8-a"}
     assert often == 2, "an index may tell a file twice"
     ledger.repair_and_compact(spark, warehouse, nothing)
-    assert told(spark, warehouse) == (names, 1)
+    assert output(spark, warehouse) == (names, 1)
 
 
-def test_a_batch_that_somebody_took_away_is_not_known_any_more(spark, warehouse, many):
+def test_a_removed_batch_leaves_the_ledger(spark, warehouse, many):
     shutil.rmtree(warehouse.removeprefix("file://") + "/scores/batch_id=b3")
     ledger.repair_and_compact(spark, warehouse, nothing)
-    assert told(spark, warehouse) == (many - {"3-a"}, 1)
+    assert output(spark, warehouse) == (many - {"3-a"}, 1)
     commit(spark, warehouse, "b7", ["7-a"])
     assert files.read_json(files.join(warehouse, "batches/b7/batch.json"))["batch_id"] == "b7"
     files.write_json(files.join(warehouse, "batches/killed/batch.json"), {})
     commit(spark, warehouse, "b8", ["8-a"])
     ledger.repair_and_compact(spark, warehouse, nothing)
-    assert told(spark, warehouse) == (many - {"3-a"} | {"7-a", "8-a"}, 1)
+    assert output(spark, warehouse) == (many - {"3-a"} | {"7-a", "8-a"}, 1)
     assert not files.exists(files.join(warehouse, "batches/killed/batch.json"))
     assert files.exists(files.join(warehouse, "batches/b8/batch.json"))
 
@@ -141,10 +141,10 @@ def test_a_lost_index_is_one_piece_made_from_all_scores(spark, warehouse, many):
     ledger.repair_and_compact(spark, warehouse, nothing)
     (piece,) = ledger.pieces(folder_of(warehouse))
     assert piece.batches == {*(f"b{number}" for number in range(NIGHTS)), "empty"}
-    assert told(spark, warehouse) == (many, 1)
+    assert output(spark, warehouse) == (many, 1)
 
 
-def test_nothing_is_removed_where_the_warehouse_is_away(spark, warehouse, many):
+def test_nothing_is_removed_while_the_warehouse_is_missing(spark, warehouse, many):
     """scores/ cannot be listed for a moment: that is not an order to remove everything that belongs to it."""
     there = warehouse.removeprefix("file://")
     os.rename(f"{there}/scores", f"{there}/away")
@@ -155,7 +155,7 @@ def test_nothing_is_removed_where_the_warehouse_is_away(spark, warehouse, many):
     with pytest.raises(ClusterError):
         ledger.repair_and_compact(spark, warehouse, away)
     os.rename(f"{there}/away", f"{there}/scores")
-    assert told(spark, warehouse) == (many, 1)
+    assert output(spark, warehouse) == (many, 1)
     assert len(files.list_names(f"{warehouse}/batches", "*")) == NIGHTS
 
 
@@ -168,33 +168,33 @@ def wait(rows, place):
     rows.coalesce(1).write.mode("append").parquet(place)
 
 
-def test_of_what_two_runs_computed_a_content_waits_once(spark, warehouse, place):
+def test_a_content_computed_by_two_runs_waits_once(spark, warehouse, place):
     """The tasks of a job that stood still may write on while the next one is at it."""
     wait(scores(spark, ["a", "b"]), place)
     wait(scores(spark, ["b", "c"], run_id="another"), place)
-    found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r")
-    assert found.schema.names == columns.schema().names
-    assert sorted(row.image_id for row in found.collect()) == ["a", "b", "c"]
+    result = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r")
+    assert result.schema.names == columns.schema().names
+    assert sorted(row.image_id for row in result.collect()) == ["a", "b", "c"]
 
 
-def test_what_another_run_could_not_read_is_tried_again(spark, warehouse, place):
+def test_files_that_another_run_could_not_read_are_read_again(spark, warehouse, place):
     lost = {"sha256": None, "status": "rejected", "reason": UNREADABLE}
     wait(scores(spark, ["a", "b"], run_id="before", **lost), place)
     wait(scores(spark, ["a", "c"], **lost), place)
     wait(scores(spark, ["b"]), place)
-    found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
-    assert sorted((row.image_id, row.reason) for row in found) == [("a", UNREADABLE), ("b", None), ("c", UNREADABLE)]
+    result = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
+    assert sorted((row.image_id, row.reason) for row in result) == [("a", UNREADABLE), ("b", None), ("c", UNREADABLE)]
 
 
-def test_what_waits_and_was_committed_under_another_name_waits_no_more(spark, warehouse, place):
+def test_waiting_rows_committed_under_another_name_are_dropped(spark, warehouse, place):
     commit(spark, warehouse, "b0", ["a"])
     renamed = scores(spark, ["a"]).withColumn("source_uri", f.lit("file:/a/renamed"))
     wait(renamed.unionByName(scores(spark, ["b"])), place)
-    found = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
-    assert [row.image_id for row in found] == ["b"]
+    result = ledger.read_waiting(spark, place, ledger.read(spark, warehouse, *MODEL), "r").collect()
+    assert [row.image_id for row in result] == ["b"]
 
 
-def test_a_content_that_came_in_meanwhile_is_refused(spark, warehouse):
+def test_a_content_committed_by_another_run_is_refused(spark, warehouse):
     commit(spark, warehouse, "b0", ["a"])
     done = ledger.read(spark, warehouse, *MODEL)
     ledger.refuse_twice(scores(spark, ["b", "c"]), 2, done)

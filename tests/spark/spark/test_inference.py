@@ -116,7 +116,7 @@ def test_a_worker_holds_one_model(monkeypatch):
 
 
 def test_results_are_those_of_a_plain_loop(spark, tmp_path):
-    """Whatever the batches: each image's result is its own, broken neighbours or not, and stays in its row."""
+    """For any batches, each image's result is in its row, whether its neighbors are broken or not."""
     rows = run(spark, udf_of("loop", tmp_path), range(120), partitions=7)
     assert sorted(row.number for row in rows) == list(range(120))
     for row in rows:
@@ -140,24 +140,24 @@ def test_further_columns_reach_what_prepares(spark):
     udf = inference.column_udf("more", lambda: lambda batch: [batch], prepare, finish, RESULT, batch_size=BATCH)
     rows = [(number, content(number), 0.5 * number, ("even", "odd")[number % 2]) for number in range(32, 44)]
     table = spark.createDataFrame(rows, "number int, data binary, factor double, name string").repartition(3)
-    found = table.select("number", udf("data", "factor", "name").alias("found")).collect()
-    for row in found:
+    result = table.select("number", udf("data", "factor", "name").alias("found")).collect()
+    for row in result:
         first = np.frombuffer(content(row.number), np.float32)[0]
         assert row.found.first == pytest.approx(first * 0.5 * row.number * (-1) ** row.number, rel=1e-6)
-    assert len(found) == len(rows)
+    assert len(result) == len(rows)
 
 
 def test_order_is_kept(spark, tmp_path):
     session.set_arrow_batch_rows(spark, 7)
     rows = [(number, content(number)) for number in range(100)]
     table = spark.createDataFrame(rows, "number int, data binary").coalesce(1)
-    found = table.select("number", udf_of("order", tmp_path)("data").alias("found")).collect()
-    assert [row.number for row in found] == list(range(100))
+    result = table.select("number", udf_of("order", tmp_path)("data").alias("found")).collect()
+    assert [row.number for row in result] == list(range(100))
     expected = [float(model(np.frombuffer(data, np.float32)[None])[0][0, 0]) for n, data in rows if n % 13 != 5]
-    np.testing.assert_allclose([row.found.first for row in found if row.found.reason is None], expected, atol=1e-5)
+    np.testing.assert_allclose([row.found.first for row in result if row.found.reason is None], expected, atol=1e-5)
 
 
-def test_the_model_sees_no_batch_larger_than_its_own(spark, tmp_path):
+def test_the_model_gets_no_batch_over_its_size(spark, tmp_path):
     numbers = [number for number in range(60) if number % 13 != 5]
     rows = run(spark, udf_of("batches", tmp_path), numbers, partitions=1, arrow_rows=10)
     assert {row.batch for row in rows} == {10, len(numbers) % 10}
@@ -177,7 +177,7 @@ def test_empty_partitions_load_nothing(spark, tmp_path):
     assert sum(counted(tmp_path, "load").values()) == 1
 
 
-def test_what_is_no_image_error_ends_the_job(spark):
+def test_other_errors_than_image_errors_end_the_job(spark):
     def prepare(data: bytes) -> np.ndarray:
         raise ZeroDivisionError("a bug, not a bad image")
 
@@ -219,7 +219,7 @@ def test_prefetch_prepares_one_item_ahead_and_raises_errors_in_turn():
         next(items)
 
 
-def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):
+def test_a_meter_measures_images_bytes_and_waiting(spark):
     """Two tasks of three batches; reading a batch takes longer than what is done with it."""
     session.set_arrow_batch_rows(spark, 10)
     meter = session.Meter(spark)
@@ -246,7 +246,7 @@ def test_a_meter_tells_images_bytes_and_the_wait_for_them(spark):
     assert 0.9 < figures["wait_share"] <= 1
 
 
-def test_waits_are_those_of_the_user_alone():
+def test_waiting_time_excludes_the_consumer():
     def slow():
         for item in range(3):
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What executors are asked, and what is told when they are not as the driver."""
+"""Checks of executors, and the errors when they differ from the driver."""
 
 import importlib
 import socket
@@ -27,8 +27,8 @@ def test_executors_are_ready_out_of_reach_or_missing(spark, monkeypatch):
 
     elsewhere = SimpleNamespace(get=lambda key: "nobody-has-this-name.invalid")
     seen = SimpleNamespace(sparkContext=spark.sparkContext, conf=elsewhere)
-    told = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
-    with pytest.raises(ClusterError, match=told):
+    message = rf"{ON}: cannot reach nobody-has-this-name\.invalid:\d+ \(.+\); .*open those between"
+    with pytest.raises(ClusterError, match=message):
         executors.check_ready(seen, 2)
 
     monkeypatch.setattr(executors.session, "settled_slots", lambda spark: 0)
@@ -37,12 +37,12 @@ def test_executors_are_ready_out_of_reach_or_missing(spark, monkeypatch):
 
 
 @pytest.mark.parametrize("check", [lambda spark: executors.check_ready(spark, 2), executors.check_versions])
-def test_other_versions_are_told_in_one_line(spark, other_driver, check):
+def test_other_versions_are_reported_in_one_line(spark, other_driver, check):
     with pytest.raises(ClusterError) as caught:
         check(spark)
-    found = checks.installed_versions(["numpy"])["numpy"]
+    result = checks.installed_versions(["numpy"])["numpy"]
     assert str(caught.value) == (
-        f"{ON}: more none (driver: 1), numpy {found} (driver: 0.0.1); install the driver's versions there"
+        f"{ON}: more none (driver: 1), numpy {result} (driver: 0.0.1); install the driver's versions there"
     )
 
 
@@ -56,29 +56,29 @@ def test_machines(spark, tmp_path):
     assert first.unreachable == second.unreachable == ""
     assert first.skew == second.skew == 0
     assert second.machine is None, "an executor is looked at once"
-    found = first.machine
-    assert found.java.split(".")[0] in checks.JAVA
-    assert found.spark == spark.version
-    assert (found.horovod, found.warehouse, found.gpus) == ("", "", ())
-    assert 0 < found.available < found.total
-    assert found.cores > 0
+    result = first.machine
+    assert result.java.split(".")[0] in checks.JAVA
+    assert result.spark == spark.version
+    assert (result.horovod, result.warehouse, result.gpus) == ("", "", ())
+    assert 0 < result.available < result.total
+    assert result.cores > 0
     assert [path.name for path in tmp_path.iterdir()] == ["written"]
 
 
 @pytest.mark.parametrize(
-    ("folder", "told"),
+    ("folder", "message"),
     [(".", "{place} is another one than the driver's; mount"), ("file/warehouse", "cannot write {place}/")],
 )
-def test_a_warehouse_that_is_not_the_drivers(tmp_path, monkeypatch, folder, told):
+def test_a_warehouse_that_is_not_the_drivers(tmp_path, monkeypatch, folder, message):
     monkeypatch.setattr(executors, "horovod_problem", lambda: "")
     (tmp_path / "file").write_text("no folder")
     place = files.url_of(str(tmp_path / folder))
-    found = executors._describe_machine(place, f"{place}/of-the-driver", SimpleNamespace(java="17", spark="4"))
-    assert found.warehouse.startswith(told.format(place=place))
+    result = executors._describe_machine(place, f"{place}/of-the-driver", SimpleNamespace(java="17", spark="4"))
+    assert result.warehouse.startswith(message.format(place=place))
 
 
 @pytest.mark.parametrize("barrier", [False, True])
-def test_what_a_task_ended_with_is_told(spark, barrier):
+def test_the_error_of_a_task_is_reported(spark, barrier):
     def broken(rows):
         return importlib.import_module("nobody_has_this_package")
 
@@ -86,13 +86,13 @@ def test_what_a_task_ended_with_is_told(spark, barrier):
     rows = rows.barrier() if barrier else rows
     with pytest.raises(ClusterError) as caught:
         executors._collect(rows.mapPartitions(broken))
-    where, told = str(caught.value).split(" cannot be asked: ")
+    where, message = str(caught.value).split(" cannot be asked: ")
     assert where == "executors" if barrier else where.startswith("executor on ")
-    assert told == f"ModuleNotFoundError: No module named 'nobody_has_this_package'; {executors.PYTHON}"
+    assert message == f"ModuleNotFoundError: No module named 'nobody_has_this_package'; {executors.PYTHON}"
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("def gloo_built(): return True", ""),
         ("def gloo_built(): return False", "built without Gloo"),
@@ -101,17 +101,17 @@ def test_what_a_task_ended_with_is_told(spark, barrier):
         ("import time; time.sleep(60)", "did not load within 2 s"),
     ],
 )
-def test_horovod(tmp_path: Path, monkeypatch, source, told):
+def test_horovod(tmp_path: Path, monkeypatch, source, message):
     monkeypatch.setattr(executors, "LOAD_SECONDS", 2)
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod/__init__.py").touch()
     (tmp_path / "horovod/tensorflow.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert executors.horovod_problem() == told
+    assert executors.horovod_problem() == message
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "An error occurred while calling None.org.apache.spark.sql.classic.SparkSession.\n"
@@ -131,5 +131,5 @@ def test_horovod(tmp_path: Path, monkeypatch, source, told):
         ("", "str"),
     ],
 )
-def test_java_is_told_in_one_line(text, told):
-    assert java_message(text) == told
+def test_java_errors_are_shortened_to_one_line(text, message):
+    assert java_message(text) == message

@@ -28,7 +28,7 @@ def test_rows_are_cut_for_slots_to_be_busy_and_tasks_to_be_long(spark: Any, rows
     assert session.partitions_for(spark, rows) == partitions
 
 
-def test_long_work_tells_how_many_tasks_have_ended(spark, capsys):
+def test_progress_counts_finished_tasks(spark, capsys):
     def slow(batches):
         for batch in batches:
             time.sleep(0.8)
@@ -36,9 +36,9 @@ def test_long_work_tells_how_many_tasks_have_ended(spark, capsys):
 
     with session.progress(spark, "slow things", seconds=0.3):
         spark.range(0, 6, 1, 6).mapInPandas(slow, "id long").collect()
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) >= 3
-    done = [int(re.fullmatch(r"  (\d) of 6 slow things", line)[1]) for line in told]
+    output = capsys.readouterr().out.splitlines()
+    assert len(output) >= 3
+    done = [int(re.fullmatch(r"  (\d) of 6 slow things", line)[1]) for line in output]
     assert done == sorted(done)
     assert 0 < done[-1] <= 6
     time.sleep(0.7)
@@ -98,7 +98,7 @@ def test_executors_that_fetch_their_packages_first_are_waited_for(monkeypatch, c
         assert clock.now() - began == pytest.approx(0 if "local" in master else session.STANDALONE_START, abs=1)
 
 
-def test_nobody_waits_for_executors_of_an_application_that_was_ended(monkeypatch):
+def test_waiting_for_executors_ends_with_the_application(monkeypatch):
     spark = of_master("yarn")
     spark.sparkContext._jsc.sc = lambda: SimpleNamespace(isStopped=lambda: True)
     monkeypatch.setattr(session, "_slots", lambda spark: 0)

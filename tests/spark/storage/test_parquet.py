@@ -31,8 +31,8 @@ def write_parts(spark, write, rows, broken=None):
                 if number == broken:
                     raise ValueError("this task fails")
 
-    found = spark.range(0, rows, 1, 3).mapInPandas(lambda batches: write(frames(batches)), ROWS_WRITTEN)
-    return sum(row.rows for row in found.collect())
+    result = spark.range(0, rows, 1, 3).mapInPandas(lambda batches: write(frames(batches)), ROWS_WRITTEN)
+    return sum(row.rows for row in result.collect())
 
 
 def test_parts_are_rows_that_spark_reads(spark, tmp_path):
@@ -40,10 +40,10 @@ def test_parts_are_rows_that_spark_reads(spark, tmp_path):
     assert len(list((tmp_path / "one").iterdir())) == 1, "tasks without rows write no part"
     url = f"file:{tmp_path}/parts"
     assert write_parts(spark, parquet_writer(url, PARTS_SCHEMA), 20) == 20
-    found = sorted(spark.read.schema(PARTS_SCHEMA).parquet(url).collect(), key=lambda row: int(row.name[1:]))
-    assert [row.name for row in found] == [f"r{number}" for number in range(20)]
-    assert [row.width for row in found] == [None if number % 2 else number for number in range(20)]
-    assert [bytes(row.image) for row in found] == [bytes([number]) * 3 for number in range(20)]
+    result = sorted(spark.read.schema(PARTS_SCHEMA).parquet(url).collect(), key=lambda row: int(row.name[1:]))
+    assert [row.name for row in result] == [f"r{number}" for number in range(20)]
+    assert [row.width for row in result] == [None if number % 2 else number for number in range(20)]
+    assert [bytes(row.image) for row in result] == [bytes([number]) * 3 for number in range(20)]
     stamps = spark.read.schema(PARTS_SCHEMA).parquet(url).selectExpr("unix_micros(at) as at").collect()
     start = int(datetime(2024, 1, 1, tzinfo=UTC).timestamp() * 1e6)
     assert sorted(row.at - start for row in stamps) == list(range(20))

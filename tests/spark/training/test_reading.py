@@ -66,15 +66,15 @@ def read(url, column, index, shared, threads=1, read_ahead=1024**2):
     return list(reading.values(url, column, index, shared, threads, read_ahead))
 
 
-def whole(index, batch=1, seed=None):
+def complete(index, batch=1, seed=None):
     return sharding.share(sharding.deal(index.groups, batch, seed), 0, 1)
 
 
-def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
+def test_an_index_holds_the_places_of_the_rows_of_each_split(spark, dataset):
     labels = {"train": wanted(range(0, ROWS, 2)), "validation": wanted(range(1, ROWS, 3))}
-    found = reading.indexes(spark, dataset, labels)
-    assert found.keys() == labels.keys()
-    for split, (index,) in found.items():
+    result = reading.indexes(spark, dataset, labels)
+    assert result.keys() == labels.keys()
+    for split, (index,) in result.items():
         assert {k.decode(): int(label) for k, label in zip(index.keys, index.labels, strict=True)} == labels[split]
         assert len(index) == len(labels[split])
         for number, (name, group) in enumerate(index.places):
@@ -82,8 +82,8 @@ def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
             stored = file.read_row_group(group, ["sha256", "view"]).to_pylist()
             stored = [row["sha256"] for row in stored if row["view"] == 0]
             assert [k.decode() for k in index.keys[index.groups == number]] == [k for k in stored if k in labels[split]]
-    assert len({name for name, _ in found["train"][0].places}) == 3
-    assert len(found["train"][0].places) > 3
+    assert len({name for name, _ in result["train"][0].places}) == 3
+    assert len(result["train"][0].places) > 3
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -91,24 +91,24 @@ def test_an_index_says_where_the_rows_of_each_split_are_stored(spark, dataset):
 def test_values_come_in_the_order_of_the_plan(spark, dataset, threads, read_ahead):
     index = reading.indexes(spark, dataset, {"train": wanted(range(0, ROWS, 2))})["train"][0]
     for seed, column in ((None, "a"), (1, "b")):
-        shared = whole(index, 4, seed)
-        found = read(dataset, column, index, shared, threads, read_ahead)
+        shared = complete(index, 4, seed)
+        result = read(dataset, column, index, shared, threads, read_ahead)
         asked = [int(index.keys[row], 16) for row in shared.ravel() if row != sharding.NONE]
-        assert len(found) == ROWS / 2
-        for number, array in zip(asked, found, strict=True):
+        assert len(result) == ROWS / 2
+        for number, array in zip(asked, result, strict=True):
             np.testing.assert_array_equal(array, value(number, column), strict=True)
 
 
 def test_each_view_of_train_images_is_read_by_itself(spark, dataset):
     labels = {"train": wanted(range(SECOND)), "validation": wanted(range(SECOND, ROWS))}
-    found = reading.indexes(spark, dataset, labels, views=2)
+    result = reading.indexes(spark, dataset, labels, views=2)
     means = reading.averages(spark, dataset, "a", labels, views=2)
-    for view, index in enumerate(found["train"]):
-        values = read(dataset, "a", index, whole(index))
+    for view, index in enumerate(result["train"]):
+        values = read(dataset, "a", index, complete(index))
         assert [int(array.flat[0]) for array in values] == [1000 * view + number for number in range(SECOND)]
         wanted_means = [value(1000 * view + number, "a").mean((0, 1)) for number in range(SECOND)]
         np.testing.assert_allclose(means["train"][view].values, wanted_means)
-    for of_splits in (found, means):
+    for of_splits in (result, means):
         assert {split: len(views) for split, views in of_splits.items()} == {"train": 2, "validation": 1}
 
 
@@ -119,9 +119,9 @@ def test_ranks_read_all_rows_and_averages_follow_the_keys(spark, dataset):
     assert sorted(float(array.flat[0]) for part in parts for array in part) == list(range(3, ROWS))
 
     labels = {"train": wanted(range(ROWS - 1, 4, -1)), "validation": wanted(range(3))}
-    found = reading.averages(spark, dataset, "a", labels)
+    result = reading.averages(spark, dataset, "a", labels)
     for split, numbers in (("train", range(5, ROWS)), ("validation", range(3))):
-        (means,) = found[split]
+        (means,) = result[split]
         np.testing.assert_allclose(means.values, [value(n, "a").mean((0, 1)) for n in numbers], rtol=1e-6)
         assert means.labels.tolist() == [n % 2 for n in numbers]
         assert means.values.dtype == np.float32
@@ -139,7 +139,7 @@ def test_only_row_groups_that_hold_a_wanted_row_are_read(spark, dataset, monkeyp
         return process(self, piece_index, **rest)
 
     monkeypatch.setattr(PyDictReaderWorker, "process", counted)
-    assert len(read(dataset, "a", index, whole(index))) == 3
+    assert len(read(dataset, "a", index, complete(index))) == 3
     assert len(pieces) == len(index.places) <= 3
 
 
@@ -159,10 +159,10 @@ def test_a_missing_row_is_an_error(spark, dataset, of):
 @pytest.mark.parametrize(("bad", "dtype"), [(np.nan, "float32"), (-np.inf, "float16"), (np.nan, "float16")])
 def test_features_that_are_no_number_are_an_error(spark, tmp_path, bad, dtype):
     def damaged(number, cut):
-        found = value(number, cut).astype(dtype)
+        result = value(number, cut).astype(dtype)
         if (number, cut) == (7, "a"):
-            found[1, 0, 2] = bad
-        return found
+            result[1, 0, 2] = bad
+        return result
 
     url = written(spark, files.url_of(str(tmp_path / "features")), damaged, dtype)
     message = f"a of image {key(7)} holds NaN or infinity.*; remove that folder, and run featurize"
@@ -170,8 +170,8 @@ def test_features_that_are_no_number_are_an_error(spark, tmp_path, bad, dtype):
         averages(spark, url, {"train": wanted(range(ROWS))})
     index = reading.indexes(spark, url, {"train": wanted(range(ROWS))})["train"][0]
     with pytest.raises(DataError, match=message):
-        read(url, "a", index, whole(index))
-    assert len(read(url, "b", index, whole(index))) == ROWS
+        read(url, "a", index, complete(index))
+    assert len(read(url, "b", index, complete(index))) == ROWS
 
 
 @pytest.mark.parametrize("damage", ["no metadata", "a file more", "no dataset", "a file less"])
@@ -187,7 +187,7 @@ def test_a_dataset_that_is_not_complete_is_an_error(spark, dataset, tmp_path, da
     ask = partial(reading.indexes, spark, f"file://{folder}", {"train": wanted([1])})
     if damage == "a file less":  # it changes after it was looked at
         next(folder.glob("*.parquet")).unlink()
-        ask = partial(read, f"file://{folder}", "a", index, whole(index))
+        ask = partial(read, f"file://{folder}", "a", index, complete(index))
     with pytest.raises(DataError, match=r"features is not complete .*; run the job that makes it again") as caught:
         ask()
     assert len(str(caught.value).splitlines()) == 1
@@ -196,7 +196,7 @@ def test_a_dataset_that_is_not_complete_is_an_error(spark, dataset, tmp_path, da
 def test_a_reader_that_is_left_early_is_closed(spark, dataset):
     index = reading.indexes(spark, dataset, {"train": wanted(range(ROWS))})["train"][0]
     before = threading.active_count()
-    values = reading.values(dataset, "a", index, whole(index), 2, 1)
+    values = reading.values(dataset, "a", index, complete(index), 2, 1)
     next(values)
     assert threading.active_count() > before
     values.close()

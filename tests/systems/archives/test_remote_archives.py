@@ -52,14 +52,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    whole = sorted(root.glob("*/image_*"))
+    complete = sorted(root.glob("*/image_*"))
     with zipfile.ZipFile(root / "part #1.zip", "w") as zipped:
-        for path in whole[:12]:
+        for path in complete[:12]:
             zipped.write(path, f"inside/{path.name}")
     with tarfile.open(root / "part 100%.tar", "w") as tar:
-        for path in whole[12:24]:
+        for path in complete[12:24]:
             tar.add(path, path.name)
-    for path in whole[:24]:
+    for path in complete[:24]:
         path.unlink()
     for name in ("part #1.zip", "part 100%.tar"):
         content = (root / name).read_bytes()
@@ -205,9 +205,9 @@ def test_keys_with_two_slashes_are_listed_and_read(of_s3):
             client.put_object(Bucket=bucket, Key=f"{folder}{name}", Body=content)
     for root in ("s3a://slashes/deep", "s3a://slashes-2"):
         above = "/" if root.endswith("2") else ""
-        found = {row.path: row for row in listing.walk_folder(root, "", 2**20)}
-        assert set(found) == {above + name for name in names if not name.endswith("/")}
-        for path, row in found.items():
+        result = {row.path: row for row in listing.walk_folder(root, "", 2**20)}
+        assert set(result) == {above + name for name in names if not name.endswith("/")}
+        for path, row in result.items():
             with open_file(root, row.file, row.raw) as file:
                 assert file.read().decode() == path.removeprefix(above)
             assert row.source_uri == f"{root}/{path}"
@@ -220,10 +220,10 @@ def test_keys_with_two_slashes_are_listed_and_read(of_s3):
 @pytest.mark.parametrize("name", ["part #1.zip", "part 100%.tar"])
 def test_one_container_is_an_archive(spark, urls, drawn, place, name):
     url = f"{urls[place]}/{name}"
-    found = listing.list_archive(spark, settings_of(url)).collect()
-    assert len(found) == 12
-    assert {row.source_uri.partition("!/")[0] for row in found} == {url}
-    assert {row.reason for row in found} == {None}
+    result = listing.list_archive(spark, settings_of(url)).collect()
+    assert len(result) == 12
+    assert {row.source_uri.partition("!/")[0] for row in result} == {url}
+    assert {row.reason for row in result} == {None}
 
 
 MEMBERS, MEMBER = 24, 1 << 20
@@ -269,7 +269,7 @@ def fetched(monkeypatch) -> list[int]:
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_members_are_read_without_the_rest_of_their_container(roots, large, fetched, place, kind):
     name = f"large.{kind}"
-    whole = (large / name).read_bytes()
+    complete = (large / name).read_bytes()
     with open_file(f"{roots[place]}/large", name, None) as file:
         members = list(containers.list_members(file, kind))
     assert len(members) == MEMBERS
@@ -280,7 +280,7 @@ def test_members_are_read_without_the_rest_of_their_container(roots, large, fetc
         for member, content in containers.read_members(file, kind, [members[3], members[17]]):
             assert content is not None
             assert not isinstance(content, ImageError)
-            assert content in whole
+            assert content in complete
             assert len(content) == member.size
     assert 2 * MEMBER <= sum(fetched) <= 6 << 20
 
@@ -288,16 +288,16 @@ def test_members_are_read_without_the_rest_of_their_container(roots, large, fetc
 @pytest.mark.parametrize("place", PLACES)
 def test_a_remote_file_is_a_file_of_python(roots, large, place):
     """Containers seek to where a hostile one points, which is beyond its end as well."""
-    whole = (large / "large.zip").read_bytes()
+    complete = (large / "large.zip").read_bytes()
     with open_file(f"{roots[place]}/large", "large.zip", None) as file:
-        assert file.seek(0, 2) == len(whole)
+        assert file.seek(0, 2) == len(complete)
         assert file.read(10) == b""
-        assert file.seek(len(whole) - 5) == file.tell() == len(whole) - 5
-        assert file.read(10) == whole[-5:]
+        assert file.seek(len(complete) - 5) == file.tell() == len(complete) - 5
+        assert file.read(10) == complete[-5:]
         assert file.seek(1 << 40) == 1 << 40
         assert file.read(10) == b""
         assert file.seek(5 << 20) == 5 << 20
-        assert file.read(3 << 20) == whole[5 << 20 : 8 << 20]
+        assert file.read(3 << 20) == complete[5 << 20 : 8 << 20]
         assert file.tell() == 8 << 20
 
 
@@ -314,7 +314,7 @@ def refused(url: str) -> str:
 
 @pytest.fixture
 def nobody() -> Iterator[int]:
-    """A port that nobody listens at."""
+    """A port without a server."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -322,7 +322,7 @@ def nobody() -> Iterator[int]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """A port where connections are taken, and nothing is ever said."""
+    """A port where connections are accepted and never answered."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -330,7 +330,7 @@ def silent() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         *((f"{{{place}}}/nowhere #1", "does not exist; give the URL of a folder of images") for place in PLACES),
         *((f"{{{place}}}/{{drawn}}/metadata.csv", "is a file, but not one of") for place in PLACES),
@@ -340,14 +340,14 @@ def silent() -> Iterator[int]:
         ("s3a://no bucket/lesions", "Invalid bucket name"),
     ],
 )
-def test_what_is_no_archive_is_named(roots, urls, drawn, url, told):
-    assert told in refused(url.format(**roots, drawn=drawn.name))
+def test_invalid_archives_are_named(roots, urls, drawn, url, message):
+    assert message in refused(url.format(**roots, drawn=drawn.name))
 
 
 def test_unreachable_name_nodes_are_named(nobody, silent, monkeypatch):
-    told = refused(f"hdfs://127.0.0.1:{nobody}/lesions")
-    assert "Connection refused" in told
-    assert "hdfs://HOST:8020/path" in told
+    message = refused(f"hdfs://127.0.0.1:{nobody}/lesions")
+    assert "Connection refused" in message
+    assert "hdfs://HOST:8020/path" in message
     from melanoma_spark.storage import hdfs
 
     monkeypatch.setattr(hdfs, "GREETING_SECONDS", 1)
@@ -355,14 +355,14 @@ def test_unreachable_name_nodes_are_named(nobody, silent, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["hdfs:///lesions", "hdfs://NoService/lesions"])
-def test_a_name_service_that_nobody_defined_is_named(url, monkeypatch):
+def test_an_undefined_name_service_is_named(url, monkeypatch):
     monkeypatch.delenv("HADOOP_CONF_DIR", raising=False)
     monkeypatch.delenv("HADOOP_HOME", raising=False)
     assert "HADOOP_CONF_DIR" in refused(url)
 
 
 @pytest.mark.parametrize("url", ["hdfs://Lesions", "hdfs://"])
-def test_a_name_service_is_as_hadoops_configuration_says(hdfs, urls, nobody, tmp_path, monkeypatch, url):
+def test_name_services_come_from_hadoops_configuration(hdfs, urls, nobody, tmp_path, monkeypatch, url):
     configure(
         tmp_path,
         core_site={"fs.defaultFS": "hdfs://Lesions"},
@@ -404,14 +404,14 @@ def other_s3(of_s3, monkeypatch) -> Iterator[pytest.MonkeyPatch]:
     kind.clear_instance_cache()
 
 
-def test_a_store_that_is_not_there_is_named(other_s3, nobody):
+def test_an_unreachable_store_is_named(other_s3, nobody):
     other_s3.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody}")
-    told = refused(f"s3a://{BUCKET}/lesions")
-    assert f"127.0.0.1:{nobody}" in told
-    assert "correct AWS_ENDPOINT_URL" in told
+    message = refused(f"s3a://{BUCKET}/lesions")
+    assert f"127.0.0.1:{nobody}" in message
+    assert "correct AWS_ENDPOINT_URL" in message
 
 
-def test_a_store_that_says_nothing_is_named(other_s3, silent):
+def test_a_store_that_does_not_answer_is_named(other_s3, silent):
     from melanoma_spark.storage.s3 import S3
 
     other_s3.setattr(S3, "read_timeout", 1)
@@ -423,8 +423,8 @@ def test_a_store_that_says_nothing_is_named(other_s3, silent):
 def test_credentials_that_are_not_there_are_named(other_s3):
     other_s3.delenv("AWS_ACCESS_KEY_ID")
     other_s3.delenv("AWS_SECRET_ACCESS_KEY")
-    told = refused(f"s3a://{BUCKET}/lesions")
-    assert "Unable to locate credentials; set AWS_ACCESS_KEY_ID" in told
+    message = refused(f"s3a://{BUCKET}/lesions")
+    assert "Unable to locate credentials; set AWS_ACCESS_KEY_ID" in message
 
 
 def test_a_worker_without_credentials_is_named(other_s3, spark, urls):
@@ -434,8 +434,8 @@ def test_a_worker_without_credentials_is_named(other_s3, spark, urls):
         listing.list_archive(spark, settings_of(urls["s3a"]))
     ours = error_of_task(caught.value)
     assert isinstance(ours, DataError)
-    told = f"archive {urls['s3a']} cannot be read by a worker: Unable to locate credentials; set AWS_ACCESS_KEY_ID"
-    assert str(ours).startswith(told)
+    message = f"archive {urls['s3a']} cannot be read by a worker: Unable to locate credentials; set AWS_ACCESS_KEY_ID"
+    assert str(ours).startswith(message)
     assert "credentials must be the same on every worker" in str(ours)
 
 

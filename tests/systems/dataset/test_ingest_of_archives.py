@@ -1,4 +1,4 @@
-"""Ingest of archives as people have them: the published tables whole, names that two cameras gave, other places."""
+"""Ingest of archives as people have them: complete published tables, equal names from two cameras, other places."""
 
 import io
 import shutil
@@ -35,17 +35,17 @@ def labels_of(numbers, folder="") -> str:
     return "".join(f"{folder}IMG_{number:04}.jpg,{words[number % 2]},{folder or 'x'}-{number}\n" for number in numbers)
 
 
-def test_a_label_that_may_be_another_images_is_nobodys(new_line, wards):
+def test_ambiguous_labels_are_given_to_no_image(new_line, wards):
     """The recipe: rows by base name, of which six fit an image in each of two folders."""
     (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + labels_of(range(1, 41)))
     line = new_line(wards, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
+    output = line.stage("ingest")
     facts = counted(line)
     assert (facts["accepted"], facts["reasons"]) == (34, {"ambiguous_metadata": 12})
     assert (
         "; 6 names in tables fit several images, and none has their rows (IMG_0001.jpg of labels.csv fits "
         "p1/IMG_0001.jpg, p2/IMG_0001.jpg; IMG_0002.jpg of labels.csv fits p1/IMG_0002.jpg, p2/IMG_0002.jpg; ...)"
-    ) in told
+    ) in output
     rejects = pd.read_parquet(line.folder / "rejects" / facts["path"])
     assert {detail for detail in rejects["detail"] if "0003" in detail} == {
         "IMG_0003.jpg of labels.csv fits p1/IMG_0003.jpg, p2/IMG_0003.jpg"
@@ -75,7 +75,7 @@ def test_a_label_that_may_be_another_images_is_nobodys(new_line, wards):
     assert set(by_table["lesion_id"]) == {f"x-{number}" for number in range(1, 41)}
 
 
-def test_an_archive_of_which_no_row_is_sure_says_so(new_line, wards):
+def test_an_archive_with_ambiguous_rows_only_is_an_error(new_line, wards):
     for number in range(7, 41):
         (wards / f"p1/IMG_{number:04}.jpg").unlink()
     (wards / "labels.csv").write_text("path,diagnosis,patient_id\n" + labels_of(range(1, 7)))
@@ -102,11 +102,11 @@ def test_an_image_at_two_sizes_stands_on_one_side_and_links_are_named(new_line, 
         path.rename(store / path.name)
         path.symlink_to(store / path.name)
     line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
+    output = line.stage("ingest")
     facts = counted(line)
-    assert (facts["accepted"], facts["reasons"]) == (118, {"link": 2}), told
-    assert f"; 2 links lead out of the archive and were not read ({archive}/small/benign/L000.jpg, " in told
-    assert "ingest.links=follow reads them" in told
+    assert (facts["accepted"], facts["reasons"]) == (118, {"link": 2}), output
+    assert f"; 2 links lead out of the archive and were not read ({archive}/small/benign/L000.jpg, " in output
+    assert "ingest.links=follow reads them" in output
     followed = line.context.settings.ingest.model_copy(update={"links": "follow"})
     assert "; 2 read now" in line.stage("ingest", ingest=followed)
     facts = counted(line)
@@ -124,9 +124,9 @@ def test_real_images_with_their_real_metadata(new_line, tmp_path):
     for name in ("GroundTruth", "Metadata"):
         shutil.copy(DATA / f"metadata/ISIC_2019_Training_{name}.csv", archive)
     line = new_line(archive, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
+    output = line.stage("ingest")
     facts = counted(line)
-    assert facts["layout"].startswith("isic_2019"), told
+    assert facts["layout"].startswith("isic_2019"), output
     truth = pd.read_csv(archive / "ISIC_2019_Training_GroundTruth.csv")
     truth.index = truth["image"].str.replace("_downsampled", "")
     here = {path.stem for path in (archive / "images").glob("*.jpg")}
@@ -147,8 +147,8 @@ def test_real_images_with_their_real_metadata(new_line, tmp_path):
         (["ISIC_2020_kaggle_train.csv"], "isic_2020", "image_name", "patient_id"),
     ],
 )
-def test_real_metadata_with_images_that_stand_in(new_line, tmp_path, tables, layout, name, together):
-    """The tables as they are shipped, whole; of their images every 100th lesion's or patient's, tiny."""
+def test_real_metadata_with_drawn_images(new_line, tmp_path, tables, layout, name, together):
+    """The complete published tables, with a tiny image for every 100th lesion or patient."""
     (tmp_path / "archive").mkdir()
     for table in tables:
         shutil.copy(DATA / "metadata" / table, tmp_path / "archive")
@@ -173,9 +173,9 @@ def test_real_metadata_with_images_that_stand_in(new_line, tmp_path, tables, lay
             archive.writestr(f"{image}.png", buffer.getvalue())
 
     line = new_line(tmp_path / "archive", image_size=32, ingest={"test_fraction": 0.3, "validation_fraction": 0.3})
-    told = line.stage("ingest")
+    output = line.stage("ingest")
     facts = counted(line)
-    assert facts["layout"].startswith(layout), told
+    assert facts["layout"].startswith(layout), output
     assert facts["rows_without_image"] == len(truth) - len(chosen)
     used = chosen[known[chosen.index]]
     assert facts["reasons"].get("indeterminate", 0) == len(chosen) - len(used)
@@ -192,7 +192,7 @@ def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow
     """Training reads file by file: where the archive lies and how Spark is set must not change what it trains."""
     shutil.copytree(lesions, tmp_path / "elsewhere", copy_function=shutil.copy2)
     key = "spark.sql.shuffle.partitions"
-    found = []
+    result = []
     for archive, partitions in ((lesions, "200"), (tmp_path / "elsewhere", "7")):
         changes = {"image_size": 128, "ingest": {"shard_mb": 1}, "mlflow": {"tracking_uri": shared_mlflow}}
         line = open_line(spark, archive, tmp_path / partitions, **changes)
@@ -203,6 +203,6 @@ def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow
             spark.conf.unset(key)
         folder = tmp_path / partitions / "images" / line.manifest("images")["path"]
         paths = sorted(folder.glob("*.parquet"))
-        found.append([pd.read_parquet(path, columns=["split", "sha256"]).to_numpy().tolist() for path in paths])
-    assert len(found[0]) == 3
-    assert found[0] == found[1]
+        result.append([pd.read_parquet(path, columns=["split", "sha256"]).to_numpy().tolist() for path in paths])
+    assert len(result[0]) == 3
+    assert result[0] == result[1]

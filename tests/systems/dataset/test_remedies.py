@@ -94,19 +94,19 @@ CASES = {
 
 def remedies(message: str, words: list[str], blanks: dict[str, str]) -> list[list[str]]:
     """The words that a message asks for, with blanks filled; labels go together, and shares; others one by one."""
-    found = []
+    result = []
     for key, value in SETTING.findall(message):
         known = key in config.valid_keys() or key.startswith("ingest.columns.")
         if f"{key}={value}" not in words and known:
-            found.append(f"{key}={blanks.get(key) if value.isupper() or 'WORD' in value else value}")
+            result.append(f"{key}={blanks.get(key) if value.isupper() or 'WORD' in value else value}")
     if suggested := re.search(r"unknown setting '([\w.]+)': did you mean '([\w.]+)'", message):
-        found = [f"{suggested[2]}={{label: label}}" if "columns" in suggested[2] else f"{suggested[2]}=32"]
+        result = [f"{suggested[2]}={{label: label}}" if "columns" in suggested[2] else f"{suggested[2]}=32"]
     if known := re.search(r"unknown (?:layout|field).*; known: (.*)$", message):
         (key,) = [key for key in ("layout", "ingest.columns") if key in blanks]
         assert re.sub(r"\W.*", "", blanks[key].lstrip("{")) in known[1].split(", ")
-        found = [f"{key}={blanks[key]}"]
-    assert not [word for word in found if word.endswith("=URL")], message
-    filled = [word for word in found if not word.endswith("=None")]
+        result = [f"{key}={blanks[key]}"]
+    assert not [word for word in result if word.endswith("=URL")], message
+    filled = [word for word in result if not word.endswith("=None")]
     together = [word for word in filled if word.startswith("ingest.labels.") or "_fraction=" in word]
     return [[word] for word in filled if word not in together] + ([together] if together else [])
 

@@ -1,4 +1,4 @@
-"""An external set: judged by the registered model as it is, without what training has seen, and told in a report."""
+"""An external set: evaluated by the registered model, without images seen in training, with a report."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from melanoma_spark.storage import manifests
 
 
 def evaluated(line, archive, **changes):
-    """What the job `evaluate` says with another archive, and the rows it judged."""
+    """Run the job `evaluate` on another archive. Returns its output, and the report's folder with its rows."""
     import contextlib
     import io
     from dataclasses import replace
@@ -26,11 +26,11 @@ def evaluated(line, archive, **changes):
     job = replace(line.context, settings=settings, mlflow=line.tracker())
     with contextlib.redirect_stdout(io.StringIO()) as text:
         run_stage(job, "evaluate", evaluate.evaluate, {"stage": "evaluate"})
-    told = text.getvalue()
-    if "report file://" not in told:
-        return told, None
-    folder = Path(told.split("report file://")[1].split("/report.html")[0])
-    return told, (folder, pd.read_parquet(folder / "predictions"))
+    output = text.getvalue()
+    if "report file://" not in output:
+        return output, None
+    folder = Path(output.split("report file://")[1].split("/report.html")[0])
+    return output, (folder, pd.read_parquet(folder / "predictions"))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def another(tmp_path):
     return tmp_path / "another"
 
 
-def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, another):
+def test_a_registered_model_is_evaluated_without_images_seen_in_training(copied, another):
     stored = copied.read("images").toPandas()
     train = stored[stored["split"] == "train"].head(3)
     kept = stored[stored["split"] == "test"].head(2)
@@ -49,10 +49,10 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
         shutil.copy(row.source_uri.removeprefix("file:"), another / f"known_{number}.jpg")
         table += f"known_{number},{'malignant' if row.label else 'benign'},other_{number},lesion_{number}x\n"
     (another / "metadata.csv").write_text(table)
-    told, (folder, rows) = evaluated(copied, another)
+    output, (folder, rows) = evaluated(copied, another)
 
-    assert "melanoma version 1 AUC" in told
-    left_out = int(told.split(" left out that training has seen")[0].split()[-1])
+    assert "melanoma version 1 AUC" in output
+    left_out = int(output.split(" left out that training has seen")[0].split()[-1])
     assert left_out == 3
     assert not set(train["sha256"]) & set(rows["sha256"])
     assert set(kept["sha256"]) <= set(rows["sha256"]), "training has not seen test images"
@@ -72,7 +72,7 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
     np.testing.assert_allclose(some["raw_probability"], model.predict(pixels, verbose=0)[:, 0], atol=1e-5)
 
     auroc = binary.auroc(rows["label"], rows["probability"])
-    assert f"AUC {auroc:.4f}" in told
+    assert f"AUC {auroc:.4f}" in output
     page = (folder / "report.html").read_text()
     assert f"{left_out} images were left out" in page
     assert "Sensitivity, validation" not in page
@@ -86,17 +86,17 @@ def test_a_registered_model_is_judged_on_what_training_has_not_seen(copied, anot
 def test_a_copy_of_the_training_archive_leaves_its_test_split(copied, tmp_path):
     """The same figures as `evaluate` by its other path."""
     shutil.copytree(copied.archive, tmp_path / "again", copy_function=shutil.copy2)
-    told, (_, rows) = evaluated(copied, tmp_path / "again")
+    output, (_, rows) = evaluated(copied, tmp_path / "again")
     stored = copied.read("images").toPandas()
     assert set(rows["sha256"]) == set(stored[stored["split"] == "test"]["sha256"])
     reported = copied.manifest("reports")["metrics"]["test_auroc_finetuned"]
-    assert f"AUC {reported:.4f}" in told
+    assert f"AUC {reported:.4f}" in output
     assert binary.auroc(rows["label"], rows["probability"]) == pytest.approx(reported)
 
 
 def test_the_archive_of_the_warehouse_is_no_external_one(line):
-    told, _ = evaluated(line, line.archive)
-    assert "nothing new, the report is at" in told
+    output, _ = evaluated(line, line.archive)
+    assert "nothing new, the report is at" in output
 
 
 def test_a_model_of_another_warehouse_is_refused(copied, another):

@@ -24,24 +24,24 @@ def probabilities(line) -> pd.DataFrame:
 
 @pytest.fixture
 def evaluated(line, copied):
-    """The line's models judged once more, by four views; nothing is trained for it."""
-    told = copied.stage("evaluate", **FOUR)
-    assert "test AUC" in told
+    """The line's models evaluated once more, by four views; nothing is trained for it."""
+    output = copied.stage("evaluate", **FOUR)
+    assert "test AUC" in output
     for kind in MODELS.values():
         assert copied.manifest(kind.place) == line.manifest(kind.place)
     return copied
 
 
-def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, evaluated):
-    before, found = probabilities(line), probabilities(evaluated)
-    assert list(found.index) == list(before.index)
+def test_models_evaluated_by_four_views_are_registered_and_score_with_them(line, evaluated):
+    before, result = probabilities(line), probabilities(evaluated)
+    assert list(result.index) == list(before.index)
     # by networks and copies of the images that are made here
     stored = evaluated.read("images").toPandas().set_index("sha256")
     for name, kind in MODELS.items():
         spec = network.Spec.model_validate(evaluated.manifest(kind.place)["spec"])
         assert spec.tta == 1
         model = network.build(spec, evaluated.tensors(kind))
-        some = found.loc[name].iloc[::5]
+        some = result.loc[name].iloc[::5]
         paths = [Path(uri.removeprefix("file:")) for uri in stored.loc[some.index, "source_uri"]]
         pixels = np.stack([decoding.decode(path.read_bytes(), 64) for path in paths])
         turned = [np.rot90(kind, k, (1, 2)) for kind in (pixels, pixels[:, :, ::-1]) for k in (0, 2)]
@@ -60,15 +60,15 @@ def test_the_same_models_judged_by_four_views_are_registered_and_score_so(line, 
     version, artifacts = model_registry.download_model(evaluated.tracker(), "melanoma@champion")
     assert bundle.unpack(artifacts).spec.tta == 4
     assert version.tags["tta"] == "4"
-    judged = found.loc["fine-tuned"].iloc[::5]
+    scored_rows = result.loc["fine-tuned"].iloc[::5]
     for path in evaluated.archive.rglob("*.*"):
-        if hashes.sha256(path.read_bytes()) not in judged.index:
+        if hashes.sha256(path.read_bytes()) not in scored_rows.index:
             path.unlink()
-    assert f"= {len(judged)} scored" in evaluated.stage("score")
+    assert f"= {len(scored_rows)} scored" in evaluated.stage("score")
     scores = evaluated.scores()
     scores = scores[(scores["model_version"] == "2") & (scores["status"] == "scored")]
     scores = scores.drop_duplicates("sha256").set_index("sha256")["raw_probability"]
-    np.testing.assert_allclose(scores.loc[judged.index], judged, atol=1e-5)
+    np.testing.assert_allclose(scores.loc[scored_rows.index], scored_rows, atol=1e-5)
 
 
 def test_a_report_made_before_there_were_views_registers_a_model_of_one(copied):

@@ -47,7 +47,7 @@ def scores_of(earlier: Path) -> pd.DataFrame:
     return pd.read_parquet(earlier / "warehouse/scores").sort_values("sha256", ignore_index=True)
 
 
-def test_score_goes_on_without_scoring_anything_twice(spark, earlier):
+def test_score_continues_without_scoring_anything_twice(spark, earlier):
     before = scores_of(earlier)
     assert (before["status"] == "scored").sum() > 20
     for name, seed in (("new", 1000), ("renamed", None)):
@@ -81,13 +81,13 @@ def test_the_model_loads(earlier, where):
     files = {path.name: path for path in earlier.glob("archive/**/*") if path.is_file()}
     table = pd.DataFrame({"image": [files[Path(uri).name].read_bytes() for uri in scores["source_uri"]]})
     if where == "in a process of its own":
-        found, printed = predict_elsewhere(model, table, earlier)
+        result, printed = predict_elsewhere(model, table, earlier)
         assert str(model) in printed, "the model did not run the code that was registered with it"
     else:
         table.to_parquet(earlier / "table.parquet")
         places = [str(model), str(earlier / "table.parquet"), str(earlier / "found.parquet")]
         done = subprocess.run([sys.executable, "-c", HERE, *places], cwd=REPO, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        found = pd.read_parquet(earlier / "found.parquet")
-    np.testing.assert_allclose(found["raw_probability"], scores["raw_probability"].astype(float), atol=1e-5)
-    assert found["raw_probability"].nunique() > 4
+        result = pd.read_parquet(earlier / "found.parquet")
+    np.testing.assert_allclose(result["raw_probability"], scores["raw_probability"].astype(float), atol=1e-5)
+    assert result["raw_probability"].nunique() > 4

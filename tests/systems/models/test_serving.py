@@ -1,4 +1,4 @@
-"""The registered model: whole in itself, the same as batch scoring, and not to be tampered with."""
+"""The registered model: complete in itself, the same scores as the job, and refused when it was changed."""
 
 import base64
 import json
@@ -52,7 +52,7 @@ print(melanoma_spark.__file__)
 
 @pytest.fixture(scope="module")
 def registered(line, tmp_path_factory):
-    """The files of the registered version, on a machine of their own."""
+    """The files of the registered version, in another folder."""
     line.tracker()
     folder = tmp_path_factory.mktemp("registered") / "model"
     mlflow.artifacts.download_artifacts(artifact_uri="models:/melanoma@champion", dst_path=str(folder))
@@ -88,14 +88,14 @@ def test_elsewhere_it_gives_the_scores_of_the_score_job(line, registered, tmp_pa
     scores = scores[~scores["reason"].isin(["hidden"])].reset_index(drop=True)  # the model knows no names of files
     assert (scores["status"] == "rejected").sum() >= 8
     table = pd.DataFrame({"image": [Path(uri[5:]).read_bytes() for uri in scores["source_uri"]]})
-    found, printed = predict_elsewhere(registered, table, tmp_path)
+    result, printed = predict_elsewhere(registered, table, tmp_path)
     assert str(registered) in printed, "the model did not run the code that was registered with it"
-    assert list(found.columns) == list(bundle.OUTPUTS)
+    assert list(result.columns) == list(bundle.OUTPUTS)
     for column in ("probability", "raw_probability"):
-        np.testing.assert_allclose(found[column], scores[column].astype(float), atol=1e-5)
-    assert found["probability"].notna().sum() == (scores["status"] == "scored").sum() > 100
+        np.testing.assert_allclose(result[column], scores[column].astype(float), atol=1e-5)
+    assert result["probability"].notna().sum() == (scores["status"] == "scored").sum() > 100
     for column in ("decision", "operating_point", "threshold", "status", "reason", "detail"):
-        assert list(found[column].fillna("")) == list(scores[column].fillna("")), column
+        assert list(result[column].fillna("")) == list(scores[column].fillna("")), column
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def test_as_a_udf_of_spark_it_gives_the_scores_of_the_score_job(line, registered
     kinds = "probability double, decision string, status string"
     udf = mlflow.pyfunc.spark_udf(line.context.spark, str(registered), result_type=kinds, env_manager="local")
     table = line.context.spark.createDataFrame([(bytes(image),) for image in some["image"]], "image binary")
-    found = table.select(udf(struct("image")).alias("found")).select("found.*").toPandas()
-    np.testing.assert_allclose(found["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
-    assert list(found["decision"]) == list(some["decision"])
-    assert list(found["status"]) == list(some["status"]) == ["scored"] * 5 + ["rejected"] * 5
+    result = table.select(udf(struct("image")).alias("found")).select("found.*").toPandas()
+    np.testing.assert_allclose(result["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
+    assert list(result["decision"]) == list(some["decision"])
+    assert list(result["status"]) == list(some["status"]) == ["scored"] * 5 + ["rejected"] * 5
 
 
 def test_served_over_http_it_gives_the_scores_of_the_score_job(registered, some, tmp_path):
@@ -138,9 +138,9 @@ def test_served_over_http_it_gives_the_scores_of_the_score_job(registered, some,
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    found = pd.DataFrame(answer["predictions"])
-    np.testing.assert_allclose(found["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
-    assert list(found["decision"]) == list(some["decision"])
+    result = pd.DataFrame(answer["predictions"])
+    np.testing.assert_allclose(result["probability"].astype(float), some["probability"].astype(float), atol=1e-5)
+    assert list(result["decision"]) == list(some["decision"])
 
 
 def posted(url, body, server):
@@ -210,16 +210,16 @@ def test_tampered_weights_are_refused(registered, tmp_path, line, sums_too):
     tensors = unpack_tensors(path.read_bytes())
     tensors[5].flat[0] += 1e-3
     path.write_bytes(pack_tensors(tensors))
-    told = r"weights\.npz was changed after it was registered: SHA-256 .*, manifest\.json has"
+    output = r"weights\.npz was changed after it was registered: SHA-256 .*, manifest\.json has"
     if sums_too:
         sums = json.loads(manifest.read_text()) | {"weights.npz": hashes.sha256(path.read_bytes())}
         manifest.write_text(json.dumps(sums))
-        told = "weights were changed after it was registered: content id .*, expected"
-    with pytest.raises(DataError, match=told):
+        output = "weights were changed after it was registered: content id .*, expected"
+    with pytest.raises(DataError, match=output):
         mlflow.pyfunc.load_model(str(copy))
 
 
-def test_a_changed_model_is_not_what_the_registry_knows(line, copied_registry):
+def test_a_changed_model_is_refused_by_the_sum_in_the_registry(line, copied_registry):
     """All sums of the bundle are right, but it is another one: a threshold that finds nothing."""
     tracker, folder = copied_registry
     packed = {name: (folder / name).read_bytes() for name in bundle.ARTIFACTS}
@@ -250,7 +250,7 @@ def signed(packed):
 
 
 @pytest.mark.parametrize("tta", [1, 8])
-def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tta):
+def test_the_served_model_scores_by_the_views_of_its_spec(scorer, tmp_path, tta):
     chosen = replace(scorer, spec=scorer.spec.model_copy(update={"tta": tta}))
     paths = {}
     for name, content in bundle.pack(chosen).items():
@@ -259,14 +259,14 @@ def test_what_mlflow_serves_judges_by_the_views_of_its_spec(scorer, tmp_path, tt
     served = pyfunc.LesionScorer()
     served.load_context(SimpleNamespace(artifacts=paths))
     contents = [synthetic.lesion_jpeg(seed, size=48) for seed in range(3)]
-    found = served.predict(None, pd.DataFrame({"image": contents}))["probability"]
+    result = served.predict(None, pd.DataFrame({"image": contents}))["probability"]
     pixels = np.stack([scorer.prepare(content) for content in contents])
     plain = network.predictor(network.build(scorer.spec, scorer.tensors))
     views = [pixels, pixels[:, :, ::-1], pixels[:, ::-1], pixels[:, ::-1, ::-1]]
     views += [view.swapaxes(1, 2) for view in views]
     expected = np.mean([plain(np.ascontiguousarray(view))[0][:, 0] for view in views[:tta]], axis=0)
-    np.testing.assert_allclose(found, scorer.calibration.apply(expected), atol=1e-6)
-    assert np.abs(found - expected).max() > 1e-3, "the test cannot tell calibrated from not"
+    np.testing.assert_allclose(result, scorer.calibration.apply(expected), atol=1e-6)
+    assert np.abs(result - expected).max() > 1e-3, "the test cannot tell calibrated from not"
 
 
 @pytest.mark.parametrize("damage", ["no json", "missing", "spec", "calibration", "empty weights", "text weights"])
@@ -314,13 +314,13 @@ def test_scorers_are_packed_completely_and_finish_rows(scorer):
 
     broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
     outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
-    found = replace(scorer, calibration=Calibration()).finish(outputs, [None, broken, None, None])
-    assert list(found.columns) == list(bundle.OUTPUTS)
-    assert list(found["decision"]) == ["positive", "", "negative", "positive"]  # at the threshold: positive
-    assert list(found["status"]) == ["scored", "rejected", "scored", "scored"]
+    result = replace(scorer, calibration=Calibration()).finish(outputs, [None, broken, None, None])
+    assert list(result.columns) == list(bundle.OUTPUTS)
+    assert list(result["decision"]) == ["positive", "", "negative", "positive"]  # at the threshold: positive
+    assert list(result["status"]) == ["scored", "rejected", "scored", "scored"]
     for column in ("probability", "raw_probability"):
-        assert found[column].isna().tolist() == [False, True, False, False]
-    assert list(found["reason"]) == [None, "corrupt", None, None]
-    assert list(found["detail"]) == [None, "OSError while decoding 64 x 64 pixels", None, None]
-    assert set(found["threshold"]) == {0.25}
-    assert set(found["operating_point"]) == {"screening"}
+        assert result[column].isna().tolist() == [False, True, False, False]
+    assert list(result["reason"]) == [None, "corrupt", None, None]
+    assert list(result["detail"]) == [None, "OSError while decoding 64 x 64 pixels", None, None]
+    assert set(result["threshold"]) == {0.25}
+    assert set(result["operating_point"]) == {"screening"}

@@ -1,24 +1,24 @@
-"""Batches that are unlike the training images: not judged where the settings say so, and counted by their tables."""
+"""Batches unlike the training images: abstained from where the settings ask for it, and counted by their tables."""
 
 import pytest
 
 from melanoma_spark.monitoring import statistics
 
 
-def test_unlike_images_are_not_judged_where_flags_abstain(noise):
+def test_unlike_images_are_abstained_from_where_flags_abstain(noise):
     section = noise.context.settings.score
     strict = section.quality.model_copy(update={"action": "abstain"})
     calm = section.drift.model_copy(update={"minimum": 100})
-    told = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
-    assert "0 scored + 60 abstained" in told
-    assert "too few to tell: 60 images that training has not seen, 100 are needed" in told
+    output = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
+    assert "0 scored + 60 abstained" in output
+    assert "too few to tell: 60 images that training has not seen, 100 are needed" in output
     rows = noise.scores()
     own = rows[rows["status"] == "abstained"]
     assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
     assert own["probability"].isna().all()
 
 
-def test_metadata_of_the_tables_is_counted_for_images_that_were_judged(noise):
+def test_metadata_of_the_tables_is_counted_for_scored_images(noise):
     (noise.archive / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
     seen = {}
     with pytest.MonkeyPatch.context() as only_here:

@@ -1,4 +1,4 @@
-"""The doctor: how facts are judged, how the table is told, and the job itself with what is wrong on a real machine."""
+"""The doctor: its checks, its table, and the job on a real machine with several faults."""
 
 import json
 import re
@@ -39,7 +39,7 @@ LOCKED = {"numpy": "1.26.4", "tensorflow-cpu": "2.18.1"}
 
 
 @given(FINDINGS)
-def test_columns_are_aligned_and_remedies_stand_below(findings):
+def test_columns_are_aligned_with_remedies_below(findings):
     header, *lines = checks.findings_table(findings).split("\n")
     at = [header.index(word) for word in ("verdict", "what", "where", "found")]
     for finding in findings:
@@ -78,8 +78,8 @@ def test_the_first_that_failed_is_refused_in_one_line():
     (line,) = checks.merge_findings(Finding("Java", host, "17") for host in hosts)
     assert line.where == "6 executors on node-1, node-2, node-3 and 2 more"
     full = ClusterError("cannot write file:///w: No space left on device; make room; or go")
-    told = ("cannot write file:///w: No space left on device", FAILED, "make room; or go")
-    assert checks.finding_of_error("warehouse", DRIVER, full, "else") == Finding("warehouse", DRIVER, *told)
+    message = ("cannot write file:///w: No space left on device", FAILED, "make room; or go")
+    assert checks.finding_of_error("warehouse", DRIVER, full, "else") == Finding("warehouse", DRIVER, *message)
     assert checks.finding_of_error("MLflow", DRIVER, ClusterError("is away"), "else").remedy == "else"
 
 
@@ -92,8 +92,8 @@ def test_java(version, verdict):
 
 def test_spark_horovod_cores_packages_and_gpus():
     assert checks.check_spark("n", "4.0.1", "4.0.1").verdict == checks.check_horovod("n", "").verdict == OK
-    found = checks.check_spark("n", "4.0.1", "3.5.6")
-    assert (found.verdict, found.found) == (FAILED, "3.5.6 (driver: 4.0.1)")
+    result = checks.check_spark("n", "4.0.1", "3.5.6")
+    assert (result.verdict, result.found) == (FAILED, "3.5.6 (driver: 4.0.1)")
     broken = checks.check_horovod("n", "ImportError: undefined symbol: x")
     assert (broken.verdict, broken.remedy.split()[0]) == (FAILED, "build")
     absent = [checks.check_horovod("n", "ModuleNotFoundError: No module named 'horovod'", ranks) for ranks in (1, 2)]
@@ -106,9 +106,9 @@ def test_spark_horovod_cores_packages_and_gpus():
     assert checks.check_packages("n", HERE, dict(HERE)).found == "Python 3.11.7 and 3 packages as on the driver"
     there = {**HERE, "numpy": "2.0", "pandas": "2.2"}
     del there["tensorflow-cpu"]
-    found = checks.check_packages("n", HERE, there)
-    told = "numpy 2.0 (driver: 1.26.4), pandas 2.2 (driver: none), tensorflow-cpu none (driver: 2.18.1)"
-    assert (found.verdict, found.found) == (FAILED, told)
+    result = checks.check_packages("n", HERE, there)
+    message = "numpy 2.0 (driver: 1.26.4), pandas 2.2 (driver: none), tensorflow-cpu none (driver: 2.18.1)"
+    assert (result.verdict, result.found) == (FAILED, message)
 
     cuda = {"tensorflow": "2.18.1"}
     asked = replace(ASKED, gpus=True)
@@ -122,7 +122,7 @@ def test_spark_horovod_cores_packages_and_gpus():
 
 
 @pytest.mark.parametrize(
-    ("there", "told"),
+    ("there", "message"),
     [
         (LOCKED, None),
         (LOCKED | {"pytest": "8.1", "pyspark": "4.0.1"}, None),
@@ -134,28 +134,28 @@ def test_spark_horovod_cores_packages_and_gpus():
         ({"numpy": "1.26.4", "tensorflow": "2.18.1"}, None),
     ],
 )
-def test_packages_against_the_lock(there, told):
-    found = checks.check_lock(LOCK, there)
-    if told is None:
-        assert found.verdict == OK
+def test_packages_against_the_lock(there, message):
+    result = checks.check_lock(LOCK, there)
+    if message is None:
+        assert result.verdict == OK
     else:
-        assert (found.verdict, found.found) == (FAILED, told)
-        assert "make install" in found.remedy
+        assert (result.verdict, result.found) == (FAILED, message)
+        assert "make install" in result.remedy
 
 
 def test_this_checkout_has_the_locks_packages():
     text = (REPO / "uv.lock").read_text()
     there = checks.installed_versions(checks.locked_names(text))
     assert len(there) > 100
-    found = checks.check_lock(text, there)
-    assert found.verdict == OK, found.found
+    result = checks.check_lock(text, there)
+    assert result.verdict == OK, result.found
     assert checks.check_lock(text, there | {"pandas": "0.1"}).found.startswith("pandas 0.1 (uv.lock: ")
 
 
 def of_memory(asked, machine=MACHINE, tasks=1, executors=1, engine="ncnn"):
-    found = checks.check_memory("n", tasks, asked, machine, executors, engine=engine)
-    assert found.verdict == OK or found.remedy
-    return found.verdict
+    result = checks.check_memory("n", tasks, asked, machine, executors, engine=engine)
+    assert result.verdict == OK or result.remedy
+    return result.verdict
 
 
 def test_memory_is_checked_on_yarn_elsewhere_and_under_a_cap():
@@ -175,11 +175,11 @@ def test_memory_is_checked_on_yarn_elsewhere_and_under_a_cap():
     assert of_memory(ASKED, executors=4, tasks=11) == WARNING, "each has a fourth of the 48 GB that heaps leave"
     assert of_memory(ASKED, executors=2, tasks=10) == OK
 
-    found = checks.check_memory("n", 2, replace(ASKED, python=1), MACHINE, 1, engine="ncnn")
-    assert found.found == (
+    result = checks.check_memory("n", 2, replace(ASKED, python=1), MACHINE, 1, engine="ncnn")
+    assert result.found == (
         "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; spark.executor.pyspark.memory has 1.0 GB for them"
     )
-    assert (found.verdict, "raise spark.executor.pyspark.memory" in found.remedy) == (FAILED, True)
+    assert (result.verdict, "raise spark.executor.pyspark.memory" in result.remedy) == (FAILED, True)
     assert of_memory(replace(ASKED, python=1.3), tasks=2) == WARNING
     assert of_memory(replace(ASKED, python=2.5), tasks=2) == OK
     assert of_memory(replace(YARN, overhead=1.2), engine="ncnn") == WARNING
@@ -191,14 +191,14 @@ def test_memory_is_checked_on_yarn_elsewhere_and_under_a_cap():
 def test_a_skew_is_never_overstated_and_found_but_for_the_way(skew, there, work, back):
     sent = 1_000_000.0
     began, ended = sent + there, sent + there + work
-    found = checks.clock_skew(sent, began + skew, ended + skew, ended + back)
-    assert found * skew >= 0, "on the right side"
-    assert abs(found) <= abs(skew) + 1e-6
-    assert abs(found) >= abs(skew) - (back if skew > 0 else there) - 1e-6
+    result = checks.clock_skew(sent, began + skew, ended + skew, ended + back)
+    assert result * skew >= 0, "on the right side"
+    assert abs(result) <= abs(skew) + 1e-6
+    assert abs(result) >= abs(skew) - (back if skew > 0 else there) - 1e-6
 
 
 @pytest.mark.parametrize(
-    ("seconds", "verdict", "told"),
+    ("seconds", "verdict", "message"),
     [
         (0, OK, "within 30 s"),
         (-30, OK, "within 30 s"),
@@ -207,13 +207,13 @@ def test_a_skew_is_never_overstated_and_found_but_for_the_way(skew, there, work,
         (-120, FAILED, "at least 120 s behind the driver's"),
     ],
 )
-def test_a_clock(seconds, verdict, told):
-    found = checks.check_clock("n", seconds, 120)
-    assert found.verdict == verdict
-    assert told in found.found
+def test_a_clock(seconds, verdict, message):
+    result = checks.check_clock("n", seconds, 120)
+    assert result.verdict == verdict
+    assert message in result.found
 
 
-def test_all_that_is_said_of_executors():
+def test_findings_about_executors():
     """Two on one machine, of two tasks each, and another one of one task that is amiss in every way."""
     bad = replace(MACHINE, java="11", spark="3.5", horovod="undefined symbol", warehouse="cannot write x; mount it")
     bad = replace(bad, total=4.1, cores=0, devices=1)
@@ -228,41 +228,41 @@ def test_all_that_is_said_of_executors():
         answer("a", "a:2"),
         answer("b", "b:1", bad, versions={**HERE, "numpy": "2"}, skew=200, unreachable="a:1 (refused)"),
     ]
-    found = list(checks.check_executors(answers, HERE, "4.0.1", ASKED, engine="ncnn", stale=120))
-    of_b = {one.what: one for one in found if one.where == checks.executor_on("b")}
-    assert set(of_b) == {one.what for one in found}
+    result = list(checks.check_executors(answers, HERE, "4.0.1", ASKED, engine="ncnn", stale=120))
+    of_b = {one.what: one for one in result if one.where == checks.executor_on("b")}
+    assert set(of_b) == {one.what for one in result}
     assert {what for what, one in of_b.items() if one.verdict == WARNING} == {"cores", "GPUs"}
     assert {one.verdict for what, one in of_b.items() if what not in ("cores", "GPUs")} == {FAILED}
     assert all(one.remedy for one in of_b.values())
-    of_a = [one for one in found if one.where == checks.executor_on("a")]
+    of_a = [one for one in result if one.where == checks.executor_on("a")]
     assert {one.verdict for one in of_a} == {OK}
-    told = "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; the machine has that"
-    assert {one.found for one in of_a if one.what == "memory"} == {told}
+    message = "2 workers take 1.2 GB to score by ncnn, 2.4 GB to train; the machine has that"
+    assert {one.found for one in of_a if one.what == "memory"} == {message}
     assert {one.found for one in of_a if one.what == "cores"} == {"4 tasks of 1 threads on 8 cores"}
 
     lost = [*answers[:1], replace(answers[1], unreachable="driver:1 (refused)"), *answers[2:4]]
-    found = [
+    result = [
         one
         for one in checks.check_executors(lost, HERE, "4.0.1", ASKED, engine="ncnn", stale=120)
         if one.what == "network"
     ]
-    assert [one.verdict for one in found] == [FAILED, OK], "any task of an executor may tell it"
+    assert [one.verdict for one in result] == [FAILED, OK], "any task of an executor may tell it"
 
 
 def rows(out):
     """The lines of the table: (what, where) -> (verdict, found, remedy)."""
     header, *lines = out.splitlines()
     at = [header.index(word) for word in ("verdict", "what", "where", "found")]
-    found, last = {}, None
+    result, last = {}, None
     for line in lines:
         if line.startswith(" " * at[3] + "-> "):
-            found[last] = (*found[last][:2], line[at[3] + 3 :])
+            result[last] = (*result[last][:2], line[at[3] + 3 :])
         elif not line.startswith("doctor: "):
             verdict, what, where = (line[a:b].rstrip() for a, b in pairwise(at))
             last = (what, "executor" if where.startswith("executor on ") else where)
-            assert last not in found
-            found[last] = (verdict, line[at[3] :], "")
-    return found
+            assert last not in result
+            result[last] = (verdict, line[at[3] :], "")
+    return result
 
 
 CHECKS = {
@@ -272,22 +272,22 @@ CHECKS = {
 }
 
 
-def test_a_machine_that_is_fit(submit, settings_file, tmp_path):
+def test_a_machine_that_passes_all_checks(submit, settings_file, tmp_path):
     settings = settings_file(warehouse=str(tmp_path / "warehouse"))
     done = submit("doctor", "--conf", settings, "--master", "local[2]")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    found = rows(done.stdout)
-    assert set(found) == CHECKS
-    assert not any(verdict == FAILED for verdict, _, _ in found.values()), done.stdout
-    assert all(remedy for verdict, _, remedy in found.values() if verdict != OK)
-    assert found["slots", DRIVER][1] == "2, ranks=2"
-    assert found["packages", "executor"][1].startswith(f"Python {sys.version.split()[0]} and ")
+    result = rows(done.stdout)
+    assert set(result) == CHECKS
+    assert not any(verdict == FAILED for verdict, _, _ in result.values()), done.stdout
+    assert all(remedy for verdict, _, remedy in result.values() if verdict != OK)
+    assert result["slots", DRIVER][1] == "2, ranks=2"
+    assert result["packages", "executor"][1].startswith(f"Python {sys.version.split()[0]} and ")
     assert re.fullmatch(r"doctor: 18 checks, \d of them with a warning, none failed", done.stdout.splitlines()[-1])
     assert list((tmp_path / "warehouse").iterdir()) == [], "it leaves nothing"
 
 
-def test_a_machine_that_is_not(submit, settings_file, tmp_path):
-    """Four things at once, each told with its remedy, and what is well beside them."""
+def test_a_machine_that_fails_five_checks(submit, settings_file, tmp_path):
+    """Four faults at once, each reported with its remedy; the other checks pass."""
     (tmp_path / "file").write_text("no folder")
     settings = settings_file(
         warehouse=str(tmp_path / "file/warehouse"),
@@ -298,10 +298,10 @@ def test_a_machine_that_is_not(submit, settings_file, tmp_path):
     nowhere = str(tmp_path / "no-weights.h5")
     done = submit("doctor", "--conf", settings, "--master", "local[2]", MELANOMA_WEIGHTS=nowhere)
     assert done.returncode == 3, done.stdout + done.stderr
-    found = rows(done.stdout)
-    assert set(found) == CHECKS
-    failed = {key: row for key, row in found.items() if row[0] == FAILED}
-    told = {
+    result = rows(done.stdout)
+    assert set(result) == CHECKS
+    failed = {key: row for key, row in result.items() if row[0] == FAILED}
+    message = {
         ("weights", DRIVER): (f"MELANOMA_WEIGHTS names {nowhere}, which is no file", "correct or unset it"),
         ("warehouse", DRIVER): (f"cannot write file://{tmp_path}/file/warehouse/", "choose another warehouse=URL"),
         ("warehouse", "executor"): (f"cannot write file://{tmp_path}/file/warehouse/", "choose another warehouse=URL"),
@@ -311,8 +311,8 @@ def test_a_machine_that_is_not(submit, settings_file, tmp_path):
             "set ranks=2 or give Spark more cores, for example --master local[3]",
         ),
     }
-    assert failed.keys() == told.keys()
-    for key, (start, remedy) in told.items():
+    assert failed.keys() == message.keys()
+    for key, (start, remedy) in message.items():
         assert failed[key][1].startswith(start)
         assert failed[key][2] == remedy
     assert "Not a directory" in failed["warehouse", DRIVER][1]
@@ -325,9 +325,9 @@ def test_executors_without_python(submit, settings_file, tmp_path):
     words = ("doctor", "--conf", settings, "--master", "local[2]")
     done = submit(*words, PYSPARK_PYTHON="./env/bin/python")
     assert done.returncode == 3, done.stdout + done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert {line["event"] for line in told} == {"finding"}
-    (failed,) = (line for line in told if line["verdict"] == FAILED)
+    message = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {line["event"] for line in message} == {"finding"}
+    (failed,) = (line for line in message if line["verdict"] == FAILED)
     assert (failed["what"], failed["level"]) == ("executors", "error")
     assert 'cannot be asked: java.io.IOException: Cannot run program "./env/bin/python"' in failed["found"]
     assert "--archives" in failed["remedy"]
@@ -345,8 +345,8 @@ def test_checks_that_cannot_be_done_are_findings(monkeypatch, tmp_path):
     ]
 
     monkeypatch.setattr(job.lineage, "checkout", lambda: tmp_path)
-    (found,) = job.check_lock()
-    assert (found.verdict, found.found.split(":")[0]) == (OK, "not compared")
+    (result,) = job.check_lock()
+    assert (result.verdict, result.found.split(":")[0]) == (OK, "not compared")
 
 
 def test_help_teaches(submit):

@@ -1,4 +1,4 @@
-"""prune: what it tells is what it removes, on every kind of store, and never beside a job at work."""
+"""prune: it removes what it lists, on every kind of store, and never while a job runs."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import REPO, STAGES, command, said
+from conftest import REPO, STAGES, captured_output, command
 
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import BusyError, ClusterError, DataError
@@ -58,9 +58,9 @@ def store(folder):
 
 
 def run(place, **changes):
-    """What it says, line by line."""
+    """The lines of its output."""
     settings = config.parse({"warehouse": str(place), **changes})
-    with said() as text:
+    with captured_output() as text:
         summary = prune.prune(StageContext(None, settings, files.url_of(str(place)), None))
     return [*text.getvalue().splitlines(), summary.text]
 
@@ -69,27 +69,27 @@ def there(place):
     return sorted(path for path, _, _ in files.walk(files.url_of(str(place))))
 
 
-def test_it_removes_what_it_has_told_on_any_store(store, shared_mlflow):
+def test_prune_removes_what_it_has_listed_on_any_store(store, shared_mlflow):
     gone, mlflow = fill(store), {"tracking_uri": shared_mlflow}
     before = there(store)
-    told = run(store, mlflow=mlflow)
+    output = run(store, mlflow=mlflow)
     assert there(store) == before, "a dry run changes nothing"
-    assert [line.split()[0] for line in told[1:-2]] == gone
+    assert [line.split()[0] for line in output[1:-2]] == gone
     assert (
         "4 entries, 4 files, 0.0 MB can be removed, nothing was removed; to remove them: melanoma-spark prune"
-        in told[-1]
+        in output[-1]
     )
-    assert told[-1].endswith("prune.apply=true")
+    assert output[-1].endswith("prune.apply=true")
     files.make_folder(emptied := f"{store}/features/{'e' * 16}/deep")  # as a removal that was killed leaves it
     again = run(store, mlflow=mlflow, prune={"apply": True})
     assert not files.exists(emptied.rpartition("/")[0])
-    assert again[:-1] == told[:-1]
+    assert again[:-1] == output[:-1]
     assert again[-1] == "4 entries, 4 files, 0.0 MB removed"
     assert there(store) == [path for path in before if path.rpartition("/")[0] not in gone]
     assert run(store, mlflow=mlflow)[-1].startswith("all of the 8 files that were checked are needed")
 
 
-def test_what_stops_it_is_told_in_a_line(warehouse, monkeypatch):
+def test_errors_of_prune_are_one_line(warehouse, monkeypatch):
     def refused(url):
         raise PermissionError(13, "Permission denied", url)
 
@@ -107,19 +107,19 @@ def test_what_stops_it_is_told_in_a_line(warehouse, monkeypatch):
 def test_a_table(warehouse):
     (warehouse / f"features/{OLD}/part-0").write_bytes(b"x" * 12_345_678)
     os.utime(warehouse / f"features/{OLD}/part-0", (0, 0))
-    told = run(warehouse)
-    assert re.fullmatch(r"what +files +MB  why", told[0])
-    assert re.fullmatch(rf"features/{OLD} +1 +12\.3  superseded: features/manifest\.json names another", told[1])
-    places = {line.rindex("superseded") for line in told[1:5]}
+    output = run(warehouse)
+    assert re.fullmatch(r"what +files +MB  why", output[0])
+    assert re.fullmatch(rf"features/{OLD} +1 +12\.3  superseded: features/manifest\.json names another", output[1])
+    places = {line.rindex("superseded") for line in output[1:5]}
     assert len(places) == 1
-    assert places == {told[0].rindex("why")}
-    assert told[-2] == "pictures of worklists stay, whatever their age: prune.worklists_days is not set"
+    assert places == {output[0].rindex("why")}
+    assert output[-2] == "pictures of worklists stay, whatever their age: prune.worklists_days is not set"
     assert run(warehouse, prune={"worklists_days": 9})[-2].startswith("rejects/")
 
 
 @pytest.mark.parametrize("apply", [True, False])
 @pytest.mark.parametrize("job", ["score", "pipeline", "one that is yet to be written"])
-def test_it_leaves_while_a_job_is_at_work(warehouse, job, apply):
+def test_prune_is_refused_while_a_job_runs(warehouse, job, apply):
     url = f"file://{warehouse}"
     with lease.acquire(url, job):
         before = there(warehouse)
@@ -130,7 +130,7 @@ def test_it_leaves_while_a_job_is_at_work(warehouse, job, apply):
     run(warehouse, prune={"apply": apply})
 
 
-def test_it_knows_the_leases_of_all_jobs():
+def test_prune_blocks_the_leases_of_all_jobs():
     """Of all that do not open everything by themselves."""
     modules = [importlib.import_module(f"jobs.{path.stem}") for path in (REPO / "jobs").glob("[a-z]*.py")]
     commands = [module.COMMAND for module in modules if hasattr(module, "COMMAND")]
@@ -138,7 +138,7 @@ def test_it_knows_the_leases_of_all_jobs():
     assert set(STAGES) < set(prune.JOBS)
 
 
-def test_who_has_lost_a_lease_removes_nothing_more(warehouse, monkeypatch):
+def test_prune_stops_when_it_loses_a_lease(warehouse, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0)  # it looks before each
     monkeypatch.setattr(lease, "periodic", lambda *_: nullcontext())  # a beat in that moment would write it again
     remove = files.remove
@@ -154,7 +154,7 @@ def test_who_has_lost_a_lease_removes_nothing_more(warehouse, monkeypatch):
     assert len(run(warehouse)) == 6, "three of four are still there"
 
 
-def test_who_has_lost_a_lease_while_it_looked_removes_nothing(warehouse, monkeypatch):
+def test_prune_removes_nothing_after_losing_a_lease_while_listing(warehouse, monkeypatch):
     decide, before = retention.decide, there(warehouse)
 
     def deciding(*given):
@@ -167,13 +167,13 @@ def test_who_has_lost_a_lease_while_it_looked_removes_nothing(warehouse, monkeyp
     assert there(warehouse) == before
 
 
-def test_the_words_to_apply_are_those_given_but_for_the_contrary(warehouse):
+def test_the_printed_command_repeats_the_arguments_and_applies(warehouse):
     given = [f"warehouse={warehouse}", "mlflow.experiment=a place", "prune.apply=false"]
     words = f"warehouse={warehouse} 'mlflow.experiment=a place' prune.apply=true"
     assert invoke(command("prune"), given).summary.endswith(f": melanoma-spark prune {words}")
 
 
-def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copied):
+def test_files_of_a_registered_version_stay_until_it_is_deleted(line, copied):
     import mlflow
 
     before = there(line.folder)
@@ -191,8 +191,8 @@ def test_what_a_registered_version_needs_stays_until_the_version_goes(line, copi
         facts = copied.manifest(place)
         files.write_json(f"{copied.context.warehouse}/{place}/manifest.json", facts | {"id": NEW, "path": name})
     (exports / f"{OLD}.ncnn").write_bytes(b"of a version that was deleted")
-    told = run(copied.folder)
-    assert [line.split()[0] for line in told[1:-2]] == [f"models/exported/{OLD}.ncnn"]
+    output = run(copied.folder)
+    assert [line.split()[0] for line in output[1:-2]] == [f"models/exported/{OLD}.ncnn"]
 
     tracker = copied.tracker()
     version = tracker.find_version("melanoma@champion")
@@ -223,28 +223,33 @@ def test_a_report_that_moved_an_alias_stays(warehouse, shared_mlflow, monkeypatc
             self.name, self.version, self.tags = "m", version, {}
 
     monkeypatch.setattr(prune.tracking.Tracker, "versions", lambda self: [Version("2")])
-    told = run(warehouse, mlflow={"tracking_uri": shared_mlflow})
-    assert f"reports/{OLD}" not in "\n".join(told)
+    output = run(warehouse, mlflow={"tracking_uri": shared_mlflow})
+    assert f"reports/{OLD}" not in "\n".join(output)
     monkeypatch.setattr(prune.tracking.Tracker, "versions", lambda self: [Version("1")])
     with pytest.raises(DataError, match=r"m version 2 is champion by registry/"):
         run(warehouse, mlflow={"tracking_uri": shared_mlflow})
 
 
-def test_it_needs_neither_java_nor_spark_and_makes_no_database(warehouse, submit):
+def test_prune_needs_neither_java_nor_spark_and_creates_no_database(warehouse, submit):
     nothing = {"JAVA_HOME": "/nowhere", "REAL_JAVA_HOME": None, "SPARK_HOME": "/nowhere"}
     done = submit("prune", f"warehouse={warehouse}", "prune.worklists_days=9", **nothing)
     assert (done.returncode, done.stderr) == (0, "")
     words = f"melanoma-spark prune warehouse={warehouse} prune.worklists_days=9 prune.apply=true"
     assert done.stdout.splitlines()[-1].endswith(f"nothing was removed; to remove them: {words}")
     done = submit("prune", f"warehouse={warehouse}", "prune.apply=true", "log.format=json", **nothing)
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line["event"] for line in told] == [*["item"] * 4, "note", "done"]
-    assert (told[0]["path"], told[0]["files"], told[0]["bytes"], told[0]["removed"]) == (f"features/{OLD}", 1, 5, True)
+    output = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["event"] for line in output] == [*["item"] * 4, "note", "done"]
+    assert (output[0]["path"], output[0]["files"], output[0]["bytes"], output[0]["removed"]) == (
+        f"features/{OLD}",
+        1,
+        5,
+        True,
+    )
     assert not (warehouse / "mlflow.db").exists()
     assert not (warehouse / f"features/{OLD}").exists()
 
 
-def test_its_exit_statuses(warehouse, submit):
+def test_exit_statuses_of_prune(warehouse, submit):
     away = f"{warehouse}/nowhere"
     for words, status, message in (
         (

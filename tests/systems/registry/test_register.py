@@ -1,4 +1,4 @@
-"""Register: a worse model is refused with the reason, a better one promoted, and every move kept, told and undone."""
+"""Register: a worse model is refused with the reason, a better one promoted, and every move kept, listed and undone."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ OFF = config.Gate(auroc_margin=None, sensitivity=None, calibration_error=None, s
 
 
 def register(line: Line, **changes) -> str:
-    return line.told("register", register_=line.context.settings.register_.model_copy(update=changes))
+    return line.output_of("register", register_=line.context.settings.register_.model_copy(update=changes))
 
 
 def champion(line: Line) -> str:
@@ -33,7 +33,7 @@ def moves(line: Line):
 
 @pytest.fixture
 def worse(copied):
-    """The line with a fine-tuned network that says the opposite, evaluated."""
+    """The line with a fine-tuned network of opposite outputs, evaluated."""
     model = manifests.require(manifests.FinetunedManifest, copied.context.warehouse)
     tensors = manifests.load_model(copied.context.warehouse, model)
     tensors[-2], tensors[-1] = -tensors[-2], -tensors[-1]
@@ -61,10 +61,10 @@ def test_first_model_gets_both_aliases_and_holds_no_pickle(line):
 
     line.tracker()
     folder = Path(mlflow.artifacts.download_artifacts("models:/melanoma@champion"))
-    found = [path for path in folder.rglob("*") if path.is_file()]
-    assert {"model.json", "weights.npz", "manifest.json", "pyfunc.py", "MLmodel"} <= {path.name for path in found}
-    assert not {path.suffix for path in found} & {".pkl", ".pickle", ".joblib", ".cloudpickle", ".keras"}
-    pickled = [path.name for path in found if path.read_bytes()[:2] in {bytes([0x80, k]) for k in range(6)}]
+    result = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"model.json", "weights.npz", "manifest.json", "pyfunc.py", "MLmodel"} <= {path.name for path in result}
+    assert not {path.suffix for path in result} & {".pkl", ".pickle", ".joblib", ".cloudpickle", ".keras"}
+    pickled = [path.name for path in result if path.read_bytes()[:2] in {bytes([0x80, k]) for k in range(6)}]
     assert pickled == []
     flavor = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
     assert "python_model" not in flavor, "MLflow would unpickle it"
@@ -75,9 +75,9 @@ def test_first_model_gets_both_aliases_and_holds_no_pickle(line):
 def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_back(worse):
     page = (worse.folder / "reports" / worse.manifest("reports")["path"] / "report.html").read_text()
     assert "less that of <b>champion, version 1</b>" in page
-    told = register(worse)
+    output = register(worse)
     assert (
-        "melanoma version 2 is challenger only, version 1 stays champion; refused by auroc_margin: AUROC less" in told
+        "melanoma version 2 is challenger only, version 1 stays champion; refused by auroc_margin: AUROC less" in output
     )
     assert champion(worse) == "1"
     tracker = worse.tracker()
@@ -99,8 +99,8 @@ def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_bac
     assert champion(worse) == "1"
     with pytest.raises(DataError, match="melanoma@champion has no version before 1"):
         register(worse, action="rollback")
-    told = register(worse, action="history")
-    lines = [line for line in told.splitlines() if ": version" in line]
+    output = register(worse, action="history")
+    lines = [line for line in output.splitlines() if ": version" in line]
     assert [line.split(";")[0].split("  ", 3)[-1].split("  ")[-1] for line in lines] == [
         "promote: version none -> 1",
         "promote: version 1 -> 2",
@@ -109,20 +109,20 @@ def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_bac
     assert [(move["from"], move["to"]) for move in moves(worse)] == [(None, "1"), ("1", "2"), ("2", "1")]
 
 
-def test_a_champion_whose_predictions_are_gone_judges_the_test_images_for_the_report(copied):
+def test_a_champion_without_predictions_is_evaluated_for_the_report(copied):
     shutil.rmtree(copied.folder / "reports")
     copied.stage("evaluate")
     page = (copied.folder / "reports" / copied.manifest("reports")["path"] / "report.html").read_text()
     assert "less that of <b>champion, version 1</b>, on the same images:\n+0.000" in page
 
 
-def test_a_move_by_other_hands_is_written_down(copied):
+def test_a_move_outside_of_register_is_recorded(copied):
     tracker = copied.tracker()
     client = mlflow.MlflowClient()
     version = str(client.create_model_version("melanoma", tracker.find_version("melanoma@champion").source).version)
     client.set_registered_model_alias("melanoma", "champion", version)
-    told = register(copied, action="history")
-    assert f"outside: version 1 -> {version}; the alias was moved without `register`" in told
+    output = register(copied, action="history")
+    assert f"outside: version 1 -> {version}; the alias was moved without `register`" in output
     assert champion(copied) == version
     assert register(copied, action="history").count(": version") == 2, "told once"
 
@@ -132,7 +132,7 @@ def test_another_test_set_is_evaluated_first(copied):
     files.write_json(f"{copied.context.warehouse}/images/manifest.json", facts | {"id": "other"})
     name = copied.context.settings.register_.model_copy(update={"name": "another model"})
     with pytest.raises(DataError, match=r"images/ has changed since the last report; run `melanoma-spark evaluate`"):
-        copied.told("register", register_=name)
+        copied.output_of("register", register_=name)
 
 
 @pytest.fixture
@@ -162,13 +162,13 @@ def test_with_a_tracking_server_it_is_the_same(copied, server, database):
     assert list(ours["probability"].dropna()) == list(theirs["probability"].dropna())
     client = mlflow.MlflowClient(server)
     (experiment,) = (e for e in client.search_experiments() if e.name == there.context.settings.mlflow.experiment)
-    found = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    assert found.keys() == {"evaluate", "register", "score"}
-    assert {path.path for path in client.list_artifacts(found["evaluate"].info.run_id)} >= {"report.html", "plots"}
-    assert {d.dataset.name for d in found["evaluate"].inputs.dataset_inputs} == {"images", "features"}
+    result = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert result.keys() == {"evaluate", "register", "score"}
+    assert {path.path for path in client.list_artifacts(result["evaluate"].info.run_id)} >= {"report.html", "plots"}
+    assert {d.dataset.name for d in result["evaluate"].inputs.dataset_inputs} == {"images", "features"}
     version = client.get_model_version_by_alias("melanoma", "champion")
     assert version.tags["gate"] == "passed"
     (batch,) = status.committed(there.context.warehouse)  # which has a run of drift's experiment
-    assert told_by(database) == dict.fromkeys([*found, batch], "FINISHED")
+    assert told_by(database) == dict.fromkeys([*result, batch], "FINISHED")
     for file in there.folder.rglob("*"):
         assert not file.is_file() or database.rpartition("//")[2].encode() not in file.read_bytes(), "it has a password"

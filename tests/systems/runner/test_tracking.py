@@ -1,4 +1,4 @@
-"""MLflow: what is logged, under which run, and what is said when it is not there."""
+"""MLflow: what is logged, under which run, and the error when it cannot be reached."""
 
 import contextlib
 import http.server
@@ -22,7 +22,7 @@ from melanoma_spark.training.loop import EpochRecord
 
 @pytest.fixture(scope="module")
 def warehouse(tmp_path_factory):
-    """A warehouse with an MLflow of its own: making its tables takes seconds."""
+    """A warehouse with its own MLflow: making its tables takes seconds."""
     folder = tmp_path_factory.mktemp("tracking") / "ware house"
     tracking.Tracker(config.Mlflow(), files.url_of(str(folder)))
     return folder
@@ -103,12 +103,12 @@ def test_runs_of_stages_are_nested_and_standalone_runs_are_not(tracker):
     experiment = mlflow.get_experiment_by_name("melanoma-drift")
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "mlartifacts" in experiment.artifact_location
-    for name, found in zip("ab", map(stored, own), strict=True):
-        assert found.info.experiment_id == experiment.experiment_id
-        assert (found.info.run_name, found.info.status) == (name, "FINISHED")
-        assert found.data.metrics == {"psi/x": 0.25}
-        assert found.data.tags["batch_id"] == name
-        assert "mlflow.parentRunId" not in found.data.tags
+    for name, result in zip("ab", map(stored, own), strict=True):
+        assert result.info.experiment_id == experiment.experiment_id
+        assert (result.info.run_name, result.info.status) == (name, "FINISHED")
+        assert result.data.metrics == {"psi/x": 0.25}
+        assert result.data.tags["batch_id"] == name
+        assert "mlflow.parentRunId" not in result.data.tags
     assert stored(run_id).data.metrics == {"seconds": 1}, "the open run stays what it is"
     assert stored(run_id).info.experiment_id != experiment.experiment_id
 
@@ -132,14 +132,14 @@ def test_all_versions_and_their_tags(tracker):
         for number in range(2):
             client.create_model_version(name, "file:///nowhere", tags={"report_id": f"{number}"})
     client.delete_model_version("versions b", "1")
-    found = [(v.name, str(v.version), v.tags) for v in tracker.versions() if v.name.startswith("versions")]
+    result = [(v.name, str(v.version), v.tags) for v in tracker.versions() if v.name.startswith("versions")]
     own = [("versions a", "1", "0"), ("versions a", "2", "1"), ("versions b", "2", "1")]
-    assert sorted(found) == [(name, number, {"report_id": tag}) for name, number, tag in own]
+    assert sorted(result) == [(name, number, {"report_id": tag}) for name, number, tag in own]
 
 
 @contextmanager
 def a_port(answer: int | None):
-    """A port where nobody listens, or a server there that answers everything with this status."""
+    """A port without a server, or with one that answers everything with this status."""
     if answer is None:
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))  # held, not listened at
@@ -163,7 +163,7 @@ def a_port(answer: int | None):
 
 
 @pytest.mark.parametrize("answer", [None, 404, 500])
-def test_a_server_that_is_not_there_is_told_soon(tmp_path, monkeypatch, answer):
+def test_an_unreachable_server_is_reported_soon(tmp_path, monkeypatch, answer):
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     with a_port(answer) as port:
         uri = f"http://127.0.0.1:{port}"
@@ -176,7 +176,7 @@ def test_a_server_that_is_not_there_is_told_soon(tmp_path, monkeypatch, answer):
 
 
 @pytest.mark.parametrize("damage", ["text", "folder"])
-def test_a_damaged_database_is_told_in_one_line(tmp_path, damage):
+def test_a_damaged_database_is_reported_in_one_line(tmp_path, damage):
     if damage == "text":
         (tmp_path / "mlflow.db").write_text("no database, but long enough to be taken for one" * 100)
     else:
@@ -187,7 +187,7 @@ def test_a_damaged_database_is_told_in_one_line(tmp_path, damage):
 
 
 def test_writing_is_tried_on_a_server(server, tmp_path):
-    """Nothing stays of it but the experiment; a server that cannot keep artifacts is told."""
+    """Only the experiment remains; a server that cannot keep artifacts is reported."""
     settings = config.Mlflow(tracking_uri=server)
     assert tracking.check_writing(settings, "file:///nowhere") == f"{server}: writes and removes"
     experiment = mlflow.get_experiment_by_name("melanoma")

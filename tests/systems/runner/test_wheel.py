@@ -37,5 +37,5 @@ def test_a_wheel_is_one_package_that_starts_jobs(tmp_path):
     assert run("package", str(tmp_path / "package.zip")) == (0, "")
     with ZipFile(tmp_path / "package.zip") as archive:
         assert {"melanoma_spark/jobs/ingest.py", "melanoma_spark/templates/page.html"} <= set(archive.namelist())
-    status, told = run("score", "status", f"warehouse={tmp_path}", "score.within=1")
-    assert (status, "there is no batch" in told) == (4, True), told
+    status, output = run("score", "status", f"warehouse={tmp_path}", "score.within=1")
+    assert (status, "there is no batch" in output) == (4, True), output

@@ -23,21 +23,21 @@ from melanoma_spark.scoring import batch, score
 from melanoma_spark.storage import files
 
 
-def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(scored, monkeypatch):
+def test_an_unreadable_file_is_reported_once_and_read_again(scored, monkeypatch):
     """A file that vanishes between the listing and the reading: root may read everything else."""
-    whole, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
+    complete, away = scored.archive / "0.jpg", scored.folder / "0.jpg"
     list_archive = batch.list_archive
 
     def vanishing(spark, settings):
         listed = list_archive(spark, settings).localCheckpoint()
-        whole.rename(away)
+        complete.rename(away)
         return listed
 
-    for told in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
+    for output in ("7 images listed = 5 scored + 2 rejected", "of which 1 still cannot be read; nothing to do"):
         with monkeypatch.context() as only_here:
             only_here.setattr(batch, "list_archive", vanishing)
-            assert told in scored.stage("score")
-        away.rename(whole)
+            assert output in scored.stage("score")
+        away.rename(complete)
         assert set(rows(scored)["reason"].dropna()) == {"corrupt", UNREADABLE}
         assert len(rows(scored)) == 7, "it is not told every night"
     assert "7 images listed = 1 scored + 0 rejected" in scored.stage("score")
@@ -61,23 +61,23 @@ def test_a_new_version_scores_anew_or_not(scored):
         folder.mkdir(parents=True)
         (folder / "part.parquet").write_bytes(b"no parquet")
     settings = scored.context.settings.score
-    told = scored.stage("score", score=settings.model_copy(update={"anew": False}))
-    assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in told
+    output = scored.stage("score", score=settings.model_copy(update={"anew": False}))
+    assert "8 images listed = 1 scored + 0 rejected + 0 copies + 7 scored before, by melanoma version 2" in output
     assert not other.exists(), "what waits of another model is not taken"
     assert theirs.exists(), "the next run on that archive goes on with it"
     shutil.rmtree(theirs)
-    told = scored.stage("score")
-    assert "8 images listed = 6 scored + 1 rejected + 0 copies + 1 scored before, by melanoma version 2" in told
+    output = scored.stage("score")
+    assert "8 images listed = 6 scored + 1 rejected + 0 copies + 1 scored before, by melanoma version 2" in output
     once(scored)
-    found = rows(scored)
-    assert found.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
+    result = rows(scored)
+    assert result.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
 
 
 def test_names_are_hashed_where_they_are_private(scored, monkeypatch):
     monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
     privacy = scored.context.settings.privacy.model_copy(update={"source_names": "hash"})
-    told = scored.told("score", privacy=privacy)
-    assert "6 scored + 1 rejected" in told
+    output = scored.output_of("score", privacy=privacy)
+    assert "6 scored + 1 rejected" in output
     everything = b"".join(path.read_bytes() for path in scored.folder.glob("scores/**/*") if path.is_file())
     assert b"broken" not in everything
     assert Path(rows(scored)["source_uri"][0]).name != "0.jpg"
@@ -100,23 +100,23 @@ def test_model_and_archive_may_change_places(scored, tmp_path):
     once(scored)
 
 
-def test_an_image_that_is_not_fit_is_flagged_or_not_judged(scored):
+def test_poor_images_are_flagged_or_abstained_from(scored):
     noise = np.random.default_rng(0).integers(0, 25, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(scored.archive / "dark.png")
     assert "7 scored + 1 rejected" in scored.stage("score")
-    found = rows(scored).set_index("image_id")
-    dark = found.loc["dark"]
+    result = rows(scored).set_index("image_id")
+    dark = result.loc["dark"]
     assert set(dark["flags"].split(",")) >= {"dark", "heavy_border"}
     assert (dark["status"], dark["reason"]) == ("scored", None)
     assert dark["brightness"] < 0.1
-    assert found.loc["0", "flags"] is None
-    assert found.loc["0", "dataset_id"] == scored.manifest("images")["id"]
+    assert result.loc["0", "flags"] is None
+    assert result.loc["0", "dataset_id"] == scored.manifest("images")["id"]
 
     shutil.rmtree(scored.folder / "scores")
     section = scored.context.settings.score
     strict = section.model_copy(update={"quality": section.quality.model_copy(update={"action": "abstain"})})
-    told = scored.stage("score", score=strict)
-    assert " 1 abstained + " in told
+    output = scored.stage("score", score=strict)
+    assert " 1 abstained + " in output
     row = rows(scored).set_index("image_id").loc["dark"]
     assert (row["status"], row["decision"], row["reason"]) == ("abstained", "", "quality")
     assert "dark: underexposed" in row["detail"]
@@ -142,9 +142,9 @@ def namesakes(scored):
 
 
 def patients(line: Line) -> dict[str, str | None]:
-    found = rows(line)
-    names = found["source_uri"].str.split("/archive/").str[1]
-    return dict(zip(names, found["patient_id"].where(found["patient_id"].notna(), None), strict=True))
+    result = rows(line)
+    names = result["source_uri"].str.split("/archive/").str[1]
+    return dict(zip(names, result["patient_id"].where(result["patient_id"].notna(), None), strict=True))
 
 
 PATIENTS = {
@@ -161,19 +161,19 @@ def test_settings_for_training_serve_tables_without_labels(namesakes):
     """One settings file for all jobs: its layout and its column of labels are those of the training archive."""
     columns = {"columns": {"label": "dx"}}
     ingest = namesakes.context.settings.ingest.model_copy(update=columns)
-    told = namesakes.stage("score", layout="isic_2020", ingest=ingest)
-    assert "set aside" not in told
+    output = namesakes.stage("score", layout="isic_2020", ingest=ingest)
+    assert "set aside" not in output
     assert patients(namesakes) == PATIENTS
 
 
-def test_no_row_has_the_name_of_another_patient(namesakes):
+def test_ambiguous_and_contradictory_rows_give_no_patient(namesakes):
     """The recipes: a name that is two images, and two rows of an image that disagree."""
-    told = namesakes.stage("score")
+    output = namesakes.stage("score")
     assert patients(namesakes) == PATIENTS
     assert (
         "; 1 name in a table fits several images, and none has its rows (IMG_0001.jpg of patients.csv fits "
         "p1/IMG_0001.jpg, p2/IMG_0001.jpg); 1 image has rows that disagree (p1/IMG_0002.jpg: patient_id)"
-    ) in told
+    ) in output
     (record,) = (files.read_json(str(path)) for path in namesakes.folder.glob("batches/*/batch.json"))
     assert record["tables"] == {
         "ambiguous": 1,
@@ -195,14 +195,14 @@ def test_no_row_has_the_name_of_another_patient(namesakes):
     assert "several images" not in namesakes.stage("score")
 
 
-def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(namesakes):
+def test_unreadable_tables_are_set_aside_and_reported(namesakes):
     """The recipe, and its sisters: cut in the middle of a row, of a quote, no text, and no access."""
-    whole = "path,patient_id,sex\n" + "".join(f"p1/IMG_000{number}.jpg,wrong,m\n" for number in range(1, 5))
+    complete = "path,patient_id,sex\n" + "".join(f"p1/IMG_000{number}.jpg,wrong,m\n" for number in range(1, 5))
     damaged = {
-        "cut.csv": whole[: whole.rindex(",wrong")].encode(),
-        "quote.csv": whole.encode() + b'p2/IMG_0003.jpg,"wro',
-        "zeros.csv": whole.encode() + bytes(40),
-        "utf-32.csv": whole.encode("utf-32"),
+        "cut.csv": complete[: complete.rindex(",wrong")].encode(),
+        "quote.csv": complete.encode() + b'p2/IMG_0003.jpg,"wro',
+        "zeros.csv": complete.encode() + bytes(40),
+        "utf-32.csv": complete.encode("utf-32"),
         "nothing.csv": b"",
     }
     for name, content in damaged.items():
@@ -219,7 +219,7 @@ def test_a_table_that_cannot_be_read_costs_what_it_says_and_no_more(namesakes):
     assert "cut.csv" in page.read_text()
 
 
-def test_a_table_that_nobody_understands_costs_the_patients_alone(scored):
+def test_an_unknown_table_loses_only_patient_ids(scored):
     (scored.archive / "metadata.csv").write_text("a,b\n1,2\n")
     assert "7 images listed = 6 scored + 1 rejected" in scored.stage("score")
     assert scored.scores()["patient_id"].isna().all()
@@ -243,14 +243,14 @@ def test_score_rejects_what_is_damaged_or_scores_and_flags_it(scored):
     assert "8 images listed = 7 scored + 1 rejected" in scored.stage(
         "score", **accepting, score=with_pictures(scored, 9)
     )
-    found = scored.scores().set_index("image_id")
-    assert (found.loc["cut", "status"], found.loc["cut", "reason"]) == ("scored", None)
-    assert found.loc["cut", "flags"].split(",")[0] == "damaged"
-    assert 0 <= found.loc["cut", "probability"] <= 1
-    assert not found.loc["0", "flags"] or "damaged" not in found.loc["0", "flags"]
+    result = scored.scores().set_index("image_id")
+    assert (result.loc["cut", "status"], result.loc["cut", "reason"]) == ("scored", None)
+    assert result.loc["cut", "flags"].split(",")[0] == "damaged"
+    assert 0 <= result.loc["cut", "probability"] <= 1
+    assert not result.loc["0", "flags"] or "damaged" not in result.loc["0", "flags"]
     (page,) = scored.folder.glob("batches/*/worklist.html")
     pictures = {path.name for path in page.parent.glob("pictures/*")}
-    assert {f"{found.loc['cut', 'sha256'][:16]}{end}" for end in (".jpg", "-gradcam.jpg")} <= pictures
+    assert {f"{result.loc['cut', 'sha256'][:16]}{end}" for end in (".jpg", "-gradcam.jpg")} <= pictures
     assert "the file is damaged" in page.read_text()
 
     shutil.rmtree(scored.folder / "scores")

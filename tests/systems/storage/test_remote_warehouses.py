@@ -1,4 +1,4 @@
-"""What a warehouse on HDFS or S3 rests on. The whole line is run there by test_yarn.py and test_s3_warehouse.py."""
+"""The storage of a warehouse on HDFS or S3. test_yarn.py and test_s3_warehouse.py run all stages there."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from melanoma_spark.errors import BusyError, ClusterError
 from melanoma_spark.storage import files, lease
 
 
-def test_of_many_that_write_the_same_new_file_at_once_one_does(folder, monkeypatch):
+def test_one_of_many_simultaneous_writers_creates_a_new_file(folder, monkeypatch):
     monkeypatch.setattr(files, "exists", lambda url: False)  # all of them have looked before any has written
     with ThreadPoolExecutor(8) as pool:
         for turn in range(5):

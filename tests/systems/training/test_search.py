@@ -1,4 +1,4 @@
-"""The search over heads: every figure that of a fit by hand, the best named, what fails told, nothing done twice."""
+"""The search over heads: every figure is that of a fit by hand, the best is named, failures are reported."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import open_line, said
+from conftest import captured_output, open_line
 
 from melanoma_spark import config
 from melanoma_spark.dataset import splits
@@ -30,7 +30,7 @@ SWEEP = config.Search(
 
 @pytest.fixture(scope="module")
 def featured(spark, lesions, shared_mlflow, tmp_path_factory):
-    """A line with features of two views, and an experiment of its own."""
+    """A line with features of two views, and its own MLflow experiment."""
     line = open_line(
         spark,
         lesions,
@@ -42,35 +42,35 @@ def featured(spark, lesions, shared_mlflow, tmp_path_factory):
         head={"epochs": 6, "hidden": 32, "dropout": 0.5},
         training_seed=5,
     )
-    with said():
+    with captured_output():
         line.stage("ingest")
         line.stage("featurize")
     return line
 
 
 def searched(line, chosen=SWEEP, **changes):
-    """All that the job says."""
+    """The output of the job."""
     settings = line.context.settings.model_copy(update={"search": chosen, **changes})
     job = replace(line.context, settings=settings, mlflow=line.tracker())
-    with said() as text:
+    with captured_output() as text:
         run_stage(job, "search", search.search, {"job": "search"})
     return text.getvalue()
 
 
 @pytest.fixture(scope="module")
-def told(featured):
+def output(featured):
     return searched(featured)
 
 
-def found(line, told):
+def actual(line, output):
     """The manifest that the summary names."""
-    place = re.search(r"reports/search/\w+", told)[0]
+    place = re.search(r"reports/search/\w+", output)[0]
     return json.loads((line.folder / place / "manifest.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def facts(featured, told):
-    return found(featured, told)
+def facts(featured, output):
+    return actual(featured, output)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_one_trial_cross_validates_the_head_in_force_by_group_or_by_image(featur
     for grouped, column in ((True, "group"), (False, "sha256")):
         chosen = SWEEP.model_copy(update={"trials": 1, "grouped": grouped})
         text = searched(featured, chosen)
-        one = found(featured, text)
+        one = actual(featured, text)
         assert [result["in_force"] for result in one["trials"]] == [True]
         assert len(one["tasks"]) == FOLDS * SEEDS
         folds = [splits.fold_of(value, FOLDS, featured.context.settings.seed) for value in arrays[column]]
@@ -155,8 +155,8 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
         assert not set(seen["group"]) & set(held["group"])
         columns = ["plain", "other"][: chosen.views]
         views = [(np.stack(seen[column]), seen["label"].to_numpy(np.int8)) for column in columns]
-        judged = np.stack(held["plain"]), held["label"].to_numpy(np.int8)
-        _, records = head.fit(chosen, task["seed"], spec, views, judged, log=lambda text: None)
+        evaluated = np.stack(held["plain"]), held["label"].to_numpy(np.int8)
+        _, records = head.fit(chosen, task["seed"], spec, views, evaluated, log=lambda text: None)
         best = loop.best_of(records)
         expected.append((best.validation_auroc, best.validation_loss, best.epoch))
         got.append((task["auroc"], task["loss"], task["epoch"]))
@@ -165,11 +165,11 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     assert len(set(got)) == len(got)
 
 
-def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(featured, arrays, monkeypatch):
+def test_each_head_is_evaluated_by_each_tta_as_the_complete_network(featured, arrays, monkeypatch):
     wanted = config.Search(
         hidden=(8,), dropout=(0.1,), learning_rate=(1e-2,), trials=2, folds=2, seeds=1, tta=(2, 1, 4)
     )
-    facts = found(featured, searched(featured, wanted))
+    facts = actual(featured, searched(featured, wanted))
     assert len(facts["trials"]) == 2 * 3
     assert len(facts["tasks"]) == 2 * 3 * 2
     assert [by_trial(facts)[trial]["settings"]["tta"] for trial in range(3)] == [1, 2, 4], "the one in force first"
@@ -182,10 +182,10 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
         held = fold == 1
         rows = [(np.stack(side["plain"]), side["label"].to_numpy(np.int8)) for side in (arrays[~held], arrays[held])]
         model, _ = head.fit(head_of(settings), task["seed"], SPEC, rows[:1], rows[1], log=lambda text: None)
-        whole = network.classifier(
+        complete = network.classifier(
             SPEC.model_copy(update={"tta": settings["tta"]}), [*base.tensors, *model.get_weights()]
         )
-        y, p = rows[1][1], whole(pixels[held])[0][:, 0].astype(np.float64)
+        y, p = rows[1][1], complete(pixels[held])[0][:, 0].astype(np.float64)
         assert task["auroc"] == pytest.approx(binary.auroc(y, p), abs=0.02)  # stored features are float16
         assert task["loss"] == pytest.approx(binary.log_loss(y, p), abs=2e-3)
 
@@ -196,9 +196,9 @@ def test_each_head_is_judged_by_each_tta_as_the_whole_network_judges_the_pixels(
     assert "AUROC" in searched(featured, wanted.model_copy(update={"seeds": 2}))
 
 
-def test_summary_names_the_best_trial_and_those_that_failed(featured, told, facts):
+def test_summary_names_the_best_trial_and_those_that_failed(featured, output, facts):
     best, second, *_ = facts["trials"]
-    *before, line = told.splitlines()
+    *before, line = output.splitlines()
     words = re.search(r"best ((?:\w+\.\w+=\S+ ?)+):", line)[1]
     given = config.load(None, [*words.split(), "head.epochs=6"])
     assert (given.head, given.evaluate.tta) == (head_of(best["settings"]), 1)
@@ -225,8 +225,8 @@ def test_summary_names_the_best_trial_and_those_that_failed(featured, told, fact
         assert (result["mean"], result["std"], result["folds"]) == (None, None, [])
         words = f"head.hidden=8 head.dropout=0.1 head.learning_rate=1e+30 head.views={result['settings']['views']} "
         words += "evaluate.tta=1"
-        assert f"  {words}: failed: {result['reason']}" in told.splitlines()
-    assert ", 2 failed; reports/search/" in told
+        assert f"  {words}: failed: {result['reason']}" in output.splitlines()
+    assert ", 2 failed; reports/search/" in output
     for task in facts["tasks"]:
         assert (task["auroc"] is None) == bool(task["reason"])
 
@@ -244,9 +244,9 @@ def test_runs_hold_every_trial_and_name_no_file(featured, facts):
         expected |= {f"auroc_fold_{fold}": value for fold, value in enumerate(result["folds"])}
         assert run.data.metrics == pytest.approx(expected)
     client = mlflow.MlflowClient()
-    whole = client.get_run(facts["run_id"]).data
-    assert whole.metrics["best_auroc_mean"] == pytest.approx(facts["trials"][0]["mean"])
-    assert (whole.metrics["trials"], whole.metrics["failed"]) == (5, 2)
+    complete = client.get_run(facts["run_id"]).data
+    assert complete.metrics["best_auroc_mean"] == pytest.approx(facts["trials"][0]["mean"])
+    assert (complete.metrics["trials"], complete.metrics["failed"]) == (5, 2)
     with open(client.download_artifacts(facts["run_id"], "trials.csv")) as file:
         table = pd.read_csv(file)
     assert table["trial"].tolist() == [result["trial"] for result in facts["trials"]]
@@ -266,16 +266,16 @@ def test_runs_hold_every_trial_and_name_no_file(featured, facts):
     assert not names.search(json.dumps(facts))
 
 
-def test_a_second_run_fits_nothing_and_another_search_stands_beside_it(featured, told, facts):
+def test_a_second_run_fits_nothing_and_another_search_is_kept_apart(featured, output, facts):
     runs = len(runs_of(featured)[facts["run_id"]])
     again = searched(featured)
     assert again.startswith("search: nothing new, 5 trials x 2 folds")
-    assert found(featured, again) == facts
+    assert actual(featured, again) == facts
     assert len(runs_of(featured)[facts["run_id"]]) == runs
 
     smaller = config.Search(hidden=(8,), dropout=(0.3,), learning_rate=(1e-3,), trials=2, folds=3, seeds=1)
     shorter = searched(featured, smaller)
-    other = found(featured, shorter)
+    other = actual(featured, shorter)
     assert other["trials"][0]["in_force"]
     in_force = "head.hidden=32 head.dropout=0.5 head.learning_rate=0.001 head.views=2 evaluate.tta=1"
     assert f"best {in_force}, the settings in force: AUROC " in shorter
@@ -283,7 +283,7 @@ def test_a_second_run_fits_nothing_and_another_search_stands_beside_it(featured,
     assert other["id"] != facts["id"]
     assert len(other["tasks"]) == 2 * 3
     assert other["trials"][0]["std_seeds"] is None
-    assert found(featured, searched(featured)) == facts
+    assert actual(featured, searched(featured)) == facts
 
 
 def test_all_failing_is_an_error(featured):
@@ -295,7 +295,7 @@ def test_all_failing_is_an_error(featured):
         searched(featured, every, head=in_force)
 
 
-def test_train_head_takes_as_many_views_as_it_is_told(featured):
+def test_train_head_uses_the_views_of_the_settings(featured):
     chosen = featured.context.settings.head
     with pytest.raises(ConfigError, match=r"head\.views=3, but features/ holds 2 "):
         featured.stage("train_head", head=chosen.model_copy(update={"views": 3}))

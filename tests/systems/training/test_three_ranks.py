@@ -39,11 +39,11 @@ def test_one_rank_and_three_take_the_same_steps(tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=300)
     (weights, log, losses), half = cloudpickle.loads(out.read_bytes())
     assert [len(steps) for steps in losses] == [len(steps) for steps in alone[2]]
-    for found, expected in zip(losses, alone[2], strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for result, expected in zip(losses, alone[2], strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-4)
     np.testing.assert_allclose(log, alone[1], rtol=1e-4)
-    for found, expected in zip(weights, alone[0], strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    for result, expected in zip(weights, alone[0], strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
     # as float16: seen, and of little consequence
     assert not np.allclose(half[1], alone[1], rtol=1e-5)
     np.testing.assert_allclose(half[1], alone[1], rtol=0.05)

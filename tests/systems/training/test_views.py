@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import open_line, said
+from conftest import captured_output, open_line
 
 from melanoma_spark import config, schemas
 from melanoma_spark.evaluation import predictions
@@ -31,7 +31,7 @@ def ingested(spark, lesions, shared_mlflow, tmp_path_factory):
     """A line of which ingest alone has run."""
     folder = tmp_path_factory.mktemp("views") / "warehouse"
     line = open_line(spark, lesions, folder, mlflow={"tracking_uri": shared_mlflow}, **{"finetune": FINETUNE})
-    with said():
+    with captured_output():
         line.stage("ingest")
     return line
 
@@ -55,9 +55,9 @@ def stored(ingested):
 @pytest.fixture(scope="module")
 def plain(ingested):
     """The features of one view."""
-    with said():
-        told = ingested.stage("featurize")
-    assert "0 computed before" in told
+    with captured_output():
+        output = ingested.stage("featurize")
+    assert "0 computed before" in output
     return rows(ingested)
 
 
@@ -88,9 +88,9 @@ def times(line) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in line.folder.glob("features/*/*.parquet")}
 
 
-def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+def same(result: pd.DataFrame, expected: pd.DataFrame) -> None:
     """The same keys, and bit for bit the same features."""
-    pd.testing.assert_frame_equal(found.reset_index(drop=True), expected.reset_index(drop=True))
+    pd.testing.assert_frame_equal(result.reset_index(drop=True), expected.reset_index(drop=True))
 
 
 def test_one_view_is_that_of_every_image_as_it_is(ingested, plain, stored):
@@ -102,16 +102,18 @@ def test_one_view_is_that_of_every_image_as_it_is(ingested, plain, stored):
 
 
 def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored):
-    """Four at once: what comes out, for whom, in which order, and what the manifest says of it."""
+    """Four views at once: their values, their images, their order and their manifest."""
     train = stored.index[stored["split"] == "train"]
     others = len(stored) - len(train)
-    told = fresh.stage("featurize", **views(4))
+    output = fresh.stage("featurize", **views(4))
     count = 4 * len(train) + others
-    assert f"{count} rows (4 views of each train image, 1 of the others) = {count} computed + 0 computed before" in told
-    found = rows(fresh)
+    assert (
+        f"{count} rows (4 views of each train image, 1 of the others) = {count} computed + 0 computed before" in output
+    )
+    result = rows(fresh)
     expected = [(sha, view) for sha in stored.index for view in range(4 if sha in train else 1)]
-    assert keys(found) == expected
-    same_plain = found[found["view"] == 0]
+    assert keys(result) == expected
+    same_plain = result[result["view"] == 0]
     for one, other in zip(same_plain[CUT], plain[CUT], strict=True):
         np.testing.assert_allclose(array(one), array(other), rtol=2e-3, atol=1e-3)
 
@@ -126,7 +128,7 @@ def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored)
     base = weights.resolve(fresh.context.settings.backbone, fresh.context.settings.seed)
     predict = network.predictor(backbones.features(backbones.build_base("vgg16", 64, base.tensors), [CUT]))
     field = schemas.images_schema(64).fields["image"]
-    some = found[found["view"] > 0].iloc[::25]
+    some = result[result["view"] > 0].iloc[::25]
     pixels = [
         augmentation.augment(
             field.codec.decode(field, stored.loc[row.sha256, "image"]),
@@ -160,8 +162,8 @@ def test_more_views_compute_the_new_ones_alone_and_fewer_none(fresh, plain, stor
     second = rows(fresh)
     same(second[second["view"] == 0], first)
     before = times(fresh)
-    told = fresh.stage("featurize", **views(4))
-    assert f" = {2 * train} computed + {train + len(stored)} computed before" in told
+    output = fresh.stage("featurize", **views(4))
+    assert f" = {2 * train} computed + {train + len(stored)} computed before" in output
     assert before.items() <= times(fresh).items()
     assert (fresh.manifest("features")["id"], fresh.manifest("features")["views"]) == (two_id, 4)
     fourth = rows(fresh)
@@ -177,7 +179,7 @@ def test_more_views_compute_the_new_ones_alone_and_fewer_none(fresh, plain, stor
     assert times(fresh) == before
 
 
-def test_one_view_after_several_is_taken_over(fresh, plain):
+def test_one_view_after_several_is_reused(fresh, plain):
     """Without having been computed by itself before."""
     fresh.stage("featurize", **views(2))
     several = rows(fresh)
@@ -204,7 +206,7 @@ def test_settings_of_augmentation_are_part_of_augmented_features_alone(ingested,
     assert changed == list(second["view"] == 1)
 
 
-def test_the_head_is_judged_on_images_as_they_are(line, copied):
+def test_the_head_is_evaluated_on_images_without_augmentation(line, copied):
     """An image of the test split may have been one of the train split before, and have several views."""
     kinds = (ImagesManifest, FeaturesManifest, HeadManifest)
     images, features, head = (manifests.require(kind, copied.context.warehouse) for kind in kinds)
@@ -214,6 +216,6 @@ def test_the_head_is_judged_on_images_as_they_are(line, copied):
     more = table.unionByName(table.selectExpr("sha256", "cast(1 as int) as view", *features.cuts))
     more.write.parquet(files.join(copied.context.warehouse, "features", "more"))
     other = features.model_copy(update={"path": "more"})
-    found = predictions.predict_head(copied.context, images, other, head, meter).toPandas()
-    assert len(found) == len(expected) > 40
-    same(found.sort_values("sha256"), expected.sort_values("sha256"))
+    result = predictions.predict_head(copied.context, images, other, head, meter).toPandas()
+    assert len(result) == len(expected) > 40
+    same(result.sort_values("sha256"), expected.sort_values("sha256"))

@@ -55,11 +55,11 @@ def printable(name: str) -> bool:
 def contents(content: bytes, kind: str, wanted: list[Member] | None = None) -> dict[str, bytes | str]:
     """What is read of each member: bytes, or the reason for none."""
     wanted = listed(content, kind) if wanted is None else wanted
-    found = {}
+    result = {}
     for member, got in containers.read_members(io.BytesIO(content), kind, wanted):
-        found[member.name] = got.reason if isinstance(got, ImageError) else got
-    assert list(found) == [member.name for member in wanted]
-    return found
+        result[member.name] = got.reason if isinstance(got, ImageError) else got
+    assert list(result) == [member.name for member in wanted]
+    return result
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -91,10 +91,10 @@ def test_tar_is_what_tarfile_reads(form, kind):
 
 def test_members_are_in_order_can_be_pickled_and_read_in_pieces():
     for kind in KINDS:
-        found = listed(packed(kind), kind)
-        assert [member.index for member in found] == [0, 1, 2]
-        assert [member.offset for member in found] == sorted(member.offset for member in found)
-        assert pickle.loads(pickle.dumps(found)) == found
+        result = listed(packed(kind), kind)
+        assert [member.index for member in result] == [0, 1, 2]
+        assert [member.offset for member in result] == sorted(member.offset for member in result)
+        assert pickle.loads(pickle.dumps(result)) == result
 
     class Dripping(io.BytesIO):
         def read(self, length: int | None = -1) -> bytes:
@@ -114,8 +114,8 @@ def test_tar_of_the_system_s_own_program(tmp_path):
         files = ["a.jpg", "folder"] if form in ("v7", "ustar") else ["."]
         command = ["tar", f"--format={form}", "-czf", tmp_path / "t.tgz", "-C", tmp_path / "in", *files]
         subprocess.run(command, check=True)
-        found = contents((tmp_path / "t.tgz").read_bytes(), "tar.gz")
-        assert found == (PLAIN if len(files) == 2 else {**PLAIN, "x" * 120 + ".jpg": A}), form
+        result = contents((tmp_path / "t.tgz").read_bytes(), "tar.gz")
+        assert result == (PLAIN if len(files) == 2 else {**PLAIN, "x" * 120 + ".jpg": A}), form
 
 
 def test_format_is_detected_by_content_then_by_name():
@@ -205,7 +205,7 @@ def test_names_in_whatever_encoding(raw, of_zip, of_tar):
 
 
 def old_v7() -> bytes:
-    """A tar header without a prefix, in whose place something else stands."""
+    """A tar header with other bytes in place of the prefix."""
     header = bytearray(tarred({"a.jpg": A}, form=tarfile.USTAR_FORMAT)[:512])
     header[257:265], header[345:350] = bytes(8), b"noise"
     return signed(header) + A.ljust(1024, b"\0") + bytes(1024)
@@ -249,17 +249,17 @@ def test_single_members_of_odd_headers(content, kind, expected):
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_members_of_one_name_get_different_names(kind):
     files = [("a.jpg", A), ("a.jpg", B), ("a.jpg#4", C), ("a.jpg", A), ("./a.jpg", B)]
-    found = contents(packed(kind, files), kind)
-    assert found == {"a.jpg": A, "a.jpg#2": B, "a.jpg#4": C, "a.jpg#4#4": A, "a.jpg#5": B}
+    result = contents(packed(kind, files), kind)
+    assert result == {"a.jpg": A, "a.jpg#2": B, "a.jpg#4": C, "a.jpg#4#4": A, "a.jpg#5": B}
 
 
 @given(st.lists(st.text("ab#12", max_size=4), max_size=60))
 @example([f"lesion_{number}.jpg" for number in range(20_000)])  # none is taken for an old one
 def test_names_are_unique_whatever_they_are(names):
     unique = UniqueNames(max(100, len(names)))
-    found = [unique.unique(name, index) for index, name in enumerate(names)]
-    assert len(set(found)) == len(found)
-    first = dict(zip(reversed(names), reversed(found), strict=True))
+    result = [unique.unique(name, index) for index, name in enumerate(names)]
+    assert len(set(result)) == len(result)
+    first = dict(zip(reversed(names), reversed(result), strict=True))
     assert all(given == name for name, given in first.items() if "#" not in name)
 
 
@@ -268,10 +268,10 @@ def test_names_are_unique_whatever_they_are(names):
 def test_corpus(case):
     kind, make, expected = CORPUS[case]
     content = make()
-    found = listed(content, kind)
-    assert {member.name: member.reason for member in found} == expected
-    assert len(found) == len(expected)
-    for member, got in containers.read_members(io.BytesIO(content), kind, found):
+    result = listed(content, kind)
+    assert {member.name: member.reason for member in result} == expected
+    assert len(result) == len(expected)
+    for member, got in containers.read_members(io.BytesIO(content), kind, result):
         if member.reason is None:
             assert isinstance(got, bytes)
             assert len(got) == member.size
@@ -282,7 +282,7 @@ def test_corpus(case):
             assert "\n" not in member.detail
 
 
-def test_corpus_is_large_and_meets_every_reason():
+def test_corpus_covers_every_reason():
     met = {reason for _, _, expected in CORPUS.values() for reason in expected.values()} - {None}
     assert len(CORPUS) >= 35
     elsewhere = {"unsafe_name", "too_many_members", "archive_too_large", "damaged_member"}  # the tests around this one
@@ -294,7 +294,7 @@ def test_corpus_is_large_and_meets_every_reason():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("limits", "last", "told"),
+    ("limits", "last", "message"),
     [
         ({"max_member_bytes": len(B)}, "too_many_bytes", "1024"),
         ({"max_members": 2}, "too_many_members", "2"),
@@ -303,12 +303,12 @@ def test_corpus_is_large_and_meets_every_reason():
         ({"max_total_bytes": len(A + B + C)}, None, ""),
     ],
 )
-def test_a_limit_ends_the_listing_with_a_row_and_its_reason(kind, limits, last, told):
-    found = listed(packed(kind), kind, **limits)
-    assert [member.reason for member in found] == [None, None, last]
-    assert told in (found[-1].detail or "")
-    whole = last in ("too_many_members", "archive_too_large")
-    assert [member.name for member in found] == [*list(PLAIN)[:2], "" if whole else "folder/deep/c.png"]
+def test_a_limit_ends_the_listing_with_a_row_and_its_reason(kind, limits, last, message):
+    result = listed(packed(kind), kind, **limits)
+    assert [member.reason for member in result] == [None, None, last]
+    assert message in (result[-1].detail or "")
+    complete = last in ("too_many_members", "archive_too_large")
+    assert [member.name for member in result] == [*list(PLAIN)[:2], "" if complete else "folder/deep/c.png"]
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,8 @@ def test_limits_of_a_zip_of_folders_and_of_zeros(files, limits, reasons):
 def test_gzips_without_an_end_stop_at_a_limit():
     # Attributes for all members, over and over: no member, and nothing that a limit of members would see.
     content = gzip.compress(tarred({}, pax_headers={"comment": "x"})[:1024] * 4000)
-    found = listed(content, "tar.gz", max_total_bytes=1000, max_members=100, max_ratio=1e9)
-    assert [member.reason for member in found] == ["archive_too_large"]
+    result = listed(content, "tar.gz", max_total_bytes=1000, max_members=100, max_ratio=1e9)
+    assert [member.reason for member in result] == ["archive_too_large"]
 
     class Endless(io.RawIOBase):
         """A gzip of a tar whose only member is of 8 EiB, all of them zeros."""
@@ -350,17 +350,17 @@ def test_gzips_without_an_end_stop_at_a_limit():
             return self._start if self.given == 1 else self._zeros
 
     limits = Limits(max_total_bytes=32 << 20, max_members=100, max_ratio=1e9)
-    found = list(containers.list_members(Endless(), "tar.gz", limits))
-    assert [member.reason for member in found] == ["archive_too_large"]
+    result = list(containers.list_members(Endless(), "tar.gz", limits))
+    assert [member.reason for member in result] == ["archive_too_large"]
 
     zeros = zlib.compressobj(9, wbits=31)
     content = zeros.compress(tarred({"a.jpg": A})[:1536]) + zeros.compress(bytes(60 << 20)) + zeros.flush()
-    found = listed(content, "tar.gz")
-    assert [member.reason for member in found] == [None, "damaged_archive"]  # zeros are padding, for a megabyte
+    result = listed(content, "tar.gz")
+    assert [member.reason for member in result] == [None, "damaged_archive"]  # zeros are padding, for a megabyte
 
 
 def lie(content: bytes, number: int, place: int, new: bytes, local: int | None = None) -> bytes:
-    """A zip whose central directory says something else of one member, and its local header too."""
+    """A zip whose central directory, and where asked its local header, has a wrong value of one member."""
     start = central(content, number)
     if local is not None:
         (offset,) = struct.unpack_from("<L", content, start + 42)
@@ -397,11 +397,11 @@ STORED = zipped({"a.jpg": A, "b.jpg": TEXT, "c.jpg": C}, zipfile.ZIP_STORED)
     ],
 )
 def test_damaged_member_of_a_zip_leaves_the_others(content):
-    found = contents(content, "zip")
-    assert found.pop("b.jpg") in ("damaged_member", "bomb")
-    if found["a.jpg"] == "bomb":  # b claims a part of it
-        found["a.jpg"] = A
-    assert found == {"a.jpg": A, "c.jpg": C}
+    result = contents(content, "zip")
+    assert result.pop("b.jpg") in ("damaged_member", "bomb")
+    if result["a.jpg"] == "bomb":  # b claims a part of it
+        result["a.jpg"] = A
+    assert result == {"a.jpg": A, "c.jpg": C}
 
 
 def test_wrong_sizes_and_missing_directories_read_little():
@@ -414,8 +414,8 @@ def test_wrong_sizes_and_missing_directories_read_little():
     tracemalloc.stop()
 
     content = zipped({"a.jpg": b"x" * 10, "b.jpg": random.Random(1).randbytes(300_000)})
-    found = listed(lie(content, 0, 20, long(100_000), 18), "zip")
-    assert [member.reason for member in found] == ["damaged_member", "bomb"]
+    result = listed(lie(content, 0, 20, long(100_000), 18), "zip")
+    assert [member.reason for member in result] == ["damaged_member", "bomb"]
     content = bytes(5 << 20) + LOCAL_ONLY
     assert [member.name for member in listed(content, "zip", max_member_bytes=1 << 20)] == [""]
     assert len(listed(content, "zip")) == 4
@@ -426,9 +426,9 @@ def test_containers_that_change_or_fail_after_the_listing(kind):
     content = packed(kind)
     wanted = listed(content, kind)
     cut = content[: len(content) // 3]
-    found = contents(cut, kind, wanted)
-    assert found["folder/deep/c.png"] == "damaged_member"
-    assert set(found.values()) <= {A, B, "damaged_member"}
+    result = contents(cut, kind, wanted)
+    assert result["folder/deep/c.png"] == "damaged_member"
+    assert set(result.values()) <= {A, B, "damaged_member"}
 
     class Failing(io.BytesIO):
         def read(self, length: int | None = -1) -> bytes:
@@ -447,11 +447,11 @@ def test_members_of_tar_gz_are_read_in_order_up_to_a_cut():
         contents(GZ, "tar.gz", wanted[::-1])
     assert contents(packed("tar"), "tar", listed(packed("tar"), "tar")[::-1]) == dict(reversed(PLAIN.items()))
     # A cut must not cost what zlib still held back, nor an error what it had made in the same call.
-    whole = tarred(MANY)
-    content = gzip.compress(whole)
+    complete = tarred(MANY)
+    content = gzip.compress(complete)
     for cut in range(20, len(content), 97):
         inflated = zlib.decompressobj(31).decompress(content[:cut])
-        expected = sum(member.offset + member.size <= len(inflated) for member in listed(whole, "tar"))
+        expected = sum(member.offset + member.size <= len(inflated) for member in listed(complete, "tar"))
         assert len(listed(content[:cut], "tar.gz")) - 1 == expected
     bad = content[:-8] + bytes(8)
     assert [member.reason for member in listed(bad, "tar.gz")] == [None] * len(MANY) + ["damaged_archive"]
@@ -476,11 +476,11 @@ def test_zip64_in_all_its_places():
     end64 = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, 3, 3, len(entries), start)
     locator = struct.pack("<4sLQL", b"PK\6\7", 0, start + len(entries), 1)
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
-    whole = content[:start] + entries + end64 + locator + end
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+    complete = content[:start] + entries + end64 + locator + end
+    with zipfile.ZipFile(io.BytesIO(complete)) as archive:
         assert archive.testzip() is None
-    assert contents(whole, "zip") == PLAIN
-    assert contents(b"MZ" + C + whole, "zip") == PLAIN
+    assert contents(complete, "zip") == PLAIN
+    assert contents(b"MZ" + C + complete, "zip") == PLAIN
 
 
 # over the limit of one test: it takes so many members
@@ -544,31 +544,31 @@ WHOLE = {
     "tar.gz": ("tar.gz", tarred(MANY, "w:gz")),
     "gzips": ("tar.gz", b"".join(gzip.compress(tarred(MANY)[at : at + 2000]) for at in range(0, 20480, 2000))),
 }
-TAR_ENDS = {name: len(whole.rstrip(b"\0")) for name, (kind, whole) in WHOLE.items() if kind == "tar"}
+TAR_ENDS = {name: len(complete.rstrip(b"\0")) for name, (kind, complete) in WHOLE.items() if kind == "tar"}
 
 
 @given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1))
 def test_cut_anywhere(name, part):
-    kind, whole = WHOLE[name]
-    length = int(part * len(whole))
-    cut = whole[:length]
-    found = listed(cut, kind)
-    damaged = [member for member in found if member.reason]
+    kind, complete = WHOLE[name]
+    length = int(part * len(complete))
+    cut = complete[:length]
+    result = listed(cut, kind)
+    damaged = [member for member in result if member.reason]
     if name in TAR_ENDS:  # of a tar's end one block of zeros is enough, and the rest is padding
         blocks = -(-TAR_ENDS[name] // 512) * 512
         something_missing = length < blocks + 512
     else:
-        something_missing = length < len(whole)
+        something_missing = length < len(complete)
     assert [member.reason for member in damaged] == ["damaged_archive"] * something_missing
-    assert found[len(found) - len(damaged) :] == damaged
-    got = contents(cut, kind, found[: len(found) - len(damaged)])
+    assert result[len(result) - len(damaged) :] == damaged
+    got = contents(cut, kind, result[: len(result) - len(damaged)])
     assert list(got.items()) == list(MANY.items())[: len(got)]
     if not something_missing:
         assert len(got) == len(MANY)
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_cut_container_gives_every_member_that_is_whole(kind):
+def test_cut_containers_give_every_complete_member(kind):
     content = packed(kind)
     # random bytes do not deflate, so they stand there as they are
     ends = {content.index(own) + len(own): count for count, own in enumerate((A, B, C), 1)}
@@ -584,23 +584,23 @@ def test_cut_container_gives_every_member_that_is_whole(kind):
     st.booleans(),
 )
 def test_changed_anywhere(name, changes, at_end):
-    kind, whole = WHOLE[name]
-    spoilt = bytearray(whole)
+    kind, complete = WHOLE[name]
+    spoilt = bytearray(complete)
     for place, new in changes:
-        place = place % len(whole)
+        place = place % len(complete)
         if at_end:  # where a zip's central directory is
-            place = len(whole) - 1 - place % min(len(whole), 1200)
-        spoilt[place : place + len(new)] = new[: len(whole) - place]
+            place = len(complete) - 1 - place % min(len(complete), 1200)
+        spoilt[place : place + len(new)] = new[: len(complete) - place]
     check_sane(bytes(spoilt), kind)
 
 
 @given(st.sampled_from(["pax", "gnu"]), st.integers(0, 40), st.integers(0, 511), st.binary(min_size=1, max_size=12))
 def test_changed_header_whose_checksum_is_put_right(name, block, place, new):
     # What a random change hardly meets: the checksum stands before all the rest.
-    _, whole = WHOLE[name]
-    at = block * 512 % (len(whole) - 512)
-    header = changed(whole[at : at + 512], place, new)[:512]
-    check_sane(whole[:at] + signed(header) + whole[at + 512 :], "tar")
+    _, complete = WHOLE[name]
+    at = block * 512 % (len(complete) - 512)
+    header = changed(complete[at : at + 512], place, new)[:512]
+    check_sane(complete[:at] + signed(header) + complete[at + 512 :], "tar")
 
 
 @given(st.sampled_from(KINDS), st.binary(max_size=2000), st.sampled_from([b"", b"PK\3\4", b"PK\5\6", b"\x1f\x8b\x08"]))
@@ -611,12 +611,12 @@ def test_any_bytes_at_all(kind, content, head):
 def check_sane(content: bytes, kind: str) -> None:
     """Rows of a kind, whatever the bytes; what is read is of the size that was listed."""
     limits = Limits(max_members=100, max_member_bytes=1 << 20, max_total_bytes=8 << 20)
-    found = list(itertools.islice(containers.list_members(io.BytesIO(content), kind, limits), 200))
-    assert len(found) <= 101
-    assert len({member.name for member in found}) == len(found)
-    assert {member.reason for member in found} <= {None, *containers.REASONS, *REASONS}
-    assert all(member.name and printable(member.name) for member in found[:-1])
-    for member, got in containers.read_members(io.BytesIO(content), kind, found):
+    result = list(itertools.islice(containers.list_members(io.BytesIO(content), kind, limits), 200))
+    assert len(result) <= 101
+    assert len({member.name for member in result}) == len(result)
+    assert {member.reason for member in result} <= {None, *containers.REASONS, *REASONS}
+    assert all(member.name and printable(member.name) for member in result[:-1])
+    for member, got in containers.read_members(io.BytesIO(content), kind, result):
         assert min(member.offset, member.stored, member.size) >= 0
         assert max(member.offset, member.stored, member.size) < 1 << 63
         if isinstance(got, bytes):

@@ -1,4 +1,4 @@
-"""Archive layouts: told from heads of tables and names of folders, or insisted on by name; and files not read."""
+"""Archive layouts: recognized from heads of tables and names of folders, or required by name; and ignored files."""
 
 import io
 
@@ -70,7 +70,7 @@ def heads(files):
     return [TableHead(path, text.encode()[:HEAD]) for path, text in files.items()]
 
 
-def found(files, folders=None, layout=None, **changes):
+def result(files, folders=None, layout=None, **changes):
     return recognize_layout(heads(files), folders or {"images": 2}, layout, **changes)
 
 
@@ -82,38 +82,38 @@ def records(files, layout):
 @pytest.mark.parametrize("name", TABLES)
 def test_published_layouts_are_recognized_and_may_be_named(name):
     files = TABLES[name]
-    layout = found(files)
+    layout = result(files)
     assert (layout.name, layout.has_labels, layout.folder_labels, layout.ignored) == (name, True, False, ())
     assert {table.path for table in layout.tables} == set(files)
     assert layout.summary.startswith(f"{name}: labels from ")
-    assert recognize_layout(reversed(heads(files)), {"images": 2}) == found(files, layout=name) == layout
-    assert found(files, layout="table").tables == layout.tables
+    assert recognize_layout(reversed(heads(files)), {"images": 2}) == result(files, layout=name) == layout
+    assert result(files, layout="table").tables == layout.tables
 
 
 def test_published_tables_are_read_with_their_splits():
-    layout = found(OLD_CLI)
+    layout = result(OLD_CLI)
     assert layout.name == "isic_cli"
     attributes = {"age": 50.0, "sex": "male", "site": "torso", "source": "MSK", "licence": "CC-0"}
     old = Record("ISIC_1", ("nevus", "benign"), attributes=attributes)
     assert records(OLD_CLI, layout)["metadata.csv"] == [old]
-    assert records(CLI, found(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
-    rows = records(TRUTH_2019, found(TRUTH_2019))
+    assert records(CLI, result(CLI))["metadata.csv"][0].labels == ("Malignant:Malignant epidermal proliferations",)
+    rows = records(TRUTH_2019, result(TRUTH_2019))
     assert {row.image_id for table in rows.values() for row in table} == {"ISIC_1"}
     assert ids.image_id("ISIC_2019_Training_Input/ISIC_1.jpg") == "ISIC_1"
-    assert [table.role for table in found(TRUTH_2020).tables] == ["pairs", "truth"]
-    assert [table.role for table in found(TRUTH_2018).tables] == ["truth", "lesions"]
+    assert [table.role for table in result(TRUTH_2020).tables] == ["pairs", "truth"]
+    assert [table.role for table in result(TRUTH_2018).tables] == ["truth", "lesions"]
 
-    layout = found(TRUTH_2017)
+    layout = result(TRUTH_2017)
     assert sorted(table.split for table in layout.tables) == ["test", "train", "validation"]
     assert "splits from the names of tables" in layout.summary
     only = {path: text for path, text in TRUTH_2017.items() if "Test" not in path}
-    assert {table.split for table in found(only).tables} == {None}
-    assert {row.split for row in records(TRUTH_2016, found(TRUTH_2016)).values() for row in row} == {"train", "test"}
+    assert {table.split for table in result(only).tables} == {None}
+    assert {row.split for row in records(TRUTH_2016, result(TRUTH_2016)).values() for row in row} == {"train", "test"}
 
     files = TRUTH_2020 | HAM
-    layout = found(files)
+    layout = result(files)
     assert layout.name == "isic_2020+ham10000"
-    only = found(files, layout="ham10000")
+    only = result(files, layout="ham10000")
     assert [table.path for table in only.tables] == ["HAM10000_metadata"]
     assert only.ignored == tuple((path, "is not of the layout ham10000") for path in sorted(TRUTH_2020))
 
@@ -128,32 +128,32 @@ def test_a_missing_layout_is_refused_with_what_is_there(name, other):
     ):
         recognize_layout([], {}, other)
     with pytest.raises(DataError) as error:
-        found(TABLES[name], layout=other)
-    told = str(error.value)
-    assert told.startswith(f"layout={other} needs {LAYOUTS[other].needs}; found ")
-    assert min(TABLES[name]) in told
-    assert "folders of images: images" in told
+        result(TABLES[name], layout=other)
+    message = str(error.value)
+    assert message.startswith(f"layout={other} needs {LAYOUTS[other].needs}; found ")
+    assert min(TABLES[name]) in message
+    assert "folders of images: images" in message
 
 
 def test_columns_and_words_of_the_user():
     columns = {"image_id": "nummer", "label": "WORT"}
-    layout = found(OWN, columns=columns)
+    layout = result(OWN, columns=columns)
     assert layout.name == "table"
     assert records(OWN, layout) == {"befunde.csv": [Record("a", ("gut",))]}
-    assert found(OWN, layout="table", columns=columns) == layout
+    assert result(OWN, layout="table", columns=columns) == layout
     blank = {"patient_id": "", "sex": " ", "age": None}
-    assert found(OWN, columns=columns | blank) == layout
-    told = r"^ingest.columns.label=Wert: no table has a column of this name; found befunde\.csv .* Nummer, Wort"
-    with pytest.raises(DataError, match=told):
-        found(OWN, columns={"image_id": "Nummer", "label": "Wert"})
+    assert result(OWN, columns=columns | blank) == layout
+    message = r"^ingest.columns.label=Wert: no table has a column of this name; found befunde\.csv .* Nummer, Wort"
+    with pytest.raises(DataError, match=message):
+        result(OWN, columns={"image_id": "Nummer", "label": "Wert"})
 
     folders = {"gut": 1, "boese": 1}
-    assert found({}, folders).name == "plain"
-    assert found({}, folders, words=["GUT", "boese"]).name == "folders"
-    named = found({}, folders, "folders")
+    assert result({}, folders).name == "plain"
+    assert result({}, folders, words=["GUT", "boese"]).name == "folders"
+    named = result({}, folders, "folders")
     assert label_from_folders("boese/a.jpg", named) == ("boese", None)
     with pytest.raises(DataError, match=r"^layout=folders needs folders named like diagnoses"):
-        found({}, {"images": 1, "train": 2}, "folders")
+        result({}, {"images": 1, "train": 2}, "folders")
 
 
 NEW_IMAGES = {"tonight.csv": "path,patient_id,age,site\np1/a.jpg,101.0,45,back\n"}
@@ -162,26 +162,26 @@ NEW_IMAGES = {"tonight.csv": "path,patient_id,age,site\np1/a.jpg,101.0,45,back\n
 @pytest.mark.parametrize("layout", [None, *LAYOUTS])
 @pytest.mark.parametrize("columns", [{}, {"label": "dx"}, {"label": "dx", "patient_id": "patient_id"}])
 def test_new_images_need_no_labels_whatever_the_archive_for_training_had(layout, columns):
-    read = found(NEW_IMAGES, layout=layout, columns=columns, needs_labels=False)
+    read = result(NEW_IMAGES, layout=layout, columns=columns, needs_labels=False)
     (record,) = records(NEW_IMAGES, read)["tonight.csv"]
     assert record == Record("a", patient_id="101", attributes={"age": 45.0, "site": "back"})
     assert read.ignored == ()
 
 
 def test_columns_that_tables_of_new_images_lack_are_named():
-    read = found(NEW_IMAGES, columns={"label": "dx", "site": "where", "sex": "s"}, needs_labels=False)
+    read = result(NEW_IMAGES, columns={"label": "dx", "site": "where", "sex": "s"}, needs_labels=False)
     assert records(NEW_IMAGES, read)["tonight.csv"][0].patient_id == "101"
     assert read.ignored == (("ingest.columns", "names columns that no table has: s, where"),)
 
 
 def test_unknown_names_raise_and_unknown_tables_are_ignored():
     with pytest.raises(ConfigError, match=r"^unknown layout 'isic_2021'; known: isic_2016, .*, plain$"):
-        found(HAM, layout="isic_2021")
+        result(HAM, layout="isic_2021")
     with pytest.raises(ConfigError, match=r"^ingest.columns: unknown field wort; known: image_id, .*, label$"):
-        found(HAM, columns={"wort": "dx"})
+        result(HAM, columns={"wort": "dx"})
     files = HAM | {"prices.csv": "item,price\na,1\n", "bad.csv": "image_id,label\na\x00,b\n"}
-    assert [path for path, _ in found(files).ignored] == ["bad.csv", "prices.csv"]
-    assert dict(found(files).ignored)["prices.csv"].endswith("found item, price")
+    assert [path for path, _ in result(files).ignored] == ["bad.csv", "prices.csv"]
+    assert dict(result(files).ignored)["prices.csv"].endswith("found item, price")
 
 
 def test_labels_come_from_tables_then_from_folders():
@@ -189,17 +189,17 @@ def test_labels_come_from_tables_then_from_folders():
     with pytest.raises(
         DataError, match=r"^no labels found: found m\.csv has the columns image, .*; folders of images: i"
     ):
-        found(metadata)
-    plain = found(metadata, layout="plain")
+        result(metadata)
+    plain = result(metadata, layout="plain")
     assert (plain.name, plain.has_labels) == ("plain", False)
     assert [table.role for table in plain.tables] == ["metadata"]
-    folders = found(metadata, FOLDERS)
+    folders = result(metadata, FOLDERS)
     assert (folders.name, folders.folder_labels) == ("folders", True)
     assert "more about the images from m.csv" in folders.summary
 
-    layout = found(HAM, FOLDERS)
+    layout = result(HAM, FOLDERS)
     assert (layout.name, layout.folder_labels) == ("ham10000", False)
-    named = found(HAM, FOLDERS, "folders")
+    named = result(HAM, FOLDERS, "folders")
     assert (named.name, named.folder_labels) == ("folders", True)
     assert not any(table.has_labels for table in named.tables)
     assert records(HAM, named)["HAM10000_metadata"][0].lesion_id == "HAM_1"
@@ -207,7 +207,7 @@ def test_labels_come_from_tables_then_from_folders():
 
 @pytest.mark.parametrize("third", [None, "valid", "val", "validation"])
 def test_folders_with_splits(third):
-    layout = found({}, SPLIT_FOLDERS | ({f"{third}/benign": 1} if third else {}))
+    layout = result({}, SPLIT_FOLDERS | ({f"{third}/benign": 1} if third else {}))
     assert (layout.name, layout.folder_labels, layout.folder_splits) == ("folders", True, True)
     assert "splits from the names of folders" in layout.summary
     assert label_from_folders("train/malignant/a.jpg", layout) == ("malignant", "train")
@@ -224,9 +224,9 @@ def test_folders_with_splits(third):
     ],
 )
 def test_folders_named_like_diagnoses(folders):
-    layout = found({}, dict.fromkeys(folders, 1))
+    layout = result({}, dict.fromkeys(folders, 1))
     assert layout == Layout("folders", "folders: labels from the names of folders", folder_labels=True)
-    assert found({}, dict.fromkeys(folders, 1), "folders") == layout
+    assert result({}, dict.fromkeys(folders, 1), "folders") == layout
     assert label_from_folders("train/benign/a.jpg", layout) == ("benign", None)
 
 
@@ -262,12 +262,12 @@ def test_other_folders_are_plain(folders):
     ],
 )
 def test_label_is_the_nearest_folder_that_names_one(path, words, label):
-    assert label_from_folders(path, found({}, FOLDERS), words)[0] == label
+    assert label_from_folders(path, result({}, FOLDERS), words)[0] == label
 
 
 @pytest.mark.parametrize("files", [HAM, TRUTH_2016, TRUTH_2019, CLI])
 def test_plain_takes_no_labels_where_there_are_some(files):
-    layout = found(files, FOLDERS, "plain")
+    layout = result(files, FOLDERS, "plain")
     assert (layout.name, layout.has_labels) == ("plain", False)
     assert not any(row.labels for rows in records(files, layout).values() for row in rows)
 
@@ -301,11 +301,11 @@ def test_roles_of_files(reason, paths):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "message"),
     [([], ""), (["b", "a"], "a, b"), (list("abcde"), "a, b, c, d, e"), (list("gfedcba"), "a, b, c, d, e, and 2 more")],
 )
-def test_first_few_names_in_order(names, told):
-    assert layouts.first_few(names) == told
+def test_first_few_names_in_order(names, message):
+    assert layouts.first_few(names) == message
 
 
 LINES = [line for files in (*TABLES.values(), OLD_CLI, OWN) for text in files.values() for line in text.splitlines()]
@@ -329,11 +329,11 @@ def test_any_archive_has_a_layout_or_a_known_error(files, folders, name, columns
     try:
         layout = recognize_layout([TableHead(*file) for file in files.items()], folders, name, columns, words)
     except (DataError, ConfigError) as error:
-        told = str(error)
+        message = str(error)
     else:
-        told = None
-    if told is not None:
-        assert told
+        message = None
+    if message is not None:
+        assert message
         return
     assert layout.name == name or name is None
     assert layout.summary.startswith(f"{layout.name}: ")

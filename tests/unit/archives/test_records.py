@@ -16,7 +16,7 @@ def group_of(paths, reference, table=TABLE, contents=(), more=()):
     return records.Group(ids.image_id(reference).lower(), images, [table], folders)
 
 
-def found(paths, reference, table=TABLE, contents=(), more=()):
+def result(paths, reference, table=TABLE, contents=(), more=()):
     """State and paths of a row among images of one id."""
     candidates = group_of(paths, reference, table, contents, more).fit(table, reference).candidates
     return candidates.state, candidates.paths
@@ -43,51 +43,51 @@ P1, P2 = "p1/IMG_0001.jpg", "p2/IMG_0001.jpg"
     ],
 )
 def test_longest_end_of_the_path_decides(reference, expected):
-    assert found([P1, P2], reference) == (ATTACHED if len(expected) == 1 else AMBIGUOUS, expected)
+    assert result([P1, P2], reference) == (ATTACHED if len(expected) == 1 else AMBIGUOUS, expected)
 
 
 def test_longer_paths_and_exact_names_decide_between_images():
     paths = ["a/p1/x/i.jpg", "b/p1/x/i.jpg", "b/p2/x/i.jpg"]
-    assert found(paths, "x/i.jpg") == (AMBIGUOUS, paths)
-    assert found(paths, "p2/x/i.jpg") == (ATTACHED, paths[2:])
-    assert found(paths, "p1/x/i.jpg") == (AMBIGUOUS, paths[:2])
-    assert found(paths, "b/p1/x/i.jpg") == (ATTACHED, paths[1:2])
+    assert result(paths, "x/i.jpg") == (AMBIGUOUS, paths)
+    assert result(paths, "p2/x/i.jpg") == (ATTACHED, paths[2:])
+    assert result(paths, "p1/x/i.jpg") == (AMBIGUOUS, paths[:2])
+    assert result(paths, "b/p1/x/i.jpg") == (ATTACHED, paths[1:2])
 
     paths = ["p1/a.jpg", "backup/p1/a.jpg"]
-    assert found(paths, "p1/a.jpg") == (ATTACHED, paths[:1])
-    assert found(paths, "backup/p1/a.jpg") == (ATTACHED, paths[1:])
-    assert found(["wards/p1/a.jpg", "backup/p1/a.jpg"], "p1/a.jpg", "wards/t.csv") == (ATTACHED, ["wards/p1/a.jpg"])
-    assert found(["a.jpg", "backup/a.jpg"], "a.jpg")[0] == AMBIGUOUS, "a name without a folder is no path"
+    assert result(paths, "p1/a.jpg") == (ATTACHED, paths[:1])
+    assert result(paths, "backup/p1/a.jpg") == (ATTACHED, paths[1:])
+    assert result(["wards/p1/a.jpg", "backup/p1/a.jpg"], "p1/a.jpg", "wards/t.csv") == (ATTACHED, ["wards/p1/a.jpg"])
+    assert result(["a.jpg", "backup/a.jpg"], "a.jpg")[0] == AMBIGUOUS, "a name without a folder is no path"
 
     paths = ["IMG_1.tif", "IMG_1.jpg"]
-    assert found(paths, "IMG_1.jpg") == (ATTACHED, ["IMG_1.jpg"])
-    assert found(paths, "img_1.TIF") == (ATTACHED, ["IMG_1.tif"])
-    assert found(paths, "IMG_1") == (AMBIGUOUS, paths)
-    assert found(["x.jpg", "x_downsampled.jpg"], "x") == (ATTACHED, ["x.jpg"])
+    assert result(paths, "IMG_1.jpg") == (ATTACHED, ["IMG_1.jpg"])
+    assert result(paths, "img_1.TIF") == (ATTACHED, ["IMG_1.tif"])
+    assert result(paths, "IMG_1") == (AMBIGUOUS, paths)
+    assert result(["x.jpg", "x_downsampled.jpg"], "x") == (ATTACHED, ["x.jpg"])
 
     paths = ["part.zip/a.jpg", "part.zip/a.jpg#2"]
-    assert found(paths, "a.jpg") == (AMBIGUOUS, paths)
+    assert result(paths, "a.jpg") == (AMBIGUOUS, paths)
 
 
 def test_copies_and_ids_of_the_isic_archive_are_one_image():
-    assert found([P1, P2], "IMG_0001.jpg", contents="xx") == (ATTACHED, [P1, P2])
-    assert found([P1, P2], "IMG_0001.jpg", contents="xy")[0] == AMBIGUOUS
-    assert found([P1, P2], "IMG_0001.jpg", contents=["x", None])[0] == AMBIGUOUS
+    assert result([P1, P2], "IMG_0001.jpg", contents="xx") == (ATTACHED, [P1, P2])
+    assert result([P1, P2], "IMG_0001.jpg", contents="xy")[0] == AMBIGUOUS
+    assert result([P1, P2], "IMG_0001.jpg", contents=["x", None])[0] == AMBIGUOUS
 
     paths = ["part_1/ISIC_0000001.jpg", "all/ISIC_0000001_downsampled.jpg"]
-    assert found(paths, "isic_0000001") == (ATTACHED, paths)
-    assert found(["p1/ISIC_1.jpg", "p2/ISIC_1.jpg"], "ISIC_1")[0] == AMBIGUOUS, (
+    assert result(paths, "isic_0000001") == (ATTACHED, paths)
+    assert result(["p1/ISIC_1.jpg", "p2/ISIC_1.jpg"], "ISIC_1")[0] == AMBIGUOUS, (
         "seven digits, as the archive gives them"
     )
 
 
 @pytest.mark.parametrize("box", ["a.zip", "a"])
-def test_a_table_is_about_the_images_of_its_own_folder_first(box):
+def test_a_table_describes_the_images_of_its_folder_first(box):
     paths = [f"{box}/IMG_1.jpg", "b.zip/IMG_1.jpg", "IMG_1.jpg"]
-    assert found(paths, "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[:1])
-    assert found(paths, "IMG_1.jpg", f"{box}/tables/patients.csv") == (ATTACHED, paths[:1])
-    assert found(paths, "IMG_1.jpg") == (AMBIGUOUS, paths)
-    assert found(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[1:2])
+    assert result(paths, "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[:1])
+    assert result(paths, "IMG_1.jpg", f"{box}/tables/patients.csv") == (ATTACHED, paths[:1])
+    assert result(paths, "IMG_1.jpg") == (AMBIGUOUS, paths)
+    assert result(paths[1:2], "IMG_1.jpg", f"{box}/patients.csv") == (ATTACHED, paths[1:2])
     fit = group_of(paths[1:2], "IMG_1").fit(f"{box}/patients.csv", "IMG_1.jpg")
     assert (fit.outside, fit.owned) == (True, False)
     fit = group_of(paths[1:2], "IMG_1", more=["b.zip/patients.csv"]).fit(f"{box}/patients.csv", "IMG_1.jpg")
@@ -104,7 +104,7 @@ def test_a_table_is_about_the_images_of_its_own_folder_first(box):
     ],
 )
 def test_folders_that_a_row_names_count_more_than_where_its_table_lies(table, reference, expected):
-    assert found([P1, P2], reference, table, more=["p1/t.csv", "p2/t.csv"]) == (ATTACHED, [expected])
+    assert result([P1, P2], reference, table, more=["p1/t.csv", "p2/t.csv"]) == (ATTACHED, [expected])
 
 
 def test_fit_has_the_folders_in_which_row_and_image_differ():
@@ -129,7 +129,7 @@ def test_fit_has_the_folders_in_which_row_and_image_differ():
         ("p1/IMG_1.jpg", ["IMG_1.jpg", "p1/IMG_1.jpg", "x/p1/IMG_1.jpg"], []),
     ],
 )
-def test_of_rows_that_name_an_image_differently_those_that_fit_best_have_it(path, references, refused):
+def test_rows_that_fit_an_image_best_win(path, references, refused):
     group = group_of([path], "IMG_1")
     assert sorted(records.refuse_claims([(one, group.fit(TABLE, one)) for one in references])) == refused
 

@@ -276,14 +276,14 @@ def test_wide_headers_long_lines_and_cut_heads():
     # In pieces of a MiB it would be two, the second with an id from the middle of a cell.
     table = understood(SIMPLE)
     line = "a,benign," + ",".join(["x" * 100_000] * 15)
-    found = []
+    result = []
     with pytest.raises(DataError):
-        found.extend(read_table(io.BytesIO(line.encode()), table))
-    assert found == []
+        result.extend(read_table(io.BytesIO(line.encode()), table))
+    assert result == []
 
-    whole = ("image_id,label,note\n" + 'a,benign,"some\nlines, of text"\n' * 5000).encode()
+    complete = ("image_id,label,note\n" + 'a,benign,"some\nlines, of text"\n' * 5000).encode()
     for size in range(HEAD, HEAD + 40):
-        table = understand_table(TableHead("t.csv", whole[:size]), {})
+        table = understand_table(TableHead("t.csv", complete[:size]), {})
         assert isinstance(table, Table)
         assert table.layout == "table"
 
@@ -406,7 +406,7 @@ def test_any_table_comes_back_row_for_row(rows, line_end, encoding):
 
 
 class Rows(io.RawIOBase):
-    """A table of so many rows of 4 kB that is nowhere whole."""
+    """A table of so many rows of 4 kB that is never complete in memory."""
 
     def __init__(self, count):
         self.rest = iter(range(count))
@@ -456,9 +456,9 @@ def ending(content, table):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le"])
 def test_a_table_that_was_cut_in_a_row_is_damaged_wherever(encoding):
-    whole = WHOLE.encode(encoding)
-    table = understood(whole)
-    ends = [ending(whole[:at], table) for at in range(len("path,patient_id,sex\np".encode(encoding)), len(whole))]
+    complete = WHOLE.encode(encoding)
+    table = understood(complete)
+    ends = [ending(complete[:at], table) for at in range(len("path,patient_id,sex\np".encode(encoding)), len(complete))]
     damaged = [end for end in ends if isinstance(end, str)]
     assert len(damaged) > 0.8 * len(ends)
     assert all(re.search("ends in the middle of a (row|character)", why) for why in damaged)

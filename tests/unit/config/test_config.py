@@ -93,7 +93,7 @@ def test_no_key_but_the_valid_ones_is_taken(key):
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("head.hidden=many", "setting head.hidden: .*integer.*; found 'many'"),
         ("ranks=2.5", "setting ranks: .*integer.*; found 2.5"),
@@ -127,8 +127,8 @@ def test_no_key_but_the_valid_ones_is_taken(key):
         ("mlflow.xyzzy=1", "unknown setting 'mlflow.xyzzy': valid here: experiment, system_metrics, tracking_uri$"),
     ],
 )
-def test_ill_typed_value_is_named_with_its_key_and_what_was_found(word, told):
-    with pytest.raises(ConfigError, match=f"^{told}"):
+def test_ill_typed_value_is_named_with_its_key_and_what_was_found(word, message):
+    with pytest.raises(ConfigError, match=f"^{message}"):
         config.load(None, [word])
 
 
@@ -171,9 +171,9 @@ def test_views_that_would_all_be_the_same_are_refused():
 def test_word_that_is_positive_and_negative_is_refused(positive, negative, named):
     with pytest.raises(ConfigError) as error:
         config.load(None, [f"ingest.labels.positive={positive}", f"ingest.labels.negative={negative}"])
-    told = str(error.value)
-    assert told.startswith(f"setting ingest.labels: {named} is positive and negative; leave it out of ")
-    assert len(told.splitlines()) == 1
+    message = str(error.value)
+    assert message.startswith(f"setting ingest.labels: {named} is positive and negative; leave it out of ")
+    assert len(message.splitlines()) == 1
 
 
 @pytest.mark.parametrize("nothing", ["", "# only a comment\n", "---\n"])
@@ -186,7 +186,7 @@ def test_empty_file_gives_the_defaults_and_so_do_they_as_words(file, nothing):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"head: [1,\nepochs: }", "is not YAML at line 2: "),
         (b"head:\n\tepochs: 1", "is not YAML at line 2: "),
@@ -200,7 +200,7 @@ def test_empty_file_gives_the_defaults_and_so_do_they_as_words(file, nothing):
         ("a folder", ": Is a directory"),
     ],
 )
-def test_damaged_file_is_named_with_what_is_wrong_with_it_in_one_line(file, tmp_path, content, told):
+def test_damaged_file_is_named_with_what_is_wrong_with_it_in_one_line(file, tmp_path, content, message):
     path = tmp_path / "settings.yaml"
     if content == "a folder":
         path.mkdir()
@@ -209,7 +209,7 @@ def test_damaged_file_is_named_with_what_is_wrong_with_it_in_one_line(file, tmp_
     with pytest.raises(ConfigError) as error:
         config.load(path)
     assert str(error.value).startswith(f"settings file {path}")
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -277,9 +277,9 @@ def test_keys_are_described_and_public_settings_hold_no_place():
 
     words = ["archive=/data/ward7", "warehouse=/data/w", "mlflow.tracking_uri=http://user:secret@host:5000", "ranks=3"]
     settings = config.load(None, [*words, "search.trials=5"])
-    for found in (config.public_settings(settings), config.notable_settings(settings)):
-        assert not any("ward7" in text or "/data/w" in text or "secret" in text for text in found.values())
-        assert (found["ranks"], found["search.trials"]) == ("3", "5")
+    for result in (config.public_settings(settings), config.notable_settings(settings)):
+        assert not any("ward7" in text or "/data/w" in text or "secret" in text for text in result.values())
+        assert (result["ranks"], result["search.trials"]) == ("3", "5")
     assert config.public_settings(settings).keys() - config.notable_settings(settings).keys() >= {
         "search.folds",
         "ingest.min_side",

@@ -1,4 +1,4 @@
-"""The data card: what it says, that its counts add up, and that hostile bytes and text do no harm."""
+"""The data card: its content, that its counts add up, and that hostile bytes and text do no harm."""
 
 import copy
 import io
@@ -135,9 +135,9 @@ def bare():
     return card_facts.CardFacts(**least | {"contacts": ([], [])})
 
 
-def test_the_page_says_all_facts(facts):
+def test_the_page_shows_all_facts(facts):
     words = shown(facts).words
-    for said in (
+    for stated in (
         "Dataset 3f2d9c4a81be0c55 , 2026-11-23T09:21:44Z",
         "Grew from 9911c2aa01be0c55",
         "224 x 224 px",
@@ -176,7 +176,7 @@ def test_the_page_says_all_facts(facts):
         "its name starts with a dot hidden",
         "no bytes empty not read",
     ):
-        assert said in words
+        assert stated in words
     assert words.count("It gives no diagnosis and is not a medical device.") == 2
     assert not re.search(r"\bnan\b|None|melanoma_spark", words)
     facts["distributions"]["image_type"] = {"dermoscopic": (750, 250)}
@@ -186,9 +186,9 @@ def test_the_page_says_all_facts(facts):
         datacard.render(facts)
 
 
-def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
+def test_missing_optional_facts_are_reported(bare):
     words = shown(bare).words
-    for said in (
+    for stated in (
         "nothing: the first version",
         "0 files listed = 0 accepted + 0 rejected + 0 skipped",
         "No thumbnail is given.",
@@ -202,7 +202,7 @@ def test_optional_facts_that_are_not_there_are_said_not_to_be(bare):
         "No settings are given.",
         "No license is stated.",
     ):
-        assert said in words
+        assert stated in words
     assert not {"median", "left out"} & set(words.split())
     bare["duplicates"] = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), 0)
     bare["duplicates"] |= {"sizes": {}, "largest": []}
@@ -261,7 +261,7 @@ PARTED = "lesions of one patient may stand on both sides of the split."
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "output"),
     [
         ({}, []),  # nothing to mind
         (
@@ -287,19 +287,19 @@ PARTED = "lesions of one patient may stand on both sides of the split."
         (of_skin(V=(20, 1), VI=(0, 9), II=(730, 240)), []),
     ],
 )
-def test_limits_name_what_to_mind(facts, change, told):
-    found = card_limits.limits(facts | change)
-    assert len(found) == len(told) + 1
-    assert found[-1:] == NO_LIMITS
-    assert all(limit.startswith(text) for limit, text in zip(found, told, strict=False))
+def test_limits_of_the_dataset_are_listed(facts, change, output):
+    result = card_limits.limits(facts | change)
+    assert len(result) == len(output) + 1
+    assert result[-1:] == NO_LIMITS
+    assert all(limit.startswith(text) for limit, text in zip(result, output, strict=False))
 
 
-@pytest.mark.parametrize(("pair", "told"), [((800, 200), None), ((801, 199), "malignant"), ((100, 900), "benign")])
-def test_limits_name_the_rare_class(facts, pair, told):
+@pytest.mark.parametrize(("pair", "output"), [((800, 200), None), ((801, 199), "malignant"), ((100, 900), "benign")])
+def test_limits_name_the_rare_class(facts, pair, output):
     facts["splits"] = {"train": {"images": pair, "groups": {}, "asked": None}}
-    found = [limit for limit in card_limits.limits(facts | of_skin(V=pair)) if "unbalanced" in limit]
-    assert len(found) == (told is not None)
-    assert told is None or found[0].endswith(f"of the images are {told}.")
+    result = [limit for limit in card_limits.limits(facts | of_skin(V=pair)) if "unbalanced" in limit]
+    assert len(result) == (output is not None)
+    assert output is None or result[0].endswith(f"of the images are {output}.")
 
 
 @pytest.mark.parametrize(
@@ -319,11 +319,11 @@ def test_limits_name_the_rare_class(facts, pair, told):
         ),
     ],
 )
-def test_limits_name_sources_that_tell_the_label(facts, sources, expected):
+def test_limits_name_sources_that_predict_the_label(facts, sources, expected):
     facts["distributions"]["source"] = sources
-    told = card_limits.limits(facts)[:-1]
-    assert len(told) == len(expected), told
-    assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, told, strict=True))
+    output = card_limits.limits(facts)[:-1]
+    assert len(output) == len(expected), output
+    assert all(part in limit.translate(PLAIN) for part, limit in zip(expected, output, strict=True))
 
 
 def test_page_needs_no_other_file_and_shows_bars_and_pictures(facts):
@@ -344,12 +344,12 @@ def test_page_needs_no_other_file_and_shows_bars_and_pictures(facts):
     pictures = shown(facts).pictures
     expected = [t["image"] for t in facts["contacts"][0][:40]] + [facts["contacts"][1][0]["image"]]
     expected += [t["image"] for t in facts["rejects"]["duplicate"]["thumbnails"][:6]]
-    expected += [t["image"] for found in facts["duplicates"]["largest"][:5] for t in found["members"][:8]]
+    expected += [t["image"] for result in facts["duplicates"]["largest"][:5] for t in result["members"][:8]]
     expected += [t["image"] for pair in facts["twins"]["shown"][: card_facts.TWINS] for t in pair["members"]]
     assert pictures == expected
 
 
-def test_hostile_text_is_shown_and_never_obeyed(facts):
+def test_hostile_text_is_escaped(facts):
     for key in ("dataset_id", "grew_from", "created_at", "target", "layout"):
         facts[key] = HOSTILE
     facts["labels"] = (HOSTILE, HOSTILE)

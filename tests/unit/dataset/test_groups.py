@@ -21,11 +21,11 @@ def by_hand(edges):
     sets = []
     for edge in edges:
         joined = set(edge)
-        for other in [found for found in sets if found & joined]:
+        for other in [result for result in sets if result & joined]:
             sets.remove(other)
             joined |= other
         sets.append(joined)
-    return {frozenset(found) for found in sets}
+    return {frozenset(result) for result in sets}
 
 
 def by_components(edges):
@@ -33,7 +33,7 @@ def by_components(edges):
     sets = {}
     for key, number in zip(keys.tolist(), numbers.tolist(), strict=True):
         sets.setdefault(number, set()).add(key)
-    return {frozenset(found) for found in sets.values()}
+    return {frozenset(result) for result in sets.values()}
 
 
 @given(EDGES)
@@ -44,7 +44,7 @@ def test_components_are_what_chains_of_edges_join(edges):
 
 
 @given(EDGES)
-def test_each_end_is_told_once_in_order(edges):
+def test_each_end_is_listed_once_in_order(edges):
     keys, numbers = components(*arrays(edges))
     assert keys.tolist() == sorted({end for edge in edges for end in edge})
     assert (keys.dtype, numbers.dtype, keys.shape) == (np.int64, np.int32, numbers.shape)
@@ -59,7 +59,7 @@ def test_order_direction_and_repetition_of_edges_do_not_matter(edges, rng):
 @given(EDGES, EDGES)
 def test_more_edges_never_part_what_was_together(edges, later):
     after = by_components(edges + later)
-    assert all(any(members <= found for found in after) for members in by_components(edges))
+    assert all(any(members <= result for result in after) for members in by_components(edges))
 
 
 def test_missing_repeated_and_long_chains_of_edges():

@@ -22,7 +22,7 @@ def test_each_split_has_its_fraction_of_the_groups(seed, test, validation):
 
 
 @given(st.text(), st.integers(), st.floats(0.01, 0.49), st.floats(0.01, 0.49))
-def test_every_group_stands_on_one_side_and_always_the_same(group, seed, test, validation):
+def test_every_group_has_one_fixed_split(group, seed, test, validation):
     split = split_of(group, seed, test, validation)
     assert split in SPLITS
     assert split_of(group, seed, test, validation) == split
@@ -57,7 +57,7 @@ def test_known_groups_stay_where_earlier_releases_put_them():
 
 
 @given(st.text(), st.integers(1, 20), st.integers())
-def test_every_group_stands_on_one_fold_and_always_the_same(group, folds, seed):
+def test_every_group_has_one_fixed_fold(group, folds, seed):
     fold = fold_of(group, folds, seed)
     assert 0 <= fold < folds
     assert fold_of(group, folds, seed) == fold

@@ -31,10 +31,10 @@ def turned(thumbnails):
 
 def test_correlation_is_numpy_s_in_the_best_orientation():
     ones, others = pictures(5), pictures(5, seed=1)
-    found = twins.correlate(twins.standardize(ones), twins.standardize(others))
+    result = twins.correlate(twins.standardize(ones), twins.standardize(others))
     for place in range(5):
         each = [np.corrcoef(view[place], others[place])[0, 1] for view in turned(ones)]
-        assert found[place] == pytest.approx(max(each), abs=1e-5)
+        assert result[place] == pytest.approx(max(each), abs=1e-5)
 
 
 def test_flat_thumbnails_are_nobody_s_twins():
@@ -63,23 +63,23 @@ def search(thumbnails, images):
     """What `find_twins` does, in one process."""
     features = twins.invariants(twins.standardize(thumbnails))
     names = [f"{place:06d}" for place in range(len(thumbnails))]
-    found = {}
+    result = {}
     for table in range(twins.TABLES):
         code, place = twins.hash_codes(features, table, images)
         rows = pd.DataFrame({"pixel_sha256": names, "thumbnail": [bytes(row) for row in thumbnails]})
         rows = rows.assign(code=code, place=place).sort_values(["code", "place"], ignore_index=True)
         pairs = twins.compare_neighbors(rows, 0, twins.least_correlation(images))
-        found |= {(row.first, row.second): row.correlation for row in pairs.itertuples()}
-    return found
+        result |= {(row.first, row.second): row.correlation for row in pairs.itertuples()}
+    return result
 
 
 def test_turned_and_darkened_images_are_found_among_others():
     many = pictures(600)
     again = [(view[:4] * 0.8 + 5).astype(np.uint8) for view in turned(many)[1:]]
-    found = search(np.concatenate([many, *again]), 600)
+    result = search(np.concatenate([many, *again]), 600)
     expected = {(f"{lesion:06d}", f"{600 + 4 * view + lesion:06d}") for lesion in range(4) for view in range(7)}
-    assert expected <= found.keys()
-    assert all(int(one) % 4 == int(other) % 4 for one, other in found)
+    assert expected <= result.keys()
+    assert all(int(one) % 4 == int(other) % 4 for one, other in result)
 
 
 def test_rows_that_were_carried_over_are_not_compared_again():

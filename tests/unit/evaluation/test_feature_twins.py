@@ -29,9 +29,9 @@ def test_a_changed_copy_is_a_twin_and_a_stranger_is_not(values):
     basis = feature_twins.fit_whitening(values)
     others = feature_twins.whiten(values, *basis)
     again = values[:20] + 0.1 * np.random.default_rng(1).normal(size=(20, 160)).astype(np.float32)
-    found = feature_twins.highest_cosines(feature_twins.whiten(again, *basis), others)
+    result = feature_twins.highest_cosines(feature_twins.whiten(again, *basis), others)
     strangers = feature_twins.highest_cosines(others[:20], others[20:])
-    assert (found >= feature_twins.LEAST).all()
+    assert (result >= feature_twins.LEAST).all()
     assert (strangers < feature_twins.LEAST).all()
 
 

@@ -242,7 +242,7 @@ def test_page_shows_all_facts_with_shortcuts_subgroups_and_mistakes(facts, drawn
     assert "benign, decided malignant: probability of malignant 0.9876" in words
 
 
-def test_what_was_not_made_has_no_section(facts):
+def test_missing_parts_have_no_section(facts):
     bare = replace(facts.deciding, shortcuts=None, mistakes=[], subgroups=[])
     facts = replace(facts, training=[], gains=[], deciding=bare)
     drawn = plots.draw(facts)
@@ -329,7 +329,7 @@ def test_undefined_is_written_and_never_nan(facts):
     assert not re.search(r"\bnan\b", words, re.IGNORECASE)
 
 
-def test_any_number_of_models_can_stand_side_by_side(facts):
+def test_a_report_compares_any_number_of_models(facts):
     facts = replace(facts, models=[replace(facts.models[0], name=f"model {k}") for k in range(5)])
     words = Page(report.render(facts, plots.draw(facts))).words
     assert words.count("Test AUROC") == 5

@@ -1,4 +1,4 @@
-"""Shortcuts: the lesion is gone and what is around it stands; colors alone predict what colors predict."""
+"""Shortcuts: the lesion is painted over and the skin around it kept; colors predict labels that have a color."""
 
 import numpy as np
 import pytest
@@ -56,14 +56,14 @@ def test_any_image_keeps_some_skin(image):
     assert shortcuts.color_histogram(image).sum() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize(("told", "least", "most"), [(True, 0.85, 1), (False, 0.3, 0.7)])
-def test_colors_predict_a_label_that_has_a_color_and_no_other(told, least, most):
+@pytest.mark.parametrize(("message", "least", "most"), [(True, 0.85, 1), (False, 0.3, 0.7)])
+def test_colors_predict_a_label_that_has_a_color_and_no_other(message, least, most):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 300)
-    red = 120 + (60 * labels if told else 0) + generator.normal(0, 15, 300)
+    red = 120 + (60 * labels if message else 0) + generator.normal(0, 15, 300)
     images = np.clip(generator.normal(130, 30, (300, 16, 16, 3)), 0, 255)
     images[..., 0] = np.clip(red, 0, 255)[:, None, None]
     rows = np.stack([shortcuts.color_histogram(image) for image in images.astype(np.uint8)])
-    found = shortcuts.predict_from_colors(rows[:200], labels[:200], rows[200:])
-    assert found.dtype == np.float64
-    assert least <= binary.auroc(labels[200:], found) <= most
+    result = shortcuts.predict_from_colors(rows[:200], labels[:200], rows[200:])
+    assert result.dtype == np.float64
+    assert least <= binary.auroc(labels[200:], result) <= most

@@ -10,7 +10,7 @@ from melanoma_spark.metrics import binary
 from melanoma_spark.metrics.bootstrap import Bootstrap
 
 
-def told(n, **columns):
+def output(n, **columns):
     return {name: columns.get(name, [None] * n) for name in subgroups.COLUMNS}
 
 
@@ -20,33 +20,33 @@ def alone(column):
 
 
 def test_values_are_named_and_rare_ones_merged():
-    given = told(4, sex=["female", "male", None, ""], site=["back", "back", "back", "back"])
-    found = subgroups.assign_subgroups(given, [100, 300, 224, 223], 224, [(), ("dark",), (), ("blurred", "dark")])
-    assert found == {
+    given = output(4, sex=["female", "male", None, ""], site=["back", "back", "back", "back"])
+    result = subgroups.assign_subgroups(given, [100, 300, 224, 223], 224, [(), ("dark",), (), ("blurred", "dark")])
+    assert result == {
         "sex": alone(["female", "male", "unknown", "unknown"]),
         "site": alone(["back"] * 4),
         "size": alone(["enlarged to 224 px", "large enough", "large enough", "enlarged to 224 px"]),
         "quality": [("no flag",), ("any flag", "dark"), ("no flag",), ("any flag", "blurred", "dark")],
     }
-    assert subgroups.assign_subgroups(told(2), [224, 300], 224, [(), ()]) == {"quality": alone(["no flag"] * 2)}
+    assert subgroups.assign_subgroups(output(2), [224, 300], 224, [(), ()]) == {"quality": alone(["no flag"] * 2)}
 
     column = [f"site {k:02}" for k in range(40) for _ in range(40 - k)] + ["unknown"] * 3
-    found = subgroups.merge_rare_values(column)
-    assert len(found) == len(column)
-    assert set(found) == {f"site {k:02}" for k in range(subgroups.MOST_VALUES - 1)} | {"all others", "unknown"}
-    assert all(after in (before, "all others") for before, after in zip(column, found, strict=True))
+    result = subgroups.merge_rare_values(column)
+    assert len(result) == len(column)
+    assert set(result) == {f"site {k:02}" for k in range(subgroups.MOST_VALUES - 1)} | {"all others", "unknown"}
+    assert all(after in (before, "all others") for before, after in zip(column, result, strict=True))
 
 
 def test_an_image_of_two_flags_is_in_the_subgroup_of_each(rows):
     labels, probabilities, groups, _ = rows
     flags = [(), ("dark",), ("blurred", "dark")] * 100
-    columns = {"quality": subgroups.assign_subgroups(told(300), [500] * 300, 224, flags)["quality"]}
-    found = subgroups.measure_subgroups(columns, labels, probabilities, Bootstrap(groups, 20), 0.5)
+    columns = {"quality": subgroups.assign_subgroups(output(300), [500] * 300, 224, flags)["quality"]}
+    result = subgroups.measure_subgroups(columns, labels, probabilities, Bootstrap(groups, 20), 0.5)
     counts = [("no flag", 100), ("any flag", 200), ("blurred", 100), ("dark", 200)]
-    assert [(own.value, own.n) for own in found] == counts
+    assert [(own.value, own.n) for own in result] == counts
     blurred = np.arange(300) % 3 == 2
-    assert found[2].auroc.value == binary.auroc(labels[blurred], probabilities[blurred])
-    assert found[1].auroc == found[3].auroc
+    assert result[2].auroc.value == binary.auroc(labels[blurred], probabilities[blurred])
+    assert result[1].auroc == result[3].auroc
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def rows():
 
 def test_figures_are_those_of_enough_rows_of_both_labels(rows):
     labels, probabilities, groups, column = rows
-    found = subgroups.measure_subgroups(
+    result = subgroups.measure_subgroups(
         {"site": alone(column)}, labels, probabilities, Bootstrap(groups, 60, seed=3), 0.5
     )
-    assert [(s.attribute, s.value) for s in found] == [("site", "a"), ("site", "b"), ("site", "c")]
-    assert sum(s.n for s in found) == 300
-    assert sum(s.positives for s in found) == labels.sum()
-    for subgroup in found[:2]:
+    assert [(s.attribute, s.value) for s in result] == [("site", "a"), ("site", "b"), ("site", "c")]
+    assert sum(s.n for s in result) == 300
+    assert sum(s.positives for s in result) == labels.sum()
+    for subgroup in result[:2]:
         own = column == subgroup.value
         given = labels[own], probabilities[own]
         decided = binary.confusion_matrix_at(*given, 0.5)
@@ -96,12 +96,12 @@ def test_the_largest_gap_is_within_an_attribute_and_of_populations_alone():
     probabilities = 1 / (1 + np.exp(-(2 * labels - 1 + generator.normal(0, noise))))
     sex = ["female"] * 300 + ["male"] * 300 + ["unknown"] * 600
     site = ["arm"] * 600 + ["back"] * 300 + ["unknown"] * 300
-    found = subgroups.measure_subgroups(
+    result = subgroups.measure_subgroups(
         {"sex": alone(sex), "site": alone(site)}, labels, probabilities, Bootstrap(np.arange(1200), 20), 0.5
     )
-    gaps = {gap.figure: gap for gap in subgroups.largest_gaps(found)}
+    gaps = {gap.figure: gap for gap in subgroups.largest_gaps(result)}
     assert gaps.keys() == {"auroc", "sensitivity", "specificity"}
     for gap in gaps.values():
         assert (gap.attribute, gap.best.value, gap.worst.value) == ("site", "arm", "back")
         assert gap.value > 0.1
-    assert subgroups.largest_gaps([s for s in found if s.value in ("female", "back")]) == []
+    assert subgroups.largest_gaps([s for s in result if s.value in ("female", "back")]) == []

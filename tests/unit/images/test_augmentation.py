@@ -1,4 +1,4 @@
-"""Augmented images: the same for the same seed, view and key, and changed as each setting's name says."""
+"""Augmented images: the same for the same seed, view and key, and changed as each setting is named."""
 
 import subprocess
 import sys
@@ -64,9 +64,9 @@ def lesion() -> np.ndarray:
     return picture
 
 
-def near(found: np.ndarray, expected: np.ndarray, mean: float = 0.01) -> None:
+def near(result: np.ndarray, expected: np.ndarray, mean: float = 0.01) -> None:
     """Equal but for rounding of a few pixels."""
-    difference = np.abs(found.astype(int) - expected.astype(int))
+    difference = np.abs(result.astype(int) - expected.astype(int))
     assert difference.max() <= 1
     assert difference.mean() <= mean
 
@@ -76,8 +76,8 @@ def test_any_amounts_and_sizes_give_an_image_of_the_same_shape_and_dtype(amounts
     image = noise(height, width)
     before = image.copy()
     with np.errstate(divide="raise", over="raise", invalid="raise"):
-        found = augment(image, config.Augment(enabled=True, **amounts), generator(0, view, "ab" * 32))
-    assert (found.shape, found.dtype) == (image.shape, np.uint8)
+        result = augment(image, config.Augment(enabled=True, **amounts), generator(0, view, "ab" * 32))
+    assert (result.shape, result.dtype) == (image.shape, np.uint8)
     np.testing.assert_array_equal(image, before, err_msg="what was given is changed")
 
 
@@ -104,13 +104,13 @@ def test_invalid_amounts_are_refused(key, value):
 
 def test_draws_depend_on_seed_view_and_key_and_not_on_other_settings(lesion):
     chosen = config.Augment(enabled=True, cutout=0.4)
-    found = [augment(lesion, chosen, generator(5, 2, "ab" * 32)) for _ in range(2)]
-    np.testing.assert_array_equal(*found)
+    result = [augment(lesion, chosen, generator(5, 2, "ab" * 32)) for _ in range(2)]
+    np.testing.assert_array_equal(*result)
     assert generator(1, 23, "x").random() != generator(12, 3, "x").random()
     assert generator(-1, 0, "x").random() != generator(1, 0, "x").random()
     others = [generator(6, 2, "ab" * 32), generator(5, 3, "ab" * 32), generator(5, 2, "ac" * 32)]
     for other in others:
-        assert not np.array_equal(augment(lesion, chosen, other), found[0])
+        assert not np.array_equal(augment(lesion, chosen, other), result[0])
     # Whether cutting out is on or not, the rest of the picture is the same.
     plain = augment(lesion, config.Augment(enabled=True), generator(0, 1, "key"))
     cut = augment(lesion, config.Augment(enabled=True, cutout=0.5), generator(0, 1, "key"))
@@ -123,9 +123,9 @@ def test_the_numbers_are_the_same_in_another_process_and_in_another_version_of_t
         "import cv2; from melanoma_spark.images.augmentation import generator; "
         "assert cv2.getNumThreads() == 1; print(generator(7, 1, 'ab' * 32).random(3).tolist())"
     )
-    told = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True).stdout
     expected = generator(7, 1, "ab" * 32).random(3).tolist()
-    assert told.strip() == str(expected)
+    assert output.strip() == str(expected)
     assert expected == pytest.approx(NUMBERS), "raise augmentation.VERSION, and change these"
 
 
@@ -138,13 +138,13 @@ def test_amounts_are_drawn_evenly_to_both_sides():
 
 @pytest.mark.parametrize(("flips", "axes"), [(("flip_x",), 1), (("flip_y",), 0), (("flip_x", "flip_y"), (0, 1))])
 def test_flip(lesion, flips, axes):
-    found = augment(lesion, only(flip=True), Drawn(**dict.fromkeys(flips, LEAST)))
-    np.testing.assert_array_equal(found, np.flip(lesion, axes))
+    result = augment(lesion, only(flip=True), Drawn(**dict.fromkeys(flips, LEAST)))
+    np.testing.assert_array_equal(result, np.flip(lesion, axes))
 
 
 def test_half_of_the_images_are_flipped_to_each_side(lesion):
-    found = [augment(lesion, only(flip=True), generator(0, 1, str(number))) for number in range(400)]
-    sides = [np.array_equal(picture, np.flip(lesion, axes)) for axes in ((), 1, 0, (0, 1)) for picture in found]
+    result = [augment(lesion, only(flip=True), generator(0, 1, str(number))) for number in range(400)]
+    sides = [np.array_equal(picture, np.flip(lesion, axes)) for axes in ((), 1, 0, (0, 1)) for picture in result]
     assert [sum(sides[start : start + 400]) > 70 for start in range(0, 1600, 400)] == [True] * 4
     assert sum(sides) == 400
 
@@ -158,9 +158,9 @@ def test_turn(lesion, turn, drawn, quarters):
 def test_a_turn_by_any_angle_keeps_the_middle_and_fills_the_corners_with_the_picture(lesion):
     light = np.full((65, 65, 3), 200, np.uint8)
     light[30:35, 30:35] = 20
-    found = augment(light, only(turn=180), Drawn(turn=0.6))
-    assert found[32, 32].max() == 20
-    assert found[:10, :10].min() == found[-10:, -10:].min() == 200, "no black corners"
+    result = augment(light, only(turn=180), Drawn(turn=0.6))
+    assert result[32, 32].max() == 20
+    assert result[:10, :10].min() == result[-10:, -10:].min() == 200, "no black corners"
 
 
 @pytest.mark.parametrize(("drawn", "scale"), [(MOST, 2), (LEAST, 0.5)])
@@ -168,19 +168,19 @@ def test_zoom(drawn, scale):
     """A square in the middle, twice or half as large."""
     picture = np.zeros((96, 96, 3), np.uint8)
     picture[36:60, 36:60] = 255
-    found = augment(picture, only(zoom=0.999999 if scale == 2 else 0.5), Drawn(zoom=drawn))
+    result = augment(picture, only(zoom=0.999999 if scale == 2 else 0.5), Drawn(zoom=drawn))
     side = round(24 * scale)
-    middle = found[48 - side // 2 - 6 : 48 + side // 2 + 6, 48 - side // 2 - 6 : 48 + side // 2 + 6, 0]
+    middle = result[48 - side // 2 - 6 : 48 + side // 2 + 6, 48 - side // 2 - 6 : 48 + side // 2 + 6, 0]
     assert np.sqrt((middle > 127).sum()) == pytest.approx(side, abs=1.5)
 
 
 def test_shift_saturation_and_cutout_change_pixels_by_their_amounts(lesion):
     picture = noise(40, 80)
     near(augment(picture, only(shift=0.25), Drawn(right=MOST, down=MOST))[10:, 20:], picture[:30, :60])
-    found = augment(lesion, only(shift=0.25), Drawn(right=MOST, down=0.25))  # by 24 and -12 pixels
-    near(found[: SIZE - 12, 24:], lesion[12:, : SIZE - 24])
+    result = augment(lesion, only(shift=0.25), Drawn(right=MOST, down=0.25))  # by 24 and -12 pixels
+    near(result[: SIZE - 12, 24:], lesion[12:, : SIZE - 24])
     # what was not there is the picture reflected at its edge
-    near(found[: SIZE - 12, :24], lesion[12:, 1:25][:, ::-1])
+    near(result[: SIZE - 12, :24], lesion[12:, 1:25][:, ::-1])
 
     spread = np.ptp(lesion.astype(int), axis=2).mean()
     gray = augment(lesion, only(saturation=1), Drawn(saturation=LEAST))
@@ -189,40 +189,40 @@ def test_shift_saturation_and_cutout_change_pixels_by_their_amounts(lesion):
     more = augment(lesion, only(saturation=0.2), Drawn(saturation=MOST))
     assert np.ptp(more.astype(int), axis=2).mean() == pytest.approx(1.2 * spread, rel=0.05)
 
-    found = augment(lesion, only(cutout=0.5), Drawn(side=0.5, top=0.25, left=0.75))
+    result = augment(lesion, only(cutout=0.5), Drawn(side=0.5, top=0.25, left=0.75))
     top, left, side = int(0.25 * 73), int(0.75 * 73), SIZE // 4
     mask = np.zeros((SIZE, SIZE), bool)
     mask[top : top + side, left : left + side] = True
-    np.testing.assert_array_equal(found[~mask], lesion[~mask])
-    np.testing.assert_array_equal(found[mask], np.tile(np.rint(lesion.mean(axis=(0, 1))), (side * side, 1)))
+    np.testing.assert_array_equal(result[~mask], lesion[~mask])
+    np.testing.assert_array_equal(result[mask], np.tile(np.rint(lesion.mean(axis=(0, 1))), (side * side, 1)))
 
 
 @pytest.mark.parametrize(("drawn", "factor"), [(MOST, 1.2), (LEAST, 0.8)])
 def test_brightness(lesion, drawn, factor):
-    found = augment(lesion, only(brightness=0.2), Drawn(brightness=drawn))
-    near(found, np.clip(np.rint(lesion * factor), 0, 255))
+    result = augment(lesion, only(brightness=0.2), Drawn(brightness=drawn))
+    near(result, np.clip(np.rint(lesion * factor), 0, 255))
 
 
 @pytest.mark.parametrize(("drawn", "factor"), [(MOST, 1.3), (LEAST, 0.7)])
 def test_contrast(lesion, drawn, factor):
     """About the mean of luminance, which stays."""
-    found = augment(lesion, only(contrast=0.3), Drawn(contrast=drawn))
+    result = augment(lesion, only(contrast=0.3), Drawn(contrast=drawn))
     middle = (lesion @ augmentation.LUMINANCE).mean()
-    near(found, np.clip(np.rint((lesion - middle) * factor + middle), 0, 255))
-    assert (found @ augmentation.LUMINANCE).mean() == pytest.approx(middle, abs=2)
-    assert found.std() > lesion.std() if factor > 1 else found.std() < lesion.std()
+    near(result, np.clip(np.rint((lesion - middle) * factor + middle), 0, 255))
+    assert (result @ augmentation.LUMINANCE).mean() == pytest.approx(middle, abs=2)
+    assert result.std() > lesion.std() if factor > 1 else result.std() < lesion.std()
 
 
 @pytest.mark.parametrize("drawn", [0.1, 0.7, MOST])
 def test_hue(lesion, drawn):
     """Luminance and gray stay, color does not; a turn there and back is none."""
     muted = np.rint(lesion * 0.3 + 90).astype(np.uint8)  # far from 0 and 255, where colors would be cut
-    found = augment(muted, only(hue=0.25), Drawn(hue=drawn))
-    assert np.abs(found.astype(int) - muted).max() > 5
-    assert np.abs((found - muted.astype(float)) @ augmentation.LUMINANCE).max() < 1.5
+    result = augment(muted, only(hue=0.25), Drawn(hue=drawn))
+    assert np.abs(result.astype(int) - muted).max() > 5
+    assert np.abs((result - muted.astype(float)) @ augmentation.LUMINANCE).max() < 1.5
     gray = np.repeat(noise(32, 32)[..., :1], 3, axis=2)
     assert np.abs(augment(gray, only(hue=0.25), Drawn(hue=drawn)).astype(int) - gray).max() <= 1
-    back = augment(found, only(hue=0.25), Drawn(hue=1 - drawn))
+    back = augment(result, only(hue=0.25), Drawn(hue=1 - drawn))
     assert np.abs(back.astype(int) - muted).max() <= 3
     red = np.tile(np.array([140, 110, 115], np.uint8), (32, 32, 1))  # a third of the circle makes green of it, or blue
     turned = [augment(red, only(hue=1 / 3), Drawn(hue=side))[0, 0].argmax() for side in (MOST, LEAST)]
@@ -233,8 +233,8 @@ def test_hue(lesion, drawn):
 def test_cutout_is_never_larger_than_its_setting_and_never_outside(share, view):
     picture = np.zeros((40, 64, 3), np.uint8)
     picture[:, ::2] = 255  # whose mean is no color of it
-    found = augment(picture, only(cutout=share), generator(0, view, "key"))
-    rows, columns = np.nonzero((found != picture).any(axis=2))
+    result = augment(picture, only(cutout=share), generator(0, view, "key"))
+    rows, columns = np.nonzero((result != picture).any(axis=2))
     if len(rows):
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
         assert len(rows) == height * width

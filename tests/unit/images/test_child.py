@@ -114,8 +114,8 @@ def test_memory_is_bounded(monkeypatch):
 def test_a_large_picture_within_the_limits_is_decoded_within_its_memory():
     side = 5000
     content = encoded(LESION.resize((side, side)).convert("RGBA"), "TIFF", compression="tiff_adobe_deflate")
-    found = decoding.decode_described(content, 96, ImageLimits(max_pixels=side * side))
-    assert (found.width, found.height) == (side, side)
+    result = decoding.decode_described(content, 96, ImageLimits(max_pixels=side * side))
+    assert (result.width, result.height) == (side, side)
 
 
 def test_a_child_that_cannot_start_ends_the_job_and_is_no_property_of_the_image(monkeypatch):

@@ -14,8 +14,8 @@ PILLOW_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def of(content, version=decoding.PIXELS_VERSION):
-    found = decoding.decode_with_hashes(content, 96, version=version)
-    return found.pixels.astype(int), found.profile
+    result = decoding.decode_with_hashes(content, 96, version=version)
+    return result.pixels.astype(int), result.profile
 
 
 def test_the_profile_moves_colors_so_that_the_tests_below_can_fail():
@@ -35,10 +35,10 @@ def test_the_profile_moves_colors_so_that_the_tests_below_can_fail():
 )
 def test_display_p3_becomes_srgb(kind, options, most):
     content = encoded(LESION, kind, icc_profile=P3, **options)
-    found, state = of(content)
+    result, state = of(content)
     assert state == "converted"
-    assert np.abs(found - EXPECTED).max() <= most
-    assert np.array_equal(found, decoding.decode(content, 96))
+    assert np.abs(result - EXPECTED).max() <= most
+    assert np.array_equal(result, decoding.decode(content, 96))
     before, state = of(content, decoding.UNMANAGED)
     assert state is None
     assert np.array_equal(before, of(encoded(LESION, kind, **options))[0])
@@ -46,9 +46,9 @@ def test_display_p3_becomes_srgb(kind, options, most):
 
 def test_a_large_jpeg_is_converted_after_it_was_scaled_down():
     large = LESION.resize((1800, 1800))
-    found = decoding.decode_with_hashes(encoded(large, "JPEG", quality=95, icc_profile=P3), 96)
+    result = decoding.decode_with_hashes(encoded(large, "JPEG", quality=95, icc_profile=P3), 96)
     plain = decoding.decode_with_hashes(encoded(large, "JPEG", quality=95), 96)
-    for converted, stored in ((found.pixels, plain.pixels), (found.hash_pixels, plain.hash_pixels)):
+    for converted, stored in ((result.pixels, plain.pixels), (result.hash_pixels, plain.hash_pixels)):
         assert np.abs(converted.astype(int) - icc.p3_to_srgb(stored)).max() <= 3
 
 
@@ -60,11 +60,11 @@ def test_dicom_photographs_have_profiles_too():
 def test_transparent_and_indexed_images_are_converted():
     clear = LESION.convert("RGBA")
     clear.putpixel((5, 5), (1, 2, 3, 0))
-    found, state = of(encoded(clear, icc_profile=P3))
+    result, state = of(encoded(clear, icc_profile=P3))
     assert state == "converted"
-    assert found[5, 5].tolist() == [255, 255, 255]
-    found[5, 5] = EXPECTED[5, 5]
-    assert np.abs(found - EXPECTED).max() <= 1
+    assert result[5, 5].tolist() == [255, 255, 255]
+    result[5, 5] = EXPECTED[5, 5]
+    assert np.abs(result - EXPECTED).max() <= 1
     few = LESION.quantize(64)
     expected = icc.p3_to_srgb(np.asarray(few.convert("RGB")))
     assert np.abs(of(encoded(few, icc_profile=P3))[0] - expected).max() <= 1
@@ -75,9 +75,9 @@ def test_transparent_and_indexed_images_are_converted():
 def test_gray_levels_are_converted_by_their_curve(kind, bits):
     gray = GREY if bits == 8 else Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)
     expected = np.round(255 * icc.level((np.asarray(GREY) / 255) ** 1.8))
-    found, state = of(encoded(gray, kind, icc_profile=icc.of_gray(1.8)))
+    result, state = of(encoded(gray, kind, icc_profile=icc.of_gray(1.8)))
     assert state == "converted"
-    assert np.abs(found - expected[..., None]).max() <= 1
+    assert np.abs(result - expected[..., None]).max() <= 1
     # Gray levels on a screen of three colors are gray there
     assert np.abs(of(encoded(GREY, kind, icc_profile=P3))[0] - np.asarray(GREY)[..., None]).max() <= 1
 
@@ -94,11 +94,11 @@ def test_inks_are_converted_by_the_table_of_the_press():
     inks[:48, 48:, 0] = inks[48:, :48, 1] = inks[48:, 48:, 3] = 255
     for kind, options in (("TIFF", {}), ("JPEG", {"quality": 100})):
         content = encoded(Image.fromarray(inks, "CMYK"), kind, icc_profile=icc.of_inks(lab), **options)
-        found, state = of(content)
+        result, state = of(content)
         assert state == "converted"
         for (row, column), mixture in (((20, 20), 0), ((20, 80), (1, 0, 0, 0)), ((80, 80), (0, 0, 0, 1))):
             of_press = icc.lab_to_srgb(lab[0, 0, 0, 0] if mixture == 0 else lab[mixture])
-            assert np.abs(found[row, column] - of_press).max() <= 3
+            assert np.abs(result[row, column] - of_press).max() <= 3
         assert np.abs(of(content, decoding.UNMANAGED)[0][20, 80] - [0, 255, 255]).max() <= 2
 
 
@@ -113,16 +113,16 @@ def test_srgb_s_own_profile_changes_nothing(profile):
     "profile", [b"x", bytes(200), P3[:300], P3[:128] + bytes(100), icc.of_gray(1.8), P3 + bytes(color.MAX_PROFILE)]
 )
 def test_a_profile_that_cannot_be_used_is_counted_and_srgb_is_assumed(profile):
-    found, state = of(encoded(LESION, "TIFF", icc_profile=profile))
+    result, state = of(encoded(LESION, "TIFF", icc_profile=profile))
     assert state == "broken"
-    assert np.array_equal(found, PIXELS)
+    assert np.array_equal(result, PIXELS)
     assert of(encoded(LESION.convert("CMYK"), "TIFF", icc_profile=P3))[1] == "broken"
 
 
 def test_a_profile_that_is_no_zlib_stream_is_none():
-    found, state = of(png(8, 2, PIXELS, extra=chunk(b"iCCP", b"icc\0\0rubbish")))
+    result, state = of(png(8, 2, PIXELS, extra=chunk(b"iCCP", b"icc\0\0rubbish")))
     assert state is None
-    assert np.array_equal(found, PIXELS)
+    assert np.array_equal(result, PIXELS)
 
 
 def test_a_transform_is_made_once():

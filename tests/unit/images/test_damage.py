@@ -84,15 +84,15 @@ def test_damaged_jpegs_are_rejected_or_accepted_with_their_damage(kind):
     assert "extraneous bytes before marker 0xd9" in detail
 
     content = half(KINDS[kind]) + END
-    found = decoding.decode_with_hashes(content, 64, ACCEPT)
-    assert found.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
-    assert np.array_equal(found.pixels, before(content, 64))
+    result = decoding.decode_with_hashes(content, 64, ACCEPT)
+    assert result.damage == "libjpeg: Corrupt JPEG data: premature end of data segment"
+    assert np.array_equal(result.pixels, before(content, 64))
     described = decoding.decode_described(content, 64, ACCEPT)
-    assert np.array_equal(described.pixels, found.pixels)
-    assert (described.width, described.height, described.damage) == (found.width, found.height, found.damage)
-    assert np.array_equal(decoding.decode(content, 64, ACCEPT), found.pixels)
-    whole = decoding.decode_with_hashes(KINDS[kind], 64, ACCEPT)
-    assert whole.damage is None
+    assert np.array_equal(described.pixels, result.pixels)
+    assert (described.width, described.height, described.damage) == (result.width, result.height, result.damage)
+    assert np.array_equal(decoding.decode(content, 64, ACCEPT), result.pixels)
+    complete = decoding.decode_with_hashes(KINDS[kind], 64, ACCEPT)
+    assert complete.damage is None
 
 
 @pytest.mark.parametrize("kind", ["baseline", "gray", "progressive", "cmyk"])
@@ -101,9 +101,9 @@ def test_bytes_between_the_segments_of_the_header_are_no_damage(kind, noise):
     content = KINDS[kind]
     start = content.index(b"\xff\xdb")
     noisy = content[:start] + noise + content[start:]
-    found, clean = decoding.decode_with_hashes(noisy, 64), decoding.decode_with_hashes(content, 64)
-    assert found.damage is None
-    assert np.array_equal(found.pixels, clean.pixels)
+    result, clean = decoding.decode_with_hashes(noisy, 64), decoding.decode_with_hashes(content, 64)
+    assert result.damage is None
+    assert np.array_equal(result.pixels, clean.pixels)
     # ... nor do they hide damage, as libjpeg's first warning would
     assert refusal(half(noisy) + END)[0] == "damaged"
 
@@ -151,18 +151,18 @@ def test_a_damaged_jpeg_in_dicom_is_damaged():
 
 
 def test_damaged_pngs_are_rejected():
-    whole = encoded(LESION)
-    wrong = changed(whole, (whole.index(b"IEND") - 8, bytes(4)))
-    for content, detail in ((wrong, "checksum of a chunk is wrong"), (whole[:-12], "its end is missing")):
+    complete = encoded(LESION)
+    wrong = changed(complete, (complete.index(b"IEND") - 8, bytes(4)))
+    for content, detail in ((wrong, "checksum of a chunk is wrong"), (complete[:-12], "its end is missing")):
         Image.open(io.BytesIO(content)).load()  # Pillow does not mind
         assert refusal(content) == ("damaged", f"PNG: {'the ' if 'chunk' in detail else ''}{detail}")
-        found = decoding.decode_with_hashes(content, 96, ACCEPT)
-        assert np.array_equal(found.pixels, PIXELS)
-        assert found.damage
+        result = decoding.decode_with_hashes(content, 96, ACCEPT)
+        assert np.array_equal(result.pixels, PIXELS)
+        assert result.damage
 
-    whole = encoded(LESION, compress_level=1)
-    start, end = whole.index(b"IDAT") + 4, whole.index(b"IEND") - 8
-    reasons = [refusal(changed(whole, (at, bytes([whole[at] ^ 16]))))[0] for at in range(start, end, 41)]
+    complete = encoded(LESION, compress_level=1)
+    start, end = complete.index(b"IDAT") + 4, complete.index(b"IEND") - 8
+    reasons = [refusal(changed(complete, (at, bytes([complete[at] ^ 16]))))[0] for at in range(start, end, 41)]
     assert len(reasons) > 300
     assert set(reasons) <= {"corrupt", "damaged"}
     assert "damaged" in reasons, "nothing here that Pillow accepts"
@@ -178,10 +178,10 @@ def test_strips_of_a_tiff_are_checked_by_libjpeg_and_zlib():
         (short, "zlib: the end of the stream is missing"),
     ):
         Image.open(io.BytesIO(content)).load()
-        reason, found = refusal(content)
+        reason, result = refusal(content)
         assert reason == "damaged"
-        assert found.startswith(detail)
-        assert decoding.decode_with_hashes(content, 64, ACCEPT).damage == found
+        assert result.startswith(detail)
+        assert decoding.decode_with_hashes(content, 64, ACCEPT).damage == result
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}])
@@ -224,10 +224,10 @@ def test_pixels_are_those_of_pillow_at_every_subsampling_quality_and_size(sampli
 
 def same_pixels(content: bytes) -> None:
     for size in (1, 64, 300):
-        found = decoding.decode_with_hashes(content, size)
-        assert np.array_equal(found.pixels, before(content, size))
-        assert np.array_equal(found.hash_pixels, before(content, hashes.HASH_SIZE))
-        assert found.damage is None
+        result = decoding.decode_with_hashes(content, size)
+        assert np.array_equal(result.pixels, before(content, size))
+        assert np.array_equal(result.hash_pixels, before(content, hashes.HASH_SIZE))
+        assert result.damage is None
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
@@ -239,9 +239,9 @@ def test_decoding_at_a_scale_gives_pillow_s_draft_to_the_bit(scale, mode):
         content = encoded(picture, "JPEG", quality=85)
         drafted = Image.open(io.BytesIO(content))
         drafted.draft(mode, (width // scale, height // scale))
-        found = damage.decode_jpeg(content, mode, (width, height), scale)
-        assert found.mode == drafted.mode == mode
-        assert np.array_equal(np.asarray(found), np.asarray(drafted))
+        result = damage.decode_jpeg(content, mode, (width, height), scale)
+        assert result.mode == drafted.mode == mode
+        assert np.array_equal(np.asarray(result), np.asarray(drafted))
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -309,9 +309,9 @@ def test_share_of_real_lesions_with_random_bytes_that_libjpeg_sees(places, lengt
 def test_damaged_is_the_first_flag_and_a_setting_of_decoded_rows():
     measured = np.full((3, 5), np.nan, np.float32)
     side = np.array([0.5, 2, 2])
-    found = quality.flags(measured, config.Quality(), side, damaged=[True, True, False])
-    assert found == [("damaged", "too_small"), ("damaged",), ()]
-    assert quality.describe_flags(found[1]) == "damaged: the file is damaged: a part of the picture may be missing"
+    result = quality.flags(measured, config.Quality(), side, damaged=[True, True, False])
+    assert result == [("damaged", "too_small"), ("damaged",), ()]
+    assert quality.describe_flags(result[1]) == "damaged: the file is damaged: a part of the picture may be missing"
 
     settings = [config.parse({"ingest": {"damaged": choice}}) for choice in ("reject", "accept")]
     assert settings[0] == config.parse({})

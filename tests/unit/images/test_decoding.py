@@ -48,8 +48,8 @@ def views(pixels):
     return [view for turns in range(4) for view in (np.rot90(pixels, turns), np.rot90(pixels, turns)[:, ::-1])]
 
 
-def distance(found, expected):
-    return np.abs(found.astype(int) - expected.astype(int)).mean()
+def distance(result, expected):
+    return np.abs(result.astype(int) - expected.astype(int)).mean()
 
 
 JPEG, PNG = encoded(LESION, "JPEG", quality=95), encoded(LESION)
@@ -98,9 +98,9 @@ def test_transparent_pixels_are_white():
     hidden = LESION.copy()
     hidden.putalpha(0)
     hidden.putpixel((0, 0), (1, 2, 3, 255))  # without a pixel to see it would be blank
-    found = decoding.decode(encoded(hidden), 96)
-    assert found[0, 0].tolist() == [1, 2, 3]
-    assert (found.reshape(-1, 3)[1:] == 255).all()
+    result = decoding.decode(encoded(hidden), 96)
+    assert result[0, 0].tolist() == [1, 2, 3]
+    assert (result.reshape(-1, 3)[1:] == 255).all()
 
     samples = deep(GREY)
     clear = samples[48, 48]
@@ -124,15 +124,15 @@ def test_large_jpegs_look_like_their_png_and_small_ones_as_in_pillow():
     large = Image.fromarray(synthetic.draw_lesion(np.random.default_rng(3), malignant=True, size=500))
     exact = decoding.decode(encoded(large), 48)
     for mode in ("RGB", "CMYK", "L"):
-        found = decoding.decode(encoded(large.convert(mode), "JPEG", quality=95), 48)
+        result = decoding.decode(encoded(large.convert(mode), "JPEG", quality=95), 48)
         expected = decoding.decode(encoded(large.convert("L")), 48) if mode == "L" else exact
-        assert distance(found, expected) < 1.5
+        assert distance(result, expected) < 1.5
     # Splits hang on the hashes of 224-pixel JPEGs: no scaling by libjpeg, one bilinear resize.
     small = encoded(LESION.resize((224, 224), Image.Resampling.BICUBIC), "JPEG", quality=90)
-    found = decoding.decode_with_hashes(small, 224)
+    result = decoding.decode_with_hashes(small, 224)
     with Image.open(io.BytesIO(small)) as plain:
-        assert np.array_equal(found.pixels, np.asarray(plain))
-        assert np.array_equal(found.hash_pixels, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
+        assert np.array_equal(result.pixels, np.asarray(plain))
+        assert np.array_equal(result.hash_pixels, np.asarray(plain.resize((128, 128), Image.Resampling.BILINEAR)))
 
 
 FEW = LESION.quantize(16)
@@ -173,16 +173,16 @@ NO_TURN[0x0112] = 99  # an orientation that does not exist
 )
 def test_formats_keep_their_pixels(image, kind, options, expected, within):
     """To the bit where the format is without loss; transparent pixels are on white, and the first picture counts."""
-    found = decoding.decode_with_hashes(encoded(image, kind, **options), 96)
-    assert distance(found.pixels, expected) <= within
-    assert (found.width, found.height, found.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
+    result = decoding.decode_with_hashes(encoded(image, kind, **options), 96)
+    assert distance(result.pixels, expected) <= within
+    assert (result.width, result.height, result.format) == (96, 96, "JPEG" if kind == "MPO" else kind)
 
 
 def test_cmyk_images_have_the_colors_of_their_inks():
     inks = np.random.default_rng(0).integers(0, 256, (96, 96, 4)).astype(np.uint8)
     expected = (1 - inks[:, :, :3] / 255) * (1 - inks[:, :, 3:] / 255) * 255
-    found = decoding.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
-    assert np.abs(found - expected).max() < 2
+    result = decoding.decode(encoded(Image.fromarray(inks, "CMYK"), "TIFF"), 96)
+    assert np.abs(result - expected).max() < 2
 
     inks = np.full((96, 96, 4), (20, 90, 60, 40), np.uint8)
     inks[48:] = (5, 10, 200, 0)
@@ -213,11 +213,11 @@ LARGE = {
     ("kind", "size"), [*(("JPEG", size) for size in (32, 128, 224, 225, 300, 512)), ("PNG", 225), ("BMP", 512)]
 )
 def test_pixels_are_those_of_decode_and_hashes_do_not_depend_on_size(kind, size):
-    found = decoding.decode_with_hashes(LARGE[kind], size)
-    assert np.array_equal(found.pixels, decoding.decode(LARGE[kind], size))
-    assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(LARGE[kind], 64).hash_pixels)
-    assert (found.width, found.height, found.format) == (1800, 1300, kind)
-    for pixels, side in ((found.pixels, size), (found.hash_pixels, hashes.HASH_SIZE)):
+    result = decoding.decode_with_hashes(LARGE[kind], size)
+    assert np.array_equal(result.pixels, decoding.decode(LARGE[kind], size))
+    assert np.array_equal(result.hash_pixels, decoding.decode_with_hashes(LARGE[kind], 64).hash_pixels)
+    assert (result.width, result.height, result.format) == (1800, 1300, kind)
+    for pixels, side in ((result.pixels, size), (result.hash_pixels, hashes.HASH_SIZE)):
         assert (pixels.shape, pixels.dtype) == ((side, side, 3), np.uint8)
 
 
@@ -244,10 +244,10 @@ def test_hashes_of_real_images_are_those_of_the_first_version():
     real = DATA / "lesions" / "benign" / "100.jpg"
     if not real.exists():
         pytest.skip("no real images at ../shared/data")
-    found = decoding.decode_with_hashes(real.read_bytes(), 224)
-    assert hashes.pixel_hash(found.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
-    assert hashes.pixel_hash(found.hash_pixels) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
-    assert hashes.perceptual_hash(found.hash_pixels) == "010e4e8cde8b68a2"
+    result = decoding.decode_with_hashes(real.read_bytes(), 224)
+    assert hashes.pixel_hash(result.pixels) == "38207e31a567e80fb298c2d1a7dd34ed1388a28f0e165f94682357a88aa1bc94"
+    assert hashes.pixel_hash(result.hash_pixels) == "56585c2ae9a9b8b2ffc213a429e7d8020de6d98226dbaac5e2132e0142c65913"
+    assert hashes.perceptual_hash(result.hash_pixels) == "010e4e8cde8b68a2"
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -261,8 +261,8 @@ def test_stored_orientation_is_undone(orientation, kind):
     stored = encoded(upright if turn is None else upright.transpose(turn), kind, exif=exif, **options)
     # oblong sides: a picture left lying would not be near, nor would one turned the other way round
     assert distance(decoding.decode(stored, 48), decoding.decode(encoded(upright), 48)) < 1
-    found = decoding.decode_with_hashes(stored, 48)
-    assert (found.width, found.height) == ((64, 96) if orientation > 4 else (96, 64))
+    result = decoding.decode_with_hashes(stored, 48)
+    assert (result.width, result.height) == ((64, 96) if orientation > 4 else (96, 64))
 
 
 def test_orientation_holds_for_16_bit_grey_too_and_a_damaged_exif_is_no_reason_to_lose_an_image():
@@ -277,7 +277,7 @@ def test_orientation_holds_for_16_bit_grey_too_and_a_damaged_exif_is_no_reason_t
 
 @given(st.integers(1, 64))
 @examples(0.2)
-def test_decoding_is_deterministic_and_of_the_size_asked_for(size):
+def test_decoding_is_deterministic_and_has_the_given_size(size):
     for content in (JPEG, PROGRESSIVE, PNG):
         pixels = decoding.decode(content, size)
         assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
@@ -334,9 +334,9 @@ def test_corpus_of_broken_files(name, capfd):
         decoding.decode_with_hashes(content, 64, decoding.ImageLimits(**broken.LIMITS))
     assert error.value.reason == reason
     assert time.perf_counter() - start < 5
-    told = str(error.value)
-    assert len(told.splitlines()) == 1
-    assert "jane" not in told.lower()
+    output = str(error.value)
+    assert len(output.splitlines()) == 1
+    assert "jane" not in output.lower()
     assert error.value.__cause__ is None  # whose text might quote the content
     assert capfd.readouterr() == ("", "")  # libtiff would print there
 
@@ -362,24 +362,24 @@ def test_any_bytes_are_pixels_or_an_image_error(content):
 def checked(content):
     """The pixels, or the reason why there are none; anything else a decoder may do fails the test."""
     try:
-        found = decoding.decode(content, 8, decoding.ImageLimits(min_side=2, max_pixels=200_000))
+        result = decoding.decode(content, 8, decoding.ImageLimits(min_side=2, max_pixels=200_000))
     except ImageError as error:
-        found = error
-    if isinstance(found, ImageError):
-        assert found.reason in REASONS
-        assert len(str(found).splitlines()) == 1
-        return found.reason
-    assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
-    return found
+        result = error
+    if isinstance(result, ImageError):
+        assert result.reason in REASONS
+        assert len(str(result).splitlines()) == 1
+        return result.reason
+    assert (result.shape, result.dtype) == ((8, 8, 3), np.uint8)
+    return result
 
 
 @given(st.sampled_from([JPEG, PROGRESSIVE, PNG]), st.floats(0, 1, exclude_max=True))
 def test_truncated_image_is_rejected_unless_all_its_pixels_came(content, part):
-    found = checked(content[: 8 + int(part * (len(content) - 8))])
-    if isinstance(found, str):
-        assert found in ("corrupt", "damaged")
+    result = checked(content[: 8 + int(part * (len(content) - 8))])
+    if isinstance(result, str):
+        assert result in ("corrupt", "damaged")
     else:
-        assert np.array_equal(found, decoding.decode(content, 8))
+        assert np.array_equal(result, decoding.decode(content, 8))
 
 
 FUZZED = [
@@ -431,18 +431,18 @@ def test_mutated_image_is_decoded_or_an_image_error_within_seconds(content, chan
     start = time.perf_counter()
     try:
         limits = decoding.ImageLimits(min_side=2, max_pixels=2_000_000)
-        found = decoding.decode_with_hashes(mutated(content, changes), 48, limits)
+        result = decoding.decode_with_hashes(mutated(content, changes), 48, limits)
     except ImageError as error:
-        found = error
+        result = error
     assert time.perf_counter() - start < 5
-    if isinstance(found, ImageError):
-        assert found.reason in REASONS
-        assert len(str(found).splitlines()) == 1
+    if isinstance(result, ImageError):
+        assert result.reason in REASONS
+        assert len(str(result).splitlines()) == 1
     else:
-        assert (found.pixels.shape, found.pixels.dtype) == ((48, 48, 3), np.uint8)
-        assert found.hash_pixels.shape == (128, 128, 3)
-        assert min(found.width, found.height) >= 2
-        assert found.format in formats.SIGNATURES
+        assert (result.pixels.shape, result.pixels.dtype) == ((48, 48, 3), np.uint8)
+        assert result.hash_pixels.shape == (128, 128, 3)
+        assert min(result.width, result.height) >= 2
+        assert result.format in formats.SIGNATURES
 
 
 def test_jpeg_cut_anywhere_is_rejected():
@@ -478,10 +478,10 @@ def test_hashes_ignore_containers_and_distinguish_lesions():
     assert len({hashes.pixel_hash(decoding.decode(content, 64)) for content in twins}) == 1
 
     lesions = [synthetic.draw_lesion(np.random.default_rng(seed), seed % 2 == 0, 96) for seed in range(40)]
-    found = [hashes.perceptual_hash(pixels) for pixels in lesions]
-    assert len(set(found)) == 40
+    result = [hashes.perceptual_hash(pixels) for pixels in lesions]
+    assert len(set(result)) == 40
     again = [decoding.decode(encoded(Image.fromarray(pixels), "JPEG", quality=90), 96) for pixels in lesions[:10]]
-    far = [int(one, 16) ^ int(hashes.perceptual_hash(other), 16) for one, other in zip(found, again, strict=False)]
+    far = [int(one, 16) ^ int(hashes.perceptual_hash(other), 16) for one, other in zip(result, again, strict=False)]
     assert np.median([bits.bit_count() for bits in far]) <= 4
 
 
@@ -502,9 +502,9 @@ def test_pixel_hash_sees_every_pixel_and_the_shape_but_not_how_an_array_lies_in_
 def test_perceptual_hash_of_any_square_is_the_same_turned_and_mirrored_and_darker(pixels):
     gray = np.repeat(pixels[:, :, :1] // 2, 3, axis=2)
     assert hashes.perceptual_hash(gray * 2) == hashes.perceptual_hash(gray)  # brightness is not seen
-    found = {hashes.perceptual_hash(view) for view in views(pixels)}
-    assert len(found) == 1
-    assert len(found.pop()) == 16
+    result = {hashes.perceptual_hash(view) for view in views(pixels)}
+    assert len(result) == 1
+    assert len(result.pop()) == 16
 
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 200), st.integers(1, 200), st.just(3))))
@@ -529,14 +529,14 @@ def test_equal_hashes_of_the_real_set_are_near_duplicates():
     rows = pd.concat([rows[listed], rows[~listed][::8]])  # each pair, and some of those that have none
     looks = [decoding.decode_with_hashes((DATA / path).read_bytes(), 224) for path in rows["path"]]
     for name, hash_of in (("pixels", hashes.pixel_hash), ("looks", hashes.perceptual_hash)):
-        rows[name] = [hash_of(found.hash_pixels) for found in looks]
+        rows[name] = [hash_of(result.hash_pixels) for result in looks]
 
     def pairs(column):
         sets = rows.groupby(column)["path"].apply(sorted)
         return {pair for members in sets if len(members) > 1 for pair in combinations(members, 2)}
 
-    listed, found = pairs("near_duplicate_group"), pairs("looks")
+    listed, result = pairs("near_duplicate_group"), pairs("looks")
     assert len(listed) == 64
-    assert pairs("sha256") <= pairs("pixels") <= found  # what is the same is found: recall 1
-    assert len(found & listed) >= 5  # recall 0.08 of near-duplicates
-    assert len(found & listed) / len(found) >= 0.8  # precision 0.83
+    assert pairs("sha256") <= pairs("pixels") <= result  # what is the same is found: recall 1
+    assert len(result & listed) >= 5  # recall 0.08 of near-duplicates
+    assert len(result & listed) / len(result) >= 0.8  # precision 0.83

@@ -81,11 +81,11 @@ def ybr(rgb):
 
 
 def test_packings_without_loss_keep_their_pixels():
-    found = decoding.decode_with_hashes(dicom(PIXELS[:64]), 96)
-    assert (found.width, found.height, found.format) == (96, 64, "DICOM")
-    assert np.array_equal(found.pixels, decoding.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
+    result = decoding.decode_with_hashes(dicom(PIXELS[:64]), 96)
+    assert (result.width, result.height, result.format) == (96, 64, "DICOM")
+    assert np.array_equal(result.pixels, decoding.decode(encoded(LESION.crop((0, 0, 96, 64))), 96))
     assert np.array_equal(
-        found.hash_pixels, decoding.decode_with_hashes(encoded(LESION.crop((0, 0, 96, 64))), 32).hash_pixels
+        result.hash_pixels, decoding.decode_with_hashes(encoded(LESION.crop((0, 0, 96, 64))), 32).hash_pixels
     )
 
     deep = GREY_PIXELS.astype(np.uint16) * 257
@@ -122,13 +122,13 @@ def test_transfer_syntaxes_without_loss(syntax):
 
 def test_ybr_full_and_422():
     full = ybr(PIXELS)
-    found = seen(dicom(PhotometricInterpretation="YBR_FULL", PixelData=full.tobytes()))
-    assert np.abs(found.astype(int) - PIXELS).max() <= 3
+    result = seen(dicom(PhotometricInterpretation="YBR_FULL", PixelData=full.tobytes()))
+    assert np.abs(result.astype(int) - PIXELS).max() <= 3
     halved = np.empty((96, 48, 4), np.uint8)  # two lumas, then the color of the first
     halved[..., 0], halved[..., 1] = full[:, 0::2, 0], full[:, 1::2, 0]
     halved[..., 2:] = full[:, 0::2, 1:]
-    found = seen(dicom(PhotometricInterpretation="YBR_FULL_422", PixelData=halved.tobytes()))
-    assert np.abs(found[:, ::2].astype(int) - PIXELS[:, ::2]).max() <= 3
+    result = seen(dicom(PhotometricInterpretation="YBR_FULL_422", PixelData=halved.tobytes()))
+    assert np.abs(result[:, ::2].astype(int) - PIXELS[:, ::2]).max() <= 3
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
@@ -178,9 +178,9 @@ def test_jpeg_frames_have_the_pixels_of_the_jpeg(monkeypatch):
 
     large = encoded(LESION.resize((1800, 1300)), "JPEG")
     content = dicom(np.zeros((1300, 1800, 3), np.uint8), JPEGBaseline8Bit, large, PhotometricInterpretation="YBR_FULL")
-    found = decoding.decode_with_hashes(content, 512)
-    assert np.array_equal(found.pixels, decoding.decode(large, 512))
-    assert np.array_equal(found.hash_pixels, decoding.decode_with_hashes(large, 64).hash_pixels)
+    result = decoding.decode_with_hashes(content, 512)
+    assert np.array_equal(result.pixels, decoding.decode(large, 512))
+    assert np.array_equal(result.hash_pixels, decoding.decode_with_hashes(large, 64).hash_pixels)
 
 
 def test_several_frames_are_refused_and_counted():
@@ -206,8 +206,8 @@ def test_jpeg_lossless_and_jpeg_ls_frames():
     assert plain.shape == (3, 3, 3)
     bars = pydicom.dcmread(get_testdata_file("SC_rgb_rle.dcm")).pixel_array  # the same picture, packed otherwise
     for name, difference in (("SC_rgb_jpeg_gdcm.dcm", 0), ("SC_rgb_jls_lossy_line.dcm", 10)):
-        found = decoding.decode(pydicom_file(name), 100).astype(int)
-        assert np.abs(found - bars).max() <= difference
+        result = decoding.decode(pydicom_file(name), 100).astype(int)
+        assert np.abs(result - bars).max() <= difference
     near = decoding.decode(pydicom_file("JPEGLSNearLossless_16.dcm"), 50)
     assert near.shape == (50, 50, 3)
 
@@ -300,19 +300,19 @@ def test_a_deflated_dataset_is_unpacked_no_further_than_it_claims(monkeypatch):
 
 
 def test_patient_and_study_come_with_the_pixels():
-    found = decoding.decode_with_hashes(dicom(PatientID=" 0017 ", StudyInstanceUID="1.2.840.1"), 96)
-    assert (found.patient, found.study) == ("0017", "1.2.840.1")
-    found = decoding.decode_with_hashes(dicom(PatientID=""), 96)
-    assert (found.patient, found.study) == (None, None)
+    result = decoding.decode_with_hashes(dicom(PatientID=" 0017 ", StudyInstanceUID="1.2.840.1"), 96)
+    assert (result.patient, result.study) == ("0017", "1.2.840.1")
+    result = decoding.decode_with_hashes(dicom(PatientID=""), 96)
+    assert (result.patient, result.study) == (None, None)
     assert decoding.decode_with_hashes(JPEG, 96).patient is None
 
 
 def test_only_the_ids_of_the_patient_are_read_and_nothing_is_logged(caplog, capfd):
     content = dicom(PatientBirthDate="not a date", InstitutionName="Clinic of Jane Doe")
-    found = reader.read(content)
+    result = reader.read(content)
     assert "PatientName" in pydicom.dcmread(io.BytesIO(content))
-    assert {element.keyword for element in found._header} <= set(reader.TAGS) | {"SpecificCharacterSet"}
-    assert {element.keyword for element in found._read_pixels(10**6)} <= {
+    assert {element.keyword for element in result._header} <= set(reader.TAGS) | {"SpecificCharacterSet"}
+    assert {element.keyword for element in result._read_pixels(10**6)} <= {
         *reader.TAGS,
         *reader.PIXELS,
         "SpecificCharacterSet",

@@ -30,10 +30,10 @@ def flagged(image) -> set[str]:
 @given(arrays.arrays(np.uint8, (2, 32, 32, 3)))
 @examples(0.2)
 def test_measures_are_those_of_a_loop(images):
-    found = quality.measures(images)
-    assert found.shape == (2, len(quality.MEASURES))
-    assert found.dtype == np.float32
-    for image, row in zip(images.astype(np.float64), found, strict=True):
+    result = quality.measures(images)
+    assert result.shape == (2, len(quality.MEASURES))
+    assert result.dtype == np.float32
+    for image, row in zip(images.astype(np.float64), result, strict=True):
         gray = image @ [0.299, 0.587, 0.114]
         laplacian = [
             gray[y - 1, x] + gray[y + 1, x] + gray[y, x - 1] + gray[y, x + 1] - 4 * gray[y, x]
@@ -92,7 +92,7 @@ def test_pictures_are_flagged_by_their_limits():
 def test_few_real_lesions_are_flagged():
     paths = sorted(LESIONS.glob("*/*.jpg"))[::8]
     assert len(paths) > 300
-    found = [flagged(Image.open(path).convert("RGB").resize((SIZE, SIZE))) for path in paths]
+    result = [flagged(Image.open(path).convert("RGB").resize((SIZE, SIZE))) for path in paths]
     for name in quality.FLAGS:
-        assert np.mean([name in names for names in found]) <= 0.015, name
-    assert 0 < np.mean([bool(names) for names in found]) < 0.06
+        assert np.mean([name in names for names in result]) <= 0.015, name
+    assert 0 < np.mean([bool(names) for names in result]) < 0.06

@@ -1,4 +1,4 @@
-"""The drawn archive: the same for the same seed, faulty where it says so, and neither too easy nor too hard."""
+"""The drawn archive: the same for the same seed, with known faults, and neither too easy nor too hard."""
 
 import csv
 import hashlib
@@ -79,10 +79,10 @@ def test_files_depend_on_the_seed_and_good_images_not_on_the_broken_ones(tmp_pat
     counts = draw_archive(tmp_path / "whole", images=20, size=48, broken=False)
     draw_archive(tmp_path / "faulty", images=20, size=48)
     assert counts == {"images": 20, "broken": 0, "unlabelled": 1, "other": 1}
-    whole, faulty = digests(tmp_path / "whole"), digests(tmp_path / "faulty")
+    complete, faulty = digests(tmp_path / "whole"), digests(tmp_path / "faulty")
     added = {name for name in faulty if "broken_" in name}
     assert len(added) == 8
-    differing = {name for name in faulty.keys() - added if whole.get(name) != faulty[name]}
+    differing = {name for name in faulty.keys() - added if complete.get(name) != faulty[name]}
     assert differing == {"metadata.csv", synthetic.MARKER}
     assert good_rows(tmp_path / "whole") == good_rows(tmp_path / "faulty")
 
@@ -155,12 +155,12 @@ def test_views_of_a_lesion_share_patient_and_label_and_look_alike(archive):
     for lesion, rows in lesions.items():
         ((patient, label),) = {(row["patient_id"], row["label"]) for row in rows}
         patients[patient].append((lesion, label))
-    assert all(1 <= len(found) <= 4 for found in patients.values())
-    assert any(len({label for _, label in found}) == 2 for found in patients.values())
+    assert all(1 <= len(result) <= 4 for result in patients.values())
+    assert any(len({label for _, label in result}) == 2 for result in patients.values())
     assert {len(rows) for rows in lesions.values()} == {1, 2, 3}
-    copies = [found for found in by_content.values() if len(found) > 1]
+    copies = [result for result in by_content.values() if len(result) > 1]
     assert len(copies) == 6
-    assert all(len(found) == 2 and len(set(found)) == 1 for found in copies)
+    assert all(len(result) == 2 and len(set(result)) == 1 for result in copies)
 
     folder, _ = archive
     rows, pixels = good_rows(folder), decoded(folder)

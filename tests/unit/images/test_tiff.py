@@ -69,9 +69,9 @@ def reason(content, version=decoding.PIXELS_VERSION):
 @pytest.mark.parametrize(("order", "wide"), [("<", False), (">", False), ("<", True)])  # Pillow reads no other
 def test_the_whole_image_is_taken_where_the_first_is_its_preview(order, wide, nested):
     content = several(PREVIEW, WHOLE, order=order, wide=wide, nested=nested)
-    found = decoding.decode_with_hashes(content, 96)
-    assert (found.width, found.height) == (96, 96)
-    assert np.array_equal(found.pixels, PIXELS)
+    result = decoding.decode_with_hashes(content, 96)
+    assert (result.width, result.height) == (96, 96)
+    assert np.array_equal(result.pixels, PIXELS)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_the_largest_image_is_taken(images):
 def test_models_registered_before_see_the_first_image_as_they_did():
     content = several(PREVIEW, WHOLE)
     assert np.array_equal(decoding.decode(content, 48, version=decoding.UNMANAGED), SMALL)
-    found = decoding.decode_described(content, 48, version=decoding.UNMANAGED)
-    assert (found.width, found.height) == (48, 48)
+    result = decoding.decode_described(content, 48, version=decoding.UNMANAGED)
+    assert (result.width, result.height) == (48, 48)
 
 
 @pytest.mark.parametrize("version", [decoding.UNMANAGED, decoding.PIXELS_VERSION])

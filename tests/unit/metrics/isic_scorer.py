@@ -1,4 +1,4 @@
-"""What ISIC's scorer says of drawn predictions: writes tests/isic_scorer.json, with which test_metrics.py compares.
+"""The figures of ISIC's scorer for drawn predictions: writes isic_scorer.json, with which test_metrics.py compares.
 
 In an environment of its own, so that this project does not depend on it:
 
@@ -43,9 +43,9 @@ def scored(labels, probabilities):
 
 
 if __name__ == "__main__":
-    found = []
+    result = []
     for (labels, probabilities), _ in zip(cases(), range(25), strict=False):
         figures = scored(labels, probabilities)
         figures = {name: float(figures[name]) for name in NAMES}
-        found.append({"labels": labels, "probabilities": probabilities, **figures})
-    Path(__file__).with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
+        result.append({"labels": labels, "probabilities": probabilities, **figures})
+    Path(__file__).with_suffix(".json").write_text("[\n" + ",\n".join(map(json.dumps, result)) + "\n]\n")

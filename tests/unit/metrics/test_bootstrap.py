@@ -47,9 +47,9 @@ def test_every_figure_of_a_resample_is_that_of_its_images(sample, seed):
     labels, probabilities, groups = sample
     rows, drawn = list(resamples_of(groups, 4, seed)), Bootstrap(groups, resamples=4, seed=seed)
 
-    def check(found, metric):
+    def check(result, metric):
         expected = [metric(labels[own], probabilities[own]) for own in rows]
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(result, expected, rtol=1e-9, atol=1e-12)
 
     for statistic in CURVES:
         metric = functools.partial(counts.figure, statistic)
@@ -82,8 +82,8 @@ def test_bootstrap_intervals_equal_those_of_a_loop():
     recalls = [sklearn.metrics.recall_score(labels[rows], probabilities[rows] >= 0.6) for rows in resampled]
     drawn = Bootstrap(groups, resamples=200, seed=7)
     sensitivity, specificity = (drawn.interval(rates, 0.9) for rates in drawn.rates(labels, probabilities, 0.6))
-    found = drawn.interval(drawn.auroc(labels, probabilities), 0.9)
-    assert found == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=1e-12)
+    result = drawn.interval(drawn.auroc(labels, probabilities), 0.9)
+    assert result == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=1e-12)
     assert sensitivity == pytest.approx(tuple(np.quantile(recalls, [0.05, 0.95])), abs=1e-12)
     assert specificity[0] < specificity[1]
 
@@ -91,12 +91,12 @@ def test_bootstrap_intervals_equal_those_of_a_loop():
 def test_chunks_and_the_order_of_rows_change_no_resample(monkeypatch):
     labels, probabilities, groups = grouped_sample(seed=4)
     drawn = Bootstrap(groups, resamples=50)
-    whole, rates = drawn.auroc(labels, probabilities), drawn.rates(labels, probabilities, 0.5)
+    complete, rates = drawn.auroc(labels, probabilities), drawn.rates(labels, probabilities, 0.5)
     shuffled = np.random.default_rng(0).permutation(len(labels))
     reordered = Bootstrap(groups[shuffled], resamples=50)
-    np.testing.assert_array_equal(reordered.auroc(labels[shuffled], probabilities[shuffled]), whole)
+    np.testing.assert_array_equal(reordered.auroc(labels[shuffled], probabilities[shuffled]), complete)
     monkeypatch.setattr(bootstrap, "WEIGHTS_AT_ONCE", 3 * len(labels))
-    np.testing.assert_array_equal(drawn.auroc(labels, probabilities), whole)
+    np.testing.assert_array_equal(drawn.auroc(labels, probabilities), complete)
     np.testing.assert_array_equal(drawn.rates(labels, probabilities, 0.5), rates)
 
 

@@ -35,10 +35,10 @@ def test_curves_are_those_of_scikit_learn(sample):
 
     labels, probabilities, _ = sample
     precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
-    found = binary.precision_recall_curve(labels, probabilities)
-    np.testing.assert_allclose(found.recall, recall[-2::-1])
-    np.testing.assert_allclose(found.precision, precision[-2::-1])
-    np.testing.assert_array_equal(found.thresholds, thresholds[::-1])
+    result = binary.precision_recall_curve(labels, probabilities)
+    np.testing.assert_allclose(result.recall, recall[-2::-1])
+    np.testing.assert_allclose(result.precision, precision[-2::-1])
+    np.testing.assert_array_equal(result.thresholds, thresholds[::-1])
 
     labels, probabilities, _ = sample
     for fpr, tpr, threshold in zip(*binary.roc_curve(labels, probabilities), strict=True):
@@ -50,9 +50,9 @@ def test_curves_are_those_of_scikit_learn(sample):
 def test_confusion_matrix_agrees_with_scikit_learn(sample, threshold):
     labels, probabilities, _ = sample
     expected = sklearn.metrics.confusion_matrix(labels, probabilities >= threshold, labels=[0, 1]).ravel()
-    found = binary.confusion_matrix_at(labels, probabilities, threshold)
-    assert (found.tn, found.fp, found.fn, found.tp) == tuple(expected)
-    assert found.accuracy == sklearn.metrics.accuracy_score(labels, probabilities >= threshold)
+    result = binary.confusion_matrix_at(labels, probabilities, threshold)
+    assert (result.tn, result.fp, result.fn, result.tp) == tuple(expected)
+    assert result.accuracy == sklearn.metrics.accuracy_score(labels, probabilities >= threshold)
 
 
 @given(scored(both_classes=False))
@@ -79,8 +79,8 @@ def test_figures_of_one_label_or_both_agree_with_scikit_learn(sample):
     expected["balanced_accuracy"] = np.nan if one_label else recall.mean()
     for name, value in expected.items():
         metric = auprc if name == "auprc" else getattr(binary, name, None)
-        found = getattr(matrix, name) if hasattr(matrix, name) else metric(labels, probabilities)
-        np.testing.assert_allclose(found, value, rtol=1e-9, atol=1e-12, err_msg=name)
+        result = getattr(matrix, name) if hasattr(matrix, name) else metric(labels, probabilities)
+        np.testing.assert_allclose(result, value, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # see isic_scorer.py
@@ -90,13 +90,13 @@ ISIC = json.loads(Path(__file__).with_name("isic_scorer.json").read_text())  # s
 def test_figures_are_those_of_isics_scorer(case):
     rows = case["labels"], case["probabilities"]
     confusion = binary.confusion_matrix_at(*rows, np.nextafter(0.5, 1))  # the scorer decides by > 0.5
-    found = {
+    result = {
         "auc": binary.auroc(*rows),
         "auc_sens_80": right_of(*rows, sensitivity=0.8),
         "ap": auprc(*rows),
         **{name: getattr(confusion, name) for name in ("accuracy", "sensitivity", "specificity", "ppv", "npv")},
     }
-    for name, value in found.items():
+    for name, value in result.items():
         assert value == pytest.approx(case[name], abs=1e-12), name
 
 
@@ -186,21 +186,21 @@ def test_net_benefit_is_what_its_authors_wrote(sample, threshold):
 @given(scored(), st.integers(1, 6))
 def test_sensitivity_in_top_is_the_mean_over_ways_to_break_ties(sample, images):
     labels, probabilities, patients = sample
-    found = []
+    result = []
     for seed in range(40):
         order = np.lexsort((np.random.default_rng(seed).random(len(labels)), -probabilities))
         taken = sum(labels[[row for row in order if patients[row] == one][:images]].sum() for one in set(patients))
-        found.append(taken / labels.sum())
+        result.append(taken / labels.sum())
     value = binary.chance_in_top(labels, probabilities, patients, images).sum() / labels.sum()
-    assert min(found) - 1e-12 <= value <= max(found) + 1e-12
+    assert min(result) - 1e-12 <= value <= max(result) + 1e-12
     if len(set(probabilities)) == len(labels):
-        assert value == pytest.approx(found[0])
+        assert value == pytest.approx(result[0])
 
 
 def test_rates_by_hand_with_ties_and_without_a_denominator():
-    found = ConfusionMatrix(tn=60, fp=20, fn=5, tp=15)
-    assert (found.sensitivity, found.specificity, found.ppv, found.npv) == (15 / 20, 60 / 80, 15 / 35, 60 / 65)
-    assert (found.accuracy, found.balanced_accuracy) == (0.75, 0.75)
+    result = ConfusionMatrix(tn=60, fp=20, fn=5, tp=15)
+    assert (result.sensitivity, result.specificity, result.ppv, result.npv) == (15 / 20, 60 / 80, 15 / 35, 60 / 65)
+    assert (result.accuracy, result.balanced_accuracy) == (0.75, 0.75)
     only_negatives = ConfusionMatrix(tn=3, fp=0, fn=0, tp=0)
     assert math.isnan(only_negatives.sensitivity)
     assert math.isnan(only_negatives.ppv)

@@ -25,11 +25,11 @@ def drawn(seed=0, n=8000, slope=1.0, shift=0.0):
 @pytest.mark.parametrize(("slope", "shift"), [(1, 0), (3, 0), (0.4, 1.0), (2, -2)])
 def test_overconfidence_and_a_wrong_mean_are_undone(slope, shift):
     labels, probabilities = drawn(slope=slope, shift=shift)
-    found = fit(labels, probabilities)
-    assert found.slope == pytest.approx(1 / slope, rel=0.1)
-    assert found.intercept == pytest.approx(-shift / slope, abs=0.15)
+    result = fit(labels, probabilities)
+    assert result.slope == pytest.approx(1 / slope, rel=0.1)
+    assert result.intercept == pytest.approx(-shift / slope, abs=0.15)
     other = drawn(1, slope=slope, shift=shift)  # not the images that it was fitted on
-    assert binary.expected_calibration_error(other[0], found.apply(other[1])) < 0.03
+    assert binary.expected_calibration_error(other[0], result.apply(other[1])) < 0.03
     if (slope, shift) != (1, 0):
         assert binary.expected_calibration_error(*other) > 0.08
 
@@ -47,11 +47,11 @@ def test_platt_is_that_of_scikit_learn(seed):
 
 def test_temperature_is_the_best_slope_and_platt_keeps_the_mean():
     labels, probabilities = drawn(slope=3, shift=0.5)
-    found = fit(labels, probabilities, "temperature")
-    assert (found.method, found.intercept) == ("temperature", 0.0)
+    result = fit(labels, probabilities, "temperature")
+    assert (result.method, result.intercept) == ("temperature", 0.0)
     slopes = np.linspace(0.05, 2, 400)
     losses = [binary.log_loss(labels, Calibration("temperature", s).apply(probabilities)) for s in slopes]
-    assert found.slope == pytest.approx(slopes[int(np.argmin(losses))], abs=0.01)
+    assert result.slope == pytest.approx(slopes[int(np.argmin(losses))], abs=0.01)
 
     labels, probabilities = drawn(shift=2)
     assert fit(labels, probabilities).apply(probabilities).mean() == pytest.approx(labels.mean(), abs=1e-3)
@@ -74,9 +74,9 @@ def test_neighboring_values_stay_apart_and_none_changes_no_bit():
 
 
 def test_fits_of_degenerate_data():
-    found = fit([0] * 50 + [1] * 50, np.r_[np.linspace(0, 0.4, 50), np.linspace(0.6, 1, 50)])
-    assert found.method == "platt"
-    assert 0 < found.slope < 100
+    result = fit([0] * 50 + [1] * 50, np.r_[np.linspace(0, 0.4, 50), np.linspace(0.6, 1, 50)])
+    assert result.method == "platt"
+    assert 0 < result.slope < 100
     moved = fit(np.repeat([0, 1], [80, 20]), np.full(100, 0.6)).apply([0.6])
     assert moved == pytest.approx(0.2, abs=0.02)
     with pytest.raises(DataError, match=r"evaluate\.calibration=platt needs images of both labels: all 2 have label 1"):
@@ -84,7 +84,7 @@ def test_fits_of_degenerate_data():
 
 
 @pytest.mark.parametrize("method", ["platt", "temperature"])
-def test_what_ranks_worse_than_chance_is_left_alone(method):
+def test_rankings_worse_than_chance_are_not_calibrated(method):
     assert fit(np.repeat([0, 1], 50), np.linspace(1, 0, 100), method) == Calibration()
 
 

@@ -123,7 +123,7 @@ def test_rules_are_parsed_and_stored_with_the_point():
 
 
 @pytest.mark.parametrize(
-    ("told", "name", "rule"),
+    ("text", "name", "rule"),
     [
         ("screening", "screening", "sensitivity>=0.95"),
         ("sensitivity>=0.95", "screening", "sensitivity>=0.95"),
@@ -132,22 +132,22 @@ def test_rules_are_parsed_and_stored_with_the_point():
         ("sensitivity>=0.90", "sensitivity>=0.90", "sensitivity>=0.90"),
     ],
 )
-def test_only_a_point_of_that_rule_has_its_name(told, name, rule):
-    assert resolve_rule(told) == (name, rule)
+def test_only_a_point_of_that_rule_has_its_name(text, name, rule):
+    assert resolve_rule(text) == (name, rule)
     with pytest.raises(ConfigError, match="unknown operating point rule 'triage'"):
         resolve_rule("triage")
 
 
 def test_named_points_are_those_of_their_rules():
     labels, probabilities = [0, 0, 0, 1, 1, 1], [0.1, 0.2, 0.6, 0.4, 0.7, 0.9]
-    found = {point.name: point for point in choose_named(labels, probabilities)}
-    assert found.keys() == NAMED.keys()
+    result = {point.name: point for point in choose_named(labels, probabilities)}
+    assert result.keys() == NAMED.keys()
     for name, rule in NAMED.items():
-        assert found[name] == choose(labels, probabilities, rule, name)
+        assert result[name] == choose(labels, probabilities, rule, name)
 
-    found = choose_named([0, 1, 1], [0.9, 0.9, 0.2])
-    assert [point.threshold for point in found] == [0.2, 0.2, math.inf]
-    assert [point.rule for point in found] == list(NAMED.values())
+    result = choose_named([0, 1, 1], [0.9, 0.9, 0.2])
+    assert [point.threshold for point in result] == [0.2, 0.2, math.inf]
+    assert [point.rule for point in result] == list(NAMED.values())
 
 
 @given(sample=scored())

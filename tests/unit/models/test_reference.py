@@ -51,31 +51,31 @@ def test_distances_are_those_of_scikit_learn_below_1_for_validation_images():
 def test_few_images_and_dead_features_have_distances_all_the_same(rows):
     for train in (features(rows), np.zeros((rows, 8), np.float32), np.ones((rows, 1024), np.float32)):
         space = training_reference.fit(train, train[:1] + 0.5)
-        found = space.distances(np.concatenate([train, np.eye(1, train.shape[1])]))
-        assert np.isfinite(found).all()
-        assert found[-1] > found[0]
+        result = space.distances(np.concatenate([train, np.eye(1, train.shape[1])]))
+        assert np.isfinite(result).all()
+        assert result[-1] > result[0]
 
 
 @given(st.lists(st.floats(-1e6, 1e6, width=32) | st.just(float("nan")), max_size=200))
 def test_a_histogram_holds_every_value_once(values):
-    found = training_reference.histogram(values)
+    result = training_reference.histogram(values)
     known = [value for value in values if value == value]
-    assert sum(found.counts) == len(known)
-    assert len(found.counts) == len(found.edges) + 1
-    assert list(found.edges) == sorted(set(found.edges))
-    bounds = (-np.inf, *found.edges, np.inf)
-    for place, count in enumerate(found.counts):
+    assert sum(result.counts) == len(known)
+    assert len(result.counts) == len(result.edges) + 1
+    assert list(result.edges) == sorted(set(result.edges))
+    bounds = (-np.inf, *result.edges, np.inf)
+    for place, count in enumerate(result.counts):
         assert count == sum(bounds[place] < value <= bounds[place + 1] for value in known)
 
 
 def test_bins_are_even_and_rare_categories_lose_their_names():
-    found = training_reference.histogram(stats.norm.rvs(size=2000, random_state=0))
-    assert found.counts == (100,) * training_reference.BINS
+    result = training_reference.histogram(stats.norm.rvs(size=2000, random_state=0))
+    assert result.counts == (100,) * training_reference.BINS
     assert training_reference.histogram([3.0] * 50 + [7.0]).counts == (50, 1)
 
     counts = {"arm": 40, "leg": 5, "Mrs Smith's toe": 4, "unknown": 7}
-    found = training_reference.categories(counts)
-    assert found == {"arm": 40, "leg": 5, training_reference.OTHERS: 4}
+    result = training_reference.categories(counts)
+    assert result == {"arm": 40, "leg": 5, training_reference.OTHERS: 4}
     assert training_reference.categories({"arm": 1, "hand": 2}, ["arm", "leg"]) == {
         "arm": 1,
         "leg": 0,

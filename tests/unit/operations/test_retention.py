@@ -20,15 +20,15 @@ MADE = lineage.content_id(["made from"])
 def decided(*listing, manifests=None, now=NOW, versions=None, **settings):
     """path -> why, of a listing of (path, days ago)."""
     files = [File(path, 10, NOW - days * DAY) for path, days in listing]
-    found = retention.decide(files, References(manifests or {}, **versions or {}), config.Prune(**settings), now)
-    return {item.what: item.why for item in found}
+    result = retention.decide(files, References(manifests or {}, **versions or {}), config.Prune(**settings), now)
+    return {item.what: item.why for item in result}
 
 
 @pytest.mark.parametrize("place", ["features", "models/head", "models/finetuned", "reports"])
-def test_what_was_there_before_the_manifest_and_is_not_named_is_superseded(place):
+def test_older_folders_not_named_by_the_manifest_are_superseded(place):
     listing = [(f"{place}/{OLD}/a", 3), (f"{place}/{NEW}/a", 2), (f"{place}/manifest.json", 2)]
-    found = decided(*listing, manifests={place: {"path": NEW}})
-    assert found == {f"{place}/{OLD}": f"superseded: {place}/manifest.json names another"}
+    result = decided(*listing, manifests={place: {"path": NEW}})
+    assert result == {f"{place}/{OLD}": f"superseded: {place}/manifest.json names another"}
     assert decided(*listing, manifests={place: {"path": OLD}}).keys() == {f"{place}/{NEW}"}
 
 
@@ -45,18 +45,18 @@ def test_datasets_are_removed_unless_a_registered_version_needs_them():
     listing += [("images/manifest.json", 1)]
     manifests = {"images": {"id": NEW, "path": f"{NEW}-{MADE}"}}
     versions = {"datasets": frozenset({OLD, NEW})}
-    found = decided(*listing, manifests=manifests, versions=versions)
-    assert found.keys() == {f"images/{NEW}-{OLD}"}, "the same images as those that the manifest names"
+    result = decided(*listing, manifests=manifests, versions=versions)
+    assert result.keys() == {f"images/{NEW}-{OLD}"}, "the same images as those that the manifest names"
 
     listing = [(f"reports/{OLD}/a", 9), (f"reports/{BETWEEN}/a", 9), ("reports/manifest.json", 1)]
     listing += [(f"models/exported/{name}.ncnn", 0) for name in (OLD, NEW)]
     versions = {"reports": frozenset({OLD}), "exported": frozenset({f"models/exported/{NEW}.ncnn"})}
-    found = decided(*listing, manifests={"reports": {"path": NEW}}, versions=versions)
-    assert found.keys() == {f"reports/{BETWEEN}", f"models/exported/{OLD}.ncnn"}
+    result = decided(*listing, manifests={"reports": {"path": NEW}}, versions=versions)
+    assert result.keys() == {f"reports/{BETWEEN}", f"models/exported/{OLD}.ncnn"}
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_what_a_killed_job_left_waits_to_be_gone_on_with(published):
+def test_results_of_a_killed_job_are_kept_to_be_resumed(published):
     listing = [(f"features/{NEW}/a", 40), (f"features/{NEW}/b", 31)]
     listing += [("features/manifest.json", 50)] * published
     manifests = {"features": {"path": OLD}} if published else {}
@@ -80,8 +80,8 @@ def test_unfinished_work_and_pictures_are_removed_by_age():
     listing = [(f"batches/{name}/pictures/a.jpg", 5) for name in ids]  # copied, after a restore
     listing += [(f"batches/{name}/{file}", 999) for name in ids for file in ("batch.json", "worklist.html")]
     assert decided(*listing) == {}
-    found = decided(*listing, worklists_days=90)
-    assert found == {f"batches/{ids[0]}/pictures": "pictures of a worklist, 91 days old"}
+    result = decided(*listing, worklists_days=90)
+    assert result == {f"batches/{ids[0]}/pictures": "pictures of a worklist, 91 days old"}
     assert decided(*listing, worklists_days=4).keys() == {f"batches/{name}/pictures" for name in ids}
 
 
@@ -110,8 +110,8 @@ def test_external_sets_are_removed_by_the_age_of_their_last_evaluation():
 def test_folders_of_killed_ingests_go_first_and_sizes_are_described():
     top = f"external/{OLD}"
     folders = ["_ingest-0a1b2c3d", f"{top}/_ingest-4e5f6071"]
-    found = decided(*((f"{folder}/listed/a", 0) for folder in folders))
-    assert found == dict.fromkeys(folders, "left by an ingest that was killed")
+    result = decided(*((f"{folder}/listed/a", 0) for folder in folders))
+    assert result == dict.fromkeys(folders, "left by an ingest that was killed")
     listing = [File(f"reports/search/symmetries/{OLD}/{name}", 1, 0.0) for name in ("part-0", "_SUCCESS")]
     (item,) = retention.decide(listing, References({}), config.Prune(), NOW)
     assert item.paths == (f"reports/search/symmetries/{OLD}/_SUCCESS", f"reports/search/symmetries/{OLD}")
@@ -123,7 +123,7 @@ def test_folders_of_killed_ingests_go_first_and_sizes_are_described():
     assert retention.describe(items) == "2 entries, 1,234 files, 3.4 MB"
 
 
-def test_what_no_job_names_stays():
+def test_files_unknown_to_all_jobs_stay():
     listing = [
         ("images/by-hand/a", 999),
         (f"images/{OLD}", 999),
@@ -194,19 +194,19 @@ def named(place, facts):
 
 @given(warehouses(), st.randoms(use_true_random=False))
 @examples(0.4)
-def test_at_no_moment_does_a_manifest_name_what_is_gone_and_what_is_registered_stays(warehouse, order):
+def test_manifests_never_name_removed_files_and_registered_files_stay(warehouse, order):
     listing, needed, chosen = warehouse
     before = {file.path for file in listing}
-    there, whole = set(before), {}
+    there, complete = set(before), {}
     for place, facts in needed.manifests.items():
-        whole[place] = {path for path in before if path.startswith(tuple(named(place, facts)))}
+        complete[place] = {path for path in before if path.startswith(tuple(named(place, facts)))}
     for item in retention.decide(listing, needed, chosen, NOW):
         going = [sorted(one for one in there if one == path or one.startswith(f"{path}/")) for path in item.paths]
         for files in going:
             order.shuffle(files)  # of those in a folder any may be the first
             for file in files:
                 there.discard(file)
-                for place, own in whole.items():
+                for place, own in complete.items():
                     assert f"{place}/manifest.json" not in there or own <= there
         assert len({file for files in going for file in files}) == item.files == item.size
     gone = before - there

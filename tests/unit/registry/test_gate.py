@@ -32,8 +32,8 @@ def verdicts(rows, rule, champion=None, swapped=False, aurocs=None, overlap=0):
 
 def test_every_rule_has_a_verdict(rows):
     rules = config.Gate(sensitivity=0.9, calibration_error=0.1, subgroup_auroc=0.8)
-    found = check(rules, *rows)
-    assert [verdict.rule for verdict in found] == list(config.Gate.model_fields)
+    result = check(rules, *rows)
+    assert [verdict.rule for verdict in result] == list(config.Gate.model_fields)
     assert verdicts(rows, {}) == []
 
 
@@ -59,8 +59,8 @@ def test_a_model_passes_within_the_margin_of_the_champion(rows):
     assert low < 0
     for margin, passes in ((-low + 1e-6, True), (-low, True), (max(-low - 1e-6, 0), False)):
         rules = config.Gate(**NONE | {"auroc_margin": margin})
-        (found,) = check(rules, labels, groups, little, good)
-        assert found.holds is passes
+        (result,) = check(rules, labels, groups, little, good)
+        assert result.holds is passes
 
 
 @pytest.mark.parametrize(("rule", "figure"), [("sensitivity", "sensitivity"), ("calibration_error", "error")])
@@ -91,8 +91,8 @@ def test_poor_subgroups_and_training_images_in_the_test_set_are_refused(rows):
     )
 
 
-def test_what_is_undefined_holds_no_rule():
+def test_undefined_metrics_pass_no_rule():
     labels, groups, probabilities = np.zeros(40, int), np.arange(40), np.linspace(0, 1, 40)
     rules = config.Gate(**NONE | {"auroc_margin": 1.0, "sensitivity": 0.0})
-    found = check(rules, labels, groups, probabilities, probabilities)
-    assert [verdict.holds for verdict in found] == [False, False]
+    result = check(rules, labels, groups, probabilities, probabilities)
+    assert [verdict.holds for verdict in result] == [False, False]

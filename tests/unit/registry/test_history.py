@@ -83,17 +83,17 @@ def one_of_many(folder, barrier, answers):
         answers.put(str(error))
 
 
-def test_of_many_at_once_each_move_has_a_number_of_its_own(tmp_path):
+def test_simultaneous_moves_have_different_numbers(tmp_path):
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(3), context.Queue()
     jobs = [context.Process(target=one_of_many, args=(str(tmp_path), barrier, answers)) for _ in range(3)]
     for job in jobs:
         job.start()
-    told = [answers.get(timeout=60) for _ in jobs]
+    output = [answers.get(timeout=60) for _ in jobs]
     for job in jobs:
         job.join()
     moves = alias_history.History(files.url_of(str(tmp_path)), "melanoma", "champion").read()
-    assert len(moves) == told.count("written") >= 1
-    for refused in set(told) - {"written"}:
+    assert len(moves) == output.count("written") >= 1
+    for refused in set(output) - {"written"}:
         assert "another job moved melanoma@champion at the same time" in refused
     assert pathlib.Path(tmp_path / "registry/melanoma/champion/000001.json").exists()

@@ -40,7 +40,7 @@ def folder(request):
 
 @pytest.fixture
 def blocked(tmp_path):
-    """The URL of a folder that nobody can make, root neither: what would hold it is a file."""
+    """The URL of a folder that even root cannot make: its parent is a file."""
     (tmp_path / "file").write_text("no folder")
     return f"file://{tmp_path}/file/folder"
 
@@ -109,14 +109,14 @@ def test_names_that_match_are_those_directly_below(folder):
 def test_all_files_below_a_folder_with_size_and_time(folder):
     for name, content in (("a", b"1"), ("b/c/d", b"333"), ("b/e", b"")):
         files.write_bytes(files.join(folder, name), content)
-    found = sorted(files.walk(folder))
-    assert [(path, size) for path, size, _ in found] == [("a", 1), ("b/c/d", 3), ("b/e", 0)]
+    result = sorted(files.walk(folder))
+    assert [(path, size) for path, size, _ in result] == [("a", 1), ("b/c/d", 3), ("b/e", 0)]
     if folder.startswith("file:"):
-        assert all(abs((datetime.now(UTC) - when).total_seconds()) < 600 for _, _, when in found)
+        assert all(abs((datetime.now(UTC) - when).total_seconds()) < 600 for _, _, when in result)
     assert list(files.walk(files.join(folder, "none"))) == []
 
 
-def test_links_are_not_walked_over(tmp_path):
+def test_links_are_not_followed(tmp_path):
     for name in ("inside/folder/file", "outside/file"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("x")
@@ -138,7 +138,7 @@ def test_folders_without_a_file_go_and_a_link_is_one(url, tmp_path):
     assert (tmp_path / "linked/link").is_symlink()
 
 
-def test_a_folder_that_cannot_be_walked_over_is_not_passed_over(url, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_raises(url, tmp_path, monkeypatch):
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/c").write_text("")
     ls = LocalFileSystem.ls
@@ -192,8 +192,8 @@ def test_write_that_ends_early_leaves_the_old_content(url, tmp_path, monkeypatch
 
 
 def test_folder_that_cannot_be_written_or_read_is_named_with_a_way_out(blocked, url):
-    told = f"^cannot write {blocked}/manifest.json: .*; choose another warehouse=URL$"
-    with pytest.raises(ClusterError, match=told):
+    output = f"^cannot write {blocked}/manifest.json: .*; choose another warehouse=URL$"
+    with pytest.raises(ClusterError, match=output):
         files.write_bytes(f"{blocked}/manifest.json", b"{}")
     with pytest.raises(ClusterError, match=f"^cannot write {blocked}/"):
         files.check_writable(blocked)
@@ -217,7 +217,7 @@ def test_store_of_an_unknown_kind_cannot_be_written(action):
         action("nowhere://bucket/x")
 
 
-def test_renaming_makes_the_folder_above_and_removing_takes_folders_whole_and_does_not_mind_their_absence(folder):
+def test_rename_creates_parents_and_remove_takes_folders_and_ignores_missing_ones(folder):
     files.write_bytes(files.join(folder, "attempt", "part", "file"), b"content")
     files.rename(files.join(folder, "attempt"), files.join(folder, "old", "final"))
     assert files.read_bytes(files.join(folder, "old", "final", "part", "file")) == b"content"

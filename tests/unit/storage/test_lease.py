@@ -1,4 +1,4 @@
-"""Leases: one job of a kind at a time on a warehouse, and a dead one keeps nobody out."""
+"""Leases: one job of a kind at a time on a warehouse; a dead one blocks no other."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_one_job_of_a_kind_runs_at_a_time(warehouse, tmp_path):
 
 
 @pytest.mark.parametrize("not_waited_for", [False, True])
-def test_a_job_killed_on_this_machine_keeps_nobody_out(warehouse, not_waited_for):
+def test_a_job_killed_on_this_machine_blocks_no_other(warehouse, not_waited_for):
     script = textwrap.dedent(f"""
         import os, signal
         from melanoma_spark.storage import lease
@@ -108,7 +108,7 @@ def test_torn_leases_and_dead_jobs_block_no_job(warehouse, tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, '{"owner"', '{"owner": "o", "host": "elsewhere", "beat": 0}'])
-def test_who_finds_its_lease_gone_may_change_nothing_more(warehouse, tmp_path, content):
+def test_a_job_without_its_lease_may_change_nothing(warehouse, tmp_path, content):
     """Another job has had it and has ended, or this is not the file system that it was."""
     file = tmp_path / "running/score.json"
     with lease.acquire(warehouse, "score") as own:
@@ -137,7 +137,7 @@ def test_signs_of_life_renew_a_lease_and_do_not_bring_it_back(warehouse, tmp_pat
         assert not (tmp_path / "running/score.json").exists()
 
 
-def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
+def test_of_simultaneous_jobs_one_at_most_gets_the_lease(warehouse):
     inside, most = [], []
     start = threading.Barrier(6)
 
@@ -160,7 +160,7 @@ def test_of_many_that_start_at_once_one_gets_in_at_most(warehouse):
     assert most == [1]
 
 
-def test_at_rest_none_of_the_jobs_starts_and_the_one_at_rest_is_told(warehouse, tmp_path):
+def test_blocked_jobs_are_refused_and_the_blocking_job_named(warehouse, tmp_path):
     with lease.block_jobs(warehouse, ("score", "ingest"), "prune") as still:
         for job in ("score", "ingest"):
             with (
@@ -176,7 +176,7 @@ def test_at_rest_none_of_the_jobs_starts_and_the_one_at_rest_is_told(warehouse, 
 
 
 @pytest.mark.parametrize("job", ["score", "ingest", "another"])
-def test_it_is_not_at_rest_while_any_job_is_at_work(warehouse, tmp_path, job):
+def test_jobs_cannot_be_blocked_while_one_runs(warehouse, tmp_path, job):
     with lease.acquire(warehouse, job):
         for context in (lease.block_jobs(warehouse, ("score", "ingest"), "prune"), lease.acquire(warehouse, job)):
             with pytest.raises(BusyError, match=f"^{job} is already running"), context:

@@ -1,4 +1,4 @@
-"""Manifests: written complete or not at all, read from earlier releases, and held against each other."""
+"""Manifests: written complete or not at all, read from earlier releases, and checked against each other."""
 
 import json
 import signal
@@ -48,12 +48,12 @@ def test_manifests_are_required_published_and_replaced(warehouse, tmp_path):
 
     for number in (1, 2):
         published = manifests.publish(IMAGES.model_copy(update={"id": f"i{number}", "path": f"p{number}"}), warehouse)
-    found = manifests.require(ImagesManifest, warehouse)
-    assert found == published
-    assert (found.id, found.path, found.format) == ("i2", "p2", 1)
-    assert found.version
-    assert found.made_at
-    assert found.url(warehouse) == f"file://{tmp_path}/images/p2"
+    result = manifests.require(ImagesManifest, warehouse)
+    assert result == published
+    assert (result.id, result.path, result.format) == ("i2", "p2", 1)
+    assert result.version
+    assert result.made_at
+    assert result.url(warehouse) == f"file://{tmp_path}/images/p2"
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["manifest.json"]
     text = json.loads((tmp_path / "images/manifest.json").read_text())
     assert list(text) == sorted(text)
@@ -66,11 +66,11 @@ def written(tmp_path, **changes):
     (tmp_path / "images/manifest.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
 
 
-def test_a_manifest_without_format_and_with_unknown_keys_is_read_and_keeps_them(warehouse, tmp_path):
+def test_manifests_without_format_and_with_unknown_keys_are_read(warehouse, tmp_path):
     written(tmp_path, note="by hand")
-    found = manifests.require(ImagesManifest, warehouse)
-    assert (found.format, found.damaged, found.archive) == (1, 0, "")
-    manifests.publish(found, warehouse)
+    result = manifests.require(ImagesManifest, warehouse)
+    assert (result.format, result.damaged, result.archive) == (1, 0, "")
+    manifests.publish(result, warehouse)
     assert json.loads((tmp_path / "images/manifest.json").read_text())["note"] == "by hand"
 
 
@@ -87,8 +87,8 @@ def test_a_newer_or_a_damaged_manifest_is_refused(warehouse, tmp_path, changes, 
         manifests.read(ImagesManifest, warehouse)
 
 
-def test_a_manifest_is_whole_for_readers_and_after_a_kill(warehouse):
-    """A writer that replaces it over and over is killed; nobody ever reads a part."""
+def test_readers_see_complete_manifests_also_after_a_kill(warehouse):
+    """A writer that replaces it over and over is killed; readers never see a part."""
     writer = """
         import sys
         from melanoma_spark.storage import manifests
@@ -105,24 +105,24 @@ def test_a_manifest_is_whole_for_readers_and_after_a_kill(warehouse):
         seen = set()
         while len(seen) < 20:
             assert time.monotonic() < until
-            found = manifests.read(FeaturesManifest, warehouse)
-            if found:
-                assert found.cuts == [found.id] * 5000
-                seen.add(found.id)
+            result = manifests.read(FeaturesManifest, warehouse)
+            if result:
+                assert result.cuts == [result.id] * 5000
+                seen.add(result.id)
     finally:
         started.send_signal(signal.SIGKILL)
         started.wait()
-    found = manifests.require(FeaturesManifest, warehouse)
-    assert found.cuts == [found.id] * 5000
+    result = manifests.require(FeaturesManifest, warehouse)
+    assert result.cuts == [result.id] * 5000
 
 
 def test_a_model_is_kept_as_it_was(warehouse):
     tensors = [np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), np.zeros((), np.int64)]
     published = manifests.save_model(warehouse, HEAD, tensors)
-    found = manifests.require(HeadManifest, warehouse)
-    assert repr(found) == repr(published)  # by text: it holds a NaN
-    assert isinstance(found.spec["hidden"], int)
-    for before, after in zip(tensors, manifests.load_model(warehouse, found), strict=True):
+    result = manifests.require(HeadManifest, warehouse)
+    assert repr(result) == repr(published)  # by text: it holds a NaN
+    assert isinstance(result.spec["hidden"], int)
+    for before, after in zip(tensors, manifests.load_model(warehouse, result), strict=True):
         np.testing.assert_array_equal(before, after, strict=True)
 
 
@@ -135,7 +135,7 @@ def test_a_model_is_kept_as_it_was(warehouse):
         ({}, {}, {"image_size": 32}, "with image_size 32, features/"),
     ],
 )
-def test_parts_that_were_made_with_others_do_not_fit(images, features, spec, words):
+def test_parts_of_other_runs_do_not_fit(images, features, spec, words):
     manifests.check_fit(IMAGES, FEATURES, HEAD)
     head = HEAD.model_copy(update={"spec": {**HEAD.spec, **spec}})
     with pytest.raises(DataError, match=words):

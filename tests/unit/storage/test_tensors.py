@@ -24,8 +24,8 @@ from melanoma_spark.storage.tensors import pack_tensors, unpack_tensors
 )
 @example([np.array(place) for place in range(1005)])
 def test_tensors_come_back_in_order_with_dtype_and_shape(tensors):
-    found = unpack_tensors(pack_tensors(tensors))
-    assert [(t.dtype, t.shape, t.tobytes()) for t in found] == [(t.dtype, t.shape, t.tobytes()) for t in tensors]
+    result = unpack_tensors(pack_tensors(tensors))
+    assert [(t.dtype, t.shape, t.tobytes()) for t in result] == [(t.dtype, t.shape, t.tobytes()) for t in tensors]
 
 
 class Bomb:
@@ -83,15 +83,15 @@ def test_anything_but_an_archive_of_arrays_is_refused(content):
 
 
 @given(st.integers(0, WHOLE.index(b"PK\1\2") - 1), st.integers(1, 255))
-def test_damaged_member_is_never_taken_for_other_weights(place, change):
+def test_damaged_members_are_never_read_as_other_weights(place, change):
     damaged = bytearray(WHOLE)
     damaged[place] ^= change
     try:
-        found = unpack_tensors(bytes(damaged))
+        result = unpack_tensors(bytes(damaged))
     except DataError:
-        found = None
-    if found is not None:  # a byte that says nothing of the content, such as a member's date
-        assert [tensor.tobytes() for tensor in found] == [np.arange(100.0).tobytes(), np.ones((3, 3)).tobytes()]
+        result = None
+    if result is not None:  # a byte that says nothing of the content, such as a member's date
+        assert [tensor.tobytes() for tensor in result] == [np.arange(100.0).tobytes(), np.ones((3, 3)).tobytes()]
 
 
 @given(st.integers(0, len(WHOLE) - 1))

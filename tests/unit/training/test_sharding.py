@@ -84,7 +84,7 @@ def test_few_rows_and_rows_without_a_seed():
     assert deal(np.zeros(0, int), 4, seed=1).shape == (0, 4)
 
 
-def test_fewer_images_than_ranks_is_an_error_that_says_what_would_do():
+def test_fewer_images_than_ranks_is_an_error_with_a_hint():
     check(4, 4, 4)
     with pytest.raises(DataError, match="3 images for 4 ranks: each rank needs at least one; set ranks=3"):
         check(3, 16, 4)

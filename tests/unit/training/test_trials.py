@@ -1,4 +1,4 @@
-"""A search's trials: the head in force among them, no repeats, whole folds, and honest figures."""
+"""The trials of a search: the current head among them, no repeats, complete folds, and correct figures."""
 
 import itertools
 
@@ -47,8 +47,8 @@ def test_a_fold_without_a_class_is_refused_with_a_number_of_folds_that_works():
     labels = np.arange(40) % 5 == 0
     with pytest.raises(DataError) as error:
         trials.assign_folds(groups, labels, 8, 0)
-    told = "of search.folds=8 holds no positive image (40 groups of train and validation images); set search.folds="
-    assert told in str(error.value)
+    output = "of search.folds=8 holds no positive image (40 groups of train and validation images); set search.folds="
+    assert output in str(error.value)
     fewer = int(str(error.value).rpartition("=")[2])
     folds = trials.assign_folds(groups, labels, fewer, 0)
     for fold, label in itertools.product(range(fewer), (False, True)):
@@ -108,6 +108,6 @@ def test_heads_are_combined_with_ttas_and_written_as_settings():
     assert all(settings.keys() == trials.SETTINGS.keys() for settings in tried)
 
     settings = {"hidden": 1_000_000, "dropout": 0.0, "learning_rate": 1 / 3, "views": 2, "tta": 8}
-    found = config.load(None, trials.as_words(settings).split())
-    assert found.head == config.Head(hidden=1_000_000, dropout=0.0, learning_rate=1 / 3, views=2)
-    assert found.evaluate.tta == 8
+    actual = config.load(None, trials.as_words(settings).split())
+    assert actual.head == config.Head(hidden=1_000_000, dropout=0.0, learning_rate=1 / 3, views=2)
+    assert actual.evaluate.tta == 8
