@@ -49,7 +49,9 @@ def evaluate_test_split(context: StageContext) -> Summary:
     models = read_models(context, images, features)
     ids = {name: model.id for name, model in models.items()}
     recipe = settings.evaluate.model_dump(mode="json"), settings.seed, settings.score.quality.model_dump(mode="json")
-    report_id = lineage.content_id([images.id, list(ids.values()), *recipe, feature_twins.LEAST])
+    # A report on few images stays as it was: twins have no part in it.
+    twins_by = [feature_twins.LEAST] if feature_twins.can_compare(images, features) else []
+    report_id = lineage.content_id([images.id, list(ids.values()), *recipe, *twins_by])
     folder = files.join(warehouse, "reports", report_id)
     previous = manifests.read(manifests.ReportManifest, warehouse)
     if previous and previous.id == report_id:

@@ -27,15 +27,20 @@ BASIS = "_whitening-"  # in the features' folder: mean (c,) and axes (c, 128)
 Floats = NDArray[np.float32]
 
 
+def can_compare(images: ImagesManifest, features: FeaturesManifest) -> bool:
+    """Whether there are at least `FEWEST` train and validation images, with features of the last cut."""
+    known = sum(count for key, count in images.counts.items() if not key.startswith(splits.TEST))
+    return known >= FEWEST and backbones.backbone(features.backbone).cuts[-1] in features.cuts
+
+
 def find_leaked(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> list[str]:
-    """`sha256` of the test images with a twin in train or validation; none where there are under `FEWEST` of these.
+    """`sha256` of the test images with a twin in train or validation; none where they cannot be compared.
 
     The basis is kept with the features.
     """
-    cut = backbones.backbone(features.backbone).cuts[-1]
-    known = sum(count for key, count in images.counts.items() if not key.startswith(splits.TEST))
-    if known < FEWEST or cut not in features.cuts:
+    if not can_compare(images, features):
         return []
+    cut = backbones.backbone(features.backbone).cuts[-1]
     session.describe_jobs(context.spark, "evaluate: test images with a twin in training")
     rows = read_images(context, images).select("split", "sha256", "label").collect()
     labels = {split: {row.sha256: row.label for row in rows if row.split == split} for split in splits.SPLITS}

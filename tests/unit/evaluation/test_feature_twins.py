@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 
 from melanoma_spark.evaluation import evaluate, feature_twins
 from melanoma_spark.metrics import binary
+from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest
 
 
 @pytest.fixture
@@ -59,3 +60,13 @@ def test_the_report_says_how_many_are_left_out_and_the_figures_with_them():
     )
     alone = with_twins.iloc[1:4]
     assert evaluate.describe_left_out([model], {"head alone": alone}) == []
+
+
+@pytest.mark.parametrize(
+    ("train", "cuts", "can"),
+    [(1280, ["block5_pool"], True), (1279, ["block5_pool"], False), (1280, ["block4_pool"], False)],
+)
+def test_few_images_and_other_cuts_are_not_compared(train, cuts, can):
+    images = ImagesManifest.model_construct(counts={"train_0": train - 80, "validation_1": 80, "test_0": 5000})
+    features = FeaturesManifest.model_construct(backbone="vgg16", cuts=cuts)
+    assert feature_twins.can_compare(images, features) == can
