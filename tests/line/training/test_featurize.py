@@ -31,7 +31,7 @@ def test_engines_make_the_same_features(line, copied):
 def test_what_an_engine_cannot_compute_is_refused_before_spark_starts():
     words = {"featurize": {"engine": "ncnn", "precision": "bfloat16"}}
     with pytest.raises(ConfigError, match="engine=ncnn computes in float32 alone; take engine=tensorflow"):
-        check(config.parse(words), False)
+        check(config.parse(words), False, False)
     words = {"featurize": {"engine": "ncnn"}, "backbone": {"name": "resnet50"}}
     with pytest.raises(ConfigError, match=r"ncnn computes .*vgg16.* alone; take engine=onnxruntime for resnet50"):
-        check(config.parse(words), False)
+        check(config.parse(words), False, False)
