@@ -24,7 +24,7 @@ PLACEHOLDERS = re.compile(r"(?i)(anon|de-?ident|removed|redacted|patient|test|de
 EXACT = 2**53  # whole numbers below it survive as floats
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 10)
 def normalize_id(text: str) -> str:
     """An id as it is compared and stored.
 

@@ -399,9 +399,7 @@ def test_any_table_comes_back_row_for_row(rows, line_end, encoding):
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator=line_end)
     writer.writerows([("image_id", "patient_id", "label"), *((name, patient, "nevus") for name, patient in rows)])
-    expected = [
-        Record(name, ("nevus",), None if patient.lower() in attributes.MISSING else patient) for name, patient in rows
-    ]
+    expected = [Record(name, ("nevus",), ids.parse_id(patient)) for name, patient in rows]
     assert records(text.getvalue().encode(encoding)) == expected
 
 
