@@ -49,19 +49,21 @@ def test_a_stage_that_has_ended_holds_nothing(new_line):
     line = new_line()
     context = line.context.spark.sparkContext
 
-    def held() -> tuple[int, int]:
-        return len(context._jsc.getPersistentRDDs()), len(list(Path(context._temp_dir).iterdir()))
+    def held() -> tuple[set[int], set[Path]]:
+        return set(context._jsc.getPersistentRDDs()), set(Path(context._temp_dir).iterdir())
 
     def stage(job: Any) -> Summary:
         session.broadcast(job.spark, [1])
         job.spark.range(3).persist().count()
-        during.append(held())
+        during.extend(held())
         return Summary("done")
 
-    before, during = held(), []
+    (tables, files), during = held(), []
     run_stage(line.context, "held", stage, {"stage": "held"})
-    assert during == [(before[0] + 1, before[1] + 1)], "a table, and the file of a broadcast"
-    assert held() == before
+    assert [len(during[0] - tables), len(during[1] - files)] == [1, 1], "a table, and the file of a broadcast"
+    left = held()  # Spark may have collected what earlier tests held
+    assert left[0] <= tables
+    assert left[1] <= files
 
 
 def of_master(master: str) -> Any:
