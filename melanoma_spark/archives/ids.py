@@ -16,6 +16,8 @@ MAX_NAME = 255  # characters of an image's name, as in file systems; its end is 
 FOLDER = r"[/\\]"
 SUFFIX = r"\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)"
 SPACES = r"\s\u200b-\u200f\u2060\ufeff"  # white space, and what nobody sees
+BLANKS = "".join(filter(re.compile(f"[{SPACES}]").match, map(chr, range(1 << 16))))
+LONGEST = 1_000  # characters of an id; the forms of longer text stay, as some take Unicode's rules minutes
 # A whole number as a spreadsheet writes it once its column has an empty cell. Three zeros may be thousands.
 FLOAT = re.compile(r"(0|[1-9]\d*)[.,](?!0{3}$)0+", re.ASCII)
 SCIENTIFIC = re.compile(r"[1-9](?:[.,](\d+))?([eE])\+(\d{1,2})", re.ASCII)
@@ -73,7 +75,10 @@ def stem(name: str) -> str:
 
 
 def _clean(text: str) -> str:
+    text = text.strip(BLANKS)
+    if len(text) > LONGEST:
+        return text
     compatible = unicodedata.normalize("NFKC", text)
     if re.search(FOLDER, compatible) and not re.search(FOLDER, text):  # some characters become `/`
         compatible = unicodedata.normalize("NFC", text)
-    return re.sub(rf"^[{SPACES}]+|[{SPACES}]+$", "", compatible)
+    return compatible.strip(BLANKS)
