@@ -222,4 +222,4 @@ def _arguments(name: str, description: str, argv: Sequence[str] | None = None) -
     parser.add_argument("--conf", metavar="FILE.yaml", help="settings file; without it the defaults apply")
     parser.add_argument("--check", action="store_true", help="check the settings and stop before Spark starts")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings that override those of the file")
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)  # settings may stand before and after options

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import command, one_line
+from conftest import REPO, command, one_line
 
 from melanoma_spark.errors import BusyError, ClusterError, DataError
 from melanoma_spark.runner.cli import Command, invoke
@@ -34,6 +34,12 @@ def looking(stage, **options):
         (command("ingest"), [], 2, "error: no archive named"),
         (command("pipeline"), ["archive=/a", "split=hasch"], 2, "error: setting split:"),
         (command("pipeline"), ["archive=/a", "--check"], 0, ""),
+        (
+            command("pipeline"),
+            ["image_size=64", "--check", "archive=/a", "--conf", f"{REPO}/conf/local.yaml", "seed=1"],
+            0,
+            "",
+        ),
         (command("score"), ["--follow", "archive=/a", "--check"], 0, "graceful"),
         (command("score"), ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
         (command("prune"), ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
