@@ -20,7 +20,7 @@ GRAY = {"1", "L", "LA", "La"}
 TRANSPARENT = {"RGBA", "LA", "PA", "RGBa", "La"}
 DEEP = {"I", "I;16", "I;16B", "I;16L"}  # 16 bits; Pillow had "I" for a PNG of these
 
-# What became of a profile. SRGB: it is that of sRGB, or the image has none.
+# What became of a profile. None: it is that of sRGB, or the image has none.
 Profile = Literal["converted", "broken"] | None
 
 
