@@ -1,27 +1,28 @@
 """What color management and the child that decodes cost: the same files with and without, in turns, in one process.
 
 Profiles: JPEGs of ../shared/data/lesions, else drawn, decoded with pixels of version 2, which ignores ICC profiles, and
-of this version; without profiles, and all with one of Display P3. Child: TIFF files and DICOM photographs of 1024
-pixels and of 224, decoded by the child and in this process.
+of this version; without profiles, and all with one of Display P3. Child: simple TIFF files and DICOM photographs, which
+this process decodes, and TIFF files of two pages, which the child decodes; beside them, all in this process.
 
-    .venv/bin/python benchmarks/decoding.py            (2 minutes)
+    .venv/bin/python benchmarks/decoding.py            (3 minutes)
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from side_by_side import REPO, process_tree
+from pydicom.uid import JPEGBaseline8Bit
+from side_by_side import REPO
 
-from melanoma_spark.images import decoding, synthetic
+from melanoma_spark.images import child, decoding, synthetic
 from melanoma_spark.images.limits import DEFAULT_LIMITS
 from melanoma_spark.images.synthetic_lesions import draw_lesion
 
@@ -44,10 +45,20 @@ def main() -> None:
         compare(name, contents, options.rounds, lambda content: decode(content, decoding.UNMANAGED), decode)
     for side, share in ((SIZE, 3), (1024, 12)):
         lesion = Image.fromarray(draw_lesion(np.random.default_rng(1), malignant=True, size=side))
-        tiff = [broken.encoded(lesion, "TIFF", compression="tiff_lzw")] * (options.images // share)
-        dicom = [broken.dicom(np.asarray(lesion))] * (options.images // share)
-        for name, contents in ((f"TIFF, {side} px", tiff), (f"DICOM, {side} px", dicom)):
-            compare(f"{name}, in a child", contents, options.rounds, in_process, decode)
+        files = {
+            "TIFF with LZW": broken.encoded(lesion, "TIFF", compression="tiff_lzw"),
+            "TIFF with JPEG": broken.encoded(lesion, "TIFF", compression="jpeg"),
+            "DICOM": broken.dicom(np.asarray(lesion)),
+            "DICOM with JPEG": broken.dicom(
+                syntax=JPEGBaseline8Bit, frame=broken.encoded(lesion, "JPEG"), Rows=side, Columns=side
+            ),
+            "TIFF of two pages, in the child": broken.encoded(
+                lesion, "TIFF", compression="tiff_lzw", save_all=True, append_images=[lesion.resize((8, 8))]
+            ),
+        }
+        for name, content in files.items():
+            contents = [content] * (options.images // share)
+            compare(f"{name}, {side} px", contents, options.rounds, in_process, decode)
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -68,12 +79,14 @@ def decode(content: bytes, version: int = decoding.PIXELS_VERSION) -> None:
 
 
 def in_process(content: bytes) -> None:
-    decoding._decode(content, SIZE, DEFAULT_LIMITS, decoding.PIXELS_VERSION, True, in_child=True)
+    decoding.decode_in_child(content, child.Request(SIZE, DEFAULT_LIMITS, decoding.PIXELS_VERSION, hashes=True))
 
 
 def processor_seconds() -> float:
     """Of this process and its child, so that other work on the machine counts less."""
-    return sum(process_tree(os.getpid()).values()) / os.sysconf("SC_CLK_TCK")
+    running = child._child
+    nanoseconds = int(Path(f"/proc/{running.process.pid}/schedstat").read_text().split()[0]) if running else 0
+    return time.process_time() + nanoseconds / 1e9
 
 
 def compare(

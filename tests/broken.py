@@ -302,6 +302,10 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "tiff in a tile of 20,000 squared": (tile_bomb(), "too_many_pixels"),
         "tiff of an unknown compression": (tiff(tiff_tags(compression=34_999), PIXELS.tobytes()), "corrupt"),
         "tiff of jpeg rubbish": (tiff(tiff_tags(compression=7, photometric=6, length=500), b"\xff" * 500), "corrupt"),
+        "tiff of a jpeg of 200 scans": (
+            tiff(tiff_tags(960, 960, compression=7, photometric=6, length=len(scan_bomb())), scan_bomb()),
+            "too_many_pixels",
+        ),
         "tiff of fax rubbish": (
             tiff(tiff_tags(compression=4, photometric=0, bits=(1,), length=500), b"\x5a" * 500),
             "mask",

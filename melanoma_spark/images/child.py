@@ -1,13 +1,15 @@
 """Decodes images in a child process whose memory and processor time are limited, which may die in place of its parent.
 
 A process has one child at most, which stays warm. It gets bytes and answers with pixels: nothing of it is unpickled.
+Both go through memory that the two processes share, read and written like a file: a socket takes twice the time, and
+memory that is mapped would take the parent along if the child cut it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
-import mmap
 import os
 import resource
 import signal
@@ -15,29 +17,57 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from melanoma_spark.errors import ClusterError, ImageError
-
-if TYPE_CHECKING:
-    _Connection = Connection[bytes, bytes]
+from melanoma_spark.images.hashes import HASH_SIZE
+from melanoma_spark.images.limits import ImageLimits
 
 SPARE = 512 * 1024 * 1024  # bytes beside the pixels: copies of the file, and packages that decoders import
 SERVE = f"from {__name__} import serve; serve()"
 WAIT = 20  # times its processor seconds that a child may take, before it counts as hanging
+COPIES = 6  # of an image that conversions hold at once
+MESSAGE = 1 << 16  # bytes; longer than any request or reply
+LENGTH = 8  # bytes of a request that say how long the file is
+ARRAYS = ("pixels", "hash_pixels")  # of a `decoding.DecodedImage`, which go through the shared memory
+KEPT = 1 << 24  # bytes of the shared memory that are kept for the next image
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to decode an image to.
+
+    Attributes:
+        size: the side of the pixels.
+        limits: which images are accepted.
+        version: of the pixels, see `decoding.PIXELS_VERSION`.
+        hashes: whether to return the pixels of its hashes, too.
+    """
+
+    size: int
+    limits: ImageLimits
+    version: int
+    hashes: bool
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Of the uint8 arrays: its pixels, and the pixels of its hashes, which are empty without `hashes`."""
+        return (self.size, self.size, 3), (HASH_SIZE if self.hashes else 0, HASH_SIZE, 3)
 
 
 @dataclass(frozen=True)
 class _Child:
-    """A child, the socket to it, and the memory through which it gets files: a socket takes twice the time."""
+    """A child, the socket to it, and the descriptor of the shared memory."""
 
     process: subprocess.Popen[bytes]
-    connection: _Connection
-    memory: int  # a descriptor
+    connection: socket.socket
+    memory: int
 
 
 _lock = threading.Lock()
@@ -53,46 +83,43 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def decode(request: Mapping[str, Any], content: bytes, memory: int, seconds: int) -> tuple[dict[str, Any], list[bytes]]:
-    """Have `decoding.answer` decode an image in the child: its description, and the bytes of its arrays.
-
-    Args:
-        request: What `decoding.answer` takes, as JSON has it.
-        content: The file.
-        memory: Bytes that it may allocate for pixels.
-        seconds: Of processor time.
+def decode(request: Request, content: bytes) -> tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Have the child decode an image: its description, its pixels, and those of its hashes.
 
     Raises:
         ImageError: As `decoding` does; `too_costly` if it took more than it may, `corrupt` if the decoder crashed.
         ClusterError: The child cannot run.
     """
-    limits = {"memory": memory + 2 * len(content) + SPARE, "seconds": seconds}
+    seconds = request.limits.max_seconds
+    arrays = tuple(np.empty(shape, np.uint8) for shape in request.shapes)
     with _lock:
         try:
             running = _running_child()
-            connection = running.connection
-            with open(running.memory, "wb", closefd=False) as memory_file:
-                memory_file.seek(0)
-                memory_file.truncate()
-                memory_file.write(content)
-            connection.send_bytes(json.dumps({**request, **limits, "length": len(content)}).encode())
-            if not connection.poll(WAIT * seconds):
-                raise ImageError("too_costly", f"no result within {WAIT * seconds} s")
-            reply = json.loads(connection.recv_bytes())
+            running.connection.settimeout(WAIT * seconds)
+            _write(running.memory, memoryview(content))
+            running.connection.send(len(content).to_bytes(LENGTH, "big") + _encode(request))
+            reply = json.loads(running.connection.recv(MESSAGE))
             if "error" not in reply:
-                return reply, [connection.recv_bytes() for _ in range(reply["arrays"])]
-        except (EOFError, OSError):
+                _read(running.memory, *(array.data for array in arrays))
+            if len(content) > KEPT:
+                os.ftruncate(running.memory, 0)
+        except TimeoutError:
+            _end_child()
+            raise ImageError("too_costly", f"no result within {WAIT * seconds} s") from None
+        except (OSError, ValueError):  # its end is an empty message
             raise _explain_death(_end_child(), seconds) from None
         except BaseException:  # what it still sends would be taken for the answer to the next request
             _end_child()
             raise
-    raise ImageError(*reply["error"])
+    if "error" in reply:
+        raise ImageError(*reply["error"])
+    return reply, *arrays
 
 
 def _running_child() -> _Child:
     global _child
     if _child is None or _child.process.poll() is not None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # a message is sent and read whole
         memory = os.memfd_create("image")
         path = os.pathsep.join(filter(None, sys.path))
         with theirs:
@@ -104,7 +131,7 @@ def _running_child() -> _Child:
                 pass_fds=[memory],
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
-        _child = _Child(process, Connection(ours.detach()), memory)
+        _child = _Child(process, ours, memory)
     return _child
 
 
@@ -142,30 +169,53 @@ def serve() -> None:
     with contextlib.suppress(OSError):  # the first that Linux ends where memory is short
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection, memory = Connection(0), int(sys.argv[1])
-    with contextlib.suppress(EOFError, ConnectionError):
-        while True:
-            request = json.loads(connection.recv_bytes())
-            length = request.pop("length")
-            with mmap.mmap(memory, length, prot=mmap.PROT_READ) as view:
-                content = view[:]
-            _limit(request.pop("memory"), request.pop("seconds"))
+    memory = int(sys.argv[1])
+    with socket.socket(fileno=0) as connection, contextlib.suppress(ConnectionError):
+        while message := connection.recv(MESSAGE):
+            length, request = int.from_bytes(message[:LENGTH], "big"), _read_request(message[LENGTH:])
+            content = os.pread(memory, length, 0)
+            _limit(COPIES * request.limits.max_bytes + 2 * length + SPARE, request.limits.max_seconds)
             try:
-                reply, arrays = decoding.answer(request, content)
+                image = decoding.decode_in_child(content, request)
+                reply = {key: value for key, value in vars(image).items() if key not in ARRAYS}
+                _write(memory, image.pixels.data, image.hash_pixels.data)
             except ImageError as error:
-                reply, arrays = {"error": [error.reason, error.detail]}, []
+                reply = {"error": [error.reason, error.detail]}
             _limit(None, None)
-            connection.send_bytes(json.dumps({**reply, "arrays": len(arrays)}).encode())
-            for array in arrays:
-                connection.send_bytes(array)
+            connection.send(json.dumps(reply).encode())
+
+
+def _read(memory: int, *buffers: memoryview) -> None:
+    if os.preadv(memory, buffers, 0) != sum(buffer.nbytes for buffer in buffers):
+        raise OSError(errno.EIO, "the shared memory holds less")
+
+
+def _write(memory: int, *buffers: memoryview) -> None:
+    if os.pwritev(memory, buffers, 0) != sum(buffer.nbytes for buffer in buffers):
+        raise OSError(errno.EIO, "the shared memory was written in part")
+
+
+@lru_cache(maxsize=8)
+def _encode(request: Request) -> bytes:
+    return json.dumps(asdict(request)).encode()
+
+
+@lru_cache(maxsize=8)
+def _read_request(encoded: bytes) -> Request:
+    values = json.loads(encoded)
+    return Request(**{**values, "limits": ImageLimits(**values["limits"])})
 
 
 def _limit(memory: int | None, seconds: int | None) -> None:
     """Let this process allocate `memory` more bytes, and take `seconds` more; None: any."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    space = None if memory is None else pages * resource.getpagesize() + memory
-    time = None if seconds is None else int(used.ru_utime + used.ru_stime) + 1 + seconds
+    space = time = None
+    if memory is not None:
+        with open("/proc/self/statm", "rb", buffering=0) as statm:
+            pages = int(statm.read(20).split()[0])
+        space = pages * resource.getpagesize() + memory
+    if seconds is not None:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        time = int(used.ru_utime + used.ru_stime) + 1 + seconds
     for kind, limit in ((resource.RLIMIT_AS, space), (resource.RLIMIT_CPU, time)):
         hard = resource.getrlimit(kind)[1]
         soft = hard if limit is None else limit if hard == resource.RLIM_INFINITY else min(limit, hard)

@@ -152,7 +152,7 @@ def _deflate_damage(content: bytes, most: int) -> str | None:
     stream, unpacked = zlib.decompressobj(), 0
     try:
         while content and not stream.eof and unpacked <= most:
-            unpacked += len(stream.decompress(content, PIECE))
+            unpacked += len(stream.decompress(content, min(PIECE, most + 1 - unpacked)))
             content = stream.unconsumed_tail
     except zlib.error as error:
         return f"zlib: {error}"

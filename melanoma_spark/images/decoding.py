@@ -1,7 +1,7 @@
 """Decodes, orients and resizes images: bytes -> uint8 RGB at the model's size. Nothing else does, but for `damage`.
 
 Ingest calls `decode_with_hashes` and scoring `decode`, which give the same pixels: a score is of what training saw.
-Formats whose headers do not bound what decoding costs, and large images, are decoded by a `child` process.
+Files whose headers do not bound what decoding costs, and large images, are decoded by a `child` process.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import ctypes
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,8 @@ from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin, _imaging
 
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import child, color, damage, dicom, tiff
+from melanoma_spark.images.child import COPIES, Request
+from melanoma_spark.images.dicom_elements import SimpleFile
 from melanoma_spark.images.formats import describe_content, find_format, webp_size
 from melanoma_spark.images.hashes import HASH_SIZE
 from melanoma_spark.images.limits import (
@@ -40,9 +41,9 @@ PIXELS_VERSION = 3
 UNMANAGED = 2  # the last version without these
 
 WORKING_SIDE = 448  # pixels, what libjpeg may scale down to: twice the usual size, so one decode serves hashes as well
-COPIES = 6  # of an image that conversions hold at once
 MOST_IN_PROCESS = 256 * 1024 * 1024  # bytes of an image and its copies that are not left to the child
-IN_CHILD = {"TIFF", "DICOM"}  # formats of nested structures, decoded by libraries of many formats
+# Formats of nested structures, decoded by libraries of many formats -> what finds the files that are simple
+BOUNDED: dict[str, Callable[[bytes], bytes | SimpleFile | None]] = {"TIFF": tiff.bounded, "DICOM": dicom.bounded}
 
 # Pillow's modes of images that can become RGB. Samples of 32 bits and CIELAB are left out: no rule says which value is
 # white.
@@ -117,7 +118,7 @@ def decode_with_hashes(
     `version` is that of the pixels, see `PIXELS_VERSION`. Raises `ImageError` with one of `reasons.REASONS`, and no
     other error.
     """
-    return _decode(content, size, limits, version, hashes=True)
+    return _decode(content, Request(size, limits, version, hashes=True))
 
 
 def decode(
@@ -134,55 +135,45 @@ def decode_described(
     content: bytes, size: int, limits: ImageLimits = DEFAULT_LIMITS, version: int = PIXELS_VERSION
 ) -> DecodedImage:
     """The pixels of `decode` with what is known of the image; `hash_pixels` are empty. Raises `ImageError`."""
-    return _decode(content, size, limits, version, hashes=False)
+    return _decode(content, Request(size, limits, version, hashes=False))
 
 
-def answer(request: Mapping[str, Any], content: bytes) -> tuple[dict[str, Any], list[bytes]]:
-    """Decode in this process, which is a child: a description of the image, and its arrays. Raises `ImageError`."""
-    found = _decode(content, **{**request, "limits": ImageLimits(**request["limits"])}, in_child=True)
-    described = {key: value for key, value in vars(found).items() if key not in ("pixels", "hash_pixels")}
-    return described, [found.pixels.tobytes(), found.hash_pixels.tobytes()]
+def decode_in_child(content: bytes, request: Request) -> DecodedImage:
+    """Decode in this process, which is a child that may die. Raises `ImageError`."""
+    return _decode(content, request, in_child=True)
 
 
-def _decode(
-    content: bytes, size: int, limits: ImageLimits, version: int, hashes: bool, in_child: bool = False
-) -> DecodedImage:
+def _decode(content: bytes, request: Request, in_child: bool = False) -> DecodedImage:
     try:
-        return _decode_within_memory(content, size, limits, version, hashes, in_child)
+        with _without_warnings():
+            return _decode_within_memory(content, request, in_child)
     except MemoryError:
         raise ImageError("too_costly", "its pixels take more memory than there is for one image") from None
 
 
-def _decode_within_memory(
-    content: bytes, size: int, limits: ImageLimits, version: int, hashes: bool, in_child: bool
-) -> DecodedImage:
-    with _without_warnings():
-        kind = _find_format(content)
-        if kind in IN_CHILD and not in_child:
-            return _ask_child(content, size, limits, version, hashes)
-        source = _read_header(content, kind, limits, version)
-        if source.memory > MOST_IN_PROCESS and not in_child:
-            return _ask_child(content, size, limits, version, hashes)
-        side = max(WORKING_SIDE, 2 * size)
-        decoded = _decode_source(source, side)
-        pixels, hash_pixels = _square(decoded.image, size), np.empty((0, HASH_SIZE, 3), np.uint8)
-        if hashes:
-            image, shape = decoded.image, (source.width, source.height)
-            if source.scales and _draft(shape, side) != _draft(shape, WORKING_SIDE):  # hashes do not depend on the size
-                image = _decode_source(_read_header(content, kind, limits, version), WORKING_SIDE).image
-            hash_pixels = _square(image, HASH_SIZE)
+def _decode_within_memory(content: bytes, request: Request, in_child: bool) -> DecodedImage:
+    size, limits, version = request.size, request.limits, request.version
+    kind = _find_format(content)
+    file: bytes | SimpleFile | None = BOUNDED[kind](content) if kind in BOUNDED and not in_child else content
+    if file is None:
+        return _ask_child(content, request)
+    source = _read_header(file, kind, limits, version)
+    if source.memory > MOST_IN_PROCESS and not in_child:
+        return _ask_child(content, request)
+    side = max(WORKING_SIDE, 2 * size)
+    decoded = _decode_source(source, side)
+    pixels, hash_pixels = _square(decoded.image, size), np.empty((0, HASH_SIZE, 3), np.uint8)
+    if request.hashes:
+        image, shape = decoded.image, (source.width, source.height)
+        if source.scales and _draft(shape, side) != _draft(shape, WORKING_SIDE):  # hashes do not depend on the size
+            image = _decode_source(_read_header(file, kind, limits, version), WORKING_SIDE).image
+        hash_pixels = _square(image, HASH_SIZE)
     facts = source.width, source.height, source.format, decoded.damage, source.patient, source.study, decoded.profile
     return DecodedImage(pixels, hash_pixels, *facts)
 
 
-def _ask_child(content: bytes, size: int, limits: ImageLimits, version: int, hashes: bool) -> DecodedImage:
-    request = {"size": size, "limits": asdict(limits), "version": version, "hashes": hashes}
-    described, arrays = child.decode(request, content, COPIES * limits.max_bytes, limits.max_seconds)
-    shapes = (size, size, 3), (-1, HASH_SIZE, 3)
-    pixels, hash_pixels = (
-        np.frombuffer(array, np.uint8).reshape(shape) for array, shape in zip(arrays, shapes, strict=True)
-    )
-    described.pop("arrays")
+def _ask_child(content: bytes, request: Request) -> DecodedImage:
+    described, pixels, hash_pixels = child.decode(request, content)
     return DecodedImage(pixels, hash_pixels, **described)
 
 
@@ -203,11 +194,13 @@ def _find_format(content: bytes) -> str:
     return kind
 
 
-def _read_header(content: bytes, kind: str, limits: ImageLimits, version: int) -> _Source:
+def _read_header(content: bytes | SimpleFile, kind: str, limits: ImageLimits, version: int) -> _Source:
     """An image whose header is within the limits, not yet decoded. Raises `ImageError`."""
     try:
-        read = _read_dicom if kind == "DICOM" else _read_photograph
-        source = read(content, kind, limits, version)
+        if kind == "DICOM" or isinstance(content, SimpleFile):
+            source = _read_dicom(content, limits, version)
+        else:
+            source = _read_photograph(content, kind, limits, version)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
@@ -240,7 +233,9 @@ def _read_photograph(content: bytes, kind: str, limits: ImageLimits, version: in
         width, height = image.tag_v2[256], image.tag_v2[257]
         # libtiff unpacks whole tiles, however little of them lies in the image
         check_size(image.tag_v2.get(322, 1), image.tag_v2.get(323, 1), limits.max_pixels, "a tile of ")
-    memory = width * height * PIXEL_BYTES * (1 if image.mode in ("RGB", "L") else COPIES)
+    memory = width * height * PIXEL_BYTES * (1 if image.mode in ("RGB", "L") and kind != "TIFF" else COPIES)
+    if image.info.get("compression") == "jpeg":  # in a TIFF
+        check_scans(content, width, height, limits.max_pixels)
     if kind == "JPEG":
         memory //= _draft((width, height), WORKING_SIDE) ** 2
         if check_scans(content, width, height, limits.max_pixels) > 1:
@@ -280,13 +275,14 @@ def _with_photograph_first(content: bytes, limits: ImageLimits, version: int) ->
     return content if image is first else tiff.make_first(content, image)
 
 
-def _read_dicom(content: bytes, kind: str, limits: ImageLimits, version: int) -> _Source:
+def _read_dicom(content: bytes | SimpleFile, limits: ImageLimits, version: int) -> _Source:
     photograph = dicom.read(content, limits.allow_recognisable, limits.allow_burned_in)
     if photograph.width * photograph.height <= limits.max_pixels:
         check_bytes(photograph.bytes, limits)
     return _Source(
-        *(kind, photograph.width, photograph.height, photograph.is_jpeg),
+        *("DICOM", photograph.width, photograph.height, photograph.is_jpeg),
         lambda side: _decode_dicom(photograph, side, limits, version),
+        memory=photograph.width * photograph.height * PIXEL_BYTES * COPIES,
         patient=photograph.patient,
         study=photograph.study,
     )

@@ -9,15 +9,24 @@ from __future__ import annotations
 import io
 import logging
 import re
-import struct
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from melanoma_spark.errors import ImageError
+from melanoma_spark.images.dicom_elements import (
+    EXPLICIT,
+    IMPLICIT,
+    JPEG_8_BIT,
+    SimpleFile,
+    check_elements,
+    meta_information,
+    simplify,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -30,19 +39,14 @@ PHOTOGRAPHIC = {
 # Secondary Capture: any picture that some system saved as DICOM. The modality tells photographs from radiology.
 CAPTURED = {"1.2.840.10008.5.1.4.1.1.7", *(f"1.2.840.10008.5.1.4.1.1.7.{number}" for number in (2, 4))}
 CAMERAS = {"", "XC", "DMS", "GM", "OT", "SC"}  # external camera, dermoscopy, general microscopy, other
-# Transfer syntaxes, PS3.6 annex A: how the dataset and its pixels are packed
-IMPLICIT, EXPLICIT, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
+# Transfer syntaxes beside those of `dicom_elements`
 DEFLATED = "1.2.840.10008.1.2.1.99"
 JPEG_12_BIT = "1.2.840.10008.1.2.4.51"  # of 8 bits or of 12
-JPEG = {"1.2.840.10008.1.2.4.50", JPEG_12_BIT}
+JPEG = {JPEG_8_BIT, JPEG_12_BIT}
 JPEG_2000 = {"1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91"}
 NEEDS_GDCM = {f"1.2.840.10008.1.2.4.{number}" for number in (57, 70, 80, 81)}  # JPEG lossless, JPEG-LS
 
 BARE_META = re.compile(rb"\x02\0\0\0UL\x04\0")  # how the meta information begins
-
-# Of a header: pydicom makes objects of all elements of sequences, which take a thousand times their bytes.
-MOST_ELEMENTS, MOST_DEPTH = 100_000, 32
-DELIMITED, FRAGMENTS = 0, -1
 
 # Photometric interpretations, PS3.3 C.7.6.3.1.2 -> samples of a pixel
 COLORS = {
@@ -104,9 +108,11 @@ class Photograph:
         return 255 - samples if self.is_inverted else samples
 
     def _read_pixels(self, max_pixels: int) -> Dataset:
+        if "PixelData" in self._header:
+            return self._header
         # Unpacks no more than the header declares
         claimed = min(self.bytes, 6 * max_pixels)
-        return _dataset(self._content, HEADER_BYTES + claimed, [*TAGS, *PIXELS])
+        return _dataset(_inflated(self._content, HEADER_BYTES + claimed), [*TAGS, *PIXELS])
 
     @property
     def bytes(self) -> int:
@@ -115,14 +121,13 @@ class Photograph:
         return samples * int(self._header.BitsAllocated) // 8
 
 
-def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool = False) -> Photograph:
+def read(content: bytes | SimpleFile, allow_recognisable: bool = False, allow_burned_in: bool = False) -> Photograph:
     """Read the header of a photograph in a DICOM file. The caller checks its size; pixels are not decoded.
 
     Raises `ImageError` with reason `dicom_not_photographic`, `recognisable`, `burned_in`, `multi_frame`,
     `unsupported_transfer_syntax`, `too_costly` or `corrupt`, or pydicom's errors if the header is broken.
     """
-    content = _with_preamble(content)
-    header = _dataset(content, HEADER_BYTES, TAGS, stop_before_pixels=True)
+    content, header = _read_simple(content) if isinstance(content, SimpleFile) else _read_elements(content)
     kind = str(header.get("SOPClassUID", ""))
     modality = str(header.get("Modality") or "").strip().upper()
     if kind not in PHOTOGRAPHIC and not (kind in CAPTURED and modality in CAMERAS):
@@ -155,6 +160,38 @@ def read(content: bytes, allow_recognisable: bool = False, allow_burned_in: bool
     return Photograph(*shape, *packing, *identity, header.get("ICCProfile"), content, header)
 
 
+def _read_simple(file: SimpleFile) -> tuple[bytes, Dataset]:
+    from pydicom import DataElement
+
+    header = _dataset(file.header, TAGS)
+    header.add(DataElement(0x7FE00010, file.kind, file.pixels))
+    return file.header, header
+
+
+def _read_elements(content: bytes) -> tuple[bytes, Dataset]:
+    """A file with a preamble, and its elements; those of its pixels may be missing."""
+    content = _with_preamble(content)
+    deflated = DEFLATED.encode() in content
+    plain = _inflated(content, HEADER_BYTES) if deflated else content
+    check_elements(plain)
+    header = None if deflated else _dataset(plain, [*TAGS, *PIXELS])
+    if header is None or "PixelData" not in header:  # pydicom gives nothing of a file whose pixels are cut
+        header = _dataset(plain, TAGS, stop_before_pixels=True)
+    return content, header
+
+
+def bounded(content: bytes) -> SimpleFile | None:
+    """A file for `read` that costs no more than its pixels; None if nothing shows that of the content."""
+    return simplify(content, _wanted_tags())
+
+
+@cache
+def _wanted_tags() -> frozenset[int]:
+    from pydicom.datadict import tag_for_keyword
+
+    return frozenset(tag_for_keyword(keyword) or 0 for keyword in ("SpecificCharacterSet", *TAGS))
+
+
 def _check_syntax(syntax: str, bits: int) -> None:
     """Raise `ImageError` if no decoder is installed for a transfer syntax."""
     from pydicom.pixels.decoders.base import get_decoder
@@ -183,15 +220,13 @@ def _is_yes(header: Dataset, keyword: str) -> bool:
     return str(header.get(keyword) or "").strip().upper() == "YES"
 
 
-def _dataset(content: bytes, limit: int, tags: list[str], stop_before_pixels: bool = False) -> Dataset:
-    """Some elements of a DICOM file. Of a deflated one no more than `limit` bytes are unpacked."""
+def _dataset(content: bytes, tags: list[str], stop_before_pixels: bool = False) -> Dataset:
+    """Some elements of a DICOM file."""
     import pydicom
 
     # Its warnings quote values, even those that name the patient
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-    plain = _inflated(content, limit) if DEFLATED.encode() in content else content
-    _check_elements(plain)
-    return pydicom.dcmread(io.BytesIO(plain), stop_before_pixels=stop_before_pixels, specific_tags=tags)
+    return pydicom.dcmread(io.BytesIO(content), stop_before_pixels=stop_before_pixels, specific_tags=tags)
 
 
 def _with_preamble(content: bytes) -> bytes:
@@ -201,14 +236,7 @@ def _with_preamble(content: bytes) -> bytes:
     start = bytes(128) + b"DICM"
     if BARE_META.match(content):
         return start + content
-    return start + _meta(EXPLICIT if content[4:6].isalpha() else IMPLICIT) + content
-
-
-def _meta(syntax: str) -> bytes:
-    """Meta information that names a transfer syntax."""
-    value = syntax.encode() + bytes(len(syntax) % 2)
-    element = b"\x02\0\x10\0UI" + len(value).to_bytes(2, "little") + value
-    return b"\x02\0\0\0UL\x04\0" + len(element).to_bytes(4, "little") + element
+    return start + meta_information(EXPLICIT if content[4:6].isalpha() else IMPLICIT) + content
 
 
 def _inflated(content: bytes, limit: int) -> bytes:
@@ -226,56 +254,7 @@ def _inflated(content: bytes, limit: int) -> bytes:
     if meta.get("TransferSyntaxUID") != DEFLATED:
         return content
     plain = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content[end:], limit)
-    return bytes(128) + b"DICM" + _meta(EXPLICIT) + plain
-
-
-def _check_elements(content: bytes) -> None:
-    """Raise `ImageError` if a header has more elements, or deeper sequences, than `MOST_ELEMENTS` and `MOST_DEPTH`.
-
-    Walks through a file with a preamble up to its pixels, and into what pydicom goes into: sequences without a length.
-    What it cannot follow is left to pydicom and to the limits of the process.
-    """
-    place, explicit, order = 132, True, "<"
-    # Of the sequences and items that are open; DELIMITED where a delimiter ends it, FRAGMENTS if that holds no elements
-    ends: list[int] = []
-    count, syntax = 0, EXPLICIT
-    short = re.compile(rb"AE|AS|AT|CS|DA|DS|DT|FL|FD|IS|LO|LT|PN|SH|SL|SS|ST|TM|UI|UL|US")
-    long = re.compile(rb"OB|OD|OF|OL|OV|OW|SQ|SV|UC|UN|UR|UT|UV")
-    while place + 8 <= len(content):
-        while ends and 0 < ends[-1] <= place:
-            ends.pop()
-        if not ends and content[place : place + 2] != b"\2\0" and (explicit, order) == (True, "<"):
-            explicit, order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"  # the meta information has ended
-        group, element = struct.unpack_from(order + "HH", content, place)
-        kind = content[place + 4 : place + 6]
-        if group == 0xFFFE:  # an item or a delimiter
-            kind, size, start = b"", struct.unpack_from(order + "I", content, place + 4)[0], place + 8
-        elif explicit and short.fullmatch(kind):
-            size, start = struct.unpack_from(order + "H", content, place + 6)[0], place + 8
-        elif explicit and long.fullmatch(kind):
-            if place + 12 > len(content):
-                return
-            size, start = struct.unpack_from(order + "I", content, place + 8)[0], place + 12
-        else:  # implicit: also what a sequence of VR UN holds
-            kind, size, start = b"", struct.unpack_from(order + "I", content, place + 4)[0], place + 8
-        count += 1
-        if (group, element) == (0x7FE0, 0x0010) and not ends:
-            return
-        if (group, element) == (0x0002, 0x0010):
-            syntax = content[start : start + size].decode("latin-1").strip("\0 ")
-        if (group, element) in ((0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)):
-            del ends[-1:]
-        elif size == 0xFFFFFFFF:
-            ends.append(FRAGMENTS if kind in (b"OB", b"OW") else DELIMITED)
-        elif (group, element) == (0xFFFE, 0xE000) and ends[-1:] != [FRAGMENTS]:
-            ends.append(start + size)
-        else:
-            start += size
-        if count > MOST_ELEMENTS or len(ends) > 2 * MOST_DEPTH:  # a sequence and an item are a level
-            raise ImageError(
-                "too_costly", f"its header has over {MOST_ELEMENTS} elements, or over {MOST_DEPTH} levels of sequences"
-            )
-        place = start
+    return bytes(128) + b"DICM" + meta_information(EXPLICIT) + plain
 
 
 def _check_jpeg_2000(frame: bytes, width: int, height: int) -> None:

@@ -14,10 +14,22 @@ from melanoma_spark.errors import ImageError
 MOST_DIRECTORIES = 10_000
 MOST_SEGMENTS = 1_000_000  # strips or tiles of an image; Pillow makes a Python number of each
 
+# Of files that this process decodes itself
+PLAIN = frozenset(
+    {*range(254, 260), 262, 266, *range(270, 275), *range(277, 285), 296, 297, 305, 306, 315, *range(317, 321)}
+    | {338, 339, 347, 530, 532, 700, 33432, 33723, 34377, 34675}
+)  # no tags of tiles, and of further directories
+SIMPLE = {1, 5, 7, 8, 32773, 32946}  # compressions: none, LZW, JPEG, deflate, PackBits
+MOST_PLAIN, MOST_TABLES, MOST_STRIPS = 1 << 20, 1 << 12, 1 << 16  # bytes of all values, of the tables of JPEG; strips
+BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # of a value of a type
+
 # Tags
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS = 254, 255, 256, 257, 258
 PHOTOMETRIC, SAMPLES, SUB_DIRECTORIES = 262, 277, 330
-SEGMENTS = (273, 279, 324, 325)  # offsets and lengths of strips and tiles
+COMPRESSION, ROWS, PLANAR, TABLES = 259, 278, 284, 347
+STRIPS = (273, 279)
+LAID_OUT = {WIDTH, HEIGHT, COMPRESSION, ROWS, PLANAR, *STRIPS}
+SEGMENTS = (*STRIPS, 324, 325)  # offsets and lengths of strips and tiles
 WANTED = {SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, SAMPLES, SUB_DIRECTORIES, *SEGMENTS}
 TYPES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 MOST_VALUES = 64  # of a tag that are read
@@ -72,6 +84,52 @@ def choose_image(content: bytes) -> tuple[Directory, Directory] | None:
         raw = "; its full image is a camera's raw data" if any(directory.is_raw for directory in found) else ""
         raise ImageError("preview_only", f"{len(found)} images, each a smaller version or a mask{raw}")
     return max(whole or found[:1], key=lambda directory: directory.pixels), found[0]
+
+
+def bounded(content: bytes) -> bytes | None:
+    """The file, if decoding it takes time and memory for its pixels alone; None if nothing shows that.
+
+    It has one directory of known tags with few values, and no subdirectory. Its strips are packed by a common method,
+    and together are not longer than the file.
+    """
+    order, wide = _layout(content)
+    if wide or len(content) < 8:
+        return None
+    (start,) = struct.unpack_from(order + "I", content, 4)
+    (count,) = struct.unpack_from(order + "H", content, start) if start + 2 <= len(content) else (0,)
+    start, end = start + 2, start + 2 + 12 * count
+    if content[end : end + 4] != bytes(4):  # another directory, or the end of the file
+        return None
+    numbers: dict[int, tuple[int, ...]] = {}
+    last = total = 0
+    for place, (tag, kind, number, at) in enumerate(struct.iter_unpack(order + "HHII", content[start:end])):
+        size = BYTES.get(kind, 0) * number
+        total += size
+        if tag not in PLAIN or tag <= last or not size or total > MOST_PLAIN or (tag == TABLES and size > MOST_TABLES):
+            return None
+        if tag in LAID_OUT:
+            at = at if size > 4 else start + 12 * place + 8
+            if kind not in (3, 4) or at + size > len(content):
+                return None
+            numbers[tag] = struct.unpack_from(f"{order}{number}{TYPES[kind]}", content, at)
+        last = tag
+    return content if _is_read_once(numbers, len(content)) else None
+
+
+def _is_read_once(numbers: dict[int, tuple[int, ...]], length: int) -> bool:
+    """Whether the strips of a file of so many bytes are as many as its image has, and not longer than the file."""
+    if not {WIDTH, HEIGHT, *STRIPS} <= numbers.keys() or numbers.get(PLANAR, (1,)) != (1,):
+        return False
+    height, (offsets, lengths) = numbers[HEIGHT][0], (numbers[tag] for tag in STRIPS)
+    rows = max(1, min(numbers.get(ROWS, (height,))[0], height))
+    count = -(-height // rows)
+    one_method = numbers.get(COMPRESSION, (1,))
+    return (
+        len(one_method) == 1
+        and one_method[0] in SIMPLE
+        and len(offsets) == len(lengths) == count <= MOST_STRIPS
+        and sum(lengths) <= length
+    )
 
 
 def make_first(content: bytes, directory: Directory) -> bytes:

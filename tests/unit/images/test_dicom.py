@@ -47,6 +47,8 @@ from pydicom.uid import (
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import decoding
 from melanoma_spark.images import dicom as reader
+from melanoma_spark.images.child import Request
+from melanoma_spark.images.dicom_elements import MOST_DEPTH
 from melanoma_spark.images.limits import ImageLimits
 
 GREY_PIXELS = np.asarray(GREY)
@@ -59,7 +61,7 @@ def seen(content, **options):
 
 def here(content, **options):
     """As the child decodes, in this process, which can be patched."""
-    return decoding._decode(content, 96, ImageLimits(**options), decoding.PIXELS_VERSION, True, in_child=True)
+    return decoding.decode_in_child(content, Request(96, ImageLimits(**options), decoding.PIXELS_VERSION, hashes=True))
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value for VR")  # pydicom's, of what is written here
@@ -248,8 +250,8 @@ def test_12_bits_in_16_are_scaled_by_the_bits_that_are_stored():
 
 
 def test_bounds_of_elements_and_levels():
-    assert np.array_equal(seen(nested(reader.MOST_DEPTH)), PIXELS)
-    assert reason(nested(reader.MOST_DEPTH + 1))[0] == "too_costly"
+    assert np.array_equal(seen(nested(MOST_DEPTH)), PIXELS)
+    assert reason(nested(MOST_DEPTH + 1))[0] == "too_costly"
     bomb = empty_sequences()
     assert len(bomb) < 60_000
     start = time.process_time()
@@ -311,12 +313,7 @@ def test_only_the_ids_of_the_patient_are_read_and_nothing_is_logged(caplog, capf
     content = dicom(PatientBirthDate="not a date", InstitutionName="Clinic of Jane Doe")
     result = reader.read(content)
     assert "PatientName" in pydicom.dcmread(io.BytesIO(content))
-    assert {element.keyword for element in result._header} <= set(reader.TAGS) | {"SpecificCharacterSet"}
-    assert {element.keyword for element in result._read_pixels(10**6)} <= {
-        *reader.TAGS,
-        *reader.PIXELS,
-        "SpecificCharacterSet",
-    }
+    assert {element.keyword for element in result._header} <= {*reader.TAGS, *reader.PIXELS, "SpecificCharacterSet"}
     with caplog.at_level(logging.DEBUG):
         looked = decoding.decode_with_hashes(content, 96)
         for broken in (
