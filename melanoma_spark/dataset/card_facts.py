@@ -98,6 +98,29 @@ class Twins(TypedDict):
     shown: Sequence[TwinPair]  # most alike first, without those that were in one group anyway; TWINS are shown
 
 
+class Member(Contact):
+    """An image of a pair that the features of a network find alike."""
+
+    label: str
+
+
+class FeaturePair(TypedDict):
+    """Two images that look like one lesion by the features of a network."""
+
+    cosine: float
+    members: Sequence[Member]  # two
+
+
+class FeatureTwins(TypedDict):
+    """Pairs of images that look like one lesion by the features of a network."""
+
+    least_cosine: float
+    pairs: int
+    in_one_group: int  # of these
+    with_test_only: bool  # whether pairs without a test image were not compared
+    shown: Sequence[FeaturePair]  # most alike first, without those in one group; TWINS are shown
+
+
 class Unmatched(TypedDict):
     """Rows without an image, or images without a row. Examples are shown as given: hash what may name a person."""
 

@@ -20,6 +20,7 @@ from melanoma_spark.errors import DataError
 SIGNATURES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
 # Of all pictures together, in base64; the text around them takes some 100 kB. 80 JPEG thumbnails take about 0.4 MB.
 PICTURE_CHARACTERS = 1_800_000
+PAGE_CHARACTERS = 1_950_000  # of a page with more pictures than it began with
 
 
 class Tile(NamedTuple):
@@ -33,8 +34,8 @@ class Tile(NamedTuple):
 class Pictures:
     """Thumbnails as data URIs, as many as the page has room for."""
 
-    def __init__(self) -> None:
-        self.room = PICTURE_CHARACTERS
+    def __init__(self, room: int = PICTURE_CHARACTERS) -> None:
+        self.room = room
         self.left_out = 0
 
     def tile(self, thumbnail: Thumbnail, note: str = "") -> Tile:

@@ -4,17 +4,20 @@ Facts come aggregated; nothing here knows Spark. Text from outside is escaped an
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from melanoma_spark import pages
 from melanoma_spark.attributes import ATTRIBUTES, Attribute
 from melanoma_spark.dataset import card_facts as card
-from melanoma_spark.dataset.card_facts import CardFacts, Pair, Row, all_images, share
+from melanoma_spark.dataset.card_facts import CardFacts, FeatureTwins, Pair, Row, all_images, share
 from melanoma_spark.dataset.card_limits import limits
-from melanoma_spark.dataset.card_pictures import Pictures, Tile, hash_digits
+from melanoma_spark.dataset.card_pictures import PAGE_CHARACTERS, Pictures, Tile, hash_digits
 from melanoma_spark.errors import DataError
 
+FILE = "_datacard.html"  # in the folder of the dataset
+FEATURE_TWINS = re.compile('<section id="feature-twins">.*?</section>\n', re.DOTALL)
 SHOWN = {name: attribute for name, attribute in ATTRIBUTES.items() if attribute.card}
 KINDS = 10  # rows of a distribution; what is rarer is folded into "other"
 NOT_STATED = "not stated"
@@ -61,6 +64,7 @@ def render(facts: CardFacts) -> str:
         largest=list(zip(largest, [list(map(hash_digits, images)) for images in members], strict=True)),
         strips=strips,
         twins=twins,
+        feature_twins=None,
         set_sizes=_fold([Row(f"{size:,} files", sets) for size, sets in sorted(set_sizes.items()) if sets], "sizes"),
         contacts=contacts,
         unmatched=card.UNMATCHED,
@@ -69,6 +73,22 @@ def render(facts: CardFacts) -> str:
         most={"twins": card.TWINS, "words": card.WORDS, "examples": card.EXAMPLES},
         share=share,
     )
+
+
+def show_feature_twins(page: str, twins: FeatureTwins) -> str:
+    """The page of a data card with the section on twins by features, in place of the one that it has."""
+    rest = FEATURE_TWINS.sub("", page)
+    pictures = Pictures(PAGE_CHARACTERS - len(rest))
+    shown = [
+        (pair, [pictures.tile(member, f"{member['split']} {member['label']}") for member in pair["members"]])
+        for pair in twins["shown"][: card.TWINS]
+    ]
+    section = pages.render(
+        "feature_twins.html", feature_twins=twins, shown=shown, left_out=pictures.left_out, most=card.TWINS
+    )
+    if rest == page:  # a card of release 0.2 has no such section
+        return page.replace("</main>", f"{section}\n</main>", 1)
+    return FEATURE_TWINS.sub(lambda _: f"{section}\n", page, count=1)
 
 
 def _check(facts: CardFacts) -> None:

@@ -167,7 +167,7 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, pairs=found.pairs, settings=settings
     )
     page = datacard.render(facts).encode()
-    files.write_bytes(files.join(warehouse, "images", path, "_datacard.html"), page)
+    files.write_bytes(files.join(warehouse, "images", path, datacard.FILE), page)
     manifests.publish(manifest, warehouse)
     log_dataset(context, manifest, facts, page, layout)
     links = listing.describe_links(listed) if reasons.get("link") else ""

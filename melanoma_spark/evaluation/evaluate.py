@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pandas as pd
@@ -60,8 +60,11 @@ def evaluate_test_split(context: StageContext) -> Summary:
     meter = session.Meter(context.spark)  # an image counts once for each model
     raw = predict(context, images, features, models, meter)
     speed = report_throughput(context, meter)
-    leaked = feature_twins.find_leaked(context, images, features)
+    twins = feature_twins.find_twins(context, images, features)
+    if twins:
+        feature_twins.show_on_card(context, images, twins)
     calibrations, every_row = predictions.calibrate(raw[raw["model"] != PAINTED], settings.evaluate.calibration)
+    leaked = twins.leaked_hashes if twins else []
     table = feature_twins.leave_out(every_row, leaked)
 
     *_, deciding = models
@@ -94,7 +97,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
             "features": manifest.features_id,
             **{f"model {name}": model_id for name, model_id in ids.items()},
         },
-        limits=(*LIMITS, *describe_left_out(measured, with_twins)),
+        limits=(*LIMITS, *feature_twins.describe_left_out(measured, with_twins, leaked)),
     )
     gains = []
     if FINETUNED in models:
@@ -114,7 +117,7 @@ def evaluate_test_split(context: StageContext) -> Summary:
         if left_out := len(rows) - len(test):
             metrics |= {
                 "test_left_out": left_out,
-                f"test_auroc_with_twins_{predictions.metric_suffix(name)}": auroc_of(rows),
+                f"test_auroc_with_twins_{predictions.metric_suffix(name)}": feature_twins.auroc_of(rows),
             }
     context.tracker.log_metrics(metrics)
     report = manifests.ReportManifest(
@@ -136,12 +139,12 @@ def evaluate_test_split(context: StageContext) -> Summary:
     aurocs = (
         f"{m.name} test AUC {m.auroc.value:.4f} [{'-'.join(f'{b:.4f}' for b in m.auroc.interval)}]" for m in measured
     )
-    twins = (
+    left_out_text = (
         f" ({left_out} with a twin in training are left out)"
         if (left_out := len(with_twins[deciding]) - len(test))
         else ""
     )
-    return Summary(f"{len(test)} test images{twins}, {'; '.join(aurocs)}; report {folder}/report.html{speed}")
+    return Summary(f"{len(test)} test images{left_out_text}, {'; '.join(aurocs)}; report {folder}/report.html{speed}")
 
 
 def read_models(context: StageContext, images: ImagesManifest, features: FeaturesManifest) -> dict[str, ModelManifest]:
@@ -209,35 +212,6 @@ def measure(
     point = operating_points.lower_threshold(point, probabilities)
     test = predictions.rows_of(table, name, "test")
     return gather.measure_on_test(name, fitted, point, validation, test, metadata, settings)
-
-
-def describe_left_out(measured: Sequence[ModelFacts], with_twins: Mapping[str, pd.DataFrame]) -> list[str]:
-    """One sentence on the test images that have a twin in training, with the figures of all test images."""
-    rows = with_twins[measured[-1].name]
-    labels = rows["label"].to_numpy()
-    counted = measured[-1].test
-    left_out = len(rows) - (counted.tn + counted.fp + counted.fn + counted.tp)
-    if not left_out:
-        return []
-    figures = []
-    for model in measured:
-        rows = with_twins[model.name]
-        all_images = binary.confusion_matrix_at(labels, rows["probability"].to_numpy(), model.operating_point.threshold)
-        figures.append(
-            f"{model.name} AUROC {auroc_of(rows):.3f} (without them {model.auroc.value:.3f}), sensitivity "
-            f"{all_images.sensitivity:.3f} ({model.test.sensitivity:.3f}), specificity {all_images.specificity:.3f} "
-            f"({model.test.specificity:.3f})"
-        )
-    return [
-        f"{left_out} of {len(labels)} test images look like the lesion of a training or validation image (cosine of "
-        f"whitened features {feature_twins.LEAST:.2f} or more) and are left out of all figures. With them: "
-        f"{'; '.join(figures)}."
-    ]
-
-
-def auroc_of(rows: pd.DataFrame) -> float:
-    """AUROC of rows of predictions."""
-    return binary.auroc(rows["label"].to_numpy(), rows["probability"].to_numpy())
 
 
 def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:

@@ -412,6 +412,32 @@ def test_thumbnails_are_named_by_hash_and_never_by_file_name(facts):
     assert "erika" not in str(raised.value)
 
 
+def test_twins_by_features_are_shown_when_they_are_known(facts):
+    pairs = [
+        {"cosine": 0.9 - k / 100, "members": [{**thumbnail(2 * k + n), "split": HOSTILE, "label": "b"} for n in (0, 1)]}
+        for k in range(61)
+    ]
+    twins = {"least_cosine": 0.72, "pairs": 1234, "in_one_group": 9, "with_test_only": False, "shown": pairs}
+    before = datacard.render(facts)
+    assert before.count('<section id="feature-twins">') == 1
+    assert "Not searched yet." in before
+    after = datacard.show_feature_twins(before, twins)
+    assert after.count('<section id="feature-twins">') == 1
+    assert "Not searched yet." not in after
+    page = Page(after, apart=("p", "code"))
+    for words in (
+        "1,234 pairs look like one lesion",
+        "(cosine of whitened features of 0.72 or more): 9 are in one",
+        "0.310",
+    ):
+        assert words in page.words
+    assert "0.300" not in page.words, "60 at most"
+    assert len(page.pictures) == len(Page(before).pictures) + 120
+    assert datacard.show_feature_twins(after, twins) == after
+    of_release_02 = datacard.FEATURE_TWINS.sub("", before)
+    assert Page(datacard.show_feature_twins(of_release_02, twins)).pictures == page.pictures
+
+
 def test_a_full_page_stays_under_two_megabytes(facts):
     # Noise is the worst there is: 15 kB a JPEG, 28 kB a PNG, of which not all are let in.
     for form, left_out in (("JPEG", False), ("PNG", True)):
@@ -421,6 +447,11 @@ def test_a_full_page_stays_under_two_megabytes(facts):
         assert len(html.encode()) < 2_000_000
         assert ("left out to keep this page under 2 MB" in html) == left_out
         assert Page(html).pictures[:40] == [t["image"] for t in sheet]
+        pairs = [{"cosine": 0.9, "members": [{**one, "label": ""} for one in sheet[k : k + 2]]} for k in (0, 1, 2) * 20]
+        twins = {"least_cosine": 0.72, "pairs": 60, "in_one_group": 0, "with_test_only": False, "shown": pairs}
+        html = datacard.show_feature_twins(html, twins)
+        assert len(html.encode()) < 2_000_000
+        assert html.count("left out to keep this page under 2 MB") == 2 * left_out
 
 
 def test_contact_sheet_is_a_grid():

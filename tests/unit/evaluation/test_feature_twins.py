@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
 
-from melanoma_spark.evaluation import evaluate, feature_twins
+from melanoma_spark.evaluation import feature_twins
 from melanoma_spark.metrics import binary
 from melanoma_spark.storage.manifests import FeaturesManifest, ImagesManifest
 
@@ -36,6 +36,26 @@ def test_a_changed_copy_is_a_twin_and_a_stranger_is_not(values):
     assert (strangers < feature_twins.LEAST).all()
 
 
+@pytest.mark.parametrize("all_pairs", [60, 59])
+def test_all_pairs_are_compared_and_those_of_one_group_are_not_shown(all_pairs, monkeypatch):
+    """Of more than `ALL_PAIRS` images, only pairs with one of the 20 test images."""
+    monkeypatch.setattr(feature_twins, "BLOCK", 7)
+    monkeypatch.setattr(feature_twins, "ALL_PAIRS", all_pairs)
+    rng = np.random.default_rng(0)
+    white = rng.normal(size=(60, 3)).astype(np.float32)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    groups = rng.integers(0, 8, 60)
+    found = feature_twins.compare_all(white, 20, pd.DataFrame({"sha256": np.arange(60).astype(str), "group": groups}))
+    tests = 60 if all_pairs == 60 else 20
+    pairs = [(float(white[a] @ white[b]), a, b) for a in range(tests) for b in range(a + 1, 60)]
+    pairs = sorted((pair for pair in pairs if pair[0] >= feature_twins.LEAST), reverse=True)
+    apart = [pair for pair in pairs if groups[pair[1]] != groups[pair[2]]]
+    assert (found.pairs, found.in_one_group) == (len(pairs), len(pairs) - len(apart))
+    assert [pair[1:] for pair in found.shown] == [pair[1:] for pair in apart[:60]]
+    assert [pair[0] for pair in found.shown] == pytest.approx([pair[0] for pair in apart[:60]])
+    assert found.leaked_hashes == [str(a) for a in range(20) if any(b >= 20 for _, one, b in pairs if one == a)]
+
+
 def test_leaked_test_images_are_left_out_unless_one_class_is_left():
     rows = pd.DataFrame({"sha256": list("abcde"), "split": ["train", "test", "test", "test", "test"]})
     rows = rows.assign(label=[1, 0, 0, 1, 1])
@@ -53,13 +73,14 @@ def test_the_report_says_how_many_are_left_out_and_the_figures_with_them():
         auroc=SimpleNamespace(value=0.5),
         operating_point=SimpleNamespace(threshold=0.5),
     )
-    (sentence,) = evaluate.describe_left_out([model], {"head alone": with_twins})
+    (sentence,) = feature_twins.describe_left_out([model], {"head alone": with_twins}, ["a", "b"])
     assert sentence.startswith("2 of 5 test images look like the lesion of a training or validation image")
     assert (
         "head alone AUROC 0.833 (without them 0.500), sensitivity 0.667 (0.500), specificity 0.500 (0.000)" in sentence
     )
-    alone = with_twins.iloc[1:4]
-    assert evaluate.describe_left_out([model], {"head alone": alone}) == []
+    assert feature_twins.describe_left_out([model], {"head alone": with_twins}, []) == []
+    (sentence,) = feature_twins.describe_left_out([model], {"head alone": with_twins.iloc[1:4]}, ["a"])
+    assert sentence.endswith("They count all the same, because the others have only one label.")
 
 
 @pytest.mark.parametrize(
