@@ -160,18 +160,29 @@ def calibrate(
 
 
 def predict_with_scorer(
-    context: StageContext, rows: DataFrame, scorer: bundle.Scorer, change: Change = np.asarray
+    context: StageContext,
+    rows: DataFrame,
+    scorer: bundle.Scorer,
+    change: Change = np.asarray,
+    *,
+    with_features: bool = False,
 ) -> pd.DataFrame:
     """Predict rows of images/ by a registered model: `ROW` and `raw_probability`, by `sha256`.
 
-    `change` is applied to the pixels first.
+    `change` is applied to the pixels first. `with_features` adds averaged `features`, each (c,).
     """
     batch = context.settings.evaluate.batch_size
     session.set_arrow_batch_rows(context.spark, batch)
     predicted = prediction.predict_images(
-        rows, scorer.spec, scorer.tensors, f"network {scorer.model_id}", batch, change=change
+        rows,
+        scorer.spec,
+        scorer.tensors,
+        f"network {scorer.model_id}",
+        batch,
+        change=change,
+        with_features=with_features,
     )
-    return pd.DataFrame(predicted.select(*ROW, "predicted.raw_probability").toPandas()).sort_values("sha256")
+    return pd.DataFrame(predicted.select(*ROW, "predicted.*").toPandas()).sort_values("sha256")
 
 
 def predict_registered(

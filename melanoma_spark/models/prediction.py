@@ -15,6 +15,7 @@ from melanoma_spark.models import engines, network
 from melanoma_spark.spark import inference, session
 
 PROBABILITY = t.StructType([t.StructField("raw_probability", t.DoubleType())])
+FEATURES = t.StructField("features", t.ArrayType(t.FloatType()))
 
 
 def predict_images(
@@ -25,11 +26,13 @@ def predict_images(
     batch_size: int,
     *,
     change: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] = np.asarray,
+    with_features: bool = False,
     meter: session.Meter | None = None,
 ) -> DataFrame:
     """Add a column `predicted` of `PROBABILITY` to rows of images/: the network's probabilities for their pixels.
 
     Sorted by split and hash over as many tasks as there are slots. `change` is applied to the pixels first.
+    `with_features` adds the averaged features of the image as it is, `FEATURES`.
     """
     spark = rows.sparkSession
     decode = schemas.image_decoder(spec.image_size)
@@ -37,8 +40,8 @@ def predict_images(
         model_id,
         network_loader(spec, session.broadcast(spark, tensors), session.task_threads(spark)),
         lambda content: change(decode(content)),
-        probabilities,
-        PROBABILITY,
+        probabilities_and_features if with_features else probabilities,
+        t.StructType([*PROBABILITY, FEATURES]) if with_features else PROBABILITY,
         batch_size=batch_size,
         meter=meter,
     )
@@ -50,6 +53,13 @@ def probabilities(outputs: list[NDArray[np.float32] | None], errors: Sequence[Im
     """Make rows of `PROBABILITY` from a network's outputs for stored images, which always decode."""
     assert outputs[0] is not None, "stored pixels and features always decode"
     return pd.DataFrame({"raw_probability": outputs[0].reshape(-1).astype(np.float64)})
+
+
+def probabilities_and_features(
+    outputs: list[NDArray[np.float32] | None], errors: Sequence[ImageError | None]
+) -> pd.DataFrame:
+    """Make rows of `PROBABILITY` and `FEATURES`."""
+    return probabilities(outputs, errors).assign(features=list(outputs[2]))  # type: ignore[arg-type]
 
 
 def network_loader(spec: network.Spec, tensors: Broadcast[list[NDArray[np.float32]]], threads: int) -> inference.Load:

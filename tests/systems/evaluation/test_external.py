@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import evaluate, shortcuts
+from melanoma_spark.evaluation import evaluate, feature_twins, shortcuts
 from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network
@@ -40,14 +41,21 @@ def another(tmp_path):
     return tmp_path / "another"
 
 
-def test_a_registered_model_is_evaluated_without_images_seen_in_training(copied, another):
+def test_a_registered_model_is_evaluated_without_images_seen_in_training(copied, another, monkeypatch):
+    monkeypatch.setattr(feature_twins, "FEWEST", 50)
+    monkeypatch.setattr(feature_twins, "COMPONENTS", 20)
+    monkeypatch.setattr(feature_twins, "LEAST", 0.95)
     stored = copied.read("images").toPandas()
-    train = stored[stored["split"] == "train"].head(3)
+    train, twin = np.split(stored[stored["split"] == "train"].head(4), [3])
     kept = stored[stored["split"] == "test"].head(2)
     table = (another / "metadata.csv").read_text()
     for number, row in enumerate([*train.itertuples(), *kept.itertuples()]):
         shutil.copy(row.source_uri.removeprefix("file:"), another / f"known_{number}.jpg")
         table += f"known_{number},{'malignant' if row.label else 'benign'},other_{number},lesion_{number}x\n"
+    (twin,) = twin.itertuples()
+    with Image.open(twin.source_uri.removeprefix("file:")) as image:
+        image.point(lambda value: value + 1).save(another / "twin.png")
+    table += f"twin,{'malignant' if twin.label else 'benign'},other_twin,lesion_twin\n"
     (another / "metadata.csv").write_text(table)
     output, (folder, rows) = evaluated(copied, another)
 
@@ -55,12 +63,15 @@ def test_a_registered_model_is_evaluated_without_images_seen_in_training(copied,
     left_out = int(output.split(" left out that training has seen")[0].split()[-1])
     assert left_out == 3
     assert not set(train["sha256"]) & set(rows["sha256"])
+    assert " left out that training has seen, 1 that have a twin in training;" in output
+    of_twin = hashes.sha256((another / "twin.png").read_bytes())
+    assert of_twin not in set(rows["sha256"])
     assert set(kept["sha256"]) <= set(rows["sha256"]), "training has not seen test images"
     own = copied.manifest("images")["id"]
     place = f"{copied.context.warehouse}/external/{folder.parts[-3]}"
     external_images = manifests.require(manifests.ImagesManifest, place)
     assert external_images.id != own == copied.manifest("models/finetuned")["dataset_id"]
-    assert len(rows) + left_out == external_images.accepted
+    assert len(rows) + left_out + 1 == external_images.accepted
     assert set(rows["split"]) == {"test"}
 
     facts = copied.manifest("models/finetuned")
@@ -75,6 +86,7 @@ def test_a_registered_model_is_evaluated_without_images_seen_in_training(copied,
     assert f"AUC {auroc:.4f}" in output
     page = (folder / "report.html").read_text()
     assert f"{left_out} images were left out" in page
+    assert f"1 of {len(rows) + 1} test images look like the lesion of a training or validation image" in page
     assert "Sensitivity, validation" not in page
     over = [shortcuts.without_lesion(decoding.decode(files[sha256].read_bytes(), 64)) for sha256 in rows["sha256"]]
     painted = binary.auroc(rows["label"], model.predict(np.stack(over), verbose=0)[:, 0])
