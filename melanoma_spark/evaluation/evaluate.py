@@ -11,7 +11,15 @@ import pandas as pd
 
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import external, feature_twins, gather, predictions, shortcuts, subgroups
+from melanoma_spark.evaluation import (
+    champion_comparison,
+    external,
+    feature_twins,
+    gather,
+    predictions,
+    shortcuts,
+    subgroups,
+)
 from melanoma_spark.evaluation.facts import Facts, Gain, ModelFacts
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
 from melanoma_spark.metrics import binary
@@ -103,11 +111,11 @@ def evaluate_test_split(context: StageContext) -> Summary:
     if FINETUNED in models:
         head, finetuned = (predictions.rows_of(table, name, "test") for name in (HEAD, FINETUNED))
         gains = [measure_gain(settings, FINETUNED, finetuned, HEAD, head)]
-    over_champion = compare_with_champion(context, images, test, deciding)
+    over_champion, note = compare_with_champion(context, images, test, deciding)
     facts = replace(
         facts,
-        gains=gains if isinstance(over_champion, str) else [*gains, over_champion],
-        champion=over_champion if isinstance(over_champion, str) else "",
+        gains=[*gains, over_champion] if over_champion else gains,
+        champion=note,
         training=[EpochRecord(**record) for model in models.values() for record in model.training],
         best={phase: epoch for model in models.values() for phase, epoch in model.best.items()},
     )
@@ -214,23 +222,25 @@ def measure(
     return gather.measure_on_test(name, fitted, point, validation, test, metadata, settings)
 
 
-def compare_with_champion(context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str) -> Gain | str:
-    """The gain of the deciding model over the champion on the same test images, or why there is none."""
+def compare_with_champion(
+    context: StageContext, images: ImagesManifest, test: pd.DataFrame, name: str
+) -> tuple[Gain | None, str]:
+    """The gain of the deciding model over the champion on the same test images, or why there is none; and a note."""
     register = context.settings.register_
-    reference = f"{register.name}@{register.alias}"
-    version = context.tracker.find_version(reference)
+    version = context.tracker.find_version(f"{register.name}@{register.alias}")
     if version is None:
-        return f"No model has been {register.alias} before."
+        return None, f"No model has been {register.alias} before."
     stored = None
     if report_id := version.tags.get("report_id"):
         folder = files.join(context.warehouse, "reports", report_id)
         stored = predictions.read_predictions(folder, str(version.tags.get("model")), "test")
-    if stored is None or list(stored["sha256"]) != list(test["sha256"]):
-        try:
-            stored = test.assign(probability=predictions.predict_registered(context, images, reference, test))
-        except DataError as error:
-            return f"Not compared with the {register.alias}, version {version.version}: {error}."
-    return measure_gain(context.settings, name, test, f"{register.alias}, version {version.version}", stored)
+    try:
+        comparison = champion_comparison.compare(context, images, version, test, stored)
+    except DataError as error:
+        return None, f"Not compared with the {register.alias}, version {version.version}: {error}."
+    others = comparison.test.assign(probability=comparison.probabilities)
+    over = f"{register.alias}, version {version.version}"
+    return measure_gain(context.settings, name, comparison.test, over, others), comparison.note
 
 
 def measure_gain(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> Gain:

@@ -134,7 +134,7 @@ class Facts:
     limits: Sequence[str]  # one sentence each
     weights_are_random: bool  # then a banner warns that the figures mean nothing
     gains: Sequence[Gain] = ()  # of the last model over the first, over the champion
-    champion: str = ""  # why there is no gain over the champion; empty where there is
+    champion: str = ""  # why there is no gain over the champion, or which images it leaves out
     training: Sequence[EpochRecord] = ()
     best: Mapping[str, int] = field(default_factory=dict)  # phase -> the epoch whose weights were kept
 

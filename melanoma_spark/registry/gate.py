@@ -20,14 +20,24 @@ class Verdict:
     found: str
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Calibrated probabilities of challenger and champion, (n,), for the same test images with `labels`, (n,)."""
+
+    labels: ArrayLike
+    challenger: ArrayLike
+    champion: ArrayLike
+    drawn: Bootstrap  # over the groups of these images
+    note: str = ""  # on images that do not count
+
+
 def check_rules(
     rules: config.Gate,
     labels: ArrayLike,
     challenger: ArrayLike,
     threshold: float,
     *,
-    champion: ArrayLike | None,
-    drawn: Bootstrap,
+    comparison: Comparison | None,
     subgroup_aurocs: Mapping[str, float | None],
     overlap: int,
 ) -> list[Verdict]:
@@ -38,8 +48,7 @@ def check_rules(
         labels: (n,) of the test images, as in `metrics`.
         challenger: (n,) calibrated probabilities.
         threshold: The challenger's operating point.
-        champion: (n,) calibrated probabilities, None where there is no champion.
-        drawn: The bootstrap over the groups of the test images.
+        comparison: With the champion, None where there is none.
         subgroup_aurocs: The challenger's by subgroup, None where there are too few images.
         overlap: Test images that training has seen.
 
@@ -48,7 +57,7 @@ def check_rules(
     """
     verdicts = []
     if rules.auroc_margin is not None:
-        verdicts.append(_compare_with_champion(rules.auroc_margin, labels, challenger, champion, drawn))
+        verdicts.append(_compare_with_champion(rules.auroc_margin, comparison))
     if rules.sensitivity is not None:
         sensitivity = binary.confusion_matrix_at(labels, challenger, threshold).sensitivity
         text = f"{sensitivity:.4f} at the operating point, wanted: >= {rules.sensitivity:g}"
@@ -70,14 +79,13 @@ def check_rules(
     return verdicts
 
 
-def _compare_with_champion(
-    margin: float, labels: ArrayLike, challenger: ArrayLike, champion: ArrayLike | None, drawn: Bootstrap
-) -> Verdict:
+def _compare_with_champion(margin: float, comparison: Comparison | None) -> Verdict:
     """Non-inferiority: the lower bound of the difference's 95 % interval, by a paired bootstrap, is above -margin."""
-    if champion is None:
+    if comparison is None:
         return Verdict("auroc_margin", True, "there is no champion to compare with")
-    gain = binary.auroc(labels, challenger) - binary.auroc(labels, champion)
-    low, high = drawn.interval(drawn.auroc(labels, challenger) - drawn.auroc(labels, champion))
+    labels, drawn = comparison.labels, comparison.drawn
+    gain = binary.auroc(labels, comparison.challenger) - binary.auroc(labels, comparison.champion)
+    low, high = drawn.interval(drawn.auroc(labels, comparison.challenger) - drawn.auroc(labels, comparison.champion))
     holds = not math.isnan(low) and low >= -margin
     text = f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"
-    return Verdict("auroc_margin", holds, text)
+    return Verdict("auroc_margin", holds, f"{text}. {comparison.note}" if comparison.note else text)

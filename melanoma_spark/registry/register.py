@@ -12,7 +12,7 @@ import pandas as pd
 
 from melanoma_spark import lineage, logs
 from melanoma_spark.errors import DataError
-from melanoma_spark.evaluation import predictions
+from melanoma_spark.evaluation import champion_comparison, predictions
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD, KINDS, metric_suffix
 from melanoma_spark.images import synthetic
 from melanoma_spark.models import bundle, model_registry, network
@@ -186,22 +186,29 @@ def read_predictions(context: StageContext, report: ReportManifest, name: str, s
 
 
 def check_gate(
-    context: StageContext, images: ImagesManifest, report: ReportManifest, name: str, champion: ModelVersion | None
+    context: StageContext, images: ImagesManifest, report: ReportManifest, name: str, version: ModelVersion | None
 ) -> list[gate.Verdict]:
-    """Check the rules: the report has the challenger's predictions, the champion predicts the same test images now."""
+    """Check the rules: the report has the challenger's predictions, the champion predicts these test images now."""
     settings, register = context.settings, context.settings.register_
     test = read_predictions(context, report, name, "test")
-    of_champion = None
-    if champion is not None and register.gate.auroc_margin is not None:
-        reference = f"{register.name}@{register.alias}"
-        of_champion = predictions.predict_registered(context, images, reference, test)
+    comparison = None
+    if version is not None and register.gate.auroc_margin is not None:
+        both = champion_comparison.compare(context, images, version, test)
+        if both.note:
+            logs.info(both.note)
+        comparison = gate.Comparison(
+            both.test["label"].to_numpy(),
+            both.test["probability"].to_numpy(),
+            both.probabilities,
+            predictions.bootstrap_of(both.test, settings),
+            both.note,
+        )
     return gate.check_rules(
         register.gate,
         test["label"].to_numpy(),
         test["probability"].to_numpy(),
         report.operating_points[name].threshold,
-        champion=of_champion,
-        drawn=predictions.bootstrap_of(test, settings),
+        comparison=comparison,
         subgroup_aurocs={f"{s['attribute']}: {s['value']}": s["auroc"] for s in report.subgroups},
         overlap=count_overlap(context, images),
     )

@@ -12,6 +12,7 @@ from conftest import Line, open_line
 
 from melanoma_spark import config, lineage
 from melanoma_spark.errors import DataError
+from melanoma_spark.evaluation import feature_twins
 from melanoma_spark.registry import alias_history
 from melanoma_spark.scoring import status
 from melanoma_spark.storage import files, manifests
@@ -109,11 +110,18 @@ def test_a_worse_model_is_refused_until_the_rules_are_others_and_then_rolled_bac
     assert [(move["from"], move["to"]) for move in moves(worse)] == [(None, "1"), ("1", "2"), ("2", "1")]
 
 
-def test_a_champion_without_predictions_is_evaluated_for_the_report(copied):
+def test_a_champion_without_predictions_is_evaluated_for_the_report(copied, monkeypatch):
+    monkeypatch.setattr(feature_twins, "FEWEST", 50)
+    monkeypatch.setattr(feature_twins, "COMPONENTS", 20)
     shutil.rmtree(copied.folder / "reports")
-    copied.stage("evaluate")
+    output = copied.stage("evaluate")
     page = (copied.folder / "reports" / copied.manifest("reports")["path"] / "report.html").read_text()
     assert "less that of <b>champion, version 1</b>, on the same images:\n+0.000" in page
+    left_out = int(output.split(" with a twin in training are left out")[0].split("(")[-1])
+    counts = copied.manifest("images")["counts"]
+    assert f"{left_out} of {counts['test_0'] + counts['test_1']} test images look like the lesion of a train" in page
+    card = (copied.folder / "images" / copied.manifest("images")["path"] / "_datacard.html").read_text()
+    assert "(cosine of whitened features of 0.72 or more)" in card
 
 
 def test_a_move_outside_of_register_is_recorded(copied):

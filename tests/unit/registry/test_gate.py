@@ -19,9 +19,12 @@ def rows():
     return labels, np.arange(300) // 2, 1 / (1 + np.exp(-logit)), generator.random(300)
 
 
-def check(rules, labels, groups, challenger, champion, aurocs=None, overlap=0):
-    more = {"drawn": Bootstrap(groups, 200), "subgroup_aurocs": aurocs or {}, "overlap": overlap}
-    return gate.check_rules(rules, labels, challenger, 0.5, champion=champion, **more)
+def check(rules, labels, groups, challenger, champion, aurocs=None, overlap=0, note=""):
+    more = {"subgroup_aurocs": aurocs or {}, "overlap": overlap}
+    comparison = None
+    if champion is not None:
+        comparison = gate.Comparison(labels, challenger, champion, Bootstrap(groups, 200), note)
+    return gate.check_rules(rules, labels, challenger, 0.5, comparison=comparison, **more)
 
 
 def verdicts(rows, rule, champion=None, swapped=False, aurocs=None, overlap=0):
@@ -59,8 +62,9 @@ def test_a_model_passes_within_the_margin_of_the_champion(rows):
     assert low < 0
     for margin, passes in ((-low + 1e-6, True), (-low, True), (max(-low - 1e-6, 0), False)):
         rules = config.Gate(**NONE | {"auroc_margin": margin})
-        (result,) = check(rules, labels, groups, little, good)
+        (result,) = check(rules, labels, groups, little, good, note="2 images are left out.")
         assert result.holds is passes
+        assert result.found.endswith(f"wanted: lower bound >= {-margin:g}. 2 images are left out.")
 
 
 @pytest.mark.parametrize(("rule", "figure"), [("sensitivity", "sensitivity"), ("calibration_error", "error")])
