@@ -14,8 +14,16 @@ from melanoma_spark.attributes import parse_text
 
 MAX_NAME = 255  # characters of an image's name, as in file systems; its end is kept
 FOLDER = r"[/\\]"
-SUFFIX = r"\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)"
 SPACES = r"\s\u200b-\u200f\u2060\ufeff"  # white space, and what nobody sees
+
+
+def _endings(pattern: str) -> re.Pattern[str]:
+    """One or more of a pattern at the end of a name, with any spaces around each."""
+    return re.compile(rf"(?i)(?<=[^{SPACES}])[{SPACES}]*(({pattern})[{SPACES}]*)+$")
+
+
+SUFFIX = r"\.(jpe?g|jpe|jfif|png|bmp|tiff?|gif|webp|dcm|dicom)"
+SUFFIXES, SUFFIXES_OF_IDS = _endings(SUFFIX), _endings(rf"{SUFFIX}|_downsampled")
 BLANKS = "".join(filter(re.compile(f"[{SPACES}]").match, map(chr, range(1 << 16))))
 LONGEST = 1_000  # characters of an id; the forms of longer text stay, as some take Unicode's rules minutes
 # A whole number as a spreadsheet writes it once its column has an empty cell. Three zeros may be thousands.
@@ -64,14 +72,13 @@ def image_id(path: str) -> str:
     That is the name without folders, image suffixes and the `_downsampled` of ISIC 2019. Ids of ISIC are upper case.
     """
     name = _clean(_clean(re.split(FOLDER, path.strip())[-1])[-MAX_NAME:])
-    suffixes = rf"(?i)(?<=[^{SPACES}])[{SPACES}]*(({SUFFIX}|_downsampled)[{SPACES}]*)+$"
-    short = normalize_id(re.sub(suffixes, "", name))
+    short = normalize_id(SUFFIXES_OF_IDS.sub("", name))
     return short.upper() if re.fullmatch(r"(?i)isic_\d+", short) else short
 
 
 def stem(name: str) -> str:
     """A file name without the suffixes of images."""
-    return re.sub(rf"(?i)(?<=\S)\s*({SUFFIX}\s*)+$", "", name)
+    return SUFFIXES.sub("", name)
 
 
 def _clean(text: str) -> str:
