@@ -91,6 +91,7 @@ LAYOUTS: dict[str, KnownLayout] = {
 }
 MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
 SYSTEM = "system"  # the reason of files in these folders, or of these names; they are skipped, not rejected
+HIDDEN = "hidden"
 SYSTEM_NAMES = {  # in lower case
     *(
         "__macosx",
@@ -250,7 +251,7 @@ def classify_file(path: str) -> tuple[str, str | None, str | None]:
         if part.startswith("._") or part.lower() in SYSTEM_NAMES or part.lower().startswith(".trash-"):
             return "other", SYSTEM, "made by an operating system, a file server or a program"
     if any(part.startswith(".") for part in place.parts):
-        return "image", "hidden", "its name, or a folder's, starts with a dot"
+        return "image", HIDDEN, "its name, or a folder's, starts with a dot"
     name = place.name.lower()
     if name.endswith(TABLE_SUFFIXES) or name == "ham10000_metadata":  # which Harvard ships without a suffix
         return "table", None, None

@@ -235,7 +235,7 @@ def _member(root: str, container: ListedFile, kind: str, member: containers.Memb
     path = posixpath.join(container.file, member.name) if member.name else container.file
     # Of a tar to which a table was added again both count
     role, reason, detail = layouts.classify_file(_without_number(member.name))
-    if member.reason and reason != layouts.SYSTEM:
+    if member.reason and reason not in (layouts.SYSTEM, layouts.HIDDEN):
         role, reason, detail = "image", member.reason, member.detail
     place = (f"{root}/{container.file}!/{member.name}", path, image_id(path, kind), role, container.file, container.raw)
     numbers = (member.index, member.offset, member.stored, member.method, member.crc, member.size)

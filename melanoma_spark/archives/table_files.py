@@ -28,7 +28,7 @@ MOST_FOLDERS = 10_000
 HEADS_AT_ONCE = 16  # read by the driver
 TABLES_OF_A_TASK = 10
 TABLE_NAME = r"\.(csv|tsv|tab)$"  # in lower case
-NOT_IN_TABLES = ("hidden", "mask")  # reasons of files that no row of a table is about
+NOT_IN_TABLES = (layouts.HIDDEN, "mask")  # reasons of files that no row of a table is about
 
 
 def read_table_heads(

@@ -113,8 +113,6 @@ def _check_entry(entry: Entry, limits: Limits) -> tuple[str, str | None, str | N
             name = "/".join(part.replace("..", "__") for part in re.split(r"[/\\]", name) if part not in ("", "."))
             return _printable(name.replace(":", "_"))[:MAX_NAME] or "_", "unsafe_name", unsafe
         name = _printable("/".join(parts))
-    if any(part.startswith(".") for part in parts):
-        return name, "hidden", "its name, or a folder's, starts with a dot"
     if reason:
         return name, reason, detail
     if is_container(name):

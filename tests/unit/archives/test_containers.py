@@ -286,8 +286,8 @@ def test_corpus_covers_every_reason():
     met = {reason for _, _, expected in CORPUS.values() for reason in expected.values()} - {None}
     assert len(CORPUS) >= 35
     elsewhere = {"unsafe_name", "too_many_members", "archive_too_large", "damaged_member"}  # the tests around this one
-    assert met | elsewhere == set(containers.REASONS) | {"hidden", "empty"}
-    assert {"hidden", "empty", "too_many_bytes"} <= set(REASONS)
+    assert met | elsewhere == set(containers.REASONS) | {"empty"}
+    assert {"empty", "too_many_bytes"} <= set(REASONS)
     assert not set(containers.REASONS) & set(REASONS)
     assert all(line and "\n" not in line for line in containers.REASONS.values())
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from broken_containers import zipped
 
-from melanoma_spark.archives import listing
+from melanoma_spark.archives import containers, listing
 from melanoma_spark.archives.contents import open_file
 from melanoma_spark.archives.listing import LINK_OUT
 
@@ -69,3 +70,11 @@ def test_what_a_link_leads_to_is_read(archive):
         if row.detail is None:
             with open_file(f"file:{archive}", row.file, row.raw) as file:
                 assert file.read().decode() == (archive / row.path).resolve().relative_to(archive.parent).as_posix()
+
+
+def test_hidden_members_are_rejected_by_their_names_whatever_else_they_are(tmp_path):
+    names = (".x.jpg", "a/.y.zip", ".git/x.jpg")
+    (tmp_path / "set.zip").write_bytes(zipped(dict.fromkeys(names, b"")))
+    (container,) = listing.walk_folder(f"file:{tmp_path}", "", 10**6)
+    rows = listing.expand_container(f"file:{tmp_path}", container._replace(modified=0), containers.Limits())
+    assert {row.path: row.reason for row in rows} == {f"set.zip/{name}": "hidden" for name in names}
