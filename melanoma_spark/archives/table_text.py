@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import re
+import time
 from collections.abc import Container, Iterable, Iterator
 from typing import BinaryIO
 
@@ -16,6 +17,8 @@ from melanoma_spark.errors import DataError
 
 MAX_COLUMNS = 1000
 MAX_ROW = 1 << 20  # characters of a row with all its cells
+MAX_SECONDS = 600  # of processor time for a table with all that is made of its rows: some 2 GB of a usual one
+LINES_BETWEEN = 1000  # looks at that time
 SAMPLE = 50  # rows of a head that are looked at
 CP1252_ERRORS = "melanoma_spark.cp1252"  # the name of an error handler of codecs
 
@@ -88,15 +91,20 @@ def read_lines(binary: BinaryIO, encoding: str) -> Iterator[str]:
 def read_rows(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
     """The rows that are not blank.
 
-    Raises `DataError` if a row is over the limits, and at the end of a table that was cut: its last line has no end
-    and, unlike all lines before it, too few cells. That line may hold half of a name.
+    Raises `DataError` if a row or the table is over the limits, and at the end of a table that was cut: its last line
+    has no end and, unlike all lines before it, too few cells. That line may hold half of a name.
     """
     length = 0
     ended = True
+    start = time.process_time()
 
     def measured() -> Iterator[str]:
         nonlocal length, ended
-        for line in lines:
+        for number, line in enumerate(lines, 1):
+            if number % LINES_BETWEEN == 0 and time.process_time() - start > MAX_SECONDS:
+                raise DataError(
+                    f"is too costly: it takes over {MAX_SECONDS} s of processor time; split it into several"
+                )
             length += len(line)
             ended = line.endswith(("\n", "\r"))
             if length > MAX_ROW:

@@ -163,7 +163,7 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
     """The rows of a table as records, streamed from a binary file or from lines of text.
 
     Rows without an id are left out. Raises `DataError` that begins with the path of the table: it is not text, a row is
-    over 1 MiB or over 1,000 cells, or a quote is never closed.
+    over 1 MiB or over 1,000 cells, a quote is never closed, or it takes too much processor time.
     """
     one_hot, labels = tuple(table.one_hot.items()), table.columns.get("label", ())
     ids = table.columns["image_id"]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from melanoma_spark import attributes
-from melanoma_spark.archives import diagnoses, ids, tables
+from melanoma_spark.archives import diagnoses, ids, table_text, tables
 from melanoma_spark.archives.layouts import understand_table
 from melanoma_spark.archives.tables import HEAD, Record, Table, TableHead, read_table, split_of
 from melanoma_spark.errors import DataError
@@ -304,6 +304,12 @@ def test_wide_headers_long_lines_and_cut_heads():
 def test_damage_after_the_head_is_a_data_error_with_the_path(tail, why):
     with pytest.raises(DataError, match=rf"^metadata\.csv .*({why})"):
         records(SIMPLE.encode() * 3000 + tail)
+
+
+def test_processor_time_of_a_table_is_bounded(monkeypatch):
+    monkeypatch.setattr(table_text, "MAX_SECONDS", 0)
+    with pytest.raises(DataError, match=r"^metadata\.csv is too costly: it takes over 0 s of processor time"):
+        records(SIMPLE.encode() * 500)
 
 
 @pytest.mark.parametrize("part", [".jpg", ".jpg ", "_downsampled", " ", "type ", "1 ", "a/", "0.", "\u0301\u0323"])
