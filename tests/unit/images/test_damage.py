@@ -2,6 +2,8 @@
 
 import io
 import re
+import tracemalloc
+import zlib
 
 import broken
 import cv2
@@ -182,6 +184,13 @@ def test_strips_of_a_tiff_are_checked_by_libjpeg_and_zlib():
         assert reason == "damaged"
         assert result.startswith(detail)
         assert decoding.decode_with_hashes(content, 64, ACCEPT).damage == result
+
+
+def test_a_strip_is_unpacked_no_further_than_its_pixels():
+    tracemalloc.start()
+    assert damage._deflate_damage(zlib.compress(bytes(1 << 20)), 100) is None
+    assert tracemalloc.get_traced_memory()[1] < 1 << 17
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "jpeg"}, {"compression": "tiff_adobe_deflate"}])
