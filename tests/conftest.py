@@ -47,13 +47,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(plugins)
 SETTINGS: dict[str, Any] = {
     "image_size": 64,
     "ranks": 2,
-    "backbone": {"weights": "random", "allow_random": True},
+    "backbone": {"name": "tiny_vgg16", "weights": "random", "allow_random": True},
     "ingest": {"test_fraction": 0.3, "validation_fraction": 0.2},
-    "head": {"epochs": 1, "hidden": 32, "dropout": 0.0},  # a head that leaves fine-tuning much to mend
+    "head": {"epochs": 3, "learning_rate": 1e-2, "hidden": 32, "dropout": 0.0},
     "finetune": {
         "phases": [
-            {"name": "block5", "cut": "block4_pool", "learning_rate": 1e-4, "epochs": 1},
-            {"name": "all", "learning_rate": 1e-5, "epochs": 1},
+            {"name": "block5", "cut": "block4_pool", "learning_rate": 3e-3, "epochs": 2},
+            {"name": "all", "learning_rate": 3e-4, "epochs": 2},
         ]
     },
     "evaluate": {"resamples": 50},

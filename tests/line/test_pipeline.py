@@ -9,6 +9,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_backbone
 from conftest import STAGES
 from PIL import Image
 
@@ -183,15 +184,15 @@ def test_features_are_those_of_a_plain_forward_pass(line, stored):
     import keras
 
     base = weights.resolve(line.context.settings.backbone, line.context.settings.seed)
-    vgg16 = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
-    vgg16.set_weights(base.tensors)
+    network = tiny_backbone.build(False, None, keras.Input((64, 64, 3)))
+    network.set_weights(base.tensors)
     cuts = ("block4_pool", "block5_pool")
-    model = keras.Model(vgg16.input, [vgg16.get_layer(cut).output for cut in cuts])
+    model = keras.Model(network.input, [network.get_layer(cut).output for cut in cuts])
     rows = line.read("features").toPandas().set_index("sha256")
     assert sorted(rows.index) == sorted(stored["sha256"])
     some = stored.iloc[::6]
     pixels = np.stack([decoding.decode(Path(uri[5:]).read_bytes(), 64) for uri in some["source_uri"]])
-    expected = model.predict(keras.applications.vgg16.preprocess_input(pixels.astype("float32")), verbose=0)
+    expected = model.predict(tiny_backbone.preprocess_input(pixels.astype("float32")), verbose=0)
     for cut, values in zip(cuts, expected, strict=True):
         for sha, value in zip(some["sha256"], values, strict=True):
             result = np.load(io.BytesIO(rows.loc[sha, cut]))

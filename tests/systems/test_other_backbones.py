@@ -55,21 +55,18 @@ def decoded(sources, size):
     return np.stack([decoding.decode(Path(uri[5:]).read_bytes(), size) for uri in sources])
 
 
-@pytest.mark.parametrize(("fixture", "name"), [("line", "vgg16"), ("ingested", "resnet50")])
-def test_scores_are_those_of_keras_after_all_stages(request, fixture, name):
-    line, model = request.getfixturevalue(fixture), "melanoma@champion"
-    if fixture == "ingested":
-        with captured_output():
-            output = {stage: line.stage(stage, **settings_for(line, name)) for stage in STAGES[1:]}
-        cuts = backbones.backbone(name).cuts
-        assert f"at {cuts[-1]}, {cuts[-2]} of {name} (random weights" in output["featurize"]
-        assert "2 ranks" in output["finetune"]
-        assert "test AUC" in output["evaluate"]
-        assert set(line.manifest("models/finetuned")["best"]) == {phase.name for phase in PHASES}
-        model = f"{name}@champion"
-    version, artifacts = model_registry.download_model(line.tracker(), model)
+@pytest.mark.parametrize("name", ["vgg16", "resnet50"])
+def test_scores_are_those_of_keras_after_all_stages(ingested, name):
+    with captured_output():
+        output = {stage: ingested.stage(stage, **settings_for(ingested, name)) for stage in STAGES[1:]}
+    cuts = backbones.backbone(name).cuts
+    assert f"at {cuts[-1]}, {cuts[-2]} of {name} (random weights" in output["featurize"]
+    assert "2 ranks" in output["finetune"]
+    assert "test AUC" in output["evaluate"]
+    assert set(ingested.manifest("models/finetuned")["best"]) == {phase.name for phase in PHASES}
+    version, artifacts = model_registry.download_model(ingested.tracker(), f"{name}@champion")
     scorer = bundle.unpack(artifacts)
-    scores = line.scores()
+    scores = ingested.scores()
     rows = scores[(scores["model_name"] == version.name) & (scores["status"] == "scored")].iloc[::5]
     assert len(rows) > 10
     _, expected = keras_outputs(name, scorer.tensors, decoded(rows["source_uri"], scorer.spec.image_size))

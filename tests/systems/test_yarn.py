@@ -49,6 +49,7 @@ class Cluster:
         place = self.folder / f"{job}-{time.monotonic_ns()}"
         place.mkdir()
         changes["finetune"] = {"start_timeout": START, **changes.get("finetune", {})}
+        changes["backbone"] = {"name": "vgg16"}  # the nodes do not have the tests' folder
         settings = with_settings(
             archive=self.archive,
             warehouse=f"{self.hdfs.url}/warehouse",

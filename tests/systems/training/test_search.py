@@ -21,7 +21,7 @@ from melanoma_spark.runner.stage import run_stage
 from melanoma_spark.training import head, loop, search, trials
 
 CUT = "block5_pool"
-SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
+SPEC = network.Spec(backbone="tiny_vgg16", image_size=64, hidden=8, dropout=0.1)
 FOLDS, SEEDS = 2, 2
 SWEEP = config.Search(
     hidden=(8,), dropout=(0.1,), learning_rate=(1e-2, 1e30), views=(1, 2), trials=5, folds=FOLDS, seeds=SEEDS
@@ -39,7 +39,7 @@ def featured(spark, lesions, shared_mlflow, tmp_path_factory):
         featurize={"views": 2},
         augment={"enabled": True},
         finetune={"phases": [{"name": "all", "epochs": 1}]},  # of one cut, for speed
-        head={"epochs": 6, "hidden": 32, "dropout": 0.5},
+        head={"epochs": 6, "learning_rate": 1e-3, "hidden": 32, "dropout": 0.5},
         training_seed=5,
     )
     with captured_output():
@@ -146,7 +146,7 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     chosen = head_of(by_trial(facts)[trial]["settings"])
     fold = np.array([splits.fold_of(group, FOLDS, 0) for group in arrays["group"]])
     assert np.bincount(fold).tolist() == facts["folds"]
-    spec = head.network_spec(chosen, "vgg16", 64)
+    spec = head.network_spec(chosen, "tiny_vgg16", 64)
     expected, got = [], []
     for task in facts["tasks"]:
         if task["trial"] != trial:

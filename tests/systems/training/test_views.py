@@ -126,7 +126,7 @@ def test_each_view_is_the_network_over_the_augmented_image(fresh, plain, stored)
     }
 
     base = weights.resolve(fresh.context.settings.backbone, fresh.context.settings.seed)
-    predict = network.predictor(backbones.features(backbones.build_base("vgg16", 64, base.tensors), [CUT]))
+    predict = network.predictor(backbones.features(backbones.build_base("tiny_vgg16", 64, base.tensors), [CUT]))
     field = schemas.images_schema(64).fields["image"]
     some = result[result["view"] > 0].iloc[::25]
     pixels = [
