@@ -22,8 +22,8 @@ import pytest
 import yaml
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# A JVM of tests lives for minutes: what its second compiler takes of two cores it never gives back. Without that one the
-# JVM keeps 48 MB of compiled code, which are full after 90 s of stages; then it compiles nothing more.
+# A JVM of tests lives for minutes: what its second compiler takes of two cores it never gives back. Without that one
+# it keeps 48 MB of compiled code, which are full after 90 s of stages; then it compiles nothing more.
 SHORT_LIVED = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=160m -XX:+UseSerialGC"
 # Nor what Spark takes to write Java for each plan and to compile it. On standalone clusters and on YARN it does.
 INTERPRETED = "-Dspark.sql.codegen.wholeStage=false -Dspark.sql.codegen.factoryMode=NO_CODEGEN"
