@@ -93,7 +93,7 @@ def simplify(content: bytes, wanted: Container[int]) -> SimpleFile | None:
                 return None
             header = b"".join((bytes(128), b"DICM", meta_information(syntax), *kept))
             return SimpleFile(header, content[start:end], kind.decode() or "OW")
-        if tag == SYNTAX:
+        if tag == SYNTAX and not level:
             syntax = content[start : start + size].decode("latin-1").strip("\0 ")
         elif not level and tag in wanted:
             if size > (MOST_DATA if kind in BINARY else MOST_TEXT if kind not in LONG else -1):
@@ -144,7 +144,7 @@ def _walk(content: bytes) -> Iterator[Element]:
         yield Element(len(ends), tag, kind, place, start, size)
         if tag == PIXELS and not ends:
             return
-        if tag == SYNTAX:
+        if tag == SYNTAX and not ends:
             syntax = content[start : start + size].decode("latin-1").strip("\0 ")
         if tag in (ITEM_END, SEQUENCE_END):
             del ends[-1:]

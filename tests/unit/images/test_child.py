@@ -11,8 +11,10 @@ import numpy as np
 import psutil
 import pytest
 from broken import (
+    END_OF_ITEM,
     END_OF_SEQUENCE,
     GREY,
+    ITEM,
     LESION,
     PIXELS,
     SEQUENCE,
@@ -32,6 +34,7 @@ from melanoma_spark.images.limits import ImageLimits
 
 TIFF = encoded(LESION, "TIFF", big_tiff=True)
 FRAGMENT = struct.pack("<HHI", 0xFFFE, 0xE000, 0)
+IMPLICIT_SYNTAX = struct.pack("<HH2sH", 0x0002, 0x0010, b"UI", 18) + ImplicitVRLittleEndian.encode() + b"\0"
 RAW = PIXELS.tobytes()
 JPEG_FRAME = {"syntax": JPEGBaseline8Bit, "frame": encoded(LESION, "JPEG"), "PhotometricInterpretation": "YBR_FULL_422"}
 SIMPLE = {
@@ -52,6 +55,7 @@ SIMPLE = {
         dicom(**JPEG_FRAME),
         dicom(syntax=ImplicitVRLittleEndian),
         nested(20),
+        with_elements(SEQUENCE + ITEM + IMPLICIT_SYNTAX + END_OF_ITEM + END_OF_SEQUENCE),
         with_elements(struct.pack("<HH2sHI", 0x0009, 0x1001, b"UN", 0, 3000) + bytes(3000)),
     ],
 }
