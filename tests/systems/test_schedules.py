@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import REPO, Line
+from conftest import REPO, TESTS, Line
 from hadoop import Missing, or_skipped
 
 from melanoma_spark.images import synthetic
@@ -108,7 +108,7 @@ def test_the_line_of_cron_scores_a_night(copied: Line, settings_file, tmp_path):
         night, morning = night.replace(place, here), morning.replace(place, here)
     assert "/opt/" not in night + morning
     environment = {name: os.environ[name] for name in ("HOME", "JAVA_HOME", "REAL_JAVA_HOME") if name in os.environ}
-    environment |= {"PATH": "/usr/local/bin:/usr/bin:/bin", "RETRIES": "0"}
+    environment |= {"PATH": "/usr/local/bin:/usr/bin:/bin", "RETRIES": "0", "PYTHONPATH": str(TESTS / "plugins")}
     done = subprocess.run(["sh", "-c", night], env=environment, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout + done.stderr) == (0, ""), log.read_text()
     (batch,) = set(status.committed(copied.context.warehouse)) - before

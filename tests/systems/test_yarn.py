@@ -33,6 +33,7 @@ SIZES = {
     "spark.executor.memory": "512m",
     "spark.executor.memoryOverhead": "2g",
 }
+BACKBONE = {"name": "vgg16"}  # the nodes do not have the tests' folder
 START = 600  # seconds in which ranks must have started: two cores bear all of it
 
 
@@ -49,7 +50,7 @@ class Cluster:
         place = self.folder / f"{job}-{time.monotonic_ns()}"
         place.mkdir()
         changes["finetune"] = {"start_timeout": START, **changes.get("finetune", {})}
-        changes["backbone"] = {"name": "vgg16"}  # the nodes do not have the tests' folder
+        changes["backbone"] = BACKBONE
         settings = with_settings(
             archive=self.archive,
             warehouse=f"{self.hdfs.url}/warehouse",
@@ -151,6 +152,16 @@ def complete(cluster: Cluster) -> str:
     return cluster.ran("pipeline")
 
 
+@pytest.fixture(scope="module")
+def line(spark: Any, lesions: Path, shared_mlflow: str, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """The line on one machine, with VGG16 as on the cluster."""
+    folder, mlflow = tmp_path_factory.mktemp("line") / "warehouse", {"tracking_uri": shared_mlflow}
+    result = open_line(spark, lesions, folder, backbone=BACKBONE, mlflow=mlflow)
+    for stage in STAGES:
+        result.stage(stage)
+    return result
+
+
 @pytest.fixture
 def there(cluster: Cluster, complete: str, spark: Any, line: Line) -> Line:
     """The warehouse on HDFS, looked at from here."""
@@ -158,6 +169,7 @@ def there(cluster: Cluster, complete: str, spark: Any, line: Line) -> Line:
         spark,
         cluster.archive,
         f"{cluster.hdfs.url}/warehouse",
+        backbone=BACKBONE,
         mlflow={"tracking_uri": cluster.server},
         finetune={"start_timeout": START},
     )

@@ -18,10 +18,11 @@ from melanoma_spark.errors import ConfigError, DataError
 from melanoma_spark.metrics import binary
 from melanoma_spark.models import network, weights
 from melanoma_spark.runner.stage import run_stage
+from melanoma_spark.spark import inference
 from melanoma_spark.training import head, loop, search, trials
 
 CUT = "block5_pool"
-SPEC = network.Spec(backbone="tiny_vgg16", image_size=64, hidden=8, dropout=0.1)
+SPEC = network.Spec(backbone="vgg16", image_size=64, hidden=8, dropout=0.1)
 FOLDS, SEEDS = 2, 2
 SWEEP = config.Search(
     hidden=(8,), dropout=(0.1,), learning_rate=(1e-2, 1e30), views=(1, 2), trials=5, folds=FOLDS, seeds=SEEDS
@@ -35,6 +36,7 @@ def featured(spark, lesions, shared_mlflow, tmp_path_factory):
         spark,
         lesions,
         tmp_path_factory.mktemp("search") / "warehouse",
+        backbone={"name": "vgg16"},  # of the tiny one all heads are as good as chance
         mlflow={"tracking_uri": shared_mlflow, "experiment": "search"},
         featurize={"views": 2},
         augment={"enabled": True},
@@ -146,7 +148,7 @@ def test_a_task_is_a_fit_of_the_same_arrays(facts, arrays, trial):
     chosen = head_of(by_trial(facts)[trial]["settings"])
     fold = np.array([splits.fold_of(group, FOLDS, 0) for group in arrays["group"]])
     assert np.bincount(fold).tolist() == facts["folds"]
-    spec = head.network_spec(chosen, "tiny_vgg16", 64)
+    spec = head.network_spec(chosen, "vgg16", 64)
     expected, got = [], []
     for task in facts["tasks"]:
         if task["trial"] != trial:
@@ -192,7 +194,7 @@ def test_each_head_is_evaluated_by_each_tta_as_the_complete_network(featured, ar
     def never(*_):
         raise AssertionError("the base ran again")
 
-    monkeypatch.setattr(search.inference, "column_udf", never)
+    monkeypatch.setattr(inference, "column_udf", never)
     assert "AUROC" in searched(featured, wanted.model_copy(update={"seeds": 2}))
 
 
