@@ -28,7 +28,7 @@ from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
 
-LINK_OUT = "a link out of the archive; ingest.links=follow reads what it leads to"
+LINK_OUT = "a link out of the archive"  # the start of the detail of links that are not followed
 
 
 def list_archive(spark: SparkSession, settings: config.Settings) -> DataFrame:
@@ -140,7 +140,7 @@ class _Links:
         """The reason and detail for which a link is not read, if there are any."""
         target = os.path.realpath(path)
         if self.root and not self.follow and not _is_inside(target, self.root):
-            return "link", LINK_OUT
+            return "link", f"{LINK_OUT}; ingest.links=follow reads what it leads to"
         if self.root and not os.path.isfile(target):
             return "link", "a link to nothing, or to a folder that is listed at its own place"
         return None
@@ -152,7 +152,7 @@ def _is_inside(path: str, folder: str) -> bool:
 
 def describe_links(listed: DataFrame, most: int = 3) -> str:
     """For the end of a summary: the links that lead out of the archive, and how to read them; empty without any."""
-    out = listed.where(f.col("detail") == LINK_OUT)
+    out = listed.where(f.col("detail").startswith(LINK_OUT))
     names = [row.source_uri.removeprefix("file:") for row in out.orderBy("path").limit(most + 1).collect()]
     if not names:
         return ""

@@ -266,7 +266,7 @@ def find_new_files(run: Run) -> NewFiles:
         f.lit(True).alias("done"),
         f.lit(None).cast("string").alias("batch_id"),
     )
-    # an unreadable file gets one row, and is tried again by every run
+    # an unreadable file, or a link that is not followed, gets one row, and is tried again by every run
     has_row = run.ledger.unionByName(waiting).where("not done").select("source_key").distinct()
     unreadable = read.where("sha256 is null").join(has_row, "source_key", "left_anti")
     nothing = f.lit(None).cast("string")

@@ -16,6 +16,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as f
 
 from melanoma_spark import schemas
+from melanoma_spark.archives.listing import LINK_OUT
 from melanoma_spark.errors import ClusterError
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.scoring import columns
@@ -179,13 +180,15 @@ def _write_merged(rows: DataFrame, folder: str, merged: Collection[str]) -> None
 
 def entries(scores: DataFrame) -> DataFrame:
     """Return rows of `schemas.LEDGER` for rows of `scores/`; `batch_id` is null before they are committed."""
+    # files that another run may read: the file system may be back, or the setting that refuses them changed
+    later = f.coalesce((f.col("reason") == UNREADABLE) | f.col("detail").startswith(LINK_OUT), f.lit(False))
     batch = f.col("batch_id") if "batch_id" in scores.columns else f.lit(None).cast("string")
     return scores.withColumn("source_key", source_key("source_uri", "source_bytes", "source_modified")).select(
         "source_key",
         "source_uri",
         "image_id",
         f.unhex("sha256").alias("sha256"),
-        (f.col("reason").isNull() | (f.col("reason") != UNREADABLE)).alias("done"),
+        (~later).alias("done"),
         batch.alias("batch_id"),
     )
 

@@ -82,9 +82,18 @@ def test_a_renamed_file_and_copies_have_no_second_row_and_a_changed_file_has_one
     assert index["source_uri"].str.endswith("renamed.jpg").sum() == 1
     assert "11 images listed, all scored before" in scored.stage("score")
 
-    (scored.archive / "0.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
-    assert "= 1 scored + 0 rejected + 0 copies + 10 scored before" in scored.stage("score")
-    assert (rows(scored)["source_uri"].str.endswith("/0.jpg")).sum() == 2
+    (scored.archive / "0.jpg").unlink()
+    (scored.folder / "outside.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
+    (scored.archive / "0.jpg").symlink_to(scored.folder / "outside.jpg")
+    output = scored.stage("score")
+    assert "= 0 scored + 1 rejected + 0 copies + 10 scored before" in output
+    assert "; 1 links lead out of the archive and were not read" in output
+    followed = scored.context.settings.ingest.model_copy(update={"links": "follow"})
+    output = scored.stage("score", ingest=followed)
+    assert "= 1 scored + 0 rejected + 0 copies + 10 scored before" in output
+    assert "links" not in output
+    reasons = rows(scored).set_index("source_uri")["reason"]
+    assert list(reasons[reasons.index.str.endswith("/0.jpg")].dropna()) == ["link"]
     once(scored)
 
 

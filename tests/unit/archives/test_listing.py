@@ -48,7 +48,7 @@ READ, AGAIN = ("file", None), ("file", "a link to nothing, or to a folder that i
 def test_links_out_of_the_archive_are_followed_if_the_settings_allow_it(archive, top):
     (archive.parent / "linked").symlink_to("archive")
     inside, follow = (listed(archive.parent / top, follow) for follow in (False, True))
-    out = ("file", LINK_OUT)
+    out = ("file", f"{LINK_OUT}; ingest.links=follow reads what it leads to")
     names = ("out.jpg", "again.jpg", "broken.jpg", "folder", "folder2", "a/up")
     assert inside == {
         **dict.fromkeys(("a/1.jpg", "inside.jpg"), READ),
