@@ -171,14 +171,13 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     manifests.publish(manifest, warehouse)
     log_dataset(context, manifest, facts, page, layout)
     links = listing.describe_links(listed) if reasons.get("link") else ""
-    broken = profiles.get("broken", 0)
     by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
         f"{f' ({layouts.SYSTEM} {system})' if system else ''}"
-        f"{f'; {broken} with a color profile that cannot be used, sRGB is assumed' if broken else ''}"
+        f"{color.describe_broken(profiles)}"
         f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
         f"{new} read now; {layout.summary}{throughput}"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -22,6 +23,16 @@ DEEP = {"I", "I;16", "I;16B", "I;16L"}  # 16 bits; Pillow had "I" for a PNG of t
 
 # What became of a profile. None: it is that of sRGB, or the image has none.
 Profile = Literal["converted", "broken"] | None
+STATES: tuple[Profile, ...] = (None, "converted", "broken")
+
+
+def describe_broken(profiles: Mapping[str, int]) -> str:
+    """For the end of a summary: how many files have a profile that cannot be used; empty if none has.
+
+    `profiles` are numbers of images by `Profile`.
+    """
+    broken = profiles.get("broken", 0)
+    return f"; {broken} with a color profile that cannot be used, sRGB is assumed" if broken else ""
 
 
 def to_srgb(image: Image.Image, profile: bytes | None = None) -> tuple[Image.Image, Profile]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from melanoma_spark import __version__, lineage
 from melanoma_spark.errors import DataError, ImageError
-from melanoma_spark.images import decoding, hashes, quality
+from melanoma_spark.images import color, decoding, hashes, quality
 from melanoma_spark.images.limits import ImageLimits
 from melanoma_spark.models import network
 from melanoma_spark.models.calibration import Calibration
@@ -67,14 +67,15 @@ class Scorer:
         return decoding.decode(content, self.spec.image_size, self.limits, self.pixels_version)
 
     def prepare_sized(self, content: bytes) -> NDArray[np.void]:
-        """Decode a file to a record: `pixels` of `prepare`, `side`, the shorter one of the file, and `damaged`.
+        """Decode a file to a record: `pixels` of `prepare`, `side`, the shorter one of the file, `damaged`, `profile`.
 
-        Raises `ImageError`.
+        `profile` is a place in `color.STATES`. Raises `ImageError`.
         """
         size = self.spec.image_size
         image = decoding.decode_described(content, size, self.limits, self.pixels_version)
-        fields = [("pixels", np.uint8, (size, size, 3)), ("side", np.float32), ("damaged", bool)]
-        return np.array((image.pixels, min(image.width, image.height), image.damage is not None), np.dtype(fields))
+        fields = [("pixels", np.uint8, (size, size, 3)), ("side", np.float32), ("damaged", bool), ("profile", np.uint8)]
+        facts = min(image.width, image.height), image.damage is not None, color.STATES.index(image.profile)
+        return np.array((image.pixels, *facts), np.dtype(fields))
 
     def finish(
         self,

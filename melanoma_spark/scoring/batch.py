@@ -4,6 +4,7 @@
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from melanoma_spark import lineage, logs, schemas
 from melanoma_spark.archives import layouts, matching, tasks
 from melanoma_spark.archives.listing import describe_links, list_archive, settled_files
 from melanoma_spark.errors import ClusterError, ExitStatus
+from melanoma_spark.images import color
 from melanoma_spark.images.reasons import UNREADABLE
 from melanoma_spark.models import bundle, model_registry
 from melanoma_spark.monitoring import drift
@@ -159,10 +161,14 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     )
     rows = spark.read.schema(columns.schema()).parquet(staged)
     refuse_unreadable(rows, total, context.settings.score.most_unreadable)
-    statuses = {row.status: row["count"] for row in rows.groupBy("status").count().collect()}
+    statuses, profiles = Counter[str](), Counter[str]()
+    for row in rows.groupBy("status", "profile").count().collect():
+        statuses[row.status] += row["count"]
+        if row.profile:
+            profiles[row.profile] += row["count"]
     counts = {
         "listed": run.image_count,
-        **{name: statuses.get(name, 0) for name in ("scored", "abstained", "rejected")},
+        **{name: statuses[name] for name in ("scored", "abstained", "rejected")},
         "copies": new.copy_count,
         "scored_before": new.known_count,
         "left_by_a_killed_run": run.leftover_count,
@@ -190,6 +196,7 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     facts |= {"verdict": drifted.verdict, "drift": drifted.as_record(), "tables": tables}
     system = run.settled.where(f.col("reason") == layouts.SYSTEM).count()
     facts |= {"skipped_for": {layouts.SYSTEM: system}} if system else {}
+    facts |= {"profiles": dict(profiles)} if profiles else {}
     context.tracker.log_metrics(counts)
     context.tracker.set_tags({"batch_id": batch_id, "model_version": run.version, "verdict": drifted.verdict})
     index = ledger.entries(rows).unionByName(new.copies)
@@ -205,7 +212,7 @@ def commit(run: Run, new: NewFiles, batch_id: str, total: int, pace: str) -> Sum
     skipped = f"; {system} files of the system skipped" if system else ""
     summary = (
         f"{run.image_count} images listed = {counted} + {new.known_count} scored before, by {run.model_name}; "
-        f"{drifted.verdict}{notes}{run.links}{aside}{skipped}; {target}; {page}{pace}"
+        f"{drifted.verdict}{notes}{run.links}{aside}{skipped}{color.describe_broken(profiles)}; {target}; {page}{pace}"
     )
     return Summary(summary, ExitStatus.ATTENTION if drifted.beyond or set_aside else 0)
 

@@ -70,6 +70,7 @@ COLUMNS = (
     ScoreColumn("run_id", TEXT, "MLflow run"),
     ScoreColumn(BATCH_ID, TEXT, "the batch: the folder's name"),
     ScoreColumn("scored_at", TIME, "time of scoring, UTC", 18),
+    ScoreColumn("profile", TEXT, "ICC profile: `converted`, or `broken` where sRGB is assumed, else null"),
 )
 
 

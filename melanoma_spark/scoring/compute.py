@@ -15,7 +15,7 @@ from pyspark.sql import functions as f
 from melanoma_spark import config, lineage, logs
 from melanoma_spark.archives import tasks
 from melanoma_spark.errors import ClusterError, ImageError
-from melanoma_spark.images import hashes, quality
+from melanoma_spark.images import color, hashes, quality
 from melanoma_spark.models import bundle, engines, network, prediction
 from melanoma_spark.runner.context import StageContext, report_throughput
 from melanoma_spark.scoring import columns
@@ -67,13 +67,16 @@ def compute_rows(
 
         def predict(images: NDArray[Any]) -> list[NDArray[Any]]:
             damaged = images["damaged"].astype(np.float32)  # a rejected image has NaN
-            return [*forward(images["pixels"]), quality.measures(images["pixels"]), images["side"], damaged]
+            profile = images["profile"].astype(np.float32)
+            return [*forward(images["pixels"]), quality.measures(images["pixels"]), images["side"], damaged, profile]
 
         return predict
 
     def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        measured, side, damaged = outputs[-3:] if len(outputs) > 1 else (None, None, None)
-        return add_quality(light.value.finish(outputs[:3], errors), measured, side, damaged, image_size, limits)
+        measured, side, damaged, profile = outputs[-4:] if len(outputs) > 1 else (None, None, None, None)
+        rows = add_quality(light.value.finish(outputs[:3], errors), measured, side, damaged, image_size, limits)
+        states = [0] * len(rows) if profile is None else np.nan_to_num(profile).astype(int)
+        return rows.assign(profile=[color.STATES[state] for state in states])
 
     def prepare(content: bytes) -> NDArray[Any]:
         return light.value.prepare_sized(content)

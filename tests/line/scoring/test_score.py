@@ -5,14 +5,17 @@ import re
 import shutil
 import zipfile
 
+import numpy as np
 import pandas as pd
 import pytest
+from broken import encoded
 from conftest import Line, with_pictures
+from PIL import Image
 from scoring import of_ledger, once, rows
 
 from melanoma_spark.errors import BusyError, ClusterError
 from melanoma_spark.images import synthetic
-from melanoma_spark.scoring import columns, ledger
+from melanoma_spark.scoring import columns, ledger, status
 from melanoma_spark.storage import files
 
 KEYS = ["source_uri", "sha256", "status", "reason", "probability", "decision"]
@@ -126,10 +129,13 @@ def test_a_new_column_is_one_entry(scored, monkeypatch):
     (before,) = scored.folder.glob("scores/*")
     margin = columns.ScoreColumn("margin", columns.NUMBER, "", 19, lambda rows: rows["probability"] - rows["threshold"])
     monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, margin))
-    (scored.archive / "new.jpg").write_bytes(synthetic.lesion_jpeg(50, size=64))
-    scored.stage("score")
+    profiled = Image.fromarray(synthetic.draw_lesion(np.random.default_rng(50), malignant=True, size=64))
+    (scored.archive / "new.png").write_bytes(encoded(profiled, icc_profile=b"no profile"))
+    assert "; 1 with a color profile that cannot be used, sRGB is assumed; " in scored.stage("score")
     (batch,) = {*scored.folder.glob("scores/*")} - {before}
     (row,) = pd.read_parquet(batch).to_dict("records")
+    assert row["profile"] == "broken"
+    assert status.read_facts(scored.context.warehouse, status.id_of(batch.name))["profiles"] == {"broken": 1}
     assert row["margin"] == row["probability"] - row["threshold"]
     worklist = pd.read_csv(scored.folder / "batches" / batch.name.partition("=")[2] / "worklist.csv")
     assert worklist.columns[-1] == "margin"
