@@ -88,4 +88,4 @@ def _compare_with_champion(margin: float, comparison: Comparison | None) -> Verd
     low, high = drawn.interval(drawn.auroc(labels, comparison.challenger) - drawn.auroc(labels, comparison.champion))
     holds = not math.isnan(low) and low >= -margin
     text = f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"
-    return Verdict("auroc_margin", holds, f"{text}. {comparison.note}" if comparison.note else text)
+    return Verdict("auroc_margin", holds, f"{text} ({comparison.note.rstrip('.')})" if comparison.note else text)

@@ -64,7 +64,7 @@ def test_a_model_passes_within_the_margin_of_the_champion(rows):
         rules = config.Gate(**NONE | {"auroc_margin": margin})
         (result,) = check(rules, labels, groups, little, good, note="2 images are left out.")
         assert result.holds is passes
-        assert result.found.endswith(f"wanted: lower bound >= {-margin:g}. 2 images are left out.")
+        assert result.found.endswith(f"wanted: lower bound >= {-margin:g} (2 images are left out)")
 
 
 @pytest.mark.parametrize(("rule", "figure"), [("sensitivity", "sensitivity"), ("calibration_error", "error")])
