@@ -139,7 +139,8 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
         hash_rows,  # type: ignore[arg-type]
         "pixel_sha256 string, thumbnail binary, code long, place float",
     )
-    tasks = max(-(-images * TABLES // ROWS_OF_A_TASK), 1)
+    slots = session.slots(thumbnails.sparkSession)
+    tasks = slots * max(-(-images * TABLES // (ROWS_OF_A_TASK * slots)), 1)  # the same number for each slot
     buckets = hashed.repartition(tasks, "code").sortWithinPartitions("code", "place")
     pairs = buckets.mapInPandas(compare, PAIRS)  # type: ignore[arg-type]
     return pairs.groupBy("first", "second").agg(f.max("correlation").alias("correlation"))
