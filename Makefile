@@ -55,7 +55,7 @@ lint: install ## check with ruff, mypy and import-linter
 test: lint ## lint, then the tests to run before each commit; ONLY=scoring: of one package
 	$(call THERE,unit model spark line)
 	@echo "== pytest" && $(ON_SPARK) .venv/bin/python tests/at_once.py --durations=15 \
-	  "$(call FOLDERS,unit spark)" "$(call FOLDERS,model line)"
+	  "$(call FOLDERS,unit model spark)" "$(call FOLDERS,line)"
 
 test-full: install ## tests of faults and systems, and of YARN at the same time; ONLY=archives: of one package
 	$(call THERE,faults systems)
