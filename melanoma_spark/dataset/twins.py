@@ -123,7 +123,8 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
         for batch in batches:
             pictures = standardize(_pixels(batch))
             told = pictures.any(axis=1)
-            features, rows = invariants(pictures[told]), batch[told]
+            features = invariants(pictures[told])
+            rows = batch[told].assign(features=[row.tobytes() for row in features])
             for table in range(TABLES):
                 code, place = hash_codes(features, table, images)
                 yield rows.assign(code=code, place=place)
@@ -137,7 +138,7 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
 
     hashed = thumbnails.select("pixel_sha256", "thumbnail").mapInPandas(
         hash_rows,  # type: ignore[arg-type]
-        "pixel_sha256 string, thumbnail binary, code long, place float",
+        "pixel_sha256 string, thumbnail binary, features binary, code long, place float",
     )
     slots = session.slots(thumbnails.sparkSession)
     tasks = slots * max(-(-images * TABLES // (ROWS_OF_A_TASK * slots)), 1)  # the same number for each slot
@@ -243,9 +244,8 @@ def judge_pairs(pairs: DataFrame, grouped: DataFrame, shipped: bool, join: bool)
 def compare_neighbors(rows: pd.DataFrame, known: int, least: float) -> pd.DataFrame:
     """The twins, as `PAIRS`, among rows of one bucket that follow each other; the first `known` rows were compared."""
     codes, names = rows["code"].to_numpy(), rows["pixel_sha256"].to_numpy()
-    pictures = standardize(_pixels(rows))
-    features = invariants(pictures)
-    found: list[tuple[NDArray[np.int64], Floats]] = []
+    features = np.frombuffer(b"".join(rows["features"]), np.float32).reshape(len(rows), -1)
+    candidates: list[NDArray[np.int64]] = []
     for step in range(1, min(NEIGHBORS, len(rows) - 1) + 1):
         start = max(known - step, 0)
         ones = start + np.flatnonzero(codes[start : len(codes) - step] == codes[start + step :])
@@ -253,12 +253,15 @@ def compare_neighbors(rows: pd.DataFrame, known: int, least: float) -> pd.DataFr
             break
         # No two thumbnails are nearer than their features, so this leaves out no twin, and nearly all others.
         near = ((features[ones] - features[ones + step]) ** 2).sum(axis=1) <= 2 * (1 - least) + 1e-5
-        for part in np.array_split(ones[near], -(-near.sum() // 2_000) or 1):
-            correlation = correlate(pictures[part], pictures[part + step])
-            twin = correlation >= least
-            found.append((np.stack([part, part + step], axis=1)[twin], correlation[twin]))
-    pairs = np.sort(names[np.concatenate([np.empty((0, 2), np.int64), *(ends for ends, _ in found)])], axis=1)
-    correlations = np.concatenate([np.empty(0, np.float32), *(values for _, values in found)])
+        candidates.append(np.stack([ones[near], ones[near] + step], axis=1))
+    ends = np.concatenate([np.empty((0, 2), np.int64), *candidates])
+    found: list[tuple[NDArray[np.int64], Floats]] = []
+    for part in np.array_split(ends, -(-len(ends) // 2_000) or 1):
+        correlation = correlate(*(standardize(_pixels(rows.iloc[end])) for end in part.T))
+        twin = correlation >= least
+        found.append((part[twin], correlation[twin]))
+    pairs = np.sort(names[np.concatenate([ends for ends, _ in found])], axis=1)
+    correlations = np.concatenate([values for _, values in found])
     return pd.DataFrame({"first": pairs[:, 0], "second": pairs[:, 1], "correlation": correlations})
 
 

@@ -59,6 +59,11 @@ def test_features_are_the_same_in_all_orientations_and_never_farther_apart_than_
     assert (distance <= np.sqrt(2 - 2 * correlation) + 1e-4).all()
 
 
+def rows_of(names, thumbnails):
+    features = [row.tobytes() for row in twins.invariants(twins.standardize(thumbnails))]
+    return pd.DataFrame({"pixel_sha256": names, "thumbnail": [bytes(row) for row in thumbnails], "features": features})
+
+
 def search(thumbnails, images):
     """What `find_twins` does, in one process."""
     features = twins.invariants(twins.standardize(thumbnails))
@@ -66,7 +71,7 @@ def search(thumbnails, images):
     result = {}
     for table in range(twins.TABLES):
         code, place = twins.hash_codes(features, table, images)
-        rows = pd.DataFrame({"pixel_sha256": names, "thumbnail": [bytes(row) for row in thumbnails]})
+        rows = rows_of(names, thumbnails)
         rows = rows.assign(code=code, place=place).sort_values(["code", "place"], ignore_index=True)
         pairs = twins.compare_neighbors(rows, 0, twins.least_correlation(images))
         result |= {(row.first, row.second): row.correlation for row in pairs.itertuples()}
@@ -83,7 +88,7 @@ def test_turned_and_darkened_images_are_found_among_others():
 
 
 def test_rows_that_were_carried_over_are_not_compared_again():
-    rows = pd.DataFrame({"pixel_sha256": list("abcd"), "thumbnail": [bytes(pictures(1)[0])] * 4, "code": [1, 1, 1, 2]})
+    rows = rows_of(list("abcd"), np.repeat(pictures(1), 4, axis=0)).assign(code=[1, 1, 1, 2])
     ends = {(row.first, row.second) for row in twins.compare_neighbors(rows, 0, 0.97).itertuples()}
     assert ends == {("a", "b"), ("a", "c"), ("b", "c")}
     later = {(row.first, row.second) for row in twins.compare_neighbors(rows, 2, 0.97).itertuples()}
