@@ -6,8 +6,6 @@ Both use the same groups and take turns in one process. Scikit-learn's loop runs
 time is multiplied. Neither Spark nor TensorFlow is used.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

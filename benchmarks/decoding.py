@@ -7,8 +7,6 @@ this process decodes, and TIFF files of two pages, which the child decodes; besi
     .venv/bin/python benchmarks/decoding.py            (3 minutes)
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import statistics

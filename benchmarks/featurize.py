@@ -8,8 +8,6 @@ job has. They take turns, because the speed of a machine drifts.
     .venv/bin/python benchmarks/featurize.py --images 64 --rounds 1
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

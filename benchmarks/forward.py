@@ -5,8 +5,6 @@ Processor time is measured because other processes on the machine affect it litt
     .venv/bin/python benchmarks/forward.py              (about 2 minutes on 2 cores)
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 

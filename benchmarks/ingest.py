@@ -12,8 +12,6 @@ from ../shared/data/isic_ids or from drawings, with noise that makes the files a
     .venv/bin/python benchmarks/ingest.py --set large --rounds 1
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import itertools

@@ -11,8 +11,6 @@ heap is measured after garbage collections every few seconds; the largest counts
     .venv/bin/python benchmarks/ingest_scale.py 10000 100000 1000000
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -8,8 +8,6 @@ included, on archives of 1,000 and of 100,000 images that are all scored, and wi
     .venv/bin/python benchmarks/ledger_scale.py 10000000 --nights 20
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import subprocess

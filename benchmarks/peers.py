@@ -6,8 +6,6 @@ mlflow: `mlflow.pyfunc.spark_udf` on the registered model. All decode with this 
 probability as Parquet, and get the same tuning: one TensorFlow thread for each core, batches of 16.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from typing import Any

@@ -8,8 +8,6 @@ phases of the settings' `finetune`, one more each time.
     .venv/bin/python benchmarks/results.py --seeds 0 --tta 1 finetune.precision=bfloat16
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 from collections import defaultdict

@@ -11,8 +11,6 @@ machine drifts. Memory is proportional (PSS), sampled twice a second.
     .venv/bin/python benchmarks/score.py --only "score ncnn" --images 128
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

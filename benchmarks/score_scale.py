@@ -10,8 +10,6 @@ nothing new follows.
     .venv/bin/python benchmarks/score_scale.py 2000 --plot score-memory.png
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import tempfile

@@ -4,8 +4,6 @@ A start is spark-submit, a session as the jobs use it, and one small query throu
 Run `.venv/bin/python benchmarks/start.py`; about 2 minutes.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -15,8 +15,6 @@ VGG16 at 224 px with random weights and batches of 32, as in conf/lesions.yaml. 
     .venv/bin/python benchmarks/training.py --parts 2
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

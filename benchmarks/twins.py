@@ -9,8 +9,6 @@ darkened and recoded as JPEG. The number of lesions is known, so false pairs are
     .venv/bin/python benchmarks/twins.py --ingest 6000         # a whole ingest with and without, in turns
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import itertools

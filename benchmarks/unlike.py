@@ -6,8 +6,6 @@ Also the same without scaling features to length 1, and the distance to the tent
     .venv/bin/python benchmarks/unlike.py      # about two minutes on two idle cores
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Callable

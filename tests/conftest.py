@@ -1,7 +1,5 @@
 """One Spark session, one drawn archive and one run of all stages, for all tests that read them."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import importlib

@@ -1,7 +1,5 @@
 """Cells of tables as labels and shares; `attributes` has the values of attributes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 

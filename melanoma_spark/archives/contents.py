@@ -1,7 +1,5 @@
 """The bytes of an archive's files and members, read by the tasks of executors."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable, Iterator

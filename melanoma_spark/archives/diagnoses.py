@@ -4,8 +4,6 @@ Each word answers two questions, malignant? and melanoma?, with yes, no or unkno
 squamous cell carcinoma are malignant and not melanoma, and "malignant" alone does not answer the second one.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

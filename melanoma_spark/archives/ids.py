@@ -3,8 +3,6 @@
 docs/matching.md has the rules for users.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from decimal import Decimal

@@ -5,8 +5,6 @@ same, Spark runs no batch. The offset is only the trigger: the ledger finds whic
 its state at any time. Needs Spark 4 or later.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ the tables and the names of the folders. Executors then read the rows of the tab
 in the names of folders (`label_from_folders`) by it.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping

@@ -3,8 +3,6 @@
 The driver holds none of the rows.
 """
 
-from __future__ import annotations
-
 import os
 import posixpath
 import re

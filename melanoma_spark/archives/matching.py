@@ -1,7 +1,5 @@
 """Matches all rows of an archive's tables with its images, in Spark, by the rules of `records`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce

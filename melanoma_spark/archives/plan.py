@@ -1,7 +1,5 @@
 """What the driver decides before it reads an archive: its place, which names are stored, which task reads what."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import os

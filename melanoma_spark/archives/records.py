@@ -10,8 +10,6 @@ ingest and for score. docs/decisions/rows-and-images.md gives their reasons:
 4. Rows of one image that contradict each other leave that field empty.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Sequence

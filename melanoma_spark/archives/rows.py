@@ -1,7 +1,5 @@
 """Rows of a listing as Python has them, and their way to Spark and back."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, TypeVar, cast

@@ -3,8 +3,6 @@
 Whatever bytes a table consists of, only `DataError` is raised.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -4,8 +4,6 @@ The changes depend on the settings, the seed, the view or epoch and the image's 
 and not on the order in which images are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 

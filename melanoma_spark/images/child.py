@@ -5,8 +5,6 @@ Both go through memory that the two processes share, read and written like a fil
 memory that is mapped would take the parent along if the child cut it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

@@ -4,8 +4,6 @@ Little CMS converts (Pillow's ImageCms): relative colorimetric with black point 
 colors that sRGB can show stay as they are, which a perceptual table may change.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ libjpeg warns of such data and continues; Pillow drops the warnings. simplejpeg,
 first one. Texts here quote a decoder, which names numbers only, never the content.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Ingest calls `decode_with_hashes` and scoring `decode`, which give the same pixe
 Files whose headers do not bound what decoding costs, and large images, are decoded by a `child` process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import io

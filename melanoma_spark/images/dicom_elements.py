@@ -4,8 +4,6 @@ Two questions are answered before pydicom sees a file: whether its header is wit
 simple that decoding it takes time and memory for its pixels alone.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Container, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Formats of images by content: a suffix may be wrong."""
 
-from __future__ import annotations
-
 import re
 
 # No other decoder is used, which keeps the bugs of the others out of reach.

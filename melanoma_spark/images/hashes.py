@@ -1,7 +1,5 @@
 """Hashes of files and of pixels: the identity of an image, and what finds its duplicates."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from typing import Any

@@ -1,7 +1,5 @@
 """What decoding an image may cost, as far as its header tells."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from melanoma_spark.errors import ImageError

@@ -4,8 +4,6 @@ Measures are of the pixels at the network's input size. Of 660 ISIC Archive imag
 passes each default limit (docs/decisions/quality.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

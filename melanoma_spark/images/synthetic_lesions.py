@@ -7,8 +7,6 @@ Coordinates are in units of half the image's width, with the origin in its cente
 step.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Pillow reads whole directories before it can be asked anything. This reads only numbers that say what an image is.
 """
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass

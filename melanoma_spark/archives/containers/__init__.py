@@ -7,8 +7,6 @@ files, and hold one member at a time. Damaged or hostile content raises nothing:
 `OSError` of the file itself is raised.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator

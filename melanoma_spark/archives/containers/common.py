@@ -1,7 +1,5 @@
 """What the readers of all container formats share."""
 
-from __future__ import annotations
-
 import hashlib
 import mmap
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Python's zipfile holds every entry as an object of 1 kB, and cannot read a zip without a central directory.
 """
 
-from __future__ import annotations
-
 import bz2
 import lzma
 import stat
