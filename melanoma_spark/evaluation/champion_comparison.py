@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from melanoma_spark.evaluation import feature_twins, predictions
+from melanoma_spark.evaluation.facts import Gain, measure_gain
 from melanoma_spark.runner.context import StageContext, read_images
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
@@ -19,48 +17,41 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Test images that count, and the champion's probabilities for them.
-
-    Attributes:
-        test: rows of the challenger's predictions.
-        probabilities: the champion's, calibrated, (n,).
-        note: a sentence on images that do not count, or that cannot be told; empty where all is well.
-    """
-
-    test: pd.DataFrame
-    probabilities: NDArray[np.float64]
-    note: str = ""
-
-
 def compare(
     context: StageContext,
     images: ImagesManifest,
     version: ModelVersion,
+    name: str,
     test: pd.DataFrame,
     stored: pd.DataFrame | None = None,
-) -> Comparison:
-    """Predict test images by the champion, without those that its own training has seen.
+) -> tuple[Gain, str]:
+    """The gain of a model over the champion on test images, without those that the champion's training has seen.
 
     Args:
         context: The job's context.
         images: The dataset of the test images.
         version: The champion.
-        test: Rows of the challenger's predictions.
+        name: The model.
+        test: Rows of its predictions.
         stored: Rows of the champion's predictions, which are used where all are there.
+
+    Returns:
+        The gain, and a sentence on images that do not count; empty where all count.
 
     Raises:
         DataError: As `predictions.predict_registered`.
     """
+    register = context.settings.register_
     counted, note = leave_out_seen(context, images, version, test)
     if stored is not None:
         stored = stored[stored["sha256"].isin(counted["sha256"])]
-        if list(stored["sha256"]) == list(counted["sha256"]):
-            return Comparison(counted, stored["probability"].to_numpy(), note)
-    settings = context.settings.register_
-    reference = f"{settings.name}@{settings.alias}"
-    return Comparison(counted, predictions.predict_registered(context, images, reference, counted), note)
+    if stored is not None and list(stored["sha256"]) == list(counted["sha256"]):
+        champion = stored["probability"].to_numpy()
+    else:
+        champion = predictions.predict_registered(context, images, f"{register.name}@{register.alias}", counted)
+    labels, drawn = counted["label"].to_numpy(), predictions.bootstrap_of(counted, context.settings)
+    over = f"{register.alias}, version {version.version}"
+    return measure_gain(name, over, labels, drawn, counted["probability"].to_numpy(), champion), note
 
 
 def leave_out_seen(

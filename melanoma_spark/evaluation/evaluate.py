@@ -20,9 +20,8 @@ from melanoma_spark.evaluation import (
     shortcuts,
     subgroups,
 )
-from melanoma_spark.evaluation.facts import Facts, Gain, ModelFacts
+from melanoma_spark.evaluation.facts import Facts, Gain, ModelFacts, measure_gain
 from melanoma_spark.evaluation.predictions import FINETUNED, HEAD
-from melanoma_spark.metrics import binary
 from melanoma_spark.models import calibration, network, operating_points
 from melanoma_spark.runner.context import StageContext, Summary, archive_id, read_images, read_input, report_throughput
 from melanoma_spark.spark import session
@@ -109,8 +108,9 @@ def evaluate_test_split(context: StageContext) -> Summary:
     )
     gains = []
     if FINETUNED in models:
-        head, finetuned = (predictions.rows_of(table, name, "test") for name in (HEAD, FINETUNED))
-        gains = [measure_gain(settings, FINETUNED, finetuned, HEAD, head)]
+        labels, drawn = test["label"].to_numpy(), predictions.bootstrap_of(test, settings)
+        both = (predictions.rows_of(table, name, "test")["probability"].to_numpy() for name in (FINETUNED, HEAD))
+        gains = [measure_gain(FINETUNED, HEAD, labels, drawn, *both)]
     over_champion, note = compare_with_champion(context, images, test, deciding)
     facts = replace(
         facts,
@@ -121,12 +121,12 @@ def evaluate_test_split(context: StageContext) -> Summary:
     )
     gather.publish(context, folder, table, subject, facts)
     metrics = as_metrics(facts, gains)
-    for name, rows in with_twins.items():
-        if left_out := len(rows) - len(test):
-            metrics |= {
-                "test_left_out": left_out,
-                f"test_auroc_with_twins_{predictions.metric_suffix(name)}": feature_twins.auroc_of(rows),
-            }
+    left_out, left_out_text = len(with_twins[deciding]) - len(test), ""
+    if left_out:
+        left_out_text = f" ({left_out} with a twin in training are left out)"
+        metrics["test_left_out"] = left_out
+        for name, rows in with_twins.items():
+            metrics[f"test_auroc_with_twins_{predictions.metric_suffix(name)}"] = feature_twins.auroc_of(rows)
     context.tracker.log_metrics(metrics)
     report = manifests.ReportManifest(
         id=report_id,
@@ -146,11 +146,6 @@ def evaluate_test_split(context: StageContext) -> Summary:
     manifests.publish(report, warehouse)
     aurocs = (
         f"{m.name} test AUC {m.auroc.value:.4f} [{'-'.join(f'{b:.4f}' for b in m.auroc.interval)}]" for m in measured
-    )
-    left_out_text = (
-        f" ({left_out} with a twin in training are left out)"
-        if (left_out := len(with_twins[deciding]) - len(test))
-        else ""
     )
     return Summary(f"{len(test)} test images{left_out_text}, {'; '.join(aurocs)}; report {folder}/report.html{speed}")
 
@@ -235,21 +230,9 @@ def compare_with_champion(
         folder = files.join(context.warehouse, "reports", report_id)
         stored = predictions.read_predictions(folder, str(version.tags.get("model")), "test")
     try:
-        comparison = champion_comparison.compare(context, images, version, test, stored)
+        return champion_comparison.compare(context, images, version, name, test, stored)
     except DataError as error:
         return None, f"Not compared with the {register.alias}, version {version.version}: {error}."
-    others = comparison.test.assign(probability=comparison.probabilities)
-    over = f"{register.alias}, version {version.version}"
-    return measure_gain(context.settings, name, comparison.test, over, others), comparison.note
-
-
-def measure_gain(settings: config.Settings, of: str, rows: pd.DataFrame, over: str, others: pd.DataFrame) -> Gain:
-    """AUROC of one model's rows minus that of another's, for the same images in the same order."""
-    labels, drawn = rows["label"].to_numpy(), predictions.bootstrap_of(rows, settings)
-    both = others["probability"].to_numpy(), rows["probability"].to_numpy()
-    before, after = (binary.auroc(labels, probabilities) for probabilities in both)
-    resampled = drawn.auroc(labels, both[1]) - drawn.auroc(labels, both[0])
-    return Gain(of, over, after - before, drawn.interval(resampled))
 
 
 def as_metrics(facts: Facts, gains: list[Gain]) -> dict[str, float]:

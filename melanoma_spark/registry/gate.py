@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from numpy.typing import ArrayLike
 
 from melanoma_spark import config
+from melanoma_spark.evaluation.facts import Gain
 from melanoma_spark.metrics import binary
-from melanoma_spark.metrics.bootstrap import Bootstrap
 
 
 @dataclass(frozen=True)
@@ -20,24 +20,14 @@ class Verdict:
     found: str
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Calibrated probabilities of challenger and champion, (n,), for the same test images with `labels`, (n,)."""
-
-    labels: ArrayLike
-    challenger: ArrayLike
-    champion: ArrayLike
-    drawn: Bootstrap  # over the groups of these images
-    note: str = ""  # on images that do not count
-
-
 def check_rules(
     rules: config.Gate,
     labels: ArrayLike,
     challenger: ArrayLike,
     threshold: float,
     *,
-    comparison: Comparison | None,
+    gain: Gain | None,
+    note: str,
     subgroup_aurocs: Mapping[str, float | None],
     overlap: int,
 ) -> list[Verdict]:
@@ -48,7 +38,8 @@ def check_rules(
         labels: (n,) of the test images, as in `metrics`.
         challenger: (n,) calibrated probabilities.
         threshold: The challenger's operating point.
-        comparison: With the champion, None where there is none.
+        gain: Of the challenger over the champion, None where there is none.
+        note: On images that do not count in the gain.
         subgroup_aurocs: The challenger's by subgroup, None where there are too few images.
         overlap: Test images that training has seen.
 
@@ -57,7 +48,7 @@ def check_rules(
     """
     verdicts = []
     if rules.auroc_margin is not None:
-        verdicts.append(_compare_with_champion(rules.auroc_margin, comparison))
+        verdicts.append(_compare_with_champion(rules.auroc_margin, gain, note))
     if rules.sensitivity is not None:
         sensitivity = binary.confusion_matrix_at(labels, challenger, threshold).sensitivity
         text = f"{sensitivity:.4f} at the operating point, wanted: >= {rules.sensitivity:g}"
@@ -79,13 +70,13 @@ def check_rules(
     return verdicts
 
 
-def _compare_with_champion(margin: float, comparison: Comparison | None) -> Verdict:
+def _compare_with_champion(margin: float, gain: Gain | None, note: str) -> Verdict:
     """Non-inferiority: the lower bound of the difference's 95 % interval, by a paired bootstrap, is above -margin."""
-    if comparison is None:
+    if gain is None:
         return Verdict("auroc_margin", True, "there is no champion to compare with")
-    labels, drawn = comparison.labels, comparison.drawn
-    gain = binary.auroc(labels, comparison.challenger) - binary.auroc(labels, comparison.champion)
-    low, high = drawn.interval(drawn.auroc(labels, comparison.challenger) - drawn.auroc(labels, comparison.champion))
+    low, high = gain.interval
     holds = not math.isnan(low) and low >= -margin
-    text = f"AUROC less the champion's {gain:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"
-    return Verdict("auroc_margin", holds, f"{text} ({comparison.note.rstrip('.')})" if comparison.note else text)
+    text = (
+        f"AUROC less the champion's {gain.auroc:+.4f} [{low:+.4f} to {high:+.4f}], wanted: lower bound >= {-margin:g}"
+    )
+    return Verdict("auroc_margin", holds, f"{text} ({note.rstrip('.')})" if note else text)

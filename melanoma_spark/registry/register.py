@@ -189,26 +189,19 @@ def check_gate(
     context: StageContext, images: ImagesManifest, report: ReportManifest, name: str, version: ModelVersion | None
 ) -> list[gate.Verdict]:
     """Check the rules: the report has the challenger's predictions, the champion predicts these test images now."""
-    settings, register = context.settings, context.settings.register_
-    test = read_predictions(context, report, name, "test")
-    comparison = None
+    register, test = context.settings.register_, read_predictions(context, report, name, "test")
+    gain, note = None, ""
     if version is not None and register.gate.auroc_margin is not None:
-        both = champion_comparison.compare(context, images, version, test)
-        if both.note:
-            logs.info(both.note)
-        comparison = gate.Comparison(
-            both.test["label"].to_numpy(),
-            both.test["probability"].to_numpy(),
-            both.probabilities,
-            predictions.bootstrap_of(both.test, settings),
-            both.note,
-        )
+        gain, note = champion_comparison.compare(context, images, version, name, test)
+        if note:
+            logs.info(note)
     return gate.check_rules(
         register.gate,
         test["label"].to_numpy(),
         test["probability"].to_numpy(),
         report.operating_points[name].threshold,
-        comparison=comparison,
+        gain=gain,
+        note=note,
         subgroup_aurocs={f"{s['attribute']}: {s['value']}": s["auroc"] for s in report.subgroups},
         overlap=count_overlap(context, images),
     )

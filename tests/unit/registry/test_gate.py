@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from melanoma_spark import config
+from melanoma_spark.evaluation.facts import measure_gain
 from melanoma_spark.metrics import binary
 from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.registry import gate
@@ -21,10 +22,10 @@ def rows():
 
 def check(rules, labels, groups, challenger, champion, aurocs=None, overlap=0, note=""):
     more = {"subgroup_aurocs": aurocs or {}, "overlap": overlap}
-    comparison = None
+    gain = None
     if champion is not None:
-        comparison = gate.Comparison(labels, challenger, champion, Bootstrap(groups, 200), note)
-    return gate.check_rules(rules, labels, challenger, 0.5, comparison=comparison, **more)
+        gain = measure_gain("challenger", "champion", labels, Bootstrap(groups, 200), challenger, champion)
+    return gate.check_rules(rules, labels, challenger, 0.5, gain=gain, note=note, **more)
 
 
 def verdicts(rows, rule, champion=None, swapped=False, aurocs=None, overlap=0):
