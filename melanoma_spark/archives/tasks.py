@@ -21,6 +21,7 @@ from melanoma_spark.archives.rows import ROWS_IN_MEMORY, ListedFile, from_micros
 from melanoma_spark.background import TimedIterator
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import decoding, hashes, quality
+from melanoma_spark.images.child import DecodedImage
 from melanoma_spark.images.limits import ImageLimits
 from melanoma_spark.spark import session
 
@@ -140,7 +141,7 @@ def compute_files(
 
 def _decode(
     content: Content,
-    decode_image: Callable[[bytes], decoding.DecodedImage],
+    decode_image: Callable[[bytes], DecodedImage],
     field: UnischemaField,
     name: plan.StoredName,
 ) -> tuple[Any, ...]:

@@ -18,12 +18,12 @@ import threading
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from melanoma_spark.errors import ClusterError, ImageError
+from melanoma_spark.images import color
 from melanoma_spark.images.hashes import HASH_SIZE
 from melanoma_spark.images.limits import ImageLimits
 
@@ -33,7 +33,7 @@ WAIT = 20  # times its processor seconds that a child may take, before it counts
 COPIES = 6  # of an image that conversions hold at once
 MESSAGE = 1 << 16  # bytes; longer than any request or reply
 LENGTH = 8  # bytes of a request that say how long the file is
-ARRAYS = ("pixels", "hash_pixels")  # of a `decoding.DecodedImage`, which go through the shared memory
+ARRAYS = ("pixels", "hash_pixels")  # of a `DecodedImage`, which go through the shared memory
 KEPT = 1 << 24  # bytes of the shared memory that are kept for the next image
 
 
@@ -60,6 +60,21 @@ class Request:
 
 
 @dataclass(frozen=True)
+class DecodedImage:
+    """An image as ingest keeps it."""
+
+    pixels: NDArray[np.uint8]  # (size, size, 3): RGB, upright, squashed to a square
+    hash_pixels: NDArray[np.uint8]  # (HASH_SIZE, HASH_SIZE, 3): the same at the size for hashes, whatever `size` is
+    width: int  # pixels, as it came: before orientation and resizing
+    height: int
+    format: str  # a key of SIGNATURES
+    damage: str | None = None  # the decoder's warning, if damage is accepted
+    patient: str | None = None  # PatientID of a DICOM file
+    study: str | None = None  # StudyInstanceUID of a DICOM file
+    profile: color.Profile = None  # what became of its ICC profile
+
+
+@dataclass(frozen=True)
 class _Child:
     """A child, the socket to it, and the descriptor of the shared memory."""
 
@@ -81,15 +96,15 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def decode(request: Request, content: bytes) -> tuple[dict[str, Any], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Have the child decode an image: its description, its pixels, and those of its hashes.
+def decode(content: bytes, request: Request) -> DecodedImage:
+    """Have the child decode an image.
 
     Raises:
         ImageError: As `decoding` does; `too_costly` if it took more than it may, `corrupt` if the decoder crashed.
         ClusterError: The child cannot run.
     """
     seconds = request.limits.max_seconds
-    arrays = tuple(np.empty(shape, np.uint8) for shape in request.shapes)
+    pixels, hash_pixels = (np.empty(shape, np.uint8) for shape in request.shapes)
     with _lock:
         try:
             running = _running_child()
@@ -98,7 +113,7 @@ def decode(request: Request, content: bytes) -> tuple[dict[str, Any], NDArray[np
             running.connection.send(len(content).to_bytes(LENGTH, "big") + _encode(request))
             reply = json.loads(running.connection.recv(MESSAGE))
             if "error" not in reply:
-                _read(running.memory, *(array.data for array in arrays))
+                _read(running.memory, pixels.data, hash_pixels.data)
             if len(content) > KEPT:
                 os.ftruncate(running.memory, 0)
         except TimeoutError:
@@ -111,7 +126,7 @@ def decode(request: Request, content: bytes) -> tuple[dict[str, Any], NDArray[np
             raise
     if "error" in reply:
         raise ImageError(*reply["error"])
-    return reply, *arrays
+    return DecodedImage(pixels, hash_pixels, **reply)
 
 
 def _running_child() -> _Child:

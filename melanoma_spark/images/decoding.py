@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin, _imaging
 
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import child, color, damage, dicom, tiff
-from melanoma_spark.images.child import COPIES, Request
+from melanoma_spark.images.child import COPIES, DecodedImage, Request
 from melanoma_spark.images.dicom_elements import SimpleFile
 from melanoma_spark.images.formats import describe_content, find_format, webp_size
 from melanoma_spark.images.hashes import HASH_SIZE
@@ -68,21 +68,6 @@ logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)
 with contextlib.suppress(AttributeError):  # a Pillow built without libtiff
     # libtiff prints its errors itself, to the process's stderr; the symbol is warning through Pillow's own library
     ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
-
-
-@dataclass(frozen=True)
-class DecodedImage:
-    """An image as ingest keeps it."""
-
-    pixels: NDArray[np.uint8]  # (size, size, 3): RGB, upright, squashed to a square
-    hash_pixels: NDArray[np.uint8]  # (HASH_SIZE, HASH_SIZE, 3): the same at the size for hashes, whatever `size` is
-    width: int  # pixels, as it came: before orientation and resizing
-    height: int
-    format: str  # a key of SIGNATURES
-    damage: str | None = None  # the decoder's warning, if damage is accepted
-    patient: str | None = None  # PatientID of a DICOM file
-    study: str | None = None  # StudyInstanceUID of a DICOM file
-    profile: color.Profile = None  # what became of its ICC profile
 
 
 @dataclass(frozen=True)
@@ -154,10 +139,10 @@ def _decode_within_memory(content: bytes, request: Request, in_child: bool) -> D
     kind = _find_format(content)
     file: bytes | SimpleFile | None = BOUNDED[kind](content) if kind in BOUNDED and not in_child else content
     if file is None:
-        return _ask_child(content, request)
+        return child.decode(content, request)
     source = _read_header(file, kind, limits, version)
     if source.memory > MOST_IN_PROCESS and not in_child:
-        return _ask_child(content, request)
+        return child.decode(content, request)
     side = max(WORKING_SIDE, 2 * size)
     decoded = _decode_source(source, side)
     pixels, hash_pixels = _square(decoded.image, size), np.empty((0, HASH_SIZE, 3), np.uint8)
@@ -168,11 +153,6 @@ def _decode_within_memory(content: bytes, request: Request, in_child: bool) -> D
         hash_pixels = _square(image, HASH_SIZE)
     facts = source.width, source.height, source.format, decoded.damage, source.patient, source.study, decoded.profile
     return DecodedImage(pixels, hash_pixels, *facts)
-
-
-def _ask_child(content: bytes, request: Request) -> DecodedImage:
-    described, pixels, hash_pixels = child.decode(request, content)
-    return DecodedImage(pixels, hash_pixels, **described)
 
 
 @contextlib.contextmanager
@@ -274,7 +254,7 @@ def _with_photograph_first(content: bytes, limits: ImageLimits, version: int) ->
 
 
 def _read_dicom(content: bytes | SimpleFile, limits: ImageLimits, version: int) -> _Source:
-    photograph = dicom.read(content, limits.allow_recognisable, limits.allow_burned_in)
+    photograph = dicom.read(content, limits.allow_recognisable)
     if photograph.width * photograph.height <= limits.max_pixels:
         check_bytes(photograph.bytes, limits)
     return _Source(

@@ -130,7 +130,7 @@ def test_one_child_serves_many_images_with_the_pixels_of_this_process():
 
 @pytest.mark.parametrize("kind", ["TIFF", "DICOM"])
 def test_simple_files_are_decoded_by_this_process_to_the_same_pixels(kind, monkeypatch):
-    monkeypatch.setattr(decoding, "_ask_child", lambda *of: pytest.fail("asked"))
+    monkeypatch.setattr(child, "decode", lambda *of: pytest.fail("asked"))
     for content in SIMPLE[kind]:
         assert_same(content, decoding.decode_with_hashes(content, 96))
 
@@ -142,7 +142,7 @@ def test_files_that_headers_do_not_bound_go_to_the_child(kind, name):
 
 def test_large_images_of_other_formats_go_to_the_child(monkeypatch):
     asked = []
-    monkeypatch.setattr(decoding, "_ask_child", lambda *of: asked.append(len(of[0])))
+    monkeypatch.setattr(child, "decode", lambda *of: asked.append(len(of[0])))
     monkeypatch.setattr(decoding, "MOST_IN_PROCESS", 4 * 96 * 96 - 1)
     for kind, options in (("PNG", {}), ("WEBP", {}), ("BMP", {}), ("JPEG", {"progressive": True})):
         decoding.decode_with_hashes(encoded(LESION, kind, **options), 8)
