@@ -121,7 +121,7 @@ class Photograph:
         return samples * int(self._header.BitsAllocated) // 8
 
 
-def read(content: bytes | SimpleFile, allow_recognisable: bool = False, allow_burned_in: bool = False) -> Photograph:
+def read(content: bytes | SimpleFile, allow_recognisable: bool = False) -> Photograph:
     """Read the header of a photograph in a DICOM file. The caller checks its size; pixels are not decoded.
 
     Raises `ImageError` with reason `dicom_not_photographic`, `recognisable`, `burned_in`, `multi_frame`,
@@ -136,7 +136,7 @@ def read(content: bytes | SimpleFile, allow_recognisable: bool = False, allow_bu
         raise ImageError("dicom_not_photographic", shown + captured)
     if _is_yes(header, "RecognizableVisualFeatures") and not allow_recognisable:
         raise ImageError("recognisable", "Recognizable Visual Features (0028,0302) is YES")
-    if _is_yes(header, "BurnedInAnnotation") and not allow_burned_in:
+    if _is_yes(header, "BurnedInAnnotation"):
         raise ImageError("burned_in", "Burned In Annotation (0028,0301) is YES")
     frames = int(header.get("NumberOfFrames") or 1)
     if frames > 1:

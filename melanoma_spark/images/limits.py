@@ -17,7 +17,6 @@ class ImageLimits:
         min_side: the least width and height of the image in the file, in pixels.
         max_pixels: the most pixels of the image in the file.
         allow_recognisable: accept DICOM photographs whose header says that the patient can be recognized.
-        allow_burned_in: accept DICOM photographs whose header says that text is burned in.
         accept_damaged: accept images that can be decoded, though the decoder warns of missing or corrupt data.
         max_seconds: the most processor seconds of a child for the image.
     """
@@ -25,7 +24,6 @@ class ImageLimits:
     min_side: int = 1
     max_pixels: int = 100_000_000
     allow_recognisable: bool = False
-    allow_burned_in: bool = False
     accept_damaged: bool = False
     max_seconds: int = 60
 
