@@ -6,7 +6,7 @@ float64. A decision is `probability >= threshold`. What has no value, such as th
 number that looks like a result. Rows may come in any order: no result depends on it by more than float rounding.
 
 Every function raises `DataError` for no rows, arrays that are not one-dimensional numbers or differ in length, NaN or
-out-of-range probabilities, and labels other than 0 and 1. Settings out of range (`bins`, `level`, ...) raise
+out-of-range probabilities, and labels other than 0 and 1. Settings out of range (`images`, `threshold`, ...) raise
 `ConfigError`.
 """
 
@@ -22,6 +22,7 @@ from melanoma_spark.metrics.counts import counts_by_threshold
 
 # What log_loss moves 0 and 1 inwards by: the spacing of float64 at 1, as scikit-learn does.
 LOG_LOSS_EPSILON = float(np.finfo(np.float64).eps)
+BINS = 10  # of a reliability plot and of the expected calibration error
 
 
 class RocCurve(NamedTuple):
@@ -156,11 +157,9 @@ def net_benefit(labels: ArrayLike, probabilities: ArrayLike, threshold: float) -
     return confusion.tp / n - confusion.fp / n * threshold / (1 - threshold)
 
 
-def decision_curve(labels: ArrayLike, probabilities: ArrayLike, steps: int = 99) -> DecisionCurve:
-    """`net_benefit` at the thresholds 1 / (steps + 1) to steps / (steps + 1). Raises ConfigError if steps < 1."""
-    if steps < 1:
-        raise ConfigError(f"steps must be at least 1, found {steps}")
-    thresholds = np.arange(1, steps + 1) / (steps + 1)
+def decision_curve(labels: ArrayLike, probabilities: ArrayLike) -> DecisionCurve:
+    """`net_benefit` at the thresholds 0.01 to 0.99."""
+    thresholds = np.arange(1, 100) / 100
     benefit = np.array([net_benefit(labels, probabilities, threshold) for threshold in thresholds])
     of_all = np.array([net_benefit(labels, np.ones(np.shape(labels)), threshold) for threshold in thresholds])
     return DecisionCurve(thresholds, benefit, of_all)
@@ -212,40 +211,37 @@ def log_losses(labels: ArrayLike, probabilities: ArrayLike) -> Floats:
     return -np.where(truth == 1, np.log(clipped), np.log1p(-clipped))
 
 
-def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Reliability:
-    """Mean probability and observed fraction of label 1 in `bins` bins of equal width.
+def reliability(labels: ArrayLike, probabilities: ArrayLike) -> Reliability:
+    """Mean probability and observed fraction of label 1 in `BINS` bins of equal width.
 
-    See DeGroot and Fienberg, The Statistician 32, 1983. Bin k is [k / bins, (k + 1) / bins), the last one closed.
-    Raises ConfigError if bins < 1.
+    See DeGroot and Fienberg, The Statistician 32, 1983. Bin k is [k / BINS, (k + 1) / BINS), the last one closed.
     """
     truth, scores = check_arrays(labels, probabilities)
-    places = bin_of(scores, bins)
-    n = np.bincount(places, minlength=bins)
+    places = bin_of(scores)
+    n = np.bincount(places, minlength=BINS)
     filled = np.where(n > 0, n, np.nan)
     return Reliability(
-        mean_probability=np.bincount(places, weights=scores, minlength=bins) / filled,
-        observed_fraction=np.bincount(places, weights=truth, minlength=bins) / filled,
+        mean_probability=np.bincount(places, weights=scores, minlength=BINS) / filled,
+        observed_fraction=np.bincount(places, weights=truth, minlength=BINS) / filled,
         n=n,
     )
 
 
-def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> float:
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike) -> float:
     """Expected calibration error: sum over bins of n_k / n * |mean probability_k - observed fraction_k|.
 
-    The bins are those of `reliability`: equal width, 10 by default. The definition is that of Naeini et al. (AAAI
+    The bins are those of `reliability`. The definition is that of Naeini et al. (AAAI
     2015), on the probability of the target, not on the confidence of the chosen class as in Guo et al. (ICML 2017).
     """
-    table = reliability(labels, probabilities, bins)
+    table = reliability(labels, probabilities)
     filled = table.n > 0
     gap = np.abs(table.mean_probability[filled] - table.observed_fraction[filled])
     return float(np.sum(gap * table.n[filled]) / np.sum(table.n))
 
 
-def bin_of(scores: Floats, bins: int) -> Ints:
+def bin_of(scores: Floats) -> Ints:
     """Which of `reliability`'s bins each score is in, (n,)."""
-    if bins < 1:
-        raise ConfigError(f"bins must be at least 1, found {bins}")
-    return np.searchsorted(np.arange(1, bins) / bins, scores, side="right")
+    return np.searchsorted(np.arange(1, BINS) / BINS, scores, side="right")
 
 
 def negatives_under(truth: Ints, scores: Floats) -> tuple[Ints, Ints]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from melanoma_spark.errors import ConfigError
 from melanoma_spark.metrics import counts
 from melanoma_spark.metrics.arrays import Floats, Ints, check_arrays, group_index
-from melanoma_spark.metrics.binary import bin_of, negatives_under, outcome
+from melanoma_spark.metrics.binary import BINS, bin_of, negatives_under, outcome
 
 # Weights held at once by a bootstrap: 2**20 int64 are 8 MiB an array, whatever the number of images or resamples.
 WEIGHTS_AT_ONCE = 2**20
@@ -75,10 +75,10 @@ class Bootstrap:
         total, count = self.sums(np.stack([each, np.ones(len(each))], axis=1)).T
         return np.asarray(total / count)
 
-    def calibration_error(self, labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> Floats:
+    def calibration_error(self, labels: ArrayLike, probabilities: ArrayLike) -> Floats:
         """`binary.expected_calibration_error` of every resample: (resamples,)."""
         truth, scores = check_arrays(labels, probabilities)
-        gaps = self.sums(np.eye(bins)[bin_of(scores, bins)] * (scores - truth)[:, None])
+        gaps = self.sums(np.eye(BINS)[bin_of(scores)] * (scores - truth)[:, None])
         return np.asarray(np.abs(gaps).sum(axis=1) / self.sums(np.ones((len(truth), 1)))[:, 0])
 
     def curve(self, labels: ArrayLike, probabilities: ArrayLike, statistic: counts.Statistic) -> Floats:
@@ -94,10 +94,10 @@ class Bootstrap:
             figures.append(statistic(positives, np.cumsum(weights, axis=1)[:, ends] - positives))
         return np.concatenate(figures)
 
-    def interval(self, values: Floats, level: float = 0.95) -> tuple[float, float]:
+    def interval(self, values: Floats) -> tuple[float, float]:
         """`percentile_interval` of a figure; (NaN, NaN) for one group, which has no spread between groups."""
         one_group = len(np.unique(np.asarray(self.groups))) == 1
-        return percentile_interval(np.array([np.nan]) if one_group else values, level)
+        return percentile_interval(np.array([np.nan]) if one_group else values)
 
     def _draw(self, group_count: int, width: int) -> Iterator[Ints]:
         """Yield (rows, group_count): how often each resample drew each group, in chunks of about WEIGHTS_AT_ONCE."""
@@ -112,16 +112,14 @@ class Bootstrap:
             yield np.bincount(drawn.ravel(), minlength=size * group_count).reshape(size, group_count)
 
 
-def percentile_interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The central `level` of resampled values (Efron's percentile interval), linear between ranks.
+def percentile_interval(values: Floats) -> tuple[float, float]:
+    """The central 95 % of resampled values (Efron's percentile interval), linear between ranks.
 
     NaN entries, resamples with no value, are left out; `np.isnan(values).sum()` is their number. (NaN, NaN) if none is
-    left. Raises ConfigError unless 0 < level < 1.
+    left.
     """
-    if not 0 < level < 1:
-        raise ConfigError(f"level must lie between 0 and 1, found {level}")
     defined = values[~np.isnan(values)]
     if len(defined) == 0:
         return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)

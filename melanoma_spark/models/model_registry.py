@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.resources
 import io
 import tempfile
@@ -16,6 +15,7 @@ import pandas as pd
 
 from melanoma_spark import SUFFIXES
 from melanoma_spark.errors import DataError
+from melanoma_spark.images import hashes
 from melanoma_spark.models import bundle, training_reference
 from melanoma_spark.tracking import Tracker
 
@@ -54,7 +54,7 @@ def register_model(
             )
     client = mlflow.MlflowClient()
     version = str(info.registered_model_version)
-    sums = {BUNDLE_TAG: hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()}
+    sums = {BUNDLE_TAG: hashes.sha256(artifacts[bundle.MANIFEST])}
     for key, value in {**tags, **sums}.items():
         client.set_model_version_tag(name, version, key, value)
     client.update_model_version(name, version, description=description)
@@ -82,7 +82,7 @@ def download_model(tracker: Tracker, reference: str) -> tuple[ModelVersion, dict
         optional = training_reference.FILES
         files = {key: Path(path) / "artifacts" / key for key in bundle.ARTIFACTS}
         artifacts = {key: file.read_bytes() for key, file in files.items() if key not in optional or file.exists()}
-    sha256 = hashlib.sha256(artifacts[bundle.MANIFEST]).hexdigest()
+    sha256 = hashes.sha256(artifacts[bundle.MANIFEST])
     expected = version.tags.get(BUNDLE_TAG)
     if expected != sha256:
         raise DataError(

@@ -81,10 +81,10 @@ def test_bootstrap_intervals_equal_those_of_a_loop():
     areas = [sklearn.metrics.roc_auc_score(labels[rows], probabilities[rows]) for rows in resampled]
     recalls = [sklearn.metrics.recall_score(labels[rows], probabilities[rows] >= 0.6) for rows in resampled]
     drawn = Bootstrap(groups, resamples=200, seed=7)
-    sensitivity, specificity = (drawn.interval(rates, 0.9) for rates in drawn.rates(labels, probabilities, 0.6))
-    result = drawn.interval(drawn.auroc(labels, probabilities), 0.9)
-    assert result == pytest.approx(tuple(np.quantile(areas, [0.05, 0.95])), abs=1e-12)
-    assert sensitivity == pytest.approx(tuple(np.quantile(recalls, [0.05, 0.95])), abs=1e-12)
+    sensitivity, specificity = (drawn.interval(rates) for rates in drawn.rates(labels, probabilities, 0.6))
+    result = drawn.interval(drawn.auroc(labels, probabilities))
+    assert result == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=1e-12)
+    assert sensitivity == pytest.approx(tuple(np.quantile(recalls, [0.025, 0.975])), abs=1e-12)
     assert specificity[0] < specificity[1]
 
 
@@ -123,7 +123,7 @@ def test_one_class_one_group_and_groups_named_by_text():
     areas = Bootstrap(groups, resamples=1000).auroc(labels, probabilities)
     assert 270 < np.isnan(areas).sum() < 370
     assert auroc_interval(labels, probabilities, groups) == (1.0, 1.0)
-    assert bootstrap.percentile_interval(np.array([np.nan, 0.5, 0.7]), 0.5) == pytest.approx((0.55, 0.65))
+    assert bootstrap.percentile_interval(np.array([np.nan, 0.5, 0.7])) == pytest.approx((0.505, 0.695))
 
     drawn = Bootstrap(["a", "a"])
     assert np.isnan([drawn.interval(rates) for rates in drawn.rates([0, 1], [0.1, 0.9], 0.5)]).all()
