@@ -115,12 +115,8 @@ def _answer(labels: tuple[str, ...], target: str, positive: tuple[str, ...], neg
     if not answers:
         answers = {word: int(value) for word, row in rows.items() if (value := getattr(row, target)) is not None}
         # Of both questions, whatever the target: a benign melanoma contradicts itself.
-        contradiction = next(
-            filter(
-                None, (_contradiction({w: getattr(row, question) for w, row in rows.items()}) for question in TARGETS)
-            ),
-            None,
-        )
+        by_question = ({word: getattr(row, question) for word, row in rows.items()} for question in TARGETS)
+        contradiction = next(filter(None, map(_contradiction, by_question)), None)
     if not answers:
         answers = {word: row.answer for word, row in rows.items() if row.answer is not None}
         contradiction = contradiction or _contradiction(answers)

@@ -91,16 +91,8 @@ MASK = r"(?i)[_-](segmentation|superpixels?|attribute_\w+|([a-z0-9]+_)?mask)$"
 SYSTEM = "system"  # the reason of files in these folders, or of these names; they are skipped, not rejected
 HIDDEN = "hidden"
 SYSTEM_NAMES = {  # in lower case
-    *(
-        "__macosx",
-        ".ds_store",
-        ".appledouble",
-        ".spotlight-v100",
-        ".fseventsd",
-        ".trashes",
-        ".trash",
-        ".temporaryitems",
-    ),
+    *("__macosx", ".ds_store", ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
+    *(".trashes", ".trash"),
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "system volume information"),
     *("@eadir", "#recycle", "@recycle", "@recently-snapshot", "#snapshot", ".snapshot", ".@__thumb", "@tmp", ".zfs"),
     *(".thumbnails", ".thumbs", ".xvpics", ".picasaoriginals", ".picasa.ini", "picasa.ini", "lost+found"),
@@ -184,11 +176,9 @@ def recognize_layout(
     if absent := first_few(column for name, column in missing.items() if name != "label"):
         ignored.append(("ingest.columns", f"names columns that no table has: {absent}"))
     classes = _has_classes(folders, words)
-    if layout == "folders":
-        classes = any(_classes(folder) for folder in folders)  # the user names this layout, so any folder is a class
-        usable = [table.without_labels() for table in usable]
-    elif layout == "plain":
-        classes = False
+    if layout in ("folders", "plain"):
+        # The user names the layout, so any folder is a class, or none.
+        classes = layout == "folders" and any(map(_classes, folders))
         usable = [table.without_labels() for table in usable]
     elif layout not in (None, "table") and needs_labels:
         ignored += [(t.path, f"is not of the layout {layout}") for t in usable if t.layout not in (layout, "table")]

@@ -5,7 +5,6 @@ The page needs no script, no network and no other file, and reads on paper, a de
 """
 
 import base64
-import io
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,7 +14,7 @@ from melanoma_spark import pages, plotting
 from melanoma_spark.evaluation.facts import Facts, Mistake
 from melanoma_spark.evaluation.plots import PLOTS
 from melanoma_spark.evaluation.subgroups import ATTRIBUTES, FEWEST, flag_text, largest_gaps
-from melanoma_spark.images import quality
+from melanoma_spark.images import formats, quality
 from melanoma_spark.images.reasons import REASONS
 
 MISTAKE_SIDE = 224  # pixels
@@ -55,6 +54,4 @@ def _picture(mistake: Mistake) -> bytes:
     pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     gap = np.full((size, 4, 3), 255, np.uint8)
     both = Image.fromarray(np.hstack([pixels, gap, plotting.overlay(pixels, mistake.heat)]))
-    file = io.BytesIO()
-    both.save(file, "JPEG", quality=85)
-    return file.getvalue()
+    return formats.encode(both, "JPEG", quality=85)

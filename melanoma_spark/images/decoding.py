@@ -20,7 +20,7 @@ from melanoma_spark.errors import ImageError
 from melanoma_spark.images import child, color, damage, dicom, tiff
 from melanoma_spark.images.child import COPIES, DecodedImage, Request
 from melanoma_spark.images.dicom_elements import SimpleFile
-from melanoma_spark.images.formats import describe_content, find_format, webp_size
+from melanoma_spark.images.formats import describe_content, encode, find_format, webp_size
 from melanoma_spark.images.hashes import HASH_SIZE
 from melanoma_spark.images.limits import (
     DEFAULT_LIMITS,
@@ -354,6 +354,4 @@ def thumbnail(pixels: NDArray[np.uint8], side: int) -> bytes:
     """A JPEG of uint8 RGB pixels (h, w, 3), neither side over `side` pixels."""
     small = Image.fromarray(pixels)
     small.thumbnail((side, side))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+    return encode(small, "JPEG", quality=80)

@@ -1,6 +1,10 @@
-"""Formats of images by content: a suffix may be wrong."""
+"""Formats of images by content, as a suffix may be wrong, and files of images that this package makes."""
 
+import io
 import re
+from typing import Any
+
+from PIL import Image
 
 # No other decoder is used, which keeps the bugs of the others out of reach.
 SIGNATURES = {
@@ -26,6 +30,13 @@ ARCHIVES = {
 def find_format(content: bytes) -> str | None:
     """The key of SIGNATURES that the content begins as."""
     return next((kind for kind, signature in SIGNATURES.items() if signature.match(content)), None)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The image as a file of a format of Pillow, with options of it, such as `quality`."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def describe_content(content: bytes) -> tuple[str, str]:

@@ -8,7 +8,6 @@ every stage can run, and learn something, without an archive of real lesions.
 
 import argparse
 import csv
-import io
 import json
 import zlib
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from melanoma_spark.images import formats
 from melanoma_spark.images.synthetic_lesions import SMALLEST_SIZE, Floats, draw_lesion, new_lesion, new_skin, photograph
 
 REVISION = 1  # raise it when the same parameters draw other bytes, so that earlier archives count as different
@@ -206,16 +206,12 @@ def jpeg_bytes(pixels: NDArray[np.uint8], orientation: int = 1) -> bytes:
     image, exif = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns))), Image.Exif()
     if orientation != 1:
         exif[0x0112] = orientation
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=JPEG_QUALITY, exif=exif)
-    return buffer.getvalue()
+    return formats.encode(image, "JPEG", quality=JPEG_QUALITY, exif=exif)
 
 
 def png_bytes(pixels: NDArray[np.uint8]) -> bytes:
     """PNG bytes of uint8 (height, width, 3)."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return formats.encode(Image.fromarray(pixels), "PNG")
 
 
 def _broken_files(rng: np.random.Generator, size: int) -> dict[str, bytes]:

@@ -36,16 +36,8 @@ def requirements() -> list[str]:
     import tensorflow as tf
 
     names = (
-        "keras",
-        "numpy",
-        "pandas",
-        "pillow",
-        "pydantic",
-        "pydicom",
-        "pyyaml",
-        "fsspec",
-        "simplejpeg",
-        "python-gdcm",
+        *("keras", "numpy", "pandas", "pydantic", "pyyaml", "fsspec"),
+        *("pillow", "simplejpeg", "pydicom", "python-gdcm"),
     )
     return [f"tensorflow-cpu=={tf.__version__}", *(f"{name}=={version(name)}" for name in names)]
 

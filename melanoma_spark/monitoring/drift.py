@@ -121,7 +121,7 @@ def compare_batch(
     limit = context.settings.score.quality.distance
     counts = rows.agg(
         f.count("*").alias("rows"),
-        f.count(f.when(f.col("distance") > (np.inf if limit is None else limit), 1)).alias("unlike"),
+        f.count_if(f.col("distance") > (np.inf if limit is None else limit)).alias("unlike"),
     ).collect()[0]
     unlike = None if limit is None else int(counts.unlike)
     limits = context.settings.score.drift

@@ -132,14 +132,8 @@ def write(
     names = draw_pictures(context, listing, scorer, {row["sha256"] for row in with_picture}, rows, folder)
     session.describe_jobs(context.spark, "score: counts of the worklist's page")
     point = scorer.operating_point
-    figures = (
-        ordered.where("status = 'scored'")
-        .agg(
-            f.mean("probability").alias("mean"),
-            f.sum((f.col("decision") == "positive").cast("int")).alias("positive"),
-        )
-        .collect()[0]
-    )
+    scored, positive = ordered.where("status = 'scored'"), f.count_if(f.col("decision") == "positive")
+    figures = scored.agg(f.mean("probability").alias("mean"), positive.alias("positive")).collect()[0]
     flags = ordered.where("flags is not null").select(f.explode(f.split("flags", ",")).alias("flag"))
     page: worklist_page.Facts = {
         "batch_id": facts["batch_id"],
@@ -148,7 +142,7 @@ def write(
         "target": context.settings.target,
         "operating_point": f"{point.name}, {point.rule}",
         "threshold": point.threshold,
-        "counts": {**counts, "positive": int(figures.positive or 0)},
+        "counts": {**counts, "positive": figures.positive},
         "reasons": count_by(ordered.where("reason is not null"), "reason"),
         "flags": count_by(flags, "flag"),
         "patients": ordered.where("patient_id is not null").select("patient_id").distinct().count(),

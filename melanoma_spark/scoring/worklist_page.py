@@ -1,6 +1,5 @@
 """Renders the page of a worklist: a batch of scores by patient and risk, with what each decision rests on."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from melanoma_spark import pages
-from melanoma_spark.images import quality
+from melanoma_spark.images import formats, quality
 from melanoma_spark.monitoring import statistics
 from melanoma_spark.monitoring.measures import MEASURES
 
@@ -48,6 +47,5 @@ def render(facts: Facts) -> str:
 
 def picture(pixels: NDArray[np.uint8]) -> bytes:
     """Return the crop that the model saw, uint8 RGB (size, size, 3), as a small JPEG without metadata."""
-    jpeg = io.BytesIO()
-    Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(jpeg, "JPEG", quality=80)
-    return jpeg.getvalue()
+    small = Image.fromarray(pixels).resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return formats.encode(small, "JPEG", quality=80)
