@@ -93,7 +93,8 @@ def section_table(title: str, section: Schema) -> str:
             values, description = cell(values_text(field)), cell(field.get("description", ""))
             key = f"{title}.{name}" if title else name
             rows.append(f"| `{key}` | {default_text(field)} | {values} | {description} |")
-    head = ["| setting | default | values | description |", "| --- | --- | --- | --- |"]
+    named = ["```{rst-class} settings", "```", ""]  # for site.css
+    head = [*named, "| setting | default | values | description |", "| --- | --- | --- | --- |"]
     return "\n".join([*lines, *head, *rows] if rows else lines)
 
 
