@@ -29,7 +29,7 @@ from side_by_side import REPO, Processes, Turns, start_spark
 
 from melanoma_spark import config, schemas, tracking
 from melanoma_spark.archives import listing
-from melanoma_spark.dataset import ingest
+from melanoma_spark.dataset import archive
 from melanoma_spark.images import decoding, hashes, synthetic
 from melanoma_spark.runner.context import StageContext
 from melanoma_spark.spark import session
@@ -80,7 +80,7 @@ def run(spark: SparkSession, folder: Path, name: str, count: int, options: argpa
         session.describe_jobs(spark, "ingest: list the archive")
         listing.list_archive(spark, settings).write.parquet(files.join(warehouse, "listed"))
         listed = spark.read.parquet(files.join(warehouse, "listed"))
-        decoded, new, _ = ingest.decode_new_files(context, listed.where("role = 'image' and reason is null"))
+        decoded, new, _ = archive.decode_new_files(context, listed.where("role = 'image' and reason is null"))
         seconds = time.monotonic() - started
         accepted = decoded.where("reason is null").count()
         if archive_name == "archive" and not accepted == new == count:

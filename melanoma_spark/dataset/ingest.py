@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,21 +10,19 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
 from melanoma_spark import config, lineage, schemas
-from melanoma_spark.archives import layouts, listing, matching, plan, table_files, tasks
+from melanoma_spark.archives import layouts, listing, matching
 from melanoma_spark.attributes import ATTRIBUTES, FIRST_ATTRIBUTES
 from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary, twins
+from melanoma_spark.dataset.archive import SAME_FILE, Archive, Roles, Store, decoded_folder, read_archive
 from melanoma_spark.dataset.card_facts import CardFacts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import color, quality
-from melanoma_spark.images.reasons import UNREADABLE
-from melanoma_spark.runner.context import StageContext, Summary, archive_id, report_throughput
+from melanoma_spark.runner.context import StageContext, Summary, archive_id
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, manifests
 from melanoma_spark.storage.manifests import ImagesManifest
-from melanoma_spark.storage.parquet import ROWS_WRITTEN, parquet_writer, table_id
+from melanoma_spark.storage.parquet import table_id
 from melanoma_spark.storage.petastorm import petastorm_metadata
-
-SAME_FILE = ("source_uri", "length", "modified")
 
 
 def ingest(context: StageContext) -> Summary:
@@ -49,7 +48,7 @@ def remove_unfinished(warehouse: str) -> None:
 
 def build_dataset(context: StageContext, scratch: str) -> Summary:
     """Run the stage, with its intermediate tables, all of them small rows, under `scratch`."""
-    spark, settings, warehouse = context.spark, context.settings, context.warehouse
+    spark, settings = context.spark, context.settings
 
     def store(name: str, rows: DataFrame) -> DataFrame:
         rows.write.parquet(files.join(scratch, name))
@@ -57,11 +56,15 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
 
     session.describe_jobs(spark, "ingest: list the archive")
     listed = store("listed", listing.list_archive(spark, settings))
-    by_role = listed.groupBy("role", f.when(f.col("role") == "other", f.col("reason")).alias("skipped_for")).count()
-    roles = {(row.role, row.skipped_for): row["count"] for row in by_role.collect()}
-    total = sum(roles.values())
-    if not total:
+    roles = {(row.role, row.reason): row["count"] for row in listed.groupBy("role", "reason").count().collect()}
+    if not roles:
         raise DataError(f"archive {settings.archive} holds no files; expected images, or zip or tar files of them")
+    return update_dataset(context, listed, roles, store)
+
+
+def update_dataset(context: StageContext, listed: DataFrame, roles: Roles, store: Store) -> Summary:
+    """Write the dataset of a listing, unless it stands in `images/` already."""
+    settings, warehouse = context.settings, context.warehouse
     recipe = dataset_settings(settings)
     made_from = lineage.content_id([table_id(listed, ("path", "length", "modified", "reason")), *recipe])
     archive, before = archive_id(str(settings.archive)), manifests.read(ImagesManifest, warehouse)
@@ -69,55 +72,37 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         if before.archive != archive:  # the same files at another place
             manifests.publish(before.model_copy(update={"archive": archive}), warehouse)
         return Summary(f"{before.listed} files listed, nothing new, {before.accepted} images stand in images/")
+    read = read_archive(context, listed, roles, made_from, store)
+    return write_dataset(context, read, before, store)
 
-    heads, tables = table_files.read_table_heads(listed, settings)
-    words, folders = settings.ingest.labels, table_files.count_images_by_folder(listed)
-    layout = layouts.recognize_layout(
-        heads, folders, settings.layout, settings.ingest.columns, (*words.positive, *words.negative)
-    )
-    images = listed.where("role = 'image'")
-    readable, unreadable = images.where("reason is null"), images.where("reason is not null")
-    decoded, new, throughput = decode_new_files(context, readable)
-    name = plan.stored_name(settings)
-    matched = matching.match_no_rows(spark)
-    if layout.tables:
-        session.describe_jobs(spark, "ingest: read the tables, and find the images of their rows")
-        rows, paths = table_files.read_records(spark, layout, tables, settings), table_files.table_paths(listed)
-        targets = table_files.images_for_matching(images, settings)
-        matched = matching.match_rows(targets, rows, paths, name, store, contents=contents_of(targets, decoded))
-    read = readable.select(*SAME_FILE, "path", "image_id").join(
-        decoded.drop("image", "thumbnail"), list(SAME_FILE), "inner"
-    )
-    candidates = store("candidates", selection.find_candidates(read, matched.images, layout, settings, name))
+
+def write_dataset(context: StageContext, read: Archive, before: ImagesManifest | None, store: Store) -> Summary:
+    """Select the images of an archive, and write `images/` and `rejects/`, the manifest and the data card."""
+    spark, settings, warehouse = context.spark, context.settings, context.warehouse
     session.describe_jobs(spark, "ingest: groups, duplicates and splits")
-    with keep_rejects(context, made_from, find_rejects(candidates, unreadable)):
-        grouped = selection.assign_groups(candidates)
-        grouped, found = twins.join_twins(grouped, decoded, roles.get(("image", None), 0), settings, store)
-        decisions = store("decisions", selection.decide(candidates, settings, grouped))
-    kept, rejects = decisions.where("reason is null"), find_rejects(decisions, unreadable)
+    with keep_rejects(context, read.made_from, find_rejects(read.candidates, read.unreadable)):
+        grouped = selection.assign_groups(read.candidates)
+        grouped, found = twins.join_twins(grouped, read.decoded, read.images, settings, store)
+        decisions = store("decisions", selection.decide(read.candidates, settings, grouped))
+    kept, rejects = decisions.where("reason is null"), find_rejects(decisions, read.unreadable)
 
-    by_class = {(row.split, row.label): row["count"] for row in kept.groupBy("split", "label").count().collect()}
-    counts = {f"{split}_{label}": by_class.get((split, label), 0) for split in splits.SPLITS for label in (0, 1)}
-    reasons = {row.reason: row["count"] for row in rejects.groupBy("reason").count().orderBy("reason").collect()}
+    counts, reasons, damaged = count_decisions(decisions, read.roles)
     words_of = decisions.where("reason = 'unknown_label'").groupBy("word").count()
     unknown = {row.word: row["count"] for row in words_of.orderBy(f.desc("count"), "word").limit(20).collect()}
     accepted, rejected = sum(counts.values()), sum(reasons.values())
-    damaged = kept.where(f.col("flags") == quality.DAMAGED).count() if settings.ingest.damaged == "accept" else 0
-    skipped = total - roles.get(("image", None), 0)
-    system = roles.get(("other", layouts.SYSTEM), 0)
-    with_profile = read.where("profile is not null").groupBy("profile").count().collect()
-    profiles = {row.profile: row["count"] for row in with_profile}
+    total = sum(read.roles.values())
+    skipped = total - read.images
+    system = read.roles.get(("other", layouts.SYSTEM), 0)
     if accepted + rejected + skipped != total:
         raise DataError(
             f"{total} files were listed, but {accepted} accepted + {rejected} rejected + {skipped} skipped: the "
             "archive changed meanwhile; run ingest again"
         )
-    unmatched_rows = store("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names))
-    notes = matching.summarize_unmatched(unmatched_rows)
+    notes = matching.summarize_unmatched(read.unmatched)
     needed = ("test",) if settings.split == "test" else splits.SPLITS
-    with keep_rejects(context, made_from, rejects, unmatched_rows):
+    with keep_rejects(context, read.made_from, rejects, read.unmatched):
         selection.check(counts, reasons, unknown, settings.target, needed, str(notes))
-        unmatched = summary.count_unmatched(unmatched_rows, decisions, layout)
+        unmatched = summary.count_unmatched(read.unmatched, decisions, read.layout)
         sides = {kind: side["count"] for kind, side in unmatched.items() if side}
         if settings.ingest.unmatched == "error" and any(sides.values()):
             shown = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sides.items())
@@ -129,22 +114,19 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
     groups = summary.count_groups(kept)
     kept_id = table_id(kept, ("sha256", "label", "group", "split"))
     dataset_id = lineage.content_id([kept_id, settings.image_size, settings.ingest.pixels_version])
-    path = f"{dataset_id}-{made_from}"
-    write_images(context, decoded, kept, accepted, path)
-    write_rejects(warehouse, path, rejects, unmatched_rows)
     manifest = ImagesManifest(
         id=dataset_id,
-        path=path,
-        made_from=made_from,
-        archive=archive,
+        path=f"{dataset_id}-{read.made_from}",
+        made_from=read.made_from,
+        archive=archive_id(str(settings.archive)),
         decoded=decoded_folder(settings),
         grew_from=before.id if before else None,
-        layout=layout.summary,
+        layout=read.layout.summary,
         target=settings.target,
         image_size=settings.image_size,
         pixels_version=settings.ingest.pixels_version,
         listed=total,
-        read=new,
+        read=read.new,
         accepted=accepted,
         rejected=rejected,
         skipped=skipped,
@@ -160,27 +142,53 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         manifest = manifest.model_copy(update={"damaged": damaged})
     if system:
         manifest = manifest.model_copy(update={"skipped_for": {layouts.SYSTEM: system}})
-    if profiles:
-        manifest = manifest.model_copy(update={"profiles": profiles, "profiles_to": color.TARGET})
+    if read.profiles:
+        manifest = manifest.model_copy(update={"profiles": read.profiles, "profiles_to": color.TARGET})
+
+    write_images(context, read.decoded, kept, accepted, manifest.path)
+    write_rejects(warehouse, manifest.path, rejects, read.unmatched)
     session.describe_jobs(spark, "ingest: data card")
     facts = summary.card_facts(
-        decisions, rejects, decoded, manifest, unmatched=unmatched, groups=groups, pairs=found.pairs, settings=settings
+        *(decisions, rejects, read.decoded, manifest),
+        unmatched=unmatched,
+        groups=groups,
+        pairs=found.pairs,
+        settings=settings,
     )
     page = datacard.render(facts).encode()
-    files.write_bytes(files.join(warehouse, "images", path, datacard.FILE), page)
+    files.write_bytes(files.join(warehouse, "images", manifest.path, datacard.FILE), page)
     manifests.publish(manifest, warehouse)
-    log_dataset(context, manifest, facts, page, layout)
-    links = listing.describe_links(listed) if reasons.get("link") else ""
+    log_dataset(context, manifest, facts, page, read.layout)
+    links = listing.describe_links(read.listed) if reasons.get("link") else ""
     by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
         f"{f' ({layouts.SYSTEM} {system})' if system else ''}"
-        f"{color.describe_broken(profiles)}"
+        f"{color.describe_broken(read.profiles)}"
         f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
-        f"{new} read now; {layout.summary}{throughput}"
+        f"{read.new} read now; {read.layout.summary}{read.throughput}"
     )
+
+
+def count_decisions(decisions: DataFrame, roles: Roles) -> tuple[dict[str, int], dict[str, int], int]:
+    """Count images by split and label, such as `train_0`, rejected ones by reason, and accepted damaged ones.
+
+    `decisions` are of `selection.decide`; `roles` adds the images of the listing that cannot be read.
+    """
+    kept: Counter[str] = Counter()
+    reasons = Counter({reason: count for (role, reason), count in roles.items() if role == "image" and reason})
+    damaged = 0
+    flagged = f.coalesce(f.col("flags") == quality.DAMAGED, f.lit(False)).alias("damaged")
+    for row in decisions.groupBy("split", "label", "reason", flagged).count().collect():
+        if row.reason is None:
+            kept[f"{row.split}_{row.label}"] += row["count"]
+            damaged += row["count"] * row.damaged
+        else:
+            reasons[row.reason] += row["count"]
+    counts = {f"{split}_{label}": kept[f"{split}_{label}"] for split in splits.SPLITS for label in (0, 1)}
+    return counts, dict(sorted(reasons.items())), damaged
 
 
 def find_rejects(decided: DataFrame, unreadable: DataFrame) -> DataFrame:
@@ -223,12 +231,6 @@ def log_dataset(
     context.tracker.set_tags({"dataset_id": manifest.id, "layout": layout.name, "target": manifest.target})
 
 
-def contents_of(listed: DataFrame, decoded: DataFrame) -> DataFrame:
-    """`path` and `content` of the decoded files of a listing; files of the same pixels have the same content."""
-    pixels = decoded.where("pixel_sha256 is not null").select(*SAME_FILE, f.col("pixel_sha256").alias("content"))
-    return listed.select(*SAME_FILE, "path").join(pixels, list(SAME_FILE)).select("path", "content")
-
-
 def dataset_settings(settings: config.Settings) -> list[Any]:
     """The settings that a dataset depends on."""
     sections = (settings.ingest, settings.privacy)
@@ -237,48 +239,6 @@ def dataset_settings(settings: config.Settings) -> list[Any]:
     added = [name for name in ATTRIBUTES if name not in FIRST_ATTRIBUTES]
     known = [*(section.model_dump(mode="json") for section in sections), *plain, settings.ingest.pixels_version]
     return [*known, added] if added else known
-
-
-def decoded_folder(settings: config.Settings) -> str:
-    """The name of the folder in `decoded/`, by its columns and the settings that its rows depend on."""
-    limits = settings.ingest
-    recipe: list[Any] = [
-        settings.image_size,
-        *(limits.pixels_version, limits.min_side, limits.max_pixels, limits.max_bytes, limits.max_seconds),
-    ]
-    recipe += [limits.allow_recognisable, limits.damaged, settings.privacy.source_names]
-    return lineage.content_id([*recipe, *schemas.DECODED.names])
-
-
-def decode_new_files(context: StageContext, readable: DataFrame) -> tuple[DataFrame, int, str]:
-    """Decode the files that `decoded/` lacks. Later runs reuse it: its rows depend on content, never on labels.
-
-    Each finished task leaves its file there when the job is killed, and the next run decodes the rest.
-
-    Returns:
-        The rows of `decoded/`, the number of files decoded now, and the throughput for the summary.
-    """
-    spark, settings = context.spark, context.settings
-    url = files.join(context.warehouse, "decoded", decoded_folder(settings))
-    remaining = readable
-    if files.list_names(url, "*.parquet"):
-        done = spark.read.schema(schemas.DECODED).parquet(url).where(f"reason is null or reason != '{UNREADABLE}'")
-        keys = done.select(*(f.col(name).alias(f"done_{name}") for name in SAME_FILE))
-        same = [readable[name].eqNullSafe(keys[f"done_{name}"]) for name in SAME_FILE]
-        remaining = readable.join(keys, same, "left_anti")
-    remaining = remaining.persist()
-    new, throughput = remaining.count(), ""
-    if new:
-        session.describe_jobs(spark, f"ingest: decode and hash {new} files")
-        meter = session.Meter(spark)
-        write = parquet_writer(url, schemas.DECODED)
-        written = tasks.decode_files(remaining, new, settings, write, result=ROWS_WRITTEN, meter=meter)
-        written.agg(f.sum("rows")).collect()
-        throughput = report_throughput(context, meter)
-    remaining.unpersist()
-    if not files.list_names(url, "*.parquet"):
-        return spark.createDataFrame([], schemas.DECODED), new, throughput
-    return spark.read.schema(schemas.DECODED).parquet(url), new, throughput
 
 
 def write_images(context: StageContext, decoded: DataFrame, kept: DataFrame, accepted: int, path: str) -> None:

@@ -13,7 +13,7 @@ from pyspark.sql import functions as f
 
 from melanoma_spark import config, schemas
 from melanoma_spark.archives import listing
-from melanoma_spark.dataset import ingest
+from melanoma_spark.dataset import archive
 from melanoma_spark.errors import DataError
 from melanoma_spark.metrics.bootstrap import Bootstrap
 from melanoma_spark.models import backbones, bundle, calibration, model_registry, network, prediction
@@ -224,7 +224,7 @@ def decode_again(context: StageContext, images: ImagesManifest, rows: DataFrame,
     settings = settings.model_copy(update={"ingest": limits, "image_size": images.image_size})
     listed = listing.list_archive(context.spark, settings).where("role = 'image' and reason is null")
     wanted = listed.join(rows.select("source_uri"), "source_uri", "left_semi")
-    decoded, _, _ = ingest.decode_new_files(replace(context, settings=settings), wanted)
+    decoded, _, _ = archive.decode_new_files(replace(context, settings=settings), wanted)
     again = decoded.where("image is not null").select("sha256", "image").dropDuplicates(["sha256"])
     with_pixels = rows.drop("image").join(again, "sha256")
     missing = rows.count() - with_pixels.count()

@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.uid import JPEGBaseline8Bit
 
 from melanoma_spark import config
-from melanoma_spark.dataset import ingest
+from melanoma_spark.dataset import archive
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import damage, decoding, hashes, quality
 
@@ -325,4 +325,4 @@ def test_damaged_is_the_first_flag_and_a_setting_of_decoded_rows():
 
     settings = [config.parse({"ingest": {"damaged": choice}}) for choice in ("reject", "accept")]
     assert settings[0] == config.parse({})
-    assert ingest.decoded_folder(settings[0]) != ingest.decoded_folder(settings[1])
+    assert archive.decoded_folder(settings[0]) != archive.decoded_folder(settings[1])
