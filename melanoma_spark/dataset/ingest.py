@@ -82,7 +82,9 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
     session.describe_jobs(spark, "ingest: groups, duplicates and splits")
     with keep_rejects(context, read.made_from, find_rejects(read.candidates, read.unreadable)):
         grouped = selection.assign_groups(read.candidates)
-        grouped, found = twins.join_twins(grouped, read.decoded, read.images, settings, store)
+        usable = read.candidates.where("reason is null")
+        thumbnails = read.decoded.select("pixel_sha256", "thumbnail").join(usable, "pixel_sha256", "left_semi")
+        grouped, found = twins.join_twins(grouped, thumbnails, read.images, settings, store)
         decisions = store("decisions", selection.decide(read.candidates, settings, grouped))
     kept, rejects = decisions.where("reason is null"), find_rejects(decisions, read.unreadable)
 

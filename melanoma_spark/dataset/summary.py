@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from pyspark.sql import DataFrame, Row, Window
 from pyspark.sql import functions as f
 
@@ -62,7 +63,7 @@ def card_facts(
     *,
     unmatched: Mapping[str, Unmatched | None],
     groups: Mapping[str, Mapping[str, int]],
-    pairs: DataFrame | None,
+    pairs: pd.DataFrame,
     settings: config.Settings,
 ) -> CardFacts:
     """Gather the facts of the data card of a dataset; `groups` is of `count_groups`, `pairs` of `twins.Twins`.
@@ -78,8 +79,9 @@ def card_facts(
     sets = duplicate_sets(decisions)
     shas = {row.sha256 for rows in (*contacts.values(), *examples.values()) for row in rows}
     shas |= {str(member["sha256"]) for files in sets["largest"][: card.SETS_SHOWN] for member in files["members"]}
-    alike = [] if pairs is None else first_pairs(pairs)
-    shas |= {sha for row in alike for sha in (row.first_sha256, row.second_sha256)}
+    # The pairs that ids and hashes do not tell
+    alike = pairs[pairs["outcome"] != "one group"].head(card.TWINS) if len(pairs) else pairs
+    shas |= {sha for row in alike.itertuples() for sha in (row.first_sha256, row.second_sha256)}
     pictures = thumbnails(decoded, shas, settings.image_size)
 
     def thumbnail(sha: str | None) -> Thumbnail:
@@ -136,7 +138,7 @@ def card_facts(
                     "outcome": row.outcome,
                     "members": [thumbnail(row.first_sha256), thumbnail(row.second_sha256)],
                 }
-                for row in alike
+                for row in alike.itertuples()
             ],
         }
         if manifest.twins
@@ -182,12 +184,6 @@ def first_rows(rows: DataFrame, key: str, most: int, *columns: str) -> dict[Any,
     for row in sorted(first.collect(), key=lambda row: row.place):
         by_value.setdefault(row[key], []).append(row)
     return by_value
-
-
-def first_pairs(pairs: DataFrame) -> list[Row]:
-    """The pairs of twins to show: those that are most alike, and that ids and hashes do not tell."""
-    unknown = pairs.where("outcome != 'one group'").orderBy(f.desc("correlation"), "first_sha256", "second_sha256")
-    return unknown.limit(card.TWINS).collect()
 
 
 def count_groups(kept: DataFrame) -> dict[str, dict[str, int]]:

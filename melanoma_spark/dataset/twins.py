@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as f
 
 from melanoma_spark import config
@@ -33,8 +33,6 @@ ROWS_OF_A_TASK = 50_000
 
 PAIRS = "first string, second string, correlation float"
 ENDS = ("first", "second")
-JUDGED_COLUMNS = [*(f"{end}_{what}" for end in ENDS for what in ("sha256", "group", "name")), "outcome", "correlation"]
-JUDGED = " string, ".join(JUDGED_COLUMNS) + " float"
 
 Floats = NDArray[np.float32]
 
@@ -113,8 +111,10 @@ def hash_codes(features: Floats, table: int, images: int) -> tuple[NDArray[np.in
 def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
     """The pairs of twins, each once: columns of `PAIRS`.
 
+    An image has at most `groups.MOST_TWINS` pairs, its best ones: no group takes more.
+
     Args:
-        thumbnails: `pixel_sha256`, each once, and `thumbnail`, 1,024 gray levels.
+        thumbnails: `pixel_sha256` and `thumbnail`, 1,024 gray levels; the same pixels may stand there more than once.
         images: About how many there are; threshold and hash depend on it.
     """
     least = least_correlation(images)
@@ -132,8 +132,9 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
     def compare(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         carried: pd.DataFrame | None = None
         for batch in batches:
-            rows = batch if carried is None else pd.concat([carried, batch], ignore_index=True)
-            yield compare_neighbors(rows, len(rows) - len(batch), least)
+            known = 0 if carried is None else len(carried)
+            rows = pd.concat([carried, batch]).drop_duplicates(["code", "pixel_sha256"], ignore_index=True)
+            yield compare_neighbors(rows, known, least)
             carried = rows.tail(NEIGHBORS)
 
     hashed = thumbnails.select("pixel_sha256", "thumbnail").mapInPandas(
@@ -143,8 +144,10 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
     slots = session.slots(thumbnails.sparkSession)
     tasks = slots * max(-(-images * TABLES // (ROWS_OF_A_TASK * slots)), 1)  # the same number for each slot
     buckets = hashed.repartition(tasks, "code").sortWithinPartitions("code", "place")
-    pairs = buckets.mapInPandas(compare, PAIRS)  # type: ignore[arg-type]
-    return pairs.groupBy("first", "second").agg(f.max("correlation").alias("correlation"))
+    pairs = buckets.mapInPandas(compare, PAIRS).repartition("first")  # type: ignore[arg-type]
+    once = pairs.groupBy("first", "second").agg(f.max("correlation").alias("correlation"))
+    best = f.row_number().over(Window.partitionBy("first").orderBy(f.desc("correlation"), "second"))
+    return once.withColumn("place", best).where(f.col("place") <= groups.MOST_TWINS).drop("place")
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,11 @@ class Twins:
     Attributes:
         record: mode, least correlation, number of pairs, outcome -> pairs, and how many groups lost their name to
             another one; empty where they were not looked for.
-        pairs: the pairs with columns of `JUDGED`; None where there are none.
+        pairs: `first_sha256`, `second_sha256`, `correlation` and `outcome` of the pairs, most alike first.
     """
 
     record: Mapping[str, str | int | float | Mapping[str, int]]
-    pairs: DataFrame | None = None
+    pairs: pd.DataFrame
 
     def __str__(self) -> str:
         if not self.record.get("pairs"):
@@ -169,7 +172,7 @@ class Twins:
 
 def join_twins(
     grouped: DataFrame,
-    decoded: DataFrame,
+    thumbnails: DataFrame,
     images: int,
     settings: config.Settings,
     store: Callable[[str, DataFrame], DataFrame],
@@ -177,8 +180,8 @@ def join_twins(
     """Give twins the same group, where `ingest.twins` says so.
 
     Args:
-        grouped: Of `selection.assign_groups`.
-        decoded: Rows of `schemas.DECODED`, of these images among others.
+        grouped: Of `selection.assign_groups`, not yet computed.
+        thumbnails: `pixel_sha256` and `thumbnail` of these images.
         images: About how many images there are.
         settings: Of the job.
         store: Writes a table under a name, and reads it again.
@@ -186,59 +189,57 @@ def join_twins(
     Returns:
         The rows with their groups now, and what was found.
     """
-    mode = settings.ingest.twins
+    mode, spark = settings.ingest.twins, grouped.sparkSession
     if mode == "off":
-        return grouped, Twins({})
-    session.describe_jobs(grouped.sparkSession, "ingest: twins")
-    grouped = store("grouped", grouped)
-    thumbnails = decoded.select("pixel_sha256", "thumbnail").join(grouped, "pixel_sha256", "left_semi")
-    pairs = store("pairs", find_twins(thumbnails.dropDuplicates(["pixel_sha256"]), images))
-    record = {"mode": mode, "least_correlation": round(least_correlation(images), 4)}
-    if not pairs.head(1):
-        return grouped, Twins({**record, "pairs": 0, "groups_joined": 0, "outcomes": {}})
-    judged = store("judged", judge_pairs(pairs, grouped, settings.split == "from_layout", mode == "group"))
-    outcomes = {row.outcome: row["count"] for row in judged.groupBy("outcome").count().orderBy("outcome").collect()}
-    ends = (judged.selectExpr(f"{end}_group as group", f"{end}_name as name") for end in ENDS)
-    renamed = next(ends).union(next(ends)).where("group != name").distinct()
-    counts = {"pairs": sum(outcomes.values()), "groups_joined": renamed.count(), "outcomes": outcomes}
-    now = grouped.join(renamed, "group", "left").withColumn("group", f.coalesce("name", "group")).drop("name")
-    return now, Twins({**record, **counts}, judged)
+        return grouped, Twins({}, pd.DataFrame())
+    with session.at_once(spark, "ingest: find twins", find_twins(thumbnails, images).toPandas) as search:
+        grouped = store("grouped", grouped)
+    pairs = pd.DataFrame(search.result())
+    pairs = pairs.sort_values(["correlation", *ENDS], ascending=[False, True, True], ignore_index=True)
+    found = {"mode": mode, "least_correlation": round(least_correlation(images), 4), "pairs": len(pairs)}
+    if pairs.empty:
+        return grouped, Twins({**found, "groups_joined": 0, "outcomes": {}}, pairs)
+    judged, names = judge_pairs(pairs, grouped, settings.split == "from_layout")
+    if mode == "report":
+        judged["outcome"], names = judged["outcome"].replace("joined", "shown only"), {}
+    renamed = [(group, name) for group, name in names.items() if group != name]
+    outcomes = judged["outcome"].value_counts().sort_index().to_dict()
+    if renamed:
+        table = spark.createDataFrame(renamed, "group string, name string")
+        grouped = grouped.join(table, "group", "left").withColumn("group", f.coalesce("name", "group")).drop("name")
+    return grouped, Twins({**found, "groups_joined": len(renamed), "outcomes": outcomes}, judged)
 
 
-def judge_pairs(pairs: DataFrame, grouped: DataFrame, shipped: bool, join: bool) -> DataFrame:
-    """The pairs with the groups of both images before and after joining, and the outcome: columns of `JUDGED`.
+def judge_pairs(pairs: pd.DataFrame, grouped: DataFrame, shipped: bool) -> tuple[pd.DataFrame, dict[str, str]]:
+    """What comes of each pair: see `groups.join_twins`.
+
+    The driver holds the pairs: they are few beside the images, and joining them needs all of them in order.
 
     Args:
-        pairs: Of `find_twins`.
+        pairs: Of `find_twins`, most alike first.
         grouped: Of `selection.assign_groups`.
         shipped: Whether the archive's split is used: no image is moved in it.
-        join: Whether groups are to be joined; else the outcome says "shown only".
+
+    Returns:
+        `Twins.pairs`, and the name of each of their groups -> its name after joining.
     """
+    spark, group = grouped.sparkSession, Window.partitionBy("group")
     side = f.coalesce("shipped", f.lit("train")) if shipped else f.lit("")
-    sizes = grouped.groupBy("group").agg(
-        f.count(f.lit(1)).alias("images"), f.array_join(f.array_sort(f.collect_set(side)), " ").alias("side")
+    sides = f.array_join(f.array_sort(f.collect_set(side).over(group)), " ")
+    images = grouped.select(
+        *("pixel_sha256", "sha256", "group"), f.count(f.lit(1)).over(group).alias("images"), sides.alias("side")
     )
-    members = grouped.groupBy("pixel_sha256").agg(f.min("sha256").alias("sha256"), f.first("group").alias("group"))
-    for end in ENDS:
-        known = members.join(sizes, "group")
-        named = known.select(*(f.col(name).alias(f"{end}_{name}") for name in known.columns))
-        pairs = pairs.join(named, f.col(end) == f.col(f"{end}_pixel_sha256"))
-
-    def judge(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        rows = pd.concat(list(batches), ignore_index=True)
-        rows = rows.sort_values(["correlation", *ENDS], ascending=[False, True, True])
-        ones, others = (
-            [groups.Group(*row) for row in rows[[f"{end}_{name}" for name in ("group", "images", "side")]].to_numpy()]
-            for end in ENDS
-        )
-        names, outcomes = groups.join_twins(list(zip(ones, others, strict=True)))
-        if not join:
-            names, outcomes = {}, ["shown only" if outcome == "joined" else outcome for outcome in outcomes]
-        for end in ENDS:
-            rows[f"{end}_name"] = [names.get(group, group) for group in rows[f"{end}_group"]]
-        yield rows.assign(outcome=outcomes)[JUDGED_COLUMNS]
-
-    return pairs.coalesce(1).mapInPandas(judge, JUDGED)  # type: ignore[arg-type]
+    ends = pd.DataFrame({"pixel_sha256": pd.unique(pairs[[*ENDS]].to_numpy().ravel())})
+    wanted = spark.createDataFrame(ends, "pixel_sha256 string")
+    known = pd.DataFrame(images.join(wanted, "pixel_sha256", "left_semi").toPandas())
+    known = known.sort_values("sha256").drop_duplicates("pixel_sha256").set_index("pixel_sha256")
+    found = {
+        pixels: groups.Group(*row)
+        for pixels, row in zip(known.index, known[["group", "images", "side"]].to_numpy(), strict=True)
+    }
+    names, outcomes = groups.join_twins([(found[one], found[other]) for one, other in pairs[[*ENDS]].to_numpy()])
+    shas = {f"{end}_sha256": pairs[end].map(known["sha256"]) for end in ENDS}
+    return pairs[["correlation"]].assign(**shas, outcome=outcomes), names
 
 
 def compare_neighbors(rows: pd.DataFrame, known: int, least: float) -> pd.DataFrame:

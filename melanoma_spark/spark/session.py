@@ -3,12 +3,13 @@
 import inspect
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 from py4j.protocol import Py4JError
-from pyspark import Broadcast, SparkConf, StorageLevel
+from pyspark import Broadcast, SparkConf, StorageLevel, inheritable_thread_target
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
@@ -254,6 +255,23 @@ def progress(spark: SparkSession, what: str, seconds: float = 10.0) -> Iterator[
 def describe_jobs(spark: SparkSession, text: str) -> None:
     """Set what Spark's UI and event log show for the jobs that follow."""
     spark.sparkContext.setJobDescription(text)
+
+
+@contextmanager
+def at_once(spark: SparkSession, text: str, query: Callable[[], Value]) -> Iterator[Future[Value]]:
+    """Run a query in a thread while the body runs, and wait for it at the end. `text` describes its jobs.
+
+    Queries of few rows are mostly waiting: for the driver, then for the last task.
+    """
+
+    def run() -> Value:
+        describe_jobs(spark, text)
+        return query()
+
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(inheritable_thread_target(spark)(run))
+        yield result
+        result.result()
 
 
 class Meter:

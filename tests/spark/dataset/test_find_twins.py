@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from melanoma_spark import config, schemas
-from melanoma_spark.dataset import twins
+from melanoma_spark.dataset import groups, twins
 
 GROUPED = "pixel_sha256 string, sha256 string, group string, shipped string"
 
@@ -32,6 +32,7 @@ def tables(spark):
     patients = {"01": "patient:1", "41": "patient:2", "42": "patient:3"}
     sides = {"43": "test"}
     grouped = [(name, f"sha {name}", patients.get(name, f"looks:{name}"), sides.get(name, "train")) for name in names]
+    decoded.append(decoded[0])  # two files of the same pixels
     both = (spark.createDataFrame(decoded, schemas.DECODED), spark.createDataFrame(grouped, GROUPED))
     return [table.persist() for table in both]
 
@@ -45,25 +46,35 @@ def joined(tables, **words):
 
 
 def test_twins_get_one_group_and_patients_keep_theirs(tables):
-    groups, result = joined(tables)
+    now, result = joined(tables)
     before = {row.pixel_sha256: row.group for row in tables[1].collect()}
-    moved = {name: group for name, group in groups.items() if group != before[name]}
+    moved = {name: group for name, group in now.items() if group != before[name]}
     assert moved == {"40": "looks:00", "02": "patient:3", "43": "looks:03", "44": "looks:04"}
     outcomes = {"different ids": 1, "joined": 4}
     record = {"mode": "group", "least_correlation": 0.97, "pairs": 5, "groups_joined": 4, "outcomes": outcomes}
     assert result.record == record
     assert str(result) == "; 5 pairs of twins (correlation 0.970 or more) joined 4 groups to others"
-    pair = result.pairs.where("first_sha256 = 'sha 02'").collect()[0]
-    assert pair[:4] == ("sha 02", "looks:02", "patient:3", "sha 42")
+    pair = result.pairs.set_index("first_sha256").loc["sha 02"]
+    assert (pair["second_sha256"], pair["outcome"]) == ("sha 42", "joined")
     assert pair["correlation"] > 0.99
 
 
 def test_a_shipped_split_and_modes(tables):
-    groups, result = joined(tables, split="from_layout")
-    assert groups["43"] == "looks:43"
+    now, result = joined(tables, split="from_layout")
+    assert now["43"] == "looks:43"
     assert result.record["outcomes"] == {"different ids": 1, "joined": 3, "two sides of the shipped split": 1}
-    groups, result = joined(tables, ingest={"twins": "report"})
-    assert groups == {row.pixel_sha256: row.group for row in tables[1].collect()}
+    now, result = joined(tables, ingest={"twins": "report"})
+    assert now == {row.pixel_sha256: row.group for row in tables[1].collect()}
     assert result.record["outcomes"] == {"different ids": 1, "shown only": 4}
-    groups, result = joined(tables, ingest={"twins": "off"})
-    assert (result.record, result.pairs, str(result)) == ({}, None, "")
+    now, result = joined(tables, ingest={"twins": "off"})
+    assert (result.record, len(result.pairs), str(result)) == ({}, 0, "")
+
+
+def test_an_image_has_as_many_twins_as_a_group_takes(spark, monkeypatch):
+    monkeypatch.setattr(groups, "MOST_TWINS", 2)
+    picture = squares(1)[0]
+    rows = [
+        (name, bytes((picture * dark).astype(np.uint8))) for name, dark in zip("abcd", (1, 0.9, 0.5, 0.8), strict=True)
+    ]
+    pairs = twins.find_twins(spark.createDataFrame(rows, "pixel_sha256 string, thumbnail binary"), 4).collect()
+    assert sorted(row[:2] for row in pairs) == [("a", "b"), ("a", "d"), ("b", "c"), ("b", "d"), ("c", "d")]
