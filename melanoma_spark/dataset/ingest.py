@@ -24,6 +24,8 @@ from melanoma_spark.storage.manifests import ImagesManifest
 from melanoma_spark.storage.parquet import table_id
 from melanoma_spark.storage.petastorm import petastorm_metadata
 
+ROWS_PER_PARTITION = 10_000  # of tables with a small row for each image
+
 
 def ingest(context: StageContext) -> Summary:
     """Build `images/` from the archive, or report that it is up to date."""
@@ -54,12 +56,15 @@ def build_dataset(context: StageContext, scratch: str) -> Summary:
         rows.write.parquet(files.join(scratch, name))
         return spark.read.parquet(files.join(scratch, name))
 
-    session.describe_jobs(spark, "ingest: list the archive")
-    listed = store("listed", listing.list_archive(spark, settings))
-    roles = {(row.role, row.reason): row["count"] for row in listed.groupBy("role", "reason").count().collect()}
-    if not roles:
+    with session.interpreted(spark, rows=0):  # how many there are is not known yet
+        session.describe_jobs(spark, "ingest: list the archive")
+        listed = store("listed", listing.list_archive(spark, settings))
+        roles = {(row.role, row.reason): row["count"] for row in listed.groupBy("role", "reason").count().collect()}
+    total = sum(roles.values())
+    if not total:
         raise DataError(f"archive {settings.archive} holds no files; expected images, or zip or tar files of them")
-    return update_dataset(context, listed, roles, store)
+    with session.interpreted(spark, total):
+        return update_dataset(context, listed, roles, store)
 
 
 def update_dataset(context: StageContext, listed: DataFrame, roles: Roles, store: Store) -> Summary:
@@ -73,7 +78,8 @@ def update_dataset(context: StageContext, listed: DataFrame, roles: Roles, store
             manifests.publish(before.model_copy(update={"archive": archive}), warehouse)
         return Summary(f"{before.listed} files listed, nothing new, {before.accepted} images stand in images/")
     read = read_archive(context, listed, roles, made_from, store)
-    return write_dataset(context, read, before, store)
+    with session.shuffle_partitions(context.spark, 1 + read.images // ROWS_PER_PARTITION):
+        return write_dataset(context, read, before, store)
 
 
 def write_dataset(context: StageContext, read: Archive, before: ImagesManifest | None, store: Store) -> Summary:

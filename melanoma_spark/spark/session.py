@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -186,9 +186,30 @@ def shuffle_partitions(spark: SparkSession, count: int) -> Iterator[None]:
     Otherwise Spark plans a query again after each shuffle, each of which is then a job of its own. For small tables
     that takes most of the time.
     """
-    changed = {"spark.sql.shuffle.partitions": str(count), "spark.sql.adaptive.enabled": "false"}
-    before = {key: str(spark.conf.get(key)) for key in changed}
-    for key, value in changed.items():
+    with changed(spark, {"spark.sql.shuffle.partitions": str(count), "spark.sql.adaptive.enabled": "false"}):
+        yield
+
+
+FEW_ROWS = 100_000
+
+
+@contextmanager
+def interpreted(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Let Spark interpret its queries if they are about few rows.
+
+    Otherwise it compiles each query to Java code first. That takes 4 s of an ingest of 2,600 images, and saves 0.7
+    microseconds for each row of a query.
+    """
+    few = {"spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+    with changed(spark, few if rows <= FEW_ROWS else {}):
+        yield
+
+
+@contextmanager
+def changed(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """Change settings of the session until the end."""
+    before = {key: str(spark.conf.get(key)) for key in settings}
+    for key, value in settings.items():
         spark.conf.set(key, value)
     try:
         yield

@@ -28,6 +28,32 @@ def test_rows_are_cut_for_slots_to_be_busy_and_tasks_to_be_long(spark: Any, rows
     assert session.partitions_for(spark, rows) == partitions
 
 
+def test_queries_of_few_rows_are_interpreted_and_those_of_many_are_compiled(spark):
+    def compiled():
+        query = spark.range(10, numPartitions=1).selectExpr("id % 3 as k").where("k > 0")
+        plan = query._jdf.queryExecution().executedPlan().toString()
+        return "*(" in plan, [row.k for row in query.collect()]
+
+    with session.changed(spark, {"spark.sql.codegen.factoryMode": "FALLBACK", "spark.sql.codegen.wholeStage": "true"}):
+        with session.interpreted(spark, rows=100_000):
+            few = compiled()
+        with session.interpreted(spark, rows=100_001):
+            many = compiled()
+        assert few == (False, [1, 2, 1, 2, 1, 2])
+        assert many == compiled() == (True, few[1])
+
+
+def test_a_query_beside_others_gives_its_result_or_its_error(spark):
+    with session.at_once(spark, "beside", spark.range(5).count) as result:
+        assert spark.range(6).count() == 6
+    assert result.result() == 5
+    with (
+        pytest.raises(ZeroDivisionError),
+        session.at_once(spark, "beside", lambda: 1 // 0),
+    ):
+        assert spark.range(6).count() == 6
+
+
 def test_progress_counts_finished_tasks(spark, capsys):
     def slow(batches):
         for batch in batches:
