@@ -50,14 +50,14 @@ def once(line: Line) -> None:
 
 @pytest.fixture
 def noise(copied) -> Line:
-    """60 images of noise, with a table, and a warehouse in which nothing of it has been scored."""
+    """60 images of magenta noise, which no lesion looks like, with a table and a warehouse that has not scored them."""
     shutil.rmtree(copied.archive)
     copied.archive.mkdir()
     rng = np.random.default_rng(0)
     table = ["image_id,sex,age_approx,diagnosis"]
     for place in range(60):
         size = 48 if place < 3 else 80
-        image = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        image = Image.fromarray(rng.integers((200, 0, 200), (256, 1, 256), (size, size, 3), dtype=np.uint8))
         image.save(copied.archive / f"noise{place}.png")
         table.append(f"noise{place},{'male' if place % 2 else 'female'},45,nevus")
     (copied.archive / "metadata.csv").write_text("\n".join(table) + "\n")

@@ -10,11 +10,11 @@ def test_unlike_images_are_abstained_from_where_flags_abstain(noise):
     strict = section.quality.model_copy(update={"action": "abstain"})
     calm = section.drift.model_copy(update={"minimum": 100})
     output = noise.stage("score", score=section.model_copy(update={"quality": strict, "drift": calm}))
+    assert "0 scored + 60 abstained" in output
     assert "too few to tell: 60 images that training has not seen, 100 are needed" in output
     rows = noise.scores()
     own = rows[rows["status"] == "abstained"]
-    assert f"{60 - len(own)} scored + {len(own)} abstained" in output
-    assert own["detail"].str.contains("unlike: far from the training images in feature space").sum() > 15
+    assert own["detail"].str.contains("unlike: far from the training images in feature space").all()
     assert own["probability"].isna().all()
 
 
