@@ -1,7 +1,7 @@
 """One archive of all that is broken, hostile or odd, through the ingest job: each thing ends where it should, once.
 
 The tables below name each thing with what must become of it: a reason for its rejection, or READ or SKIPPED.
-`broken.corpus()` and `broken_containers.CORPUS` go the same way.
+`broken.corpus()` and `broken_containers.CORPUS` go the same way: what they hold is not repeated here.
 """
 
 import os
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from broken import encoded
-from broken_containers import central, info, item, tarred, unix, zipped
+from broken_containers import info, item, tarred, zipped
 from conftest import Line, open_line
 from PIL import Image, PngImagePlugin
 
@@ -110,21 +110,9 @@ def loose() -> Things:
         "LICENSE": (b"", SKIPPED),
         "page.HTML": (b"<script>", SKIPPED),
         # not what the name says
-        "model.h5.png": (b"\x89HDF\r\n\x1a\n" + bytes(500), "not_an_image"),
-        "program.jpg": (b"MZ\x90\0" + bytes(500), "not_an_image"),
-        "elf.jpg": (b"\x7fELF" + bytes(500), "not_an_image"),
         "pickle.png": (pickle.dumps(PERSON), "not_an_image"),
         "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
-        "xml bomb.svg": (b"<!DOCTYPE x [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]><x>&b;</x>", "not_an_image"),
         "photograph.heic": (b"\0\0\0\x18ftypheic" + bytes(500), "not_an_image"),
-        "film.jpg": (b"\0\0\0\x18ftypmp42" + bytes(500), "not_an_image"),
-        "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not_an_image"),
-        "icon.png": (encoded(new(), "ICO"), "not_an_image"),
-        "pixmap.jpg": (encoded(new(), "PPM"), "not_an_image"),
-        "photoshop.tif": (b"8BPS\0\1" + bytes(500), "not_an_image"),
-        "index.parquet": (b"PAR1" + bytes(500) + b"PAR1", "not_an_image"),
-        "xz.jpg": (b"\xfd7zXZ\0" + bytes(500), "not_an_image"),
-        "rar.jpg": (b"Rar!\x1a\x07\x01\0" + bytes(500), "not_an_image"),
         "tar.gz in a jpg.jpg": (tarred({"a.jpg": jpeg()}, "w:gz"), "archive_by_another_name"),
         "png of a jpg.png": (jpeg(), READ),
         "photograph.zip": (jpeg(), READ),
@@ -171,12 +159,8 @@ def packed(outside: Path) -> Packed:
     def parts(names: str = "01234567") -> list[tuple[str, bytes]]:
         return [(f"{name}.jpg", jpeg()) for name in names]
 
-    first = dict.fromkeys(("0.jpg", "1.jpg", "2.jpg"), READ)
     complete = parts()
-    stored, cut_zip, cut_tar = zipped(complete, zipfile.ZIP_STORED), zipped(parts()), tarred(parts())
-    cut_gz = tarred(parts(), "w:gz")
-    encrypted = zipped(parts("ab"))
-    twice = {"a.jpg": READ, "a.jpg#2": READ, "A.jpg": READ}
+    stored, cut_tar = zipped(complete, zipfile.ZIP_STORED), tarred(parts())
     many = [(f"{number:02}.bmp", bytes(990_000)) for number in range(30)]
     slips = {
         "../up.jpg": "__/up.jpg",
@@ -189,12 +173,6 @@ def packed(outside: Path) -> Packed:
     member = {"exif.jpg": jpeg(exif=exif_of(PERSON)), "cut.jpg": jpeg(exif=exif_of(PERSON))[:-60]}
     return {
         "slip.zip": (zipped(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}), unsafe),
-        "slip.tar": (tarred(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}), unsafe),
-        "slip.tgz": (tarred(dict.fromkeys(slips, b"x") | {"good.jpg": jpeg()}, "w:gz"), unsafe),
-        "links.zip": (
-            zipped([(unix("s.jpg", 0o120777), f"{outside}/one.jpg".encode()), ("a.jpg", jpeg())]),
-            {"s.jpg": "link", "a.jpg": READ},
-        ),
         "links and devices.tar": (
             tarred(
                 [
@@ -213,38 +191,19 @@ def packed(outside: Path) -> Packed:
                 **dict.fromkeys(("folder/through.jpg", "root.jpg"), READ),
             },
         ),
-        "encrypted.zip": (
-            broken_containers.changed(encrypted, central(encrypted) + 8, b"\1\0"),
-            {"a.jpg": "encrypted", "b.jpg": READ},
-        ),
-        "cut.zip": (cut_zip[: cut_zip.index(b"3.jpg")], first | {"": "damaged_archive"}),
-        "cut.tar": (cut_tar[: cut_tar.index(b"3.jpg") + 700], first | {"": "damaged_archive"}),
-        "cut.tar.gz": (cut_gz[: len(cut_gz) // 2], first | {"": "damaged_archive"}),
+        "cut.tar": (cut_tar[: cut_tar.index(b"1.jpg") + 700], {"0.jpg": READ, "": "damaged_archive"}),
         "flipped.zip": (
             broken_containers.changed(stored, stored.index(complete[1][1]) + 300, b"\0\xff\0"),
             dict.fromkeys(dict(complete), READ) | {"1.jpg": "damaged_member"},
         ),
-        "in one another.zip": (
-            zipped({"in.zip": zipped({"a.jpg": jpeg()}), "in.TGZ": b"x", "b.zip/c.jpg": jpeg()}),
-            {"in.zip": "nested_archive", "in.TGZ": "nested_archive", "b.zip/c.jpg": READ},
-        ),
-        "twice.zip": (zipped(parts("aaA")), twice),
-        "twice.tar": (tarred(parts("aaA")), twice),
-        "text.zip": (b"This was to be a zip.\n", {"": "damaged_archive"}),
-        "program.zip": (b"MZ" + bytes(3000), {"": "damaged_archive"}),
+        "twice.zip": (zipped(parts("aaA")), {"a.jpg": READ, "a.jpg#2": READ, "A.jpg": READ}),
         "many zeros.zip": (
             zipped(many),
             {f"{number:02}.bmp": "not_an_image" for number in range(20)} | {"": "archive_too_large"},
         ),
-        "one of zeros.zip": (zipped({"z.bmp": bytes(9_000_000), "a.jpg": jpeg()}), {"z.bmp": "bomb", "a.jpg": READ}),
-        "zeros.tar.gz": (tarred({"a.jpg": jpeg(), "z.bmp": bytes(9_000_000)}, "w:gz"), {"a.jpg": READ, "": "bomb"}),
         "too long.tar": (
             tarred({"a.jpg": jpeg() + bytes(LIMITS["max_bytes"]), "b.jpg": jpeg()}),
             {"a.jpg": "too_many_bytes", "b.jpg": READ},
-        ),
-        "ISIC2018_segmentation.zip": (
-            zipped({"a.jpg": jpeg(), "a_segmentation.png": jpeg()}),
-            {"a.jpg": READ, "a_segmentation.png": "mask"},
         ),
         "odds and ends.zip": (
             zipped(
@@ -257,6 +216,7 @@ def packed(outside: Path) -> Packed:
                     "page.jpg": b"<html>",
                     "tiny.png": encoded(new().resize((4, 4))),
                     "emoji \U0001f9d1.jpg": jpeg(),
+                    "b.zip/c.jpg": jpeg(),
                 }
             ),
             {
@@ -265,7 +225,7 @@ def packed(outside: Path) -> Packed:
                 "no byte.jpg": "empty",
                 "page.jpg": "not_an_image",
                 "tiny.png": "too_small",
-                "emoji \U0001f9d1.jpg": READ,
+                **dict.fromkeys(("emoji \U0001f9d1.jpg", "b.zip/c.jpg"), READ),
             },
         ),
         "persons.zip": (zipped(member), {"exif.jpg": READ, "cut.jpg": "damaged"}),
