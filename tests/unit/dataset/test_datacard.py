@@ -6,11 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from page import PLAIN, Page
 from PIL import Image
-from samples import examples
 
 from melanoma_spark.dataset import card_facts, card_limits, card_pictures, datacard
 from melanoma_spark.errors import DataError
@@ -204,9 +201,26 @@ def test_missing_optional_facts_are_reported(bare):
     ):
         assert stated in words
     assert not {"median", "left out"} & set(words.split())
+    assert "No skin types" not in words
     bare["duplicates"] = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), 0)
     bare["duplicates"] |= {"sizes": {}, "largest": []}
     assert "No duplicates were found." in shown(bare).words
+
+
+def test_what_no_image_has_is_left_out(facts):
+    facts["splits"]["test"]["asked"] = 0.0
+    facts["distributions"]["sex"] = {"male": (750, 250), "female": (0, 0)}
+    facts["duplicates"]["sizes"] = {2: 24, 5: 0}
+    words = shown(facts).words
+    assert "test 15.0 % asked 0.0 %, off by +15.0 points" in words
+    assert "female" not in words
+    assert "5 files" not in words
+    nothing = {"distributions": dict.fromkeys(datacard.SHOWN), "sizes": {}}
+    assert "Sizes are not known." in shown(facts | nothing).words
+    for one_class, row in ((lambda images: (images, 0), "950 0 0.0 %"), (lambda images: (0, images), "0 950 100.0 %")):
+        nothing["splits"] = {"train": {"images": one_class(1000), "groups": {}, "asked": 1.0}}
+        nothing["distributions"]["source"] = {"Vienna": one_class(950), "Sydney": one_class(50)}
+        assert f"Vienna {row}" in shown(facts | nothing).words
 
 
 def test_long_tails_and_long_texts_are_cut(facts):
@@ -313,6 +327,8 @@ def test_limits_name_the_rare_class(facts, pair, output):
         ({"Vienna": (400, 150), "Sydney": (350, 100)}, []),
         ({"Vienna": (400, 150), "Sydney": (350, 80), None: (0, 20)}, []),
         ({"Vienna": (390, 140), "Sydney": (360, 90), "small": (0, 20)}, []),  # too small to tell
+        ({"Vienna": (750, 221), "small": (0, 29)}, []),  # ... what all others are
+        ({"Vienna": (350, 125), "Sydney": (350, 125), None: (50, 0)}, []),  # not stated is no source
         (
             {f"s{k}": (0, 50) for k in range(5)} | {"rest": (750, 0)},
             ["Of source rest 0.0 %", "Of source s0", "s1", "3 sources"],
@@ -337,7 +353,6 @@ def test_page_needs_no_other_file_and_shows_bars_and_pictures(facts):
     assert ("name", "viewport") in page.attributes
     assert "@media print" in html
 
-    html = datacard.render(facts)
     assert 'class="accepted" style="width: 98.814%"' in html
     assert 'class="negative" style="width: 75.000%"></i><i class="positive" style="width: 25.000%"' in html
 
@@ -475,84 +490,3 @@ def test_contact_sheet_is_a_grid():
     for captions, columns in (([], 8), (["a"], 0)):
         with pytest.raises(DataError, match="make no sheet"):
             card_pictures.contact_sheet([None], captions, columns)
-
-
-COUNTS = st.integers(0, 5000)
-TEXTS = st.text(max_size=30)
-PICTURES = st.sampled_from([None, b"", b"junk", drawn(0, 4), drawn(1, 4, "PNG")]) | st.binary(max_size=30)
-THUMBNAILS = st.fixed_dictionaries({"sha256": st.none() | st.integers(0, 2**32 - 1).map(sha), "image": PICTURES})
-CONTACTS = st.lists(st.builds(lambda t, split: {**t, "split": split}, THUMBNAILS, TEXTS), max_size=4)
-UNMATCHED = st.none() | st.fixed_dictionaries({"count": COUNTS, "examples": st.lists(TEXTS, max_size=12)})
-
-
-def shared_out(total, keys):
-    """Each total dealt to keys: key -> (negative, positive)."""
-    cuts = st.tuples(*(st.lists(st.integers(0, n), min_size=len(keys) - 1, max_size=len(keys) - 1) for n in total))
-    ends = cuts.map(lambda c: [np.diff([0, *sorted(one), n]).tolist() for one, n in zip(c, total, strict=True)])
-    return ends.map(lambda parts: dict(zip(keys, zip(*parts, strict=True), strict=True)))
-
-
-DUPLICATES = dict.fromkeys(("same_bytes", "same_pixels", "same_look", "conflicting"), COUNTS)
-SETS = st.fixed_dictionaries({"kind": TEXTS, "count": COUNTS, "members": st.lists(THUMBNAILS, max_size=9)})
-DUPLICATES |= {"sizes": st.dictionaries(COUNTS, COUNTS, max_size=12), "largest": st.lists(SETS, max_size=12)}
-PAIR = {"correlation": st.floats(0, 1), "outcome": TEXTS, "members": st.lists(THUMBNAILS, max_size=2)}
-TWINS = {"mode": TEXTS, "least_correlation": st.floats(0, 1), "pairs": COUNTS, "groups_joined": COUNTS}
-TWINS |= {
-    "outcomes": st.dictionaries(TEXTS, COUNTS, max_size=3),
-    "shown": st.lists(st.fixed_dictionaries(PAIR), max_size=3),
-}
-SPLIT = {"images": st.tuples(COUNTS, COUNTS), "groups": st.dictionaries(TEXTS, COUNTS, max_size=3)}
-SPLIT |= {"asked": st.none() | st.floats(0, 1)}
-REJECT = {"count": COUNTS, "meaning": TEXTS, "thumbnails": st.lists(THUMBNAILS, max_size=8)}
-WORD = {"word": TEXTS, "diagnosis": TEXTS, "target": TEXTS, "count": COUNTS}
-FREE = {  # whatever the counts are
-    **dict.fromkeys(("dataset_id", "created_at", "target", "layout"), TEXTS),
-    "unmatched": st.fixed_dictionaries(dict.fromkeys(card_facts.UNMATCHED, UNMATCHED)),
-    "grew_from": st.none() | TEXTS,
-    "image_size": st.integers(32, 1024),
-    "labels": st.tuples(TEXTS, TEXTS),
-    "file_bytes": st.none() | st.fixed_dictionaries(dict.fromkeys(("median", "p95", "max"), st.floats(0, 1e12))),
-    "duplicates": st.none() | st.fixed_dictionaries(DUPLICATES),
-    "twins": st.none() | st.fixed_dictionaries(TWINS),
-    "contacts": st.tuples(CONTACTS, CONTACTS),
-    "label_words": st.lists(st.fixed_dictionaries(WORD), max_size=3),
-    "settings": st.dictionaries(TEXTS, TEXTS, max_size=3),
-    "licences": st.lists(TEXTS, max_size=2),
-}
-
-
-@st.composite
-def any_facts(draw):
-    def dealt(keys, total):
-        names = draw(st.lists(keys, max_size=15, unique_by=repr))
-        return draw(shared_out(total, names)) if names else draw(st.sampled_from([None, {}]))
-
-    splits = draw(st.dictionaries(TEXTS, st.fixed_dictionaries(SPLIT), max_size=4))
-    total = tuple(sum(split["images"][label] for split in splits.values()) for label in (0, 1))
-    rejects = draw(st.dictionaries(TEXTS, st.fixed_dictionaries(REJECT), max_size=4))
-    sizes = dealt(st.tuples(st.integers(1, 9000), st.integers(1, 9000)), (sum(total), 0)) or {}
-    accepted, rejected, skipped = sum(total), sum(reject["count"] for reject in rejects.values()), draw(COUNTS)
-    return card_facts.CardFacts(
-        **draw(st.fixed_dictionaries(FREE)),
-        listed=accepted + rejected + skipped,
-        accepted=accepted,
-        rejected=rejected,
-        skipped=skipped,
-        splits=splits,
-        with_patient=draw(st.integers(0, accepted)),
-        with_lesion=draw(st.integers(0, accepted)),
-        distributions={name: dealt(TEXTS | st.none(), total) for name in datacard.SHOWN},
-        sizes={size: pair[0] for size, pair in sizes.items()},
-        rejects=rejects,
-    )
-
-
-# over the limit of one test: an example draws some hundred values, and a page of them takes 30 ms
-@settings(examples(0.2), suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-@given(any_facts())
-def test_any_facts_that_add_up_make_a_page(facts):
-    page = shown(facts)
-    assert "script" not in page.tags
-    assert all(picture.startswith((b"\xff\xd8\xff", b"\x89PNG")) for picture in page.pictures)
-    widths = [float(width) for width in re.findall(r"'width: ([\d.]+)%'", str(page.attributes))]
-    assert all(0 < width <= 100 for width in widths)
