@@ -26,7 +26,7 @@ EVERY = {
     "storage.lease": 2,
     "registry.gate": 3,
 }
-TESTS = ("splits", "groups", "sharding", "metrics", "bootstrap", "operating_points", "ledger", "lease", "gate")
+TESTS = ("splits", "groups", "twins", "sharding", "metrics", "bootstrap", "operating_points", "ledger", "lease", "gate")
 
 
 def path_of(module: str) -> str:

@@ -147,7 +147,7 @@ def test_named_points_are_those_of_their_rules():
 
     result = choose_named([0, 1, 1], [0.9, 0.9, 0.2])
     assert [point.threshold for point in result] == [0.2, 0.2, math.inf]
-    assert [point.rule for point in result] == list(NAMED.values())
+    assert [(point.name, point.rule) for point in result] == list(NAMED.items())
 
 
 @given(sample=scored())
@@ -165,5 +165,7 @@ def test_room_under_a_threshold_changes_no_decision(sample):
 def test_room_is_half_of_what_there_is_at_most():
     point = choose([0, 1], [0.5, 0.50001], "balanced")
     assert lower_threshold(point, [0.5, 0.50001]).threshold == pytest.approx(0.500005)
+    above = OperatingPoint("between", 0.1 + 3e-9, "balanced")  # in float32 it is the probability
+    assert lower_threshold(above, np.float32([0.1])).threshold > np.float32(0.1)
     never = OperatingPoint("specific", math.inf, "specificity>=0.95")
     assert lower_threshold(never, [0.5]) == never
