@@ -119,7 +119,6 @@ def test_every_file_is_accounted_for_and_broken_ones_have_their_reason(line, sto
     expected = f"ingest: {len(accounted)} files listed = {len(stored)} accepted + {len(rejects)} rejected"
     assert line.output.startswith(expected)
 
-    rejects = pd.read_parquet(line.folder / "rejects" / line.manifest("images")["path"])
     reasons = {Path(uri).name: reason for uri, reason in zip(rejects["source_uri"], rejects["reason"], strict=True)}
     assert (
         reasons.items()
@@ -473,7 +472,6 @@ def test_report_and_registered_version_are_logged(line, runs):
     metrics = runs["evaluate"].data.metrics
     assert metrics.items() >= line.manifest("reports")["metrics"].items()
 
-    line.tracker()
     version = mlflow.MlflowClient().get_model_version_by_alias("melanoma", "champion")
     assert version.version == "1" or version.version == 1
     facts, metrics = line.manifest("models/finetuned"), line.manifest("reports")["metrics"]

@@ -74,7 +74,6 @@ def test_training_keeps_the_weights_of_its_best_epoch():
     assert roc_auc_score(labels, model.predict_on_batch(inputs)[:, 0]) == pytest.approx(best.validation_auroc)
     assert best.validation_auroc == max(record.validation_auroc for record in records)
 
-    inputs, labels = rows_of(40)
     model = small_model()
     fitted(model, plan(epochs=30), images_of(inputs, labels))
     good = model.get_weights()
@@ -84,7 +83,6 @@ def test_training_keeps_the_weights_of_its_best_epoch():
     assert len(records) == 3, "the start and two epochs of patience"
     assert same(model.get_weights(), good)
 
-    inputs, labels = rows_of(40)
     ones = images_of(inputs[labels == 1], labels[labels == 1])
     records = fitted(small_model(), plan(), images_of(inputs, labels), ones)
     assert all(np.isnan(record.validation_auroc) for record in records)

@@ -35,7 +35,6 @@ def test_exported_networks_give_tensorflows_outputs_or_are_refused(small, engine
             np.testing.assert_allclose(one, other, atol=1e-5)
     assert ours[1].min() > 0
 
-    spec, weights, contents = small
     changed = [*weights[:-1], weights[-1] + 0.01]
     with pytest.raises(DataError, match=rf"{engine}'s output 0 is 0\.00\d+ off TensorFlow's, 0\.0001 is allowed"):
         engines.check(contents[engine], network.scoring_model(spec, changed), engine)

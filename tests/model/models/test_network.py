@@ -85,10 +85,6 @@ def test_head_follows_the_base_and_averages_its_features(joined, pixels):
     rebuilt = network.build(SPEC, tensors)
     assert all(np.array_equal(a, b) for a, b in zip(rebuilt.get_weights(), tensors, strict=True))
     # train_head averages once and trains on vectors; the network averages itself.
-    import keras
-
-    features = keras.Input((1, 1, 512))
-    head = keras.Model(features, network.build_head(features, SPEC))
     head.set_weights(joined.get_weights()[26:])
     bottleneck = backbones.features(joined, ["block5_pool"]).predict_on_batch(pixels)
     bottleneck = bottleneck[0] if isinstance(bottleneck, list) else bottleneck

@@ -73,21 +73,18 @@ def test_values_groups_and_examples_are_counted_as_by_pandas(table):
     ages = {None: None, "40": "40-49", "40.0": "40-49", "55": "50-59", "old": None}
     assert summary.distribution(age, result["age"]) == pairs(rows, lambda row: ages[row["age"]])
 
-    frame, rows = table
     result = summary.count_values(frame)["site"]
     counts = Counter(row["site"] for row in rows)
     common = sorted(counts, key=lambda site: (-counts[site], site))[: summary.KINDS["site"]]
     assert len(counts) > summary.KINDS["site"]
     assert result == pairs(rows, lambda row: row["site"] if row["site"] in common else "other")
 
-    frame, rows = table
     expected = {split: Counter() for split in splits.SPLITS}
     for split, group in {(row["split"], row["group"]) for row in rows}:
         kind = group.partition(":")[0]
         expected[split][kind if kind in ("patient", "lesion") else "image"] += 1
     assert summary.count_groups(frame) == expected
 
-    frame, rows = table
     result = summary.first_rows(frame, "label", 7, "split")
     for label in (0, 1):
         hashes = sorted(row["sha256"] for row in rows if row["label"] == label)

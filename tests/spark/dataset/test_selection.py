@@ -416,7 +416,6 @@ def test_rows_are_decided_once_each_as_by_hand(hashed):
     reasons = {None, "duplicate", "conflicting_labels", "unknown_label", "no_label"}
     assert {row["reason"] for row in result["all"]} == reasons
 
-    rows, result = hashed
     assert sorted(row["source_uri"] for row in result["all"]) == sorted(row["source_uri"] for row in rows)
     assert all((row["reason"] is None) != (row["split"] is None) for row in result["all"])
     given = by_path(rows)

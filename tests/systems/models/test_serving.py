@@ -305,7 +305,6 @@ def test_scorers_are_packed_completely_and_finish_rows(scorer):
         scorer.prepare(synthetic.lesion_jpeg(1, size=101))  # the limits of ingest hold
     assert scorer.prepare(synthetic.lesion_jpeg(1, size=100)).shape == (32, 32, 3)
 
-    packed = bundle.pack(scorer)
     description = json.loads(packed["model.json"])
     del description["spec"]["tta"], description["calibration"]
     packed["model.json"] = json.dumps(description).encode()

@@ -259,8 +259,6 @@ def test_runs_hold_every_trial_and_name_no_file(featured, facts):
         assert file.read(8) == b"\x89PNG\r\n\x1a\n"
 
     names = re.compile(r"image_\d{6}|patient_\d{4}|lesion_\d{5}|" + re.escape(str(featured.folder.parent.parent)))
-    featured.tracker()
-    client = mlflow.MlflowClient()
     for run in [client.get_run(facts["run_id"]), *runs_of(featured)[facts["run_id"]]]:
         tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
         parameters = {key: value for key, value in run.data.params.items() if key != "mlflow.tracking_uri"}

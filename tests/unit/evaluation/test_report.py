@@ -225,7 +225,6 @@ def test_page_shows_all_facts_with_shortcuts_subgroups_and_mistakes(facts, drawn
     places = [document.index(part) for part in headings]
     assert places == sorted(places), "the headline stands before plots and tables"
 
-    words = Page(report.render(facts, drawn)).words
     assert "still ranks with an AUROC of 0.812 (0.700 to 0.900)" in words
     assert "and no shape, has 0.901 (0.800 to 0.950)" in words
     gap = subgroups.largest_gaps(facts.deciding.subgroups)[0]

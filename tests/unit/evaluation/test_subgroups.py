@@ -78,7 +78,6 @@ def test_figures_are_those_of_enough_rows_of_both_labels(rows):
         assert (subgroup.sensitivity.interval, subgroup.specificity.interval) == rates
         assert subgroup.prevalence == labels[own].mean()
 
-    labels, probabilities, groups, column = rows
     few = subgroups.measure_subgroups({"site": alone(column)}, labels, probabilities, Bootstrap(groups, 20), 0.5)[2]
     assert 0 < few.n < 30
     one_label = subgroups.measure_subgroups(

@@ -33,14 +33,12 @@ def test_curves_are_those_of_scikit_learn(sample):
     np.testing.assert_array_equal(thresholds, expected[2])
     assert np.trapz(tpr, fpr) == pytest.approx(binary.auroc(labels, probabilities), abs=1e-12)
 
-    labels, probabilities, _ = sample
     precision, recall, thresholds = sklearn.metrics.precision_recall_curve(labels, probabilities)
     result = binary.precision_recall_curve(labels, probabilities)
     np.testing.assert_allclose(result.recall, recall[-2::-1])
     np.testing.assert_allclose(result.precision, precision[-2::-1])
     np.testing.assert_array_equal(result.thresholds, thresholds[::-1])
 
-    labels, probabilities, _ = sample
     for fpr, tpr, threshold in zip(*binary.roc_curve(labels, probabilities), strict=True):
         confusion = binary.confusion_matrix_at(labels, probabilities, threshold)
         assert (confusion.sensitivity, 1 - confusion.specificity) == pytest.approx((tpr, fpr), abs=1e-15)

@@ -100,7 +100,6 @@ def test_external_sets_are_removed_by_the_age_of_their_last_evaluation():
     assert decided(*listing, (f"{top}/reports/{BETWEEN}/a", 179), manifests=manifests) == {}
     assert decided((f"{top}/reports/{NEW}/a", 999)) == {}
 
-    top = f"external/{OLD}"
     listing = [(f"{top}/images/{name}-{MADE}/a", 9) for name in (OLD, NEW)] + [(f"{top}/images/manifest.json", 1)]
     manifests = {f"{top}/images": {"id": NEW, "path": f"{NEW}-{MADE}"}}
     versions = {"datasets": frozenset({OLD})}  # which no external set is
