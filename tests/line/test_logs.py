@@ -1,6 +1,7 @@
 """Logs of jobs: as text for people, as JSON lines for machines, and without a password in either."""
 
 import json
+import re
 
 import pytest
 
@@ -135,3 +136,5 @@ def test_no_log_line_holds_a_name_that_is_hashed(copied, monkeypatch, as_json, c
     assert last["counts"]["listed"] > 2
     assert last["batch_id"]
     assert last["run_id"]
+    assert not re.search("Jane|John", copied.scores().to_csv()), "nor does a row of scores/"
+    assert "nothing to do" in copied.stage("score", privacy=privacy)

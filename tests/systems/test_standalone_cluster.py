@@ -1,18 +1,12 @@
 """The line on a real standalone cluster of two one-core workers gives what it gives in one process."""
 
-import os
-import shutil
-import signal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import STAGES, Line, open_line
-from kills import wait_until
 from standalone import Cluster, submitted
-
-from melanoma_spark.storage.manifests import FinetunedManifest
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +39,6 @@ def test_dataset_features_and_scores_are_those_of_one_process(line: Line, distri
     assert there.manifest("images")["id"] == line.manifest("images")["id"]
     assert there.manifest("images")["reasons"] == line.manifest("images")["reasons"]
 
-    there, _ = distributed
     ours, theirs = (by_key(which.read("features").toPandas(), "sha256") for which in (line, there))
     assert list(ours["sha256"]) == list(theirs["sha256"])
     header = 128  # of numpy's .npy format, version 1
@@ -55,32 +48,11 @@ def test_dataset_features_and_scores_are_those_of_one_process(line: Line, distri
             a, b = (np.frombuffer(content[header:], np.float16).astype(np.float32) for content in (mine, other))
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-3)
 
-    there, _ = distributed
     ours, theirs = (by_key(which.scores(), "source_uri") for which in (line, there))
     assert list(ours["source_uri"]) == list(theirs["source_uri"])
     assert list(ours["status"]) == list(theirs["status"])
     np.testing.assert_allclose(ours["probability"], theirs["probability"], atol=1e-3)
     assert ours["probability"].notna().sum() > 100
-
-
-def test_an_executor_lost_in_mid_epoch_costs_the_steps_since_the_last_checkpoint(
-    cluster: Cluster, distributed: tuple[Line, str], line: Line, tmp_path: Path
-):
-    """The executor's whole JVM is killed, with its rank; the cluster starts another one."""
-    there, _ = distributed
-    shutil.copytree(there.folder, tmp_path / "warehouse")
-    shutil.rmtree(tmp_path / "warehouse/models/finetuned")
-    started = submitted(cluster, "finetune", tmp_path, line.archive, finetune={"checkpoint_steps": 1})
-    wait_until(started, lambda: list(tmp_path.glob("warehouse/models/finetuned/*/checkpoint.npz")))
-    os.kill(cluster.executor_process(cluster.workers[1]), signal.SIGKILL)
-    out, err = started.communicate(timeout=300)
-    assert started.returncode == 0, out + err
-    assert "starting again from the last checkpoint" in out
-    assert ": resuming from the checkpoint in epoch 1" in out
-    again = open_line(line.context.spark, line.archive, tmp_path / "warehouse")
-    tensors = [which.tensors(FinetunedManifest) for which in (there, again)]
-    for one, other in zip(*tensors, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture

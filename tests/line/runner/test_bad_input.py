@@ -56,26 +56,6 @@ def test_a_table_that_breaks_where_only_executors_read(spark, settings_file, tmp
 
 
 @pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        ("image_id,colour\n0,brown\n", ("no labels found", "image_id, colour", "with ingest.columns.label=NAME")),
-        ("image_id,label\n0,nevus\n0,melanoma\n", ("no usable image", "conflicting_labels 1", "no_label 2")),
-        (
-            "image_id,label\n0,carcinoma\n",
-            ("no usable image", "unknown_label 1; unknown label words: 'carcinoma' 1; give", "rejects/"),
-        ),
-        ("image_id,label\n0,nevus\n1,melanoma\n2,nevus\n", ("split has", "too few groups to split", "seed=N")),
-    ],
-)
-def test_bad_tables(new_line, tmp_path, table, words):
-    archive = pictures(tmp_path / "archive", 3)
-    (archive / "metadata.csv").write_text(table)
-    line = new_line(archive)
-    refused(line, "ingest", *words)
-    holds_no_result(line.folder)
-
-
-@pytest.mark.parametrize(
     ("stage", "words"),
     [
         ("featurize", ("images is not there yet", "melanoma-spark ingest")),

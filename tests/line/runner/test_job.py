@@ -43,6 +43,8 @@ def looking(stage, **options):
         (command("score"), ["--follow", "archive=/a", "--check"], 0, "graceful"),
         (command("score"), ["archive=s3a://KEY:SECRET@bucket/x"], 2, "has a user or a key in its address"),
         (command("prune"), ["warehouse=/not/there"], 4, "error: file:///not/there is not there"),
+        (command("prune"), ["warehouse=s3a://KEY:SECRET@bucket/w"], 2, "has a user or a key in its address"),
+        (command("prune"), ["warehouse=hdfs://nobody.invalid:1/w"], 3, "error: hdfs://nobody.invalid:1/w: "),
         (command("score"), ["status", "warehouse=/not/there", "score.within=1"], 4, "error: there is no batch"),
     ],
 )

@@ -140,31 +140,22 @@ def test_real_images_with_their_real_metadata(new_line, tmp_path):
 
 @pytest.mark.skipif(not (DATA / "metadata").is_dir(), reason="../shared/data is not there")
 @pytest.mark.parametrize(
-    ("tables", "layout", "name", "together"),
+    ("table", "layout", "name", "together"),
     [
-        (["ISIC_2019_Training_GroundTruth.csv", "ISIC_2019_Training_Metadata.csv"], "isic_2019", "image", "lesion_id"),
-        (["HAM10000_metadata.csv"], "ham10000", "image_id", "lesion_id"),
-        (["ISIC_2020_kaggle_train.csv"], "isic_2020", "image_name", "patient_id"),
+        ("HAM10000_metadata.csv", "ham10000", "image_id", "lesion_id"),
+        ("ISIC_2020_kaggle_train.csv", "isic_2020", "image_name", "patient_id"),
     ],
 )
-def test_real_metadata_with_drawn_images(new_line, tmp_path, tables, layout, name, together):
-    """The complete published tables, with a tiny image for every 100th lesion or patient."""
+def test_real_metadata_with_drawn_images(new_line, tmp_path, table, layout, name, together):
+    """The complete published table, with a tiny image for every 100th lesion or patient."""
     (tmp_path / "archive").mkdir()
-    for table in tables:
-        shutil.copy(DATA / "metadata" / table, tmp_path / "archive")
-    frames = [pd.read_csv(DATA / "metadata" / table).set_index(name) for table in tables]
-    truth = pd.concat(frames, axis=1)
-    if layout == "isic_2019":
-        # 2,084 images have no lesion id: those stand alone
-        malignant = truth[["MEL", "BCC", "SCC"]].sum(axis=1)
-        known = truth["AK"] == 0  # neither benign nor malignant
-    elif layout == "ham10000":
+    shutil.copy(DATA / "metadata" / table, tmp_path / "archive")
+    truth = pd.read_csv(DATA / "metadata" / table).set_index(name)
+    if layout == "ham10000":
         malignant, known = truth["dx"].isin(["mel", "bcc"]).astype(int), truth["dx"] != "akiec"
     else:
         malignant, known = truth["target"], truth["target"] >= 0
-    some = truth[together].dropna().drop_duplicates().iloc[::100]
-    alone = truth[truth[together].isna() & (malignant == 1)].index[::10]
-    chosen = truth[truth[together].isin(some) | truth.index.isin(alone)]
+    chosen = truth[truth[together].isin(truth[together].drop_duplicates().iloc[::100])]
     with zipfile.ZipFile(tmp_path / "archive" / "images.zip", "w") as archive:
         for image in chosen.index:
             noise = np.random.default_rng(zlib.crc32(image.encode())).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -179,13 +170,12 @@ def test_real_metadata_with_drawn_images(new_line, tmp_path, tables, layout, nam
     assert facts["rows_without_image"] == len(truth) - len(chosen)
     used = chosen[known[chosen.index]]
     assert facts["reasons"].get("indeterminate", 0) == len(chosen) - len(used)
-    table = line.read("images").toPandas().set_index("image_id")
-    assert set(table.index) == {image.removesuffix("_downsampled") for image in used.index}
-    expected = malignant.rename(lambda image: image.removesuffix("_downsampled"))[table.index]
-    assert (table["label"] == expected.astype(int)).all()
-    assert table.groupby(together)["split"].nunique().max() == 1
-    assert set(table["split"]) == {"train", "validation", "test"}
-    assert table.groupby(together).size().max() > 1
+    images = line.read("images").toPandas().set_index("image_id")
+    assert set(images.index) == set(used.index)
+    assert (images["label"] == malignant[images.index].astype(int)).all()
+    assert images.groupby(together)["split"].nunique().max() == 1
+    assert set(images["split"]) == {"train", "validation", "test"}
+    assert images.groupby(together).size().max() > 1
 
 
 def test_files_of_images_are_cut_by_what_they_hold(spark, lesions, shared_mlflow, tmp_path):

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from conftest import REPO, STAGES, captured_output, command
@@ -247,26 +246,3 @@ def test_prune_needs_neither_java_nor_spark_and_creates_no_database(warehouse, s
     )
     assert not (warehouse / "mlflow.db").exists()
     assert not (warehouse / f"features/{OLD}").exists()
-
-
-def test_exit_statuses_of_prune(warehouse, submit):
-    away = f"{warehouse}/nowhere"
-    for words, status, message in (
-        (
-            [f"warehouse={away}", "prune.apply=true"],
-            4,
-            f"file://{away} is not there; name a warehouse by warehouse=URL",
-        ),
-        ([f"warehouse={warehouse}", "prune.unfinished_days=-1"], 2, "setting prune.unfinished_days: "),
-        (["warehouse=s3a://KEY:SECRET@bucket/w"], 2, "has a user or a key in its address"),
-        (["warehouse=hdfs://nobody.invalid:1/w"], 3, "hdfs://nobody.invalid:1/w: "),
-    ):
-        done = submit("prune", *words)
-        assert done.returncode == status, done.stdout + done.stderr
-        (line,) = done.stderr.splitlines()
-        assert message in line
-    assert not Path(away).exists()
-    with lease.acquire(f"file://{warehouse}", "score"):
-        done = submit("prune", f"warehouse={warehouse}")
-    assert done.returncode == 5
-    assert done.stderr.startswith("error: score is already running on this warehouse, since ")

@@ -3,7 +3,6 @@
 import shutil
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -71,17 +70,6 @@ def test_a_new_version_scores_anew_or_not(scored):
     once(scored)
     result = rows(scored)
     assert result.groupby("model_version").size().to_dict() == {"1": 7, "2": 8}
-
-
-def test_names_are_hashed_where_they_are_private(scored, monkeypatch):
-    monkeypatch.setenv("MELANOMA_NAME_KEY", "a key of sixteen characters")
-    privacy = scored.context.settings.privacy.model_copy(update={"source_names": "hash"})
-    output = scored.output_of("score", privacy=privacy)
-    assert "6 scored + 1 rejected" in output
-    everything = b"".join(path.read_bytes() for path in scored.folder.glob("scores/**/*") if path.is_file())
-    assert b"broken" not in everything
-    assert Path(rows(scored)["source_uri"][0]).name != "0.jpg"
-    assert "nothing to do" in scored.stage("score", privacy=privacy)
 
 
 def test_model_and_archive_may_change_places(scored, tmp_path):

@@ -275,15 +275,6 @@ def test_orientation_holds_for_16_bit_grey_too_and_a_damaged_exif_is_no_reason_t
         assert np.array_equal(decoding.decode(odd, 96), decoding.decode(JPEG, 96))
 
 
-@given(st.integers(1, 64))
-@examples(0.2)
-def test_decoding_is_deterministic_and_has_the_given_size(size):
-    for content in (JPEG, PROGRESSIVE, PNG):
-        pixels = decoding.decode(content, size)
-        assert (pixels.shape, pixels.dtype) == ((size, size, 3), np.uint8)
-        assert np.array_equal(pixels, decoding.decode(bytes(bytearray(content)), size))
-
-
 @pytest.mark.parametrize(
     ("content", "reason", "detail"),
     [

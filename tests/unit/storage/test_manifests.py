@@ -1,11 +1,6 @@
 """Manifests: written complete or not at all, read from earlier releases, and checked against each other."""
 
 import json
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 
 import numpy as np
 import pytest
@@ -85,35 +80,6 @@ def test_a_newer_or_a_damaged_manifest_is_refused(warehouse, tmp_path, changes, 
     written(tmp_path, **changes)
     with pytest.raises(DataError, match=words):
         manifests.read(ImagesManifest, warehouse)
-
-
-def test_readers_see_complete_manifests_also_after_a_kill(warehouse):
-    """A writer that replaces it over and over is killed; readers never see a part."""
-    writer = """
-        import sys
-        from melanoma_spark.storage import manifests
-        number, features = 0, manifests.FeaturesManifest.model_validate_json(sys.argv[2])
-        while True:
-            number += 1
-            changed = {"id": str(number), "cuts": [str(number)] * 5000}
-            manifests.publish(features.model_copy(update=changed), sys.argv[1])
-    """
-    command = [sys.executable, "-c", textwrap.dedent(writer), warehouse, FEATURES.model_dump_json()]
-    started = subprocess.Popen(command)
-    try:
-        until = time.monotonic() + 60
-        seen = set()
-        while len(seen) < 20:
-            assert time.monotonic() < until
-            result = manifests.read(FeaturesManifest, warehouse)
-            if result:
-                assert result.cuts == [result.id] * 5000
-                seen.add(result.id)
-    finally:
-        started.send_signal(signal.SIGKILL)
-        started.wait()
-    result = manifests.require(FeaturesManifest, warehouse)
-    assert result.cuts == [result.id] * 5000
 
 
 def test_a_model_is_kept_as_it_was(warehouse):
