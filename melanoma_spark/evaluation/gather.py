@@ -170,7 +170,7 @@ def pixel_udf(
         name,
         lambda: lambda batch: [measure(batch)],
         schemas.image_decoder(images.image_size),
-        lambda outputs, errors: pd.DataFrame({"values": list(outputs[0])}),  # type: ignore[arg-type]
+        lambda outputs, errors: pd.DataFrame({"values": list(outputs[0])}),
         t.StructType([t.StructField("values", t.ArrayType(t.FloatType()))]),
         batch_size=context.settings.evaluate.batch_size,
     )

@@ -79,7 +79,7 @@ class Scorer:
 
     def finish(
         self,
-        outputs: list[NDArray[np.float32] | None],
+        outputs: list[NDArray[np.float32]],
         errors: Sequence[ImageError | None],
         damaged: Sequence[bool] | None = None,
     ) -> pd.DataFrame:
@@ -90,16 +90,15 @@ class Scorer:
         reference.
 
         Args:
-            outputs: Those of `network.average_over_views`, None where no image could be decoded.
+            outputs: Those of `network.average_over_views`, empty where no image could be decoded.
             errors: For each image why it was rejected, or None.
             damaged: For each image whether it gets that flag.
         """
-        undefined = np.full(len(errors), np.nan)
-        *numbers, features = (*outputs, None, None, None)[:3]
-        raw, spread = (undefined if each is None else each.reshape(-1).astype(np.float64) for each in numbers)
-        distance = undefined
-        if self.reference is not None and features is not None:
-            distance = self.reference.space.distances(features)
+        raw = spread = distance = np.full(len(errors), np.nan)
+        if outputs:
+            raw, spread = (each.reshape(-1).astype(np.float64) for each in outputs[:2])
+        if outputs and self.reference is not None:
+            distance = self.reference.space.distances(outputs[2])
         probability = self.calibration.apply(raw)
         point = self.operating_point
         scored = np.asarray([error is None for error in errors], dtype=bool)

@@ -49,17 +49,14 @@ def predict_images(
     return sorted_rows.select("*", udf("image").alias("predicted"))
 
 
-def probabilities(outputs: list[NDArray[np.float32] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+def probabilities(outputs: list[NDArray[np.float32]], errors: Sequence[ImageError | None]) -> pd.DataFrame:
     """Make rows of `PROBABILITY` from a network's outputs for stored images, which always decode."""
-    assert outputs[0] is not None, "stored pixels and features always decode"
     return pd.DataFrame({"raw_probability": outputs[0].reshape(-1).astype(np.float64)})
 
 
-def probabilities_and_features(
-    outputs: list[NDArray[np.float32] | None], errors: Sequence[ImageError | None]
-) -> pd.DataFrame:
+def probabilities_and_features(outputs: list[NDArray[np.float32]], errors: Sequence[ImageError | None]) -> pd.DataFrame:
     """Make rows of `PROBABILITY` and `FEATURES`."""
-    return probabilities(outputs, errors).assign(features=list(outputs[2]))  # type: ignore[arg-type]
+    return probabilities(outputs, errors).assign(features=list(outputs[2]))
 
 
 def network_loader(spec: network.Spec, tensors: Broadcast[list[NDArray[np.float32]]], threads: int) -> inference.Load:

@@ -66,7 +66,7 @@ class LesionScorer(PythonModel):
             except ImageError as error:
                 damaged.append(False)
                 errors.append(error)
-        outputs: list[NDArray[np.float32] | None] = []
+        outputs: list[NDArray[np.float32]] = []
         if inputs:
             good = [place for place, error in enumerate(errors) if error is None]
             for output in self.forward(np.stack(inputs)):

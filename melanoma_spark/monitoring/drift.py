@@ -87,8 +87,8 @@ def reference_features(
         forward = load()
         return lambda pixels: [forward(pixels)[-1], quality.measures(pixels)]
 
-    def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        return pd.DataFrame({name: list(rows) for name, rows in zip(FEATURES.names, outputs, strict=True)})  # type: ignore[arg-type]
+    def finish(outputs: list[NDArray[Any]], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        return pd.DataFrame({name: list(rows) for name, rows in zip(FEATURES.names, outputs, strict=True)})
 
     udf = inference.column_udf(f"features of {model_id}", load_with_quality, decode, finish, FEATURES, batch_size=batch)
     columns = ("sha256", "split", f.least("width", "height").alias("side"), udf("image").alias("features"))

@@ -72,11 +72,11 @@ def compute_rows(
 
         return predict
 
-    def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
-        measured, side, damaged, profile = outputs[-4:] if len(outputs) > 1 else (None, None, None, None)
+    def finish(outputs: list[NDArray[Any]], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+        unknown = np.full((len(errors), len(quality.MEASURES)), np.nan, np.float32), *np.full((3, len(errors)), np.nan)
+        measured, side, damaged, profile = outputs[3:] or unknown
         rows = add_quality(light.value.finish(outputs[:3], errors), measured, side, damaged, image_size, limits)
-        states = [0] * len(rows) if profile is None else np.nan_to_num(profile).astype(int)
-        return rows.assign(profile=[color.STATES[state] for state in states])
+        return rows.assign(profile=[color.STATES[state] for state in np.nan_to_num(profile).astype(int)])
 
     def prepare(content: bytes) -> NDArray[Any]:
         return light.value.prepare_sized(content)
@@ -110,9 +110,9 @@ def compute_rows(
 
 def add_quality(
     rows: pd.DataFrame,
-    measured: NDArray[Any] | None,
-    side: NDArray[Any] | None,
-    damaged: NDArray[Any] | None,
+    measured: NDArray[Any],
+    side: NDArray[Any],
+    damaged: NDArray[Any],
     image_size: int,
     limits: config.Quality,
 ) -> pd.DataFrame:
@@ -120,15 +120,12 @@ def add_quality(
 
     Args:
         rows: Columns `bundle.OUTPUTS`.
-        measured: (n, 5), see `quality.measures`. None, like `side` and `damaged`, where no image could be decoded.
+        measured: (n, 5), see `quality.measures`. NaN, like `side` and `damaged`, where an image could not be decoded.
         side: (n,), the shorter side of each file in pixels.
         damaged: (n,), 1 where the file is damaged and was accepted.
         image_size: The side of the network's input in pixels.
         limits: The limits of the measures.
     """
-    if measured is None or side is None or damaged is None:
-        measured, side = np.full((len(rows), len(quality.MEASURES)), np.nan, np.float32), np.full(len(rows), np.nan)
-        damaged = np.zeros(len(rows))
     flags = quality.flags(measured, limits, side / image_size, rows["distance"].to_numpy(), damaged == 1)
     rows = rows.assign(flags=[",".join(names) or None for names in flags], side=side)
     rows[list(quality.MEASURES)] = measured

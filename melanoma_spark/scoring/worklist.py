@@ -221,9 +221,9 @@ def draw_pictures(
 
         return draw
 
-    def finish(outputs: list[NDArray[Any] | None], errors: Sequence[ImageError | None]) -> pd.DataFrame:
+    def finish(outputs: list[NDArray[Any]], errors: Sequence[ImageError | None]) -> pd.DataFrame:
         none = np.full(len(errors), None)  # a file that has changed since has no pictures
-        image, heat = outputs if len(outputs) == 2 else (none, none)
+        image, heat = outputs or (none, none)
         frame = pd.DataFrame({"image": image, "heat": heat}, dtype=object)
         return frame.where(frame.notna(), None)
 

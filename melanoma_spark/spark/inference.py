@@ -23,7 +23,7 @@ from melanoma_spark.spark import session
 Predict = Callable[[NDArray[Any]], list[NDArray[Any]]]
 Load = Callable[[], Predict]
 Prepare = Callable[..., NDArray[Any]]
-Finish = Callable[[list[NDArray[Any] | None], Sequence[ImageError | None]], pd.DataFrame]
+Finish = Callable[[list[NDArray[Any]], Sequence[ImageError | None]], pd.DataFrame]
 
 _LOADED: dict[str, Predict] = {}  # of this worker process; one model at a time
 
@@ -65,8 +65,8 @@ def batch_function(
         model_id: the key under which a worker keeps the model.
         load: builds the model's forward pass.
         prepare: returns one model input or raises `ImageError`. It gets all values of an item that is a tuple.
-        finish: returns one row for each item. It gets an array for each model output with a row for each item, or
-            None when nothing in the batch could be prepared; and for each item its error or None.
+        finish: returns one row for each item. It gets an array for each model output with a row for each item, or no
+            arrays when nothing in the batch could be prepared; and for each item its error or None.
         batch_size: inputs of one forward pass.
         meter: counts every batch.
     """
@@ -89,13 +89,11 @@ def batch_function(
         good = [place for place, item in enumerate(items) if not isinstance(item, ImageError)]
         arrays = [item for item in items if not isinstance(item, ImageError)]
         errors = [item if isinstance(item, ImageError) else None for item in items]
-        outputs: list[NDArray[Any] | None] = [None]
+        outputs: list[NDArray[Any]] = []
         if arrays:
             inputs = np.stack(arrays)
             parts = [predict(inputs[at : at + batch_size]) for at in range(0, len(good), batch_size)]
-            outputs = []
-            for place in range(len(parts[0])):
-                values = np.concatenate([part[place] for part in parts])
+            for values in map(np.concatenate, zip(*parts, strict=True)):
                 spread = np.full((len(items), *values.shape[1:]), np.nan, values.dtype)
                 spread[good] = values
                 outputs.append(spread)

@@ -133,8 +133,7 @@ def average_symmetries(
 
             return mean_features
 
-        def finish(outputs: list[NDArray[Any] | None], errors: Any) -> pd.DataFrame:
-            assert outputs[0] is not None, "stored pixels always decode"
+        def finish(outputs: list[NDArray[Any]], errors: Any) -> pd.DataFrame:
             return pd.DataFrame({"means": [row.tobytes() for row in outputs[0]]})
 
         batch, kind = context.settings.featurize.batch_size, t.StructType([t.StructField("means", t.BinaryType())])

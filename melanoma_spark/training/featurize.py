@@ -181,7 +181,7 @@ def compute(
         image = decode(content)
         return augmentation.augment(image, augment, augmentation.generator(seed, int(view), sha256)) if view else image
 
-    def finish(outputs: list[NDArray[Any] | None], errors: Any) -> pd.DataFrame:
+    def finish(outputs: list[NDArray[Any]], errors: Any) -> pd.DataFrame:
         return pd.DataFrame({cut: serialize(values, settings.dtype) for cut, values in zip(cuts, outputs, strict=True)})
 
     session.set_arrow_batch_rows(spark, settings.batch_size)
@@ -195,9 +195,8 @@ def compute(
     return report_throughput(context, meter)
 
 
-def serialize(values: NDArray[Any] | None, dtype: str) -> list[bytes]:
+def serialize(values: NDArray[Any], dtype: str) -> list[bytes]:
     """Return each row as Petastorm's NdarrayCodec stores it; values beyond the range of float16 are clipped."""
-    assert values is not None, "stored pixels always decode"
     limit = np.finfo(dtype).max
     rows = []
     for row in np.clip(values, -limit, limit).astype(dtype):

@@ -47,11 +47,10 @@ def test_images_none_of_which_can_be_decoded_are_rows_with_reasons():
     space = training_reference.FeatureSpace(np.zeros(2), np.eye(1, 2), np.ones(1), 1.0, 1.0)
     known = training_reference.Reference(space, {}, {}, {})
     scorer = bundle.Scorer(spec, [], Calibration(), point, 1, 10_000, {"id": "x"}, known)
-    for outputs in ([], [None]):  # of the served model, and of inference.batch_function
-        rows = scorer.finish(outputs, [ImageError("corrupt", "cut short"), ImageError("corrupt", "no image")])
-        assert list(rows["status"]) == ["rejected", "rejected"]
-        assert rows[["probability", "raw_probability", "spread", "distance"]].isna().all(axis=None)
-        assert list(rows["detail"]) == ["cut short", "no image"]
+    rows = scorer.finish([], [ImageError("corrupt", "cut short"), ImageError("corrupt", "no image")])
+    assert list(rows["status"]) == ["rejected", "rejected"]
+    assert rows[["probability", "raw_probability", "spread", "distance"]].isna().all(axis=None)
+    assert list(rows["detail"]) == ["cut short", "no image"]
 
 
 def test_a_model_keeps_the_version_of_pixels_that_it_was_trained_on():

@@ -63,7 +63,7 @@ def udf_of(model_id: str, markers: Path):
 
     def finish(outputs, errors) -> pd.DataFrame:
         none = [None] * len(errors)
-        first, second = (outputs[0], outputs[1]) if outputs[0] is not None else (None, None)
+        first, second = outputs or (None, None)
         return pd.DataFrame(
             {
                 "first": none if first is None else first[:, 0].astype(float),

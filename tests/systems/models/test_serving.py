@@ -312,7 +312,8 @@ def test_scorers_are_packed_completely_and_finish_rows(scorer):
     assert (again.spec, again.calibration) == (scorer.spec, Calibration())
 
     broken = ImageError("corrupt", "OSError while decoding 64 x 64 pixels")
-    outputs = [np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)]
+    probabilities = np.asarray([[0.25], [np.nan], [0.2499], [1.0]], np.float32)
+    outputs = [probabilities, np.full_like(probabilities, np.nan), np.zeros((4, 2), np.float32)]
     result = replace(scorer, calibration=Calibration()).finish(outputs, [None, broken, None, None])
     assert list(result.columns) == list(bundle.OUTPUTS)
     assert list(result["decision"]) == ["positive", "", "negative", "positive"]  # at the threshold: positive
