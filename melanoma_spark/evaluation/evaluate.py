@@ -189,7 +189,7 @@ def predict(
     if options.shortcuts:
         *_, deciding = models
         painted = predictions.predict_network(
-            context, images, models[deciding], deciding, meter, label=PAINTED, change=shortcuts.without_lesion
+            context, images, models[deciding], PAINTED, meter, change=shortcuts.without_lesion
         )
         rows = rows.unionByName(painted.where("split = 'test'"))
     session.describe_jobs(context.spark, "evaluate: predict validation and test")

@@ -117,13 +117,11 @@ def predict_network(
     model: ModelManifest,
     name: str,
     meter: session.Meter,
-    *,
-    label: str = "",
     change: Change = np.asarray,
 ) -> DataFrame:
     """Predict validation and test by a network, from the stored pixels, over as many views as the settings ask for.
 
-    `change` is applied to the pixels first; `label` is then the model's name in the rows.
+    `change` is applied to the pixels first. `name` is the model's name in the rows.
 
     Returns:
         Rows of `schemas.PREDICTIONS` without the calibrated probability.
@@ -138,7 +136,7 @@ def predict_network(
         change=change,
         meter=meter,
     )
-    return _with_model(predicted, label or name)
+    return _with_model(predicted, name)
 
 
 def _with_model(predicted: DataFrame, model: str) -> DataFrame:
