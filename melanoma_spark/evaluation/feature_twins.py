@@ -40,22 +40,17 @@ class Twins:
 
     Attributes:
         rows: `sha256`, `split`, `label` and `group` of the images.
-        leaked: the test images with a twin in train or validation.
+        leaked_hashes: `sha256` of the test images with a twin in train or validation.
         pairs: the number of pairs.
         in_one_group: how many of them ids, hashes or thumbnails have in one group.
         shown: the most alike of the others, the first one first.
     """
 
     rows: pd.DataFrame
-    leaked: NDArray[np.int64]
+    leaked_hashes: list[str]
     pairs: int
     in_one_group: int
     shown: Sequence[Pair]
-
-    @property
-    def leaked_hashes(self) -> list[str]:
-        """`sha256` of the leaked test images."""
-        return [str(sha256) for sha256 in self.rows["sha256"].iloc[self.leaked]]
 
 
 def can_compare(images: ImagesManifest, features: FeaturesManifest) -> bool:
@@ -162,7 +157,7 @@ def compare_all(white: Floats, tests: int, rows: pd.DataFrame) -> Twins:
         best = np.flatnonzero(apart)[np.argsort(-values[apart], kind="stable")[: card_facts.TWINS]]
         shown += zip(values[best].tolist(), ones[best].tolist(), others[best].tolist(), strict=True)
     shown = sorted(shown, key=lambda pair: -pair[0])[: card_facts.TWINS]
-    return Twins(rows, np.flatnonzero(leaked), count, in_one_group, shown)
+    return Twins(rows, rows["sha256"].iloc[:tests][leaked].tolist(), count, in_one_group, shown)
 
 
 def show_on_card(context: StageContext, images: ImagesManifest, twins: Twins) -> None:
