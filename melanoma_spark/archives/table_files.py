@@ -1,11 +1,10 @@
 """The tables of an archive: which files they are, their heads for the driver, their rows for Spark."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
@@ -19,9 +18,6 @@ from melanoma_spark.archives.tables import HEAD, Table, TableHead, read_table
 from melanoma_spark.errors import DataError, ImageError
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 MOST_TABLES = 2000
 MOST_FOLDERS = 10_000
@@ -50,9 +46,10 @@ def read_table_heads(
 
     def head_of(row: ListedFile) -> TableHead | None:
         try:
-            return TableHead(row.path, next(stream_table(root, row), b"")[:HEAD])
+            with open_table(root, row) as file:
+                return TableHead(row.path, file.read(HEAD))
         except DataError as error:
-            unreadable[row.path] = str(error)
+            unreadable[row.path] = str(error).removeprefix(f"{row.path} ")
             return None
 
     with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:  # on S3 each takes a moment
@@ -97,47 +94,26 @@ def count_images_by_folder(listed: DataFrame) -> dict[str, int]:
     return {row.folder: row["count"] for row in rows}
 
 
-def stream_table(root: str, row: ListedFile) -> Iterator[bytes]:
-    """The bytes of a table in pieces, from a file or a member of a container.
+@contextmanager
+def open_table(root: str, row: ListedFile) -> Iterator[BinaryIO]:
+    """Open a table, which is a file or a member of a container.
 
-    Raises `DataError` if it cannot be read: without it images would silently lose their labels. The caller puts the
-    path of the table before the text.
+    Raises `DataError` that begins with its path if it cannot be read, in the block too: without the table images would
+    silently lose their labels.
     """
     try:
         if row.kind == "file":
             with open_file(root, row.file, row.raw) as file:
-                while piece := file.read(1024 * 1024):
-                    yield piece
+                yield file
         else:
-            for _, content in read_members(root, row.file, row.kind, [row]):
-                if isinstance(content, ImageError):
-                    raise content
-                yield content
+            ((_, content),) = read_members(root, row.file, row.kind, [row])
+            if isinstance(content, ImageError):
+                raise content
+            yield io.BytesIO(content)
     except (OSError, ImageError) as error:
         why = error.detail if isinstance(error, ImageError) else files.reason(error)
         hint = "make it readable, or take it out of the archive, and run ingest again"
-        raise DataError(f"cannot be read: {why}; {hint}") from None
-
-
-class _PieceReader(io.RawIOBase):
-    """Pieces of bytes as a file that can be read."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces, self._left = pieces, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        while not self._left:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._left = piece
-        view = memoryview(buffer)
-        count = min(len(view), len(self._left))
-        view[:count], self._left = self._left[:count], self._left[count:]
-        return count
+        raise DataError(f"{row.path} cannot be read: {why}; {hint}") from None
 
 
 def read_records(
@@ -161,8 +137,9 @@ def read_records(
     def records_of(table: Table, row: ListedFile) -> Iterator[tuple[Any, ...]]:
         """Rows with a null `error`; a damaged table ends with a row of its path and error."""
         try:
-            for record in read_table(io.BufferedReader(_PieceReader(stream_table(root, row))), table):
-                yield (*record.values(), None)
+            with open_table(root, row) as file:
+                for record in read_table(file, table):
+                    yield (*record.values(), None)
         except DataError as error:
             if not skip_damaged:
                 raise
