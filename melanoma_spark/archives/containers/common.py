@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
+from melanoma_spark.errors import ImageError
+
 MOST = (1 << 63) - 1  # the largest number of a 64-bit column; larger ones in a container are bogus
 
 
@@ -112,6 +114,13 @@ def read_exactly(file: BinaryIO, length: int) -> bytes:
         if not more:
             break
         content += more
+    return content
+
+
+def check_complete(content: bytes, length: int) -> bytes:
+    """Return the content of a member. Raises `ImageError` if the archive ended before it had this length."""
+    if len(content) < length:
+        raise ImageError("damaged_member", f"{len(content)} of {length} bytes, then the archive ends")
     return content
 
 

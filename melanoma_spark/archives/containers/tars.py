@@ -90,10 +90,7 @@ def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
 
     def get(member: Member) -> bytes:
         file.seek(member.offset)
-        content = common.read_exactly(file, member.size)
-        if len(content) < member.size:
-            raise ImageError("damaged_member", f"{len(content)} of {member.size} bytes, then the archive ends")
-        return content
+        return common.check_complete(common.read_exactly(file, member.size), member.size)
 
     return get
 
@@ -110,9 +107,7 @@ def _gzip_reader(file: BinaryIO) -> Callable[[Member], bytes]:
             content = stream.read(member.size)
         except Stop as stop:
             raise ImageError("damaged_member", stop.detail) from None
-        if len(content) < member.size:
-            raise ImageError("damaged_member", f"{len(content)} of {member.size} bytes, then the archive ends")
-        return content
+        return common.check_complete(content, member.size)
 
     return get
 

@@ -101,9 +101,7 @@ def _reader(file: BinaryIO) -> Callable[[Member], bytes]:
         if flags & 1:
             raise ImageError("encrypted", "by its own header")
         common.read_exactly(file, name + extra)
-        content = common.read_exactly(file, member.stored)
-        if len(content) < member.stored:
-            raise ImageError("damaged_member", f"{len(content)} of {member.stored} bytes, then the archive ends")
+        content = common.check_complete(common.read_exactly(file, member.stored), member.stored)
         try:
             content = _decompress(content, member.method, member.size, flags)
         except (zlib.error, lzma.LZMAError, OSError, EOFError, struct.error) as error:
