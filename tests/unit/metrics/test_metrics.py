@@ -327,9 +327,12 @@ def test_settings_out_of_range_are_named():
         lambda: above(*rows, sensitivity=0),
         lambda: right_of(*rows, sensitivity=1.1),
         lambda: counts.figure(counts.best_sensitivity, *rows, specificity=-0.1),
+        lambda: counts.figure(counts.best_specificity, *rows, sensitivity=1.1),
         lambda: binary.ppv_at_prevalence(0.9, 0.9, 2),
         lambda: binary.net_benefit(*rows, 1.0),
         lambda: binary.chance_in_top(*rows, ["a", "b"], 0),
     ):
-        with pytest.raises(ConfigError, match=r"must (lie in|be at least)"):
+        with pytest.raises(
+            ConfigError, match=r"(sensitivity|specificity|prevalence|threshold|images) must (lie in|be at least)"
+        ):
             call()
