@@ -189,6 +189,7 @@ CANDIDATES = _columns(  # a readable file with its label and attributes
     *((name, t.StringType()) for name in ATTRIBUTES),
     ("in_table", t.BooleanType()),
     ("flags", t.StringType()),
+    ("profile", t.StringType()),
     ("reason", t.StringType()),
     ("detail", t.StringType()),
 )

@@ -36,7 +36,6 @@ class Archive:
         throughput: Of decoding, for the summary.
         candidates: Rows of `schemas.CANDIDATES`.
         unmatched: Rows of `schemas.UNMATCHED`.
-        profiles: What became of ICC profiles -> images.
     """
 
     made_from: str
@@ -48,7 +47,6 @@ class Archive:
     throughput: str
     candidates: DataFrame
     unmatched: DataFrame
-    profiles: Mapping[str, int]
 
     @property
     def images(self) -> int:
@@ -82,12 +80,10 @@ def read_archive(context: StageContext, listed: DataFrame, roles: Roles, made_fr
     read = readable.select(*SAME_FILE, "path", "image_id").join(
         decoded.drop("image", "thumbnail"), list(SAME_FILE), "inner"
     )
-    profiles = read.where("profile is not null").groupBy("profile").count().collect()
     return Archive(
         *(made_from, listed, roles, layout, decoded, new, throughput),
         candidates=store("candidates", selection.find_candidates(read, matched.images, layout, settings, name)),
         unmatched=store("unmatched", matched.unmatched.select(*schemas.UNMATCHED.names)),
-        profiles={row.profile: row["count"] for row in profiles},
     )
 
 

@@ -94,7 +94,7 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
         decisions = store("decisions", selection.decide(read.candidates, settings, grouped))
     kept, rejects = decisions.where("reason is null"), find_rejects(decisions, read.unreadable)
 
-    counts, reasons, damaged = count_decisions(decisions, read.roles)
+    counts, reasons, damaged, profiles = count_decisions(decisions, read.roles)
     words_of = decisions.where("reason = 'unknown_label'").groupBy("word").count()
     unknown = {row.word: row["count"] for row in words_of.orderBy(f.desc("count"), "word").limit(20).collect()}
     accepted, rejected = sum(counts.values()), sum(reasons.values())
@@ -150,8 +150,8 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
         manifest = manifest.model_copy(update={"damaged": damaged})
     if system:
         manifest = manifest.model_copy(update={"skipped_for": {layouts.SYSTEM: system}})
-    if read.profiles:
-        manifest = manifest.model_copy(update={"profiles": read.profiles, "profiles_to": color.TARGET})
+    if profiles:
+        manifest = manifest.model_copy(update={"profiles": profiles, "profiles_to": color.TARGET})
 
     write_images(context, read.decoded, kept, accepted, manifest.path)
     write_rejects(warehouse, manifest.path, rejects, read.unmatched)
@@ -174,29 +174,32 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
         f"{f' ({layouts.SYSTEM} {system})' if system else ''}"
-        f"{color.describe_broken(read.profiles)}"
+        f"{color.describe_broken(profiles)}"
         f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
         f"{read.new} read now; {read.layout.summary}{read.throughput}"
     )
 
 
-def count_decisions(decisions: DataFrame, roles: Roles) -> tuple[dict[str, int], dict[str, int], int]:
-    """Count images by split and label, such as `train_0`, rejected ones by reason, and accepted damaged ones.
+def count_decisions(decisions: DataFrame, roles: Roles) -> tuple[dict[str, int], dict[str, int], int, dict[str, int]]:
+    """Count images: by split and label, such as `train_0`; rejected by reason; accepted damaged ones; by ICC profile.
 
     `decisions` are of `selection.decide`; `roles` adds the images of the listing that cannot be read.
     """
     kept: Counter[str] = Counter()
     reasons = Counter({reason: count for (role, reason), count in roles.items() if role == "image" and reason})
+    profiles: Counter[str] = Counter()
     damaged = 0
     flagged = f.coalesce(f.col("flags") == quality.DAMAGED, f.lit(False)).alias("damaged")
-    for row in decisions.groupBy("split", "label", "reason", flagged).count().collect():
+    for row in decisions.groupBy("split", "label", "reason", "profile", flagged).count().collect():
+        if row.profile:
+            profiles[row.profile] += row["count"]
         if row.reason is None:
             kept[f"{row.split}_{row.label}"] += row["count"]
             damaged += row["count"] * row.damaged
         else:
             reasons[row.reason] += row["count"]
     counts = {f"{split}_{label}": kept[f"{split}_{label}"] for split in splits.SPLITS for label in (0, 1)}
-    return counts, dict(sorted(reasons.items())), damaged
+    return counts, dict(sorted(reasons.items())), damaged, dict(sorted(profiles.items()))
 
 
 def find_rejects(decided: DataFrame, unreadable: DataFrame) -> DataFrame:

@@ -99,7 +99,8 @@ def _candidate(
         row.source_uri, row.length, row.modified, row.sha256, row.pixel_sha256, row.perceptual_hash, row.width,
         row.height, name(row.image_id), label if usable else None, answer.word, answer.diagnosis,
         row.split or folder_split, keys if usable else [], names if usable else [], patient or row.dicom_patient,
-        lesion, *(_text(getattr(row, column)) for column in ATTRIBUTES), in_table, _text(row.flags), reason, detail,
+        lesion, *(_text(getattr(row, column)) for column in ATTRIBUTES), in_table, _text(row.flags), _text(row.profile),
+        reason, detail,
     )  # fmt: skip
 
 

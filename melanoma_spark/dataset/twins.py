@@ -30,6 +30,7 @@ WAVES = 8  # cosines along each side that hashes are made of
 TABLES, WIDTH, PROJECTIONS = 8, 0.6, 6
 NEIGHBORS = 200  # that an image of a crowded bucket is compared with, in each table
 ROWS_OF_A_TASK = 50_000
+FEW = 25_000  # images whose buckets one task sorts, in 150 MB: a shuffle would take longer
 
 PAIRS = "first string, second string, correlation float"
 ENDS = ("first", "second")
@@ -137,14 +138,22 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
             yield compare_neighbors(rows, known, least)
             carried = rows.tail(NEIGHBORS)
 
-    hashed = thumbnails.select("pixel_sha256", "thumbnail").mapInPandas(
-        hash_rows,  # type: ignore[arg-type]
-        "pixel_sha256 string, thumbnail binary, features binary, code long, place float",
-    )
-    slots = session.slots(thumbnails.sparkSession)
-    tasks = slots * max(-(-images * TABLES // (ROWS_OF_A_TASK * slots)), 1)  # the same number for each slot
-    buckets = hashed.repartition(tasks, "code").sortWithinPartitions("code", "place")
-    pairs = buckets.mapInPandas(compare, PAIRS).repartition("first")  # type: ignore[arg-type]
+    def compare_all(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
+        if hashed := [rows for rows in hash_rows(batches) if len(rows)]:
+            yield from compare(iter([pd.concat(hashed).sort_values(["code", "place"])]))
+
+    thumbnails = thumbnails.select("pixel_sha256", "thumbnail")
+    if images <= FEW:
+        pairs = thumbnails.coalesce(1).mapInPandas(compare_all, PAIRS)  # type: ignore[arg-type]
+    else:
+        hashed = thumbnails.mapInPandas(
+            hash_rows,  # type: ignore[arg-type]
+            "pixel_sha256 string, thumbnail binary, features binary, code long, place float",
+        )
+        slots = session.slots(thumbnails.sparkSession)
+        tasks = slots * max(-(-images * TABLES // (ROWS_OF_A_TASK * slots)), 1)  # the same number for each slot
+        buckets = hashed.repartition(tasks, "code").sortWithinPartitions("code", "place")
+        pairs = buckets.mapInPandas(compare, PAIRS).repartition("first")  # type: ignore[arg-type]
     once = pairs.groupBy("first", "second").agg(f.max("correlation").alias("correlation"))
     best = f.row_number().over(Window.partitionBy("first").orderBy(f.desc("correlation"), "second"))
     return once.withColumn("place", best).where(f.col("place") <= groups.MOST_TWINS).drop("place")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 from scipy.ndimage import gaussian_filter
 
 from melanoma_spark import config, schemas
@@ -68,6 +69,19 @@ def test_a_shipped_split_and_modes(tables):
     assert result.record["outcomes"] == {"different ids": 1, "shown only": 4}
     now, result = joined(tables, ingest={"twins": "off"})
     assert (result.record, len(result.pairs), str(result)) == ({}, 0, "")
+
+
+def test_flat_images_have_no_twins(spark):
+    flat = spark.createDataFrame([("a", bytes(1024)), ("b", bytes(1024))], "pixel_sha256 string, thumbnail binary")
+    assert twins.find_twins(flat, 2).collect() == []
+
+
+def test_many_images_are_searched_by_several_tasks_with_the_same_result(tables, monkeypatch):
+    few = twins.find_twins(tables[0], 45).toPandas()
+    monkeypatch.setattr(twins, "FEW", 0)
+    many = twins.find_twins(tables[0], 45).toPandas()
+    assert len(few) == 5
+    assert_frame_equal(*(pairs.sort_values("first", ignore_index=True) for pairs in (few, many)))
 
 
 def test_an_image_has_as_many_twins_as_a_group_takes(spark, monkeypatch):
