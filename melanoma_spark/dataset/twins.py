@@ -30,6 +30,7 @@ WAVES = 8  # cosines along each side that hashes are made of
 TABLES, WIDTH, PROJECTIONS = 8, 0.6, 6
 NEIGHBORS = 200  # that an image of a crowded bucket is compared with, in each table
 ROWS_OF_A_TASK = 50_000
+ROWS_AT_ONCE = 10_000  # that one task compares, so that crowded buckets fit into memory
 FEW = 25_000  # images whose buckets one task sorts, in 150 MB: a shuffle would take longer
 
 PAIRS = "first string, second string, correlation float"
@@ -140,7 +141,8 @@ def find_twins(thumbnails: DataFrame, images: int) -> DataFrame:
 
     def compare_all(batches: Iterator[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         if hashed := [rows for rows in hash_rows(batches) if len(rows)]:
-            yield from compare(iter([pd.concat(hashed).sort_values(["code", "place"])]))
+            rows = pd.concat(hashed).sort_values(["code", "place"])
+            yield from compare(rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE))
 
     thumbnails = thumbnails.select("pixel_sha256", "thumbnail")
     if images <= FEW:
