@@ -5,6 +5,7 @@ squamous cell carcinoma are malignant and not melanoma, and "malignant" alone do
 """
 
 import csv
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,14 +84,21 @@ def diagnosis_table() -> Mapping[str, Diagnosis]:
 
 
 def find(word: str) -> Diagnosis | None:
-    """The diagnosis of a word; of a hierarchy that of its deepest known level."""
+    """The diagnosis of a word; of a hierarchy, and of a code of ICD-10, that of its deepest known level."""
     table = diagnosis_table()
     return next((table[prefix] for prefix in _prefixes(word) if prefix in table), None)
 
 
+# A code of ICD-10 with the place below its category, as C43.5, C43.59 or D225. German letters behind a code say that a
+# diagnosis is suspected, excluded or past: with them it is no code here.
+ICD_CODE = re.compile(r"([a-z]\d\d) ?\d{1,3}")
+
+
 def _prefixes(word: str) -> list[str]:
     levels = key(word).split(":")
-    return [":".join(levels[:depth]) for depth in range(len(levels), 0, -1)]
+    prefixes = [":".join(levels[:depth]) for depth in range(len(levels), 0, -1)]
+    code = ICD_CODE.fullmatch(prefixes[0])
+    return [*prefixes, code[1]] if code else prefixes
 
 
 def _specificity(word: str) -> tuple[int, int]:

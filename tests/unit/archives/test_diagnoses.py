@@ -84,6 +84,20 @@ def test_every_word_of_the_published_archives_is_known(words):
         ((0, None), ("Indeterminate:Indeterminate epidermal proliferations:Solar or actinic keratosis",)),
         ((None, 1), ("malignant", "Malignant:Of a branch that is new")),
         ((None, None), ("indeterminate", "UNK", "Indeterminate:Indeterminate melanocytic proliferations")),
+        (
+            (1, 1),
+            ("malignes Melanom", "Melanoma cutáneo", "mélanome", "melanoma a diffusione superficiale", "melanoom"),
+        ),
+        ((0, 0), ("Nävus", "NAEVUSZELLNAEVUS", "nevo displásico", "nævus bleu", "ceratose seborreica", "moedervlek")),
+        ((0, 1), ("Basaliom", "carcinoma de células escamosas", "carcinome épidermoïde", "Ziekte van Bowen")),
+        ((None, 1), ("bösartig", "maligno", "malin", "câncer de pele", "cancro della pelle", "kwaadaardig")),
+        (
+            (1, 1),
+            ("ja", "sí", "oui", "sim", "vero", "SSM", "C43", "C43.5", "C43.59", "c435", "D03.4", "8743/3", "8720/2"),
+        ),
+        ((0, 0), ("D22.9", "D22", "L82", "L82.1", "8720/0", "nee", "não", "falso", "400096001")),
+        ((0, 1), ("C44.311", "D04.5", "8090/3", "254701007")),
+        ((None, None), ("unbekannt", "D48.5", "C79.2")),
     ],
 )
 def test_words_answer_both_questions(expected, words):
@@ -114,6 +128,14 @@ def test_why_there_is_no_answer(labels, answer):
 def test_case_and_spaces_do_not_matter(spelling):
     assert find(spelling) == find("seborrheic keratosis")
     assert target_of(spelling, "melanoma").word == spelling, "told as the archive spells it"
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["C43.5 V", "C43.5A", "C43 Z", "C4", "C43-C44", "M", "Y", "N", "s", "2", "6", "X43.5", "8720/9", "D48", "C79"],
+)
+def test_suspicions_letters_and_numbers_of_classes_are_not_guessed(word):
+    assert find(word) is None
 
 
 def test_unknown_targets_are_refused_and_bare_zeros_and_ones_answer_both():
