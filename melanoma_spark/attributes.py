@@ -11,11 +11,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from melanoma_spark.words import key
+
 UNKNOWN = "unknown"  # the category of an image without a value
 MISSING = {"", "na", "n/a", "nan", "none", "null", "unknown", "missing", "not available", "none selected", "-", "?"}
 MAX_WORD = 200  # characters of a number or a word; longer text is cut
 MAX_AGE = 120  # years
-SEXES = {**dict.fromkeys(("f", "female", "w", "woman"), "female"), **dict.fromkeys(("m", "male", "man"), "male")}
+SEXES = {  # English, German, Spanish, French, Portuguese, Italian, Dutch
+    **dict.fromkeys(("f", "female", "w", "woman", "weiblich", "frau", "mujer", "femenino", "femenina"), "female"),
+    **dict.fromkeys(("hembra", "femme", "feminin", "feminine", "feminino", "feminina", "mulher"), "female"),
+    **dict.fromkeys(("femmina", "femminile", "donna", "vrouw", "vrouwelijk"), "female"),
+    **dict.fromkeys(("m", "male", "man", "mannlich", "maennlich", "mann", "hombre", "masculino", "varon"), "male"),
+    **dict.fromkeys(("homme", "masculin", "homem", "maschio", "maschile", "uomo", "mannelijk"), "male"),
+}
+MUJER = {"h": "male", "m": "female"}  # where a table has an H: hombre, homem; mujer, mulher
 SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")  # Fitzpatrick's
 
 
@@ -41,7 +50,7 @@ def parse_age(cell: str) -> float | None:
 
 def parse_sex(cell: str) -> str | None:
     """`female`, `male` or None."""
-    return SEXES.get(cell.strip().lower())
+    return SEXES.get(key(cell[:MAX_WORD]))
 
 
 def parse_skin_type(cell: str) -> str | None:

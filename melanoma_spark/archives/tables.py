@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, cast
 from melanoma_spark.archives import cells as cell_values
 from melanoma_spark.archives import diagnoses, table_text
 from melanoma_spark.archives.ids import FOLDER, image_id, parse_id
-from melanoma_spark.attributes import ATTRIBUTES, MAX_WORD, MISSING
+from melanoma_spark.attributes import ATTRIBUTES, MAX_WORD, MISSING, MUJER, parse_sex
 from melanoma_spark.errors import DataError
+from melanoma_spark.words import key
 
 MAX_PATH = 4096  # characters of its path; its end is kept
 HEAD = 1 << 16  # bytes of a table in a `TableHead`, if it has as many
@@ -61,6 +62,7 @@ class Table:
         one_hot: place -> the diagnosis that a 1 in it means.
         neither: the diagnosis of a row whose one-hot columns are all 0.
         words: a label by its `key` -> what it means in this table.
+        sexes: a letter, or another word by its `key` -> the sex that it means in this table.
         paths: places of more columns that may name an image, and its folders with it.
     """
 
@@ -73,6 +75,7 @@ class Table:
     one_hot: Mapping[int, str] = field(default_factory=dict)
     neither: str = "unknown"
     words: Mapping[str, str] = field(default_factory=dict)
+    sexes: Mapping[str, str] = field(default_factory=dict)
     delimiter: str = ","
     encoding: str = "utf-8-sig"
     has_header: bool = True
@@ -167,8 +170,10 @@ def read_table(lines: Iterable[str] | BinaryIO, table: Table) -> Iterator[Record
     """
     one_hot, labels = tuple(table.one_hot.items()), table.columns.get("label", ())
     ids = table.columns["image_id"]
+    parsers = {name: attribute.parse for name, attribute in ATTRIBUTES.items()}
+    parsers["sex"] = lambda cell: table.sexes.get(key(cell[:MAX_WORD])) or parse_sex(cell)
     plain: list[tuple[str, int, Callable[[str], Any]]] = [
-        (name, table.columns[name][0], ATTRIBUTES[name].parse if name in ATTRIBUTES else parse_id)
+        (name, table.columns[name][0], parsers.get(name, parse_id))
         for name in NAMES
         if name != "image_id" and name in table.columns
     ]
@@ -235,6 +240,9 @@ def _with_header(table: Table, rows: list[list[str]], user_columns: Mapping[str,
         hierarchies = tuple(filter(None, (places(*levels) for levels in HIERARCHIES)))
         table = replace(table, hierarchies=hierarchies, one_hot=_one_hot(table.header, rows))
     table = replace(table, paths=paths, columns={name: value for name, value in columns.items() if value})
+    sexes = {cells[place].strip().lower() for place in columns.get("sex", ()) for cells in rows if len(cells) > place}
+    if "h" in sexes:
+        table = replace(table, sexes=MUJER)
     lesions = "diagnosis_confirm_type" in header and len(header) == 3
     return replace(table, role="lesions" if lesions else "truth" if table.has_labels else "metadata")
 

@@ -23,6 +23,18 @@ def test_ages_fall_into_bands(band, texts):
     assert {ATTRIBUTES["age"].category(text) for text in texts} == {band}
 
 
+@pytest.mark.parametrize(
+    ("sex", "words"),
+    [
+        ("female", ("F", "w", "weiblich", "Mujer", "Féminin", "mulher", "donna", "vrouw")),
+        ("male", ("M", "männlich", "Maennlich", "varón", "homme", "homem", "uomo", "mannelijk")),
+        (None, ("", "h", "x", "diverse", "unknown")),
+    ],
+)
+def test_sexes_in_seven_languages(sex, words):
+    assert {ATTRIBUTES["sex"].parse(word) for word in words} == {sex}
+
+
 @given(st.text(max_size=12))
 def test_any_text_has_a_category(text):
     assert ATTRIBUTES["age"].category(text) in (*ATTRIBUTES["age"].categories, "unknown")

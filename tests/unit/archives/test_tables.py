@@ -336,6 +336,19 @@ def test_split_of_a_name(split, names):
     assert {split_of(name) for name in names} == {split}
 
 
+@pytest.mark.parametrize(
+    ("cells", "sexes"),
+    [
+        ("HMx", ["male", "female", None]),
+        ("MFM", ["male", "female", "male"]),
+        (["hombre", "m", "f"], ["male", "male", "female"]),
+    ],
+)
+def test_an_m_beside_an_h_is_a_woman(cells, sexes):
+    text = "image,sex\n" + "".join(f"{place},{cell}\n" for place, cell in enumerate(cells))
+    assert [row.attributes.get("sex") for row in records(text)] == sexes
+
+
 def test_tables_without_labels_and_paths_before_ids():
     assert understood("image,label,melanoma,nevus\na,benign,left arm,no\n").one_hot == {}
     table = understood("image,dx,MEL,NV,diagnosis_1,sex\na,nevus,0,1,Benign,f\n")
