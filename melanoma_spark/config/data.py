@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from melanoma_spark import words
 from melanoma_spark.config.fields import BelowOne, Count, Fraction, Section, Share, setting
@@ -10,11 +10,15 @@ from melanoma_spark.config.fields import BelowOne, Count, Fraction, Section, Sha
 NAME_KEY = "MELANOMA_NAME_KEY"  # the environment variable with the key of privacy.source_names=hash
 
 
+# YAML reads [4] as a number
+Word = Annotated[str, BeforeValidator(lambda word: str(word) if type(word) in (int, float) else word)]
+
+
 class Labels(Section):
     """Further words of an archive's label column or class folders, besides those of `diagnoses.csv`, in lower case."""
 
-    positive: tuple[str, ...] = setting((), "more words for label 1")
-    negative: tuple[str, ...] = setting((), "more words for label 0")
+    positive: tuple[Word, ...] = setting((), "more words for label 1")
+    negative: tuple[Word, ...] = setting((), "more words for label 0")
 
     @model_validator(mode="after")
     def _no_word_is_both(self) -> Self:

@@ -9,8 +9,8 @@ from typing import Any
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as f
 
-from melanoma_spark import config, lineage, schemas
-from melanoma_spark.archives import layouts, listing, matching
+from melanoma_spark import config, lineage, schemas, words
+from melanoma_spark.archives import diagnoses, layouts, listing, matching
 from melanoma_spark.attributes import ATTRIBUTES, FIRST_ATTRIBUTES
 from melanoma_spark.dataset import card_pictures, datacard, selection, splits, summary, twins
 from melanoma_spark.dataset.archive import SAME_FILE, Archive, Roles, Store, decoded_folder, read_archive
@@ -24,6 +24,7 @@ from melanoma_spark.storage.manifests import ImagesManifest
 from melanoma_spark.storage.parquet import table_id
 from melanoma_spark.storage.petastorm import petastorm_metadata
 
+MOST_WORDS = 20  # of labels, in a message
 ROWS_PER_PARTITION = 10_000  # of tables with a small row for each image
 
 
@@ -95,8 +96,7 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
     kept, rejects = decisions.where("reason is null"), find_rejects(decisions, read.unreadable)
 
     counts, reasons, damaged, profiles = count_decisions(decisions, read.roles)
-    words_of = decisions.where("reason = 'unknown_label'").groupBy("word").count()
-    unknown = {row.word: row["count"] for row in words_of.orderBy(f.desc("count"), "word").limit(20).collect()}
+    unknown, answers = count_words(decisions, settings)
     accepted, rejected = sum(counts.values()), sum(reasons.values())
     total = sum(read.roles.values())
     skipped = total - read.images
@@ -109,7 +109,7 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
     notes = matching.summarize_unmatched(read.unmatched)
     needed = ("test",) if settings.split == "test" else splits.SPLITS
     with keep_rejects(context, read.made_from, rejects, read.unmatched):
-        selection.check(counts, reasons, unknown, settings.target, needed, str(notes))
+        selection.check(counts, reasons, unknown, settings.target, needed, str(notes), answers)
         unmatched = summary.count_unmatched(read.unmatched, decisions, read.layout)
         sides = {kind: side["count"] for kind, side in unmatched.items() if side}
         if settings.ingest.unmatched == "error" and any(sides.values()):
@@ -200,6 +200,22 @@ def count_decisions(decisions: DataFrame, roles: Roles) -> tuple[dict[str, int],
             reasons[row.reason] += row["count"]
     counts = {f"{split}_{label}": kept[f"{split}_{label}"] for split in splits.SPLITS for label in (0, 1)}
     return counts, dict(sorted(reasons.items())), damaged, dict(sorted(profiles.items()))
+
+
+def count_words(decisions: DataFrame, settings: config.Settings) -> tuple[dict[str, int], dict[str, int]]:
+    """Count the most frequent label words whose meaning is unknown, and those that are a bare 0 or 1.
+
+    A 0 or 1 that the user has named is not counted.
+    """
+    bare = f.col("word").rlike(r"^\s*[01](\.0*)?\s*$")
+    unknown = f.coalesce(f.col("reason") == diagnoses.UNKNOWN_LABEL, f.lit(False))
+    counted = decisions.where(bare | unknown).groupBy("word", unknown.alias("unknown")).count()
+    rows = counted.orderBy(f.desc("count"), "word").limit(MOST_WORDS).collect()
+    named = {words.key(word) for word in (*settings.ingest.labels.positive, *settings.ingest.labels.negative)}
+    return (
+        {row.word: row["count"] for row in rows if row.unknown},
+        {row.word: row["count"] for row in rows if not row.unknown and words.key(row.word) not in named},
+    )
 
 
 def find_rejects(decided: DataFrame, unreadable: DataFrame) -> DataFrame:

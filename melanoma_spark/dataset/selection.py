@@ -5,6 +5,7 @@ All of it runs on Spark's executors; the driver sees counts and examples, never 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import or_
@@ -25,6 +26,7 @@ from melanoma_spark.errors import DataError
 
 MOST_VERSIONS = 5  # images of one id; more are a name that is used again, such as `left` in each patient's folder
 # Images of one name are of different lesions if they differ in one of these.
+NUMBER = re.compile(r"\s*\d{1,3}(\.0*)?\s*")
 DIFFERING = ("patient_id", "lesion_id", "label", "shipped", "age", "sex", "site", "skin_type")
 
 
@@ -251,8 +253,9 @@ def check(
     target: str,
     needed: Sequence[str] = splits.SPLITS,
     notes: str = "",
+    answers: Mapping[str, int] | None = None,
 ) -> None:
-    """Raise `DataError` unless each of the `needed` splits has images of both labels.
+    """Raise `DataError` unless each of the `needed` splits has images of both labels, and 0 and 1 mean no and yes.
 
     Args:
         counts: Images by split and label, such as `train_0`.
@@ -261,7 +264,15 @@ def check(
         target: What label 1 means.
         needed: Splits that need images.
         notes: What the tables leave unclear, for the message.
+        answers: Labels that are a bare 0 or 1, with the number of their files.
     """
+    if answers and any(NUMBER.fullmatch(word) for word in unknown):
+        numbers = {**answers, **{word: count for word, count in unknown.items() if NUMBER.fullmatch(word)}}
+        shown = ", ".join(f"{word!r} {count}" for word, count in sorted(numbers.items()))
+        raise DataError(
+            f"labels are numbers of classes: {shown}; which of them are positive is not known. Name those of both "
+            "classes: ingest.labels.positive=[WORD,...] ingest.labels.negative=[WORD,...]; others are left out"
+        )
     rejected = ", ".join(f"{reason} {count}" for reason, count in reasons.items()) or "none"
     words = "ingest.labels.positive=[WORD,...] or ingest.labels.negative=[WORD,...]"
     if unknown:

@@ -660,3 +660,13 @@ def test_too_few_images_are_an_error_with_a_hint(numbers, reasons, unknown, mess
     with pytest.raises(DataError) as error:
         selection.check(counts(*numbers), reasons, unknown, "malignant")
     assert str(error.value) == message
+
+
+def test_numbers_of_classes_are_asked_for():
+    full = {f"{split}_{label}": 5 for split in splits.SPLITS for label in (0, 1)}
+    selection.check(full, {}, {"odd": 3}, "malignant", answers={"0": 12, "1": 3})
+    selection.check(full, {}, {"2": 7}, "malignant", answers={})
+    with pytest.raises(
+        DataError, match=r"numbers of classes: '0' 12, '1' 3, '2' 7; .* ingest\.labels\.positive=\[WORD"
+    ):
+        selection.check(full, {}, {"2": 7, "odd": 1}, "malignant", answers={"0": 12, "1": 3})

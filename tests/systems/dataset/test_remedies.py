@@ -33,6 +33,11 @@ def table(folder: Path, words: tuple[str, str] = ("nevus", "melanoma"), column: 
     (folder / "t.csv").write_text(f"image_id,{column}\n{rows}")
 
 
+def numbered(folder: Path) -> None:
+    rows = "".join(f"{number},{(0, 1, 4, 5, 4, 6)[number % 6]}\n" for number in range(IMAGES))
+    (folder / "t.csv").write_text(f"image_id,label\n{rows}")
+
+
 def in_folders(folder: Path) -> None:
     """The classes are folders, and a table has them under a name that nobody knows."""
     table(folder, column="befund")
@@ -67,6 +72,7 @@ CASES = {
     "unknown layout": Case(("layout=isic_2025",), blanks={"layout": "table"}),
     "unknown field": Case(("ingest.columns={lable: label}",), blanks={"ingest.columns": "{label: label}"}),
     "unknown words": Case((), lambda folder: table(folder, ("even", "odd")), WORDS),
+    "numbers of classes": Case((), numbered, {"ingest.labels.positive": "[4]", "ingest.labels.negative": "[0, 1, 5]"}),
     "one class": Case(
         ("target=melanoma",), lambda folder: table(folder, ("nevus", "bcc")), {"ingest.labels.positive": "[bcc]"}, 2
     ),
