@@ -225,10 +225,10 @@ def corpus() -> dict[str, tuple[bytes, str]]:
     lzw = encoded(LESION, "TIFF", compression="tiff_lzw")
     bmp, webp = encoded(LESION, "BMP"), encoded(LESION, "WEBP", lossless=True)
     lossy = encoded(LESION, "WEBP")
+    gif, jp2, avif = (encoded(LESION, kind) for kind in ("GIF", "JPEG2000", "AVIF"))
     hollow = np.zeros((1, 1), np.uint8)
     huge = zlib.compress(bytes(80_000_000), 9)
     of_jpeg = dicom(syntax=JPEGBaseline8Bit, frame=jpeg, PhotometricInterpretation="YBR_FULL_422")
-    j2k = encoded(LESION, "JPEG2000")
     return {
         # nothing, or something else
         "empty": (b"", "empty"),
@@ -236,9 +236,8 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "text that starts like a BMP": (b"BM is short for benchmark, and this is no picture\n", "not_an_image"),
         "html": (b"\n <!DOCTYPE html>\n<html><body>403</body></html>", "not_an_image"),
         "random bytes": (np.random.default_rng(0).bytes(2048), "not_an_image"),
-        "gif": (encoded(LESION, "GIF"), "not_an_image"),
-        "pdf": (encoded(LESION, "PDF"), "not_an_image"),
-        "jpeg 2000": (j2k, "not_an_image"),
+        "heic": (b"\0\0\0\x18ftypheic" + bytes(500), "unsupported_format"),
+        "pdf": (encoded(LESION, "PDF"), "unsupported_format"),
         "a riff of sound": (b"RIFF\x24\0\0\0WAVEfmt " + bytes(30), "not_an_image"),
         "zip": (b"PK\x03\x04" + bytes(60), "archive_by_another_name"),
         "gzip": (zlib.compress(b"x", wbits=31), "archive_by_another_name"),
@@ -344,6 +343,16 @@ def corpus() -> dict[str, tuple[bytes, str]]:
         "webp that claims 9000 squared": (webp_of(9000, 9000), "too_many_pixels"),
         "webp of nothing": (webp_of(90, 90), "corrupt"),
         "webp with zeros inside": (changed(webp, (30, bytes(3000))), "corrupt"),
+        # GIF, JPEG 2000, AVIF
+        "gif cut": (half(gif), "corrupt"),
+        "gif that claims 60,000 squared": (changed(gif, (6, struct.pack("<HH", 60_000, 60_000))), "too_many_pixels"),
+        "jpeg 2000 cut": (half(jp2), "corrupt"),
+        "jpeg 2000 that claims 60,000 squared": (
+            changed(jp2, (jp2.index(b"ihdr") + 4, struct.pack(">II", 60_000, 60_000))),
+            "too_many_pixels",
+        ),
+        "avif cut": (half(avif), "corrupt"),
+        "avif signature alone": (avif[:12], "corrupt"),
         # DICOM
         "dicom signature alone": (bytes(128) + b"DICM", "dicom_not_photographic"),
         "dicom endoscopic": (dicom(sop=ENDOSCOPIC), "dicom_not_photographic"),
@@ -372,7 +381,7 @@ def corpus() -> dict[str, tuple[bytes, str]]:
             "corrupt",
         ),
         "dicom of a jpeg 2000 box without end": (
-            dicom(syntax=JPEG2000Lossless, frame=changed(j2k, (12, bytes(4)))),
+            dicom(syntax=JPEG2000Lossless, frame=changed(jp2, (12, bytes(4)))),
             "corrupt",
         ),
         "dicom of a cut jpeg": (half(of_jpeg), "corrupt"),

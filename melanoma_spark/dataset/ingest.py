@@ -17,6 +17,7 @@ from melanoma_spark.dataset.archive import SAME_FILE, Archive, Roles, Store, dec
 from melanoma_spark.dataset.card_facts import CardFacts
 from melanoma_spark.errors import DataError
 from melanoma_spark.images import color, quality
+from melanoma_spark.images.reasons import UNSUPPORTED_FORMAT
 from melanoma_spark.runner.context import StageContext, Summary, archive_id
 from melanoma_spark.spark import session
 from melanoma_spark.storage import files, manifests
@@ -169,12 +170,13 @@ def write_dataset(context: StageContext, read: Archive, before: ImagesManifest |
     log_dataset(context, manifest, facts, page, read.layout)
     links = listing.describe_links(read.listed) if reasons.get("link") else ""
     by_reason = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    formats = f"; not read: {summary.describe_formats(rejects)}" if UNSUPPORTED_FORMAT in reasons else ""
     return Summary(
         f"{total} files listed = {accepted} accepted{f' ({damaged} of them damaged)' if damaged else ''}"
         f" + {rejected} rejected"
         f"{f' ({by_reason})' if reasons else ''} + {skipped} skipped"
         f"{f' ({layouts.SYSTEM} {system})' if system else ''}"
-        f"{color.describe_broken(profiles)}"
+        f"{formats}{color.describe_broken(profiles)}"
         f"{f'; {without_image} rows of the tables have no image' if without_image else ''}{notes}{found}{links}; "
         f"{read.new} read now; {read.layout.summary}{read.throughput}"
     )

@@ -55,6 +55,14 @@ def count_unmatched(rows: DataFrame, decisions: DataFrame, layout: layouts.Layou
     }
 
 
+def describe_formats(rejects: DataFrame, most: int = 5) -> str:
+    """The names of the formats that are not read, with the number of files of each, for the summary."""
+    unread = rejects.where(f.col("reason") == reasons.UNSUPPORTED_FORMAT)
+    name = f.substring_index("detail", ":", 1).alias("name")
+    rows = unread.groupBy(name).count().orderBy(f.desc("count"), "name").collect()
+    return ", ".join(f"{row.name} {row['count']}" for row in rows[:most]) + (", ..." if len(rows) > most else "")
+
+
 def card_facts(
     decisions: DataFrame,
     rejects: DataFrame,

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, TiffImagePlugin, WebPImagePlugin, _imaging
+from PIL import (
+    AvifImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    Jpeg2KImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    _imaging,
+)
 
 from melanoma_spark.errors import ImageError
 from melanoma_spark.images import child, color, damage, dicom, tiff
@@ -41,7 +50,11 @@ UNMANAGED = 2  # the last version without these
 WORKING_SIDE = 448  # pixels, what libjpeg may scale down to: twice the usual size, so one decode serves hashes as well
 MOST_IN_PROCESS = 256 * 1024 * 1024  # bytes of an image and its copies that are not left to the child
 # Formats of nested structures, decoded by libraries of many formats -> what finds the files that are simple
-BOUNDED: dict[str, Callable[[bytes], bytes | SimpleFile | None]] = {"TIFF": tiff.bounded, "DICOM": dicom.bounded}
+BOUNDED: dict[str, Callable[[bytes], bytes | SimpleFile | None]] = {
+    "TIFF": tiff.bounded,
+    "DICOM": dicom.bounded,
+    **dict.fromkeys(("JPEG2000", "AVIF"), lambda content: None),  # none of them is simple
+}
 
 # Pillow's modes of images that can become RGB. Samples of 32 bits and CIELAB are left out: no rule says which value is
 # white.
@@ -60,8 +73,7 @@ UPRIGHT = {
 }
 
 # Pillow knows the plugins that were imported, and imports all others to find one that was not.
-assert TiffImagePlugin
-assert WebPImagePlugin
+PLUGINS = (AvifImagePlugin, GifImagePlugin, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
 # The reason of a broken file is in `rejects`; Pillow's own log lines would go to stderr.
 logging.getLogger(TiffImagePlugin.__name__).setLevel(logging.CRITICAL)

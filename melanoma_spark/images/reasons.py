@@ -1,6 +1,7 @@
 """Why an image is not used: one table of codes and their explanations."""
 
 UNREADABLE = "unreadable"  # the only reason that is not about the content: the next job tries such a file again
+UNSUPPORTED_FORMAT = "unsupported_format"
 
 REASONS = {
     "empty": "the file has no bytes",
@@ -11,7 +12,9 @@ REASONS = {
     "too_many_bytes": "the file is over ingest.max_bytes and was not read",
     "archive_by_another_name": "the content is a zip, tar or gzip archive; rename it to .zip, .tar or .tar.gz to have "
     "it read",
-    "not_an_image": "the content is not a JPEG, PNG, TIFF, BMP, WebP or DICOM image, whatever the name says",
+    "not_an_image": "the content is no image, whatever the name says",
+    UNSUPPORTED_FORMAT: "an image, a video or an archive of a known format that is not read; the detail names it and "
+    "says what to do",
     "corrupt": "the image cannot be decoded to its end",
     "damaged": "its decoder warns that image data is missing or corrupt, so that a part of the picture may be wrong; "
     "ingest.damaged=accept accepts it",

@@ -112,7 +112,7 @@ def loose() -> Things:
         # not what the name says
         "pickle.png": (pickle.dumps(PERSON), "not_an_image"),
         "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not_an_image"),
-        "photograph.heic": (b"\0\0\0\x18ftypheic" + bytes(500), "not_an_image"),
+        "photograph.heic": (b"\0\0\0\x18ftypheic" + bytes(500), "unsupported_format"),
         "tar.gz in a jpg.jpg": (tarred({"a.jpg": jpeg()}, "w:gz"), "archive_by_another_name"),
         "png of a jpg.png": (jpeg(), READ),
         "photograph.zip": (jpeg(), READ),

@@ -100,3 +100,10 @@ def test_files_that_look_alike_are_sets(table):
     assert result["conflicting"] == sum(len(both) == 2 for both in labels)
     members = [sorted(row["sha256"] for row in rows[at : at + 2]) for at in range(0, 8, 2)]
     assert sorted([member["sha256"] for member in one["members"]] for one in result["largest"]) == sorted(members)
+
+
+def test_formats_that_are_not_read_are_named_with_their_counts(spark):
+    details = ["HEIC: convert"] * 3 + ["7z archive: unpack"] + [f"{letter}: x" for letter in "abcdef"]
+    rows = [("unsupported_format", detail) for detail in details] + [("corrupt", "HEIC: no")]
+    rejects = spark.createDataFrame(rows, "reason string, detail string")
+    assert summary.describe_formats(rejects) == "HEIC 3, 7z archive 1, a 1, b 1, c 1, ..."

@@ -142,6 +142,7 @@ OPAQUE.putalpha(255)
 HALF.putalpha(128)
 ON_WHITE = (PIXELS * (128 / 255) + 255 * (127 / 255)).round()
 LOSSLESS = {"lossless": True}
+AVIF = {"quality": 100, "subsampling": "4:4:4"}
 SEVERAL = [  # the format, its options, and how near it comes
     (kind, {**options, "save_all": True, "append_images": [LESION.rotate(90)]}, within)
     for kind, options, within in (("PNG", {}, 0), ("MPO", {}, 6), ("TIFF", {}, 0), ("WEBP", LOSSLESS, 0))
@@ -169,6 +170,12 @@ NO_TURN[0x0112] = 99  # an orientation that does not exist
         (LESION.convert("CMYK"), "JPEG", {"quality": 100}, PIXELS, 3),
         (LESION, "WEBP", {"quality": 95}, PIXELS, 4),
         (LESION, "TIFF", {"compression": "jpeg", "quality": 95}, PIXELS, 4),
+        (FEW, "GIF", {}, OF_FEW, 0),
+        (FEW, "GIF", {"save_all": True, "append_images": [FEW.rotate(90)]}, OF_FEW, 0),
+        *((LESION, "JPEG2000", {"no_jp2": bare}, PIXELS, 0) for bare in (False, True)),
+        (HALF, "JPEG2000", {}, ON_WHITE, 1),
+        (LESION, "AVIF", AVIF, PIXELS, 2),
+        (HALF, "AVIF", AVIF, ON_WHITE, 2),
     ],
 )
 def test_formats_keep_their_pixels(image, kind, options, expected, within):
@@ -251,13 +258,13 @@ def test_hashes_of_real_images_are_those_of_the_first_version():
 
 
 @pytest.mark.parametrize("orientation", STORED)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
 def test_stored_orientation_is_undone(orientation, kind):
     upright = LESION.crop((0, 0, 96, 64))
     turn = STORED[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": LOSSLESS, "AVIF": AVIF}.get(kind, {})
     stored = encoded(upright if turn is None else upright.transpose(turn), kind, exif=exif, **options)
     # oblong sides: a picture left lying would not be near, nor would one turned the other way round
     assert distance(decoding.decode(stored, 48), decoding.decode(encoded(upright), 48)) < 1
@@ -283,7 +290,11 @@ def test_orientation_holds_for_16_bit_grey_too_and_a_damaged_exif_is_no_reason_t
         (b"<!DOCTYPE html>\n<html><body>403</body></html>", "not_an_image", "the content is an HTML page"),
         (b"\n <HTML><body>403</body></HTML>", "not_an_image", "the content is an HTML page"),
         (bytes(range(128, 256)), "not_an_image", "unknown content, starting with bytes 80818283"),
-        (encoded(LESION, "GIF"), "not_an_image", "unknown content, starting with bytes 47494638"),
+        (b"\0\0\0\x18ftypheic" + bytes(99), "unsupported_format", "HEIC: save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypmif1" + bytes(99), "unsupported_format", "HEIC: save it as JPEG or PNG"),
+        (b"\xff\x0a" + bytes(99), "unsupported_format", "JPEG XL: save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypisom" + bytes(99), "unsupported_format", "video: save the picture to use as JPEG or PNG"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(99), "unsupported_format", "7z archive: unpack it, or pack it as zip or tar"),
         (JPEG[: len(JPEG) // 2], "damaged", "libjpeg: Premature end of JPEG file"),
         (PROGRESSIVE[: len(PROGRESSIVE) // 2], "damaged", "libjpeg: Premature end of JPEG file"),
         (PNG[: len(PNG) // 2], "corrupt", "OSError while decoding 96 x 96 pixels"),
@@ -337,7 +348,15 @@ def test_corpus_is_of_every_reason_that_decoding_gives_and_each_is_explained():
     assert {reason for _, reason in CORPUS.values()} <= set(REASONS)
     assert all(REASONS.values())
     assert {reason for _, reason in CORPUS.values()} == {
-        *("empty", "not_an_image", "archive_by_another_name", "corrupt", "too_many_pixels", "too_small"),
+        *(
+            "empty",
+            "not_an_image",
+            "unsupported_format",
+            "archive_by_another_name",
+            "corrupt",
+            "too_many_pixels",
+            "too_small",
+        ),
         *("damaged", "blank", "mask", "recognisable", "burned_in", "dicom_not_photographic"),
         *("too_large", "too_costly", "preview_only", "multi_frame", "unsupported_transfer_syntax"),
     }
@@ -378,7 +397,8 @@ FUZZED = [
     *(encoded(LESION, "TIFF"), encoded(LESION, "TIFF", compression="tiff_lzw")),
     *(encoded(LESION, "TIFF", compression="jpeg"), encoded(MASK.convert("1"), "TIFF", compression="group4")),
     *(encoded(LESION, "BMP"), encoded(LESION.quantize(16), "BMP")),
-    *(encoded(LESION, "WEBP"), encoded(LESION, "WEBP", lossless=True)),
+    *(encoded(LESION, "WEBP"), encoded(LESION, "WEBP", lossless=True), encoded(LESION, "GIF")),
+    *(encoded(LESION, "JPEG2000"), encoded(LESION, "AVIF")),
     *(broken.dicom(), broken.dicom(np.asarray(GREY)), broken.dicom(syntax="1.2.840.10008.1.2.1.99")),
     broken.dicom(syntax="1.2.840.10008.1.2.4.50", frame=JPEG, PhotometricInterpretation="YBR_FULL_422"),
     broken.dicom(syntax="1.2.840.10008.1.2.4.90", frame=encoded(LESION, "JPEG2000", no_jp2=True)),
