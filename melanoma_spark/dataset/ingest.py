@@ -212,10 +212,11 @@ def count_words(decisions: DataFrame, settings: config.Settings) -> tuple[dict[s
     bare = f.col("word").rlike(r"^\s*[01](\.0*)?\s*$")
     unknown = f.coalesce(f.col("reason") == diagnoses.UNKNOWN_LABEL, f.lit(False))
     counted = decisions.where(bare | unknown).groupBy("word", unknown.alias("unknown")).count()
-    rows = counted.orderBy(f.desc("count"), "word").limit(MOST_WORDS).collect()
+    # 0 and 1 first: many words of other classes must not hide them
+    rows = counted.orderBy("unknown", f.desc("count"), "word").limit(2 * MOST_WORDS).collect()
     named = {words.key(word) for word in (*settings.ingest.labels.positive, *settings.ingest.labels.negative)}
     return (
-        {row.word: row["count"] for row in rows if row.unknown},
+        {row.word: row["count"] for row in [row for row in rows if row.unknown][:MOST_WORDS]},
         {row.word: row["count"] for row in rows if not row.unknown and words.key(row.word) not in named},
     )
 

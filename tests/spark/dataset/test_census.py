@@ -7,9 +7,9 @@ from datetime import datetime
 
 import pytest
 
-from melanoma_spark import schemas
+from melanoma_spark import config, schemas
 from melanoma_spark.attributes import ATTRIBUTES
-from melanoma_spark.dataset import splits, summary
+from melanoma_spark.dataset import ingest, splits, summary
 
 KINDS = ("patient", "lesion", "looks", "pixels")
 
@@ -107,3 +107,9 @@ def test_formats_that_are_not_read_are_named_with_their_counts(spark):
     rows = [("unsupported_format", detail) for detail in details] + [("corrupt", "HEIC: no")]
     rejects = spark.createDataFrame(rows, "reason string, detail string")
     assert summary.describe_formats(rejects) == "HEIC 3, 7z archive 1, a 1, b 1, c 1, ..."
+
+
+def test_a_rare_0_is_counted_among_many_words_that_are_unknown(spark):
+    rows = [("0", None)] + [(str(number), "unknown_label") for number in range(2, 60) for _ in range(3)]
+    unknown, answers = ingest.count_words(spark.createDataFrame(rows, "word string, reason string"), config.parse({}))
+    assert (len(unknown), set(unknown.values()), answers) == (20, {3}, {"0": 1})
